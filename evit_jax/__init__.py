@@ -1,0 +1,1 @@
+"""Vision transformers that drop the tokens they do not need."""

@@ -1,0 +1,56 @@
+"""Models by name, each as pure functions over a plain tree of parameters."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from evit_jax.models.vit import ViT, ViTShape
+
+Params = dict[str, Any]
+
+SHAPES = {
+    'deit_t': ViTShape(width=192, heads=3),
+    'deit_s': ViTShape(width=384, heads=6),
+    'deit_b': ViTShape(width=768, heads=12),
+    'vit_digits': ViTShape(image_size=64, patch_size=8, width=96, depth=6, heads=3, classes=10, stem=(16, 32, 64)),
+}
+
+
+class Model(NamedTuple):
+    """A model taken apart into what JAX works on: pure functions and a shape."""
+
+    shape: ViTShape
+    init: Callable[[Array], Params]         # key -> parameters
+    apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, key=None) -> ViT.__call__'s
+
+
+def named_shape(name: str) -> ViTShape:
+    """The shape of a named model.
+
+    Raises:
+      ValueError: no such model; names the nearest.
+    """
+    if name not in SHAPES:
+        near = difflib.get_close_matches(name, SHAPES, n=1)
+        hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(SHAPES)}'
+        raise ValueError(f'unknown model {name!r}: {hint}')
+    return SHAPES[name]
+
+
+def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32) -> Model:
+    """Takes a model apart once; its parameters are made by `init`."""
+
+    def build(key):
+        return ViT(shape, drop_path=drop_path, dtype=dtype, rngs=nnx.Rngs(key))
+
+    graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+
+    def apply(params, images, plan, key=None):
+        return nnx.merge(graph, params)(images, plan, key=key)
+
+    return Model(shape, jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))), apply)

@@ -1,0 +1,134 @@
+"""Layers shared by the vision transformers: attention, MLP, drop path, patch embedding, position embedding."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+weight_init = nnx.initializers.truncated_normal(stddev=0.02)
+convolution_init = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # PyTorch's default, as in timm
+
+
+def linear(features_in: int, features_out: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with DeiT's initial values: truncated normal of 0.02, zero bias."""
+    return nnx.Linear(features_in, features_out, use_bias=bias, kernel_init=weight_init, dtype=dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention that can also return where the class token looked."""
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, dtype, rngs: nnx.Rngs):
+        if width % heads:
+            raise ValueError(f'width {width} is not divisible by {heads} heads')
+        self.heads = heads
+        self.qkv = linear(width, 3 * width, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, prefix: int | None = None) -> tuple[Array, Array | None]:
+        """Attends among the tokens.
+
+        Args:
+          x: [B, N, D], class token first.
+          prefix: with a number, the class attention too, over the tokens after the first `prefix`.
+
+        Returns:
+          The output [B, N, D], and the class attention [B, N - prefix] or None.
+        """
+        batch, n, width = x.shape
+        # Heads in front before the products: einsum over [B, N, H, d] takes 1.6 times as long on a CPU.
+        qkv = self.qkv(x).reshape(batch, n, 3, self.heads, width // self.heads).transpose(2, 0, 3, 1, 4)
+        q, k, v = qkv  # each [B, H, N, d]
+        q = q * (width // self.heads) ** -0.5
+        logits = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32)
+        # Dividing after the product with V spares a pass over the N x N weights.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        mixed = jnp.einsum('bhqk,bhkd->bhqd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+        out = self.proj(mixed.astype(v.dtype).transpose(0, 2, 1, 3).reshape(batch, n, width))
+        return out, None if prefix is None else class_attention(q, k, prefix)
+
+
+def class_attention(q: Array, k: Array, prefix: int) -> Array:
+    """Where the class token looks: its row of the softmax, averaged over heads, without the prefix tokens.
+
+    A product of its own, so that no N x N matrix has to be kept for it.
+
+    Args:
+      q: [B, H, N, d], scaled.
+      k: [B, H, N, d].
+
+    Returns:
+      [B, N - prefix] float32; a row sums to less than 1, since the prefix took its part.
+    """
+    logits = jnp.einsum('bhd,bhkd->bhk', q[:, :, 0], k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits, axis=-1).mean(axis=1)[:, prefix:]
+
+
+class Mlp(nnx.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, *, dtype, rngs: nnx.Rngs):
+        self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+def drop_path(x: Array, rate: float, key: Array | None) -> Array:
+    """Drops a residual branch for a random share of the images, and scales up the rest.
+
+    Args:
+      x: [B, ...] the branch.
+      key: None leaves the branch as it is (evaluation).
+    """
+    if key is None or rate == 0:
+        return x
+    stays = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(stays, x / (1 - rate), 0).astype(x.dtype)
+
+
+def to_patches(images: Array, size: int) -> Array:
+    """[B, H, W, C] -> [B, N, size * size * C], patches in row-major order."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // size, width // size
+    x = images.reshape(batch, rows, size, columns, size, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows * columns, size * size * channels)
+
+
+def resize_positions(grid: Array, size: int) -> Array:
+    """Resizes a square grid of position embeddings bicubically, as PyTorch does.
+
+    That is `align_corners=False`, a = -0.75, no antialias, borders repeated.
+
+    Args:
+      grid: [N, D], row-major.
+      size: rows (and columns) wanted.
+
+    Returns:
+      [size * size, D].
+    """
+    old = math.isqrt(grid.shape[0])
+    if old == size:
+        return grid
+    weights = _bicubic(old, size)
+    out = jnp.einsum('ah,bw,hwd->abd', weights, weights, grid.reshape(old, old, -1), precision='highest')
+    return out.reshape(size * size, -1)
+
+
+@functools.cache
+def _bicubic(old, new, a=-0.75):
+    """The [new, old] matrix of a bicubic resize in one direction."""
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    left = np.floor(at).astype(int)
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        x = np.abs(at - (left + tap))
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+        np.add.at(weights, (np.arange(new), np.clip(left + tap, 0, old - 1)), np.where(x <= 1, near, far))
+    return weights.astype(np.float32)

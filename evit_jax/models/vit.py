@@ -1,0 +1,206 @@
+"""The vision transformer of DeiT, which drops and fuses tokens by class attention where its plan says so.
+
+Sources: DeiT, arXiv 2012.12877; EViT, arXiv 2202.07800. Parity with the PyTorch code is held by tests/test_golden.py.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from evit_jax.models import layers
+from evit_jax.tokens.plan import TokenPlan, block_parameters, blocks_macs
+from evit_jax.tokens.reduction import Tokens, keep_top, keep_top_and_fuse
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTShape:
+    """Everything that decides a ViT's parameters."""
+
+    image_size: int = 224     # the size that the position embeddings are made for
+    patch_size: int = 16
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    classes: int = 1000
+    distilled: bool = False   # a distillation token with a head of its own
+    stem: tuple[int, ...] = ()  # channels of 3x3 stride-2 convolutions; empty: one linear map of each patch
+
+    def __post_init__(self):
+        self.patches(self.image_size)
+        if self.stem and 2 ** len(self.stem) != self.patch_size:
+            raise ValueError(f'a stem of {len(self.stem)} stride-2 convolutions makes patches of '
+                             f'{2 ** len(self.stem)}, not {self.patch_size}')
+
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the patches: class, and distillation."""
+        return 1 + self.distilled
+
+    def patches(self, image_size: int) -> int:
+        """Patches of a square image.
+
+        Raises:
+          ValueError: the size is not a multiple of the patch.
+        """
+        if image_size < self.patch_size or image_size % self.patch_size:
+            below = image_size // self.patch_size * self.patch_size
+            near = ' or '.join(str(size) for size in (below, below + self.patch_size) if size)
+            raise ValueError(f'image size {image_size} is not divisible by the patch size {self.patch_size}: use {near}')
+        return (image_size // self.patch_size) ** 2
+
+    def macs(self, plan: TokenPlan) -> int:
+        """Multiply-accumulates of one image under a plan."""
+        side, channels, stem = math.isqrt(plan.patches) * self.patch_size, 3, 0
+        for features in self.stem:
+            side //= 2
+            stem, channels = stem + side * side * 9 * channels * features, features
+        patch = channels * (1 if self.stem else self.patch_size**2)
+        heads = self.prefix * self.width * self.classes
+        blocks = blocks_macs(plan, width=self.width, mlp_ratio=self.mlp_ratio, prefix=self.prefix)
+        return stem + plan.patches * patch * self.width + blocks + heads
+
+    def parameters(self) -> int:
+        """Number of parameters."""
+        channels, stem = 3, 0
+        for features in self.stem:
+            stem, channels = stem + (9 * channels + 1) * features, features
+        patch = channels * (1 if self.stem else self.patch_size**2)
+        tokens = self.prefix + self.prefix + self.patches(self.image_size)  # prefix tokens, and positions of all
+        heads = self.prefix * (self.width + 1) * self.classes
+        blocks = self.depth * block_parameters(self.width, self.mlp_ratio)
+        return stem + (patch + 1 + tokens + 2) * self.width + blocks + heads
+
+
+class PatchEmbed(nnx.Module):
+    """Patches to tokens: one linear map of each patch, behind overlapping convolutions where the shape has a stem."""
+
+    def __init__(self, shape: ViTShape, *, dtype, rngs: nnx.Rngs):
+        self.patch_size = 1 if shape.stem else shape.patch_size
+        channels = (3, *shape.stem)
+        self.stem = nnx.List([
+            nnx.Conv(c_in, c_out, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
+            for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)])
+        self.proj = nnx.Linear(channels[-1] * self.patch_size**2, shape.width, kernel_init=layers.convolution_init,
+                               dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Array) -> Array:
+        for convolution in self.stem:
+            images = jax.nn.gelu(convolution(images), approximate=False)
+        return self.proj(layers.to_patches(images, self.patch_size))
+
+
+class Block(nnx.Module):
+    """A transformer block; a reduction stands between attention and MLP."""
+
+    def __init__(self, shape: ViTShape, drop_path: float, *, dtype, rngs: nnx.Rngs):
+        self.drop_path = drop_path
+        self.norm1 = nnx.LayerNorm(shape.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.attn = layers.Attention(shape.width, shape.heads, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(shape.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(shape.width, int(shape.width * shape.mlp_ratio), dtype=dtype, rngs=rngs)
+
+    def attend(self, x: Array, prefix: int | None, key: Array | None) -> tuple[Array, Array | None]:
+        """The attention branch; with `prefix`, the class attention too."""
+        branch, attention = self.attn(self.norm1(x), prefix)
+        return x + layers.drop_path(branch, self.drop_path, key), attention
+
+    def think(self, x: Array, key: Array | None) -> Array:
+        """The MLP branch."""
+        return x + layers.drop_path(self.mlp(self.norm2(x)), self.drop_path, key)
+
+
+class ViT(nnx.Module):
+    """A DeiT that follows a token plan; the same weights run under any plan."""
+
+    def __init__(self, shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+        """Makes the parameters, in float32.
+
+        Args:
+          drop_path: share of residual branches dropped at the last block; linear in depth, from 0.
+          dtype: of the computation; norms, softmax, class attention and the heads' logits stay float32.
+        """
+        self.shape, self.dtype = shape, dtype
+        tokens = shape.prefix + shape.patches(shape.image_size)
+        self.cls_token = nnx.Param(layers.weight_init(rngs.params(), (1, 1, shape.width)))
+        if shape.distilled:
+            self.dist_token = nnx.Param(layers.weight_init(rngs.params(), (1, 1, shape.width)))
+        self.pos_embed = nnx.Param(layers.weight_init(rngs.params(), (1, tokens, shape.width)))
+        self.patch_embed = PatchEmbed(shape, dtype=dtype, rngs=rngs)
+        rates = [drop_path * block / max(shape.depth - 1, 1) for block in range(shape.depth)]
+        self.blocks = nnx.List([Block(shape, rate, dtype=dtype, rngs=rngs) for rate in rates])
+        self.norm = nnx.LayerNorm(shape.width, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+        self.head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
+        if shape.distilled:
+            self.head_dist = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, images: Array, plan: TokenPlan, *, key: Array | None = None) -> tuple[Array, dict]:
+        """Classifies images.
+
+        Args:
+          images: [B, S, S, 3] normalised; position embeddings are resized where S is not the shape's size.
+          plan: static; made for the patches of S and this depth.
+          key: for drop path; None in evaluation.
+
+        Returns:
+          Logits [B, L] float32 (with distillation the mean of both heads), and what was seen on the way by name.
+          Under `jax.jit` whatever of it is not returned costs nothing:
+            patch_embed, pos, block00.., norm: activations, prefix tokens first.
+            kept: per reduction, [B, K] int32 patch ids that leave it, best first; the fused token of reduction s
+              (0-based) is -1-s.
+            class_attention: per reduction, [B, N] float32 over the tokens that enter it.
+            patch: [B, N] int32 per reduction, the patch ids that enter it, in the order of class_attention.
+            cls_logits, dist_logits: [B, L] of each head.
+
+        Raises:
+          ValueError: the image is not square, not divisible by the patch, or not what the plan is for.
+        """
+        shape, seen = self.shape, {'kept': (), 'class_attention': (), 'patch': ()}
+        self._check(images, plan)
+        x = seen['patch_embed'] = self.patch_embed(images.astype(self.dtype))
+        x = seen['pos'] = self._add_prefix_and_positions(x)
+        patch = jnp.broadcast_to(jnp.arange(plan.patches, dtype=jnp.int32), (x.shape[0], plan.patches))
+        for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
+            attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
+            x, attention = block.attend(x, None if keep is None else shape.prefix, attend_key)
+            if keep is not None:
+                seen['patch'] += (patch,)
+                tokens = self._reduce(Tokens(x[:, shape.prefix:], patch), attention, keep, plan.fused,
+                                      stage=len(seen['kept']))
+                x, patch = jnp.concatenate([x[:, :shape.prefix], tokens.x], axis=1), tokens.patch
+                seen['kept'] += (patch,)
+                seen['class_attention'] += (attention,)
+            x = seen[f'block{i:02d}'] = block.think(x, think_key)
+        x = seen['norm'] = self.norm(x)
+        logits = seen['cls_logits'] = self.head(x[:, 0])
+        if shape.distilled:
+            seen['dist_logits'] = self.head_dist(x[:, 1])
+            logits = (logits + seen['dist_logits']) / 2
+        return logits, seen
+
+    def _check(self, images, plan):
+        height, width = images.shape[1:3]
+        if height != width:
+            raise ValueError(f'images are {height} x {width}: they must be square')
+        if (patches := self.shape.patches(height)) != plan.patches or len(plan.keep) != self.shape.depth:
+            raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
+                             f'this input has {patches}, this model {self.shape.depth}')
+
+    def _add_prefix_and_positions(self, x):
+        prefix = self.shape.prefix
+        batch, patches, width = x.shape
+        first = [self.cls_token[...]] + ([self.dist_token[...]] if self.shape.distilled else [])
+        first = jnp.broadcast_to(jnp.concatenate(first, axis=1), (batch, prefix, width)).astype(x.dtype)
+        positions = self.pos_embed[...]
+        grid = layers.resize_positions(positions[0, prefix:], math.isqrt(patches))
+        positions = jnp.concatenate([positions[0, :prefix], grid])
+        return jnp.concatenate([first, x], axis=1) + positions.astype(x.dtype)
+
+    def _reduce(self, tokens, attention, keep, fused, stage):
+        if fused:
+            return keep_top_and_fuse(tokens, attention, keep, stage)
+        return keep_top(tokens, attention, keep)

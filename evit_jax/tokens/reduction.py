@@ -1,0 +1,66 @@
+"""Which tokens stay: top-k by score, with or without a token fused from the rest. Shapes are static."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Tokens(NamedTuple):
+    """Patch tokens and the patch each one came from."""
+
+    x: Array      # [B, N, D]
+    patch: Array  # [B, N] int32: row-major patch id; -1-s is the token fused at reduction s (0-based)
+
+
+def keep_top(tokens: Tokens, score: Array, keep: int) -> Tokens:
+    """Keeps the `keep` tokens of highest score, best first.
+
+    Args:
+      score: [B, N] float32; only its order matters.
+      keep: static; every new value compiles a new program.
+
+    Raises:
+      ValueError: `keep` is outside [1, N].
+    """
+    return _take(tokens, _rank(score, keep))
+
+
+def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> Tokens:
+    """Keeps the `keep` tokens of highest score and appends one that is the score-weighted sum of the others.
+
+    The weights are not renormalised: the fused token is what the class token would have read from the dropped ones.
+
+    Args:
+      score: [B, N] float32, class attention.
+      keep: static; every new value compiles a new program.
+      stage: how many reductions came before; the fused token's patch id is -1-stage.
+
+    Returns:
+      keep + 1 tokens.
+
+    Raises:
+      ValueError: `keep` is outside [1, N].
+
+    Source: EViT, section 3.2.
+    """
+    rank = _rank(score, keep)
+    kept = _take(tokens, rank)
+    batch, patches = score.shape
+    dropped = jnp.ones((batch, patches), score.dtype).at[jnp.arange(batch)[:, None], rank].set(0)
+    fused = jnp.einsum('bn,bnd->bd', score * dropped, tokens.x, preferred_element_type=jnp.float32)
+    return Tokens(
+        jnp.concatenate([kept.x, fused[:, None].astype(kept.x.dtype)], axis=1),
+        jnp.concatenate([kept.patch, jnp.full((batch, 1), -1 - stage, kept.patch.dtype)], axis=1))
+
+
+def _rank(score, keep):
+    if not 1 <= keep <= score.shape[1]:
+        raise ValueError(f'keep={keep} is outside [1, {score.shape[1]}]')
+    return jax.lax.top_k(score, keep)[1]  # [B, keep]
+
+
+def _take(tokens, rank):
+    return Tokens(jnp.take_along_axis(tokens.x, rank[..., None], axis=1),
+                  jnp.take_along_axis(tokens.patch, rank, axis=1))
