@@ -4,6 +4,7 @@ Sources: DeiT, arXiv 2012.12877; EViT, arXiv 2202.07800. Parity with the PyTorch
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -84,7 +85,7 @@ class PatchEmbed(nnx.Module):
         channels = (3, *shape.stem)
         self.stem = nnx.List([
             nnx.Conv(c_in, c_out, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
-            for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)])
+            for c_in, c_out in itertools.pairwise(channels)])
         self.proj = nnx.Linear(channels[-1] * self.patch_size**2, shape.width, kernel_init=layers.convolution_init,
                                dtype=dtype, rngs=rngs)
 

@@ -1,0 +1,43 @@
+# evit_jax: everything runs in .venv, which `make` builds from requirements.txt.
+
+PYTHON  ?= python3
+WORKDIR ?= runs/digits
+ARGS    ?=
+
+BIN   := .venv/bin
+# Touched last, so that an install cut short is not taken for a finished one.
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help venv train test test-slow lint clean
+
+help:  ## Lists the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+venv: $(READY)  ## Builds .venv with PYTHON= (3.11 to 3.13), anew when requirements.txt has changed
+
+# Removed first: with .venv activated, PYTHON may be the one inside it.
+$(READY): requirements.txt
+	rm -rf .venv
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 to 3.13, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 14) or \
+	  sys.exit(f"$(PYTHON) is Python {v}; evit_jax needs 3.11 to 3.13. Name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt
+	@touch $@
+
+train: $(READY)  ## Trains on digits; ARGS= for more flags, WORKDIR= for another folder
+	$(BIN)/python -m evit_jax.main --config configs/digits.py --workdir $(WORKDIR) $(ARGS)
+
+test: $(READY)  ## Runs the tests, without the slow ones; ARGS= for more flags
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY)  ## Runs the slow tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY)  ## Checks the code with ruff
+	$(BIN)/ruff check .
+
+clean:  ## Removes .venv, builds and caches; leaves runs/
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

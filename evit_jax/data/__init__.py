@@ -1,0 +1,1 @@
+"""Sources, transforms and the input pipeline. Knows no model and imports no jax: Grain's workers import it again."""
