@@ -1,8 +1,8 @@
 """Cluttered digits: a handwritten digit somewhere on a colour canvas full of pieces of other digits.
 
-The embedded data set. Everything needed to name an image lies in about a quarter of its 8x8 patches, the rest is
-clutter with the same strokes and the same colours, and the object's mask is known: made for looking at what a vision
-transformer keeps and drops. It is a `tfds` builder (array_record, no download), generated from a seed in seconds.
+The embedded data set. Everything needed to name an image lies in about a sixth of its 8x8-pixel patches, the rest
+is clutter with the same strokes and the same colours, and the object's mask is known: made for looking at what a
+vision transformer keeps and drops. It is a `tfds` builder (array_record, no download), made in under a minute.
 
 Source: `digits.npz` holds the 1,797 digits of 8x8 pixels (0-16) and their labels that scikit-learn ships as
 `load_digits`, the test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, 1998,

@@ -28,8 +28,8 @@ class Source(Protocol):
 class DigitsSource:
     """The cluttered digits, built under `path` at the first use.
 
-    Remembers what it has decoded: reading and decoding a record costs five times what the augmentation does, and the training split
-    is 250 MB in all.
+    Remembers what it has decoded: reading and decoding a record costs five times what the augmentation does, and
+    the whole training split is 250 MB.
     """
     splits = ('train', 'test')
     num_classes = 10

@@ -9,24 +9,26 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-weight_init = nnx.initializers.truncated_normal(stddev=0.02)
 convolution_init = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # PyTorch's default, as in timm
 
 
-def linear(features_in: int, features_out: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with DeiT's initial values: truncated normal of 0.02, zero bias."""
-    return nnx.Linear(features_in, features_out, use_bias=bias, kernel_init=weight_init, dtype=dtype, rngs=rngs)
+def linear(features_in: int, features_out: int, *, bias: bool = True, std: float = 0.02, dtype,
+           rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with DeiT's initial values: truncated normal, zero bias."""
+    return nnx.Linear(features_in, features_out, use_bias=bias, dtype=dtype, rngs=rngs,
+                      kernel_init=nnx.initializers.truncated_normal(stddev=std))
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention that can also return where the class token looked."""
 
-    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, std: float = 0.02, dtype,
+                 rngs: nnx.Rngs):
         if width % heads:
             raise ValueError(f'width {width} is not divisible by {heads} heads')
         self.heads = heads
-        self.qkv = linear(width, 3 * width, bias=qkv_bias, dtype=dtype, rngs=rngs)
-        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, 3 * width, bias=qkv_bias, std=std, dtype=dtype, rngs=rngs)
+        self.proj = linear(width, width, std=std, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, prefix: int | None = None) -> tuple[Array, Array | None]:
         """Attends among the tokens.
@@ -71,9 +73,9 @@ def class_attention(q: Array, k: Array, prefix: int) -> Array:
 class Mlp(nnx.Module):
     """Linear, exact GELU, linear."""
 
-    def __init__(self, width: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, hidden: int, *, std: float = 0.02, dtype, rngs: nnx.Rngs):
+        self.fc1 = linear(width, hidden, std=std, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, std=std, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))

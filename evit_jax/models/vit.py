@@ -29,6 +29,7 @@ class ViTShape:
     mlp_ratio: float = 4.0
     classes: int = 1000
     distilled: bool = False   # a distillation token with a head of its own
+    init_std: float = 0.02    # of the initial weights in the blocks; DeiT's value starves a narrow model
     stem: tuple[int, ...] = ()  # channels of 3x3 stride-2 convolutions; empty: one linear map of each patch
 
     def __post_init__(self):
@@ -101,9 +102,10 @@ class Block(nnx.Module):
     def __init__(self, shape: ViTShape, drop_path: float, *, dtype, rngs: nnx.Rngs):
         self.drop_path = drop_path
         self.norm1 = nnx.LayerNorm(shape.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.attn = layers.Attention(shape.width, shape.heads, dtype=dtype, rngs=rngs)
+        self.attn = layers.Attention(shape.width, shape.heads, std=shape.init_std, dtype=dtype, rngs=rngs)
         self.norm2 = nnx.LayerNorm(shape.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.mlp = layers.Mlp(shape.width, int(shape.width * shape.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(shape.width, int(shape.width * shape.mlp_ratio), std=shape.init_std, dtype=dtype,
+                              rngs=rngs)
 
     def attend(self, x: Array, prefix: int | None, key: Array | None) -> tuple[Array, Array | None]:
         """The attention branch; with `prefix`, the class attention too."""
@@ -127,10 +129,11 @@ class ViT(nnx.Module):
         """
         self.shape, self.dtype = shape, dtype
         tokens = shape.prefix + shape.patches(shape.image_size)
-        self.cls_token = nnx.Param(layers.weight_init(rngs.params(), (1, 1, shape.width)))
+        init = nnx.initializers.truncated_normal(stddev=0.02)
+        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, shape.width)))
         if shape.distilled:
-            self.dist_token = nnx.Param(layers.weight_init(rngs.params(), (1, 1, shape.width)))
-        self.pos_embed = nnx.Param(layers.weight_init(rngs.params(), (1, tokens, shape.width)))
+            self.dist_token = nnx.Param(init(rngs.params(), (1, 1, shape.width)))
+        self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, shape.width)))
         self.patch_embed = PatchEmbed(shape, dtype=dtype, rngs=rngs)
         rates = [drop_path * block / max(shape.depth - 1, 1) for block in range(shape.depth)]
         self.blocks = nnx.List([Block(shape, rate, dtype=dtype, rngs=rngs) for rate in rates])

@@ -1,0 +1,59 @@
+"""Every key there is, with DeiT's values. A recipe overrides few and locks."""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 1024     # over all devices
+    config.epochs = 300
+    config.ema_decay = 0.99996   # 0: no average is kept
+    config.label_smoothing = 0.1
+    config.compilation_cache = '~/.cache/evit_jax'  # '': none
+
+    config.model = ConfigDict()
+    config.model.name = 'deit_s'
+    config.model.image_size = 224
+    config.model.classes = 1000
+    config.model.distilled = False
+    config.model.drop_path = 0.1
+    config.model.dtype = 'bfloat16'       # of the computation: bfloat16 or float32
+    config.model.reduce_at = (3, 6, 9)    # blocks that drop tokens, 0-based
+    config.model.fuse = True              # dropped tokens become one
+
+    config.keep = ConfigDict()
+    config.keep.rate = 0.7        # in (0, 1]; 1 is dense
+    config.keep.rates = ()        # one for each reduction, in place of rate
+    config.keep.tokens = ()       # tokens kept at each reduction, in place of rates
+    config.keep.start_epoch = 0   # the rate is 1 until then
+    config.keep.shrink_epochs = 0  # and falls by a cosine over these
+    config.keep.levels = 8        # in so many compiled programs
+
+    config.data = ConfigDict()
+    config.data.source = 'generated'
+    config.data.path = 'data'
+    config.data.augment = 'none'  # none or jitter
+    config.data.workers = 0       # processes that decode; 0: a thread
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+
+    config.optimizer = ConfigDict()
+    config.optimizer.lr = 5e-4          # of 512 images, scaled to the batch
+    config.optimizer.warmup_epochs = 5.0
+    config.optimizer.warmup_lr = 1e-6   # not scaled
+    config.optimizer.min_lr = 1e-5      # not scaled
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip_norm = 0.0    # 0: no clipping
+    config.optimizer.accumulate = 1     # steps to one update
+
+    config.log = ConfigDict()
+    config.log.every = 50               # steps
+    config.log.writer = 'default'       # default (JSONL, tensorboardX) or clu (needs TensorFlow)
+    config.log.eval_epochs = 1.0        # epochs between two evaluations; one more at the end
+    config.log.pictures = 12            # test images drawn with what is kept
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1000      # steps
+    config.checkpoint.keep = 3
+    return config

@@ -1,0 +1,91 @@
+"""Checkpoints of the whole training state, written in the background by Orbax."""
+
+import json
+import os
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from evit_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `workdir/checkpoints`.
+
+    A save that is cut off leaves no checkpoint, only a temporary folder that is ignored. The data position is the step:
+    batches are a function of (seed, step).
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, keep: int):
+        self._folder = epath.Path(workdir).resolve() / 'checkpoints'
+        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=True))
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, config: dict[str, Any]) -> None:
+        """Starts writing; returns as soon as the state has been copied off the devices."""
+        step = int(state.step)
+        if step == self.latest():
+            return
+        meta = {'config': json.loads(json.dumps(config)), 'next_step': step}
+        self._manager.save(step, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest readable checkpoint, or None where there is none.
+
+        Args:
+          like: abstract arrays with shapes, dtypes and shardings.
+
+        Raises:
+          ValueError: there are checkpoints and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = self._manager.restore(step, args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_named(like))))['state']
+            except Exception as error:  # Orbax and tensorstore raise many kinds; all mean that this one is unusable
+                logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
+                                str(error).splitlines()[0])
+                self._set_aside(step)
+                continue
+            return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))
+        if steps:
+            raise ValueError(f'none of the checkpoints of steps {steps[::-1]} in {self._folder} can be read; they were '
+                             f'moved to {self._aside()}: start again in another workdir')
+        return None
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go."""
+        self.wait()
+        self._manager.close()
+
+    def _aside(self):
+        return self._folder.parent / 'unreadable_checkpoints'
+
+    def _set_aside(self, step):
+        """An unreadable checkpoint must not be in the way when its step is saved again; it is kept for a look."""
+        self._aside().mkdir(parents=True, exist_ok=True)
+        target = self._aside() / str(step)
+        if target.exists():
+            shutil.rmtree(target)
+        (self._folder / str(step)).rename(target)
+        self._manager.reload()
+
+
+def _named(state: TrainState) -> dict[str, Any]:
+    """The leaves by path: plain keys that Orbax stores as they are (it would turn a list's numbers into text)."""
+    return {f'{number:05d}' + jax.tree_util.keystr(path).replace('/', '_'): leaf
+            for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(state))}

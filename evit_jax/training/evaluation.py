@@ -1,0 +1,85 @@
+"""Accuracy over a data set, and how much of the object is still there after each reduction."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+OBJECT_COVER = 0.1  # a patch belongs to the object when its mask covers more than this share of it
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found; shares are fractions of 1."""
+
+    metrics: dict[str, float]
+    sample: dict[str, Any]  # of the first images: image, label, prediction, and kept: per reduction [B, K]
+
+
+def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Callable[[dict], dict], *, patches: int,
+             sample: int = 0) -> Evaluation:
+    """Runs over the batches; each image counts once, padding (weight 0) does not.
+
+    Args:
+      step: placed batch -> what `make_eval_step`'s step returns.
+      place: puts image and label of a batch on the devices.
+      patches: of an image.
+      sample: images kept for pictures.
+
+    Returns:
+      loss, top1, top5, images_per_second (the first batch, which may compile, left out), and where the data has masks,
+      per reduction s from 1: object_kept_s (share of the object's patches still there) and random_kept_s (what
+      random dropping would leave).
+    """
+    sums: dict[str, float] = {}
+    first: list[dict] = []
+    begin, timed = time.perf_counter(), 0
+    for number, batch in enumerate(batches):
+        out = jax.device_get(step(place({'image': batch['image'], 'label': batch['label']})))
+        if number == 0:
+            begin = time.perf_counter()
+        else:
+            timed += len(batch['weight'])
+        for name, value in _sums(out, batch, patches).items():
+            sums[name] = sums.get(name, 0.0) + value
+        if sum(len(part['image']) for part in first) < sample:
+            first.append({'image': batch['image'], 'label': batch['label'], 'prediction': out['prediction'],
+                          'kept': out['kept']})
+    seconds = time.perf_counter() - begin
+    metrics = {name: value / sums['weight'] for name, value in sums.items()
+               if name != 'weight' and not name.startswith('object')}
+    metrics |= {name: value / sums['object'] for name, value in sums.items() if name.startswith('object_')}
+    if timed:
+        metrics['images_per_second'] = timed / seconds
+    merged = jax.tree.map(lambda *parts: np.concatenate(parts)[:sample], *first) if first else {}
+    return Evaluation(metrics, merged)
+
+
+def _sums(out, batch, patches):
+    weight = batch['weight']
+    sums = {'weight': weight.sum(), 'loss': (out['loss'] * weight).sum(), 'top1': (out['right'] * weight).sum(),
+            'top5': (out['right5'] * weight).sum()}
+    if 'mask' in batch:
+        on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]  # [B, N]
+        sums['object'] = on_object.sum()
+        for stage, kept in enumerate(out['kept'], 1):
+            there = present(kept, patches)
+            sums[f'object_kept_{stage}'] = (there & on_object).sum()
+            sums[f'random_kept_{stage}'] = (there.mean(1) * weight).sum()
+    return {name: float(value) for name, value in sums.items()}
+
+
+def object_patches(mask: np.ndarray, patches: int) -> np.ndarray:
+    """Patches on the object: bool [B, S, S] to bool [B, N], row-major."""
+    batch, size = mask.shape[:2]
+    side = round(patches**0.5)
+    cover = mask.reshape(batch, side, size // side, side, size // side).mean(axis=(2, 4))
+    return cover.reshape(batch, patches) > OBJECT_COVER
+
+
+def present(kept: np.ndarray, patches: int) -> np.ndarray:
+    """Which patches are among the kept ids [B, K], as bool [B, N]; fused tokens (negative ids) are no patch."""
+    there = np.zeros((len(kept), patches + 1), bool)
+    np.put_along_axis(there, np.where(kept < 0, patches, kept), True, axis=1)
+    return there[:, :patches]

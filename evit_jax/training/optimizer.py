@@ -1,0 +1,51 @@
+"""AdamW as DeiT uses it: what decays, and how the learning rate goes.
+
+Source: DeiT, table 9; timm 0.4.12, `optim_factory.py` and `cosine_lr.py`.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+_NO_DECAY = ('cls_token', 'dist_token', 'pos_embed')
+
+
+def decays(params: Any) -> Any:
+    """A tree of bools: weight decay on matrices and kernels, none on biases, 1-D parameters, tokens and positions."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in _NO_DECAY, params)
+
+
+def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps: int, warmup_lr: float,
+                  min_lr: float) -> optax.Schedule:
+    """Warm-up, then a cosine evaluated at the absolute step (the warm-up is not a prefix of it).
+
+    The reference steps once an epoch; here every step (a departure: the same curve without its stairs).
+
+    Args:
+      lr: of 512 images; scaled linearly to the batch. `warmup_lr` and `min_lr` are not scaled.
+    """
+    peak = lr * batch_size / 512
+
+    def schedule(step):
+        warm = warmup_lr + (peak - warmup_lr) * step / max(warmup_steps, 1)
+        cosine = min_lr + (peak - min_lr) * (1 + jnp.cos(math.pi * jnp.minimum(step / total_steps, 1))) / 2
+        return jnp.where(step < warmup_steps, warm, cosine)
+
+    return schedule
+
+
+def adamw(schedule: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
+          clip_norm: float = 0.0, accumulate: int = 1) -> optax.GradientTransformation:
+    """AdamW with the decay mask above.
+
+    Args:
+      clip_norm: largest global norm of a gradient; 0 clips nothing.
+      accumulate: steps whose gradients are averaged into one update. The schedule then counts updates.
+    """
+    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    steps.append(optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays))
+    chain = optax.chain(*steps)
+    return optax.MultiSteps(chain, accumulate).gradient_transformation() if accumulate > 1 else chain

@@ -1,0 +1,167 @@
+"""A run laid out from its config before any long work: model, data, plans, optimizer. Wrong values stop here."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from evit_jax import models, parallel
+from evit_jax.data import pipeline, sources, transforms
+from evit_jax.models import Model
+from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
+from evit_jax.training import optimizer as optimizers
+from evit_jax.training import steps
+from evit_jax.training.state import TrainState, create_state
+
+_AUGMENTS = {'none': None, 'jitter': transforms.jitter}
+_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+class Run(NamedTuple):
+    """What training and evaluation need, made from a config."""
+
+    config: Any
+    mesh: Mesh
+    model: Model
+    train_source: sources.Source
+    test_source: sources.Source
+    plan: TokenPlan                # of the base rate: what is evaluated
+    stages: tuple[Stage, ...]
+    total_steps: int
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    prepare: Callable
+
+    @property
+    def patches(self) -> int:
+        return self.plan.patches
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return len(self.train_source) / self.config.batch_size
+
+    def new_state(self) -> TrainState:
+        """The state before the first step, on all devices."""
+        init = functools.partial(create_state, self.model, self.optimizer, ema=self.config.ema_decay > 0)
+        return jax.jit(init, out_shardings=parallel.replicated(self.mesh))(jax.random.key(self.config.seed))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        init = functools.partial(create_state, self.model, self.optimizer, ema=self.config.ema_decay > 0)
+        place = parallel.replicated(self.mesh)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                            jax.eval_shape(init, jax.random.key(0)))
+
+    def train_step(self) -> Callable:
+        """The training step, jitted."""
+        step = steps.make_train_step(
+            self.model, self.optimizer, self.schedule, prepare=self.prepare, smoothing=self.config.label_smoothing,
+            ema_decay=self.config.ema_decay, seed=self.config.seed, updates_every=self.config.optimizer.accumulate)
+        return self._jit(step, donate=True)
+
+    def eval_step(self) -> Callable:
+        """The evaluation step, jitted."""
+        return self._jit(steps.make_eval_step(self.model, prepare=self.prepare), donate=False)
+
+    def _jit(self, step, donate):
+        first, batch = parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
+        return jax.jit(step, static_argnums=2, in_shardings=(first, batch), donate_argnums=(0,) if donate else ())
+
+
+def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
+    """Makes the run of a config.
+
+    Args:
+      trained_size: image size that the position embeddings were trained for, where it is not the config's.
+
+    Raises:
+      ValueError: a value that cannot work; names it, its limit and the way out.
+    """
+    shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
+                                distilled=config.model.distilled,
+                                image_size=trained_size or config.model.image_size)
+    plan_at = _plan_at(config, shape.patches(config.model.image_size), shape.depth)
+    plan = plan_at(1.0)
+    mesh = parallel.data_mesh(config.batch_size)
+    train_source, test_source = (sources.open_source(
+        config.data.source, split, path=config.data.path, image_size=config.model.image_size,
+        num_classes=config.model.classes, seed=config.seed) for split in ('train', 'test'))
+    total_steps = pipeline.train_steps(len(train_source), config.batch_size, config.epochs)
+    per_epoch = len(train_source) / config.batch_size
+    keep = KeepSchedule(round(config.keep.start_epoch * per_epoch), round(config.keep.shrink_epochs * per_epoch),
+                        config.keep.levels)
+    updates = max(total_steps // config.optimizer.accumulate, 1)
+    schedule = optimizers.learning_rate(
+        lr=config.optimizer.lr, batch_size=config.batch_size * config.optimizer.accumulate, total_steps=updates,
+        warmup_steps=round(config.optimizer.warmup_epochs * per_epoch / config.optimizer.accumulate),
+        warmup_lr=config.optimizer.warmup_lr, min_lr=config.optimizer.min_lr)
+    optimizer = optimizers.adamw(schedule, weight_decay=config.optimizer.weight_decay,
+                                 clip_norm=config.optimizer.clip_norm, accumulate=config.optimizer.accumulate)
+    model = models.create(shape, drop_path=config.model.drop_path, dtype=_DTYPES[config.model.dtype])
+    prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
+    return Run(config, mesh, model, train_source, test_source, plan, stages(keep, plan_at, total_steps), total_steps,
+               optimizer, schedule, prepare)
+
+
+def train_batches(run: Run, start_step: int):
+    """The training batches from a step on; call `close()` on them."""
+    config = run.config
+    return pipeline.train_batches(
+        run.train_source, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
+        image_size=config.model.image_size, augment=_AUGMENTS[config.data.augment], start_step=start_step,
+        num_workers=config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def test_batches(run: Run):
+    """The test split once; call `close()` on it."""
+    return pipeline.eval_batches(
+        run.test_source, batch_size=run.config.batch_size, image_size=run.config.model.image_size,
+        process_index=jax.process_index(), process_count=jax.process_count())
+
+
+test_batches.__test__ = False  # not a test, whatever pytest makes of its name
+
+
+def keep_rate(run: Run, stage: Stage) -> float:
+    """The rate of a stage, for the log; with several rates the first, with token counts their share."""
+    keep = run.config.keep
+    if keep.tokens:
+        return 1 - (1 - keep.tokens[0] / run.patches) * stage.progress
+    return 1 - (1 - (keep.rates[0] if keep.rates else keep.rate)) * stage.progress
+
+
+def _plan_at(config, patches, depth):
+    """Progress of the schedule -> plan; at 1 the config's own."""
+    keep, at = config.keep, tuple(config.model.reduce_at)
+    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse)
+    rates = tuple(keep.rates) or (keep.rate,) * len(at)
+    final = make(tokens=tuple(keep.tokens)) if keep.tokens else make(rate=rates)
+    if keep.tokens:
+        entering, rates = (patches, *final.counts[:-1]), []
+        for block in sorted(at):
+            rates.append((final.keep[block] or entering[block]) / entering[block])
+    return lambda progress: final if progress == 1 else make(rate=tuple(1 - (1 - r) * progress for r in rates))
+
+
+def check(config: Any) -> None:
+    """Raises a ValueError for a number or name outside its limits; reads and writes nothing."""
+    limits = {'batch_size': (1, math.inf), 'epochs': (1, math.inf), 'label_smoothing': (0, 0.999),
+              'ema_decay': (0, 0.999999), 'model.drop_path': (0, 0.999), 'model.classes': (2, math.inf),
+              'log.every': (1, math.inf), 'checkpoint.every': (1, math.inf), 'checkpoint.keep': (1, math.inf),
+              'optimizer.accumulate': (1, math.inf), 'keep.start_epoch': (0, math.inf),
+              'keep.shrink_epochs': (0, math.inf)}
+    for key, (low, high) in limits.items():
+        value = functools.reduce(lambda node, part: node[part], key.split('.'), config)
+        if not low <= value <= high:
+            raise ValueError(f'config.{key}={value} is outside [{low}, {high}]')
+    for key, value, known in (('model.dtype', config.model.dtype, _DTYPES), ('data.augment', config.data.augment,
+                                                                             _AUGMENTS)):
+        if value not in known:
+            raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(known)}')

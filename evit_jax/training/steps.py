@@ -1,0 +1,65 @@
+"""The jitted steps. A token plan is static: each plan is a program of its own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from evit_jax.models import Model
+from evit_jax.tokens.plan import TokenPlan
+from evit_jax.training import losses
+from evit_jax.training.state import TrainState, average
+
+
+def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """uint8 [B, S, S, 3] to float32, with the channels' mean and deviation (of values in 0..1)."""
+    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def make_train_step(model: Model, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *,
+                    prepare: Callable[[Array], Array], smoothing: float, ema_decay: float,
+                    seed: int, updates_every: int = 1) -> Callable[..., tuple[TrainState, dict]]:
+    """Makes `step(state, batch, plan) -> (state, metrics)`; jit it with `plan` static and the state donated.
+
+    Args:
+      prepare: uint8 images to what the model takes.
+      seed: all draws of step s come from (seed, s).
+      updates_every: steps between two updates of the optimizer, for the reported learning rate.
+    """
+
+    def step(state: TrainState, batch: dict, plan: TokenPlan) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        targets = losses.smooth_targets(batch['label'], model.shape.classes, smoothing)
+
+        def loss_of(params):
+            logits, _ = model.apply(params, prepare(batch['image']), plan, key)
+            return losses.cross_entropy(logits, targets), logits
+
+        (loss, logits), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None if state.ema is None else average(state.ema, params, ema_decay, state.step)
+        metrics = {'loss': loss, 'accuracy': jnp.mean(logits.argmax(-1) == batch['label']),
+                   'grad_norm': optax.global_norm(gradient), 'lr': schedule(state.step // updates_every)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return step
+
+
+def make_eval_step(model: Model, *, prepare: Callable[[Array], Array]) -> Callable[..., dict[str, Any]]:
+    """Makes `step(params, batch, plan) -> dict`; jit it with `plan` static.
+
+    It returns, per image: loss, right (top-1), right5 (top-5), prediction, and kept: per reduction [B, K] patch ids.
+    """
+
+    def step(params: Any, batch: dict, plan: TokenPlan) -> dict[str, Any]:
+        logits, seen = model.apply(params, prepare(batch['image']), plan)
+        top = jax.lax.top_k(logits, min(5, model.shape.classes))[1]
+        hits = top == batch['label'][:, None]
+        return {'loss': optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']),
+                'right': hits[:, 0], 'right5': hits.any(1), 'prediction': top[:, 0], 'kept': seen['kept']}
+
+    return step
