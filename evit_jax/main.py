@@ -25,19 +25,27 @@ def main() -> None:
         if _CONFIG.value is None or _WORKDIR.value is None:
             raise ValueError('give both --config FILE and --workdir DIR, as in: python -m evit_jax.main '
                              '--config configs/digits.py --workdir runs/digits')
-        logging.use_absl_handler()
-        logging.set_verbosity(logging.INFO)
+        _log_our_own_lines()
         _use_compilation_cache(_CONFIG.value.compilation_cache)
         if _MODE.value == 'train':
             loop.train(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT.value)
         else:
             loop.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
-    except (flags.Error, ValueError, KeyError, AttributeError, TypeError, FileNotFoundError, FloatingPointError) as error:
+    except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, FloatingPointError) as error:
         if os.environ.get('EVIT_JAX_TRACEBACK'):
             raise
         text = error.args[0] if error.args else error
         print(f'error: {" ".join(str(text).split())}', file=sys.stderr)
         sys.exit(2)
+
+
+def _log_our_own_lines() -> None:
+    """Ours from INFO on, of the libraries what is a warning: a save alone has 40 lines to say."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    package = os.path.dirname(os.path.abspath(__file__))
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package))
 
 
 def _use_compilation_cache(folder: str) -> None:

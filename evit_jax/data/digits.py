@@ -24,19 +24,20 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 # What is drawn. A change here changes the data set: raise VERSION with it, or old builds are taken for new ones.
-VERSION = '1.1.0'
+VERSION = '1.2.0'
 CANVAS = 64                    # pixels a side
-DIGIT_HEIGHT = (23.0, 30.0)    # pixels, the eight rows of a digit; pieces have strokes of the same size
+DIGIT_HEIGHT = (28.0, 36.0)    # pixels, the eight rows of a digit; pieces have strokes of the same size
 DIGIT_WIDTH = (0.85, 1.1)      # of the height, the eight columns
 DIGIT_MARGIN = 2               # pixels between the digit's box and the border
 TILT = 12.0                    # degrees, both ways, of the digit and of every piece
 SHEAR = 0.15                   # both ways
-PIECES = (16, 24)              # pieces of other digits in an image, in front of its curves
+PIECES = (10, 16)              # pieces of other digits in an image, in front of its curves
 PIECE_CELLS = (3, 4)           # rows, and columns, of the 8x8 digit that a piece keeps
 CURVES = (2, 5)                # thin curves in an image
 CURVE_WIDTH = (1, 2)           # pixels
 INKS = 3                       # colours of an image: the digit has the first, every piece one of them
-INK_CONTRAST = 70.0            # least difference in luminance between an ink and the ground, of 255
+INK_CONTRAST = 90.0            # least luminance of an ink above the ground, of 255
+GROUND = 130                   # brightest channel of a ground; the inks are light on it
 TEXTURE = 26.0                 # amplitude of the ground's blotches, of 255
 NOISE = 14                     # most that is added to or taken from a pixel's channel, of 255
 JPEG_QUALITY = 95
@@ -160,11 +161,11 @@ def render(rng: np.random.Generator, digit: np.ndarray, clutter: Sequence[Sprite
 
 def _ground_and_inks(rng) -> tuple[Image.Image, list[tuple[int, ...]]]:
     """A blotchy ground [64, 64], and INKS colours that stand out from it."""
-    base = rng.uniform(0, 255, 3)
+    base = rng.uniform(0, GROUND, 3)
     inks = []
     while len(inks) < INKS:
         colours = rng.uniform(0, 255, (16, 3))
-        inks += colours[abs((colours - base) @ _LUMA) >= INK_CONTRAST].astype(int).tolist()
+        inks += colours[(colours - base) @ _LUMA >= INK_CONTRAST].astype(int).tolist()
     blotches = np.clip(base + rng.uniform(-TEXTURE, TEXTURE, (7, 7, 3)), 0, 255).astype(np.uint8)
     return Image.fromarray(blotches).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC), [*map(tuple, inks[:INKS])]
 

@@ -52,7 +52,8 @@ class ViTShape:
         if image_size < self.patch_size or image_size % self.patch_size:
             below = image_size // self.patch_size * self.patch_size
             near = ' or '.join(str(size) for size in (below, below + self.patch_size) if size)
-            raise ValueError(f'image size {image_size} is not divisible by the patch size {self.patch_size}: use {near}')
+            raise ValueError(f'image size {image_size} is not divisible by the patch size {self.patch_size}: '
+                             f'use {near}')
         return (image_size // self.patch_size) ** 2
 
     def macs(self, plan: TokenPlan) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from PIL import Image
 from tqdm import tqdm
 
 from evit_jax import parallel
@@ -245,7 +244,7 @@ def _report(run, step, metrics):
                  metrics['macs_dense'] / 1e6, 100 * metrics['macs'] / metrics['macs_dense'], run.plan)
     stage = 1
     while f'object_kept_{stage}' in metrics:
-        logging.info("stage %d: %.1f %% of the object's patches are still there; dropping at random would leave %.1f %%",
+        logging.info("stage %d: %.1f %% of the object's patches are still there; random dropping would leave %.1f %%",
                      stage, 100 * metrics[f'object_kept_{stage}'], 100 * metrics[f'random_kept_{stage}'])
         stage += 1
 

@@ -84,11 +84,7 @@ def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
     Raises:
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
-    shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
-                                distilled=config.model.distilled,
-                                image_size=trained_size or config.model.image_size)
-    plan_at = _plan_at(config, shape.patches(config.model.image_size), shape.depth)
-    plan = plan_at(1.0)
+    shape, plan_at = _shape_and_plans(config, trained_size)
     mesh = parallel.data_mesh(config.batch_size)
     train_source, test_source = (sources.open_source(
         config.data.source, split, path=config.data.path, image_size=config.model.image_size,
@@ -106,8 +102,8 @@ def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
                                  clip_norm=config.optimizer.clip_norm, accumulate=config.optimizer.accumulate)
     model = models.create(shape, drop_path=config.model.drop_path, dtype=_DTYPES[config.model.dtype])
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
-    return Run(config, mesh, model, train_source, test_source, plan, stages(keep, plan_at, total_steps), total_steps,
-               optimizer, schedule, prepare)
+    return Run(config, mesh, model, train_source, test_source, plan_at(1.0), stages(keep, plan_at, total_steps),
+               total_steps, optimizer, schedule, prepare)
 
 
 def train_batches(run: Run, start_step: int):
@@ -137,6 +133,13 @@ def keep_rate(run: Run, stage: Stage) -> float:
     return 1 - (1 - (keep.rates[0] if keep.rates else keep.rate)) * stage.progress
 
 
+def _shape_and_plans(config, trained_size=None):
+    shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
+                                distilled=config.model.distilled,
+                                image_size=trained_size or config.model.image_size)
+    return shape, _plan_at(config, shape.patches(config.model.image_size), shape.depth)
+
+
 def _plan_at(config, patches, depth):
     """Progress of the schedule -> plan; at 1 the config's own."""
     keep, at = config.keep, tuple(config.model.reduce_at)
@@ -151,7 +154,7 @@ def _plan_at(config, patches, depth):
 
 
 def check(config: Any) -> None:
-    """Raises a ValueError for a number or name outside its limits; reads and writes nothing."""
+    """Raises a ValueError for a value outside its limits; reads and writes nothing."""
     limits = {'batch_size': (1, math.inf), 'epochs': (1, math.inf), 'label_smoothing': (0, 0.999),
               'ema_decay': (0, 0.999999), 'model.drop_path': (0, 0.999), 'model.classes': (2, math.inf),
               'log.every': (1, math.inf), 'checkpoint.every': (1, math.inf), 'checkpoint.keep': (1, math.inf),
@@ -165,3 +168,8 @@ def check(config: Any) -> None:
                                                                              _AUGMENTS)):
         if value not in known:
             raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(known)}')
+    _, plan_at = _shape_and_plans(config)
+    plan_at(1.0)
+    if (config.keep.start_epoch or config.keep.shrink_epochs) and config.keep.levels < 2:
+        raise ValueError(f'config.keep.levels={config.keep.levels}: a keep rate that shrinks needs at least 2')
+    parallel.data_mesh(config.batch_size)

@@ -1,0 +1,138 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evit_jax.models import create, layers
+from evit_jax.models.vit import ViTShape
+from evit_jax.tokens.plan import make_plan
+
+SMALL = {'image_size': 16, 'patch_size': 4, 'width': 8, 'depth': 3, 'heads': 2, 'classes': 5}
+
+
+@functools.cache
+def small_model(dtype=jnp.float32, distilled=False):
+    """A jitted model and parameters none of which is zero."""
+    model, rng = create(ViTShape(**SMALL, distilled=distilled), dtype=dtype), np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype),
+                          jax.eval_shape(model.init, jax.random.key(0)))
+    return jax.jit(model.apply, static_argnums=2), params
+
+
+def make_images(batch=4, height=16, width=16):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(batch, height, width, 3)), jnp.float32)
+
+
+def cubic(x, a=-0.75):
+    x = abs(x)
+    if x <= 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a if x < 2 else 0.0
+
+
+def resized_in_a_loop(grid, old, new):
+    """One pixel at a time: 4 x 4 taps around its place, with pixels of the border for those outside."""
+    out = np.zeros((new, new, grid.shape[1]))
+    for row in range(new):
+        for column in range(new):
+            y, x = (row + 0.5) * old / new - 0.5, (column + 0.5) * old / new - 0.5
+            for v in range(math.floor(y) - 1, math.floor(y) + 3):
+                for u in range(math.floor(x) - 1, math.floor(x) + 3):
+                    source = min(max(v, 0), old - 1) * old + min(max(u, 0), old - 1)
+                    out[row, column] += cubic(y - v) * cubic(x - u) * grid[source]
+    return out.reshape(new * new, -1)
+
+
+@pytest.mark.parametrize('old, new', [(4, 7), (7, 4), (5, 6), (3, 9), (2, 1)])
+def test_positions_are_resized_as_by_a_loop_over_pixels(old, new):
+    grid = np.random.default_rng(0).normal(size=(old * old, 3)).astype(np.float32)
+    got = layers.resize_positions(jnp.asarray(grid), new)
+    assert got.shape == (new * new, 3)
+    np.testing.assert_allclose(got, resized_in_a_loop(grid, old, new), rtol=0, atol=2e-6)
+
+
+def test_positions_of_the_same_size_are_left_alone():
+    grid = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)
+    np.testing.assert_array_equal(layers.resize_positions(grid, 4), grid)
+
+
+@pytest.mark.parametrize('prefix', [1, 2])
+def test_class_attention_is_the_class_row_of_the_softmax_averaged_over_heads(prefix):
+    q, k = np.random.default_rng(0).normal(size=(2, 3, 2, 6, 4)).astype(np.float32)
+    weights = np.exp(np.einsum('bhqd,bhkd->bhqk', q, k))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    got = layers.class_attention(jnp.asarray(q), jnp.asarray(k), prefix)
+    np.testing.assert_allclose(got, weights.mean(axis=1)[:, 0, prefix:], rtol=1e-5)
+    assert (np.asarray(got).sum(axis=1) < 1).all()
+
+
+def test_drop_path_without_a_key_or_a_rate_is_the_identity():
+    x = make_images()
+    assert layers.drop_path(x, 0.5, None) is x
+    assert layers.drop_path(x, 0.0, jax.random.key(0)) is x
+
+
+@pytest.mark.parametrize('rate', [0.25, 0.5])
+def test_drop_path_drops_whole_images_and_keeps_the_expectation(rate):
+    out = np.asarray(layers.drop_path(jnp.ones((8192, 2, 3)), rate, jax.random.key(0)))
+    assert (out == out[:, :1, :1]).all()
+    np.testing.assert_allclose(np.unique(out), [0, 1 / (1 - rate)], rtol=1e-6)
+    assert out[:, 0, 0].mean() == pytest.approx(1, abs=5 * math.sqrt(rate / (1 - rate) / 8192))
+
+
+@pytest.mark.parametrize('fuse', [True, False], ids=['fused', 'dropped'])
+@pytest.mark.parametrize('distilled', [True, False], ids=['distilled', 'plain'])
+def test_prefix_tokens_are_never_dropped_fused_or_ranked(distilled, fuse):
+    apply, params = small_model(distilled=distilled)
+    prefix = 1 + distilled
+    params = jax.tree.map(np.copy, params)
+    for block in params['blocks'].values():  # with silent branches a token stays what it was, wherever it goes
+        for leaf in jax.tree.leaves((block['attn']['proj'], block['mlp']['fc2'])):
+            leaf[...] = 0
+    plan = make_plan(16, 3, tokens=(3, 1), reduce_at=(0, 2), fuse=fuse)
+    _, seen = apply(params, make_images(), plan)
+    for block in range(3):
+        assert seen[f'block{block:02d}'].shape == (4, prefix + plan.counts[block], 8)
+        np.testing.assert_array_equal(seen[f'block{block:02d}'][:, :prefix], seen['pos'][:, :prefix])
+    first = np.asarray(seen['kept'][0])[:, :3]
+    assert first.min() >= 0 and first.max() < 16
+    assert seen['class_attention'][0].shape == (4, 16)
+    assert seen['class_attention'][1].shape == (4, plan.counts[0])
+    came_from = np.take_along_axis(np.asarray(seen['pos'])[:, prefix:], first[..., None], axis=1)
+    np.testing.assert_array_equal(seen['block00'][:, prefix:prefix + 3], came_from)
+
+
+def test_logits_of_a_distilled_model_are_the_mean_of_both_heads():
+    apply, params = small_model(distilled=True)
+    logits, seen = apply(params, make_images(), make_plan(16, 3, rate=0.5, reduce_at=(1,)))
+    cls = seen['norm'][:, 0] @ params['head']['kernel'] + params['head']['bias']
+    dist = seen['norm'][:, 1] @ params['head_dist']['kernel'] + params['head_dist']['bias']
+    np.testing.assert_allclose(seen['cls_logits'], cls, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(seen['dist_logits'], dist, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logits, (cls + dist) / 2, rtol=1e-5, atol=1e-6)
+    assert np.abs(cls - dist).max() > 1e-3
+
+
+@pytest.mark.parametrize('height, width, patches, depth, message', [
+    (16, 12, 12, 3, r'images are 16 x 12: they must be square'),
+    (24, 24, 16, 3, r'the plan is for 16 patches and 3 blocks; this input has 36, this model 3'),
+    (16, 16, 16, 4, r'the plan is for 16 patches and 4 blocks; this input has 16, this model 3'),
+    (18, 18, 16, 3, r'image size 18 is not divisible by the patch size 4: use 16 or 20'),
+])
+def test_input_that_the_plan_is_not_for_is_an_error(height, width, patches, depth, message):
+    apply, params = small_model()
+    with pytest.raises(ValueError, match=message):
+        apply(params, make_images(height=height, width=width), make_plan(patches, depth, reduce_at=()))
+
+
+def test_bfloat16_model_ranks_and_answers_in_float32():
+    apply, params = small_model(dtype=jnp.bfloat16)
+    logits, seen = apply(params, make_images(), make_plan(16, 3, rate=0.5, reduce_at=(1,)))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    assert seen['block00'].dtype == seen['block02'].dtype == jnp.bfloat16
+    for value in (logits, seen['class_attention'][0]):
+        assert value.dtype == jnp.float32
+        assert (value.astype(jnp.bfloat16).astype(jnp.float32) != value).any()  # not rounded on the way

@@ -1,0 +1,117 @@
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from evit_jax.models import SHAPES, create, named_shape
+from evit_jax.tokens.plan import make_plan
+
+RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+MACS = {'deit_t': (1.25, 1.09, 0.94, 0.82, 0.72, 0.63), 'deit_s': (4.60, 4.02, 3.48, 3.03, 2.64, 2.31),
+        'deit_b': (17.56, 15.40, 13.33, 11.61, 10.09, 8.82)}
+
+
+def kept_at(plan):
+    return tuple(plan.counts[block] for block in plan.reductions)
+
+
+@pytest.mark.parametrize('rate, fuse, counts', [
+    (0.7, True, (139, 99, 71)), (0.5, True, (99, 51, 27)), (0.7, False, (138, 97, 68)), (0.5, False, (98, 49, 25))])
+def test_counts_are_those_of_the_paper(rate, fuse, counts):
+    plan = make_plan(196, 12, rate=rate, fuse=fuse)
+    assert plan.reductions == (3, 6, 9)
+    assert plan.counts == (196,) * 3 + tuple(count for count in counts for _ in range(3))
+
+
+@pytest.mark.parametrize('name', MACS)
+@pytest.mark.parametrize('column', range(len(RATES)), ids=map(str, RATES))
+def test_macs_are_those_of_the_paper(name, column):
+    plan = make_plan(196, 12, rate=RATES[column])
+    assert round(named_shape(name).macs(plan) / 1e9, 2) == MACS[name][column]
+
+
+@pytest.mark.parametrize('rate, size, macs', [(0.7, 272, 4.56), (0.6, 288, 4.50), (0.5, 304, 4.44)])
+def test_macs_at_higher_resolution_are_those_of_the_paper(rate, size, macs):
+    shape = named_shape('deit_s')
+    assert round(shape.macs(make_plan(shape.patches(size), shape.depth, rate=rate)) / 1e9, 2) == macs
+
+
+@pytest.mark.parametrize('distilled', [False, True], ids=['plain', 'distilled'])
+@pytest.mark.parametrize('name', SHAPES)
+def test_parameter_formula_is_the_real_count(name, distilled):
+    shape = dataclasses.replace(SHAPES[name], distilled=distilled)
+    params = jax.eval_shape(create(shape).init, jax.random.key(0))
+    assert shape.parameters() == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def test_each_reduction_can_have_its_own_rate():
+    plan = make_plan(100, 4, rate=(0.9, 1.0, 0.5), reduce_at=(0, 1, 3), fuse=False)
+    assert plan.keep == (90, None, None, 45)
+    assert plan.counts == (90, 90, 90, 45)
+
+
+def test_rates_follow_the_blocks_from_the_ground_up():
+    assert make_plan(100, 4, rate=(0.9, 0.5), reduce_at=(3, 1)) == make_plan(100, 4, rate=(0.9, 0.5), reduce_at=(1, 3))
+
+
+def test_token_counts_are_kept_by_rank_and_the_fused_token_comes_on_top():
+    plan = make_plan(16, 4, tokens=(10, 4), reduce_at=(1, 2), rate=0.9)
+    assert plan.keep == (None, 10, 4, None)
+    assert plan.counts == (16, 11, 5, 5)
+
+
+def test_token_count_that_is_not_below_what_enters_drops_nothing():
+    plan = make_plan(16, 3, tokens=(16, 8, 9), reduce_at=(0, 1, 2))
+    assert plan.keep == (None, 8, None)  # 9 enter the last: 8 and the fused one
+    assert plan.counts == (16, 9, 9)
+
+
+@pytest.mark.parametrize('rate', [1, 1.0, (1.0, 1.0, 1.0), 0.999])
+def test_rate_that_keeps_every_token_drops_and_fuses_nothing(rate):
+    plan = make_plan(196, 12, rate=rate)
+    assert plan.keep == (None,) * 12
+    assert plan.counts == (196,) * 12
+    assert plan.reductions == ()
+
+
+def test_equal_plans_are_one_static_argument():
+    assert len({make_plan(16, 4, rate=rate, reduce_at=[1]) for rate in (0.5, 0.49, 0.5)}) == 1
+    assert len({make_plan(16, 4, rate=0.5, reduce_at=[1], fuse=fuse) for fuse in (True, False)}) == 2
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ({'rate': 0}, r'keep rate 0 is outside \(0, 1\]'),
+    ({'rate': -0.5}, r'keep rate -0\.5 is outside \(0, 1\]'),
+    ({'rate': 1.1}, r'keep rate 1\.1 is outside \(0, 1\]'),
+    ({'rate': (0.5, 0.5, 1.1)}, r'keep rate 1\.1 is outside'),
+    ({'rate': math.nan}, r'keep rate nan is outside'),
+    ({'reduce_at': (3, 6, 12)}, r'block 12 is outside 0\.\.11'),
+    ({'reduce_at': (-1, 6)}, r'block -1 is outside 0\.\.11'),
+    ({'reduce_at': (3, 6, 3)}, r'\(3, 6, 3\) names a block twice'),
+    ({'rate': (0.5, 0.7)}, r'rate=\(0\.5, 0\.7\) has 2 values for 3 reductions'),
+    ({'tokens': (9, 8, 7, 6)}, r'tokens=\(9, 8, 7, 6\) has 4 values for 3 reductions'),
+    ({'tokens': (100, 0, 10)}, r'0 tokens cannot be kept, the least is 1'),
+])
+def test_plan_that_cannot_be_is_an_error_that_names_value_and_limit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_plan(196, 12, **arguments)
+
+
+def test_unknown_model_name_gives_the_near_miss():
+    with pytest.raises(ValueError, match=r"unknown model 'deits': did you mean deit_s\?"):
+        named_shape('deits')
+
+
+def test_name_like_no_model_lists_them_all():
+    with pytest.raises(ValueError, match=f"unknown model 'resnet50': there are {', '.join(SHAPES)}"):
+        named_shape('resnet50')
+
+
+@pytest.mark.parametrize('size, message', [
+    (225, 'image size 225 is not divisible by the patch size 16: use 224 or 240'), (8, 'use 16$'), (0, 'use 16$')])
+def test_image_size_that_is_no_multiple_of_the_patch_gives_the_nearest(size, message):
+    with pytest.raises(ValueError, match=message):
+        named_shape('deit_s').patches(size)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(named_shape('deit_s'), image_size=size)
