@@ -7,6 +7,8 @@ ARGS    ?=
 BIN   := .venv/bin
 # Touched last, so that an install cut short is not taken for a finished one.
 READY := .venv/.ready
+# XLA asks for its buffers anew at every step; in small pages the kernel spends half of a CPU step on handing them out.
+HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 .PHONY: help venv train test test-slow lint clean
@@ -27,7 +29,7 @@ $(READY): requirements.txt
 	@touch $@
 
 train: $(READY)  ## Trains on digits; ARGS= for more flags, WORKDIR= for another folder
-	$(BIN)/python -m evit_jax.main --config configs/digits.py --workdir $(WORKDIR) $(ARGS)
+	$(HUGE_PAGES) $(BIN)/python -m evit_jax.main --config configs/digits.py --workdir $(WORKDIR) $(ARGS)
 
 test: $(READY)  ## Runs the tests, without the slow ones; ARGS= for more flags
 	$(BIN)/python -m pytest $(ARGS)

@@ -143,7 +143,7 @@ def test_a_workdir_of_another_config_is_refused_by_its_keys_and_left_alone(undis
     before = (workdir / 'config.json').read_text()
     with pytest.raises(ValueError, match=r'label_smoothing 0.1 -> 0.2\).*--accept_changes'):
         loop.train(tiny(label_smoothing=0.2), workdir)
-    with pytest.raises(ValueError, match='another model .*classes 10 there, 12 here'):
+    with pytest.raises(ValueError, match=r'another model .*classes 10 there, 12 here'):
         loop.evaluate_workdir(tiny(model__classes=12), workdir)
     assert (workdir / 'config.json').read_text() == before
 
