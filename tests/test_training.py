@@ -145,7 +145,24 @@ def test_a_workdir_of_another_config_is_refused_by_its_keys_and_left_alone(undis
         loop.train(tiny(label_smoothing=0.2), workdir)
     with pytest.raises(ValueError, match=r'another model .*classes 10 there, 12 here'):
         loop.evaluate_workdir(tiny(model__classes=12), workdir)
+    with pytest.raises(ValueError, match=r'run of another model .*classes 10 -> 12'):
+        loop.train(tiny(model__classes=12), workdir, accept_changes=True)
     assert (workdir / 'config.json').read_text() == before
+
+
+def test_a_checkpoint_with_other_arrays_is_refused_and_left_where_it_is(undisturbed):
+    workdir, _ = undisturbed
+    checkpoints = Checkpoints(workdir, keep=3)
+    with pytest.raises(ValueError, match=r'holds other arrays .* the first is .*ema'):
+        checkpoints.restore(run.lay_out(tiny(ema_decay=0.0)).abstract_state())
+    assert checkpoints.latest() == 40
+    checkpoints.close()
+
+
+def test_an_evaluation_may_name_another_optimizer_and_no_average(undisturbed):
+    workdir, metrics = undisturbed
+    again = loop.evaluate_workdir(tiny(ema_decay=0.0, optimizer__clip_norm=1.0), workdir)
+    assert again['top1'] == metrics['top1']
 
 
 def test_a_change_that_cannot_alter_the_result_is_no_other_config(tmp_path):

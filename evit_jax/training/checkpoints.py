@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
-        meta = {'config': json.loads(json.dumps(config)), 'next_step': step}
+        meta = {'config': json.loads(json.dumps(config)), 'next_step': step, 'leaves': _shapes(state)}
         self._manager.save(step, args=ocp.args.Composite(
             state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
 
@@ -45,18 +44,29 @@ class Checkpoints:
           like: abstract arrays with shapes, dtypes and shardings.
 
         Raises:
-          ValueError: there are checkpoints and none can be read.
+          ValueError: there are checkpoints and none can be read, or the newest readable one has other arrays; that
+            one is left where it is.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                restored = self._manager.restore(step, args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_named(like))))['state']
+                meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+                saved = meta['leaves']
+                if fits := saved == _shapes(like):
+                    restored = self._manager.restore(step, args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(_named(like))))['state']
             except Exception as error:  # Orbax and tensorstore raise many kinds; all mean that this one is unusable
                 logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
                                 str(error).splitlines()[0])
                 self._set_aside(step)
                 continue
+            if not fits:
+                wanted = _shapes(like)
+                differ = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
+                raise ValueError(f'the checkpoint of step {step} in {self._folder} holds other arrays than this config '
+                                 f'makes: {len(differ)} differ, the first is {differ[0]} (there '
+                                 f'{saved.get(differ[0])}, here {wanted.get(differ[0])}): use the config it was '
+                                 'trained with, or another --workdir')
             return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))
         if steps:
             raise ValueError(f'none of the checkpoints of steps {steps[::-1]} in {self._folder} can be read; they were '
@@ -79,8 +89,8 @@ class Checkpoints:
         """An unreadable checkpoint must not be in the way when its step is saved again; it is kept for a look."""
         self._aside().mkdir(parents=True, exist_ok=True)
         target = self._aside() / str(step)
-        if target.exists():
-            shutil.rmtree(target)
+        while target.exists():
+            target = target.with_name(f'{target.name}_again')
         (self._folder / str(step)).rename(target)
         self._manager.reload()
 
@@ -89,3 +99,7 @@ def _named(state: TrainState) -> dict[str, Any]:
     """The leaves by path: plain keys that Orbax stores as they are (it would turn a list's numbers into text)."""
     return {f'{number:05d}' + jax.tree_util.keystr(path).replace('/', '_'): leaf
             for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(state))}
+
+
+def _shapes(state: TrainState) -> dict[str, list[int]]:
+    return {name: list(leaf.shape) for name, leaf in _named(state).items()}

@@ -73,6 +73,10 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float
     """
     runs.check(config)
     trained = workdirs.trained_config(workdir, config.to_dict())
+    config = config.copy_and_resolve_references()
+    with config.unlocked():  # what shapes the optimizer's state and the average belongs to the checkpoint
+        config.update_from_flattened_dict({key: value for key, value in trained.items()
+                                           if key.startswith('optimizer.') or key == 'ema_decay'})
     run = runs.lay_out(config, trained_size=trained['model.image_size'])
     checkpoints = Checkpoints(workdir, keep=trained['checkpoint.keep'])
     try:

@@ -47,8 +47,10 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     if old is not None:
         differ = [key for key in sorted(old.keys() | new.keys())
                   if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
+        said = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)
+        if any(key in (*_MODEL_KEYS, 'model.image_size') for key in differ):
+            raise ValueError(f'workdir {folder} holds a run of another model ({said}): give another --workdir')
         if differ and not accept_changes:
-            said = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)
             raise ValueError(f'workdir {folder} holds a run with another config ({said}): give another --workdir, or '
                              f'--accept_changes to go on with the new values')
     temporary = folder / f'.{CONFIG_FILE}.{os.getpid()}'
