@@ -7,7 +7,7 @@ ARGS    ?=
 BIN   := .venv/bin
 # Touched last, so that an install cut short is not taken for a finished one.
 READY := .venv/.ready
-# XLA asks for its buffers anew at every step; in small pages the kernel spends half of a CPU step on handing them out.
+# XLA asks for its buffers anew at every step; small pages are slow to hand out.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help

@@ -1,4 +1,4 @@
-"""A small EViT on the cluttered digits, keep rate 0.7, fused: the whole program within minutes on two CPU cores.
+"""A small EViT on the cluttered digits, keep rate 0.7, fused: the whole program on two CPU cores, at about 0.2 s a step.
 
 python -m evit_jax.main --config configs/digits.py --workdir runs/digits
 """
