@@ -1,4 +1,4 @@
-"""A small EViT on the cluttered digits, keep rate 0.7, fused: the whole program on two CPU cores, at about 0.2 s a step.
+"""A small EViT on the cluttered digits, keep rate 0.7, fused; about 0.2 s a step on two CPU cores.
 
 python -m evit_jax.main --config configs/digits.py --workdir runs/digits
 """
