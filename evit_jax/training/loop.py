@@ -190,7 +190,6 @@ class _Meter:
 
     def __init__(self, run: Run):
         self._run, self._begin, self._from, self._waited = run, None, None, 0.0
-        self._rate = None
 
     def waiting(self):
         return _Stopwatch(self)
@@ -232,7 +231,7 @@ class _Stopwatch:
 
 
 def _evaluate(run, step, params, sample=0):
-    batches = runs.test_batches(run)
+    batches = runs.held_out_batches(run)
     try:
         return evaluate(lambda batch: step(params, batch, run.plan), batches,
                         functools.partial(parallel.place_batch, mesh=run.mesh), patches=run.patches, sample=sample)

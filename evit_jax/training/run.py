@@ -49,15 +49,13 @@ class Run(NamedTuple):
 
     def new_state(self) -> TrainState:
         """The state before the first step, on all devices."""
-        init = functools.partial(create_state, self.model, self.optimizer, ema=self.config.ema_decay > 0)
-        return jax.jit(init, out_shardings=parallel.replicated(self.mesh))(jax.random.key(self.config.seed))
+        return jax.jit(self._init, out_shardings=parallel.replicated(self.mesh))(jax.random.key(self.config.seed))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
-        init = functools.partial(create_state, self.model, self.optimizer, ema=self.config.ema_decay > 0)
         place = parallel.replicated(self.mesh)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                            jax.eval_shape(init, jax.random.key(0)))
+                            jax.eval_shape(self._init, jax.random.key(0)))
 
     def train_step(self) -> Callable:
         """The training step, jitted."""
@@ -69,6 +67,9 @@ class Run(NamedTuple):
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
         return self._jit(steps.make_eval_step(self.model, prepare=self.prepare), donate=False)
+
+    def _init(self, key):
+        return create_state(self.model, self.optimizer, key, ema=self.config.ema_decay > 0)
 
     def _jit(self, step, donate):
         first, batch = parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
@@ -115,14 +116,11 @@ def train_batches(run: Run, start_step: int):
         num_workers=config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def test_batches(run: Run):
+def held_out_batches(run: Run):
     """The test split once; call `close()` on it."""
     return pipeline.eval_batches(
         run.test_source, batch_size=run.config.batch_size, image_size=run.config.model.image_size,
         process_index=jax.process_index(), process_count=jax.process_count())
-
-
-test_batches.__test__ = False  # not a test, whatever pytest makes of its name
 
 
 def keep_rate(run: Run, stage: Stage) -> float:
@@ -170,6 +168,5 @@ def check(config: Any) -> None:
             raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(known)}')
     _, plan_at = _shape_and_plans(config)
     plan_at(1.0)
-    if (config.keep.start_epoch or config.keep.shrink_epochs) and config.keep.levels < 2:
-        raise ValueError(f'config.keep.levels={config.keep.levels}: a keep rate that shrinks needs at least 2')
+    stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
     parallel.data_mesh(config.batch_size)
