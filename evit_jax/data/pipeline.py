@@ -5,14 +5,17 @@ a step. Steps, not iterator states, are what a checkpoint keeps.
 """
 
 import math
+from collections.abc import Callable
 
 import grain.python as grain
 import numpy as np
 from absl import flags
 
 from evit_jax.data import transforms
+from evit_jax.data.decode import decode, decode_mask
 from evit_jax.data.sources import Source
 
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [S, S, 3] to the same
 _BATCHES_AHEAD = 4  # made in the background while a step runs
 
 
@@ -22,7 +25,7 @@ def train_steps(examples: int, batch_size: int, epochs: int) -> int:
 
 
 def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, image_size: int,
-                  augment: transforms.Augment | None = None, start_step: int = 0, num_workers: int = 0,
+                  augment: Augment | None = None, start_step: int = 0, num_workers: int = 0,
                   process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
     """This process's share of the shuffled batches from `start_step` to the end of the last epoch.
 
@@ -77,7 +80,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, process_in
 
 
 class _MakeTrain(grain.RandomMapTransform):
-    def __init__(self, source: Source, image_size: int, augment: transforms.Augment | None):
+    def __init__(self, source: Source, image_size: int, augment: Augment | None):
         self._source, self._size, self._augment = source, image_size, augment
 
     def random_map(self, index: int, rng: np.random.Generator) -> dict:
@@ -98,7 +101,7 @@ class _MakeEval(grain.MapTransform):
         example = self._source[index if real else 0]
         made = {'image': _readable(example, self._size), 'label': np.int32(example['label'])}
         if self._masked:
-            made['mask'] = transforms.decode_mask(example['mask'], self._size)
+            made['mask'] = decode_mask(example['mask'], self._size)
         if not real:
             made = {key: np.zeros_like(value) for key, value in made.items()}
         return made | {'index': np.int32(index if real else -1), 'weight': np.float32(real)}
@@ -106,7 +109,7 @@ class _MakeEval(grain.MapTransform):
 
 def _readable(example: dict, size: int) -> np.ndarray:
     try:
-        return transforms.resize(transforms.decode(example['image']), size)
+        return transforms.resize(decode(example['image']), size)
     except ValueError as error:
         raise ValueError(f'example {example["id"]!r}: {error}') from error
 
