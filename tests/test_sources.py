@@ -1,11 +1,12 @@
 import io
+import logging
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
-from evit_jax.data import splits
+from evit_jax.data import progress, splits
 from evit_jax.data.sources import open_source
 
 
@@ -75,3 +76,15 @@ def test_slices_of_stored_digits_are_refused_where_there_is_no_such_split(tmp_pa
     with pytest.raises(ValueError, match=r"no split 'train.:10%.' .there are train, test"):
         generated(split='train[:10%]')
     assert not list(tmp_path.iterdir())
+
+
+def test_progress_tells_rate_and_time_left_every_few_seconds(monkeypatch, caplog):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+    said = progress.Progress('copying', 4000, 'MB', done=1000)  # which an earlier run had done
+    with caplog.at_level(logging.INFO):
+        for _ in range(12):
+            clock[0] += 1
+            said.add(20)
+    assert [record.getMessage() for record in caplog.records] == [
+        'copying: 1,100 of 4,000 MB, 20 a second, 2 min left', 'copying: 1,200 of 4,000 MB, 20 a second, 2 min left']

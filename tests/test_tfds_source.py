@@ -157,8 +157,8 @@ def test_of_several_configs_one_must_be_named(tmp_path):
      "no prepared data set 'imagenet2012', but insects: .*tfds build imagenet2012 --data_dir="),
     ({'dataset': 'in sects'}, ValueError, "data set 'in sects': write it like 'imagenet2012'"),
     ({'split': 'dev'}, ValueError, "no split 'dev' .there are train, validation, test"),
-    ({'split': 'train[:1'}, ValueError, "split 'train.:1' cannot be read: write it like"),
-    ({'split': 'train[50:]'}, ValueError, 'train.50:'),
+    ({'split': 'train[:1'}, ValueError, "split 'train.:1': Unrecognized split format"),
+    ({'split': 'train[50:]'}, ValueError, "split 'train.50:.': .* incompatible with 17 examples; write"),
     ({'split': 'train[:0%]'}, ValueError, 'holds no examples .there are 17 in'),
     ({'num_classes': 10}, ValueError, "num_classes=10, but source 'tfds' has 3"),
 ])
@@ -189,6 +189,16 @@ def test_data_without_labels_are_refused(tmp_path):
     features = {'image': prepared.FEATURES['image'], 'caption': tfds.features.Text()}
     folder = prepared.write_data_set(tmp_path / 'odd' / '1.0.0', {'train': [[b'']]}, features)
     with pytest.raises(ValueError, match=r'image .*and label .*needed, it has .*caption \(Text\)'):
+        TfdsSource(folder, 'train')
+
+
+@pytest.mark.parametrize('name, text', [
+    ('dataset_info.json', '{"name": '), ('dataset_info.json', '{}'),
+    ('features.json', '{"type": '), ('features.json', None)])
+def test_damaged_descriptions_are_said(as_tfrecord, tmp_path, name, text):
+    folder = shutil.copytree(as_tfrecord / 'insects' / '2.0.0', tmp_path / 'copy')
+    (folder / name).unlink() if text is None else (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=r"copy': dataset_info.json or features.json is damaged or too old"):
         TfdsSource(folder, 'train')
 
 

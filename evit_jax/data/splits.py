@@ -1,6 +1,5 @@
 """Names and slices of splits as tfds writes them: 'train', 'train[:90%]', 'test[:1000]', 'train+test'."""
 
-import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -58,9 +57,8 @@ def parts(split: str, sizes: Mapping[str, int]) -> list[Part]:
         found = [Part(at.splitname, at.from_ or 0, sizes[at.splitname] if at.to is None else at.to)
                  for at in tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)]
     except (ValueError, AssertionError) as error:
-        reason = re.sub(r'\s+', ' ', str(error))
-        raise ValueError(f"split {split!r} cannot be read: write it like 'train', 'train[:90%]' or 'train[1000:]' "
-                         f'({reason})') from error
+        raise ValueError(f"split {split!r}: {str(error).splitlines()[-1].rstrip('.')}; write it like 'train', "
+                         "'train[:90%]' or 'train[1000:]'") from error
     if not any(part.stop > part.start for part in found):
         has = ', '.join(f'{size:,} in {name!r}' for name, size in sizes.items())
         raise ValueError(f'split {split!r} holds no examples (there are {has})')

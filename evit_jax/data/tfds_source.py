@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -34,7 +35,7 @@ class TfdsSource:
     """
 
     def __init__(self, path: str | os.PathLike, split: str, dataset: str = '', cache: str | None = None):
-        builder = tfds.builder_from_directory(locate(path, dataset))
+        builder = load_builder(locate(path, dataset))
         info = builder.info
         self._keys = _keys(info)
         self.class_names = tuple(info.features['label'].names)
@@ -122,6 +123,19 @@ def locate(path: str | os.PathLike, dataset: str = '') -> epath.Path:
     return max(versions, key=lambda folder: [int(number) for number in folder.name.split('.')])
 
 
+def load_builder(folder: epath.Path) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared data set, of which only the info and the files' places are used.
+
+    Raises:
+      ValueError: what describes the data set cannot be read.
+    """
+    try:
+        return tfds.builder_from_directory(folder)
+    except (ValueError, ParseError) as error:
+        raise ValueError(f'{os.fspath(folder)!r}: dataset_info.json or features.json is damaged or too old; copy or '
+                         f'prepare the data set again ({error})') from error
+
+
 def _versions(folder: epath.Path, version: str | None) -> list[epath.Path]:
     """The prepared versions of a data set, or the one asked for."""
     inner = folder.iterdir() if folder.is_dir() else ()
@@ -145,7 +159,7 @@ def _keys(info: tfds.core.DatasetInfo) -> tuple[str, ...]:
     """The features that are read."""
     features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
     if not (isinstance(features.get('image'), tfds.features.Image)
-            and isinstance(features.get('label'), tfds.features.ClassLabel)):
+            and isinstance(features.get('label'), tfds.features.ClassLabel) and features['label'].num_classes):
         kinds = ', '.join(f'{key} ({type(feature).__name__})' for key, feature in features.items()) or 'no named ones'
         raise ValueError(f'data set {info.full_name!r}: the features image (an Image) and label (a ClassLabel) are '
                          f'needed, it has {kinds}')

@@ -44,7 +44,7 @@ def convert_to_array_record(source: str | os.PathLike, target: str | os.PathLike
         raise ValueError(f'{os.fspath(target)!r}: array_record files are written to mounted folders only')
     if target.exists():
         raise FileExistsError(f'{os.fspath(target)!r} is there already: remove it, or name another folder')
-    info = tfds.builder_from_directory(folder).info
+    info = tfds_source.load_builder(folder).info
     if info.file_format is not tfds.core.FileFormat.TFRECORD:
         raise ValueError(f'{os.fspath(folder)!r} is stored as {info.file_format.value}, not as tfrecord')
     work = target.with_name(f'{target.name}.incomplete')
