@@ -15,7 +15,7 @@ from etils import epath
 from evit_jax.data import crc32c, index_cache, progress
 
 _HEAD, _TAIL = 12, 4  # bytes around the data
-_SCANS = 16           # files indexed at the same time: the disk is waited for, not the processor
+_SCANS = 16           # files looked at at the same time: the disk is waited for, not the processor
 
 
 class LocalFile:
@@ -38,7 +38,8 @@ class RemoteFile:
     def __init__(self, path: str):
         self._file = epath.Path(path).open('rb')
         self._lock = threading.Lock()
-        self.size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0, os.SEEK_END)
+        self.size = self._file.tell()
 
     def read(self, offset: int, count: int) -> bytes:
         with self._lock:
@@ -81,11 +82,10 @@ class TFRecords:
         return record[_HEAD:-_TAIL]
 
     def _open(self, file: int) -> LocalFile | RemoteFile:
-        found = self._opened.get(file)
-        if found is None:
-            with self._lock:
-                found = self._opened.get(file) or self._opened.setdefault(file, open_file(self._files[file]))
-        return found
+        with self._lock:
+            if file not in self._opened:
+                self._opened[file] = open_file(self._files[file])
+            return self._opened[file]
 
     def __getstate__(self):
         return self.__dict__ | {'_opened': None, '_lock': None}
@@ -108,7 +108,8 @@ def open_records(files: Sequence[str], counts: Sequence[int], *, name: str, cach
       ValueError: a file is cut off, damaged, or holds another number of records.
     """
     names = np.array([os.path.basename(file) for file in files], np.bytes_)
-    sizes = np.array([epath.Path(file).stat().length for file in files], np.int64)
+    with concurrent.futures.ThreadPoolExecutor(_SCANS) as pool:
+        sizes = np.array([*pool.map(lambda file: epath.Path(file).stat().length, files)], np.int64)
 
     def is_current(index):
         return all(np.array_equal(index[key], now) for key, now in

@@ -39,9 +39,9 @@ def convert_to_array_record(source: str | os.PathLike, target: str | os.PathLike
       FileExistsError: `target` is there.
       ValueError: the source is no TFRecord data set, or damaged; there is no room; another conversion is under way.
     """
-    folder, target = tfds_source.locate(source), pathlib.Path(target).expanduser()
     if '://' in os.fspath(target):
         raise ValueError(f'{os.fspath(target)!r}: array_record files are written to mounted folders only')
+    folder, target = tfds_source.locate(source), pathlib.Path(target).expanduser()
     if target.exists():
         raise FileExistsError(f'{os.fspath(target)!r} is there already: remove it, or name another folder')
     info = tfds_source.load_builder(folder).info
