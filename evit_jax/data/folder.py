@@ -39,7 +39,7 @@ class FolderSource:
     image_size = None
 
     def __init__(self, path: str | os.PathLike, split: str, cache: str | None = None):
-        self._path = os.fspath(path)
+        self._path = os.path.expanduser(path)
         have = _splits(self._path)
         self.class_names = _classes(os.path.join(self._path, 'train' if 'train' in have else have[0]))
         self.num_classes = len(self.class_names)
