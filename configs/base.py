@@ -33,11 +33,11 @@ def get_config():
     config.keep.levels = 8        # in so many compiled programs
 
     config.data = ConfigDict()
-    config.data.source = 'generated'      # digits, generated, tfds, tfrecord or folder
+    config.data.source = 'generated'      # digits, generated, tfds or folder
     config.data.name = 'imagenet2012'     # of a data set of tfds
     config.data.path = 'data'             # folder of the data
     config.data.train_split = 'train'
-    config.data.test_split = 'test'
+    config.data.test_split = 'test'       # validation or val, where the data have it
     config.data.crop = (0.08, 1.0)        # area of the random crop; (): the whole image, squeezed to a square
     config.data.ratio = (3 / 4, 4 / 3)    # width / height of the random crop
     config.data.flip = 0.5                # share of the images mirrored

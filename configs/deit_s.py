@@ -18,5 +18,5 @@ def get_config():
     config = base.get_config()
     config.model.name = 'deit_s'
     config.keep.update(rate=0.7, start_epoch=10, shrink_epochs=100)
-    config.data.update(source='tfds', test_split='validation')
+    config.data.source = 'tfds'
     return config.lock()

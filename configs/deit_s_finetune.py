@@ -18,6 +18,6 @@ def get_config():
     config.init_from = config_dict.placeholder(str)  # to be given
     config.model.update(name='deit_s', drop_path=0.0)  # the paper fine-tunes with the model in evaluation mode
     config.keep.rate = 0.7                           # from the first step on
-    config.data.update(source='tfds', test_split='validation')
+    config.data.source = 'tfds'
     config.optimizer.update(lr=2e-5, warmup_epochs=0.0, min_lr=2e-6, weight_decay=1e-6)
     return config.lock()
