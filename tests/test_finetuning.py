@@ -95,6 +95,12 @@ def test_other_classes_keep_the_fresh_head_and_another_image_size_resizes_the_po
     assert np.corrcoef(large.ravel(), nearest.ravel())[0, 1] > 0.9
 
 
+@pytest.mark.parametrize(('names', 'said'), [(Birds.names, False), (('owl', 'rook', 'wren'), True)])
+def test_a_head_kept_for_as_many_classes_of_other_names_is_warned_of(trained, caplog, names, said):
+    start_from(trained[0], fives(dataclasses.replace(LEAST, classes=3)), prefix=1, ema=False, class_names=names)
+    assert ('their names differ' in caplog.text) == said
+
+
 def test_a_run_on_other_classes_and_a_larger_image_trains_to_its_end(trained, tmp_path):
     config = few(init_from=str(trained[0]), model__classes=7, model__image_size=64, ema_decay=0.0)
     metrics = loop.train(config, tmp_path)
