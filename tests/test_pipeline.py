@@ -1,6 +1,12 @@
-import functools
 import io
 import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -29,20 +35,47 @@ class Numbered:
         return {'image': image, 'label': index, 'id': f'number {index}'} | mask
 
 
-SMALL_JITTER = functools.partial(transforms.jitter, shift=2)
+class Jitter(NamedTuple):
+    """What a training transform is to the pipeline: any image to one size, changed at random."""
+    size: int = SIDE
+
+    def __call__(self, image, rng):
+        return transforms.jitter(transforms.resize(image, self.size), rng, shift=2)
 
 
-def train(size, start_step=0, **changes):
-    arguments = {'batch_size': 4, 'epochs': 3, 'seed': 7, 'image_size': SIDE, 'augment': SMALL_JITTER}
-    batches = pipeline.train_batches(Numbered(size), start_step=start_step, **arguments | changes)
+class Plain(NamedTuple):
+    """What an evaluation transform is to the pipeline."""
+    size: int = SIDE
+
+    def __call__(self, image):
+        return transforms.resize(image, self.size)
+
+    def mask(self, mask):
+        return transforms.decode_mask(mask, self.size)
+
+
+def marked(image, rng):
+    """The image's first pixel, which names it, and random bytes."""
+    noise = np.frombuffer(rng.bytes(3 * SIDE * SIDE), np.uint8).reshape(SIDE, SIDE, 3).copy()
+    noise[0, 0] = image[0, 0]
+    return noise
+
+
+def read_all(batches):
     try:
         return list(batches)
     finally:
         batches.close()
 
 
+def train(source, start_step=0, **changes):
+    arguments = {'batch_size': 4, 'epochs': 3, 'seed': 7, 'transform': Jitter()}
+    source = Numbered(source) if isinstance(source, int) else source
+    return read_all(pipeline.train_batches(source, start_step=start_step, **arguments | changes))
+
+
 def evaluate(source, **arguments):
-    return list(pipeline.eval_batches(source, **{'batch_size': 4, 'image_size': SIDE} | arguments))
+    return read_all(pipeline.eval_batches(source, **{'batch_size': 4, 'transform': Plain()} | arguments))
 
 
 def assert_same(got, want):
@@ -53,8 +86,12 @@ def assert_same(got, want):
             np.testing.assert_array_equal(a[key], b[key])
 
 
+def joined(batches, key='label'):
+    return np.concatenate([batch[key] for batch in batches])
+
+
 def labels(batches):
-    return np.concatenate([batch['label'] for batch in batches]).tolist()
+    return joined(batches).tolist()
 
 
 def test_every_epoch_holds_every_example_once_in_another_order():
@@ -63,7 +100,7 @@ def test_every_epoch_holds_every_example_once_in_another_order():
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (4, 1)))
     assert len({tuple(order) for order in epochs.tolist()} | {tuple(range(10))}) == 5
     assert batches[0]['image'].dtype == np.uint8 and batches[0]['image'].shape == (5, SIDE, SIDE, 3)
-    assert batches[0]['label'].dtype == np.int32
+    assert batches[0]['label'].dtype == np.int32 and not batches[0]['failed'].size
 
 
 def test_batches_straddle_epochs_and_only_the_last_remainder_is_lost():
@@ -73,44 +110,92 @@ def test_batches_straddle_epochs_and_only_the_last_remainder_is_lost():
     assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(10))
 
 
+def test_images_are_those_of_their_labels():
+    for batch in train(10, transform=marked):
+        for image, label in zip(batch['image'], batch['label'].tolist()):
+            np.testing.assert_array_equal(image[0, 0], Numbered(10)[label]['image'][0, 0])
+
+
 def test_same_seed_same_batches_other_seed_other_order():
     assert_same(train(10), train(10))
     assert labels(train(10, seed=8)) != labels(train(10))
+    assert labels(train(10, seed=-1)) != labels(train(10))
 
 
-def test_augmentation_is_drawn_anew_for_every_example_epoch_and_seed():
-    drawn = []
+@pytest.mark.parametrize('repeats', [1, 3])
+def test_augmentation_is_drawn_anew_for_every_example_epoch_copy_and_seed(repeats):
+    def drawn(seed):
+        return [image.tobytes() for image in
+                joined(train(6, batch_size=6, epochs=2, seed=seed, transform=marked, repeats=repeats), 'image')]
 
-    def augment(image, rng):
-        drawn.append(rng.random())
-        return image
-
-    for seed in (0, 1, 0):
-        train(6, batch_size=6, epochs=2, seed=seed, augment=augment)
-    assert len(set(drawn[:24])) == 24
-    assert drawn[24:] == drawn[:12]
+    assert len({*drawn(0), *drawn(1)}) == 24
+    assert drawn(0) == drawn(0)
 
 
+def test_an_augmentation_depends_on_epoch_and_example_not_on_its_place():
+    """The same example of the same epoch looks the same in batches of another size."""
+    small, large = (train(10, batch_size=size, epochs=1, transform=marked) for size in (2, 10))
+    np.testing.assert_array_equal(joined(small, 'image'), joined(large, 'image'))
+
+
+@pytest.mark.parametrize('repeats', [1, 3])
 @pytest.mark.parametrize('start_step', [0, 1, 2, 5, 7])
-def test_started_at_a_step_it_continues_as_if_never_stopped(start_step):
-    assert_same(train(10, start_step), train(10)[start_step:])
+def test_started_at_a_step_it_continues_as_if_never_stopped(start_step, repeats):
+    assert_same(train(10, start_step, repeats=repeats), train(10, repeats=repeats)[start_step:])
 
 
 def test_worker_processes_change_nothing():
-    want = train(10, 1)
-    for num_workers in (1, 2):
-        assert_same(train(10, 1, num_workers=num_workers), want)
+    for source, repeats in ((Numbered(10), 1), (Broken(10), 3)):
+        want = train(source, 1, repeats=repeats)
+        for num_workers in (1, 2):
+            assert_same(train(source, 1, repeats=repeats, num_workers=num_workers), want)
 
 
+def test_more_workers_than_batches_change_nothing_in_evaluation_either():
+    assert_same(evaluate(Broken(5, masked=True), num_workers=3), evaluate(Broken(5, masked=True)))
+
+
+@pytest.mark.parametrize('repeats', [1, 3])
 @pytest.mark.parametrize('size, process_count', [(10, 2), (11, 2), (11, 4), (9, 4)])
 @pytest.mark.parametrize('start_step', [0, 3])
-def test_processes_share_the_global_batch(size, process_count, start_step):
-    whole = train(size, start_step)
-    parts = [train(size, start_step, process_index=p, process_count=process_count) for p in range(process_count)]
-    assert {len(part) for part in parts} == {len(whole)}
-    for batch, *shares in zip(whole, *parts):
-        together = {key: np.stack([share[key] for share in shares], 1).reshape(batch[key].shape) for key in batch}
-        assert_same([together], [batch])
+def test_processes_hold_contiguous_rows_of_the_global_batch(size, process_count, start_step, repeats):
+    for source in (Numbered(size), Broken(size)):
+        whole = train(source, start_step, repeats=repeats)
+        parts = [train(source, start_step, repeats=repeats, process_index=p, process_count=process_count)
+                 for p in range(process_count)]
+        assert {len(part) for part in parts} == {len(whole)}
+        assert_same([{key: joined(shares, key) for key in whole[0]} for shares in zip(*parts)], whole)
+
+
+def test_repeated_copies_stand_in_a_row_and_differ():
+    seen = labels(train(10, batch_size=6, epochs=1, repeats=3))
+    assert seen == np.repeat(seen[::3], 3).tolist() and len(set(seen)) == 2
+    images = joined(train(10, batch_size=6, epochs=1, repeats=3, transform=marked), 'image')
+    assert len({image.tobytes() for image in images}) == 6
+
+
+def test_an_epoch_with_repeats_is_no_longer_and_visits_a_third_of_the_images():
+    seen = np.array(labels(train(600, batch_size=128, epochs=8, repeats=3))).reshape(8, 512)
+    assert pipeline.epoch_samples(600, 3) == 512 and pipeline.epoch_samples(600) == 600
+    assert pipeline.epoch_samples(1_281_167, 3) == 1_281_024
+    assert {len(set(epoch.tolist())) for epoch in seen} == {171}
+    assert len(set(seen.ravel().tolist())) > 550  # another third each time
+
+
+def test_copies_are_decoded_once_per_batch():
+    counting = Counting(30)
+    train(counting, batch_size=10, epochs=1, repeats=3, transform=marked)
+    assert len(counting.read) == 3 * 4  # ten rows: three images, and one that goes on in the next batch
+
+
+class Counting(Numbered):
+    def __init__(self, size):
+        super().__init__(size)
+        self.read = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
 
 
 @pytest.mark.parametrize('size', [1, 4, 7, 8])
@@ -120,12 +205,17 @@ def test_evaluation_counts_every_example_once(size, process_count):
     assert {len(part) for part in parts} == {-(-size // 4)}
     batches = list(itertools.chain(*parts))
     assert all(batch['image'].shape == (4 // process_count, SIDE, SIDE, 3) for batch in batches)
-    weight, index, label = (np.concatenate([b[key] for b in batches]) for key in ('weight', 'index', 'label'))
+    weight, index, label = (joined(batches, key) for key in ('weight', 'index', 'label'))
     assert weight.dtype == np.float32
     assert sorted(index[weight == 1].tolist()) == list(range(size))
     np.testing.assert_array_equal(label[weight == 1], index[weight == 1])
     assert set(index[weight == 0].tolist()) <= {-1}
     assert set(weight.tolist()) <= {0, 1}
+
+
+def test_evaluation_keeps_the_order_of_the_source_over_processes():
+    parts = [evaluate(Numbered(7), process_index=p, process_count=2) for p in range(2)]
+    assert np.concatenate([joined(shares, 'index') for shares in zip(*parts)]).tolist() == [*range(7), -1]
 
 
 def test_evaluation_shows_images_as_they_are_with_their_masks():
@@ -139,15 +229,17 @@ def test_evaluation_shows_images_as_they_are_with_their_masks():
     assert 'mask' not in evaluate(Numbered(5))[0]
 
 
-def test_images_come_at_the_size_asked_for():
-    assert train(10, image_size=12)[0]['image'].shape == (4, 12, 12, 3)
-    batch = evaluate(Numbered(5, masked=True), image_size=16)[0]
+def test_images_come_at_the_size_of_the_transform():
+    assert train(10, transform=Jitter(12))[0]['image'].shape == (4, 12, 12, 3)
+    batch = evaluate(Numbered(5, masked=True), transform=Plain(16))[0]
     assert batch['image'].shape == (4, 16, 16, 3) and batch['mask'].shape == (4, 16, 16)
     np.testing.assert_array_equal(batch['mask'][:, ::2, ::2], evaluate(Numbered(5, masked=True))[0]['mask'])
 
 
-def test_closed_batches_end():
-    batches = pipeline.train_batches(Numbered(9), batch_size=3, epochs=100, seed=0, image_size=SIDE)
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_closed_batches_end(num_workers):
+    batches = pipeline.train_batches(Numbered(9), batch_size=3, epochs=100, seed=0, transform=Jitter(),
+                                     num_workers=num_workers)
     next(batches)
     batches.close()
     with pytest.raises(ValueError, match='closed'):
@@ -155,7 +247,7 @@ def test_closed_batches_end():
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'batch_size': 40}, 'batch_size=40 is larger than the data: 10 examples in 3 epochs'),
+    ({'batch_size': 40}, 'batch_size=40 is larger than the data: 30 samples in 3 epochs of 10 examples'),
     ({'batch_size': 0}, 'batch_size=0'),
     ({'process_count': 3}, 'batch_size=4 cannot be split over 3 processes: use a positive multiple of 3'),
     ({'process_index': 2, 'process_count': 2}, r'process_index=2 is outside \[0, 1\]'),
@@ -163,6 +255,7 @@ def test_closed_batches_end():
     ({'start_step': -1}, 'start_step=-1'),
     ({'num_workers': -1}, 'num_workers=-1'),
     ({'epochs': 0}, 'epochs'),
+    ({'repeats': 0}, 'repeats=0'),
 ])
 def test_sizes_that_do_not_fit_are_refused_before_any_work(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -174,18 +267,143 @@ def test_nothing_to_evaluate_is_refused():
         evaluate(Numbered(0))
 
 
+class Broken(Numbered):
+    """Every fifth example from 2 on is no image, every fifth from 3 on cannot even be read."""
+
+    def __getitem__(self, index):
+        if index % 5 == 3:
+            raise OSError(f'disk error at {index}')
+        return super().__getitem__(index) | ({'image': b'\xff\xd8no'} if index % 5 == 2 else {})
+
+
+def test_an_unreadable_example_is_replaced_by_a_readable_one_and_reported():
+    batches = train(Broken(10), transform=marked)
+    failed = joined(batches, 'failed').tolist()
+    assert len(failed) == sum(label % 5 in (2, 3) for label in labels(train(10)))
+    assert {text.split(': ')[0] for text in failed} == {'number 2', 'number 7', 'example 3', 'example 8'}
+    assert any('not a readable image' in text for text in failed) and any('disk error at 3' in text for text in failed)
+    assert not {label % 5 for label in labels(batches)} & {2, 3}
+    whole = labels(train(10))
+    assert [label for label, asked in zip(labels(batches), whole) if asked % 5 not in (2, 3)] == [
+        asked for asked in whole if asked % 5 not in (2, 3)]
+    for image, label in zip(joined(batches, 'image'), labels(batches)):
+        np.testing.assert_array_equal(image[0, 0], Numbered(10)[label]['image'][0, 0])
+
+
+def test_a_transform_that_refuses_an_image_counts_as_a_failure():
+    def picky(image, rng):
+        if np.array_equal(image, Numbered(10)[4]['image']):
+            raise ValueError('too dark')
+        return marked(image, rng)
+
+    batches = train(10, transform=picky, batch_size=10, epochs=1)
+    assert joined(batches, 'failed').tolist() == ['number 4: too dark']
+    assert 4 not in labels(batches)
+
+
 @pytest.mark.parametrize('num_workers', [0, 1])
-def test_unreadable_image_is_named(num_workers):
-    batches = pipeline.train_batches(Broken(4), batch_size=4, epochs=1, seed=0, image_size=SIDE,
+def test_data_of_which_nothing_can_be_read_stop_the_run(num_workers):
+    batches = pipeline.train_batches(Nothing(4), batch_size=4, epochs=1, seed=0, transform=Jitter(),
                                      num_workers=num_workers)
-    with pytest.raises(Exception, match="'number 2': not a readable image"):
+    with pytest.raises(ValueError, match=r"17 examples in a row cannot be read, the last one .number \d: not a"):
         list(batches)
     batches.close()
 
 
-class Broken(Numbered):
+class Nothing(Numbered):
     def __getitem__(self, index):
-        return super().__getitem__(index) | ({'image': b'\xff\xd8no'} if index == 2 else {})
+        return super().__getitem__(index) | {'image': b''}
+
+
+def test_in_evaluation_an_unreadable_example_has_no_weight_and_is_reported():
+    batches = evaluate(Broken(9, masked=True))
+    assert joined(batches, 'index').tolist() == [*range(9), -1, -1, -1]
+    assert joined(batches, 'weight').tolist() == [1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert [text.split(':')[0] for text in joined(batches, 'failed').tolist()] == [
+        'number 2', 'example 3', 'number 7', 'example 8']
+    assert not joined(batches, 'image')[[2, 3]].any()
+
+
+class Deadly(Numbered):
+    """Kills the worker that reads example 5, as the kernel does when memory is short."""
+
+    def __getitem__(self, index):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_a_killed_worker_is_an_error_within_seconds_and_no_hang(num_workers):
+    batches = pipeline.eval_batches(Deadly(8), batch_size=1, transform=Plain(), num_workers=num_workers)
+    begin = time.monotonic()
+    with pytest.raises(ChildProcessError, match=r'worker process of the input died \(exit code -9; .*data.workers'):
+        list(batches)
+    batches.close()
+    assert time.monotonic() - begin < 30
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    code = ('import sys, time, multiprocessing\n'
+            'from tests.test_pipeline import Numbered, Plain, pipeline\n'
+            'if __name__ == "__main__":\n'
+            '  batches = pipeline.eval_batches(Numbered(999), batch_size=1, transform=Plain(), num_workers=2)\n'
+            '  next(batches)\n'
+            '  print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n'
+            '  time.sleep(60)\n')
+    script = tmp_path / 'parent.py'
+    script.write_text(code)
+    root = pathlib.Path(__file__).parents[1]
+    with subprocess.Popen([sys.executable, str(script)], cwd=root, env=os.environ | {'PYTHONPATH': str(root)},
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in workers if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = pathlib.Path(f'/proc/{pid}/stat')
+    return not state.exists() or state.read_text().rpartition(')')[2].split()[0] != 'Z'
+
+
+class Noted(Numbered):
+    """Notes in a file what is read, by whichever process."""
+
+    def __init__(self, size, file):
+        super().__init__(size)
+        self.file = file
+
+    def __getitem__(self, index):
+        with open(self.file, 'a') as file:
+            file.write('x')
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_no_more_batches_are_made_ahead_than_is_said(num_workers, tmp_path):
+    file = tmp_path / 'read'
+    batches = pipeline.eval_batches(Noted(99, file), batch_size=1, transform=Plain(), num_workers=num_workers)
+    for _ in range(3):
+        next(batches)
+    made = -1
+    while made < (made := file.stat().st_size):
+        time.sleep(0.5)
+    batches.close()
+    assert 3 < made <= 2 + batches.held < 20
+
+
+def test_the_memory_that_is_taken_is_logged(caplog):
+    with caplog.at_level('INFO'):
+        train(4, transform=Jitter(224))
+    assert 'input: a thread holds at most 3 batches of 0.6 MB, 2 MB in all' in caplog.text
 
 
 def encoded(image, form):
