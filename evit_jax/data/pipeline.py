@@ -19,8 +19,8 @@ import grain.python as grain
 import numpy as np
 from absl import flags, logging
 
+from evit_jax.data.decode import decode
 from evit_jax.data.sources import Source
-from evit_jax.data.transforms import decode
 
 TrainTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [H, W, 3] -> uint8 [S, S, 3]
 EvalTransform = Callable[[np.ndarray], np.ndarray]                        # and `mask(mask)` -> bool [S, S]
@@ -129,6 +129,8 @@ class Batches(Iterator[dict]):
         self._iterator = iter(dataset)
 
     def __next__(self) -> dict:
+        if self._iterator is None:
+            raise ValueError('the batches are closed')
         try:
             return next(self._iterator)
         except RuntimeError as error:
@@ -141,7 +143,9 @@ class Batches(Iterator[dict]):
 
     def close(self) -> None:
         """Ends thread or workers; no batch can be asked for any more."""
-        self._iterator.close()
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None  # left to the interpreter's end, Grain's iterators complain
 
 
 @dataclasses.dataclass(frozen=True)
