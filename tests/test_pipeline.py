@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from evit_jax.data import pipeline, sources, transforms
+from evit_jax.data.decode import decode
 
 SIDE = 8
 
@@ -415,7 +416,7 @@ def encoded(image, form):
 @pytest.mark.parametrize('form, error', [('JPEG', 6), ('PNG', 0), ('BMP', 0)])
 def test_decoding_gives_back_what_was_encoded(form, error):
     image = Numbered(1)[0]['image']
-    got = transforms.decode(encoded(image, form))
+    got = decode(encoded(image, form))
     assert got.shape == image.shape and got.dtype == np.uint8
     assert np.abs(got.astype(int) - image).max() <= error
 
@@ -425,9 +426,9 @@ def test_grey_and_transparent_images_become_rgb():
         picture = Image.fromarray(Numbered(1)[0]['image']).convert(mode)
         file = io.BytesIO()
         picture.save(file, 'PNG')
-        np.testing.assert_array_equal(transforms.decode(file.getvalue()), np.asarray(picture.convert('RGB')))
+        np.testing.assert_array_equal(decode(file.getvalue()), np.asarray(picture.convert('RGB')))
     grey = encoded(Numbered(1)[0]['image'][..., 0], 'JPEG')
-    assert transforms.decode(grey).shape == (SIDE, SIDE, 3)
+    assert decode(grey).shape == (SIDE, SIDE, 3)
 
 
 def test_shift_takes_in_the_mirror_image_and_nothing_else_moves():

@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from evit_jax.data import digits, transforms
+from evit_jax.data import digits
+from evit_jax.data.decode import decode
 
 
 class Source(Protocol):
@@ -49,7 +50,7 @@ class DigitsSource:
         example = self._seen.get(index)
         if example is None:
             record = self._records[index]
-            example = {'image': transforms.decode(record['image']), 'mask': record['mask'],
+            example = {'image': decode(record['image']), 'mask': record['mask'],
                        'label': int(record['label']), 'id': record['id'].decode()}
             example['image'].flags.writeable = False
             self._seen[index] = example
