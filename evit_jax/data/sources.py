@@ -2,13 +2,16 @@
 
 import difflib
 import os
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import tensorflow_datasets as tfds
 
-from evit_jax.data import digits
+from evit_jax.data import digits, splits
 from evit_jax.data.decode import decode
+from evit_jax.data.folder import FolderSource
+from evit_jax.data.generated import GeneratedSource
+from evit_jax.data.tfds_source import TfdsSource
 
 
 class Source(Protocol):
@@ -16,6 +19,9 @@ class Source(Protocol):
 
     `source[i]` is a dict: image (encoded bytes, or uint8 [H, W, 3]), label (int), id (str, unique), and, where it is
     known, mask (encoded bytes, or uint8 [H, W]; above 127 on the object).
+
+    Raises:
+      OSError, ValueError: `source[i]` cannot be read, or is wrong; the message names the example.
     """
     num_classes: int
     class_names: tuple[str, ...]
@@ -60,72 +66,69 @@ class DigitsSource:
         return DigitsSource, self._arguments
 
 
-class GeneratedSource:
-    """Images made up from (seed, index): gratings whose frequencies belong to the class, so that a loss can fall.
-
-    For trying any model at full size without a data set. Costs well under a millisecond at 224.
-    """
-    sizes = {'train': 10_240, 'test': 1_024}
-    splits = tuple(sizes)
-
-    def __init__(self, split: str, image_size: int, num_classes: int, seed: int = 0, size: int | None = None):
-        if image_size < 1 or num_classes < 1:
-            raise ValueError(f'image_size={image_size}, num_classes={num_classes}: both must be at least 1')
-        self.num_classes, self.image_size = num_classes, image_size
-        self.class_names = tuple(f'class {label}' for label in range(num_classes))
-        self._split, self._seed, self._size = split, seed, self.sizes[split] if size is None else size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < self._size:
-            raise IndexError(f'example {index} of {self._size}')
-        side = self.image_size
-        rng = np.random.default_rng([self._seed, self.splits.index(self._split), index])
-        label = int(rng.integers(self.num_classes))
-        of_class = np.random.default_rng([self._seed, len(self.splits), label])
-        x = np.linspace(0, 1, side, dtype=np.float32)[:, None]
-        row = _wave(x * of_class.uniform(1, side / 8) + rng.random())                # [S, 1]
-        column = _wave(x * of_class.uniform(1, side / 8, 3) + rng.random(3)).ravel()  # [S * 3]
-        noise = np.frombuffer(rng.bytes(side * side * 3), np.uint8).reshape(side, side * 3) >> 2  # 0-63
-        noise += row
-        noise += column
-        return {'image': noise.reshape(side, side, 3), 'label': label, 'id': f'{self._split}_{index:07d}'}
+class _Asked(NamedTuple):
+    """The arguments of `open_source`, of which each source takes those that it knows."""
+    split: str
+    path: str | os.PathLike
+    dataset: str
+    image_size: int
+    num_classes: int
+    seed: int
+    size: int | None
+    encoded: tuple[int, int] | None
+    cache: str | None
 
 
-def _wave(turns: np.ndarray) -> np.ndarray:
-    return (np.sin(2 * np.pi * turns) * 48 + 48).astype(np.uint8)  # 0-96
+def _open_digits(asked: _Asked) -> DigitsSource:
+    splits.names(asked.split, DigitsSource.splits)
+    _agree('digits', asked.num_classes, DigitsSource.num_classes)  # before a build that takes a minute
+    return DigitsSource(asked.path, asked.split)
 
 
-_SOURCES = {'digits': DigitsSource, 'generated': GeneratedSource}
+def _open_generated(asked: _Asked) -> GeneratedSource:
+    if asked.split not in GeneratedSource.splits:
+        raise ValueError(f'no split {asked.split!r} (there are {", ".join(GeneratedSource.splits)})')
+    return GeneratedSource(asked.split, asked.image_size, asked.num_classes, asked.seed, asked.size, asked.encoded)
 
 
-def open_source(name: str, split: str, *, path: str | os.PathLike, image_size: int, num_classes: int, seed: int = 0,
-                size: int | None = None) -> Source:
+_OPEN: dict[str, Callable[[_Asked], Source]] = {
+    'digits': _open_digits,
+    'generated': _open_generated,
+    'tfds': lambda asked: TfdsSource(asked.path, asked.split, asked.dataset, asked.cache),
+    'folder': lambda asked: FolderSource(asked.path, asked.split, asked.cache),
+}
+
+
+def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset: str = '', image_size: int = 224,
+                num_classes: int = 0, seed: int = 0, size: int | None = None, encoded: tuple[int, int] | None = None,
+                cache: str | None = None) -> Source:
     """Opens a source by its name.
 
     Args:
-      name: 'digits', or 'generated'.
-      split: 'train' or 'test'.
-      path: folder of the data sets; 'digits' is built there if absent. Unused by 'generated'.
+      name: 'tfds', 'folder', 'digits' or 'generated'.
+      split: 'train', or 'test' for what is evaluated; of stored sources also a slice, see `splits`.
+      path: folder of the data; 'digits' is built there if absent. Unused by 'generated'.
+      dataset: of 'tfds', where `path` is a data_dir: 'imagenet2012', 'imagenet2012:5.1.0', 'name/config:1.0.0'.
       image_size: pixels a side of generated images; a stored source has its own, and the pipeline resizes.
-      num_classes: what the model expects; a stored source must agree.
+      num_classes: what the model expects, a stored source must agree; 0: what the data have.
       seed: of generated images.
       size: examples of a generated source; 10,240 to train and 1,024 to test by default.
+      encoded: width and height of generated JPEG files, in place of arrays.
+      cache: folder for indexes that cannot be kept beside the data.
 
     Raises:
-      ValueError: unknown name or split, or the classes differ.
+      ValueError: unknown name or split, the classes differ, or the data are not as they should be.
+      OSError: the data are not there, or cannot be read.
     """
-    if name not in _SOURCES:
-        near = difflib.get_close_matches(name, _SOURCES, n=1)
+    if name not in _OPEN:
+        near = difflib.get_close_matches(name, _OPEN, n=1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ValueError(f'unknown source {name!r}{hint} (there are {", ".join(_SOURCES)})')
-    splits = _SOURCES[name].splits
-    if split not in splits:
-        raise ValueError(f'source {name!r} has no split {split!r} (there are {", ".join(splits)})')
-    if name == 'generated':
-        return GeneratedSource(split, image_size, num_classes, seed, size)
-    if num_classes != DigitsSource.num_classes:
-        raise ValueError(f'num_classes={num_classes}, but source {name!r} has {DigitsSource.num_classes}: set it so')
-    return DigitsSource(path, split)
+        raise ValueError(f'unknown source {name!r}{hint} (there are {", ".join(_OPEN)})')
+    source = _OPEN[name](_Asked(split, path, dataset, image_size, num_classes, seed, size, encoded, cache))
+    _agree(name, num_classes, source.num_classes)
+    return source
+
+
+def _agree(name: str, wanted: int, has: int) -> None:
+    if wanted not in (0, has):
+        raise ValueError(f'num_classes={wanted}, but source {name!r} has {has}: set it so, or to 0')

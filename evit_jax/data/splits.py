@@ -1,0 +1,65 @@
+"""Names and slices of splits as tfds writes them: 'train', 'train[:90%]', 'test[:1000]', 'train+test'."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+HELD_OUT = ('validation', 'val', 'test')  # of these, the first that the data has is evaluated
+_WITHOUT = {'train': 'train[:90%]', 'test': 'train[90%:]'}  # where it has none
+
+
+class Part(NamedTuple):
+    """Examples `start` to `stop` of a split."""
+    split: str
+    start: int
+    stop: int
+
+
+def resolve(split: str, have: Collection[str]) -> str:
+    """What 'train' and 'test' mean for data with the splits `have`; other names and slices pass as they are.
+
+    'test' is the split to evaluate on: 'validation' (or 'val') before 'test', which often has no labels. Where there is
+    neither, it is the last tenth of 'train', and 'train' then is the rest. 'train[:100%]' and 'test[:100%]' mean
+    what they say.
+    """
+    held_out = [name for name in HELD_OUT if name in have]
+    if not held_out:
+        return _WITHOUT.get(split, split)
+    return held_out[0] if split == 'test' else split
+
+
+def names(split: str, have: Collection[str]) -> list[str]:
+    """The splits of which `split` has slices.
+
+    Raises:
+      ValueError: one of them is not there.
+    """
+    found = [part.partition('[')[0].strip() for part in split.split('+')]
+    for name in found:
+        if name not in have:
+            raise ValueError(f'no split {name!r} (there are {", ".join(have) or "none"})')
+    return found
+
+
+def parts(split: str, sizes: Mapping[str, int]) -> list[Part]:
+    """The parts of which `split` consists, in order.
+
+    Args:
+      sizes: examples of each split that `split` names; more do no harm.
+
+    Raises:
+      ValueError: no such split, it is not written as tfds does, or it holds nothing.
+    """
+    names(split, sizes)
+    infos = {name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0) for name, size in sizes.items()}
+    try:
+        found = [Part(at.splitname, at.from_ or 0, sizes[at.splitname] if at.to is None else at.to)
+                 for at in tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)]
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"split {split!r}: {str(error).splitlines()[-1].rstrip('.')}; write it like 'train', "
+                         "'train[:90%]' or 'train[1000:]'") from error
+    if not any(part.stop > part.start for part in found):
+        has = ', '.join(f'{size:,} in {name!r}' for name, size in sizes.items())
+        raise ValueError(f'split {split!r} holds no examples (there are {has})')
+    return found
