@@ -34,7 +34,7 @@ def main() -> None:
         raise ValueError('give --config FILE, as in: python -m evit_jax.describe --config configs/folder.py '
                          '--config.data.path=DIR')
     train, test = inputs.open_sources(config)
-    for split, source in (('train', train), ('test', test)):
+    for split, source in ((config.data.train_split, train), (config.data.test_split, test)):
         _describe(split, source, config.data.workers)
     _draw(config, train)
 

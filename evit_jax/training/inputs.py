@@ -13,9 +13,10 @@ def open_sources(config: Any) -> tuple[Source, Source]:
     Raises:
       ValueError, OSError: no such source, nothing at its path, or other classes than the model has.
     """
+    data = config.data
     return tuple(sources.open_source(
-        config.data.source, split, path=config.data.path, image_size=config.model.image_size,
-        num_classes=config.model.classes, seed=config.seed) for split in ('train', 'test'))
+        data.source, split, path=data.path, dataset=data.name, image_size=config.model.image_size,
+        num_classes=config.model.classes, seed=config.seed) for split in (data.train_split, data.test_split))
 
 
 def train_transform(config: Any) -> TrainTransform:
