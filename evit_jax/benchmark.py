@@ -9,7 +9,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from evit_jax import commandline
-from evit_jax.benchmarks import input as inputs_measured
+from evit_jax.benchmarks import input as input_speed
 from evit_jax.benchmarks import report
 from evit_jax.data.generated import GeneratedSource
 from evit_jax.training import inputs
@@ -35,7 +35,7 @@ def measure_input() -> None:
              'repeats': config.data.repeats, 'augment': config.data.augment, 'workers': workers}
     print(', '.join(f'{name} {value}' for name, value in about.items()), flush=True)
     logging.set_verbosity(logging.WARNING)  # the pipelines would say what memory they take at every turn
-    rows = inputs_measured.rows_of(inputs_measured.measure(
+    rows = input_speed.rows_of(input_speed.measure(
         source, inputs.train_transform(config), batch_size=_BATCH.value, repeats=config.data.repeats, workers=workers,
         seconds=_SECONDS.value))
     headers = ('', 'images/s', 'images/CPU-s', 'CPU µs per image shown')

@@ -29,6 +29,7 @@ _THREAD_AHEAD = 2   # batches that the thread makes while a step runs
 _WORKER_QUEUE = 1   # batches that Grain queues for a worker, twice: towards this process, and in it
 _TRIES = 16         # other examples tried in place of an unreadable one
 _SELECTED = 256     # with repeats, an epoch's samples are a multiple of this, as in the reference
+_DEATHS = {'-9': ' (killed, often for want of memory)', '-7': ' (no room in shared memory, /dev/shm)'}
 _ORDER, _SAMPLE, _REPLACEMENT = range(3)  # what a random stream is for; the rest of its seed says which
 
 
@@ -138,8 +139,8 @@ class Batches(Iterator[dict]):
                 raise
             code = str(error).partition('exit code ')[2].partition('.')[0]
             raise ChildProcessError(
-                f'a worker process of the input died (exit code {code}; -9: killed, often for want of memory, -7: no '
-                'room in shared memory); lower data.workers or the batch size, or give the machine more') from error
+                f'a worker process of the input died with exit code {code}{_DEATHS.get(code, "")}; if memory is short, '
+                'lower data.workers or the batch size') from error
 
     def close(self) -> None:
         """Ends thread or workers; no batch can be asked for any more."""
