@@ -15,6 +15,9 @@ def run(program: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
     Args:
       program: or several by name, of which the command line says one before the flags.
     """
+    if '--help' in sys.argv:
+        print(sys.modules['__main__'].__doc__, flags.FLAGS.main_module_help(), sep='\n')
+        return
     try:
         words = flags.FLAGS(sys.argv)[1:]
         if isinstance(program, Mapping):

@@ -1,6 +1,7 @@
 """Describes the data of a config: python -m evit_jax.describe --config configs/folder.py --config.data.path=DIR
 
 Sizes, classes, images of a class, image sizes, what cannot be read; and a picture of a batch as the model sees it.
+Reads a sample, or every image with --check_all.
 """
 
 import functools

@@ -146,10 +146,9 @@ def test_started_at_a_step_it_continues_as_if_never_stopped(start_step, repeats)
 
 
 def test_worker_processes_change_nothing():
-    for source, repeats in ((Numbered(10), 1), (Broken(10), 3)):
-        want = train(source, 1, repeats=repeats)
-        for num_workers in (1, 2):
-            assert_same(train(source, 1, repeats=repeats, num_workers=num_workers), want)
+    want = train(Broken(10), 1, repeats=3)
+    for num_workers in (1, 2):
+        assert_same(train(Broken(10), 1, repeats=3, num_workers=num_workers), want)
 
 
 def test_more_workers_than_batches_change_nothing_in_evaluation_either():
