@@ -8,16 +8,18 @@ def get_config():
     config.seed = 0
     config.batch_size = 1024     # over all devices
     config.epochs = 300
-    config.ema_decay = 0.99996   # 0: no average is kept
+    config.ema_decay = 0.99996   # 0: no average is kept; its memory is 1 / (1 - decay) steps
     config.label_smoothing = 0.1
+    config.init_from = ''        # workdir of the run whose newest weights are the initial ones
+    config.init_ema = False      # start from their moving average
     config.compilation_cache = '~/.cache/evit_jax'  # '': none
 
     config.model = ConfigDict()
     config.model.name = 'deit_s'
     config.model.image_size = 224
-    config.model.classes = 1000
+    config.model.classes = 1000           # 0: as many as the data has
     config.model.distilled = False
-    config.model.drop_path = 0.1
+    config.model.drop_path = 0.1          # share of residual branches dropped in training, at the last block
     config.model.dtype = 'bfloat16'       # of the computation: bfloat16 or float32
     config.model.reduce_at = (3, 6, 9)    # blocks that drop tokens, 0-based
     config.model.fuse = True              # dropped tokens become one
@@ -31,12 +33,28 @@ def get_config():
     config.keep.levels = 8        # in so many compiled programs
 
     config.data = ConfigDict()
-    config.data.source = 'generated'
-    config.data.path = 'data'
-    config.data.augment = 'none'  # none or jitter
-    config.data.workers = 0       # processes that decode; 0: a thread
+    config.data.source = 'generated'      # digits, generated, tfds or folder
+    config.data.name = 'imagenet2012'     # of a data set of tfds
+    config.data.path = 'data'             # folder of the data
+    config.data.train_split = 'train'
+    config.data.test_split = 'test'       # validation or val, where the data have it
+    config.data.crop = (0.08, 1.0)        # area of the random crop; (): the whole image, squeezed to a square
+    config.data.ratio = (3 / 4, 4 / 3)    # width / height of the random crop
+    config.data.flip = 0.5                # share of the images mirrored
+    config.data.augment = 'rand-m9-mstd0.5-inc1'  # RandAugment; or 3a, jitter (of the digits), none
+    config.data.colour_jitter = 0.4       # under RandAugment there is none
+    config.data.repeats = 3               # copies of an image in a row, each augmented by itself
+    config.data.eval_crop = 224 / 256     # side of the centre crop, of the image's short side
+    config.data.workers = 8               # processes that decode; 0: a thread
+    config.data.max_failed = 0.01         # share of unreadable images that stops the run
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
+
+    config.mixing = ConfigDict()
+    config.mixing.erase = 0.25   # share of the images with a box erased
+    config.mixing.mixup = 0.8    # of lambda's Beta distribution; 0: none
+    config.mixing.cutmix = 1.0   # likewise
+    config.mixing.switch = 0.5   # share of cutmix, where mixup is on too
 
     config.optimizer = ConfigDict()
     config.optimizer.lr = 5e-4          # of 512 images, scaled to the batch

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from evit_jax.data import mixing
 from evit_jax.training import loop, run, writers
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import Checkpoints
@@ -21,8 +22,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = {'batch_size': 256, 'epochs': 1, 'compilation_cache': '', 'ema_decay': 0.9, 'model.name': 'vit_digits',
             'model.image_size': 32, 'model.classes': 10, 'model.dtype': 'float32', 'model.reduce_at': (1, 2, 3),
             'model.drop_path': 0.1, 'keep.shrink_epochs': 1, 'keep.levels': 2, 'data.augment': 'jitter',
-            'optimizer.lr': 2e-3, 'optimizer.warmup_epochs': 0.2, 'log.every': 4, 'log.eval_epochs': 2.0,
-            'log.pictures': 2, 'checkpoint.every': 7}
+            'data.workers': 0, 'optimizer.lr': 2e-3, 'optimizer.warmup_epochs': 0.2, 'log.every': 4,
+            'log.eval_epochs': 2.0, 'log.pictures': 2, 'checkpoint.every': 7}
 
 
 def tiny(**changes):
@@ -130,6 +131,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
     ({'batch_size': 60}, 'batch_size=60 is not divisible by the 8 devices: use 56 or 64'),
     ({'model__dtype': 'float8'}, "config.model.dtype='float8' is unknown: there are float32, bfloat16"),
     ({'epochs': 0}, r'config.epochs=0 is outside \[1'),
+    ({'model__classes': 1}, r'config.model.classes=1 is outside \[2'),
+    ({'mixing__erase': 1.5}, r'config.mixing.erase=1.5 is outside \[0, 1\]'),
+    ({'mixing__mixup': -0.1}, r'config.mixing.mixup=-0.1 is outside \[0'),
     ({'data__source': 'digit'}, "did you mean 'digits'"),
 ])
 def test_a_value_that_cannot_work_stops_before_anything_is_trained(tmp_path, changes, message):
@@ -187,6 +191,20 @@ def test_the_program_ends_with_one_line_and_a_code_on_an_unknown_key(tmp_path):
     assert done.returncode == 2
     assert 'Did you mean "rate"' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_configs_mixing_reaches_the_step_with_one_group_to_a_device(monkeypatch):
+    asked = {}
+
+    def record(images, labels, key, **how):
+        asked.update(how)
+        return images, jax.nn.one_hot(labels, 10)
+
+    monkeypatch.setattr(mixing, 'mix_batch', record)
+    laid = run.lay_out(tiny(mixing__erase=0.1, mixing__mixup=0.2, mixing__cutmix=0.3, mixing__switch=0.4))
+    batch = {'image': np.zeros((256, 32, 32, 3), np.uint8), 'label': np.zeros(256, np.int32)}
+    jax.eval_shape(laid.train_step(), laid.abstract_state(), batch, laid.plan)
+    assert asked == {'mixing': mixing.Mixing(0.1, 0.2, 0.3, 0.4, smoothing=0.1), 'classes': 10, 'groups': 8}
 
 
 def test_evaluation_counts_each_image_once_and_padding_never():

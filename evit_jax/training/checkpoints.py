@@ -2,14 +2,53 @@
 
 import json
 import os
+import re
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
 from evit_jax.training.state import TrainState
+
+_FIELD = re.compile(r'\d+\.(\w+)(.*)')  # of a stored name: 00001.params['blocks'][0]['norm1']['bias']
+_KEYS = re.compile(r"\['?(\w+)'?\]")
+
+def newest_step(workdir: str | os.PathLike) -> int | None:
+    """Step of the newest checkpoint of a run; reads only."""
+    folder = _folder_in(workdir)
+    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
+
+
+def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """One field of the state in the newest checkpoint of any run, whatever its config; reads only.
+
+    Args:
+      field: of `TrainState`: 'params' or 'ema'.
+
+    Returns:
+      Arrays by dotted path in the field (none where the run has no such field), and the JSON kept beside them.
+
+    Raises:
+      ValueError: no checkpoint, or one that cannot be read.
+    """
+    folder, step = _folder_in(workdir), newest_step(workdir)
+    if step is None:
+        raise ValueError(f'{workdir} holds no checkpoint: give the workdir of a run')
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta = reader.restore(folder / str(step) / 'meta')
+        names = [name for name in meta['leaves'] if _FIELD.match(name)[1] == field]
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            arrays = reader.restore(folder / str(step) / 'state', args=ocp.args.PyTreeRestore(
+                dict.fromkeys(names, 0), partial_restore=True,
+                restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})) if names else {}
+    except Exception as error:  # as in `restore`
+        raise ValueError(f'the checkpoint of step {step} in {folder} cannot be read: {str(error).splitlines()[0]}; '
+                         'move it away to use the one before') from error
+    return {'.'.join(_KEYS.findall(_FIELD.match(name)[2])): value for name, value in arrays.items()}, meta
 
 
 class Checkpoints:
@@ -20,7 +59,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int):
-        self._folder = epath.Path(workdir).resolve() / 'checkpoints'
+        self._folder = _folder_in(workdir)
         self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=True))
 
@@ -28,12 +67,16 @@ class Checkpoints:
         """Step of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, config: dict[str, Any]) -> None:
-        """Starts writing; returns as soon as the state has been copied off the devices."""
+    def save(self, state: TrainState, about: dict[str, Any]) -> None:
+        """Starts writing; returns as soon as the state has been copied off the devices.
+
+        Args:
+          about: JSON kept beside the arrays: config and class_names.
+        """
         step = int(state.step)
         if step == self.latest():
             return
-        meta = {'config': json.loads(json.dumps(config)), 'next_step': step, 'leaves': _shapes(state)}
+        meta = json.loads(json.dumps(about)) | {'next_step': step, 'leaves': _shapes(state)}
         self._manager.save(step, args=ocp.args.Composite(
             state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
 
@@ -93,6 +136,10 @@ class Checkpoints:
             target = target.with_name(f'{target.name}_again')
         (self._folder / str(step)).rename(target)
         self._manager.reload()
+
+
+def _folder_in(workdir):
+    return epath.Path(workdir).resolve() / 'checkpoints'
 
 
 def _named(state: TrainState) -> dict[str, Any]:

@@ -31,6 +31,8 @@ _IN_FLIGHT = 2  # steps sent to the devices before the oldest one's loss is look
 def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = False) -> dict[str, float]:
     """Trains to the end, from the newest checkpoint if there is one, then evaluates and draws pictures.
 
+    Without one it begins, from the weights of `config.init_from` or from random ones.
+
     The continued run ends with the bits of an undisturbed one: batches and draws are functions of (seed, step).
 
     Args:
@@ -44,8 +46,10 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: loss or gradient is not finite; names the step. Checkpoints from before it stay.
     """
     runs.check(config)
+    runs.check_start(config, workdir)
     workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
     run = runs.lay_out(config)
+    workdirs.record_classes(workdir, run.train_source.class_names)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     state = checkpoints.restore(run.abstract_state())
     if state is None:
@@ -54,7 +58,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
         logging.info('continuing at step %d of %d', int(state.step), run.total_steps)
     writer = create_writer(workdir if jax.process_index() == 0 else None, config.log.writer,
                            resumed_at=int(state.step))
-    writer.write_hparams(workdirs.flat(config.to_dict()))
+    writer.write_hparams(workdirs.flat(run.config.to_dict()))
     try:
         if int(state.step) < run.total_steps:
             state = _Loop(run, checkpoints, writer).go(state)
@@ -76,7 +80,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float
     config = config.copy_and_resolve_references()
     with config.unlocked():  # what shapes the optimizer's state and the average belongs to the checkpoint
         config.update_from_flattened_dict({key: value for key, value in trained.items()
-                                           if key.startswith('optimizer.') or key == 'ema_decay'})
+                                           if key.startswith('optimizer.') or key in ('ema_decay', 'model.classes')})
     run = runs.lay_out(config, trained_size=trained['model.image_size'])
     checkpoints = Checkpoints(workdir, keep=trained['checkpoint.keep'])
     try:
@@ -151,7 +155,7 @@ class _Loop:
         every = max(round(run.config.log.eval_epochs * run.steps_per_epoch), 1)
         if last or done % run.config.checkpoint.every == 0:
             self._settle(0)
-            self._checkpoints.save(state, run.config.to_dict())
+            self._checkpoints.save(state, run.about)
         if not last and done % every == 0:
             self._settle(0)
             self._evaluate(done, state)

@@ -1,14 +1,7 @@
 """Losses on logits."""
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
-
-
-def smooth_targets(labels: Array, classes: int, smoothing: float) -> Array:
-    """[B] int labels to [B, L] float32 targets, `smoothing` of the weight spread over all classes."""
-    return optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=jnp.float32), smoothing)
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:

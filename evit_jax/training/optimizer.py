@@ -22,7 +22,8 @@ def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps:
                   min_lr: float) -> optax.Schedule:
     """Warm-up, then a cosine evaluated at the absolute step (the warm-up is not a prefix of it).
 
-    The reference steps once an epoch; here every step (a departure: the same curve without its stairs).
+    The reference steps once after each epoch, so that epoch e + 1 runs at this curve's value of epoch e; here every
+    step (a departure: the same curve without its stairs and an epoch earlier).
 
     Args:
       lr: of 512 images; scaled linearly to the batch. `warmup_lr` and `min_lr` are not scaled.
@@ -31,8 +32,9 @@ def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps:
 
     def schedule(step):
         warm = warmup_lr + (peak - warmup_lr) * step / max(warmup_steps, 1)
-        cosine = min_lr + (peak - min_lr) * (1 + jnp.cos(math.pi * jnp.minimum(step / total_steps, 1))) / 2
-        return jnp.where(step < warmup_steps, warm, cosine)
+        left = jnp.maximum(total_steps - step, 0) / total_steps
+        cosine = jnp.sin(math.pi / 2 * left) ** 2  # (1 + cos(pi * (1 - left))) / 2 without its cancellation in float32
+        return jnp.where(step < warmup_steps, warm, min_lr + (peak - min_lr) * cosine)
 
     return schedule
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ import optax
 from jax.sharding import Mesh
 
 from evit_jax import models, parallel
-from evit_jax.data import pipeline, sources, transforms
+from evit_jax.data import mixing, pipeline, sources, transforms
 from evit_jax.models import Model
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
 from evit_jax.training import optimizer as optimizers
-from evit_jax.training import steps
+from evit_jax.training import steps, weights
+from evit_jax.training.checkpoints import newest_step
 from evit_jax.training.state import TrainState, create_state
 
 _AUGMENTS = {'none': None, 'jitter': transforms.jitter}
@@ -47,29 +49,47 @@ class Run(NamedTuple):
     def steps_per_epoch(self) -> float:
         return len(self.train_source) / self.config.batch_size
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        return {'config': self.config.to_dict(), 'class_names': list(self.train_source.class_names)}
+
     def new_state(self) -> TrainState:
-        """The state before the first step, on all devices."""
-        return jax.jit(self._init, out_shardings=parallel.replicated(self.mesh))(jax.random.key(self.config.seed))
+        """The state before the first step, on all devices, from the weights of `config.init_from` if it names any.
+
+        Raises:
+          ValueError: those weights cannot be read or do not fit.
+        """
+        config, place = self.config, parallel.replicated(self.mesh)
+        params = jax.jit(self.model.init, out_shardings=place)(jax.random.key(config.seed))
+        if config.init_from:
+            params = weights.start_from(config.init_from, params, prefix=self.model.shape.prefix, ema=config.init_ema,
+                                        class_names=self.train_source.class_names)
+        return jax.jit(self._state_of, out_shardings=place)(params)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
         place = parallel.replicated(self.mesh)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                            jax.eval_shape(self._init, jax.random.key(0)))
+                            jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0))))
 
     def train_step(self) -> Callable:
         """The training step, jitted."""
+        config = self.config
+        how = mixing.Mixing(config.mixing.erase, config.mixing.mixup, config.mixing.cutmix, config.mixing.switch,
+                            config.label_smoothing)
+        mix = functools.partial(mixing.mix_batch, mixing=how, classes=self.model.shape.classes, groups=self.mesh.size)
         step = steps.make_train_step(
-            self.model, self.optimizer, self.schedule, prepare=self.prepare, smoothing=self.config.label_smoothing,
-            ema_decay=self.config.ema_decay, seed=self.config.seed, updates_every=self.config.optimizer.accumulate)
+            self.model, self.optimizer, self.schedule, prepare=self.prepare, mix=mix, ema_decay=config.ema_decay,
+            seed=config.seed, updates_every=config.optimizer.accumulate)
         return self._jit(step, donate=True)
 
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
         return self._jit(steps.make_eval_step(self.model, prepare=self.prepare), donate=False)
 
-    def _init(self, key):
-        return create_state(self.model, self.optimizer, key, ema=self.config.ema_decay > 0)
+    def _state_of(self, params):
+        return create_state(params, self.optimizer, ema=self.config.ema_decay > 0)
 
     def _jit(self, step, donate):
         first, batch = parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
@@ -85,11 +105,15 @@ def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
     Raises:
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
-    shape, plan_at = _shape_and_plans(config, trained_size)
     mesh = parallel.data_mesh(config.batch_size)
     train_source, test_source = (sources.open_source(
         config.data.source, split, path=config.data.path, image_size=config.model.image_size,
         num_classes=config.model.classes, seed=config.seed) for split in ('train', 'test'))
+    if not config.model.classes:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model.classes = train_source.num_classes
+    shape, plan_at = _shape_and_plans(config, trained_size)
     total_steps = pipeline.train_steps(len(train_source), config.batch_size, config.epochs)
     per_epoch = len(train_source) / config.batch_size
     keep = KeepSchedule(round(config.keep.start_epoch * per_epoch), round(config.keep.shrink_epochs * per_epoch),
@@ -105,6 +129,17 @@ def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
     return Run(config, mesh, model, train_source, test_source, plan_at(1.0), stages(keep, plan_at, total_steps),
                total_steps, optimizer, schedule, prepare)
+
+
+def check_start(config: Any, workdir: str | os.PathLike) -> None:
+    """Raises a ValueError if a run that begins in this workdir lacks the weights that it is to begin from."""
+    if newest_step(workdir) is not None:
+        return
+    if config.init_from is None:
+        raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of the run that '
+                         'has them, or --config.init_from= to start from nothing')
+    if config.init_from and newest_step(config.init_from) is None:
+        raise ValueError(f'config.init_from={config.init_from} holds no checkpoint: give the workdir of a trained run')
 
 
 def train_batches(run: Run, start_step: int):
@@ -153,11 +188,13 @@ def _plan_at(config, patches, depth):
 
 def check(config: Any) -> None:
     """Raises a ValueError for a value outside its limits; reads and writes nothing."""
+    least_classes = 2 if config.model.classes else 0  # 0: as many as the data has
     limits = {'batch_size': (1, math.inf), 'epochs': (1, math.inf), 'label_smoothing': (0, 0.999),
-              'ema_decay': (0, 0.999999), 'model.drop_path': (0, 0.999), 'model.classes': (2, math.inf),
+              'ema_decay': (0, 0.999999), 'model.drop_path': (0, 0.999), 'model.classes': (least_classes, math.inf),
               'log.every': (1, math.inf), 'checkpoint.every': (1, math.inf), 'checkpoint.keep': (1, math.inf),
               'optimizer.accumulate': (1, math.inf), 'keep.start_epoch': (0, math.inf),
-              'keep.shrink_epochs': (0, math.inf)}
+              'keep.shrink_epochs': (0, math.inf), 'mixing.erase': (0, 1), 'mixing.mixup': (0, math.inf),
+              'mixing.cutmix': (0, math.inf), 'mixing.switch': (0, 1)}
     for key, (low, high) in limits.items():
         value = functools.reduce(lambda node, part: node[part], key.split('.'), config)
         if not low <= value <= high:

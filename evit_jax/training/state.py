@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from evit_jax.models import Model
-
 
 class TrainState(NamedTuple):
     """A pytree: what a checkpoint holds and a step returns anew."""
@@ -19,17 +17,12 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def create_state(model: Model, optimizer: optax.GradientTransformation, key: Array, *, ema: bool) -> TrainState:
+def create_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
     """The state before the first step."""
-    params = model.init(key)
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
 
 
-def average(ema: Any, params: Any, decay: float, step: Array) -> Any:
-    """The moving average after a step; it forgets faster in the first steps, while its memory is short.
-
-    (A departure: the reference keeps the initial weights in at full decay. For long runs both agree.)
-    """
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+def average(ema: Any, params: Any, decay: float) -> Any:
+    """The moving average after a step; its memory is 1 / (1 - decay) steps, until then it holds the initial weights."""
     return jax.tree.map(lambda old, new: old * decay + new * (1 - decay), ema, params)

@@ -20,29 +20,31 @@ def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
 
 
 def make_train_step(model: Model, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *,
-                    prepare: Callable[[Array], Array], smoothing: float, ema_decay: float,
-                    seed: int, updates_every: int = 1) -> Callable[..., tuple[TrainState, dict]]:
+                    prepare: Callable[[Array], Array], mix: Callable[[Array, Array, Array], tuple[Array, Array]],
+                    ema_decay: float, seed: int, updates_every: int = 1) -> Callable[..., tuple[TrainState, dict]]:
     """Makes `step(state, batch, plan) -> (state, metrics)`; jit it with `plan` static and the state donated.
 
     Args:
       prepare: uint8 images to what the model takes.
+      mix: prepared images, labels and a key to the images trained on and their targets [B, L].
       seed: all draws of step s come from (seed, s).
       updates_every: steps between two updates of the optimizer, for the reported learning rate.
     """
 
     def step(state: TrainState, batch: dict, plan: TokenPlan) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        targets = losses.smooth_targets(batch['label'], model.shape.classes, smoothing)
+        drop_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        images, targets = mix(prepare(batch['image']), batch['label'], mix_key)
 
         def loss_of(params):
-            logits, _ = model.apply(params, prepare(batch['image']), plan, key)
+            logits, _ = model.apply(params, images, plan, drop_key)
             return losses.cross_entropy(logits, targets), logits
 
         (loss, logits), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else average(state.ema, params, ema_decay, state.step)
-        metrics = {'loss': loss, 'accuracy': jnp.mean(logits.argmax(-1) == batch['label']),
+        ema = None if state.ema is None else average(state.ema, params, ema_decay)
+        right = logits.argmax(-1) == targets.argmax(-1)  # of two mixed classes, the one with more weight
+        metrics = {'loss': loss, 'accuracy': jnp.mean(right),
                    'grad_norm': optax.global_norm(gradient), 'lr': schedule(state.step // updates_every)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 

@@ -1,16 +1,20 @@
 """The folder of a run: writable, and of one model and config from its first start to its last."""
 
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 from typing import Any
+
+from evit_jax.training.checkpoints import newest_step
 
 CONFIG_FILE = 'config.json'
 _NEED_FREE = 64 * 2**20
 # What a run may change when it goes on: none of it alters the parameters at the end.
-_FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'compilation_cache')
+_FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.max_failed', 'compilation_cache')
 # What decides the parameters' shapes: an evaluation may change everything else.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled')
 
@@ -30,7 +34,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     """Makes the folder ready for training with a config.
 
     Raises:
-      ValueError: it cannot be written, has no room, or holds a run with another config.
+      ValueError: it cannot be written, has no room, or holds a run with another config (a checkpoint of one).
     """
     folder = pathlib.Path(path)
     try:
@@ -42,9 +46,10 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     if (free := shutil.disk_usage(folder).free) < _NEED_FREE:
         raise ValueError(f'workdir {folder} has {free / 2**20:.0f} MiB free, a run needs at least '
                          f'{_NEED_FREE // 2**20}: make room or give another --workdir')
-    old = saved_config(folder)
+    old = saved_config(folder) if newest_step(folder) is not None else None
     new = flat(config)
     if old is not None:
+        new = _with_classes_of(old, new)
         differ = [key for key in sorted(old.keys() | new.keys())
                   if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
         said = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)
@@ -53,9 +58,22 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
         if differ and not accept_changes:
             raise ValueError(f'workdir {folder} holds a run with another config ({said}): give another --workdir, or '
                              f'--accept_changes to go on with the new values')
-    temporary = folder / f'.{CONFIG_FILE}.{os.getpid()}'
-    temporary.write_text(json.dumps(new, indent=1, sort_keys=True) + '\n')
-    temporary.replace(folder / CONFIG_FILE)
+    _write(folder, new)
+
+
+def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
+    """Notes in the workdir's config which classes the data has.
+
+    Raises:
+      ValueError: the run in the workdir began with other classes.
+    """
+    saved, names = saved_config(path), list(names)
+    if (old := saved.get('class_names', names)) != names:
+        first = next(pair for pair in itertools.zip_longest(old, names) if pair[0] != pair[1])
+        raise ValueError(f'workdir {path} holds a run on other classes ({len(old)} there, {len(names)} in the data; '
+                         f'the first that differs is {first[0]!r} there, {first[1]!r} in the data): give another '
+                         '--workdir, and --config.init_from to start from its weights')
+    _write(path, saved | {'model.classes': len(names), 'class_names': names})
 
 
 def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -79,10 +97,24 @@ def trained_config(path: str | os.PathLike, config: dict[str, Any]) -> dict[str,
     Raises:
       ValueError: there is no run, or it has another model.
     """
-    old, new = saved_config(path), flat(config)
+    old = saved_config(path)
     if old is None:
         raise ValueError(f'workdir {path} holds no run (no {CONFIG_FILE}): train first, or give the right --workdir')
+    new = _with_classes_of(old, flat(config))
     if differ := [key for key in _MODEL_KEYS if old.get(key) != new.get(key)]:
         said = ', '.join(f'{key} {old.get(key)} there, {new.get(key)} here' for key in differ)
         raise ValueError(f'workdir {path} holds another model ({said}): use the config that it was trained with')
     return old
+
+
+def _with_classes_of(old, new):
+    """What the data told an earlier start about the classes, where the config leaves it to the data."""
+    known = {'class_names': old['class_names']} if 'class_names' in old else {}
+    return new | known | ({} if new['model.classes'] else {'model.classes': old['model.classes']})
+
+
+def _write(path, config):
+    folder = pathlib.Path(path)
+    temporary = folder / f'.{CONFIG_FILE}.{os.getpid()}'
+    temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + '\n')
+    temporary.replace(folder / CONFIG_FILE)

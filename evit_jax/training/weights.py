@@ -1,0 +1,74 @@
+"""Weights of one run as the start of another, which may have other classes or another image size."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from evit_jax.models import Params
+from evit_jax.models.layers import resize_positions
+from evit_jax.training.checkpoints import read_newest
+
+_HEADS = ('head', 'head_dist')
+_SAID = 5  # problems named in one message
+
+
+def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: bool,
+               class_names: tuple[str, ...] = ()) -> Params:
+    """The weights of a run's newest checkpoint, in place of a model's initial ones.
+
+    Heads for another number of classes stay fresh; position embeddings of another image size are resized.
+
+    Args:
+      fresh: the model's initial parameters.
+      prefix: tokens in front of the patches.
+      ema: take the moving average of the weights.
+      class_names: that the model is to tell apart.
+
+    Raises:
+      ValueError: no readable checkpoint, no average in it, or weights that do not fit; names them.
+    """
+    weights, about = read_newest(workdir, 'ema' if ema else 'params')
+    if not weights:
+        raise ValueError(f'the run in {workdir} kept no moving average: start from its weights with '
+                         '--config.init_ema=False')
+    leaves = {_dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(fresh)}
+    replaced = [name for name, leaf in leaves.items() if name.split('.')[0] in _HEADS and name in weights
+                and weights[name].shape[-1] != leaf.shape[-1]]
+    weights |= {name: np.asarray(leaves[name]) for name in replaced}
+    if 'pos_embed' in weights:
+        weights['pos_embed'] = _resized(weights['pos_embed'], leaves['pos_embed'].shape, prefix)
+    _check_fit(weights, leaves, workdir)
+    names = tuple(about.get('class_names', ()))
+    logging.info('starting from the %s of %s at step %d%s', 'moving average' if ema else 'weights', workdir,
+                 about['next_step'], f'; fresh for other classes: {", ".join(replaced)}' if replaced else '')
+    if not replaced and names and class_names and names != class_names:
+        logging.warning('the head is kept, as there are %d classes in both, but their names differ', len(names))
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], fresh)
+
+
+def _dotted(path):
+    return jax.tree_util.keystr(path, simple=True, separator='.')
+
+
+def _resized(positions, wanted, prefix):
+    """Position embeddings [1, prefix + N, D] for the shape wanted, if the grid is all that differs."""
+    side = round((wanted[1] - prefix) ** 0.5)
+    patches = positions.shape[1] - prefix
+    if positions.shape == wanted or positions.shape[2] != wanted[2] or round(patches ** 0.5) ** 2 != patches:
+        return positions
+    grid = resize_positions(jnp.asarray(positions[0, prefix:]), side)
+    return np.concatenate([positions[0, :prefix], grid])[None]
+
+
+def _check_fit(weights, leaves, workdir):
+    problems = [f'{name} is missing there' for name in leaves.keys() - weights.keys()]
+    problems += [f'{name} is unknown here' for name in weights.keys() - leaves.keys()]
+    problems += [f'{name} has shape {weights[name].shape}, wanted {leaves[name].shape}'
+                 for name in leaves.keys() & weights.keys() if weights[name].shape != leaves[name].shape]
+    if problems:
+        more = f'; and {len(problems) - _SAID} more' if len(problems) > _SAID else ''
+        raise ValueError(f'the weights of {workdir} do not fit this model ({len(problems)} differ): '
+                         f'{"; ".join(sorted(problems)[:_SAID])}{more}. Set config.model as it was there')
