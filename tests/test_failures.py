@@ -1,9 +1,13 @@
+"""What cannot be read: replaced or left out, named, counted, and in the end too much."""
+
 import logging
 
 import numpy as np
 import pytest
 
+from evit_jax.data import pipeline
 from evit_jax.data.failures import Failures
+from tests.toys import Broken, Jitter, Numbered, evaluate, joined, labels, marked, train
 
 
 def batch(*failed, size=10):
@@ -60,3 +64,51 @@ def test_each_file_is_named_once_and_a_flood_is_counted(caplog):
 def test_a_limit_that_is_no_share_is_refused(limit):
     with pytest.raises(ValueError, match=r'data.max_failed=.* is outside \[0, 1\]'):
         Failures(limit, 10)
+
+
+def test_an_unreadable_example_is_replaced_by_a_readable_one_and_reported():
+    batches = train(Broken(10), transform=marked)
+    failed = joined(batches, 'failed').tolist()
+    assert len(failed) == sum(label % 5 in (2, 3) for label in labels(train(10)))
+    assert {text.split(': ')[0] for text in failed} == {'number 2', 'number 7', 'example 3', 'example 8'}
+    assert any('not a readable image' in text for text in failed) and any('disk error at 3' in text for text in failed)
+    assert not {label % 5 for label in labels(batches)} & {2, 3}
+    whole = labels(train(10))
+    assert [label for label, asked in zip(labels(batches), whole) if asked % 5 not in (2, 3)] == [
+        asked for asked in whole if asked % 5 not in (2, 3)]
+    for image, label in zip(joined(batches, 'image'), labels(batches)):
+        np.testing.assert_array_equal(image[0, 0], Numbered(10)[label]['image'][0, 0])
+
+
+def test_a_transform_that_refuses_an_image_counts_as_a_failure():
+    def picky(image, rng):
+        if np.array_equal(image, Numbered(10)[4]['image']):
+            raise ValueError('too dark')
+        return marked(image, rng)
+
+    batches = train(10, transform=picky, batch_size=10, epochs=1)
+    assert joined(batches, 'failed').tolist() == ['number 4: too dark']
+    assert 4 not in labels(batches)
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_data_of_which_nothing_can_be_read_stop_the_run(num_workers):
+    batches = pipeline.train_batches(Nothing(4), batch_size=4, epochs=1, seed=0, transform=Jitter(),
+                                     num_workers=num_workers)
+    with pytest.raises(ValueError, match=r"17 examples in a row cannot be read, the last one .number \d: not a"):
+        list(batches)
+    batches.close()
+
+
+class Nothing(Numbered):
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {'image': b''}
+
+
+def test_in_evaluation_an_unreadable_example_has_no_weight_and_is_reported():
+    batches = evaluate(Broken(9, masked=True))
+    assert joined(batches, 'index').tolist() == [*range(9), -1, -1, -1]
+    assert joined(batches, 'weight').tolist() == [1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert [text.split(':')[0] for text in joined(batches, 'failed').tolist()] == [
+        'number 2', 'example 3', 'number 7', 'example 8']
+    assert not joined(batches, 'image')[[2, 3]].any()
