@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from evit_jax.pictures import curves, kept
+from evit_jax.pictures import page as pages
 from evit_jax.pictures.curves import training_curves
 from evit_jax.pictures.kept import dim_dropped, kept_grid, kept_row
 
@@ -107,13 +108,13 @@ def test_grid_holds_every_stage_of_every_image_in_aligned_columns():
 @pytest.fixture
 def texts(monkeypatch):
     """What is written on a page, in order: (text, colour)."""
-    written, write = [], kept._write
+    written, write = [], pages.write
 
     def record(page, x, y, text, colour, size, width):
         written.append((text, colour))
         return write(page, x, y, text, colour, size, width)
 
-    monkeypatch.setattr(kept, '_write', record)
+    monkeypatch.setattr(pages, 'write', record)
     return written
 
 
@@ -126,15 +127,15 @@ def test_headers_count_patches_and_not_fused_tokens(texts):
 
 def test_prediction_is_green_when_right_and_red_when_wrong(texts):
     _, _, page = make_page(count=2, predictions=np.array([1, 0]), truths=[1, 1], class_names=['cat', 'dog'])
-    assert texts[-4:] == [('predicted dog', kept.RIGHT), ('truth dog', kept.GREY),
-                          ('predicted cat', kept.WRONG), ('truth dog', kept.DARK)]
+    assert texts[-4:] == [('predicted dog', kept.RIGHT), ('truth dog', pages.GREY),
+                          ('predicted cat', kept.WRONG), ('truth dog', pages.DARK)]
     for colour in (kept.RIGHT, kept.WRONG):
         assert (np.asarray(page) == colour).all(-1).any()
 
 
 def test_a_prediction_without_truth_takes_no_side(texts):
     make_page(count=1, predictions=[3])
-    assert texts[-1] == ('predicted 3', kept.DARK)
+    assert texts[-1] == ('predicted 3', pages.DARK)
 
 
 def test_long_names_stay_in_their_column():

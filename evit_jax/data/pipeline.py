@@ -1,117 +1,278 @@
 """From a source to batches, with Grain. What is in a batch is a function of (seed, step) alone.
 
 Neither the number of processes, nor the number of workers, nor where a run was interrupted changes the global batch of
-a step. Steps, not iterator states, are what a checkpoint keeps.
+a step. Steps, not iterator states, are what a checkpoint keeps. Grain's element is this process's whole share of a
+batch, so the copies of an image that stand in a row are decoded once.
 """
 
+import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Callable
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
 
 import grain.python as grain
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
-from evit_jax.data import transforms
-from evit_jax.data.decode import decode, decode_mask
+from evit_jax.data.decode import decode
 from evit_jax.data.sources import Source
 
-Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [S, S, 3] to the same
-_BATCHES_AHEAD = 4  # made in the background while a step runs
+TrainTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [H, W, 3] -> uint8 [S, S, 3]
+EvalTransform = Callable[[np.ndarray], np.ndarray]                        # and `mask(mask)` -> bool [S, S]
+
+_THREAD_AHEAD = 2   # batches that the thread makes while a step runs
+_WORKER_QUEUE = 1   # batches that Grain queues for a worker, twice: towards this process, and in it
+_TRIES = 16         # other examples tried in place of an unreadable one
+_SELECTED = 256     # with repeats, an epoch's samples are a multiple of this, as in the reference
+_DEATHS = {'-9': ' (killed, often for want of memory)', '-7': ' (no room in shared memory, /dev/shm)'}
+_ORDER, _SAMPLE, _REPLACEMENT = range(3)  # what a random stream is for; the rest of its seed says which
 
 
-def train_steps(examples: int, batch_size: int, epochs: int) -> int:
-    """Full global batches in `epochs` passes over the data; a batch may straddle two passes, the rest is dropped."""
-    return examples * epochs // batch_size
+def epoch_samples(examples: int, repeats: int = 1) -> int:
+    """Samples of an epoch. With repeats an epoch is no longer than without: it visits so many images fewer."""
+    return examples if repeats == 1 else examples // _SELECTED * _SELECTED or examples
 
 
-def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, image_size: int,
-                  augment: Augment | None = None, start_step: int = 0, num_workers: int = 0,
-                  process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
+def train_steps(examples: int, batch_size: int, epochs: int, repeats: int = 1) -> int:
+    """Full global batches in so many epochs; a batch may straddle two epochs, the rest is dropped."""
+    return epoch_samples(examples, repeats) * epochs // batch_size
+
+
+def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, transform: TrainTransform,
+                  repeats: int = 1, start_step: int = 0, num_workers: int = 0, process_index: int = 0,
+                  process_count: int = 1) -> 'Batches':
     """This process's share of the shuffled batches from `start_step` to the end of the last epoch.
 
+    An example that cannot be read is replaced by another one, drawn from (seed, epoch, example).
+
     Args:
-      source: every example comes once per epoch, each epoch in another order.
-      batch_size: of the global batch; this process yields batch_size / process_count examples of it.
+      source: every epoch goes through it in another order; without repeats each example comes once.
+      batch_size: of the global batch; this process yields rows [p * b, (p + 1) * b) of it, b = batch_size / processes.
       seed: of order and augmentation.
-      augment: applied after decoding and resizing; its Generator is a function of (seed, position).
+      transform: its Generator is a function of (seed, epoch, example, copy).
+      repeats: copies of an image in a row, each augmented anew (repeated augmentation).
       start_step: the first batch yielded is the one that an uninterrupted run has at this step.
-      num_workers: processes that decode; with 0 a thread does.
+      num_workers: processes that make batches; with 0 a thread does.
 
     Returns:
-      An iterator of {image: uint8 [b, S, S, 3], label: int32 [b]}. Call its `close()` when done with it.
+      {image: uint8 [b, S, S, 3], label: int32 [b], failed: str [f]}, where `failed` says for each sample that had to be
+      replaced which example could not be read, and why. Call `close()` on the iterator when done with it.
 
     Raises:
-      ValueError: sizes that do not fit together.
+      ValueError: sizes that do not fit together. While iterating: no replacement could be read either.
+      ChildProcessError: while iterating: a worker process is gone.
     """
     local = _local_batch(batch_size, process_index, process_count)
-    if len(source) * epochs < batch_size:
-        raise ValueError(f'batch_size={batch_size} is larger than the data: {len(source)} examples in {epochs} '
-                         f'epochs; lower the batch or add epochs')
-    steps = train_steps(len(source), batch_size, epochs)
+    if repeats < 1:
+        raise ValueError(f'repeats={repeats} is less than 1: use 1 for one copy of each image')
+    samples = epoch_samples(len(source), repeats) * epochs
+    if samples < batch_size:
+        raise ValueError(f'batch_size={batch_size} is larger than the data: {samples} samples in {epochs} epochs of '
+                         f'{len(source)} examples; lower the batch or add epochs')
+    steps = train_steps(len(source), batch_size, epochs, repeats)
     if not 0 <= start_step <= steps:
         raise ValueError(f'start_step={start_step} is outside [0, {steps}], the steps of {epochs} epochs; '
                          f'has the batch size or the number of epochs changed since the run began?')
-    # Over indices rather than over the source: a source node of Grain costs 0.05 ms an example, in bookkeeping.
-    order = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat(epochs)
-    examples = order.random_map(_MakeTrain(source, image_size, augment))
-    # One slice for all processes first: else their numbers of batches could differ, and the last step would hang.
-    mine = examples[start_step * batch_size:steps * batch_size][process_index::process_count]
-    return iter(_in_background(mine.batch(local, drop_remainder=True), num_workers))
+    make = _TrainBatch(source, transform, seed % 2**64, repeats, local, batch_size, process_index * local)
+    batches = Batches(grain.MapDataset.range(start_step, steps).map(make), num_workers)
+    megabytes = local * math.prod(make.shape) / 1e6
+    logging.info('input: %s at most %d batches of %.1f MB, %.0f MB in all',
+                 f'{num_workers} worker processes hold' if num_workers else 'a thread holds', batches.held, megabytes,
+                 batches.held * megabytes)
+    return batches
 
 
-def eval_batches(source: Source, *, batch_size: int, image_size: int, process_index: int = 0, process_count: int = 1,
-                 num_workers: int = 0) -> grain.DatasetIterator:
+def eval_batches(source: Source, *, batch_size: int, transform: EvalTransform, process_index: int = 0,
+                 process_count: int = 1, num_workers: int = 0) -> 'Batches':
     """This process's share of the batches in which every example comes once, in the source's order.
 
     Returns:
-      An iterator of {image: uint8 [b, S, S, 3], label: int32 [b], index: int32 [b], weight: float32 [b]}, and mask:
-      bool [b, S, S] where the source has one. All processes yield the same number of full batches; what fills the last
-      is zero, with weight 0 and index -1. Call its `close()` when done with it.
+      {image: uint8 [b, S, S, 3], label: int32 [b], index: int32 [b], weight: float32 [b], failed: str [f]}, and mask:
+      bool [b, S, S] where the examples have one. All processes yield the same number of full batches; what fills the
+      last is zero, with weight 0 and index -1. An example that cannot be read has weight 0 and its index; `failed` says
+      why. Call `close()` on the iterator when done with it.
 
     Raises:
       ValueError: sizes that do not fit together, or an empty source.
+      ChildProcessError: while iterating: a worker process is gone.
     """
     local = _local_batch(batch_size, process_index, process_count)
     if not len(source):
         raise ValueError('nothing to evaluate: the source holds no examples')
-    padded = math.ceil(len(source) / batch_size) * batch_size
-    mine = grain.MapDataset.range(padded)[process_index::process_count].map(_MakeEval(source, image_size))
-    return iter(_in_background(mine.batch(local, drop_remainder=True), num_workers))
+    make = _EvalBatch(source, transform, local, batch_size, process_index * local)
+    return Batches(grain.MapDataset.range(math.ceil(len(source) / batch_size)).map(make), num_workers)
 
 
-class _MakeTrain(grain.RandomMapTransform):
-    def __init__(self, source: Source, image_size: int, augment: Augment | None):
-        self._source, self._size, self._augment = source, image_size, augment
+class Batches(Iterator[dict]):
+    """Batches made ahead of time, by a thread or by worker processes of one thread each: the same ones, in order.
 
-    def random_map(self, index: int, rng: np.random.Generator) -> dict:
-        example = self._source[index]
-        image = _readable(example, self._size)
-        if self._augment is not None:
-            image = self._augment(image, rng)
-        return {'image': image, 'label': np.int32(example['label'])}
+    Attributes:
+      held: the most batches in memory at one time. Of a worker: the one in the making, its copy in shared memory, those
+        queued for this process, those queued in it, and one between the two. Of the thread: those made ahead, and the
+        one last taken.
+    """
+
+    def __init__(self, batches: grain.MapDataset, num_workers: int):
+        if num_workers < 0:
+            raise ValueError(f'num_workers={num_workers} is negative: use 0 for a thread in this process')
+        self.held = num_workers * (2 * _WORKER_QUEUE + 3) if num_workers else _THREAD_AHEAD + 1
+        ahead = 0 if num_workers else _THREAD_AHEAD
+        dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead))
+        if num_workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads its own absl flags; outside of absl's app nobody parsed them
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, _WORKER_QUEUE), _begin_worker)
+        self._iterator = iter(dataset)
+
+    def __next__(self) -> dict:
+        if self._iterator is None:
+            raise ValueError('the batches are closed')
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if 'terminated unexpectedly' not in str(error):
+                raise
+            code = str(error).partition('exit code ')[2].partition('.')[0]
+            raise ChildProcessError(
+                f'a worker process of the input died with exit code {code}{_DEATHS.get(code, "")}; if memory is short, '
+                'lower data.workers or the batch size') from error
+
+    def close(self) -> None:
+        """Ends thread or workers; no batch can be asked for any more."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None  # left to the interpreter's end, Grain's iterators complain
 
 
-class _MakeEval(grain.MapTransform):
-    def __init__(self, source: Source, image_size: int):
-        self._source, self._size = source, image_size
-        self._masked = 'mask' in source[0]
+@dataclasses.dataclass(frozen=True)
+class _TrainBatch:
+    """Step -> this process's share of the batch."""
 
-    def map(self, index: int) -> dict:
-        real = index < len(self._source)
-        example = self._source[index if real else 0]
-        made = {'image': _readable(example, self._size), 'label': np.int32(example['label'])}
-        if self._masked:
-            made['mask'] = decode_mask(example['mask'], self._size)
-        if not real:
-            made = {key: np.zeros_like(value) for key, value in made.items()}
-        return made | {'index': np.int32(index if real else -1), 'weight': np.float32(real)}
+    source: Source
+    transform: TrainTransform
+    seed: int
+    repeats: int
+    local: int       # rows of the share
+    batch_size: int
+    first: int       # row of the global batch that is the share's first
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...]:
+        return self.transform(_blank(), np.random.default_rng(0)).shape
+
+    def __call__(self, step: int) -> dict:
+        images, labels = np.empty((self.local, *self.shape), np.uint8), np.empty(self.local, np.int32)
+        failed: list[str] = []
+        row = 0
+        for (epoch, index), samples in itertools.groupby(self._samples(step), lambda sample: sample[:2]):
+            read = functools.cache(self.source.__getitem__)
+            decoded = functools.cache(lambda number: decode(read(number)['image']))  # noqa: B023, used in this turn
+            for _, _, copy in samples:
+                image, labels[row] = self._show(read, decoded, epoch, index, copy, failed)
+                _put(images, row, image)
+                row += 1
+        return {'image': images, 'label': labels, 'failed': np.array(failed, str)}
+
+    def _samples(self, step: int) -> Iterator[tuple[int, int, int]]:
+        """(epoch, example, copy) of each row."""
+        begin, per_epoch = step * self.batch_size + self.first, epoch_samples(len(self.source), self.repeats)
+        for position in range(begin, begin + self.local):
+            epoch, place = divmod(position, per_epoch)
+            place, copy = divmod(place, self.repeats)
+            yield epoch, int(_permutation(len(self.source), self.seed, epoch)[place]), copy
+
+    def _show(self, read, decoded, epoch, index, copy, failed):
+        """Image and label of one sample, or of the first example that is readable in its place."""
+        for attempt, number in enumerate(self._candidates(epoch, index)):
+            example = None
+            try:
+                example = read(number)
+                rng = _stream(_SAMPLE, self.seed, epoch, index, copy)
+                return self.transform(decoded(number), rng), example['label']
+            except (ValueError, OSError) as error:
+                why = _why(number, example, error)
+                failed.extend([why] if attempt == 0 else [])
+        raise ValueError(f'{attempt + 1} examples in a row cannot be read, the last one {why!r}; are the data damaged?')
+
+    def _candidates(self, epoch, index):
+        yield index
+        yield from _stream(_REPLACEMENT, self.seed, epoch, index).integers(len(self.source), size=_TRIES).tolist()
 
 
-def _readable(example: dict, size: int) -> np.ndarray:
-    try:
-        return transforms.resize(decode(example['image']), size)
-    except ValueError as error:
-        raise ValueError(f'example {example["id"]!r}: {error}') from error
+@dataclasses.dataclass(frozen=True)
+class _EvalBatch:
+    """Number of a batch -> this process's share of it."""
+
+    source: Source
+    transform: EvalTransform
+    local: int
+    batch_size: int
+    first: int
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...]:
+        return self.transform(_blank()).shape
+
+    def __call__(self, number: int) -> dict:
+        images, labels = np.zeros((self.local, *self.shape), np.uint8), np.zeros(self.local, np.int32)
+        weights, failed, masks = np.zeros(self.local, np.float32), [], None
+        begin = number * self.batch_size + self.first
+        indices = np.arange(begin, begin + self.local, dtype=np.int32)
+        indices[indices >= len(self.source)] = -1
+        for row, index in enumerate(indices[indices >= 0].tolist()):
+            example = None
+            try:
+                example = self.source[index]
+                image = self.transform(decode(example['image']))
+                mask = self.transform.mask(example['mask']) if 'mask' in example else None
+            except (ValueError, OSError) as error:
+                failed.append(_why(index, example, error))
+                continue
+            _put(images, row, image)
+            labels[row], weights[row] = example['label'], 1
+            if mask is not None:
+                masks = np.zeros((self.local, *self.shape[:2]), bool) if masks is None else masks
+                _put(masks, row, mask)
+        return {'image': images, 'label': labels, 'index': indices, 'weight': weights,
+                'failed': np.array(failed, str)} | ({} if masks is None else {'mask': masks})
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Makes a worker end with its parent, killed or not, and leave an interrupt from the keyboard to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+@functools.lru_cache(maxsize=2)  # a batch may straddle two epochs; 5 MB each for ImageNet
+def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch."""
+    return _stream(_ORDER, seed, epoch).permutation(np.arange(examples, dtype=np.int32))
+
+
+def _stream(*key: int) -> np.random.Generator:
+    return np.random.default_rng(key)
+
+
+def _blank() -> np.ndarray:
+    """An image to learn from what a transform makes of it."""
+    return np.zeros((64, 64, 3), np.uint8)
+
+
+def _put(rows: np.ndarray, row: int, value: np.ndarray) -> None:
+    """Sets a row; numpy would broadcast what has another shape."""
+    assert value.shape == rows.shape[1:], f'a transform made {value.shape} once and {rows.shape[1:]} before'
+    rows[row] = value
+
+
+def _why(index: int, example: dict | None, error: Exception) -> str:
+    """'id: reason', in one line."""
+    name = example['id'] if example else f'example {index}'
+    return f'{name}: {" ".join(str(error).split())[:200]}'
 
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
@@ -121,16 +282,3 @@ def _local_batch(batch_size: int, process_index: int, process_count: int) -> int
         raise ValueError(f'batch_size={batch_size} cannot be split over {process_count} processes: '
                          f'use a positive multiple of {process_count}')
     return batch_size // process_count
-
-
-def _in_background(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
-    """Reads ahead in one thread, or in worker processes of one thread each. Same batches, same order."""
-    if num_workers < 0:
-        raise ValueError(f'num_workers={num_workers} is negative: use 0 for a thread in this process')
-    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_BATCHES_AHEAD)
-    dataset = batches.to_iter_dataset(ahead)
-    if not num_workers:
-        return dataset
-    if not flags.FLAGS.is_parsed():  # Grain reads its own absl flags; outside of absl's app nobody has parsed them
-        flags.FLAGS.mark_as_parsed()
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))

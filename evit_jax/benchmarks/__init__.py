@@ -1,0 +1,1 @@
+"""Measurements, a file each. `evit_jax/benchmark.py` is their door."""

@@ -1,0 +1,180 @@
+"""How fast images are made ready: each stage, the whole pipeline, and a plain Pillow pipeline, measured in turns.
+
+CPU-seconds are those of this process and of the workers; they say what the work costs where cores are shared or idle.
+"""
+
+import dataclasses
+import io
+import itertools
+import math
+import multiprocessing
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from evit_jax.data import augment, pipeline
+from evit_jax.data.decode import decode
+from evit_jax.data.sources import Source
+from evit_jax.data.transforms import TrainTransform, random_crop
+
+_ROUNDS = 3     # of turns
+_SAMPLE = 48    # examples that the stages work on
+_STARTED = 2    # batches of each worker that are not counted: their start, and what was made meanwhile
+_EPOCHS = 10**6
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was measured of one thing."""
+
+    name: str
+    images: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of all processes; nan where the system does not say
+    shown: int = 1            # images shown for one that passes here
+
+    def add(self, images: int, seconds: float, cpu_seconds: float) -> None:
+        """One turn more."""
+        self.images += images
+        self.seconds += seconds
+        self.cpu_seconds += cpu_seconds
+
+    def less(self, other: 'Tally', name: str) -> 'Tally':
+        """What this takes beyond the other, for as many images."""
+        share = self.images / other.images
+        return Tally(name, self.images, max(self.seconds - share * other.seconds, 1e-9),
+                     max(self.cpu_seconds - share * other.cpu_seconds, 1e-9), self.shown)
+
+    @property
+    def microseconds(self) -> float:
+        """CPU time for an image that is shown."""
+        return 1e6 * self.cpu_seconds / self.images / self.shown
+
+
+def measure(source: Source, transform: TrainTransform, *, batch_size: int, repeats: int, workers: int,
+            seconds: float) -> list[Tally]:
+    """Measures in turns, so that a busy machine is busy for all.
+
+    Args:
+      transform: how images are augmented; the plain pipeline does the same to each image.
+      batch_size: of this process.
+      repeats: images shown for one that is decoded; the plain pipeline decodes each.
+      workers: processes of the pipeline; it is measured with a thread as well.
+      seconds: of measuring in all; starting the workers comes on top.
+
+    Returns:
+      read, decode, crop (with resizing and flip), augment, collate, pipelines, and, where the source has encoded
+      images, the plain pipeline.
+
+    Raises:
+      ValueError: nothing that can be read.
+    """
+    examples, stages = _readable(source), []
+    bare = dataclasses.replace(transform, policy='none', colour_jitter=0.0)
+    rows = np.empty((batch_size, transform.size, transform.size, 3), np.uint8)
+    shown = np.zeros(rows.shape[1:], np.uint8)
+
+    def stage(name: str, work: Callable[[int, Example], object], images: int = 1) -> Tally:
+        stages.append((Tally(name, shown=images), lambda i: work(i, examples[i % len(examples)])))
+        return stages[-1][0]
+
+    read = stage('read', lambda i, example: source[i % len(source)], repeats)
+    decoded = stage('decode', lambda i, example: decode(example.encoded), repeats)
+    crop = stage('crop', lambda i, example: bare(example.image, np.random.default_rng(i)))
+    both = stage('crop and augment', lambda i, example: transform(example.image, np.random.default_rng(i)))
+    collate = stage('collate', lambda i, example: np.copyto(rows[i % batch_size], shown))
+    plain = stage('plain Pillow', _plain(transform)) if isinstance(examples[0].encoded, bytes) else None
+    pipelines = {0: Tally('pipeline, a thread')} | ({workers: Tally(f'pipeline, {workers} workers')} if workers else {})
+    each = seconds / _ROUNDS / (len(stages) + 3 * len(pipelines))  # a pipeline hands out whole batches: more time
+    for turn in range(_ROUNDS):
+        for tally, work in stages:
+            _time(tally, work, each, turn)
+        for processes, tally in pipelines.items():
+            _time_pipeline(tally, source, transform, batch_size, repeats, processes, 3 * each)
+    return [read, decoded, crop, both.less(crop, 'augment'), collate, *pipelines.values(), *([plain] if plain else [])]
+
+
+class Example(NamedTuple):
+    """What the stages work on."""
+
+    encoded: bytes | np.ndarray
+    image: np.ndarray  # decoded
+
+
+def _readable(source: Source) -> list[Example]:
+    examples, tried = [], min(_SAMPLE, len(source))
+    for index in np.linspace(0, len(source) - 1, tried).astype(int).tolist():
+        try:
+            encoded = source[index]['image']
+            examples.append(Example(encoded, decode(encoded)))
+        except (ValueError, OSError):
+            continue
+    if not examples:
+        raise ValueError(f'none of {tried} examples tried can be read')
+    return examples
+
+
+def _plain(transform: TrainTransform) -> Callable[[int, Example], np.ndarray]:
+    """What a straightforward loader does for each image that it shows."""
+    policy = augment.from_policy(transform.policy, transform.colour_jitter)
+
+    def show(i: int, example: Example) -> np.ndarray:
+        rng = np.random.default_rng(i)
+        picture = Image.open(io.BytesIO(example.encoded)).convert('RGB')
+        if transform.scale:
+            top, left, height, width = random_crop(rng, picture.height, picture.width, transform.scale, transform.ratio)
+            picture = picture.crop((left, top, left + width, top + height))
+        picture = picture.resize((transform.size, transform.size), Image.Resampling.BICUBIC)
+        if rng.random() < transform.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(policy(picture, rng))
+
+    return show
+
+
+def _time(tally: Tally, work: Callable[[int], object], seconds: float, turn: int) -> None:
+    cpu, begin = time.process_time(), time.perf_counter()
+    for count in itertools.count(1):
+        work(turn + count * _ROUNDS)  # other numbers at each turn
+        if (passed := time.perf_counter() - begin) >= seconds:
+            break
+    tally.add(count, passed, time.process_time() - cpu)
+
+
+def _time_pipeline(tally: Tally, source: Source, transform: TrainTransform, batch_size: int, repeats: int, workers: int,
+                   seconds: float) -> None:
+    batches = pipeline.train_batches(source, batch_size=batch_size, epochs=_EPOCHS, seed=0, transform=transform,
+                                     repeats=repeats, num_workers=workers)
+    try:
+        for _ in range(max(workers, 1) * _STARTED):
+            next(batches)
+        cpu, begin, images = _cpu_seconds(), time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < seconds:
+            images += len(next(batches)['label'])
+        tally.add(images, passed, _cpu_seconds() - cpu)
+    finally:
+        batches.close()
+
+
+def _cpu_seconds() -> float:
+    """Of this process and its children so far; nan where the system has no /proc."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        try:
+            fields = pathlib.Path(f'/proc/{child.pid}/stat').read_text().rpartition(')')[2].split()
+        except OSError:
+            return math.nan
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')  # in user and system mode
+    return total
+
+
+def rows_of(tallies: list[Tally]) -> list[dict[str, Any]]:
+    """For the table and for JSON: rates, and the CPU time that an image shown costs in each."""
+    return [{'name': tally.name, 'images_per_second': tally.images / tally.seconds,
+             'images_per_cpu_second': tally.images / tally.cpu_seconds,
+             'cpu_microseconds_per_image_shown': tally.microseconds} for tally in tallies]

@@ -1,0 +1,46 @@
+"""What measurements have in common: a table on the screen, and JSON that says on which machine it was."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'grain', 'numpy', 'Pillow', 'simplejpeg')
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
+    lines = ['  '.join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                       for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in (headers, *rows)]
+    return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
+
+
+def machine() -> dict[str, Any]:
+    """Where and when something was measured, and with which versions."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'), 'system': platform.platform(),
+            'processor': _processor(), 'cpus': cpus, 'python': platform.python_version(),
+            'versions': {name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def write_json(file: str | os.PathLike, measured: dict[str, Any]) -> None:
+    """Writes what was measured, with the machine.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    path = pathlib.Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({'machine': machine()} | measured, indent=1) + '\n')
+
+
+def _processor() -> str:
+    info = pathlib.Path('/proc/cpuinfo')
+    models = [line.partition(':')[2].strip() for line in info.read_text().splitlines()
+              if line.startswith('model name')] if info.exists() else []
+    return models[0] if models else platform.processor()

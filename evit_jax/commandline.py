@@ -1,0 +1,45 @@
+"""What the programs have in common: their flags, the log lines they show, and errors in one line."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from absl import flags, logging
+
+_MENDABLE = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, FloatingPointError)
+
+
+def run(program: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
+    """Parses the flags and runs the program; errors that a user can mend end it with one line and exit code 2.
+
+    Args:
+      program: or several by name, of which the command line says one before the flags.
+    """
+    if '--help' in sys.argv:
+        print(sys.modules['__main__'].__doc__, flags.FLAGS.main_module_help(), sep='\n')
+        return
+    try:
+        words = flags.FLAGS(sys.argv)[1:]
+        if isinstance(program, Mapping):
+            if len(words) != 1 or words[0] not in program:
+                raise ValueError(f'say {" or ".join(program)} before the flags, not {" ".join(words) or "nothing"}')
+            program = program[words.pop()]
+        if words:
+            raise ValueError(f'what is {words[0]!r} for? Every flag has the form --name=value')
+        _log_our_own_lines()
+        program()
+    except _MENDABLE as error:
+        if os.environ.get('EVIT_JAX_TRACEBACK'):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f'error: {" ".join(str(text).split())}', file=sys.stderr)
+        sys.exit(2)
+
+
+def _log_our_own_lines() -> None:
+    """Ours from INFO on, of the libraries what is a warning: a save alone has 40 lines to say."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    package = os.path.dirname(os.path.abspath(__file__))
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package))

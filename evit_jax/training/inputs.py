@@ -1,0 +1,31 @@
+"""What a run reads, made from its config: sources and transforms."""
+
+from typing import Any
+
+from evit_jax.data import sources
+from evit_jax.data.sources import Source
+from evit_jax.data.transforms import EvalTransform, TrainTransform
+
+
+def open_sources(config: Any) -> tuple[Source, Source]:
+    """The examples to train on and those to evaluate on.
+
+    Raises:
+      ValueError, OSError: no such source, nothing at its path, or other classes than the model has.
+    """
+    data = config.data
+    return tuple(sources.open_source(
+        data.source, split, path=data.path, dataset=data.name, image_size=config.model.image_size,
+        num_classes=config.model.classes, seed=config.seed) for split in (data.train_split, data.test_split))
+
+
+def train_transform(config: Any) -> TrainTransform:
+    """From a decoded image to what is trained on."""
+    data = config.data
+    return TrainTransform(config.model.image_size, scale=tuple(data.crop) or None, ratio=tuple(data.ratio),
+                          flip=data.flip, policy=data.augment, colour_jitter=data.colour_jitter)
+
+
+def eval_transform(config: Any) -> EvalTransform:
+    """From a decoded image to what is evaluated."""
+    return EvalTransform(config.model.image_size, crop=config.data.eval_crop)
