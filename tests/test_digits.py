@@ -109,7 +109,7 @@ def test_mask_is_where_the_digit_is_and_nothing_covers_it():
         np.testing.assert_array_equal(mask, same)
         core = np.asarray(Image.fromarray(mask).filter(ImageFilter.MinFilter(3))) > 0
         moved = np.abs(alone.astype(int) - among).max(-1) > 2 * digits.NOISE
-        assert core.sum() > 30
+        assert core.sum() > 15
         assert not moved[core].any()  # the same ink, whatever lies below
         assert moved.mean() > 0.1
 
@@ -157,14 +157,14 @@ def test_pictures_are_those_of_this_version():
     clutter = [digits.curve(rng), *(digits.sprite(rng, digits.cut(rng, digit)) for digit in images[10:30])]
     image, mask = digits.render(rng, images[0], clutter)
     blocks = image.mean(-1).reshape(4, 16, 4, 16).mean((1, 3))
-    assert digits.VERSION == '1.2.0'
+    assert digits.VERSION == '1.3.0'
     np.testing.assert_allclose(blocks, [
-        [156, 71, 65, 104],
-        [88, 101, 116, 59],
-        [87, 113, 86, 86],
-        [48, 65, 104, 88],
+        [130, 64, 60, 92],
+        [97, 70, 94, 59],
+        [78, 95, 81, 71],
+        [53, 58, 86, 73],
     ], atol=1)
-    assert abs(int((mask > 0).sum()) - 273) <= 4
+    assert abs(int((mask > 0).sum()) - 137) <= 4
 
 
 def test_killed_build_does_not_count(tmp_path):

@@ -17,8 +17,8 @@ SHAPES = {
     'deit_t': ViTShape(width=192, heads=3),
     'deit_s': ViTShape(width=384, heads=6),
     'deit_b': ViTShape(width=768, heads=12),
-    'vit_digits': ViTShape(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.1,
-                           stem=(16, 32, 64)),
+    'vit_digits': ViTShape(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
+                           stem=(16, 32, 64, 64)),
 }
 
 

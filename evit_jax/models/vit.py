@@ -30,13 +30,19 @@ class ViTShape:
     classes: int = 1000
     distilled: bool = False   # a distillation token with a head of its own
     init_std: float = 0.02    # of the initial weights in the blocks; DeiT's value starves a narrow model
-    stem: tuple[int, ...] = ()  # channels of 3x3 stride-2 convolutions; empty: one linear map of each patch
+    stem: tuple[int, ...] = ()  # channels of 3x3 convolutions, normalised; empty: one linear map of each patch
 
     def __post_init__(self):
         self.patches(self.image_size)
-        if self.stem and 2 ** len(self.stem) != self.patch_size:
-            raise ValueError(f'a stem of {len(self.stem)} stride-2 convolutions makes patches of '
-                             f'{2 ** len(self.stem)}, not {self.patch_size}')
+        if self.stem and math.prod(self.strides) != self.patch_size:
+            raise ValueError(f'a stem of {len(self.stem)} convolutions makes patches of {math.prod(self.strides)}, not '
+                             f'{self.patch_size}: patch_size must be a power of 2, and the stem as long as that power')
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the stem's convolutions: 2 until a patch is one pixel, then 1, which widens what a token sees."""
+        halvings = int(math.log2(self.patch_size))
+        return tuple(2 if number < halvings else 1 for number in range(len(self.stem)))
 
     @property
     def prefix(self) -> int:
@@ -59,8 +65,8 @@ class ViTShape:
     def macs(self, plan: TokenPlan) -> int:
         """Multiply-accumulates of one image under a plan."""
         side, channels, stem = math.isqrt(plan.patches) * self.patch_size, 3, 0
-        for features in self.stem:
-            side //= 2
+        for features, stride in zip(self.stem, self.strides):
+            side //= stride
             stem, channels = stem + side * side * 9 * channels * features, features
         patch = channels * (1 if self.stem else self.patch_size**2)
         heads = self.prefix * self.width * self.classes
@@ -71,7 +77,7 @@ class ViTShape:
         """Number of parameters."""
         channels, stem = 3, 0
         for features in self.stem:
-            stem, channels = stem + (9 * channels + 1) * features, features
+            stem, channels = stem + (9 * channels + 2) * features, features
         patch = channels * (1 if self.stem else self.patch_size**2)
         tokens = self.prefix + self.prefix + self.patches(self.image_size)  # prefix tokens, and positions of all
         heads = self.prefix * (self.width + 1) * self.classes
@@ -86,14 +92,16 @@ class PatchEmbed(nnx.Module):
         self.patch_size = 1 if shape.stem else shape.patch_size
         channels = (3, *shape.stem)
         self.stem = nnx.List([
-            nnx.Conv(c_in, c_out, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
-            for c_in, c_out in itertools.pairwise(channels)])
+            nnx.Conv(c_in, c_out, (3, 3), strides=stride, padding=1, use_bias=False, dtype=dtype, rngs=rngs)
+            for (c_in, c_out), stride in zip(itertools.pairwise(channels), shape.strides)])
+        # Over the pixels of an image: colour and brightness of the ground would else drown the strokes.
+        self.norms = nnx.List([nnx.InstanceNorm(features, dtype=dtype, rngs=rngs) for features in shape.stem])
         self.proj = nnx.Linear(channels[-1] * self.patch_size**2, shape.width, kernel_init=layers.convolution_init,
                                dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
-        for convolution in self.stem:
-            images = jax.nn.gelu(convolution(images), approximate=False)
+        for convolution, norm in zip(self.stem, self.norms, strict=True):
+            images = jax.nn.gelu(norm(convolution(images)), approximate=False)
         return self.proj(layers.to_patches(images, self.patch_size))
 
 
