@@ -36,6 +36,7 @@ def get_config():
     config.data.source = 'generated'      # digits, generated, tfds or folder
     config.data.name = 'imagenet2012'     # of a data set of tfds
     config.data.path = 'data'             # folder of the data
+    config.data.index_cache = '~/.cache/evit_jax/data'  # lists of files, where they cannot be kept beside the data
     config.data.train_split = 'train'
     config.data.test_split = 'test'       # validation or val, where the data have it
     config.data.crop = (0.08, 1.0)        # area of the random crop; (): the whole image, squeezed to a square
@@ -62,6 +63,7 @@ def get_config():
     config.optimizer.warmup_lr = 1e-6   # not scaled
     config.optimizer.min_lr = 1e-5      # not scaled
     config.optimizer.weight_decay = 0.05
+    config.optimizer.b2 = 0.999         # memory of the squared gradients
     config.optimizer.clip_norm = 0.0    # 0: no clipping
     config.optimizer.accumulate = 1     # steps to one update
 

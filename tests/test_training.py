@@ -22,8 +22,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = {'batch_size': 256, 'epochs': 1, 'compilation_cache': '', 'ema_decay': 0.9, 'model.name': 'vit_digits',
             'model.image_size': 32, 'model.classes': 10, 'model.dtype': 'float32', 'model.reduce_at': (1, 2, 3),
             'model.drop_path': 0.1, 'keep.shrink_epochs': 1, 'keep.levels': 2, 'data.augment': 'jitter',
-            'data.workers': 0, 'optimizer.lr': 2e-3, 'optimizer.warmup_epochs': 0.2, 'log.every': 4,
-            'log.eval_epochs': 2.0, 'log.pictures': 2, 'checkpoint.every': 7}
+            'data.crop': (), 'data.eval_crop': 1.0, 'data.repeats': 1, 'data.workers': 0, 'optimizer.lr': 2e-3,
+            'optimizer.warmup_epochs': 0.2, 'log.every': 4, 'log.eval_epochs': 2.0, 'log.pictures': 2,
+            'checkpoint.every': 7}
 
 
 def tiny(**changes):

@@ -1,1 +1,4 @@
-"""Sources, transforms and the input pipeline. Knows no model and imports no jax: Grain's workers import it again."""
+"""Sources, transforms, the input pipeline, and mixing on the devices. Knows no model.
+
+Only `mixing` imports jax: Grain's workers import what makes batches again.
+"""

@@ -28,6 +28,9 @@ class FolderSource:
     folders added, removed or renamed are noticed. A file written over is not, nor need it be: the list holds names.
     Noticed late, or not at all, are changes on file systems that do not keep these times.
 
+    Attributes:
+      labels: int32 [N], of all examples, without reading them.
+
     Args:
       split: 'train' or 'test' (see `splits.resolve`), or a split or slice as tfds writes it, by the folders' names.
       cache: folder for the list of files where it cannot be kept in `path`.
@@ -50,7 +53,7 @@ class FolderSource:
         self._folders = [name for name, _ in chosen]
         self._ends = np.cumsum([len(positions) for _, positions in chosen])
         self._names = np.concatenate([found[name]['name'][positions] for name, positions in chosen])
-        self._labels = np.concatenate([self._labels_of(found[name])[positions] for name, positions in chosen])
+        self.labels = np.concatenate([self._labels_of(found[name])[positions] for name, positions in chosen])
 
     def _index(self, split: str, cache: str | None) -> index_cache.Index:
         folder = os.path.join(self._path, split)
@@ -77,7 +80,7 @@ class FolderSource:
         name = os.path.join(folder, os.fsdecode(self._names[index]))
         with open(os.path.join(self._path, name), 'rb') as file:
             image = file.read()
-        return {'image': image, 'label': int(self._labels[index]), 'id': _printable(name)}
+        return {'image': image, 'label': int(self.labels[index]), 'id': _printable(name)}
 
 
 def _splits(path: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 Neither the number of processes, nor the number of workers, nor where a run was interrupted changes the global batch of
 a step. Steps, not iterator states, are what a checkpoint keeps. Grain's element is this process's whole share of a
-batch, so the copies of an image that stand in a row are decoded once.
+batch, so the copies of an image that stand in a row are decoded once. (A departure: the reference deals the copies out
+to the processes; the global batch is the same.)
 """
 
 import dataclasses

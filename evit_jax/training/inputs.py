@@ -16,7 +16,8 @@ def open_sources(config: Any) -> tuple[Source, Source]:
     data = config.data
     return tuple(sources.open_source(
         data.source, split, path=data.path, dataset=data.name, image_size=config.model.image_size,
-        num_classes=config.model.classes, seed=config.seed) for split in (data.train_split, data.test_split))
+        num_classes=config.model.classes, seed=config.seed, cache=data.index_cache)
+        for split in (data.train_split, data.test_split))
 
 
 def train_transform(config: Any) -> TrainTransform:

@@ -131,12 +131,13 @@ class _Loop:
         """From the state's step to the end."""
         run, first = self._run, int(state.step)
         batches = runs.train_batches(run, first)
+        placed = parallel.OnDevices(map(runs.failures(run, run.train_source).take, batches), run.mesh)
         bar = tqdm(total=run.total_steps, initial=first, disable=None, unit='step', dynamic_ncols=True)
         try:
             for step in range(first, run.total_steps):
                 stage, program = self._programs.at(step)
                 with self._meter.waiting():
-                    batch = parallel.place_batch(next(batches), run.mesh)
+                    batch = next(placed)
                 state, metrics = program(state, batch)
                 self._pending.append((step, stage, metrics))
                 self._settle(_IN_FLIGHT)
@@ -144,6 +145,7 @@ class _Loop:
                 self._after(step + 1, state)
         finally:
             bar.close()
+            placed.close()
             batches.close()
             self._programs.close()
         return state
@@ -235,10 +237,11 @@ class _Stopwatch:
 
 
 def _evaluate(run, step, params, sample=0):
-    batches = runs.held_out_batches(run)
+    batches, failures = runs.held_out_batches(run), runs.failures(run, run.test_source)
     try:
-        return evaluate(lambda batch: step(params, batch, run.plan), batches,
-                        functools.partial(parallel.place_batch, mesh=run.mesh), patches=run.patches, sample=sample)
+        found = evaluate(lambda batch: step(params, batch, run.plan), map(failures.take, batches),
+                         functools.partial(parallel.place_batch, mesh=run.mesh), patches=run.patches, sample=sample)
+        return found._replace(metrics=found.metrics | {'left_out': failures.count})
     finally:
         batches.close()
 
@@ -247,6 +250,8 @@ def _report(run, step, metrics):
     logging.info('evaluation at step %d: top-1 %.2f %%  top-5 %.2f %%%s  %.1f images/s', step, 100 * metrics['top1'],
                  100 * metrics['top5'], f'  EMA top-1 {metrics["top1_ema"]:.2%}' if 'top1_ema' in metrics else '',
                  metrics.get('images_per_second', float('nan')))
+    if metrics['left_out']:
+        logging.warning('%d images could not be read and are left out of these figures', metrics['left_out'])
     logging.info('MACs of an image: %.2f M, dense %.2f M (%.0f %%); %s', metrics['macs'] / 1e6,
                  metrics['macs_dense'] / 1e6, 100 * metrics['macs'] / metrics['macs_dense'], run.plan)
     stage = 1

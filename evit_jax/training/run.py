@@ -10,19 +10,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from jax.sharding import Mesh
 
 from evit_jax import models, parallel
-from evit_jax.data import mixing, pipeline, sources, transforms
+from evit_jax.data import mixing, pipeline, sources
+from evit_jax.data.failures import Failures
 from evit_jax.models import Model
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
+from evit_jax.training import inputs, steps, weights
 from evit_jax.training import optimizer as optimizers
-from evit_jax.training import steps, weights
 from evit_jax.training.checkpoints import newest_step
 from evit_jax.training.state import TrainState, create_state
 
-_AUGMENTS = {'none': None, 'jitter': transforms.jitter}
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -47,7 +48,7 @@ class Run(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> float:
-        return len(self.train_source) / self.config.batch_size
+        return pipeline.epoch_samples(len(self.train_source), self.config.data.repeats) / self.config.batch_size
 
     @property
     def about(self) -> dict[str, Any]:
@@ -106,16 +107,16 @@ def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
     mesh = parallel.data_mesh(config.batch_size)
-    train_source, test_source = (sources.open_source(
-        config.data.source, split, path=config.data.path, image_size=config.model.image_size,
-        num_classes=config.model.classes, seed=config.seed) for split in ('train', 'test'))
+    train_source, test_source = inputs.open_sources(config)
+    logging.info('data: %s examples to train on, %s to evaluate on, %d classes', f'{len(train_source):,}',
+                 f'{len(test_source):,}', train_source.num_classes)
     if not config.model.classes:
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.classes = train_source.num_classes
     shape, plan_at = _shape_and_plans(config, trained_size)
-    total_steps = pipeline.train_steps(len(train_source), config.batch_size, config.epochs)
-    per_epoch = len(train_source) / config.batch_size
+    total_steps = pipeline.train_steps(len(train_source), config.batch_size, config.epochs, config.data.repeats)
+    per_epoch = pipeline.epoch_samples(len(train_source), config.data.repeats) / config.batch_size
     keep = KeepSchedule(round(config.keep.start_epoch * per_epoch), round(config.keep.shrink_epochs * per_epoch),
                         config.keep.levels)
     updates = max(total_steps // config.optimizer.accumulate, 1)
@@ -123,7 +124,7 @@ def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
         lr=config.optimizer.lr, batch_size=config.batch_size * config.optimizer.accumulate, total_steps=updates,
         warmup_steps=round(config.optimizer.warmup_epochs * per_epoch / config.optimizer.accumulate),
         warmup_lr=config.optimizer.warmup_lr, min_lr=config.optimizer.min_lr)
-    optimizer = optimizers.adamw(schedule, weight_decay=config.optimizer.weight_decay,
+    optimizer = optimizers.adamw(schedule, weight_decay=config.optimizer.weight_decay, b2=config.optimizer.b2,
                                  clip_norm=config.optimizer.clip_norm, accumulate=config.optimizer.accumulate)
     model = models.create(shape, drop_path=config.model.drop_path, dtype=_DTYPES[config.model.dtype])
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
@@ -142,20 +143,25 @@ def check_start(config: Any, workdir: str | os.PathLike) -> None:
         raise ValueError(f'config.init_from={config.init_from} holds no checkpoint: give the workdir of a trained run')
 
 
-def train_batches(run: Run, start_step: int):
+def train_batches(run: Run, start_step: int) -> pipeline.Batches:
     """The training batches from a step on; call `close()` on them."""
     config = run.config
     return pipeline.train_batches(
         run.train_source, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
-        image_size=config.model.image_size, augment=_AUGMENTS[config.data.augment], start_step=start_step,
+        transform=inputs.train_transform(config), repeats=config.data.repeats, start_step=start_step,
         num_workers=config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def held_out_batches(run: Run):
+def held_out_batches(run: Run) -> pipeline.Batches:
     """The test split once; call `close()` on it."""
     return pipeline.eval_batches(
-        run.test_source, batch_size=run.config.batch_size, image_size=run.config.model.image_size,
-        process_index=jax.process_index(), process_count=jax.process_count())
+        run.test_source, batch_size=run.config.batch_size, transform=inputs.eval_transform(run.config),
+        num_workers=run.config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def failures(run: Run, source: sources.Source) -> Failures:
+    """Counts what cannot be read of a source's share here."""
+    return Failures(run.config.data.max_failed, len(source) // jax.process_count())
 
 
 def keep_rate(run: Run, stage: Stage) -> float:
@@ -192,17 +198,17 @@ def check(config: Any) -> None:
     limits = {'batch_size': (1, math.inf), 'epochs': (1, math.inf), 'label_smoothing': (0, 0.999),
               'ema_decay': (0, 0.999999), 'model.drop_path': (0, 0.999), 'model.classes': (least_classes, math.inf),
               'log.every': (1, math.inf), 'checkpoint.every': (1, math.inf), 'checkpoint.keep': (1, math.inf),
-              'optimizer.accumulate': (1, math.inf), 'keep.start_epoch': (0, math.inf),
+              'optimizer.accumulate': (1, math.inf), 'optimizer.b2': (0, 0.9999999), 'keep.start_epoch': (0, math.inf),
               'keep.shrink_epochs': (0, math.inf), 'mixing.erase': (0, 1), 'mixing.mixup': (0, math.inf),
-              'mixing.cutmix': (0, math.inf), 'mixing.switch': (0, 1)}
+              'mixing.cutmix': (0, math.inf), 'mixing.switch': (0, 1), 'data.repeats': (1, math.inf),
+              'data.workers': (0, math.inf), 'data.max_failed': (0, 1)}
     for key, (low, high) in limits.items():
         value = functools.reduce(lambda node, part: node[part], key.split('.'), config)
         if not low <= value <= high:
             raise ValueError(f'config.{key}={value} is outside [{low}, {high}]')
-    for key, value, known in (('model.dtype', config.model.dtype, _DTYPES), ('data.augment', config.data.augment,
-                                                                             _AUGMENTS)):
-        if value not in known:
-            raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(known)}')
+    if config.model.dtype not in _DTYPES:
+        raise ValueError(f'config.model.dtype={config.model.dtype!r} is unknown: there are {", ".join(_DTYPES)}')
+    inputs.train_transform(config), inputs.eval_transform(config)
     _, plan_at = _shape_and_plans(config)
     plan_at(1.0)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
