@@ -9,7 +9,7 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.batch_size = 128
-    config.epochs = 24
+    config.epochs = 18
     config.ema_decay = 0.998
     config.model.update(name='vit_digits', image_size=64, classes=10, drop_path=0.0, dtype='float32',
                         reduce_at=(0, 2, 4))

@@ -7,6 +7,7 @@ import pytest
 
 from evit_jax.data import pipeline
 from evit_jax.data.failures import Failures
+from tests.test_decode import JPEGS, corrupted
 from tests.toys import Broken, Jitter, Numbered, evaluate, joined, labels, marked, train
 
 
@@ -112,3 +113,23 @@ def test_in_evaluation_an_unreadable_example_has_no_weight_and_is_reported():
     assert [text.split(':')[0] for text in joined(batches, 'failed').tolist()] == [
         'number 2', 'example 3', 'number 7', 'example 8']
     assert not joined(batches, 'image')[[2, 3]].any()
+
+
+class Corrupted(Numbered):
+    """JPEG files with bits flipped, parts missing, or junk put in."""
+
+    def __getitem__(self, index):
+        files = [*JPEGS.values()]
+        broken = corrupted(np.random.default_rng(index), files[index % len(files)])
+        return super().__getitem__(index) | {'image': broken}
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')  # of Pillow, about damaged EXIF
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_of_1000_corrupted_jpegs_each_is_shown_or_counted_and_no_worker_dies(num_workers):
+    failures = Failures(1.0, examples=1000)
+    shown = sum(failures.take(batch)['weight'].sum()
+                for batch in evaluate(Corrupted(1000), batch_size=64, num_workers=num_workers))
+    assert failures.seen == 1000
+    assert failures.count > 300 and shown > 200
+    assert shown + failures.count == 1000

@@ -60,7 +60,7 @@ def decode(encoded: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.n
             return _decode_jpeg(encoded, max_pixels)
         return _decode_by_pillow(encoded, max_pixels)
     except Exception as error:  # Pillow lets out KeyError, struct.error, zlib.error and more
-        reason = error if isinstance(error, ValueError | OSError | SyntaxError) else repr(error)
+        reason = error if isinstance(error, ValueError | OSError | SyntaxError) else f'damaged, {error!r}'
         raise ValueError(f'not a readable image ({len(encoded)} bytes, first {encoded[:4]!r}): {reason}') from error
 
 
