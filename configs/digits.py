@@ -2,7 +2,7 @@
 
 python -m evit_jax.main --config configs/digits.py --workdir runs/digits
 
-0.33 M parameters; 18.2 M MACs an image (dense 27.8). 2,812 steps of 0.15 to 0.4 s on two CPU cores.
+0.37 M parameters; 18.2 M MACs an image (dense 27.8). 2,812 steps of 0.15 to 0.4 s on two CPU cores.
 """
 
 from configs import base

@@ -213,7 +213,7 @@ class _Meter:
         count = step - self._from if self._from is not None else run.config.log.every
         seconds = max((now - self._begin) / max(count, 1), 1e-9)
         waited = self._waited / max(now - self._begin, 1e-9)
-        left = time.strftime('%H:%M:%S', time.gmtime(seconds * (run.total_steps - step)))
+        left = tqdm.format_interval(seconds * (run.total_steps - step))
         logging.info('step %d/%d  epoch %.2f  loss %.4f  lr %.2e  keep %.2f  %.0f images/s  %.0f ms/step  '
                      'input wait %.1f %%  ETA %s', step, run.total_steps, step / run.steps_per_epoch, metrics['loss'],
                      metrics['lr'], rate, run.config.batch_size / seconds, 1e3 * seconds, 100 * waited, left)
