@@ -45,7 +45,7 @@ def get_config():
     config.data.augment = 'rand-m9-mstd0.5-inc1'  # RandAugment; or 3a, jitter (of the digits), none
     config.data.colour_jitter = 0.4       # under RandAugment there is none
     config.data.repeats = 3               # copies of an image in a row, each augmented by itself
-    config.data.eval_crop = 224 / 256     # side of the centre crop, of the image's short side
+    config.data.eval_crop = 224 / 256     # side of the centre crop, of the image's short side; 0: the whole, squeezed
     config.data.workers = 8               # processes that decode; 0: a thread
     config.data.max_failed = 0.01         # share of unreadable images that stops the run
     config.data.mean = (0.485, 0.456, 0.406)

@@ -20,7 +20,7 @@ def get_config():
     config.init_from = config_dict.placeholder(str)  # to be given
     config.model.update(name='deit_s', classes=0)
     config.keep.rate = 0.7                           # from the first step on
-    config.data.update(source='folder', crop=(0.25, 1.0), repeats=1)
+    config.data.update(source='folder', crop=(0.25, 1.0), repeats=1, max_failed=0.05)
     config.optimizer.update(lr=2e-4, warmup_epochs=1.0, min_lr=1e-6)
     config.log.every = 10
     config.checkpoint.every = 200

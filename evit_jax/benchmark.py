@@ -50,8 +50,8 @@ def _source(config):
     if config.data.source != 'generated':
         try:
             return inputs.open_sources(config)[0], f'{config.data.source} in {config.data.path}'
-        except (ValueError, OSError) as error:
-            print(f'the data cannot be opened: {error}')
+        except FileNotFoundError as error:
+            print(f'generated images, as the data are not there: {error}')
     source = GeneratedSource('train', config.model.image_size, config.model.classes or 1000, encoded=_PICTURE)
     return source, 'generated JPEGs of {} x {}'.format(*_PICTURE)
 

@@ -9,13 +9,14 @@ from absl import flags, logging
 _MENDABLE = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, FloatingPointError)
 
 
-def run(program: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
+def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operands: str) -> None:
     """Parses the flags and runs the program; errors that a user can mend end it with one line and exit code 2.
 
     Args:
       program: or several by name, of which the command line says one before the flags.
+      operands: names of the words that the command line gives to the program beside the flags.
     """
-    if '--help' in sys.argv:
+    if {'-h', '-help', '--help'} & {*sys.argv}:
         print(sys.modules['__main__'].__doc__, flags.FLAGS.main_module_help(), sep='\n')
         return
     try:
@@ -24,16 +25,23 @@ def run(program: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
             if len(words) != 1 or words[0] not in program:
                 raise ValueError(f'say {" or ".join(program)} before the flags, not {" ".join(words) or "nothing"}')
             program = program[words.pop()]
-        if words:
-            raise ValueError(f'what is {words[0]!r} for? Every flag has the form --name=value')
+        if len(words) > len(operands):
+            raise ValueError(f'what is {words[len(operands)]!r} for? Every flag has the form --name=value')
+        if len(words) < len(operands):
+            raise ValueError(f'give {" and ".join(operands)}, not {" ".join(words) or "nothing"}')
         _log_our_own_lines()
-        program()
+        program(*words)
     except _MENDABLE as error:
         if os.environ.get('EVIT_JAX_TRACEBACK'):
             raise
+        while isinstance(error, KeyError | AttributeError) and error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]  # ml_collections wraps what it has to say about a nested key
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f'error: {" ".join(str(text).split())}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on from what was saved', file=sys.stderr)
+        sys.exit(130)
 
 
 def _log_our_own_lines() -> None:

@@ -5,10 +5,11 @@ Reads a sample, or every image with --check_all.
 """
 
 import functools
+import pathlib
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from evit_jax import commandline
@@ -34,6 +35,9 @@ def main() -> None:
     if config is None:
         raise ValueError('give --config FILE, as in: python -m evit_jax.describe --config configs/folder.py '
                          '--config.data.path=DIR')
+    inputs.train_transform(config)
+    if not pathlib.Path(_PICTURE.value).absolute().parent.is_dir():
+        raise ValueError(f'--picture={_PICTURE.value}: there is no folder for it')
     train, test = inputs.open_sources(config)
     for split, source in ((config.data.train_split, train), (config.data.test_split, test)):
         _describe(split, source, config.data.workers)
@@ -65,12 +69,12 @@ def _draw(config, source):
             example = source[index]
             stored.append(decode(example['image']))
             chosen.append(example)
-        except (ValueError, OSError) as error:
-            logging.warning('not in the picture: %s', error)
-    step = max(len(stored) // _ROWS.value, 1)
-    stored, chosen = stored[::step][:_ROWS.value], chosen[::step][:_ROWS.value]
+        except (ValueError, OSError):
+            continue
     if not stored:
         raise ValueError('none of the images tried can be read: there is no picture')
+    rows = np.linspace(0, len(stored) - 1, min(_ROWS.value, len(stored))).astype(int).tolist()
+    stored, chosen = [stored[row] for row in rows], [chosen[row] for row in rows]
     augmented = np.array([[transform(image, np.random.default_rng([config.seed, row, copy]))
                            for copy in range(_COPIES.value)] for row, image in enumerate(stored)])  # [B, C, S, S, 3]
     batch_page(stored, augmented, _mixed(config, augmented, [example['label'] for example in chosen], source),
@@ -81,8 +85,7 @@ def _draw(config, source):
 
 def _mixed(config, augmented, labels, source):
     """The copies after mixing, each column as the share of one device; None where the config mixes nothing."""
-    how = mixing.Mixing(config.mixing.erase, config.mixing.mixup, config.mixing.cutmix, config.mixing.switch,
-                        config.label_smoothing)
+    how = inputs.mixing_of(config)
     if not (how.erase or how.mixup or how.cutmix):
         return None
     mean, std = np.array(config.data.mean), np.array(config.data.std)

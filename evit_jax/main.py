@@ -24,10 +24,11 @@ def main() -> None:
         raise ValueError('give both --config FILE and --workdir DIR, as in: python -m evit_jax.main '
                          '--config configs/digits.py --workdir runs/digits')
     _use_compilation_cache(_CONFIG.value.compilation_cache)
+    workdir = os.path.expanduser(_WORKDIR.value)
     if _MODE.value == 'train':
-        loop.train(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT.value)
+        loop.train(_CONFIG.value, workdir, accept_changes=_ACCEPT.value)
     else:
-        loop.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
+        loop.evaluate_workdir(_CONFIG.value, workdir)
 
 
 def _use_compilation_cache(folder: str) -> None:

@@ -83,11 +83,12 @@ def run(*arguments):
 
 
 def test_the_program_falls_back_on_generated_images_prints_a_table_and_writes_json(tmp_path):
-    done = run('input', '--config', 'configs/base.py', '--config.data.source=digits', '--config.model.classes=7',
-               '--config.model.image_size=32', '--seconds=0.4', '--workers=0', '--batch=4',
-               f'--json={tmp_path / "input.json"}')
+    done = run('input', '--config', 'configs/base.py', '--config.data.source=folder',
+               f'--config.data.path={tmp_path / "none"}', '--config.model.image_size=32', '--seconds=0.4',
+               '--workers=0', '--batch=4', f'--json={tmp_path / "input.json"}')
     assert done.returncode == 0, done.stderr
-    assert 'the data cannot be opened: ' in done.stdout and 'generated JPEGs of 500 x 375' in done.stdout
+    assert 'generated images, as the data are not there: ' in done.stdout
+    assert 'generated JPEGs of 500 x 375' in done.stdout
     assert re.search(r'plain Pillow +[\d,]+ +[\d,]+ +[\d,]+', done.stdout)
     rows = json.loads((tmp_path / 'input.json').read_text())['rows']
     assert [row['name'] for row in rows][:2] == ['read', 'decode'] and rows[0]['images_per_cpu_second'] > 0

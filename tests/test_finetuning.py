@@ -35,7 +35,7 @@ class Birds(sources.GeneratedSource):
 
     def __init__(self, split, classes):
         super().__init__(split, 32, classes or len(self.names))
-        if not classes:
+        if classes in (0, len(self.names)):
             self.class_names = self.names
 
 
@@ -110,6 +110,12 @@ def test_a_run_on_other_classes_and_a_larger_image_trains_to_its_end(trained, tm
         start_from(tmp_path, fives(LEAST), prefix=1, ema=True)
 
 
+def test_a_run_that_goes_on_need_not_be_told_again_where_it_began(trained, tmp_path):
+    loop.train(few(init_from=str(trained[0])), tmp_path)
+    loop.train(few(init_from=None), tmp_path)
+    assert json.loads((tmp_path / 'config.json').read_text())['init_from'] == str(trained[0])
+
+
 def test_weights_that_do_not_fit_are_named_in_one_message(trained):
     with pytest.raises(ValueError, match=r'4 differ\): dist_token is missing .* head_dist.bias is missing there; '
                                          r'head_dist.kernel is missing there; pos_embed has shape'):
@@ -145,5 +151,6 @@ def test_classes_of_the_data_travel_with_the_run_and_may_not_change(trained, mon
     assert (saved['model.classes'], saved['class_names']) == (3, ['jay', 'rook', 'wren'])
     assert loop.train(few(), workdir)['top1'] == loop.evaluate_workdir(few(), workdir)['top1'] == metrics['top1']
     monkeypatch.setattr(Birds, 'names', ('jay', 'kite', 'wren'))
-    with pytest.raises(ValueError, match=r"run on other classes .* 'rook' there, 'kite' in the data"):
-        loop.train(few(), workdir)
+    for start in (loop.train, loop.evaluate_workdir):
+        with pytest.raises(ValueError, match=r"run on other classes .* 'rook' there, 'kite' in the data"):
+            start(few(), workdir)

@@ -18,9 +18,9 @@ def test_generated_images_are_a_function_of_seed_split_and_index():
     for other in (generated(seed=1)[4], generated(split='test')[4], generated()[5]):
         assert (image != other['image']).any()
     assert len({generated()[i]['id'] for i in range(20)}) == 20
-    assert len(generated(size=17)) == 17
+    assert len(generated(split='train[:17]')) == 17
     with pytest.raises(IndexError):
-        generated(size=17)[17]
+        generated(split='train[:17]')[17]
 
 
 def test_generated_images_tell_their_class():

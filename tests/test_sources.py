@@ -7,11 +7,13 @@ import simplejpeg
 from PIL import Image
 
 from evit_jax.data import progress, splits
+from evit_jax.data.generated import GeneratedSource
 from evit_jax.data.sources import open_source
 
 
 def generated(**changes):
-    return open_source('generated', **{'split': 'train', 'num_classes': 5, 'encoded': (500, 375), 'size': 40} | changes)
+    return GeneratedSource(**{'split': 'train', 'image_size': 8, 'num_classes': 5, 'encoded': (500, 375), 'size': 40}
+                           | changes)
 
 
 def test_generated_files_have_the_size_asked_for_and_weigh_what_photographs_do():
@@ -22,7 +24,7 @@ def test_generated_files_have_the_size_asked_for_and_weigh_what_photographs_do()
     for picture in pictures:
         assert simplejpeg.decode_jpeg(picture, 'RGB').shape == (375, 500, 3)
         assert 80_000 < len(picture) < 140_000
-    assert {source[i]['id'] for i in range(40)} == {generated(encoded=None, image_size=8)[i]['id'] for i in range(40)}
+    assert {source[i]['id'] for i in range(40)} == {generated(encoded=None)[i]['id'] for i in range(40)}
     assert {source[i]['label'] for i in range(40)} == set(range(5))
 
 
@@ -73,9 +75,22 @@ def test_parts_of_a_split_meet_without_gap(size):
 def test_slices_of_stored_digits_are_refused_where_there_is_no_such_split(tmp_path):
     with pytest.raises(ValueError, match="no split 'dev'"):
         open_source('digits', 'dev[:10%]', path=tmp_path)
-    with pytest.raises(ValueError, match=r"no split 'train.:10%.' .there are train, test"):
-        generated(split='train[:10%]')
     assert not list(tmp_path.iterdir())
+
+
+def test_generated_images_are_cut_at_the_end_only():
+    assert len(open_source('generated', 'train[:640]', num_classes=5)) == 640
+    with pytest.raises(ValueError, match=r"'train\[640:\]': generated images are cut at the end only"):
+        open_source('generated', 'train[640:]', num_classes=5)
+
+
+def test_overlapping_parts_are_counted_and_neighbours_are_not():
+    sizes = {'train': 100, 'test': 50}
+    def shared(a, b):
+        return splits.overlap(splits.parts(a, sizes), splits.parts(b, sizes))
+    assert shared('train[:90%]', 'train[90%:]') == shared('train', 'test') == 0
+    assert shared('train[:95%]', 'train[90%:]') == 5
+    assert shared('train+test', 'test[10:20]') == 10
 
 
 def test_progress_tells_rate_and_time_left_every_few_seconds(monkeypatch, caplog):

@@ -136,6 +136,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
     ({'mixing__erase': 1.5}, r'config.mixing.erase=1.5 is outside \[0, 1\]'),
     ({'mixing__mixup': -0.1}, r'config.mixing.mixup=-0.1 is outside \[0'),
     ({'data__source': 'digit'}, "did you mean 'digits'"),
+    ({'data__augment': 'rand'}, "policy 'rand' lacks inc1"),
+    ({'data__crop': (0.5,)}, r'config.data.crop=\(0.5,\) has 1 values, not 0 or 2'),
+    ({'data__mean': (0.5, 0.5)}, r'config.data.mean=\(0.5, 0.5\) has 2 values, not 3'),
+    ({'optimizer__lr': -1.0}, r'config.optimizer.lr=-1.0 is outside \[0'),
+    ({'log__eval_epochs': 0.0}, r'config.log.eval_epochs=0.0 is outside'),
+    ({'log__writer': 'clux'}, "config.log.writer='clux' is unknown: there are default, clu"),
+    ({'batch_size': 10248}, 'config.batch_size=10248 is larger than the data: 10240 examples in 1 epochs'),
 ])
 def test_a_value_that_cannot_work_stops_before_anything_is_trained(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -190,7 +197,7 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
 def test_the_program_ends_with_one_line_and_a_code_on_an_unknown_key(tmp_path):
     done = subprocess.run(command(tmp_path, '--config.keep.rat=0.5'), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert 'Did you mean "rate"' in done.stderr
+    assert done.stderr.startswith('error: \'rat\' Did you mean "rate" instead of "rat"?')
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -218,10 +225,20 @@ def test_evaluation_counts_each_image_once_and_padding_never():
     mask[:, :2, :2] = True
     batches = [{'image': np.zeros((4, 4, 4, 3), np.uint8), 'label': np.array(labels), 'weight': np.array(weights),
                 'mask': mask} for labels, weights in (([1, 1, 0, 0], [1., 1, 1, 1]), ([1, 1, 1, 1], [1., 0, 0, 0]))]
-    found = evaluate(step, batches, lambda batch: batch, patches=4)
+    found = evaluate(step, batches, lambda batch: batch, patches=4, sample=8)
     assert found.metrics['top1'] == 3 / 5
+    assert len(found.sample['image']) == len(found.sample['kept'][0]) == 5  # padding is in no picture
     assert found.metrics['object_kept_1'] == 1.0
     assert found.metrics['random_kept_1'] == 0.25
+
+
+def test_an_evaluation_of_which_nothing_could_be_read_says_so():
+    def step(batch):
+        return {'loss': np.zeros(2), 'right': np.zeros(2), 'right5': np.zeros(2), 'prediction': np.zeros(2), 'kept': ()}
+
+    nothing = {'image': np.zeros((2, 4, 4, 3), np.uint8), 'label': np.zeros(2, int), 'weight': np.zeros(2)}
+    with pytest.raises(ValueError, match='none of the images to evaluate on could be read'):
+        evaluate(step, [nothing], lambda batch: batch, patches=4)
 
 
 def test_object_patches_and_presence_follow_the_grid():

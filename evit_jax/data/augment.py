@@ -164,7 +164,8 @@ def from_policy(policy: str, colour_jitter: float = 0.0) -> Augment:
         return ThreeAugment(jitter)
     if name == 'rand':
         return _parse_rand(policy, settings)
-    raise ValueError(f"unknown augmentation policy {policy!r} (there are 'rand-m9-mstd0.5-inc1', '3a' and 'none')")
+    raise ValueError(f"unknown augmentation policy {policy!r} (there are 'rand-m9-mstd0.5-inc1', '3a', 'jitter' and "
+                     "'none')")
 
 
 def _parse_rand(policy: str, settings: list[str]) -> RandAugment:
@@ -175,7 +176,8 @@ def _parse_rand(policy: str, settings: list[str]) -> RandAugment:
             raise ValueError(f'policy {policy!r}: {setting!r} is unknown or there twice (there are m0 to '
                              f'm{MAX_MAGNITUDE:g}, mstd0.5, n2 and inc1, as in rand-m9-mstd0.5-inc1)')
         values[key] = found[found.lastindex]
+    made = RandAugment(float(values.get('m', MAX_MAGNITUDE)), float(values.get('mstd', 0)), int(values.get('n', 2)))
     if 'inc' not in values:
         raise ValueError(f'policy {policy!r} lacks inc1: only the set of operations that grow with the magnitude is '
                          f'there; did you mean {policy + "-inc1"!r}?')
-    return RandAugment(float(values.get('m', MAX_MAGNITUDE)), float(values.get('mstd', 0)), int(values.get('n', 2)))
+    return made

@@ -48,8 +48,8 @@ class FolderSource:
         self.num_classes = len(self.class_names)
         split = splits.resolve(split, have)
         found = {name: self._index(name, cache) for name in splits.names(split, have)}
-        parts = splits.parts(split, {name: len(index['name']) for name, index in found.items()})
-        chosen = [(part.split, _slice(found[part.split], part.start, part.stop)) for part in parts]
+        self.parts = splits.parts(split, {name: len(index['name']) for name, index in found.items()})
+        chosen = [(part.split, _slice(found[part.split], part.start, part.stop)) for part in self.parts]
         self._folders = [name for name, _ in chosen]
         self._ends = np.cumsum([len(positions) for _, positions in chosen])
         self._names = np.concatenate([found[name]['name'][positions] for name, positions in chosen])
@@ -128,7 +128,7 @@ def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
         for kind, (mine, below, others) in enumerate(pool.map(lambda name: _walk(folder, name), classes)):
             if not mine:
                 raise ValueError(f'class folder {os.path.join(folder, classes[kind])!r} holds no images '
-                                 f'({", ".join(SUFFIXES)}), but {sum(others.values())} other files: fill or remove it')
+                                 f'({", ".join(SUFFIXES)}; other files: {others.total()}): fill or remove it')
             files += mine
             kinds += [kind] * len(mine)
             folders |= below

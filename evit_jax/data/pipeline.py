@@ -8,6 +8,7 @@ to the processes; the global batch is the same.)
 
 import dataclasses
 import functools
+import gc
 import itertools
 import math
 import multiprocessing
@@ -82,7 +83,7 @@ def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, tr
     make = _TrainBatch(source, transform, seed % 2**64, repeats, local, batch_size, process_index * local)
     batches = Batches(grain.MapDataset.range(start_step, steps).map(make), num_workers)
     megabytes = local * math.prod(make.shape) / 1e6
-    logging.info('input: %s at most %d batches of %.1f MB, %.0f MB in all',
+    logging.info('input: %s at most %d batches of %.1f MB, %.0f MB in all, and an evaluation as many',
                  f'{num_workers} worker processes hold' if num_workers else 'a thread holds', batches.held, megabytes,
                  batches.held * megabytes)
     return batches
@@ -147,7 +148,8 @@ class Batches(Iterator[dict]):
         """Ends thread or workers; no batch can be asked for any more."""
         if self._iterator is not None:
             self._iterator.close()
-        self._iterator = None  # left to the interpreter's end, Grain's iterators complain
+            self._iterator = None  # left to the interpreter's end, Grain's iterators complain
+            gc.collect()           # a cycle in them holds the last batches, in shared memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,8 +74,6 @@ class _Asked(NamedTuple):
     image_size: int
     num_classes: int
     seed: int
-    size: int | None
-    encoded: tuple[int, int] | None
     cache: str | None
 
 
@@ -86,9 +84,10 @@ def _open_digits(asked: _Asked) -> DigitsSource:
 
 
 def _open_generated(asked: _Asked) -> GeneratedSource:
-    if asked.split not in GeneratedSource.splits:
-        raise ValueError(f'no split {asked.split!r} (there are {", ".join(GeneratedSource.splits)})')
-    return GeneratedSource(asked.split, asked.image_size, asked.num_classes, asked.seed, asked.size, asked.encoded)
+    first, *more = splits.parts(asked.split, GeneratedSource.sizes)
+    if more or first.start:
+        raise ValueError(f"split {asked.split!r}: generated images are cut at the end only, as in 'train[:640]'")
+    return GeneratedSource(first.split, asked.image_size, asked.num_classes, asked.seed, first.stop)
 
 
 _OPEN: dict[str, Callable[[_Asked], Source]] = {
@@ -100,8 +99,7 @@ _OPEN: dict[str, Callable[[_Asked], Source]] = {
 
 
 def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset: str = '', image_size: int = 224,
-                num_classes: int = 0, seed: int = 0, size: int | None = None, encoded: tuple[int, int] | None = None,
-                cache: str | None = None) -> Source:
+                num_classes: int = 0, seed: int = 0, cache: str | None = None) -> Source:
     """Opens a source by its name.
 
     Args:
@@ -112,8 +110,6 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
       image_size: pixels a side of generated images; a stored source has its own, and the pipeline resizes.
       num_classes: what the model expects, a stored source must agree; 0: what the data have.
       seed: of generated images.
-      size: examples of a generated source; 10,240 to train and 1,024 to test by default.
-      encoded: width and height of generated JPEG files, in place of arrays.
       cache: folder for indexes that cannot be kept beside the data.
 
     Raises:
@@ -124,7 +120,7 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
         near = difflib.get_close_matches(name, _OPEN, n=1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
         raise ValueError(f'unknown source {name!r}{hint} (there are {", ".join(_OPEN)})')
-    source = _OPEN[name](_Asked(split, path, dataset, image_size, num_classes, seed, size, encoded, cache))
+    source = _OPEN[name](_Asked(split, path, dataset, image_size, num_classes, seed, cache))
     _agree(name, num_classes, source.num_classes)
     return source
 

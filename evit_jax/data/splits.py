@@ -1,6 +1,6 @@
 """Names and slices of splits as tfds writes them: 'train', 'train[:90%]', 'test[:1000]', 'train+test'."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
@@ -40,6 +40,12 @@ def names(split: str, have: Collection[str]) -> list[str]:
         if name not in have:
             raise ValueError(f'no split {name!r} (there are {", ".join(have) or "none"})')
     return found
+
+
+def overlap(first: Iterable[Part], second: Iterable[Part]) -> int:
+    """Examples that are in both."""
+    return sum(max(0, min(a.stop, b.stop) - max(a.start, b.start))
+               for a in first for b in second if a.split == b.split)
 
 
 def parts(split: str, sizes: Mapping[str, int]) -> list[Part]:

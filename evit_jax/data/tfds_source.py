@@ -42,10 +42,10 @@ class TfdsSource:
         self.num_classes = len(self.class_names)
         height, width, _ = info.features['image'].shape
         self.image_size = height if height == width else None
-        self._parts = splits.parts(splits.resolve(split, info.splits), {
+        self.parts = splits.parts(splits.resolve(split, info.splits), {
             name: of.num_examples for name, of in info.splits.items()})
-        self._ends = np.cumsum([part.stop - part.start for part in self._parts])
-        self._records = {part.split: _open(builder, part.split, cache) for part in self._parts}
+        self._ends = np.cumsum([part.stop - part.start for part in self.parts])
+        self._records = {part.split: _open(builder, part.split, cache) for part in self.parts}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -54,7 +54,7 @@ class TfdsSource:
         if not 0 <= index < len(self):
             raise IndexError(f'example {index} of {len(self)}')
         part = int(np.searchsorted(self._ends, index, 'right'))
-        split, _, stop = self._parts[part]
+        split, _, stop = self.parts[part]
         number = stop - int(self._ends[part]) + index
         name = f'{split}_{number:07d}'
         try:

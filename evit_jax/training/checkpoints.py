@@ -16,6 +16,7 @@ from evit_jax.training.state import TrainState
 _FIELD = re.compile(r'\d+\.(\w+)(.*)')  # of a stored name: 00001.params['blocks'][0]['norm1']['bias']
 _KEYS = re.compile(r"\['?(\w+)'?\]")
 
+
 def newest_step(workdir: str | os.PathLike) -> int | None:
     """Step of the newest checkpoint of a run; reads only."""
     folder = _folder_in(workdir)
@@ -139,7 +140,7 @@ class Checkpoints:
 
 
 def _folder_in(workdir):
-    return epath.Path(workdir).resolve() / 'checkpoints'
+    return epath.Path(workdir).expanduser().resolve() / 'checkpoints'
 
 
 def _named(state: TrainState) -> dict[str, Any]:

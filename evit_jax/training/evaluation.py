@@ -44,9 +44,12 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
         for name, value in _sums(out, batch, patches).items():
             sums[name] = sums.get(name, 0.0) + value
         if sum(len(part['image']) for part in first) < sample:
-            first.append({'image': batch['image'], 'label': batch['label'], 'prediction': out['prediction'],
-                          'kept': out['kept']})
+            shown = {'image': batch['image'], 'label': batch['label'], 'prediction': out['prediction'],
+                     'kept': out['kept']}
+            first.append(jax.tree.map(lambda rows: rows[batch['weight'] > 0], shown))  # noqa: B023, used in this turn
     seconds = time.perf_counter() - begin
+    if not sums['weight']:
+        raise ValueError('none of the images to evaluate on could be read: mend them, or name others in data.path')
     metrics = {name: value / sums['weight'] for name, value in sums.items()
                if name != 'weight' and not name.startswith('object')}
     metrics |= {name: value / sums['object'] for name, value in sums.items() if name.startswith('object_')}

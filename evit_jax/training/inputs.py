@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from evit_jax.data import sources
+from absl import logging
+
+from evit_jax.data import sources, splits
+from evit_jax.data.mixing import Mixing
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms import EvalTransform, TrainTransform
 
@@ -14,10 +17,14 @@ def open_sources(config: Any) -> tuple[Source, Source]:
       ValueError, OSError: no such source, nothing at its path, or other classes than the model has.
     """
     data = config.data
-    return tuple(sources.open_source(
+    train, test = (sources.open_source(
         data.source, split, path=data.path, dataset=data.name, image_size=config.model.image_size,
         num_classes=config.model.classes, seed=config.seed, cache=data.index_cache)
         for split in (data.train_split, data.test_split))
+    if shared := splits.overlap(getattr(train, 'parts', ()), getattr(test, 'parts', ())):
+        logging.warning('%d of the examples to evaluate on are trained on, too: data.train_split=%r, '
+                        'data.test_split=%r', shared, data.train_split, data.test_split)
+    return train, test
 
 
 def train_transform(config: Any) -> TrainTransform:
@@ -29,4 +36,10 @@ def train_transform(config: Any) -> TrainTransform:
 
 def eval_transform(config: Any) -> EvalTransform:
     """From a decoded image to what is evaluated."""
-    return EvalTransform(config.model.image_size, crop=config.data.eval_crop)
+    return EvalTransform(config.model.image_size, crop=config.data.eval_crop or None)
+
+
+def mixing_of(config: Any) -> Mixing:
+    """What the devices do to a batch that is trained on."""
+    mix = config.mixing
+    return Mixing(mix.erase, mix.mixup, mix.cutmix, mix.switch, config.label_smoothing)

@@ -31,8 +31,6 @@ _IN_FLIGHT = 2  # steps sent to the devices before the oldest one's loss is look
 def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = False) -> dict[str, float]:
     """Trains to the end, from the newest checkpoint if there is one, then evaluates and draws pictures.
 
-    Without one it begins, from the weights of `config.init_from` or from random ones.
-
     The continued run ends with the bits of an undisturbed one: batches and draws are functions of (seed, step).
 
     Args:
@@ -49,6 +47,9 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
     runs.check_start(config, workdir)
     workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
     run = runs.lay_out(config)
+    if not run.total_steps:
+        raise ValueError(f'config.batch_size={config.batch_size} is larger than the data: {len(run.train_source)} '
+                         f'examples in {config.epochs} epochs; lower the batch or add epochs')
     workdirs.record_classes(workdir, run.train_source.class_names)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     state = checkpoints.restore(run.abstract_state())
@@ -82,6 +83,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float
         config.update_from_flattened_dict({key: value for key, value in trained.items()
                                            if key.startswith('optimizer.') or key in ('ema_decay', 'model.classes')})
     run = runs.lay_out(config, trained_size=trained['model.image_size'])
+    workdirs.check_classes(workdir, trained, run.test_source.class_names)
     checkpoints = Checkpoints(workdir, keep=trained['checkpoint.keep'])
     try:
         state = checkpoints.restore(run.abstract_state())
@@ -177,9 +179,11 @@ class _Loop:
             metrics = {name: float(value) for name, value in metrics.items()}
             if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
                 self._checkpoints.wait()
+                last = self._checkpoints.latest()
+                kept = f'the last good checkpoint is that of step {last}' if last else 'there is no checkpoint yet'
                 raise FloatingPointError(
-                    f'step {step}: loss {metrics["loss"]}, gradient norm {metrics["grad_norm"]} are not finite; the '
-                    f'last good checkpoint is that of step {self._checkpoints.latest()}. Lower the learning rate, '
+                    f'step {step}: loss {metrics["loss"]}, gradient norm {metrics["grad_norm"]} are not finite; '
+                    f'{kept}. Lower the learning rate, '
                     'clip the gradient (--config.optimizer.clip_norm=1) or compute in float32')
             if (step + 1) % self._run.config.log.every == 0:
                 self._meter.log(step + 1, metrics, runs.keep_rate(self._run, stage), self._writer)
@@ -247,9 +251,10 @@ def _evaluate(run, step, params, sample=0):
 
 
 def _report(run, step, metrics):
-    logging.info('evaluation at step %d: top-1 %.2f %%  top-5 %.2f %%%s  %.1f images/s', step, 100 * metrics['top1'],
-                 100 * metrics['top5'], f'  EMA top-1 {metrics["top1_ema"]:.2%}' if 'top1_ema' in metrics else '',
-                 metrics.get('images_per_second', float('nan')))
+    average = f'  EMA top-1 {100 * metrics["top1_ema"]:.2f} %' if 'top1_ema' in metrics else ''
+    speed = f'  {metrics["images_per_second"]:.1f} images/s' if 'images_per_second' in metrics else ''
+    logging.info('evaluation at step %d: top-1 %.2f %%  top-5 %.2f %%%s%s', step, 100 * metrics['top1'],
+                 100 * metrics['top5'], average, speed)
     if metrics['left_out']:
         logging.warning('%d images could not be read and are left out of these figures', metrics['left_out'])
     logging.info('MACs of an image: %.2f M, dense %.2f M (%.0f %%); %s', metrics['macs'] / 1e6,

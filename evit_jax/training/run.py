@@ -19,7 +19,7 @@ from evit_jax.data.failures import Failures
 from evit_jax.models import Model
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
-from evit_jax.training import inputs, steps, weights
+from evit_jax.training import inputs, steps, weights, writers
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training.checkpoints import newest_step
 from evit_jax.training.state import TrainState, create_state
@@ -77,9 +77,8 @@ class Run(NamedTuple):
     def train_step(self) -> Callable:
         """The training step, jitted."""
         config = self.config
-        how = mixing.Mixing(config.mixing.erase, config.mixing.mixup, config.mixing.cutmix, config.mixing.switch,
-                            config.label_smoothing)
-        mix = functools.partial(mixing.mix_batch, mixing=how, classes=self.model.shape.classes, groups=self.mesh.size)
+        mix = functools.partial(mixing.mix_batch, mixing=inputs.mixing_of(config), groups=self.mesh.size,
+                                classes=self.model.shape.classes)
         step = steps.make_train_step(
             self.model, self.optimizer, self.schedule, prepare=self.prepare, mix=mix, ema_decay=config.ema_decay,
             seed=config.seed, updates_every=config.optimizer.accumulate)
@@ -194,20 +193,29 @@ def _plan_at(config, patches, depth):
 
 def check(config: Any) -> None:
     """Raises a ValueError for a value outside its limits; reads and writes nothing."""
-    least_classes = 2 if config.model.classes else 0  # 0: as many as the data has
-    limits = {'batch_size': (1, math.inf), 'epochs': (1, math.inf), 'label_smoothing': (0, 0.999),
-              'ema_decay': (0, 0.999999), 'model.drop_path': (0, 0.999), 'model.classes': (least_classes, math.inf),
-              'log.every': (1, math.inf), 'checkpoint.every': (1, math.inf), 'checkpoint.keep': (1, math.inf),
-              'optimizer.accumulate': (1, math.inf), 'optimizer.b2': (0, 0.9999999), 'keep.start_epoch': (0, math.inf),
-              'keep.shrink_epochs': (0, math.inf), 'mixing.erase': (0, 1), 'mixing.mixup': (0, math.inf),
-              'mixing.cutmix': (0, math.inf), 'mixing.switch': (0, 1), 'data.repeats': (1, math.inf),
-              'data.workers': (0, math.inf), 'data.max_failed': (0, 1)}
+    share, count, amount = (0, 1), (1, math.inf), (0, math.inf)
+    limits = {
+        'batch_size': count, 'epochs': count, 'label_smoothing': (0, 0.999), 'ema_decay': (0, 0.999999),
+        'model.drop_path': (0, 0.999), 'model.classes': (2 if config.model.classes else 0, math.inf),
+        'keep.start_epoch': amount, 'keep.shrink_epochs': amount, 'data.repeats': count, 'data.workers': amount,
+        'data.flip': share, 'data.eval_crop': share, 'data.max_failed': share, 'mixing.erase': share,
+        'mixing.mixup': amount, 'mixing.cutmix': amount, 'mixing.switch': share, 'optimizer.lr': amount,
+        'optimizer.warmup_epochs': amount, 'optimizer.warmup_lr': amount, 'optimizer.min_lr': amount,
+        'optimizer.weight_decay': amount, 'optimizer.b2': (0, 0.9999999), 'optimizer.clip_norm': amount,
+        'optimizer.accumulate': count, 'log.every': count, 'log.eval_epochs': (1e-9, math.inf),
+        'log.pictures': amount, 'checkpoint.every': count, 'checkpoint.keep': count}
     for key, (low, high) in limits.items():
         value = functools.reduce(lambda node, part: node[part], key.split('.'), config)
         if not low <= value <= high:
             raise ValueError(f'config.{key}={value} is outside [{low}, {high}]')
-    if config.model.dtype not in _DTYPES:
-        raise ValueError(f'config.model.dtype={config.model.dtype!r} is unknown: there are {", ".join(_DTYPES)}')
+    for key, lengths in {'crop': (0, 2), 'ratio': (2,), 'mean': (3,), 'std': (3,)}.items():
+        if len(config.data[key]) not in lengths:
+            raise ValueError(f'config.data.{key}={tuple(config.data[key])} has {len(config.data[key])} values, not '
+                             f'{" or ".join(map(str, lengths))}')
+    for key, value, known in (('model.dtype', config.model.dtype, _DTYPES),
+                              ('log.writer', config.log.writer, writers.KINDS)):
+        if value not in known:
+            raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(known)}')
     inputs.train_transform(config)
     inputs.eval_transform(config)
     _, plan_at = _shape_and_plans(config)

@@ -16,6 +16,7 @@ _NEED_FREE = 64 * 2**20
 # What a run may change when it goes on: none of it alters the parameters at the end.
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
                      'compilation_cache')
+_BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
 # What decides the parameters' shapes: an evaluation may change everything else.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled')
 
@@ -37,6 +38,8 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     Raises:
       ValueError: it cannot be written, has no room, or holds a run with another config (a checkpoint of one).
     """
+    if '://' in os.fspath(path):
+        raise ValueError(f'workdir {path} is no folder of this machine: mount the bucket, or give another --workdir')
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +53,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     old = saved_config(folder) if newest_step(folder) is not None else None
     new = flat(config)
     if old is not None:
-        new = _with_classes_of(old, new)
+        new = _with_classes_of(old, new) | {key: old[key] for key in _BEGINNING if key in old}
         differ = [key for key in sorted(old.keys() | new.keys())
                   if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
         said = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)
@@ -68,13 +71,19 @@ def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
     Raises:
       ValueError: the run in the workdir began with other classes.
     """
-    saved, names = saved_config(path), list(names)
+    saved = saved_config(path)
+    check_classes(path, saved, names)
+    _write(path, saved | {'model.classes': len(names), 'class_names': list(names)})
+
+
+def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequence[str]) -> None:
+    """Raises a ValueError if the run in the workdir, with this saved config, has other classes."""
+    names = list(names)
     if (old := saved.get('class_names', names)) != names:
         first = next(pair for pair in itertools.zip_longest(old, names) if pair[0] != pair[1])
         raise ValueError(f'workdir {path} holds a run on other classes ({len(old)} there, {len(names)} in the data; '
                          f'the first that differs is {first[0]!r} there, {first[1]!r} in the data): give another '
                          '--workdir, and --config.init_from to start from its weights')
-    _write(path, saved | {'model.classes': len(names), 'class_names': names})
 
 
 def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
