@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = {'batch_size': 256, 'epochs': 1, 'compilation_cache': '', 'ema_decay': 0.9, 'model.name': 'vit_digits',
             'model.image_size': 32, 'model.classes': 10, 'model.dtype': 'float32', 'model.reduce_at': (1, 2, 3),
             'model.drop_path': 0.1, 'keep.shrink_epochs': 1, 'keep.levels': 2, 'data.augment': 'jitter',
-            'data.crop': (), 'data.eval_crop': 1.0, 'data.repeats': 1, 'data.workers': 0, 'optimizer.lr': 2e-3,
+            'data.crop': (), 'data.eval_crop': 1.0, 'data.repeats': 1, 'data.workers': 0, 'optimizer.lr': 6e-3,
             'optimizer.warmup_epochs': 0.2, 'log.every': 4, 'log.eval_epochs': 2.0, 'log.pictures': 2,
             'checkpoint.every': 7}
 
@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
-    config = tiny(checkpoint__every=2, optimizer__lr=1e30, optimizer__warmup_epochs=0.0, keep__shrink_epochs=0)
+    config = tiny(checkpoint__every=1, optimizer__lr=1e30, optimizer__warmup_epochs=0.0, keep__shrink_epochs=0)
     with pytest.raises(FloatingPointError, match=r'step \d+: loss .* not finite; the last good checkpoint is that of'):
         loop.train(config, tmp_path)
 
