@@ -9,7 +9,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from evit_jax import commandline
+from evit_jax import commandline, parallel
 from evit_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/digits.py.')
@@ -24,10 +24,11 @@ def main() -> None:
         raise ValueError('give both --config FILE and --workdir DIR, as in: python -m evit_jax.main '
                          '--config configs/digits.py --workdir runs/digits')
     _use_compilation_cache(_CONFIG.value.compilation_cache)
-    if _MODE.value == 'train':
-        loop.train(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT.value)
-    else:
-        loop.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
+    with parallel.together():
+        if _MODE.value == 'train':
+            loop.train(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT.value)
+        else:
+            loop.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
 
 
 def _use_compilation_cache(folder: str) -> None:
