@@ -64,7 +64,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if jax.distributed.is_initialized() and not is_alone():
+        if not is_alone():
             # JAX would wait at the exit for the others, who wait for this one in their next reduction.
             atexit.register(_leave, error.code if isinstance(error, SystemExit) else 2)
             if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
@@ -105,7 +105,7 @@ def _leave(code: Any) -> None:
 
 def is_alone() -> bool:
     """Whether one process is the whole run."""
-    return jax.process_count() == 1
+    return not jax.distributed.is_initialized() or jax.process_count() == 1  # the second alone would start a backend
 
 
 def is_first() -> bool:
@@ -139,6 +139,8 @@ def first_decides(task: Callable[[], Result]) -> Result | None:
 
 def total(values: Mapping[str, float]) -> dict[str, float]:
     """The sums over all processes, which call this at the same point with the same names."""
+    if is_alone():
+        return dict(values)
     own = np.array([*values.values()], np.float64)
     # As bytes, for JAX would round them to float32.
     every = np.asarray(multihost_utils.process_allgather(own.view(np.uint8))).reshape(-1).view(np.float64)

@@ -86,8 +86,18 @@ def test_alone_a_process_decides_and_adds_up_for_itself():
     assert parallel.first_decides(lambda: 'done') == 'done'
     with pytest.raises(ValueError, match='no'):
         parallel.first_decides(lambda: int('no'))
-    odd = 2.0**53 - 1  # no float32
-    assert parallel.total({'a': odd, 'b': 0.1}) == {'a': odd, 'b': 0.1}
+    assert parallel.total({'a': 2.5, 'b': 0.1}) == {'a': 2.5, 'b': 0.1}
+
+
+def test_totals_of_processes_are_not_rounded_to_float32(monkeypatch):
+    others = {'a': 2.0**53 - 1, 'b': 0.1}
+
+    def gather(own):
+        return np.stack([own, np.array([*others.values()]).view(np.uint8)])
+
+    monkeypatch.setattr(parallel, 'is_alone', lambda: False)
+    monkeypatch.setattr(parallel.multihost_utils, 'process_allgather', gather)
+    assert parallel.total({'a': 1.0, 'b': 0.2}) == {'a': 2.0**53, 'b': 0.2 + 0.1}
 
 
 @pytest.mark.parametrize(('shape', 'spec'), [
