@@ -12,6 +12,7 @@ def get_config():
     config.label_smoothing = 0.1
     config.init_from = ''        # workdir of the run whose newest weights are the initial ones
     config.init_ema = False      # start from their moving average
+    config.sharding = 'replicated'  # of the state: whole on every device, or divided among them ('fsdp')
     config.compilation_cache = '~/.cache/evit_jax'  # '': none
 
     config.model = ConfigDict()

@@ -9,7 +9,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from evit_jax import commandline
+from evit_jax import commandline, parallel
 from evit_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/digits.py.')
@@ -25,10 +25,11 @@ def main() -> None:
                          '--config configs/digits.py --workdir runs/digits')
     _use_compilation_cache(_CONFIG.value.compilation_cache)
     workdir = os.path.expanduser(_WORKDIR.value)
-    if _MODE.value == 'train':
-        loop.train(_CONFIG.value, workdir, accept_changes=_ACCEPT.value)
-    else:
-        loop.evaluate_workdir(_CONFIG.value, workdir)
+    with parallel.together():
+        if _MODE.value == 'train':
+            loop.train(_CONFIG.value, workdir, accept_changes=_ACCEPT.value)
+        else:
+            loop.evaluate_workdir(_CONFIG.value, workdir)
 
 
 def _use_compilation_cache(folder: str) -> None:

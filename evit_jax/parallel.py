@@ -1,21 +1,159 @@
-"""One mesh over all devices: the batch is split along `data`, the state is on every device."""
+"""One mesh over all devices of all processes: the batch is split along `data`, the state whole on each or split too."""
 
+import atexit
+import contextlib
+import math
+import os
 import queue
+import re
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Result = TypeVar('Result')
+SHARDINGS = ('replicated', 'fsdp')
+_SMALL = 2**14        # elements; FSDP leaves less than this whole: collecting it costs more time than it saves memory
+_JOIN_SECONDS = 300   # that the processes of a run may start apart
+_SILENT_SECONDS = 60  # without a heartbeat, after which a process counts as dead and the others are ended
+_REFUSAL_BYTES = 2048
+_VARIABLES = ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID')
+_GONE = re.compile(r'Gloo|NCCL|[Cc]onnection (closed|reset)')
+
+
+def start() -> None:
+    """Joins the processes of a run; to be called before anything touches a device.
+
+    JAX itself finds the others on Cloud TPU, under Slurm, Open MPI and Kubernetes. Elsewhere, and before what it finds,
+    the environment says who they are: COORDINATOR_ADDRESS (host:port at which process 0 listens), NUM_PROCESSES and
+    PROCESS_ID. Where there is nothing of it, the process is alone.
+
+    JAX aborts a process that waits in vain for the others to come, and one that later loses process 0.
+
+    Raises:
+      ValueError: one of these variables is missing or cannot be; names it.
+    """
+    if told := _told(os.environ):
+        logging.info('process %d waits up to %d s for all %d, which meet at %s', told['process_id'], _JOIN_SECONDS,
+                     told['num_processes'], told['coordinator_address'])
+    try:
+        jax.distributed.initialize(**told, initialization_timeout=_JOIN_SECONDS,
+                                   heartbeat_timeout_seconds=_SILENT_SECONDS)
+    except ValueError as error:
+        if told or 'coordinator_address' not in str(error):
+            raise
+        return  # JAX has found no cluster
+    logging.info('process %d of %d, %d of %d devices', jax.process_index(), jax.process_count(),
+                 jax.local_device_count(), jax.device_count())
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Starts, and sees to it that no process is left behind by one that fails in the body.
+
+    Raises:
+      ConnectionError: another process is gone.
+    """
+    start()
+    try:
+        yield
+    except BaseException as error:
+        if not is_alone():
+            # JAX would wait at the exit for the others, who wait for this one in their next reduction.
+            atexit.register(_leave, error.code if isinstance(error, SystemExit) else 2)
+            if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
+                raise ConnectionError(
+                    f'another process of this run is gone, see its log ({str(error).splitlines()[0]}): start all of '
+                    'them again, the run continues from its newest checkpoint') from error
+        raise
+
+
+def _told(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What the environment says of the processes, as `jax.distributed.initialize` takes it."""
+    given = {name: environment[name].strip() for name in _VARIABLES if environment.get(name, '').strip()}
+    if not given:
+        return {}
+    for name in _VARIABLES:
+        if name not in given:
+            raise ValueError(f'{name} is not set, but {", ".join(given)} is: set all of {", ".join(_VARIABLES)}, or '
+                             'none for a single process')
+    address, count, number = (given[name] for name in _VARIABLES)
+    host, _, port = address.rpartition(':')
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(f'COORDINATOR_ADDRESS={address!r} is no host:port: give the address of process 0 and a free '
+                         'port there, as 10.0.0.1:8476')
+    if not count.isdecimal() or int(count) < 1:
+        raise ValueError(f'NUM_PROCESSES={count!r} is no number of processes: give 1 or more, the same to all')
+    if not number.isdecimal() or int(number) >= int(count):
+        raise ValueError(f'PROCESS_ID={number!r} is outside [0, {int(count) - 1}], for NUM_PROCESSES={count}: count '
+                         'the processes from 0')
+    return {'coordinator_address': address, 'num_processes': int(count), 'process_id': int(number),
+            'cluster_detection_method': 'deactivate'}
+
+
+def _leave(code: Any) -> None:
+    """Ends the process without waiting for others; their connections to it then break."""
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def is_alone() -> bool:
+    """Whether one process is the whole run."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1  # the second alone would start a backend
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which writes what is written once."""
+    return jax.process_index() == 0
+
+
+def first_decides(task: Callable[[], Result]) -> Result | None:
+    """Does something in process 0 alone; the others wait, and where it was refused all raise.
+
+    Returns:
+      What the task returned, in process 0; None in the others.
+
+    Raises:
+      ValueError, OSError: of the task, in process 0; a ValueError with the same text in the others.
+    """
+    if is_alone():
+        return task()
+    result = refusal = None
+    if is_first():
+        try:
+            result = task()
+        except (ValueError, OSError) as error:
+            refusal = error
+    text = b'' if refusal is None else (str(refusal) or repr(refusal)).encode()[:_REFUSAL_BYTES]
+    letters = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(_REFUSAL_BYTES), np.uint8))
+    if said := np.asarray(letters).tobytes().decode(errors='ignore').strip():
+        raise refusal or ValueError(said)
+    return result
+
+
+def total(values: Mapping[str, float]) -> dict[str, float]:
+    """The sums over all processes, which call this at the same point with the same names."""
+    if is_alone():
+        return dict(values)
+    own = np.array([*values.values()], np.float64)
+    # As bytes, for JAX would round them to float32.
+    every = np.asarray(multihost_utils.process_allgather(own.view(np.uint8))).reshape(-1).view(np.float64)
+    return dict(zip(values, every.reshape(-1, len(own)).sum(0).tolist()))
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """A mesh of all devices with the one axis `data`.
+    """A mesh of all devices with the one axis `data`, on which those of a process are neighbours.
 
     Raises:
       ValueError: the batch cannot be split evenly over the devices.
     """
-    devices = jax.devices()
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if batch_size % len(devices):
         below = batch_size // len(devices) * len(devices)
         near = ' or '.join(str(size) for size in (below, below + len(devices)) if size)
@@ -33,10 +171,40 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec('data'))
 
 
+def state_shardings(state: Any, mesh: Mesh, how: str) -> Any:
+    """Where each array of a state lies.
+
+    Args:
+      state: a tree of anything with shapes.
+      how: 'replicated', or 'fsdp': each array divided among the devices along the largest axis that they divide;
+        small ones, and those without such an axis, whole on every device.
+    """
+    place = {'replicated': lambda shape: replicated(mesh), 'fsdp': lambda shape: _divided(shape, mesh)}[how]
+    return jax.tree.map(lambda leaf: place(leaf.shape), state)
+
+
+def _divided(shape, mesh):
+    axes = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
+    if not axes or math.prod(shape) < _SMALL:
+        return replicated(mesh)
+    return NamedSharding(mesh, PartitionSpec(*[None] * max(axes, key=lambda axis: shape[axis]), 'data'))
+
+
 def place_batch(batch: dict, mesh: Mesh) -> dict:
     """This process's share of a batch, put on the devices as one global batch."""
     sharding = split_batch(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def own_rows(outputs: Any) -> Any:
+    """The rows of a batch's outputs that belong to this process's share of it, as numpy arrays."""
+    def rows(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return np.asarray(leaf)
+        shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    return jax.tree.map(rows, outputs)
 
 
 class OnDevices(Iterator[dict]):

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 
+from evit_jax import parallel
 from evit_jax.data import pipeline
 from evit_jax.data.failures import Failures
 from tests.test_decode import JPEGS, corrupted
@@ -47,6 +48,19 @@ def test_the_limit_grows_with_what_is_seen():
         failures.take(batch(f'{number}: torn'))
     with pytest.raises(ValueError, match='52 of 510 samples could not be read'):
         failures.take(batch('x: torn', 'y: torn'))
+
+
+def test_of_several_processes_each_goes_on_until_all_stop_by_what_all_have_counted(monkeypatch):
+    monkeypatch.setattr(parallel, 'is_alone', lambda: False)
+    monkeypatch.setattr(parallel, 'total', lambda own: {'count': own['count'] + 7, 'seen': own['seen'] + 40})
+    failures = Failures(0.1, examples=60)
+    failures.take(batch())
+    with pytest.raises(ValueError, match=r'7 of 50 samples could not be read, none of them in this .* allows 6'):
+        failures.check()
+    batches = failures.checked([batch(*'abcde'), batch()])
+    assert [next(batches).keys(), next(batches).keys()] == [{'label'}, {'label'}]
+    with pytest.raises(ValueError, match=r"12 of 70 samples could not be read, the last one 'e'; .*allows 7"):
+        next(batches)
 
 
 def test_each_file_is_named_once_and_a_flood_is_counted(caplog):

@@ -1,4 +1,4 @@
-"""Batches put on the devices ahead of time."""
+"""How the processes of a run meet and agree, and batches put on the devices ahead of time."""
 
 import threading
 import time
@@ -26,6 +26,90 @@ def wait_for(condition):
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert condition()
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What JAX is asked to join; a ValueError where it would look for a cluster in vain."""
+    asked = []
+
+    def initialize(**how):
+        asked.append(how)
+        if 'coordinator_address' not in how:
+            raise ValueError('coordinator_address should be defined.')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+    for name in ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID'):
+        monkeypatch.delenv(name, raising=False)
+    return asked
+
+
+def told(monkeypatch, address='10.0.0.1:8476', count='4', number='3'):
+    for name, value in zip(('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID'), (address, count, number)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+def test_processes_named_by_the_environment_are_joined_within_bounded_times(joined, monkeypatch):
+    told(monkeypatch)
+    parallel.start()
+    bounds = [joined[0].pop(name) for name in ('initialization_timeout', 'heartbeat_timeout_seconds')]
+    assert joined == [{'coordinator_address': '10.0.0.1:8476', 'num_processes': 4, 'process_id': 3,
+                       'cluster_detection_method': 'deactivate'}]
+    assert all(0 < seconds <= 300 for seconds in bounds)
+
+
+def test_without_them_jax_looks_for_a_cluster_and_a_single_machine_is_none(joined):
+    parallel.start()
+    assert len(joined) == 1 and not {'coordinator_address', 'cluster_detection_method'} & joined[0].keys()
+
+
+@pytest.mark.parametrize(('wrong', 'message'), [
+    ({'count': None}, 'NUM_PROCESSES is not set, but COORDINATOR_ADDRESS, PROCESS_ID is: set all of'),
+    ({'address': None, 'number': ' '}, 'COORDINATOR_ADDRESS is not set, but NUM_PROCESSES is'),
+    ({'address': '10.0.0.1'}, "COORDINATOR_ADDRESS='10.0.0.1' is no host:port: give the address of process 0"),
+    ({'address': ':80'}, "COORDINATOR_ADDRESS=':80' is no host:port"),
+    ({'address': 'host:70000'}, "COORDINATOR_ADDRESS='host:70000' is no host:port"),
+    ({'count': 'four'}, "NUM_PROCESSES='four' is no number of processes: give 1 or more"),
+    ({'count': '0'}, "NUM_PROCESSES='0' is no number of processes"),
+    ({'number': '4'}, r"PROCESS_ID='4' is outside \[0, 3\], for NUM_PROCESSES=4: count the processes from 0"),
+    ({'number': '-1'}, r"PROCESS_ID='-1' is outside \[0, 3\]"),
+])
+def test_an_environment_that_cannot_be_is_refused_by_name(joined, monkeypatch, wrong, message):
+    told(monkeypatch, **wrong)
+    with pytest.raises(ValueError, match=message):
+        parallel.start()
+    assert not joined
+
+
+def test_alone_a_process_decides_and_adds_up_for_itself():
+    assert parallel.first_decides(lambda: 'done') == 'done'
+    with pytest.raises(ValueError, match='no'):
+        parallel.first_decides(lambda: int('no'))
+    assert parallel.total({'a': 2.5, 'b': 0.1}) == {'a': 2.5, 'b': 0.1}
+
+
+def test_totals_of_processes_are_not_rounded_to_float32(monkeypatch):
+    others = {'a': 2.0**53 - 1, 'b': 0.1}
+
+    def gather(own):
+        return np.stack([own, np.array([*others.values()]).view(np.uint8)])
+
+    monkeypatch.setattr(parallel, 'is_alone', lambda: False)
+    monkeypatch.setattr(parallel.multihost_utils, 'process_allgather', gather)
+    assert parallel.total({'a': 1.0, 'b': 0.2}) == {'a': 2.0**53, 'b': 0.2 + 0.1}
+
+
+@pytest.mark.parametrize(('shape', 'spec'), [
+    ((64, 256), (None, 'data')), ((256, 64), ('data',)), ((8, 2048), (None, 'data')), ((128, 128), ('data',)),
+    ((3, 3, 40, 64), (None, None, None, 'data')), ((99, 1000), (None, 'data')),
+    ((999, 99), ()), ((16_384,), ('data',)), ((16_376,), ()), ((), ()),
+])
+def test_a_divided_array_is_cut_along_its_largest_axis_that_the_devices_divide(shape, spec):
+    leaf = jax.ShapeDtypeStruct(shape, np.float32)
+    for how, want in (('fsdp', spec), ('replicated', ())):
+        got = parallel.state_shardings({'a': leaf}, mesh(), how)['a']
+        assert got.is_equivalent_to(jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec(*want)), len(shape))
 
 
 def test_all_batches_arrive_in_order_split_over_the_devices_as_bytes():

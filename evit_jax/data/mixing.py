@@ -52,6 +52,8 @@ def mix_batch(images: Array, labels: Array, key: Array, mixing: Mixing, *, class
       images: [B, H, W, C] float32, normalised.
       labels: [B] int.
       groups: equal runs of the batch that are mixed each within itself; the number of devices that share the batch.
+        With mixup or cutmix on it decides partners and draws, so a run on other devices is another run; erasing and
+        smoothing do not know it.
 
     Returns:
       Images, and targets [B, L] float32.

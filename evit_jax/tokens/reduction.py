@@ -48,7 +48,8 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> To
     rank = _rank(score, keep)
     kept = _take(tokens, rank)
     batch, patches = score.shape
-    dropped = jnp.ones((batch, patches), score.dtype).at[jnp.arange(batch)[:, None], rank].set(0)
+    # Image by image, or XLA would collect the ranks of all devices for the scatter.
+    dropped = jax.vmap(lambda kept: jnp.ones(patches, score.dtype).at[kept].set(0))(rank)
     fused = jnp.einsum('bn,bnd->bd', score * dropped, tokens.x, preferred_element_type=jnp.float32)
     return Tokens(
         jnp.concatenate([kept.x, fused[:, None].astype(kept.x.dtype)], axis=1),
@@ -58,7 +59,8 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> To
 def _rank(score, keep):
     if not 1 <= keep <= score.shape[1]:
         raise ValueError(f'keep={keep} is outside [1, {score.shape[1]}]')
-    return jax.lax.top_k(score, keep)[1]  # [B, keep]
+    # Sorted, for XLA does not divide `top_k` among devices: each would collect the scores of the whole batch.
+    return jnp.argsort(score, axis=1, descending=True)[:, :keep]  # [B, keep]
 
 
 def _take(tokens, rank):

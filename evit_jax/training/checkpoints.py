@@ -1,5 +1,6 @@
 """Checkpoints of the whole training state, written in the background by Orbax."""
 
+import functools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from evit_jax import parallel
 from evit_jax.training.state import TrainState
 
 _FIELD = re.compile(r'\d+\.(\w+)(.*)')  # of a stored name: 00001.params['blocks'][0]['norm1']['bias']
@@ -93,6 +95,7 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
+            problem = ''
             try:
                 meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
                 saved = meta['leaves']
@@ -100,9 +103,12 @@ class Checkpoints:
                     restored = self._manager.restore(step, args=ocp.args.Composite(
                         state=ocp.args.StandardRestore(_named(like))))['state']
             except Exception as error:  # Orbax and tensorstore raise many kinds; all mean that this one is unusable
+                problem = str(error).partition('\n')[0] or repr(error)
+            if parallel.total({'problems': bool(problem)})['problems']:
                 logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
-                                str(error).splitlines()[0])
-                self._set_aside(step)
+                                problem or 'another process says so')
+                parallel.first_decides(functools.partial(self._set_aside, step))
+                self._manager.reload()
                 continue
             if not fits:
                 wanted = _shapes(like)
@@ -136,7 +142,6 @@ class Checkpoints:
         while target.exists():
             target = target.with_name(f'{target.name}_again')
         (self._folder / str(step)).rename(target)
-        self._manager.reload()
 
 
 def _folder_in(workdir):

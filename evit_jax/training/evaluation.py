@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from evit_jax import parallel
+
 OBJECT_COVER = 0.1  # a patch belongs to the object when its mask covers more than this share of it
 
 
@@ -21,22 +23,24 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
              sample: int = 0) -> Evaluation:
     """Runs over the batches; each image counts once, padding (weight 0) does not.
 
+    Each process goes through its own rows of the batches; their sums are added up at the end.
+
     Args:
       step: placed batch -> what `make_eval_step`'s step returns.
       place: puts image and label of a batch on the devices.
       patches: of an image.
-      sample: images kept for pictures.
+      sample: images kept for pictures, of this process.
 
     Returns:
-      loss, top1, top5, images_per_second (the first batch, which may compile, left out), and where the data has masks,
-      per reduction s from 1: object_kept_s (share of the object's patches still there) and random_kept_s (what
-      random dropping would leave).
+      images (that counted), loss, top1, top5, images_per_second (the first batch, which may compile, left out), and
+      where the data has masks, per reduction s from 1: object_kept_s (share of the object's patches still there) and
+      random_kept_s (what random dropping would leave).
     """
     sums: dict[str, float] = {}
     first: list[dict] = []
     begin, timed = time.perf_counter(), 0
     for number, batch in enumerate(batches):
-        out = jax.device_get(step(place({'image': batch['image'], 'label': batch['label']})))
+        out = parallel.own_rows(step(place({'image': batch['image'], 'label': batch['label']})))
         if number == 0:
             begin = time.perf_counter()
         else:
@@ -48,11 +52,14 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
                      'kept': out['kept']}
             first.append(jax.tree.map(lambda rows: rows[batch['weight'] > 0], shown))  # noqa: B023, used in this turn
     seconds = time.perf_counter() - begin
-    if not sums['weight']:
+    sums = parallel.total(sums | {'timed': timed})
+    images, objects, timed = (sums.pop(name) for name in ('images', 'object', 'timed'))
+    if not images:
         raise ValueError('none of the images to evaluate on could be read: mend them, or name others in data.path')
-    metrics = {name: value / sums['weight'] for name, value in sums.items()
-               if name != 'weight' and not name.startswith('object')}
-    metrics |= {name: value / sums['object'] for name, value in sums.items() if name.startswith('object_')}
+    metrics = {'images': images} | {name: value / images for name, value in sums.items() if '_kept_' not in name}
+    if objects:
+        metrics |= {name: value / (objects if name.startswith('object') else images)
+                    for name, value in sums.items() if '_kept_' in name}
     if timed:
         metrics['images_per_second'] = timed / seconds
     merged = jax.tree.map(lambda *parts: np.concatenate(parts)[:sample], *first) if first else {}
@@ -61,15 +68,16 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
 
 def _sums(out, batch, patches):
     weight = batch['weight']
-    sums = {'weight': weight.sum(), 'loss': (out['loss'] * weight).sum(), 'top1': (out['right'] * weight).sum(),
-            'top5': (out['right5'] * weight).sum()}
+    sums = {'images': weight.sum(), 'loss': (out['loss'] * weight).sum(), 'top1': (out['right'] * weight).sum(),
+            'top5': (out['right5'] * weight).sum(), 'object': 0}
+    on_object = np.zeros((len(weight), patches), bool)  # no masks where a share of the data is but padding
     if 'mask' in batch:
-        on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]  # [B, N]
+        on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]
         sums['object'] = on_object.sum()
-        for stage, kept in enumerate(out['kept'], 1):
-            there = present(kept, patches)
-            sums[f'object_kept_{stage}'] = (there & on_object).sum()
-            sums[f'random_kept_{stage}'] = (there.mean(1) * weight).sum()
+    for stage, kept in enumerate(out['kept'], 1):
+        there = present(kept, patches)
+        sums[f'object_kept_{stage}'] = (there & on_object).sum()
+        sums[f'random_kept_{stage}'] = (there.mean(1) * weight).sum()
     return {name: float(value) for name, value in sums.items()}
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from absl import logging
 
+from evit_jax import parallel
 from evit_jax.data import sources, splits
 from evit_jax.data.mixing import Mixing
 from evit_jax.data.sources import Source
@@ -13,14 +14,20 @@ from evit_jax.data.transforms import EvalTransform, TrainTransform
 def open_sources(config: Any) -> tuple[Source, Source]:
     """The examples to train on and those to evaluate on.
 
+    Process 0 opens them first: what it builds or lists of them is there when the others come.
+
     Raises:
       ValueError, OSError: no such source, nothing at its path, or other classes than the model has.
     """
     data = config.data
-    train, test = (sources.open_source(
-        data.source, split, path=data.path, dataset=data.name, image_size=config.model.image_size,
-        num_classes=config.model.classes, seed=config.seed, cache=data.index_cache)
-        for split in (data.train_split, data.test_split))
+
+    def open_both():
+        return tuple(sources.open_source(
+            data.source, split, path=data.path, dataset=data.name, image_size=config.model.image_size,
+            num_classes=config.model.classes, seed=config.seed, cache=data.index_cache)
+            for split in (data.train_split, data.test_split))
+
+    train, test = parallel.first_decides(open_both) or open_both()
     if shared := splits.overlap(getattr(train, 'parts', ()), getattr(test, 'parts', ())):
         logging.warning('%d of the examples to evaluate on are trained on, too: data.train_split=%r, '
                         'data.test_split=%r', shared, data.train_split, data.test_split)

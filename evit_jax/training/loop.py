@@ -44,20 +44,24 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: loss or gradient is not finite; names the step. Checkpoints from before it stay.
     """
     runs.check(config)
-    runs.check_start(config, workdir)
-    workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
+
+    def open_workdir():
+        runs.check_start(config, workdir)
+        workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
+
+    parallel.first_decides(open_workdir)
     run = runs.lay_out(config)
     if not run.total_steps:
         raise ValueError(f'config.batch_size={config.batch_size} is larger than the data: {len(run.train_source)} '
                          f'examples in {config.epochs} epochs; lower the batch or add epochs')
-    workdirs.record_classes(workdir, run.train_source.class_names)
+    parallel.first_decides(lambda: workdirs.record_classes(workdir, run.train_source.class_names))
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     state = checkpoints.restore(run.abstract_state())
     if state is None:
         state = run.new_state()
     else:
         logging.info('continuing at step %d of %d', int(state.step), run.total_steps)
-    writer = create_writer(workdir if jax.process_index() == 0 else None, config.log.writer,
+    writer = create_writer(workdir if parallel.is_first() else None, config.log.writer,
                            resumed_at=int(state.step))
     writer.write_hparams(workdirs.flat(run.config.to_dict()))
     try:
@@ -112,7 +116,7 @@ def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, wor
     if writer is not None:
         writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
         writer.flush()
-    if jax.process_index() == 0:
+    if parallel.is_first():
         _draw(run, found.sample, pathlib.Path(workdir))
     return metrics
 
@@ -127,14 +131,16 @@ class _Loop:
         self._programs = Programs(run.stages, lambda plan: step.lower(
             run.abstract_state(), self._abstract_batch(), plan).compile())
         self._pending: collections.deque = collections.deque()
+        self._failures = runs.failures(run, run.train_source)
         self._meter = _Meter(run)
 
     def go(self, state: TrainState) -> TrainState:
         """From the state's step to the end."""
         run, first = self._run, int(state.step)
         batches = runs.train_batches(run, first)
-        placed = parallel.OnDevices(map(runs.failures(run, run.train_source).take, batches), run.mesh)
-        bar = tqdm(total=run.total_steps, initial=first, disable=None, unit='step', dynamic_ncols=True)
+        placed = parallel.OnDevices(map(self._failures.take, batches), run.mesh)
+        bar = tqdm(total=run.total_steps, initial=first, disable=None if parallel.is_first() else True,
+                   unit='step', dynamic_ncols=True)
         try:
             for step in range(first, run.total_steps):
                 stage, program = self._programs.at(step)
@@ -157,6 +163,8 @@ class _Loop:
         run = self._run
         last = done == run.total_steps
         every = max(round(run.config.log.eval_epochs * run.steps_per_epoch), 1)
+        if last or done % run.config.log.every == 0:
+            self._failures.check()
         if last or done % run.config.checkpoint.every == 0:
             self._settle(0)
             self._checkpoints.save(state, run.about)
@@ -243,9 +251,9 @@ class _Stopwatch:
 def _evaluate(run, step, params, sample=0):
     batches, failures = runs.held_out_batches(run), runs.failures(run, run.test_source)
     try:
-        found = evaluate(lambda batch: step(params, batch, run.plan), map(failures.take, batches),
+        found = evaluate(lambda batch: step(params, batch, run.plan), failures.checked(batches),
                          functools.partial(parallel.place_batch, mesh=run.mesh), patches=run.patches, sample=sample)
-        return found._replace(metrics=found.metrics | {'left_out': failures.count})
+        return found._replace(metrics=found.metrics | {'left_out': len(run.test_source) - int(found.metrics['images'])})
     finally:
         batches.close()
 

@@ -61,18 +61,21 @@ class Run(NamedTuple):
         Raises:
           ValueError: those weights cannot be read or do not fit.
         """
-        config, place = self.config, parallel.replicated(self.mesh)
-        params = jax.jit(self.model.init, out_shardings=place)(jax.random.key(config.seed))
+        config, whole = self.config, parallel.replicated(self.mesh)
+        params = jax.jit(self.model.init, out_shardings=whole)(jax.random.key(config.seed))
         if config.init_from:
             params = weights.start_from(config.init_from, params, prefix=self.model.shape.prefix, ema=config.init_ema,
                                         class_names=self.train_source.class_names)
-        return jax.jit(self._state_of, out_shardings=place)(params)
+        return jax.jit(self._state_of, out_shardings=self.shardings())(params)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
-        place = parallel.replicated(self.mesh)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                            jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0))))
+        return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                            self._shapes(), self.shardings())
+
+    def shardings(self) -> TrainState:
+        """Where each array of the state lies."""
+        return parallel.state_shardings(self._shapes(), self.mesh, self.config.sharding)
 
     def train_step(self) -> Callable:
         """The training step, jitted."""
@@ -82,18 +85,21 @@ class Run(NamedTuple):
         step = steps.make_train_step(
             self.model, self.optimizer, self.schedule, prepare=self.prepare, mix=mix, ema_decay=config.ema_decay,
             seed=config.seed, updates_every=config.optimizer.accumulate)
-        return self._jit(step, donate=True)
+        state, whole, batch = self.shardings(), parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
+        return jax.jit(step, static_argnums=2, in_shardings=(state, batch), out_shardings=(state, whole),
+                       donate_argnums=0)
 
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
-        return self._jit(steps.make_eval_step(self.model, prepare=self.prepare), donate=False)
+        batch = parallel.split_batch(self.mesh)
+        return jax.jit(steps.make_eval_step(self.model, prepare=self.prepare), static_argnums=2,
+                       in_shardings=(self.shardings().params, batch), out_shardings=batch)
 
     def _state_of(self, params):
         return create_state(params, self.optimizer, ema=self.config.ema_decay > 0)
 
-    def _jit(self, step, donate):
-        first, batch = parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
-        return jax.jit(step, static_argnums=2, in_shardings=(first, batch), donate_argnums=(0,) if donate else ())
+    def _shapes(self):
+        return jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0)))
 
 
 def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
@@ -159,8 +165,8 @@ def held_out_batches(run: Run) -> pipeline.Batches:
 
 
 def failures(run: Run, source: sources.Source) -> Failures:
-    """Counts what cannot be read of a source's share here."""
-    return Failures(run.config.data.max_failed, len(source) // jax.process_count())
+    """Counts what cannot be read of a source."""
+    return Failures(run.config.data.max_failed, len(source))
 
 
 def keep_rate(run: Run, stage: Stage) -> float:
@@ -212,7 +218,8 @@ def check(config: Any) -> None:
         if len(config.data[key]) not in lengths:
             raise ValueError(f'config.data.{key}={tuple(config.data[key])} has {len(config.data[key])} values, not '
                              f'{" or ".join(map(str, lengths))}')
-    for key, value, known in (('model.dtype', config.model.dtype, _DTYPES),
+    for key, value, known in (('model.dtype', config.model.dtype, _DTYPES), ('sharding', config.sharding,
+                                                                             parallel.SHARDINGS),
                               ('log.writer', config.log.writer, writers.KINDS)):
         if value not in known:
             raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(known)}')
