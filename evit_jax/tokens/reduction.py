@@ -59,8 +59,7 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> To
 def _rank(score, keep):
     if not 1 <= keep <= score.shape[1]:
         raise ValueError(f'keep={keep} is outside [1, {score.shape[1]}]')
-    # Sorted, for XLA does not divide `top_k` among devices: each would collect the scores of the whole batch.
-    return jnp.argsort(score, axis=1, descending=True)[:, :keep]  # [B, keep]
+    return jax.lax.top_k(score, keep)[1]  # [B, keep]
 
 
 def _take(tokens, rank):
