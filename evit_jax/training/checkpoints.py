@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import time
 from typing import Any
 
 import jax
@@ -25,6 +26,17 @@ def newest_step(workdir: str | os.PathLike) -> int | None:
     return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
 
 
+def read_about(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The JSON kept beside the newest checkpoint of a run; {} where there is none, or it cannot be read."""
+    if (step := newest_step(workdir)) is None:
+        return {}
+    try:
+        return _read_meta(_folder_in(workdir) / str(step))
+    except Exception as error:  # as in `Checkpoints.restore`
+        logging.warning('the checkpoint of step %d in %s cannot be read: %s', step, _folder_in(workdir), error)
+        return {}
+
+
 def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One field of the state in the newest checkpoint of any run, whatever its config; reads only.
 
@@ -41,8 +53,7 @@ def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.nd
     if step is None:
         raise ValueError(f'{workdir} holds no checkpoint: give the workdir of a run')
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta = reader.restore(folder / str(step) / 'meta')
+        meta = _read_meta(folder / str(step))
         names = [name for name in meta['leaves'] if _FIELD.match(name)[1] == field]
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arrays = reader.restore(folder / str(step) / 'state', args=ocp.args.PyTreeRestore(
@@ -54,6 +65,18 @@ def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.nd
     return {'.'.join(_KEYS.findall(_FIELD.match(name)[2])): value for name, value in arrays.items()}, meta
 
 
+def _read_meta(folder: epath.Path) -> dict[str, Any]:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(folder / 'meta')
+
+
+class _Manager(ocp.CheckpointManager):
+    """Does not ask JAX for preemption: `Stopping` does, with a count of its own that Orbax's would spoil."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints`.
 
@@ -63,8 +86,9 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int):
         self._folder = _folder_in(workdir)
-        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True))
+        apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=os.fspath(self._folder).replace('/', '_'))
+        self._manager = _Manager(self._folder, options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=True, multiprocessing_options=apart))
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint."""
@@ -76,12 +100,14 @@ class Checkpoints:
         Args:
           about: JSON kept beside the arrays: config and class_names.
         """
-        step = int(state.step)
+        step, begin = int(state.step), time.perf_counter()
         if step == self.latest():
             return
         meta = json.loads(json.dumps(about)) | {'next_step': step, 'leaves': _shapes(state)}
         self._manager.save(step, args=ocp.args.Composite(
             state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
+        logging.info('saving step %d in %s; the training stood still for %.2f s', step, self._folder,
+                     time.perf_counter() - begin)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable checkpoint, or None where there is none.
