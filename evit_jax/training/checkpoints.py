@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 
 from evit_jax import parallel
+from evit_jax.training import checksums
 from evit_jax.training.state import TrainState
 
 _FIELD = re.compile(r'\d+\.(\w+)(.*)')  # of a stored name: 00001.params['blocks'][0]['norm1']['bias']
@@ -41,6 +42,7 @@ def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.nd
     if step is None:
         raise ValueError(f'{workdir} holds no checkpoint: give the workdir of a run')
     try:
+        checksums.check(folder / str(step))
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(folder / str(step) / 'meta')
         names = [name for name in meta['leaves'] if _FIELD.match(name)[1] == field]
@@ -63,8 +65,10 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int):
         self._folder = _folder_in(workdir)
+        self._writing: int | None = None  # the step that is being saved
         self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True))
+            max_to_keep=keep, create=True, enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._add_sums)))
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint."""
@@ -79,6 +83,8 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
+        self.wait()  # as the manager would: the step below is that of one save at a time
+        self._writing = step
         meta = json.loads(json.dumps(about)) | {'next_step': step, 'leaves': _shapes(state)}
         self._manager.save(step, args=ocp.args.Composite(
             state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
@@ -97,6 +103,8 @@ class Checkpoints:
         for step in steps:
             problem = ''
             try:
+                if parallel.is_first() and not checksums.check(self._folder / str(step)):
+                    logging.info('the checkpoint of step %d has no sums: an older version wrote it', step)
                 meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
                 saved = meta['leaves']
                 if fits := saved == _shapes(like):
@@ -131,6 +139,12 @@ class Checkpoints:
         """Waits, then lets go."""
         self.wait()
         self._manager.close()
+
+    def _add_sums(self):
+        """Called by Orbax in process 0, in the thread that saves, when every file is there and before the commit."""
+        final = self._folder / str(self._writing)
+        temporary = final.with_name(final.name + ocp.utils.TMP_DIR_SUFFIX)
+        checksums.write(temporary if temporary.exists() else final)  # in a bucket a file says that it is finished
 
     def _aside(self):
         return self._folder.parent / 'unreadable_checkpoints'
