@@ -1,5 +1,6 @@
 """Checkpoints of the whole training state, written in the background by Orbax."""
 
+import contextlib
 import functools
 import json
 import os
@@ -17,6 +18,7 @@ from evit_jax.training import checksums
 from evit_jax.training.state import TrainState
 
 _FIELD = re.compile(r'\d+\.(\w+)(.*)')  # of a stored name: 00001.params['blocks'][0]['norm1']['bias']
+_SYSTEM = re.compile(r"([^:]+) \[os_error_code=")  # what the system said, at the end of a long line
 _KEYS = re.compile(r"\['?(\w+)'?\]")
 
 
@@ -64,18 +66,22 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int):
-        self._folder = _folder_in(workdir)
+        self._folder, self._keep = _folder_in(workdir), keep
+        self._manager = self._open()
         self._writing: int | None = None  # the step that is being saved
-        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._add_sums)))
+        self._failure = ''                # of that save
+        self._lost = ''                   # what became of the newest save, if it failed
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """Step of the newest checkpoint on disk; waits for the one that is being written."""
+        self._finish()
         return self._manager.latest_step()
 
     def save(self, state: TrainState, about: dict[str, Any]) -> None:
         """Starts writing; returns as soon as the state has been copied off the devices.
+
+        A save that fails, as for want of room, is told in the log, harms no other checkpoint, and may succeed the next
+        time.
 
         Args:
           about: JSON kept beside the arrays: config and class_names.
@@ -83,11 +89,14 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
-        self.wait()  # as the manager would: the step below is that of one save at a time
-        self._writing = step
+        self._remove_unfinished()  # of a process that was killed, too
+        self._writing, self._lost = step, ''
         meta = json.loads(json.dumps(about)) | {'next_step': step, 'leaves': _shapes(state)}
-        self._manager.save(step, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
+        try:
+            self._manager.save(step, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
+        except Exception as error:  # of many kinds, as in `restore`
+            self._failure = _reason(error)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable checkpoint, or None where there is none.
@@ -111,7 +120,7 @@ class Checkpoints:
                     restored = self._manager.restore(step, args=ocp.args.Composite(
                         state=ocp.args.StandardRestore(_named(like))))['state']
             except Exception as error:  # Orbax and tensorstore raise many kinds; all mean that this one is unusable
-                problem = str(error).partition('\n')[0] or repr(error)
+                problem = _reason(error)
             if parallel.total({'problems': bool(problem)})['problems']:
                 logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
                                 problem or 'another process says so')
@@ -132,19 +141,58 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk.
+
+        Raises:
+          OSError: the newest save failed.
+        """
+        last = self.latest()
+        if self._lost:
+            kept = f'the newest is that of step {last}' if last is not None else 'there is none'
+            raise OSError(f'{self._lost}; {kept}. Make room in {self._folder}, then start again')
 
     def close(self) -> None:
-        """Waits, then lets go."""
-        self.wait()
-        self._manager.close()
+        """Lets go, once a save under way is finished, or has failed."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            logging.warning('the last checkpoint could not be written: %s', _reason(error))
+
+    def _open(self):
+        return ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, create=True, enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._add_sums)))
 
     def _add_sums(self):
         """Called by Orbax in process 0, in the thread that saves, when every file is there and before the commit."""
         final = self._folder / str(self._writing)
         temporary = final.with_name(final.name + ocp.utils.TMP_DIR_SUFFIX)
         checksums.write(temporary if temporary.exists() else final)  # in a bucket a file says that it is finished
+
+    def _finish(self):
+        """Waits for the save under way; one that failed is told, and what is left of it removed, by all processes."""
+        if self._writing is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failure = self._failure or _reason(error)
+        if parallel.total({'failed': bool(self._failure)})['failed']:
+            self._lost = (f'the checkpoint of step {self._writing} could not be written: '
+                          f'{self._failure or "another process says so"}')
+            logging.warning('%s; the run goes on without it', self._lost)
+            with contextlib.suppress(Exception):  # that it holds, it would raise at the next save
+                self._manager.close()
+            self._remove_unfinished()
+            self._manager = self._open()
+        self._writing, self._failure = None, ''
+
+    def _remove_unfinished(self):
+        """Saves that were cut off take room and are never finished."""
+        for path in self._folder.iterdir() if parallel.is_first() else ():
+            with contextlib.suppress(OSError):  # threads of a failed save may still write; then the next time
+                if path.name.partition('.')[0].isdigit() and ocp.utils.is_tmp_checkpoint(path):
+                    path.rmtree(missing_ok=True)
 
     def _aside(self):
         return self._folder.parent / 'unreadable_checkpoints'
@@ -160,6 +208,11 @@ class Checkpoints:
 
 def _folder_in(workdir):
     return epath.Path(workdir).expanduser().resolve() / 'checkpoints'
+
+
+def _reason(error: Exception) -> str:
+    line = str(error).partition('\n')[0] or repr(error)
+    return said[1].strip() if (said := _SYSTEM.search(line)) else line
 
 
 def _named(state: TrainState) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
 
     Raises:
       ValueError: bad config or workdir, before any long work; unreadable checkpoints.
+      OSError: the last checkpoint could not be written.
       FloatingPointError: loss or gradient is not finite; names the step. Checkpoints from before it stay.
     """
     runs.check(config)
@@ -68,6 +69,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
         if int(state.step) < run.total_steps:
             state = _Loop(run, checkpoints, writer).go(state)
         metrics = evaluate_state(run, state, writer, workdir)
+        checkpoints.wait()
     finally:
         writer.close()
         checkpoints.close()
@@ -186,7 +188,6 @@ class _Loop:
             step, stage, metrics = self._pending.popleft()
             metrics = {name: float(value) for name, value in metrics.items()}
             if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
-                self._checkpoints.wait()
                 last = self._checkpoints.latest()
                 kept = f'the last good checkpoint is that of step {last}' if last else 'there is no checkpoint yet'
                 raise FloatingPointError(
