@@ -38,7 +38,12 @@ class Best:
             self._checkpoints.save(state, about | {'best': {self._metric: value}})
             logging.info('the best %s so far, %.4f, is that of step %d', self._metric, value, int(state.step))
 
+    def wait(self) -> None:
+        """As that of `Checkpoints`."""
+        if self._checkpoints:
+            self._checkpoints.wait()
+
     def close(self) -> None:
-        """Waits until it is on disk."""
+        """As that of `Checkpoints`."""
         if self._checkpoints:
             self._checkpoints.close()

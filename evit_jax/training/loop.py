@@ -42,6 +42,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
 
     Raises:
       ValueError: bad config or workdir, before any long work; unreadable checkpoints.
+      OSError: the last checkpoint could not be written.
       FloatingPointError: loss or gradient is not finite; names the step. Checkpoints from before it stay.
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
@@ -73,6 +74,8 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
             state = _Loop(run, workdir, checkpoints, best, writer, stopping).go(state)
         metrics = results.evaluate_state(run, state, writer, workdir, stopping)
         best.offer(state, metrics, run.about)
+        for kept in (checkpoints, best):
+            kept.wait()
     return metrics
 
 

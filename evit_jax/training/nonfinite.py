@@ -42,7 +42,6 @@ class NonFinite:
             self.count, self._in_a_row = self.count + 1, self._in_a_row + 1
             logging.warning('%s; skipped, %d so far', said, self.count)
             return
-        self._checkpoints.wait()
         last = self._checkpoints.latest()
         raise FloatingPointError(
             f'{said}; {f"{_MOST_IN_A_ROW} steps before it were skipped; " if skips else ""}'
