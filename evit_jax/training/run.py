@@ -14,8 +14,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from evit_jax import models, parallel
-from evit_jax.data import mixing, pipeline, sources
+from evit_jax.data import mixing, pipeline
 from evit_jax.data.failures import Failures
+from evit_jax.data.sources import Source
 from evit_jax.models import Model
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
@@ -33,8 +34,8 @@ class Run(NamedTuple):
     config: Any
     mesh: Mesh
     model: Model
-    train_source: sources.Source
-    test_source: sources.Source
+    train_source: Source
+    test_source: Source
     plan: TokenPlan                # of the base rate: what is evaluated
     stages: tuple[Stage, ...]
     total_steps: int
@@ -86,13 +87,13 @@ class Run(NamedTuple):
             self.model, self.optimizer, self.schedule, prepare=self.prepare, mix=mix, ema_decay=config.ema_decay,
             seed=config.seed, updates_every=config.optimizer.accumulate)
         state, whole, batch = self.shardings(), parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
-        return jax.jit(step, static_argnums=2, in_shardings=(state, batch), out_shardings=(state, whole),
-                       donate_argnums=0)
+        return jax.jit(parallel.seen(self.mesh, step), static_argnums=2, in_shardings=(state, batch),
+                       out_shardings=(state, whole), donate_argnums=0)
 
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
-        batch = parallel.split_batch(self.mesh)
-        return jax.jit(steps.make_eval_step(self.model, prepare=self.prepare), static_argnums=2,
+        step, batch = steps.make_eval_step(self.model, prepare=self.prepare), parallel.split_batch(self.mesh)
+        return jax.jit(parallel.seen(self.mesh, step), static_argnums=2,
                        in_shardings=(self.shardings().params, batch), out_shardings=batch)
 
     def _state_of(self, params):
@@ -102,17 +103,20 @@ class Run(NamedTuple):
         return jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0)))
 
 
-def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
+def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None = None,
+            sources: tuple[Source, Source] | None = None) -> Run:
     """Makes the run of a config.
 
     Args:
       trained_size: image size that the position embeddings were trained for, where it is not the config's.
+      mesh: of devices that are not this machine's; where it is not given, of all that are.
+      sources: to train on and to evaluate on, in place of those that the config names.
 
     Raises:
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
-    mesh = parallel.data_mesh(config.batch_size)
-    train_source, test_source = inputs.open_sources(config)
+    mesh = mesh or parallel.data_mesh(config.batch_size)
+    train_source, test_source = sources or inputs.open_sources(config)
     logging.info('data: %s examples to train on, %s to evaluate on, %d classes', f'{len(train_source):,}',
                  f'{len(test_source):,}', train_source.num_classes)
     if not config.model.classes:
@@ -164,7 +168,7 @@ def held_out_batches(run: Run) -> pipeline.Batches:
         num_workers=run.config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def failures(run: Run, source: sources.Source) -> Failures:
+def failures(run: Run, source: Source) -> Failures:
     """Counts what cannot be read of a source."""
     return Failures(run.config.data.max_failed, len(source))
 
