@@ -133,9 +133,7 @@ def collectives(lowered):
 def programs(**changes):
     """Training and evaluation step, lowered, and the number of parameters."""
     laid = run.lay_out(layouts.config_of(**changes))
-    split, state = parallel.split_batch(laid.mesh), laid.abstract_state()
-    batch = {'image': jax.ShapeDtypeStruct((64, 16, 16, 3), np.uint8, sharding=split),
-             'label': jax.ShapeDtypeStruct((64,), np.int32, sharding=split)}
+    state, batch = laid.abstract_state(), laid.abstract_batch()
     return (laid.train_step().lower(state, batch, laid.plan), laid.eval_step().lower(state.params, batch, laid.plan),
             sum(leaf.size for leaf in jax.tree.leaves(state.params)))
 

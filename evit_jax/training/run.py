@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
@@ -74,6 +75,13 @@ class Run(NamedTuple):
         return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                             self._shapes(), self.shardings())
 
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and sharding of a batch."""
+        batch, size = self.config.batch_size, self.config.model.image_size
+        shapes = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
+        place = parallel.split_batch(self.mesh)
+        return {name: jax.ShapeDtypeStruct(*of, sharding=place) for name, of in shapes.items()}
+
     def shardings(self) -> TrainState:
         """Where each array of the state lies."""
         return parallel.state_shardings(self._shapes(), self.mesh, self.config.sharding)
@@ -116,9 +124,7 @@ def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None =
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
     mesh = mesh or parallel.data_mesh(config.batch_size)
-    train_source, test_source = sources or inputs.open_sources(config)
-    logging.info('data: %s examples to train on, %s to evaluate on, %d classes', f'{len(train_source):,}',
-                 f'{len(test_source):,}', train_source.num_classes)
+    train_source, test_source = sources or _open_sources(config)
     if not config.model.classes:
         config = config.copy_and_resolve_references()
         with config.unlocked():
@@ -179,6 +185,13 @@ def keep_rate(run: Run, stage: Stage) -> float:
     if keep.tokens:
         return 1 - (1 - keep.tokens[0] / run.patches) * stage.progress
     return 1 - (1 - (keep.rates[0] if keep.rates else keep.rate)) * stage.progress
+
+
+def _open_sources(config):
+    train, test = inputs.open_sources(config)
+    logging.info('data: %s examples to train on, %s to evaluate on, %d classes', f'{len(train):,}', f'{len(test):,}',
+                 train.num_classes)
+    return train, test
 
 
 def _shape_and_plans(config, trained_size=None):
