@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evit_jax import parallel
+from evit_jax.tokens.reduction import Tokens, keep_top_and_fuse
 from evit_jax.training import loop, run, steps, writers
 from evit_jax.training.checkpoints import Checkpoints
 from tests import layouts
@@ -144,6 +145,22 @@ def test_the_places_of_labels_are_those_of_top_k_and_what_is_no_number_is_never_
     best = np.asarray(jax.lax.top_k(logits, 6)[1])
     np.testing.assert_array_equal(steps.places(logits, labels), (best == labels[:, None]).argmax(1))
     assert (steps.places(np.full((6, 6), np.nan), np.arange(6)) == 6).all()
+
+
+@pytest.mark.parametrize('batch', [16, 6])  # the second cannot be divided by hand
+def test_devices_that_rank_their_own_images_find_the_order_of_one_among_ties_too(batch):
+    mesh, rng = parallel.data_mesh(8), np.random.default_rng(0)
+    score = rng.integers(0, 9, (batch, 49)).astype(np.float32)
+    patch = np.tile(np.arange(49, dtype=np.int32), (batch, 1))
+    tokens = Tokens(rng.normal(size=(batch, 49, 4)).astype(np.float32), patch)
+
+    def reduced(score):
+        return keep_top_and_fuse(tokens, score, 30, 0)
+
+    gradient, twice = jax.grad(lambda score: (reduced(score).x ** 2).sum()), jax.vmap(reduced)
+    for reduce, given in ((reduced, score), (gradient, score), (twice, np.stack([score, score]))):
+        divided = jax.jit(parallel.seen(mesh, reduce), in_shardings=parallel.replicated(mesh))
+        jax.tree.map(np.testing.assert_array_equal, divided(given), jax.jit(reduce)(given))
 
 
 @pytest.mark.parametrize('fuse', [True, False])

@@ -9,8 +9,9 @@ from typing import NamedTuple
 _COMPUTATION = re.compile(r'(ENTRY )?%([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*)\w*\[([\d,]*)\]')
-_CALLED = re.compile(r'\b(?:calls|body|condition|branch_computations|\w+_computation)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)')
-_COLLECTIVE = re.compile(r'(all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-\w+)(-start)?$')
+_CALLED = re.compile(r'\b(?:calls|to_apply|body|condition|branch_computations|\w+_computation)='
+                     r'\{?(%[\w.\-]+(?:, %[\w.\-]+)*)')
+_COLLECTIVE = re.compile(r'(all-reduce|all-gather|reduce-scatter|(?:ragged-)?all-to-all|collective-\w+)(-start)?$')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CHANNEL = re.compile(r'\bchannel_id=(\d+)')
@@ -99,8 +100,8 @@ class Program:
             shapes = [shape for shape in shapes if shape != ('u32', 1)]  # what the compiler notes down
             shapes = shapes[len(shapes) // 2:]  # operands, then results
         if kind == 'reduce-scatter':
-            operands = re.findall(r'%([\w.\-]+)', instruction.rest.partition(')')[0])
-            shapes = [shape for name in operands for shape in _arrays(self._computations[place][name].shape)]
+            shapes = [shape for name in _operands(instruction)
+                      for shape in _arrays(self._computations[place][name].shape)]
         if place.startswith('all-reduce-scatter'):
             kind = 'reduce-scatter'  # summed, and of the sum each chip keeps its part
         return Collective(kind, times, sum(_width(dtype) * size for dtype, size in shapes))
@@ -137,6 +138,8 @@ def _operands(instruction: Instruction) -> list[str]:
 
 
 def _constant(instruction: Instruction) -> int:
+    if instruction.operation != 'constant':
+        raise ValueError(f'{instruction.name} is no constant')
     return int(re.match(r'-?\d+', instruction.rest)[0])
 
 
