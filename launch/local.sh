@@ -12,8 +12,8 @@
 #   --program PROGRAM  runs this with what follows after --, instead of evit_jax.main
 #   --dry-run          prints the commands and runs nothing
 #
-# Each line of output begins with the number of its process. SIGTERM and SIGINT are forwarded to all. When one fails,
-# the others get SIGTERM, and the exit code is that of the first to fail.
+# Paths are relative to the repository. Each line of output begins with the number of its process. SIGTERM and SIGINT
+# are forwarded to all. When one fails, the others get SIGTERM, and the exit code is that of the first to fail.
 #
 # Examples:
 #   launch/local.sh --config configs/digits.py --workdir runs/two
@@ -26,6 +26,7 @@ need_bash 5 1
 processes=2 devices=4 config='' workdir='' grace=60 python='' program=''
 read_options 'processes: devices: config: workdir: grace: python: program:' "$@"
 no_words
+cd "$root"
 check_number processes 1 64
 check_number devices 1 64
 check_number grace 0 86400
@@ -37,7 +38,7 @@ else
   [[ $python || ! -x $root/.venv/bin/python ]] || python=$root/.venv/bin/python
   line=("${python:-python3}" -m evit_jax.main "${flags[@]}")
 fi
-command -v "${line[0]}" >/dev/null || refuse "${line[0]} is not a program: give ${program:+another --program}${program:---python}"
+command -v "${line[0]}" >/dev/null || refuse "${line[0]} is not a program: give another as --program or --python"
 
 # Below the ports that Linux and macOS give to outgoing connections, so that none of those comes in between.
 free_port() {
@@ -117,7 +118,6 @@ shared=("COORDINATOR_ADDRESS=127.0.0.1:$(free_port)" "NUM_PROCESSES=$processes" 
   JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo
   "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices")
 
-cd "$root"
 if [[ $dry_run ]]; then
   for ((i = 0; i < processes; i++)); do
     run env "${shared[@]}" "PROCESS_ID=$i" "${line[@]}"

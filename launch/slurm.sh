@@ -23,7 +23,7 @@
 #   --yes                  cancel: does not ask
 #   --dry-run              prints the commands and runs nothing
 #
-# This repository must be on a disk that all nodes share.
+# This repository must be on a disk that all nodes share; paths are relative to it.
 #
 # Examples:
 #   launch/slurm.sh submit --nodes 2 --gpus-per-node 8 --config configs/deit_s.py --workdir runs/deit_s
@@ -38,8 +38,9 @@ python='' config='' workdir='' yes=''
 read_options 'name: nodes: gpus-per-node: cpus-per-gpu: time: partition: account: sbatch+ grace: logs: python: config:
   workdir: yes' "$@"
 choose_command submit logs cancel
+cd "$root"
 check_form name '^[A-Za-z0-9][-A-Za-z0-9._]*$' 'a name of letters, digits, dots, - and _'
-# Slurm fills in % in the name of the log, and JAX's processes start in the repository.
+# Slurm fills in what follows a %.
 check_form logs '^[^%]+$' 'a folder without % in its name'
 [[ $logs == /* ]] || logs=$root/$logs
 

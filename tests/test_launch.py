@@ -21,6 +21,12 @@ def cloud(tmp_path):
     return Cloud(tmp_path)
 
 
+def words_of(line):
+    """Those of a command line, in which a name in capitals stands for several."""
+    several = {'TPU': TPU, 'RUN': RUN, 'GKE': GKE, 'V5E': V5E}
+    return [word for words in shlex.split(line) for word in several.get(words, [words])]
+
+
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_scripts_are_correct_shell(script):
     subprocess.run(['bash', '-n', LAUNCH / script], check=True)
@@ -111,12 +117,22 @@ WRONG = [
 
 @pytest.mark.parametrize('line, message', WRONG, ids=[line for line, _ in WRONG])
 def test_wrong_arguments_are_refused_before_anything_is_done(line, message, cloud):
-    several = {'TPU': TPU, 'RUN': RUN, 'GKE': GKE, 'V5E': V5E}
-    script, *args = [word for words in shlex.split(line) for word in several.get(words, [words])]
+    script, *args = words_of(line)
     result = cloud.run(script, *args)
     assert result.returncode == 2 and result.stdout == ''
     assert message in result.stderr and result.stderr.startswith(f'{script}: ') and result.stderr.count('\n') == 1
     assert cloud.calls() == []
+
+
+@pytest.mark.parametrize('line', ['tpu_vm.sh stop TPU', 'gke_jobset.sh status --name=evit', 'slurm.sh cancel --yes'])
+def test_missing_program_is_named(line, cloud):
+    cloud.folder = cloud.folder / 'bin'
+    cloud.folder.mkdir()
+    for name in ('bash', 'env', 'dirname'):
+        (cloud.folder / name).symlink_to(shutil.which(name))
+    script, *args = words_of(line)
+    result = cloud.run(script, *args, PATH=str(cloud.folder))
+    assert result.returncode == 2 and re.search('(gcloud|kubectl|sbatch) is not on the PATH: ', result.stderr)
 
 
 def render(cloud, *args):
@@ -151,7 +167,8 @@ def test_manifest_is_one_indexed_job_that_is_restarted_as_a_whole(cloud):
     ('v5e', '2x4', 8, 1, 'tpu-v5-lite-podslice'), ('v5e', '16x16', 4, 64, 'tpu-v5-lite-podslice'),
     ('v6e', '2x4', 8, 1, 'tpu-v6e-slice'), ('v6e', '4x4', 4, 4, 'tpu-v6e-slice'),
     ('v6e', '8x16', 4, 32, 'tpu-v6e-slice'), ('v5p', '2x2x1', 4, 1, 'tpu-v5p-slice'),
-    ('v5p', '2x2x2', 4, 2, 'tpu-v5p-slice'), ('v5p', '16x16x24', 4, 1536, 'tpu-v5p-slice'), ('v4', '4x4x8', 4, 32, 'tpu-v4-podslice')])
+    ('v5p', '2x2x2', 4, 2, 'tpu-v5p-slice'), ('v5p', '16x16x24', 4, 1536, 'tpu-v5p-slice'),
+    ('v4', '4x4x8', 4, 32, 'tpu-v4-podslice')])
 def test_manifest_has_a_pod_for_each_host_and_all_its_chips(kind, topology, per_host, hosts, accelerator, cloud):
     _, job, pod = render(cloud, f'--type={kind}', f'--topology={topology}')
     assert job['completions'] == job['parallelism'] == hosts
