@@ -64,7 +64,8 @@ cd $(quoted "$root") || exit
 # Slurm sends SIGTERM to this script alone before the time is up; srun itself would end the job.
 trap 'scancel --signal=TERM "\$SLURM_JOB_ID"' TERM
 # The processes end by themselves when one does; --wait is for those that cannot.
-srun --cpus-per-task=$cpus_per_gpu --gpu-bind=none --kill-on-bad-exit=0 --wait=300 $(quoted "$python" -m evit_jax.main "${flags[@]}") &
+srun --cpus-per-task=$cpus_per_gpu --gpu-bind=none --kill-on-bad-exit=0 --wait=300 \\
+  $(quoted "$python" -m evit_jax.main "${flags[@]}") &
 step=\$!
 code=0
 wait "\$step" || code=\$?

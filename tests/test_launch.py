@@ -125,7 +125,7 @@ def test_wrong_arguments_are_refused_before_anything_is_done(line, message, clou
 
 
 @pytest.mark.parametrize('line', ['tpu_vm.sh stop TPU', 'gke_jobset.sh status --name=evit', 'slurm.sh cancel --yes'])
-def test_missing_program_is_named(line, cloud):
+def test_missing_program_is_named_and_a_dry_run_needs_none(line, cloud):
     cloud.folder = cloud.folder / 'bin'
     cloud.folder.mkdir()
     for name in ('bash', 'env', 'dirname'):
@@ -133,6 +133,7 @@ def test_missing_program_is_named(line, cloud):
     script, *args = words_of(line)
     result = cloud.run(script, *args, PATH=str(cloud.folder))
     assert result.returncode == 2 and re.search('(gcloud|kubectl|sbatch) is not on the PATH: ', result.stderr)
+    assert printed(cloud.run(script, *args, '--dry-run', PATH=str(cloud.folder)))
 
 
 def render(cloud, *args):

@@ -121,8 +121,8 @@ def test_slurm_gets_one_task_per_gpu_requeued_with_time_to_save(cloud):
     call, script = submit(cloud, '--sbatch=--constraint=a b', '--', *AWKWARD)
     assert {'--nodes=2', '--ntasks-per-node=4', '--gpus-per-node=4', '--requeue', '--signal=B:TERM@120',
             '--open-mode=append', '--constraint=a b', f'--output={cloud.folder}/evit.log'} <= set(call)
-    step = next(line for line in script.splitlines() if line.startswith('srun '))
-    words = shlex.split(step.removesuffix('&'))
+    step = re.search(r'^srun .*?(?= &$)', script, re.M | re.S)[0]
+    words = shlex.split(step)
     assert words[words.index('-m'):] == ['-m', 'evit_jax.main', *RUN, *AWKWARD]
     assert not [word for word in [*call, *words] if 'gpus-per-task' in word]
 
@@ -178,7 +178,8 @@ class Local:
         self.folder.mkdir()
         self.shell = subprocess.Popen(
             [LAUNCH / 'local.sh', f'--program={program}', *options, '--', self.folder, *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'XLA_FLAGS': '--xla_a=1'})
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'XLA_FLAGS': '--xla_a=1'},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored if the tests run behind a shell's &
 
     def process(self, number):
         """Its process id and environment, once it is there."""
