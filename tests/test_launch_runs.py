@@ -167,6 +167,8 @@ if f'exit{number}' in sys.argv:
     sys.exit(7)
 if 'stay' in sys.argv: time.sleep(60)
 """
+# What follows it, with SIGINT as in a terminal: it is ignored when the tests run behind a shell's &.
+HEARING = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])'
 
 
 class Local:
@@ -177,9 +179,9 @@ class Local:
         self.folder = folder / 'processes'
         self.folder.mkdir()
         self.shell = subprocess.Popen(
-            [LAUNCH / 'local.sh', f'--program={program}', *options, '--', self.folder, *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'XLA_FLAGS': '--xla_a=1'},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored if the tests run behind a shell's &
+            [sys.executable, '-c', HEARING, LAUNCH / 'local.sh',
+             f'--program={program}', *options, '--', self.folder, *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'XLA_FLAGS': '--xla_a=1'})
 
     def process(self, number):
         """Its process id and environment, once it is there."""
