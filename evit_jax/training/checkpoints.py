@@ -1,9 +1,11 @@
 """Checkpoints of the whole training state, written in the background by Orbax."""
 
+import contextlib
 import functools
 import json
 import os
 import re
+import time
 from typing import Any
 
 import jax
@@ -13,9 +15,11 @@ from absl import logging
 from etils import epath
 
 from evit_jax import parallel
+from evit_jax.training import checksums
 from evit_jax.training.state import TrainState
 
 _FIELD = re.compile(r'\d+\.(\w+)(.*)')  # of a stored name: 00001.params['blocks'][0]['norm1']['bias']
+_SYSTEM = re.compile(r"([^:]+) \[os_error_code=")  # what the system said, at the end of a long line
 _KEYS = re.compile(r"\['?(\w+)'?\]")
 
 
@@ -23,6 +27,17 @@ def newest_step(workdir: str | os.PathLike) -> int | None:
     """Step of the newest checkpoint of a run; reads only."""
     folder = _folder_in(workdir)
     return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
+
+
+def read_about(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The JSON kept beside the newest checkpoint of a run; {} where there is none, or it cannot be read."""
+    if (step := newest_step(workdir)) is None:
+        return {}
+    try:
+        return _read_meta(_folder_in(workdir) / str(step))
+    except Exception as error:  # as in `Checkpoints.restore`
+        logging.warning('the checkpoint of step %d in %s cannot be read: %s', step, _folder_in(workdir), error)
+        return {}
 
 
 def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -41,8 +56,8 @@ def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.nd
     if step is None:
         raise ValueError(f'{workdir} holds no checkpoint: give the workdir of a run')
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta = reader.restore(folder / str(step) / 'meta')
+        checksums.check(folder / str(step))
+        meta = _read_meta(folder / str(step))
         names = [name for name in meta['leaves'] if _FIELD.match(name)[1] == field]
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arrays = reader.restore(folder / str(step) / 'state', args=ocp.args.PyTreeRestore(
@@ -54,6 +69,18 @@ def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.nd
     return {'.'.join(_KEYS.findall(_FIELD.match(name)[2])): value for name, value in arrays.items()}, meta
 
 
+def _read_meta(folder: epath.Path) -> dict[str, Any]:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(folder / 'meta')
+
+
+class _Manager(ocp.CheckpointManager):
+    """Does not ask JAX for preemption: `Stopping` does, with a count of its own that Orbax's would spoil."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints`.
 
@@ -62,16 +89,23 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int):
-        self._folder = _folder_in(workdir)
-        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True))
+        self._folder, self._keep = _folder_in(workdir), keep
+        self._manager = self._open()
+        self._writing: int | None = None  # the step that is being saved
+        self._begun = 0.0                 # when that was
+        self._failure = ''                # of that save
+        self._lost = ''                   # what became of the newest save, if it failed
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """Step of the newest checkpoint on disk; waits for the one that is being written."""
+        self._finish()
         return self._manager.latest_step()
 
     def save(self, state: TrainState, about: dict[str, Any]) -> None:
         """Starts writing; returns as soon as the state has been copied off the devices.
+
+        A save that fails, as for want of room, is told in the log, harms no other checkpoint, and may succeed the next
+        time.
 
         Args:
           about: JSON kept beside the arrays: config and class_names.
@@ -79,9 +113,16 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
+        self._remove_unfinished()  # of a process that was killed, too
+        self._writing, self._begun, self._lost = step, time.perf_counter(), ''
         meta = json.loads(json.dumps(about)) | {'next_step': step, 'leaves': _shapes(state)}
-        self._manager.save(step, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
+        try:
+            self._manager.save(step, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
+            logging.info('saving step %d in %s; the training stood still for %.2f s', step, self._folder,
+                         time.perf_counter() - self._begun)
+        except Exception as error:  # of many kinds, as in `restore`
+            self._failure = _reason(error)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable checkpoint, or None where there is none.
@@ -95,15 +136,16 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            problem = ''
-            try:
-                meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-                saved = meta['leaves']
-                if fits := saved == _shapes(like):
-                    restored = self._manager.restore(step, args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(_named(like))))['state']
-            except Exception as error:  # Orbax and tensorstore raise many kinds; all mean that this one is unusable
-                problem = str(error).partition('\n')[0] or repr(error)
+            problem = self._damage(step)
+            if not parallel.total({'damaged': bool(problem)})['damaged']:  # or some would wait for others in `restore`
+                try:
+                    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+                    saved = meta['leaves']
+                    if fits := saved == _shapes(like):
+                        restored = self._manager.restore(step, args=ocp.args.Composite(
+                            state=ocp.args.StandardRestore(_named(like))))['state']
+                except Exception as error:  # Orbax and tensorstore raise many kinds; all mean that it is unusable
+                    problem = _reason(error)
             if parallel.total({'problems': bool(problem)})['problems']:
                 logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
                                 problem or 'another process says so')
@@ -124,13 +166,70 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk.
+
+        Raises:
+          OSError: the newest save failed.
+        """
+        last = self.latest()
+        if self._lost:
+            kept = f'the newest is that of step {last}' if last is not None else 'there is none'
+            raise OSError(f'{self._lost}; {kept}. Make room in {self._folder}, then start again')
 
     def close(self) -> None:
-        """Waits, then lets go."""
-        self.wait()
-        self._manager.close()
+        """Lets go, once a save under way is finished, or has failed."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            logging.warning('the last checkpoint could not be written: %s', _reason(error))
+
+    def _open(self):
+        apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=os.fspath(self._folder).replace('/', '_'))
+        return _Manager(self._folder, options=ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, create=True, enable_async_checkpointing=True, multiprocessing_options=apart,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal)))
+
+    def _seal(self):
+        """Called by Orbax in process 0, in the thread that saves, when every file is there and before the commit."""
+        final = self._folder / str(self._writing)
+        temporary = final.with_name(final.name + ocp.utils.TMP_DIR_SUFFIX)
+        checksums.write(temporary if temporary.exists() else final)  # in a bucket a file says that it is finished
+        logging.info('step %d is written, %.1f s after its save began', self._writing,
+                     time.perf_counter() - self._begun)
+
+    def _damage(self, step):
+        """What the sums find, in process 0; nothing in the others."""
+        try:
+            if parallel.is_first() and not checksums.check(self._folder / str(step)):
+                logging.info('the checkpoint of step %d has no sums: an older version wrote it', step)
+        except (ValueError, OSError) as error:
+            return _reason(error)
+        return ''
+
+    def _finish(self):
+        """Waits for the save under way; one that failed is told, and what is left of it removed, by all processes."""
+        if self._writing is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failure = self._failure or _reason(error)
+        if parallel.total({'failed': bool(self._failure)})['failed']:
+            self._lost = (f'the checkpoint of step {self._writing} could not be written: '
+                          f'{self._failure or "another process says so"}')
+            logging.warning('%s; the run goes on without it', self._lost)
+            with contextlib.suppress(Exception):  # that it holds, it would raise at the next save
+                self._manager.close()
+            self._remove_unfinished()
+            self._manager = self._open()
+        self._writing, self._failure = None, ''
+
+    def _remove_unfinished(self):
+        """Saves that were cut off take room and are never finished."""
+        for path in self._folder.iterdir() if parallel.is_first() else ():
+            with contextlib.suppress(OSError):  # threads of a failed save may still write; then the next time
+                if path.name.partition('.')[0].isdigit() and ocp.utils.is_tmp_checkpoint(path):
+                    path.rmtree(missing_ok=True)
 
     def _aside(self):
         return self._folder.parent / 'unreadable_checkpoints'
@@ -146,6 +245,11 @@ class Checkpoints:
 
 def _folder_in(workdir):
     return epath.Path(workdir).expanduser().resolve() / 'checkpoints'
+
+
+def _reason(error: Exception) -> str:
+    line = str(error).partition('\n')[0] or repr(error)
+    return said[1].strip() if (said := _SYSTEM.search(line)) else line
 
 
 def _named(state: TrainState) -> dict[str, Any]:
