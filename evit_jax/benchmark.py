@@ -79,8 +79,10 @@ def compile_for_tpu() -> None:
     plans = [stage.plan for stage in run.stages] if _STAGES.value else [run.plan]
     programs = [tpu.compile_step(run, step, plan, topology) for step in _STEPS.value
                 for plan in (plans if step == 'train' else [run.plan])]
-    print(*dict.fromkeys(program.plan for program in programs), sep='\n')
-    print(report.table(('', *(program.step for program in programs)), tpu.rows_of(programs, chip)))
+    said = list(dict.fromkeys(program.plan for program in programs))
+    print(*(f'plan {number}: {plan}' for number, plan in enumerate(said, 1)), sep='\n')
+    print(report.table(('', *(f'{program.step}, plan {said.index(program.plan) + 1}' for program in programs)),
+                       tpu.rows_of(programs, chip)))
     print(*tpu.remarks(programs, chip), sep='\n')
     if _JSON.value:
         report.write_json(_JSON.value, about | {'chip': chip._asdict(), 'programs': [

@@ -171,11 +171,12 @@ def test_the_devices_exchange_gradients_and_two_metrics_and_nothing_else(fuse):
     assert sum(numbers for _, numbers in collectives(train)) == parameters + 2  # loss and accuracy
 
 
-def test_with_a_divided_state_its_arrays_are_collected_once_and_no_activation_is():
-    train, evaluation, parameters = programs(sharding='fsdp')
+@pytest.mark.parametrize(('classes', 'arrays'), [(3, 4), (256, 5)])  # in the second the head is divided too
+def test_with_a_divided_state_its_arrays_are_collected_once_and_no_activation_is(classes, arrays):
+    train, evaluation, parameters = programs(sharding='fsdp', model__classes=classes)
     for program in (train, evaluation):
         gathered = [found for found in collectives(program) if found[0] == 'all-gather']
-        assert gathered == 4 * [('all-gather', 64 * 256)]
+        assert gathered == arrays * [('all-gather', 64 * 256)]
     reduced = [numbers for name, numbers in collectives(train) if name != 'all-gather']
     assert {name for name, _ in collectives(train)} <= {'all-gather', 'all-reduce', 'reduce-scatter'}
     assert sum(reduced) < parameters + 50  # and the parts of the gradient's norm

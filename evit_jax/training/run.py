@@ -92,17 +92,28 @@ class Run(NamedTuple):
         mix = functools.partial(mixing.mix_batch, mixing=inputs.mixing_of(config), groups=self.mesh.size,
                                 classes=self.model.shape.classes)
         step = steps.make_train_step(
-            self.model, self.optimizer, self.schedule, prepare=self.prepare, mix=mix, ema_decay=config.ema_decay,
-            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
+            self._placed_model(), self.optimizer, self.schedule, prepare=self.prepare, mix=mix,
+            ema_decay=config.ema_decay, seed=config.seed, updates_every=config.optimizer.accumulate,
+            skip_nonfinite=config.nonfinite == 'skip')
         state, whole, batch = self.shardings(), parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
         return jax.jit(parallel.seen(self.mesh, step), static_argnums=2, in_shardings=(state, batch),
                        out_shardings=(state, whole), donate_argnums=0)
 
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
-        step, batch = steps.make_eval_step(self.model, prepare=self.prepare), parallel.split_batch(self.mesh)
+        step = steps.make_eval_step(self._placed_model(), prepare=self.prepare)
+        batch = parallel.split_batch(self.mesh)
         return jax.jit(parallel.seen(self.mesh, step), static_argnums=2,
                        in_shardings=(self.shardings().params, batch), out_shardings=batch)
+
+    def _placed_model(self):
+        """The model with the logits where their images are: of a divided head, XLA would divide them by class."""
+
+        def apply(*inputs):
+            logits, seen = self.model.apply(*inputs)
+            return jax.lax.with_sharding_constraint(logits, parallel.split_batch(self.mesh)), seen
+
+        return self.model._replace(apply=apply)
 
     def _state_of(self, params):
         return create_state(params, self.optimizer, ema=self.config.ema_decay > 0)
