@@ -13,6 +13,8 @@ def get_config():
     config.init_from = ''        # workdir of the run whose newest weights are the initial ones
     config.init_ema = False      # start from their moving average
     config.sharding = 'replicated'  # of the state: whole on every device, or divided among them ('fsdp')
+    config.nonfinite = 'stop'    # at a loss that is not finite: end the run, or 'skip' the step and count it
+    config.profile_steps = ''    # '10:20' traces these steps, in WORKDIR/profile
     config.compilation_cache = '~/.cache/evit_jax'  # '': none
 
     config.model = ConfigDict()
@@ -76,5 +78,7 @@ def get_config():
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000      # steps
+    config.checkpoint.minutes = 15.0    # at most, between two; looked at every log.every steps. 0: steps alone count
     config.checkpoint.keep = 3
+    config.checkpoint.best = 'top1'     # or top1_ema: of the evaluations, the best is kept in WORKDIR/best. '': none is
     return config

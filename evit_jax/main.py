@@ -1,6 +1,7 @@
 """Trains or evaluates: python -m evit_jax.main --config configs/digits.py --workdir runs/digits
 
 Any value of the config can be set behind it: --config.keep.rate=0.5
+Told to stop by SIGTERM or Ctrl-C it saves and ends with code 75; the same command goes on from there.
 """
 
 import os
@@ -11,6 +12,7 @@ from ml_collections import config_flags
 
 from evit_jax import commandline, parallel
 from evit_jax.training import loop
+from evit_jax.training.stopping import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/digits.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.')
@@ -25,7 +27,7 @@ def main() -> None:
                          '--config configs/digits.py --workdir runs/digits')
     _use_compilation_cache(_CONFIG.value.compilation_cache)
     workdir = os.path.expanduser(_WORKDIR.value)
-    with parallel.together():
+    with parallel.together(agreed=Stopped):
         if _MODE.value == 'train':
             loop.train(_CONFIG.value, workdir, accept_changes=_ACCEPT.value)
         else:

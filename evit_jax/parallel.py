@@ -54,8 +54,11 @@ def start() -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def together(agreed: type[BaseException] | tuple = ()) -> Iterator[None]:
     """Starts, and sees to it that no process is left behind by one that fails in the body.
+
+    Args:
+      agreed: what all of them raise at the same point; it leaves none behind.
 
     Raises:
       ConnectionError: another process is gone.
@@ -64,7 +67,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not is_alone():
+        if not is_alone() and not isinstance(error, agreed):
             # JAX would wait at the exit for the others, who wait for this one in their next reduction.
             atexit.register(_leave, error.code if isinstance(error, SystemExit) else 2)
             if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from evit_jax.data import pipeline
+from evit_jax.data import order
 from tests.toys import (
     SIDE,
     Broken,
@@ -33,7 +33,7 @@ def test_every_epoch_holds_every_example_once_in_another_order():
 
 def test_batches_straddle_epochs_and_only_the_last_remainder_is_lost():
     batches = train(10)
-    assert len(batches) == pipeline.train_steps(10, 4, 3) == 7
+    assert len(batches) == order.train_steps(10, 4, 3) == 7
     seen = labels(batches)
     assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(10))
 
@@ -93,8 +93,8 @@ def test_repeated_copies_stand_in_a_row_and_differ():
 
 def test_an_epoch_with_repeats_is_no_longer_and_visits_a_third_of_the_images():
     seen = np.array(labels(train(600, batch_size=128, epochs=8, repeats=3))).reshape(8, 512)
-    assert pipeline.epoch_samples(600, 3) == 512 and pipeline.epoch_samples(600) == 600
-    assert pipeline.epoch_samples(1_281_167, 3) == 1_281_024
+    assert order.epoch_samples(600, 3) == 512 and order.epoch_samples(600) == 600
+    assert order.epoch_samples(1_281_167, 3) == 1_281_024
     assert {len(set(epoch.tolist())) for epoch in seen} == {171}
     assert len(set(seen.ravel().tolist())) > 550  # another third each time
 

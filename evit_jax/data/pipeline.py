@@ -21,6 +21,7 @@ import grain.python as grain
 import numpy as np
 from absl import flags, logging
 
+from evit_jax.data import order
 from evit_jax.data.decode import decode
 from evit_jax.data.sources import Source
 
@@ -30,19 +31,7 @@ EvalTransform = Callable[[np.ndarray], np.ndarray]                        # and 
 _THREAD_AHEAD = 2   # batches that the thread makes while a step runs
 _WORKER_QUEUE = 1   # batches that Grain queues for a worker, twice: towards this process, and in it
 _TRIES = 16         # other examples tried in place of an unreadable one
-_SELECTED = 256     # with repeats, an epoch's samples are a multiple of this, as in the reference
 _DEATHS = {'-9': ' (killed, often for want of memory)', '-7': ' (no room in shared memory, /dev/shm)'}
-_ORDER, _SAMPLE, _REPLACEMENT = range(3)  # what a random stream is for; the rest of its seed says which
-
-
-def epoch_samples(examples: int, repeats: int = 1) -> int:
-    """Samples of an epoch. With repeats an epoch is no longer than without: it visits so many images fewer."""
-    return examples if repeats == 1 else examples // _SELECTED * _SELECTED or examples
-
-
-def train_steps(examples: int, batch_size: int, epochs: int, repeats: int = 1) -> int:
-    """Full global batches in so many epochs; a batch may straddle two epochs, the rest is dropped."""
-    return epoch_samples(examples, repeats) * epochs // batch_size
 
 
 def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, transform: TrainTransform,
@@ -72,15 +61,15 @@ def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, tr
     local = _local_batch(batch_size, process_index, process_count)
     if repeats < 1:
         raise ValueError(f'repeats={repeats} is less than 1: use 1 for one copy of each image')
-    samples = epoch_samples(len(source), repeats) * epochs
+    samples = order.epoch_samples(len(source), repeats) * epochs
     if samples < batch_size:
         raise ValueError(f'batch_size={batch_size} is larger than the data: {samples} samples in {epochs} epochs of '
                          f'{len(source)} examples; lower the batch or add epochs')
-    steps = train_steps(len(source), batch_size, epochs, repeats)
+    steps = order.train_steps(len(source), batch_size, epochs, repeats)
     if not 0 <= start_step <= steps:
         raise ValueError(f'start_step={start_step} is outside [0, {steps}], the steps of {epochs} epochs; '
                          f'has the batch size or the number of epochs changed since the run began?')
-    make = _TrainBatch(source, transform, seed % 2**64, repeats, local, batch_size, process_index * local)
+    make = _TrainBatch(source, transform, seed, repeats, local, batch_size, process_index * local)
     batches = Batches(grain.MapDataset.range(start_step, steps).map(make), num_workers)
     megabytes = local * math.prod(make.shape) / 1e6
     logging.info('input: %s at most %d batches of %.1f MB, %.0f MB in all, and an evaluation as many',
@@ -172,7 +161,9 @@ class _TrainBatch:
         images, labels = np.empty((self.local, *self.shape), np.uint8), np.empty(self.local, np.int32)
         failed: list[str] = []
         row = 0
-        for (epoch, index), samples in itertools.groupby(self._samples(step), lambda sample: sample[:2]):
+        drawn = order.samples(step * self.batch_size + self.first, self.local, len(self.source), seed=self.seed,
+                              repeats=self.repeats)
+        for (epoch, index), samples in itertools.groupby(drawn, lambda sample: sample[:2]):
             read = functools.cache(self.source.__getitem__)
             decoded = functools.cache(lambda number: decode(read(number)['image']))  # noqa: B023, used in this turn
             for _, _, copy in samples:
@@ -181,21 +172,13 @@ class _TrainBatch:
                 row += 1
         return {'image': images, 'label': labels, 'failed': np.array(failed, str)}
 
-    def _samples(self, step: int) -> Iterator[tuple[int, int, int]]:
-        """(epoch, example, copy) of each row."""
-        begin, per_epoch = step * self.batch_size + self.first, epoch_samples(len(self.source), self.repeats)
-        for position in range(begin, begin + self.local):
-            epoch, place = divmod(position, per_epoch)
-            place, copy = divmod(place, self.repeats)
-            yield epoch, int(_permutation(len(self.source), self.seed, epoch)[place]), copy
-
     def _show(self, read, decoded, epoch, index, copy, failed):
         """Image and label of one sample, or of the first example that is readable in its place."""
         for attempt, number in enumerate(self._candidates(epoch, index)):
             example = None
             try:
                 example = read(number)
-                rng = _stream(_SAMPLE, self.seed, epoch, index, copy)
+                rng = order.stream(order.SAMPLE, self.seed, epoch, index, copy)
                 return self.transform(decoded(number), rng), example['label']
             except (ValueError, OSError) as error:
                 why = _why(number, example, error)
@@ -204,7 +187,8 @@ class _TrainBatch:
 
     def _candidates(self, epoch, index):
         yield index
-        yield from _stream(_REPLACEMENT, self.seed, epoch, index).integers(len(self.source), size=_TRIES).tolist()
+        others = order.stream(order.REPLACEMENT, self.seed, epoch, index)
+        yield from others.integers(len(self.source), size=_TRIES).tolist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,16 +233,6 @@ def _begin_worker(index: int, count: int) -> None:
     """Makes a worker end with its parent, killed or not, and leave an interrupt from the keyboard to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-@functools.lru_cache(maxsize=2)  # a batch may straddle two epochs; 5 MB each for ImageNet
-def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch."""
-    return _stream(_ORDER, seed, epoch).permutation(np.arange(examples, dtype=np.int32))
-
-
-def _stream(*key: int) -> np.random.Generator:
-    return np.random.default_rng(key)
 
 
 def _blank() -> np.ndarray:

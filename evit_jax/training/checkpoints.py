@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import time
 from typing import Any
 
 import jax
@@ -28,6 +29,17 @@ def newest_step(workdir: str | os.PathLike) -> int | None:
     return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
 
 
+def read_about(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The JSON kept beside the newest checkpoint of a run; {} where there is none, or it cannot be read."""
+    if (step := newest_step(workdir)) is None:
+        return {}
+    try:
+        return _read_meta(_folder_in(workdir) / str(step))
+    except Exception as error:  # as in `Checkpoints.restore`
+        logging.warning('the checkpoint of step %d in %s cannot be read: %s', step, _folder_in(workdir), error)
+        return {}
+
+
 def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One field of the state in the newest checkpoint of any run, whatever its config; reads only.
 
@@ -45,8 +57,7 @@ def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.nd
         raise ValueError(f'{workdir} holds no checkpoint: give the workdir of a run')
     try:
         checksums.check(folder / str(step))
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta = reader.restore(folder / str(step) / 'meta')
+        meta = _read_meta(folder / str(step))
         names = [name for name in meta['leaves'] if _FIELD.match(name)[1] == field]
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arrays = reader.restore(folder / str(step) / 'state', args=ocp.args.PyTreeRestore(
@@ -56,6 +67,18 @@ def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.nd
         raise ValueError(f'the checkpoint of step {step} in {folder} cannot be read: {str(error).splitlines()[0]}; '
                          'move it away to use the one before') from error
     return {'.'.join(_KEYS.findall(_FIELD.match(name)[2])): value for name, value in arrays.items()}, meta
+
+
+def _read_meta(folder: epath.Path) -> dict[str, Any]:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(folder / 'meta')
+
+
+class _Manager(ocp.CheckpointManager):
+    """Does not ask JAX for preemption: `Stopping` does, with a count of its own that Orbax's would spoil."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -69,6 +92,7 @@ class Checkpoints:
         self._folder, self._keep = _folder_in(workdir), keep
         self._manager = self._open()
         self._writing: int | None = None  # the step that is being saved
+        self._begun = 0.0                 # when that was
         self._failure = ''                # of that save
         self._lost = ''                   # what became of the newest save, if it failed
 
@@ -90,11 +114,13 @@ class Checkpoints:
         if step == self.latest():
             return
         self._remove_unfinished()  # of a process that was killed, too
-        self._writing, self._lost = step, ''
+        self._writing, self._begun, self._lost = step, time.perf_counter(), ''
         meta = json.loads(json.dumps(about)) | {'next_step': step, 'leaves': _shapes(state)}
         try:
             self._manager.save(step, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
+            logging.info('saving step %d in %s; the training stood still for %.2f s', step, self._folder,
+                         time.perf_counter() - self._begun)
         except Exception as error:  # of many kinds, as in `restore`
             self._failure = _reason(error)
 
@@ -110,17 +136,16 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            problem = ''
-            try:
-                if parallel.is_first() and not checksums.check(self._folder / str(step)):
-                    logging.info('the checkpoint of step %d has no sums: an older version wrote it', step)
-                meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-                saved = meta['leaves']
-                if fits := saved == _shapes(like):
-                    restored = self._manager.restore(step, args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(_named(like))))['state']
-            except Exception as error:  # Orbax and tensorstore raise many kinds; all mean that this one is unusable
-                problem = _reason(error)
+            problem = self._damage(step)
+            if not parallel.total({'damaged': bool(problem)})['damaged']:  # or some would wait for others in `restore`
+                try:
+                    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+                    saved = meta['leaves']
+                    if fits := saved == _shapes(like):
+                        restored = self._manager.restore(step, args=ocp.args.Composite(
+                            state=ocp.args.StandardRestore(_named(like))))['state']
+                except Exception as error:  # Orbax and tensorstore raise many kinds; all mean that it is unusable
+                    problem = _reason(error)
             if parallel.total({'problems': bool(problem)})['problems']:
                 logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
                                 problem or 'another process says so')
@@ -159,15 +184,27 @@ class Checkpoints:
             logging.warning('the last checkpoint could not be written: %s', _reason(error))
 
     def _open(self):
-        return ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, create=True, enable_async_checkpointing=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._add_sums)))
+        apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=os.fspath(self._folder).replace('/', '_'))
+        return _Manager(self._folder, options=ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, create=True, enable_async_checkpointing=True, multiprocessing_options=apart,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal)))
 
-    def _add_sums(self):
+    def _seal(self):
         """Called by Orbax in process 0, in the thread that saves, when every file is there and before the commit."""
         final = self._folder / str(self._writing)
         temporary = final.with_name(final.name + ocp.utils.TMP_DIR_SUFFIX)
         checksums.write(temporary if temporary.exists() else final)  # in a bucket a file says that it is finished
+        logging.info('step %d is written, %.1f s after its save began', self._writing,
+                     time.perf_counter() - self._begun)
+
+    def _damage(self, step):
+        """What the sums find, in process 0; nothing in the others."""
+        try:
+            if parallel.is_first() and not checksums.check(self._folder / str(step)):
+                logging.info('the checkpoint of step %d has no sums: an older version wrote it', step)
+        except (ValueError, OSError) as error:
+            return _reason(error)
+        return ''
 
     def _finish(self):
         """Waits for the save under way; one that failed is told, and what is left of it removed, by all processes."""

@@ -14,12 +14,12 @@ from absl import logging
 from jax.sharding import Mesh
 
 from evit_jax import models, parallel
-from evit_jax.data import mixing, pipeline, sources
+from evit_jax.data import mixing, order, pipeline, sources
 from evit_jax.data.failures import Failures
 from evit_jax.models import Model
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
-from evit_jax.training import inputs, steps, weights, writers
+from evit_jax.training import best, inputs, profile, steps, weights, writers
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training.checkpoints import newest_step
 from evit_jax.training.state import TrainState, create_state
@@ -48,7 +48,7 @@ class Run(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> float:
-        return pipeline.epoch_samples(len(self.train_source), self.config.data.repeats) / self.config.batch_size
+        return order.epoch_samples(len(self.train_source), self.config.data.repeats) / self.config.batch_size
 
     @property
     def about(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Run(NamedTuple):
                                 classes=self.model.shape.classes)
         step = steps.make_train_step(
             self.model, self.optimizer, self.schedule, prepare=self.prepare, mix=mix, ema_decay=config.ema_decay,
-            seed=config.seed, updates_every=config.optimizer.accumulate)
+            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
         state, whole, batch = self.shardings(), parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
         return jax.jit(step, static_argnums=2, in_shardings=(state, batch), out_shardings=(state, whole),
                        donate_argnums=0)
@@ -120,8 +120,8 @@ def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
         with config.unlocked():
             config.model.classes = train_source.num_classes
     shape, plan_at = _shape_and_plans(config, trained_size)
-    total_steps = pipeline.train_steps(len(train_source), config.batch_size, config.epochs, config.data.repeats)
-    per_epoch = pipeline.epoch_samples(len(train_source), config.data.repeats) / config.batch_size
+    total_steps = order.train_steps(len(train_source), config.batch_size, config.epochs, config.data.repeats)
+    per_epoch = order.epoch_samples(len(train_source), config.data.repeats) / config.batch_size
     keep = KeepSchedule(round(config.keep.start_epoch * per_epoch), round(config.keep.shrink_epochs * per_epoch),
                         config.keep.levels)
     updates = max(total_steps // config.optimizer.accumulate, 1)
@@ -209,7 +209,7 @@ def check(config: Any) -> None:
         'optimizer.warmup_epochs': amount, 'optimizer.warmup_lr': amount, 'optimizer.min_lr': amount,
         'optimizer.weight_decay': amount, 'optimizer.b2': (0, 0.9999999), 'optimizer.clip_norm': amount,
         'optimizer.accumulate': count, 'log.every': count, 'log.eval_epochs': (1e-9, math.inf),
-        'log.pictures': amount, 'checkpoint.every': count, 'checkpoint.keep': count}
+        'log.pictures': amount, 'checkpoint.every': count, 'checkpoint.minutes': amount, 'checkpoint.keep': count}
     for key, (low, high) in limits.items():
         value = functools.reduce(lambda node, part: node[part], key.split('.'), config)
         if not low <= value <= high:
@@ -218,11 +218,14 @@ def check(config: Any) -> None:
         if len(config.data[key]) not in lengths:
             raise ValueError(f'config.data.{key}={tuple(config.data[key])} has {len(config.data[key])} values, not '
                              f'{" or ".join(map(str, lengths))}')
-    for key, value, known in (('model.dtype', config.model.dtype, _DTYPES), ('sharding', config.sharding,
-                                                                             parallel.SHARDINGS),
-                              ('log.writer', config.log.writer, writers.KINDS)):
+    averaged = config.ema_decay > 0
+    for key, value, known in (
+            ('model.dtype', config.model.dtype, _DTYPES), ('sharding', config.sharding, parallel.SHARDINGS),
+            ('log.writer', config.log.writer, writers.KINDS), ('nonfinite', config.nonfinite, steps.NONFINITE),
+            ('checkpoint.best', config.checkpoint.best, ('', *best.METRICS) if averaged else ('', best.METRICS[0]))):
         if value not in known:
-            raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(known)}')
+            raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(filter(None, known))}')
+    profile.steps_of(config.profile_steps)
     inputs.train_transform(config)
     inputs.eval_transform(config)
     _, plan_at = _shape_and_plans(config)

@@ -13,6 +13,8 @@ from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import losses
 from evit_jax.training.state import TrainState, average
 
+NONFINITE = ('stop', 'skip')  # what becomes of a step whose loss or gradient is not finite
+
 
 def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """uint8 [B, S, S, 3] to float32, with the channels' mean and deviation (of values in 0..1)."""
@@ -21,7 +23,8 @@ def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
 
 def make_train_step(model: Model, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *,
                     prepare: Callable[[Array], Array], mix: Callable[[Array, Array, Array], tuple[Array, Array]],
-                    ema_decay: float, seed: int, updates_every: int = 1) -> Callable[..., tuple[TrainState, dict]]:
+                    ema_decay: float, seed: int, updates_every: int = 1,
+                    skip_nonfinite: bool = False) -> Callable[..., tuple[TrainState, dict]]:
     """Makes `step(state, batch, plan) -> (state, metrics)`; jit it with `plan` static and the state donated.
 
     Args:
@@ -29,6 +32,7 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
       mix: prepared images, labels and a key to the images trained on and their targets [B, L].
       seed: all draws of step s come from (seed, s).
       updates_every: steps between two updates of the optimizer, for the reported learning rate.
+      skip_nonfinite: a step whose loss or gradient is not finite changes nothing but the count of steps.
     """
 
     def step(state: TrainState, batch: dict, plan: TokenPlan) -> tuple[TrainState, dict]:
@@ -46,7 +50,11 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
         right = logits.argmax(-1) == targets.argmax(-1)  # of two mixed classes, the one with more weight
         metrics = {'loss': loss, 'accuracy': jnp.mean(right),
                    'grad_norm': optax.global_norm(gradient), 'lr': schedule(state.step // updates_every)}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        after = TrainState(state.step, params, ema, opt_state)
+        if skip_nonfinite:
+            finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
+            after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        return after._replace(step=state.step + 1), metrics
 
     return step
 

@@ -15,7 +15,8 @@ CONFIG_FILE = 'config.json'
 _NEED_FREE = 64 * 2**20
 # What a run may change when it goes on: none of it alters the parameters at the end, but for rounding.
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
-                     'compilation_cache', 'sharding')
+                     'compilation_cache', 'sharding', 'profile_steps',
+                     'nonfinite')
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
 # What decides the parameters' shapes: an evaluation may change everything else.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled')
@@ -99,6 +100,12 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
         return json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f'{file} is no JSON ({error}): restore it, or give another --workdir') from error
+
+
+def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:
+    """Makes another folder a workdir of the same config."""
+    pathlib.Path(to).mkdir(parents=True, exist_ok=True)
+    _write(to, saved_config(path))
 
 
 def trained_config(path: str | os.PathLike, config: dict[str, Any]) -> dict[str, Any]:

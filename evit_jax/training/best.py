@@ -1,0 +1,49 @@
+"""The best state of a run, kept apart from its newest ones."""
+
+import os
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from evit_jax import parallel
+from evit_jax.training import workdir as workdirs
+from evit_jax.training.checkpoints import Checkpoints, read_about
+from evit_jax.training.state import TrainState
+
+METRICS = ('top1', 'top1_ema')
+BEST_FOLDER = 'best'
+
+
+class Best:
+    """Keeps the state with the highest value of a metric in `workdir/best`, a workdir to evaluate or to begin from.
+
+    Args:
+      metric: one of `METRICS`; '' keeps nothing.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, metric: str):
+        self._metric, self._value, self._checkpoints = metric, float('-inf'), None
+        if metric:
+            folder = epath.Path(workdir) / BEST_FOLDER
+            parallel.first_decides(lambda: workdirs.copy_config(workdir, folder))
+            self._checkpoints = Checkpoints(folder, keep=1)
+            known = read_about(folder).get('best', {}).get(metric, self._value) if parallel.is_first() else 0
+            self._value = parallel.total({metric: known})[metric]
+
+    def offer(self, state: TrainState, metrics: dict[str, float], about: dict[str, Any]) -> None:
+        """Starts saving the state if it is the best so far."""
+        if self._metric and (value := metrics[self._metric]) > self._value:
+            self._value = value
+            self._checkpoints.save(state, about | {'best': {self._metric: value}})
+            logging.info('the best %s so far, %.4f, is that of step %d', self._metric, value, int(state.step))
+
+    def wait(self) -> None:
+        """As that of `Checkpoints`."""
+        if self._checkpoints:
+            self._checkpoints.wait()
+
+    def close(self) -> None:
+        """As that of `Checkpoints`."""
+        if self._checkpoints:
+            self._checkpoints.close()
