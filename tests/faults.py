@@ -72,10 +72,14 @@ class Training:
     def log(self, number=0):
         return pathlib.Path(f'{self.workdir}.{number}.log').read_text()
 
-    def end(self, code=signal.SIGKILL):
-        """Sends a signal to the first process, and waits for that one."""
-        self.processes[0].send_signal(code)
-        self.processes[0].wait(_PATIENCE)
+    def errors(self, number=0):
+        """The lines for the user."""
+        return [line for line in self.log(number).splitlines() if line.startswith('error: ')]
+
+    def end(self, how=signal.SIGKILL):
+        """Sends a signal to the first process, and waits for that one; its exit code."""
+        self.processes[0].send_signal(how)
+        return self.processes[0].wait(_PATIENCE)
 
 
 def kill(training, rng, kind):
