@@ -66,8 +66,10 @@ class Training:
 
     def until_steps(self, count):
         """Waits until it has made so many steps itself; whether it still ran then."""
-        return self.until(self.step, 'a step') and self.until(
-            lambda first=self.step(): self.step() >= first + count, f'step {count}')
+        if not self.until(self.step, 'a step'):
+            return False
+        last = self.step() + count
+        return self.until(lambda: self.step() >= last, f'step {last}')
 
     def log(self, number=0):
         return pathlib.Path(f'{self.workdir}.{number}.log').read_text()

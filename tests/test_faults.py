@@ -6,12 +6,16 @@ import resource
 import shutil
 import signal
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from evit_jax.training import loop
+from evit_jax.training import loop, stopping, writers
 from tests import faults, layouts
+from tests.test_nonfinite import config_of as poisoned
+from tests.test_nonfinite import poison, spoiled
+from tests.test_stopping import tell_at
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='prlimit and /proc are of Linux')
 
@@ -55,6 +59,60 @@ def test_killed_at_random_moments_and_during_saves_it_continues_to_the_bit(undis
     assert sum(one.saving for one in lost) >= kinds.count('save') / 2
     assert not faults.unfinished(tmp_path / 'run')
     faults.assert_same_end(tmp_path / 'run', undisturbed(epochs=epochs))
+
+
+def test_stopped_at_random_moments_and_in_an_evaluation_it_has_saved_there_and_continues_to_the_bit(undisturbed,
+                                                                                                   tmp_path):
+    rng, workdir = np.random.default_rng(0), tmp_path / 'run'
+    for moment in ('step', 'evaluation', 'again and again'):
+        training = faults.Training(workdir)
+        if moment == 'evaluation':
+            assert training.until(lambda training=training: training.step() == 20, 'step 20')
+        else:
+            assert training.until_steps(rng.integers(1, 9))
+            time.sleep(rng.uniform(0, 0.1))
+        if moment == 'again and again':
+            while training.is_running():
+                training.processes[0].terminate()
+                time.sleep(0.005)
+        assert training.end(signal.SIGTERM) == stopping.EXIT_CODE, training.log()
+        assert faults.kept(workdir)[-1] == training.step()
+        assert not faults.unfinished(workdir)
+        if moment == 'evaluation':
+            assert training.step() == 20
+            assert not any('eval/top1' in record for record in writers.read_metrics(workdir / writers.METRICS_FILE))
+    faults.finish(workdir)
+    faults.assert_same_end(workdir, undisturbed())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('first', [0, 1])
+def test_when_one_process_of_two_is_stopped_both_have_saved_and_continue_to_the_bit(undisturbed, tmp_path, first):
+    training = faults.Training(tmp_path / 'run', processes=2)
+    assert training.until_steps(12)
+    training.processes[first].terminate()
+    assert training.wait(60) == [stopping.EXIT_CODE] * 2
+    assert faults.kept(tmp_path / 'run')[-1] == training.step()
+    faults.finish(tmp_path / 'run', processes=2)
+    faults.assert_same_end(tmp_path / 'run', undisturbed(processes=2))
+
+
+@pytest.mark.slow
+def test_a_run_that_skips_steps_that_are_not_finite_or_ends_at_one_continues_to_the_bit(tmp_path, monkeypatch):
+    layouts.prepare(monkeypatch)
+    poison(monkeypatch)
+    loop.train(poisoned(nonfinite='skip'), tmp_path / 'undisturbed')
+    with monkeypatch.context() as patch, pytest.raises(stopping.Stopped):
+        tell_at(patch, 5)
+        loop.train(poisoned(nonfinite='skip'), tmp_path / 'run')
+    saved = faults.kept(tmp_path / 'run')
+    first, *_, last = spoiled()
+    assert first < saved[-1] < last
+    with pytest.raises(FloatingPointError, match=f'not finite.*; the last good checkpoint is that of step {saved[-1]}'):
+        loop.train(poisoned(nonfinite='stop', checkpoint__every=100), tmp_path / 'run')
+    assert faults.kept(tmp_path / 'run') == saved
+    loop.train(poisoned(nonfinite='skip'), tmp_path / 'run')
+    faults.assert_same_end(tmp_path / 'run', tmp_path / 'undisturbed')
 
 
 @pytest.mark.slow
@@ -118,6 +176,7 @@ def test_on_a_full_disk_the_run_goes_on_and_saves_again_when_there_is_room(undis
 
 
 @linux
+@pytest.mark.slow
 def test_on_a_disk_that_stays_full_it_ends_with_one_line_and_what_was_saved_is_usable(undisturbed, tmp_path):
     changes = {'checkpoint__best': '', 'checkpoint__every': 20}
     training = faults.Training(tmp_path / 'run', **changes)
@@ -151,5 +210,5 @@ def test_when_a_data_worker_is_killed_the_run_says_so_and_continues_to_the_bit(u
     assert training.wait() == [2]
     (error,) = training.errors()
     assert 'input died with exit code -9 (killed' in error
-    faults.finish(tmp_path / 'run', data__workers=2)
+    faults.finish(tmp_path / 'run')
     faults.assert_same_end(tmp_path / 'run', undisturbed())
