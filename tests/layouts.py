@@ -16,6 +16,7 @@ from evit_jax import commandline, models, parallel
 from evit_jax.data import sources
 from evit_jax.models.vit import ViTShape
 from evit_jax.training import loop
+from evit_jax.training.stopping import Stopped
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 10
@@ -117,7 +118,7 @@ def main():
     workdir, changes = json.loads(os.environ['LAYOUT'])
     Colours.broken = changes.pop('broken_in', None) == int(os.environ.get('PROCESS_ID', 0))
     prepare(pytest.MonkeyPatch())
-    with parallel.together():
+    with parallel.together(agreed=Stopped):
         loop.train(config_of(**changes), workdir)
 
 

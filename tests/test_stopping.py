@@ -91,9 +91,16 @@ def test_a_second_interrupt_ends_at_once_and_a_second_preemption_does_nothing(tm
     assert newest_step(tmp_path / 'at once') is None
 
 
-def test_the_handlers_of_before_are_back_afterwards(undisturbed):
+@pytest.mark.parametrize(('error', 'preemption'), [(KeyError, signal.SIG_DFL), (stopping.Stopped, signal.SIG_IGN)])
+def test_the_handlers_of_before_are_back_afterwards_but_a_stopped_run_heeds_no_more_preemption(error, preemption):
+    before = {number: signal.signal(number, handler) for number, handler in (
+        (signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))}
+    with pytest.raises(error), stopping.Stopping():
+        raise error
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is preemption
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_the_best_evaluation_is_kept_apart_and_is_a_workdir(undisturbed, tmp_path, monkeypatch):

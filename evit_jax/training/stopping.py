@@ -40,7 +40,8 @@ class Stopping:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # What else the process has to do must not be cut short, nor its exit code changed, by one more SIGTERM.
+            signal.signal(number, signal.SIG_IGN if kind is Stopped and number == signal.SIGTERM else handler)
 
     def check(self) -> None:
         """A point at which the run may stop; all processes pass the same ones in the same order.
