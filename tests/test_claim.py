@@ -108,7 +108,7 @@ def test_a_child_that_outlives_the_run_does_not_keep_the_lock(tmp_path):
 
 def test_of_two_that_start_at_the_same_moment_without_locks_one_goes_on(tmp_path, monkeypatch):
     without_locks(monkeypatch)
-    start, entered, refused = threading.Barrier(2), threading.Barrier(2), []
+    start, entered, refused = threading.Barrier(2, timeout=30), threading.Barrier(2, timeout=30), []
 
     def run():
         start.wait()

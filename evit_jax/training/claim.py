@@ -176,7 +176,7 @@ class _SignsOfLife:
 
     def _write(self):
         self._beat += 1
-        self._file.write_bytes(_mark(self._since, run=self._name, beat=self._beat))
+        storage.write_whole(self._file, _mark(self._since, run=self._name, beat=self._beat))
 
 
 def _mark(since=None, **more):
@@ -185,7 +185,7 @@ def _mark(since=None, **more):
 
 
 def _said(content):
-    """Who wrote the file; it may have been read while it was written."""
+    """Who wrote the file; with locks it may have been read before that was written."""
     try:
         mark = json.loads(content)
         return f'process {mark["pid"]} on {mark["host"]}, since {mark["since"]}'

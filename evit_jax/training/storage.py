@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 
 from etils import epath
@@ -67,6 +68,16 @@ def make_writable(folder: epath.Path) -> None:
     if (free := shutil.disk_usage(folder).free) < _NEED_FREE:
         raise ValueError(f'workdir {folder} has {free / 2**20:.0f} MiB free, a run needs at least '
                          f'{_NEED_FREE // 2**20}: make room or give another --workdir')
+
+
+def write_whole(file: epath.Path, content: bytes) -> None:
+    """Puts the content in the file's place; who reads it meanwhile, or after a kill, finds the old one or the new."""
+    if is_remote(file):  # an object appears when it is complete
+        file.write_bytes(content)
+        return
+    temporary = file.with_name(f'.{file.name}.{uuid.uuid4().hex[:8]}')
+    temporary.write_bytes(content)
+    temporary.replace(file)
 
 
 @contextlib.contextmanager
