@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -11,14 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 
 from evit_jax.training import claim as claims
+from evit_jax.training import storage
 from evit_jax.training.claim import IN_USE_FILE, claim
 
 ROOT = pathlib.Path(__file__).parents[1]
-BEAT = 0.4
+BEAT = 0.8
 WAIT = 2.25 * BEAT
 # With an argument more: as on a file system without locks.
 HOLD = f'''
@@ -95,15 +96,24 @@ def test_the_workdir_is_free_after_an_error(tmp_path):
 
 
 def test_a_child_that_outlives_the_run_does_not_keep_the_lock(tmp_path):
-    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
-    with claim(tmp_path):
-        child.start()
+    code = f"""
+import os, time
+from evit_jax.training.claim import claim
+with claim({str(tmp_path)!r}):
+    child = os.fork() or time.sleep(60)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
     try:
         with claim(tmp_path):
-            assert child.is_alive()
+            os.kill(child, 0)  # it lives
     finally:
-        child.kill()
-        child.join()
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
 
 
 def test_of_two_that_start_at_the_same_moment_without_locks_one_goes_on(tmp_path, monkeypatch):
@@ -135,6 +145,16 @@ def test_a_run_that_was_taken_over_is_stopped_and_leaves_the_others_sign(tmp_pat
         (tmp_path / IN_USE_FILE).write_bytes(others)
         time.sleep(60)
     assert (tmp_path / IN_USE_FILE).read_bytes() == others
+
+
+def test_a_file_that_cannot_be_completed_leaves_the_old_one_and_nothing_beside_it(tmp_path):
+    file = storage.place(tmp_path) / 'config.json'
+    storage.write_whole(file, b'old')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(file), 'replace', mock.Mock(side_effect=OSError(errno.ENOSPC, 'No space left')))
+        with pytest.raises(OSError, match='No space left'):
+            storage.write_whole(file, b'new')
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [('config.json', b'old')]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')

@@ -97,7 +97,8 @@ class _Rewritten:
         try:
             self._put()
         except Exception as error:  # a bucket out of reach, in as many ways as there are libraries between
-            logging.warning('%s could not be written (%s); it is tried again', self._name(self._number), error)
+            logging.warning('%s could not be written (%s): what it lacks is tried again until the run ends',
+                            self._name(self._number), error)
 
     def close(self):
         self._ended.set()

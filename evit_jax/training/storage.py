@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
-_NEEDED = ('fsspec', 'gcsfs', 'google.cloud.storage')  # by etils, and by Orbax
+_NEEDED = ('fsspec', 'gcsfs', 'google.cloud.storage')  # by etils; the last by Orbax
 _NEED_FREE = 64 * 2**20
-_FORGETFUL = {'use_listings_cache': False}   # another process may write to the bucket at any time
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -41,8 +40,8 @@ def place(path: str | os.PathLike) -> epath.Path:
     except ImportError as error:
         raise ValueError(f"{text} needs packages for Google Cloud Storage: pip install 'evit_jax[gcs]' "
                          f'({error})') from error
-    for protocol in ('gs', 'gcs'):
-        fsspec.config.conf.setdefault(protocol, dict(_FORGETFUL))
+    # What etils makes its file system with: another process may write to the bucket at any time.
+    fsspec.config.conf.setdefault('gs', {}).setdefault('use_listings_cache', False)
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs, with a traceback, what it raises as well
     return epath.Path(text)
 
@@ -76,8 +75,21 @@ def write_whole(file: epath.Path, content: bytes) -> None:
         file.write_bytes(content)
         return
     temporary = file.with_name(f'.{file.name}.{uuid.uuid4().hex[:8]}')
-    temporary.write_bytes(content)
-    temporary.replace(file)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    except OSError:  # no room, as a rule
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def move(folder: epath.Path, target: epath.Path) -> None:
+    """Moves a folder with all that it holds; where it goes is made if need be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(folder):  # a bucket has no folder to rename
+        importlib.import_module('fsspec').filesystem('gs').mv(str(folder), str(target), recursive=True)
+    else:
+        folder.rename(target)
 
 
 @contextlib.contextmanager
@@ -92,6 +104,7 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         if not is_remote(path) or type(error) is ValueError:
             raise
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f'{path} cannot be used ({said[-1].strip()}): check that the bucket exists and that this '
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        said = 'not found' if isinstance(error, FileNotFoundError) else lines[-1].strip()
+        raise ValueError(f'{path} cannot be used ({said}): check that the bucket exists and that this '
                          'machine may read and write it (gcloud auth application-default login)') from error
