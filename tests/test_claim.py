@@ -100,8 +100,8 @@ def test_a_child_that_outlives_the_run_does_not_keep_the_lock(tmp_path):
 import os, time
 from evit_jax.training.claim import claim
 with claim({str(tmp_path)!r}):
-    child = os.fork() or time.sleep(60)
-    print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, text=True, stdout=subprocess.PIPE)

@@ -58,15 +58,17 @@ class _Appended:
     """A record is handed to the system whole before `write` returns, and reaches the disk at `flush`."""
 
     def __init__(self, file):
-        self._file = open(file, 'ab', buffering=0)  # noqa: SIM115 (held until `close`)
+        self._file = open(file, 'ab')  # noqa: SIM115 (held until `close`)
 
     def write(self, record):
         self._file.write(record)
+        self._file.flush()
 
     def flush(self):
         os.fsync(self._file.fileno())
 
     def close(self):
+        self.flush()
         self._file.close()
 
 
