@@ -1,9 +1,10 @@
 """Trains, evaluates and resumes one run."""
 
 import collections
+import contextlib
 import functools
+import io
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -17,8 +18,10 @@ from evit_jax.pictures.curves import training_curves
 from evit_jax.pictures.kept import kept_grid
 from evit_jax.tokens.plan import make_plan
 from evit_jax.training import run as runs
+from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import Checkpoints
+from evit_jax.training.claim import claim
 from evit_jax.training.evaluation import evaluate
 from evit_jax.training.programs import Programs
 from evit_jax.training.run import Run
@@ -44,34 +47,14 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: loss or gradient is not finite; names the step. Checkpoints from before it stay.
     """
     runs.check(config)
+    with contextlib.ExitStack() as held:
+        def open_workdir():
+            runs.check_start(config, workdir)
+            held.enter_context(claim(workdir))
+            workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
 
-    def open_workdir():
-        runs.check_start(config, workdir)
-        workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
-
-    parallel.first_decides(open_workdir)
-    run = runs.lay_out(config)
-    if not run.total_steps:
-        raise ValueError(f'config.batch_size={config.batch_size} is larger than the data: {len(run.train_source)} '
-                         f'examples in {config.epochs} epochs; lower the batch or add epochs')
-    parallel.first_decides(lambda: workdirs.record_classes(workdir, run.train_source.class_names))
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-    state = checkpoints.restore(run.abstract_state())
-    if state is None:
-        state = run.new_state()
-    else:
-        logging.info('continuing at step %d of %d', int(state.step), run.total_steps)
-    writer = create_writer(workdir if parallel.is_first() else None, config.log.writer,
-                           resumed_at=int(state.step))
-    writer.write_hparams(workdirs.flat(run.config.to_dict()))
-    try:
-        if int(state.step) < run.total_steps:
-            state = _Loop(run, checkpoints, writer).go(state)
-        metrics = evaluate_state(run, state, writer, workdir)
-    finally:
-        writer.close()
-        checkpoints.close()
-    return metrics
+        parallel.first_decides(open_workdir)
+        return _train(config, workdir)
 
 
 def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float]:
@@ -98,6 +81,31 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float
         checkpoints.close()
 
 
+def _train(config, workdir):
+    run = runs.lay_out(config)
+    if not run.total_steps:
+        raise ValueError(f'config.batch_size={config.batch_size} is larger than the data: {len(run.train_source)} '
+                         f'examples in {config.epochs} epochs; lower the batch or add epochs')
+    parallel.first_decides(lambda: workdirs.record_classes(workdir, run.train_source.class_names))
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    state = checkpoints.restore(run.abstract_state())
+    if state is None:
+        state = run.new_state()
+    else:
+        logging.info('continuing at step %d of %d', int(state.step), run.total_steps)
+    writer = create_writer(workdir if parallel.is_first() else None, config.log.writer,
+                           resumed_at=int(state.step))
+    writer.write_hparams(workdirs.flat(run.config.to_dict()))
+    try:
+        if int(state.step) < run.total_steps:
+            state = _Loop(run, checkpoints, writer).go(state)
+        metrics = evaluate_state(run, state, writer, workdir)
+    finally:
+        writer.close()
+        checkpoints.close()
+    return metrics
+
+
 def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, workdir: Any) -> dict[str, float]:
     """Full evaluation: weights and EMA, objects, MACs, and the pictures `kept.png` and `curves.png`.
 
@@ -117,7 +125,7 @@ def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, wor
         writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
         writer.flush()
     if parallel.is_first():
-        _draw(run, found.sample, pathlib.Path(workdir))
+        _draw(run, found.sample, storage.place(workdir))
     return metrics
 
 
@@ -277,9 +285,16 @@ def _report(run, step, metrics):
 def _draw(run, sample, workdir):
     if sample and sample['kept']:
         size = run.model.shape.patch_size
-        kept_grid(sample['image'], sample['kept'], size, predictions=sample['prediction'], truths=sample['label'],
-                  class_names=run.test_source.class_names).save(workdir / 'kept.png')
+        page = kept_grid(sample['image'], sample['kept'], size, predictions=sample['prediction'],
+                         truths=sample['label'], class_names=run.test_source.class_names)
+        _keep_picture(workdir / 'kept.png', lambda file: page.save(file, 'PNG'))
         logging.info('what is kept: %s', workdir / 'kept.png')
     if (metrics := workdir / METRICS_FILE).exists() and (records := read_metrics(metrics)):
-        training_curves(records, workdir / 'curves.png')
+        _keep_picture(workdir / 'curves.png', functools.partial(training_curves, records))
         logging.info('curves: %s', workdir / 'curves.png')
+
+
+def _keep_picture(path, draw):
+    png = io.BytesIO()
+    draw(png)
+    storage.write_whole(path, png.getvalue())
