@@ -198,7 +198,7 @@ def test_clu_writes_the_events_beside_our_jsonl(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('arguments, message', [
     (('runs', 'wandb'), "unknown writer 'wandb': there are default, clu"),
-    (('gs://bucket/run', 'default'), 'cannot grow at gs://bucket/run'),
+    (('s3://bucket/run', 'default'), 's3://bucket/run cannot be used'),
 ])
 def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)

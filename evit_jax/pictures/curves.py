@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,13 +21,15 @@ SPACE = 0.52              # between two panels
 Curve = tuple[np.ndarray, np.ndarray]  # steps [N], values [N] float64, N >= 1
 
 
-def training_curves(records: Sequence[Mapping[str, float]], path: str | os.PathLike, title: str | None = None) -> None:
+def training_curves(records: Sequence[Mapping[str, float]], path: str | os.PathLike | BinaryIO,
+                    title: str | None = None) -> None:
     """Draws a PNG with a panel for each of loss, accuracy, keep rate and learning rate that was recorded.
 
     Args:
       records: one mapping a step, as `training.writers.read_metrics` gives them. Drawn are 'train/loss',
         'eval/top1' and 'eval/top1_ema' (fractions), 'train/keep_rate' and 'train/lr'; values that are not finite
         are left out.
+      path: or an open file, to which the PNG is written.
 
     Raises:
       ValueError: `records` hold none of these.

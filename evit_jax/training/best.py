@@ -4,9 +4,9 @@ import os
 from typing import Any
 
 from absl import logging
-from etils import epath
 
 from evit_jax import parallel
+from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import Checkpoints, read_about
 from evit_jax.training.state import TrainState
@@ -25,7 +25,7 @@ class Best:
     def __init__(self, workdir: str | os.PathLike, metric: str):
         self._metric, self._value, self._checkpoints = metric, float('-inf'), None
         if metric:
-            folder = epath.Path(workdir) / BEST_FOLDER
+            folder = storage.place(workdir) / BEST_FOLDER
             parallel.first_decides(lambda: workdirs.copy_config(workdir, folder))
             self._checkpoints = Checkpoints(folder, keep=1)
             known = read_about(folder).get('best', {}).get(metric, self._value) if parallel.is_first() else 0

@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 
 from evit_jax import parallel
-from evit_jax.training import checksums
+from evit_jax.training import checksums, storage
 from evit_jax.training.state import TrainState
 
 _FIELD = re.compile(r'\d+\.(\w+)(.*)')  # of a stored name: 00001.params['blocks'][0]['norm1']['bias']
@@ -26,7 +26,8 @@ _KEYS = re.compile(r"\['?(\w+)'?\]")
 def newest_step(workdir: str | os.PathLike) -> int | None:
     """Step of the newest checkpoint of a run; reads only."""
     folder = _folder_in(workdir)
-    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
+    with storage.reaching(workdir):
+        return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
 
 
 def read_about(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -236,15 +237,14 @@ class Checkpoints:
 
     def _set_aside(self, step):
         """An unreadable checkpoint must not be in the way when its step is saved again; it is kept for a look."""
-        self._aside().mkdir(parents=True, exist_ok=True)
         target = self._aside() / str(step)
         while target.exists():
             target = target.with_name(f'{target.name}_again')
-        (self._folder / str(step)).rename(target)
+        storage.move(self._folder / str(step), target)
 
 
 def _folder_in(workdir):
-    return epath.Path(workdir).expanduser().resolve() / 'checkpoints'
+    return storage.place(workdir) / 'checkpoints'
 
 
 def _reason(error: Exception) -> str:

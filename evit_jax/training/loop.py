@@ -15,6 +15,7 @@ from evit_jax.training import run as runs
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.best import Best
 from evit_jax.training.checkpoints import Checkpoints
+from evit_jax.training.claim import claim
 from evit_jax.training.nonfinite import NonFinite
 from evit_jax.training.pace import Pace
 from evit_jax.training.profile import Profile, steps_of
@@ -45,36 +46,14 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
     runs.check(config)
-
-    def open_workdir():
-        runs.check_start(config, workdir)
-        workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
-
-    parallel.first_decides(open_workdir)
-    run = runs.lay_out(config)
-    if not run.total_steps:
-        raise ValueError(f'config.batch_size={config.batch_size} is larger than the data: {len(run.train_source)} '
-                         f'examples in {config.epochs} epochs; lower the batch or add epochs')
-    parallel.first_decides(lambda: workdirs.record_classes(workdir, run.train_source.class_names))
     with contextlib.ExitStack() as held:
-        checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, keep=config.checkpoint.keep)))
-        state = checkpoints.restore(run.abstract_state())
-        if state is None:
-            state = run.new_state()
-        else:
-            logging.info('continuing at step %d of %d', int(state.step), run.total_steps)
-        best = held.enter_context(contextlib.closing(Best(workdir, config.checkpoint.best)))
-        writer = held.enter_context(contextlib.closing(create_writer(
-            workdir if parallel.is_first() else None, config.log.writer, resumed_at=int(state.step))))
-        writer.write_hparams(workdirs.flat(run.config.to_dict()))
-        stopping = held.enter_context(Stopping())
-        if int(state.step) < run.total_steps:
-            state = _Loop(run, workdir, checkpoints, best, writer, stopping).go(state)
-        metrics = results.evaluate_state(run, state, writer, workdir, stopping)
-        best.offer(state, metrics, run.about)
-        for kept in (checkpoints, best):
-            kept.wait()
-    return metrics
+        def open_workdir():
+            runs.check_start(config, workdir)
+            held.enter_context(claim(workdir))
+            workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
+
+        parallel.first_decides(open_workdir)
+        return _train(config, workdir, held)
 
 
 def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float]:
@@ -97,6 +76,33 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float
         if state is None:
             raise ValueError(f'workdir {workdir} holds no checkpoint: train first, or give the right --workdir')
         return results.evaluate_state(run, state, None, workdir, stopping)
+
+
+def _train(config, workdir, held):
+    """In a claimed workdir; what is to be closed in the end is `held`."""
+    run = runs.lay_out(config)
+    if not run.total_steps:
+        raise ValueError(f'config.batch_size={config.batch_size} is larger than the data: {len(run.train_source)} '
+                         f'examples in {config.epochs} epochs; lower the batch or add epochs')
+    parallel.first_decides(lambda: workdirs.record_classes(workdir, run.train_source.class_names))
+    checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, keep=config.checkpoint.keep)))
+    state = checkpoints.restore(run.abstract_state())
+    if state is None:
+        state = run.new_state()
+    else:
+        logging.info('continuing at step %d of %d', int(state.step), run.total_steps)
+    best = held.enter_context(contextlib.closing(Best(workdir, config.checkpoint.best)))
+    writer = held.enter_context(contextlib.closing(create_writer(
+        workdir if parallel.is_first() else None, config.log.writer, resumed_at=int(state.step))))
+    writer.write_hparams(workdirs.flat(run.config.to_dict()))
+    stopping = held.enter_context(Stopping())
+    if int(state.step) < run.total_steps:
+        state = _Loop(run, workdir, checkpoints, best, writer, stopping).go(state)
+    metrics = results.evaluate_state(run, state, writer, workdir, stopping)
+    best.offer(state, metrics, run.about)
+    for kept in (checkpoints, best):
+        kept.wait()
+    return metrics
 
 
 class _Loop:

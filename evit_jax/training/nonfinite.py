@@ -4,10 +4,10 @@ import json
 import math
 
 from absl import logging
-from etils import epath
 
 from evit_jax import parallel
 from evit_jax.data import order
+from evit_jax.training import storage
 from evit_jax.training.checkpoints import Checkpoints
 from evit_jax.training.run import Run
 
@@ -24,7 +24,7 @@ class NonFinite:
 
     def __init__(self, run: Run, checkpoints: Checkpoints, workdir: str):
         self.count, self._in_a_row = 0, 0
-        self._run, self._checkpoints, self._folder = run, checkpoints, epath.Path(workdir) / 'nonfinite'
+        self._run, self._checkpoints, self._folder = run, checkpoints, storage.place(workdir) / 'nonfinite'
 
     def look(self, step: int, metrics: dict[str, float]) -> None:
         """Of one step.
@@ -58,5 +58,6 @@ class NonFinite:
                               repeats=config.data.repeats)
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f'{step}.json'
-        file.write_text(json.dumps({name: str(value) for name, value in metrics.items()} | {'examples': ids}, indent=1))
+        said = {name: str(value) for name, value in metrics.items()} | {'examples': ids}
+        file.write_text(json.dumps(said, indent=1))
         return f' (its {len(ids)} examples, {", ".join(ids[:_NAMED])} ..., are in {file})'

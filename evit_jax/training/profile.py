@@ -1,11 +1,14 @@
 """A profile of some steps on request, for xprof or TensorBoard."""
 
 import re
+import tempfile
 from typing import Any
 
 import jax
 from absl import logging
 from etils import epath
+
+from evit_jax.training import storage
 
 
 def steps_of(asked: str) -> range:
@@ -26,12 +29,15 @@ class Profile:
     """Traces the steps in `workdir/profile`; each process its own."""
 
     def __init__(self, steps: range, workdir: Any):
-        self._steps, self._folder, self._tracing = steps, epath.Path(workdir) / 'profile', False
+        self._steps, self._folder, self._tracing = steps, storage.place(workdir) / 'profile', False
+        self._written = self._folder  # where JAX, which knows no bucket, writes
 
     def before(self, step: int) -> None:
         """A step is about to be sent to the devices."""
         if step in self._steps and not self._tracing:
-            jax.profiler.start_trace(str(self._folder))
+            if storage.is_remote(self._folder):
+                self._written = epath.Path(tempfile.mkdtemp())
+            jax.profiler.start_trace(str(self._written))
             self._tracing = True
 
     def after(self, step: int, result: Any) -> None:
@@ -45,4 +51,7 @@ class Profile:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
+            if self._written != self._folder:
+                storage.upload(self._written, self._folder)
+                self._written.rmtree()
             logging.info('profile: %s (look at it with xprof or TensorBoard)', self._folder)

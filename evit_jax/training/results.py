@@ -1,7 +1,7 @@
 """What a trained state is worth: figures, log lines and pictures."""
 
 import functools
-import pathlib
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +12,7 @@ from evit_jax.pictures.curves import training_curves
 from evit_jax.pictures.kept import kept_grid
 from evit_jax.tokens.plan import make_plan
 from evit_jax.training import run as runs
+from evit_jax.training import storage
 from evit_jax.training.evaluation import Evaluation, evaluate
 from evit_jax.training.run import Run
 from evit_jax.training.state import TrainState
@@ -42,7 +43,7 @@ def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, wor
         writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
         writer.flush()
     if parallel.is_first():
-        _draw(run, found.sample, pathlib.Path(workdir))
+        _draw(run, found.sample, storage.place(workdir))
     return metrics
 
 
@@ -88,9 +89,16 @@ def _report(run, step, metrics):
 def _draw(run, sample, workdir):
     if sample and sample['kept']:
         size = run.model.shape.patch_size
-        kept_grid(sample['image'], sample['kept'], size, predictions=sample['prediction'], truths=sample['label'],
-                  class_names=run.test_source.class_names).save(workdir / 'kept.png')
+        page = kept_grid(sample['image'], sample['kept'], size, predictions=sample['prediction'],
+                         truths=sample['label'], class_names=run.test_source.class_names)
+        _keep_picture(workdir / 'kept.png', lambda file: page.save(file, 'PNG'))
         logging.info('what is kept: %s', workdir / 'kept.png')
     if (metrics := workdir / METRICS_FILE).exists() and (records := read_metrics(metrics)):
-        training_curves(records, workdir / 'curves.png')
+        _keep_picture(workdir / 'curves.png', functools.partial(training_curves, records))
         logging.info('curves: %s', workdir / 'curves.png')
+
+
+def _keep_picture(path, draw):
+    png = io.BytesIO()
+    draw(png)
+    storage.write_whole(path, png.getvalue())

@@ -1,22 +1,18 @@
-"""The folder of a run: writable, and of one model and config from its first start to its last."""
+"""What stands in the folder of a run: one model and config from its first start to its last."""
 
 import itertools
 import json
 import os
-import pathlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from evit_jax.training import storage
 from evit_jax.training.checkpoints import newest_step
 
 CONFIG_FILE = 'config.json'
-_NEED_FREE = 64 * 2**20
 # What a run may change when it goes on: none of it alters the parameters at the end, but for rounding.
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
-                     'compilation_cache', 'sharding', 'profile_steps',
-                     'nonfinite')
+                     'compilation_cache', 'sharding', 'profile_steps', 'nonfinite')
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
 # What decides the parameters' shapes: an evaluation may change everything else.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled')
@@ -34,23 +30,12 @@ def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_changes: bool) -> None:
-    """Makes the folder ready for training with a config.
+    """Makes the workdir ready for training with a config; claim it first.
 
     Raises:
-      ValueError: it cannot be written, has no room, or holds a run with another config (a checkpoint of one).
+      ValueError: it holds a run with another config (a checkpoint of one), or cannot be reached.
     """
-    if '://' in os.fspath(path):
-        raise ValueError(f'workdir {path} is no folder of this machine: mount the bucket, or give another --workdir')
-    folder = pathlib.Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f'workdir {folder} cannot be written ({error.strerror}): give another --workdir') from error
-    if (free := shutil.disk_usage(folder).free) < _NEED_FREE:
-        raise ValueError(f'workdir {folder} has {free / 2**20:.0f} MiB free, a run needs at least '
-                         f'{_NEED_FREE // 2**20}: make room or give another --workdir')
+    folder = storage.place(path)
     old = saved_config(folder) if newest_step(folder) is not None else None
     new = flat(config)
     if old is not None:
@@ -91,20 +76,22 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
     """The flat config of the run in a workdir, or None where there is none.
 
     Raises:
-      ValueError: the file cannot be read as JSON.
+      ValueError: the file cannot be read as JSON, or not be reached.
     """
-    file = pathlib.Path(path) / CONFIG_FILE
-    if not file.exists():
-        return None
+    file = storage.place(path) / CONFIG_FILE
+    with storage.reaching(path):
+        if not file.exists():
+            return None
+        content = file.read_bytes()
     try:
-        return json.loads(file.read_text())
+        return json.loads(content)
     except ValueError as error:
         raise ValueError(f'{file} is no JSON ({error}): restore it, or give another --workdir') from error
 
 
 def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:
     """Makes another folder a workdir of the same config."""
-    pathlib.Path(to).mkdir(parents=True, exist_ok=True)
+    storage.place(to).mkdir(parents=True, exist_ok=True)
     _write(to, saved_config(path))
 
 
@@ -131,7 +118,6 @@ def _with_classes_of(old, new):
 
 
 def _write(path, config):
-    folder = pathlib.Path(path)
-    temporary = folder / f'.{CONFIG_FILE}.{os.getpid()}'
-    temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + '\n')
-    temporary.replace(folder / CONFIG_FILE)
+    with storage.reaching(path):
+        storage.write_whole(storage.place(path) / CONFIG_FILE,
+                            (json.dumps(config, indent=1, sort_keys=True) + '\n').encode())

@@ -7,7 +7,8 @@ used here have the same names and arguments, so either may be handed to the trai
 import json
 import math
 import os
-import pathlib
+import socket
+import struct
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,15 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+
+from evit_jax.training import growing, storage
 
 METRICS_FILE = 'metrics.jsonl'
 TENSORBOARD_DIR = 'tensorboard'
 KINDS = ('default', 'clu')
-_FLUSH_SECONDS = 30.0
 _NON_FINITE = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 
 
@@ -49,16 +51,15 @@ class MetricWriter(Protocol):
 class JsonlWriter:
     """Appends one JSON object a line: `{"step": 20, "train/loss": 1.5}`, or `{"hparams": {...}}`. Takes no images.
 
-    A line is handed to the system whole before `write_scalars` returns, so a killed process loses at most the line it
-    was writing; opening the file again removes such a half line. JSON has no number for a value that is not finite: it
-    is written as the string "NaN", "Infinity" or "-Infinity", which `float` (and `read_metrics`) turns back.
+    In a folder, a killed process loses at most the line it was writing; opening the file again removes such a half
+    line. In a bucket it loses at most the lines of the last 30 s, and long files go on in `metrics.00001.jsonl` and so
+    forth. JSON has no number for a value that is not finite: it is written as the string "NaN", "Infinity" or
+    "-Infinity", which `float` (and `read_metrics`) turns back.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self._path = pathlib.Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        _mend_last_line(self._path)
-        self._file = open(self._path, 'ab')  # noqa: SIM115 (held until `close`)
+        self._path = storage.place(path)
+        self._file = growing.grow(_parts_of(self._path), mend=_whole_lines)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         if 'step' in scalars:
@@ -72,21 +73,21 @@ class JsonlWriter:
         self._write({'hparams': dict(hparams)})
 
     def flush(self) -> None:
-        os.fsync(self._file.fileno())
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
     def _write(self, record: dict) -> None:
         self._file.write(json.dumps(_to_json(record), allow_nan=False, default=str).encode() + b'\n')
-        self._file.flush()
 
 
 class TensorboardWriter:
-    """Writes TensorBoard events through tensorboardX, a new file in `logdir` for every writer.
+    """Writes TensorBoard events, a new file in `logdir` for every writer, and in a bucket another for every MiB.
 
-    It writes synchronously: tensorboardX's `SummaryWriter` passes events through a queue that its `flush` does not wait
-    for, and two of them made within a second take the same file. Events reach the disk at `flush`, and every 30 s.
+    The events are tensorboardX's, the files are not: its `SummaryWriter` passes events through a queue that its `flush`
+    does not wait for, two of them made within a second take the same file, and in a bucket it writes everything anew
+    each time.
 
     Args:
       resumed_at: step of the checkpoint that a run continues from; TensorBoard then hides what earlier files hold of
@@ -94,9 +95,10 @@ class TensorboardWriter:
     """
 
     def __init__(self, logdir: str | os.PathLike, resumed_at: int = 0):
-        os.makedirs(logdir, exist_ok=True)
-        self._events = EventsWriter(os.path.join(logdir, 'events'), f'.{os.getpid()}.{uuid.uuid4().hex[:8]}')
-        self._flushed = time.monotonic()
+        # TensorBoard reads files in the order of their names.
+        name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}'
+        folder, version = storage.place(logdir), event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2')
+        self._file = growing.grow(lambda part: folder / f'{name}.{part:05d}', head=_record(version))
         if resumed_at:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(event_pb2.Event(session_log=start), resumed_at + 1)
@@ -119,17 +121,14 @@ class TensorboardWriter:
             self._write(event_pb2.Event(summary=part), 0)
 
     def flush(self) -> None:
-        self._events.flush()
-        self._flushed = time.monotonic()
+        self._file.flush()
 
     def close(self) -> None:
-        self._events.close()
+        self._file.close()
 
     def _write(self, event: event_pb2.Event, step: int) -> None:
         event.wall_time, event.step = time.time(), int(step)
-        self._events.write_event(event)
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self.flush()
+        self._file.write(_record(event))
 
 
 class ConsoleWriter:
@@ -183,26 +182,24 @@ def create_writer(workdir: str | os.PathLike | None, kind: str = 'default', *, c
     """A writer of `metrics.jsonl` and of TensorBoard events in `tensorboard/`, both in `workdir`.
 
     Args:
-      workdir: None writes no file (every process of a distributed run but the first). An object store's address
-        (`gs://...`) cannot be appended to: kind 'clu' then writes its events alone, and no `metrics.jsonl`.
-      kind: who writes the events: 'default' is tensorboardX, 'clu' is `clu.metric_writers.create_default_writer`,
-        which also logs.
+      workdir: a folder, or one in a bucket (`gs://...`); None writes no file (every process of a distributed run but
+        the first).
+      kind: who writes the events: 'default' is this module, 'clu' is `clu.metric_writers.create_default_writer`, which
+        also logs.
       console: log every line of scalars too.
       resumed_at: see `TensorboardWriter`; 'clu' has no such thing.
 
     Raises:
-      ValueError: no such kind; 'clu' without TensorFlow; 'default' at an address that is no local folder.
+      ValueError: no such kind; 'clu' without TensorFlow.
     """
     if kind not in KINDS:
         raise ValueError(f'unknown writer {kind!r}: there are {", ".join(KINDS)}')
-    remote = workdir is not None and '://' in os.fspath(workdir)
-    if remote and kind == 'default':
-        raise ValueError(f"{METRICS_FILE} cannot grow at {workdir}: take a local workdir, or the writer 'clu'")
     writers: list[MetricWriter] = []
-    if workdir is not None and not remote:
-        writers.append(JsonlWriter(pathlib.Path(workdir) / METRICS_FILE))
-    if workdir is not None and kind == 'default':
-        writers.append(TensorboardWriter(os.path.join(workdir, TENSORBOARD_DIR), resumed_at))
+    if workdir is not None:
+        folder = storage.place(workdir)
+        writers.append(JsonlWriter(folder / METRICS_FILE))
+        if kind == 'default':
+            writers.append(TensorboardWriter(folder / TENSORBOARD_DIR, resumed_at))
     if kind == 'clu':
         writers.append(_clu_writer(workdir))
     elif console:
@@ -220,17 +217,24 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
       FileNotFoundError: nothing at `path`.
       ValueError: a line before the last is no JSON object; names it.
     """
-    steps: dict[int, dict] = {}
-    lines = pathlib.Path(path).read_bytes().split(b'\n')
-    for number, line in enumerate(lines, 1):
-        record = _parse(line)
-        if record is None and line.strip() and number < len(lines):
-            raise ValueError(f'line {number} of {path} is not a JSON object: {line[:80]!r}; remove it to read the rest')
-        if record and 'step' in record:
-            steps.setdefault(record['step'], {}).update(
-                {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value
-                 for name, value in record.items()})
+    steps: dict[int, dict[str, float]] = {}
+    path = storage.place(path)
+    for part in list(growing.parts(_parts_of(path))) or [path]:
+        lines = part.read_bytes().split(b'\n')
+        for number, line in enumerate(lines, 1):
+            record = _parse(line)
+            if record is None and line.strip() and number < len(lines):
+                raise ValueError(f'line {number} of {part} is not a JSON object: {line[:80]!r}; remove it to read the '
+                                 'rest')
+            if record and 'step' in record:
+                steps.setdefault(record['step'], {}).update(
+                    {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value
+                     for name, value in record.items()})
     return [steps[step] for step in sorted(steps)]
+
+
+def _parts_of(path):
+    return lambda part: path.with_name(f'{path.stem}.{part:05d}{path.suffix}') if part else path
 
 
 def _clu_writer(workdir: str | os.PathLike | None) -> MetricWriter:
@@ -242,19 +246,19 @@ def _clu_writer(workdir: str | os.PathLike | None) -> MetricWriter:
     return metric_writers.create_default_writer(None if workdir is None else os.path.join(workdir, TENSORBOARD_DIR))
 
 
-def _mend_last_line(path: pathlib.Path) -> None:
-    """Makes the file end at the end of a line: a record that lacks only that is kept, a part of one is removed."""
-    if not path.exists():
-        return
-    with open(path, 'r+b') as file:
-        content = file.read()
-        whole = content.rfind(b'\n') + 1
-        if whole == len(content):
-            return
-        if _parse(content[whole:]) is not None:
-            file.write(b'\n')
-        else:
-            file.truncate(whole)
+def _whole_lines(content: bytes) -> bytes:
+    """The same to the end of a line: a record that lacks only that is kept, a part of one is removed."""
+    whole = content.rfind(b'\n') + 1
+    if whole < len(content) and _parse(content[whole:]) is not None:
+        return content + b'\n'
+    return content[:whole]
+
+
+def _record(event: event_pb2.Event) -> bytes:
+    """As it stands in a file of events."""
+    data = event.SerializeToString()
+    length = struct.pack('<Q', len(data))
+    return length + struct.pack('<I', masked_crc32c(length)) + data + struct.pack('<I', masked_crc32c(data))
 
 
 def _parse(line: bytes) -> dict | None:
