@@ -20,7 +20,6 @@ IN_USE_FILE = 'in_use.json'
 _BEAT_SECONDS = 20.0
 _WAIT_BEATS = 2.25    # without a sign of life, after which a run counts as dead
 _SETTLE_BEATS = 0.1   # in which two that start at the same moment see each other
-_BETWEEN_SIGNALS = 0.2  # seconds, or the two would be taken for one
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _DESCRIPTORS: set[int] = set()  # of the locks held here
 
@@ -159,9 +158,7 @@ class _SignsOfLife:
                 if self._foreign(found):
                     self.lost = found
                     logging.error('%s', _refusal(self._folder, found))
-                    for _ in range(2):  # the first asks a training for a last save, the second ends it
-                        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                        time.sleep(_BETWEEN_SIGNALS)
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
                     return
                 self._write()
             except Exception as error:  # a bucket out of reach, in as many ways as there are libraries between
