@@ -2,13 +2,14 @@
 
 import atexit
 import contextlib
+import functools
 import math
 import os
 import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -150,18 +151,32 @@ def total(values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(values, every.reshape(-1, len(own)).sum(0).tolist()))
 
 
-def data_mesh(batch_size: int) -> Mesh:
-    """A mesh of all devices with the one axis `data`, on which those of a process are neighbours.
+def data_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the one axis `data`, on which the devices of a process are neighbours.
+
+    Args:
+      devices: all there are, if not given.
 
     Raises:
       ValueError: the batch cannot be split evenly over the devices.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if batch_size % len(devices):
         below = batch_size // len(devices) * len(devices)
         near = ' or '.join(str(size) for size in (below, below + len(devices)) if size)
         raise ValueError(f'batch_size={batch_size} is not divisible by the {len(devices)} devices: use {near}')
     return Mesh(np.asarray(devices), ('data',))
+
+
+def seen(mesh: Mesh, step: Callable[..., Result]) -> Callable[..., Result]:
+    """The step, traced so that what it calls can divide by hand what XLA does not divide over the mesh."""
+
+    @functools.wraps(step)
+    def traced(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(*arguments)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -65,10 +65,11 @@ def prepare(patch):
     patch.setattr(sources, 'open_source', lambda name, split, **_: Colours(split))
 
 
-def start(workdir, *, processes, devices, **changes):
+def start(workdir, *, processes, devices, module='tests.layouts', arguments=(), **changes):
     """Starts the processes of a training; each writes its log beside the workdir.
 
     Args:
+      module: with its arguments, what is run.
       changes: of the settings; and `broken_in`, a process whose disk is broken.
     """
     with socket.socket() as free:
@@ -83,8 +84,8 @@ def start(workdir, *, processes, devices, **changes):
             environment |= {'COORDINATOR_ADDRESS': f'localhost:{port}', 'NUM_PROCESSES': str(processes),
                             'PROCESS_ID': str(number)}
         with open(f'{workdir}.{number}.log', 'a') as log:
-            started.append(subprocess.Popen([sys.executable, '-m', 'tests.layouts'], cwd=ROOT, env=environment,
-                                            stdout=log, stderr=log))
+            started.append(subprocess.Popen([sys.executable, '-m', module, *arguments], cwd=ROOT,
+                                            env=environment, stdout=log, stderr=log))
     return started
 
 

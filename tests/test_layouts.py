@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evit_jax import parallel
+from evit_jax.tokens.reduction import Tokens, keep_top_and_fuse
 from evit_jax.training import loop, run, steps, writers
 from evit_jax.training.checkpoints import Checkpoints
 from tests import layouts
@@ -24,7 +25,6 @@ LAYOUTS = {
 CLOSE = 1e-5  # relative; measured: 1.4e-7
 EXACT = ('eval/images', 'eval/top1', 'eval/top5', 'eval/top1_ema', 'eval/object_kept_1', 'eval/random_kept_1')
 SHAPE = re.compile(r'\w+\[([\d,]*)\]')
-SCORES = 'all-gather', 64 * 16  # of one reduction, [B, N]: XLA on CPU does not divide `top_k` along the batch
 COLLECTIVE = re.compile(r'= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-\w+)(?:-start)?\(')
 
 
@@ -134,9 +134,7 @@ def collectives(lowered):
 def programs(**changes):
     """Training and evaluation step, lowered, and the number of parameters."""
     laid = run.lay_out(layouts.config_of(**changes))
-    split, state = parallel.split_batch(laid.mesh), laid.abstract_state()
-    batch = {'image': jax.ShapeDtypeStruct((64, 16, 16, 3), np.uint8, sharding=split),
-             'label': jax.ShapeDtypeStruct((64,), np.int32, sharding=split)}
+    state, batch = laid.abstract_state(), laid.abstract_batch()
     return (laid.train_step().lower(state, batch, laid.plan), laid.eval_step().lower(state.params, batch, laid.plan),
             sum(leaf.size for leaf in jax.tree.leaves(state.params)))
 
@@ -149,19 +147,36 @@ def test_the_places_of_labels_are_those_of_top_k_and_what_is_no_number_is_never_
     assert (steps.places(np.full((6, 6), np.nan), np.arange(6)) == 6).all()
 
 
-def test_the_devices_exchange_gradients_two_metrics_and_the_scores_of_top_k_and_nothing_else():
-    train, evaluation, parameters = programs(mixing__mixup=0.8, mixing__cutmix=1.0)
-    assert collectives(evaluation) == [SCORES]
-    reduced = [numbers for name, numbers in collectives(train) if name == 'all-reduce']
-    assert sum(reduced) == parameters + 2  # loss and accuracy
-    assert len(collectives(train)) == len(reduced) + 1 and SCORES in collectives(train)
+@pytest.mark.parametrize('batch', [16, 6])  # the second cannot be divided by hand
+def test_devices_that_rank_their_own_images_find_the_order_of_one_among_ties_too(batch):
+    mesh, rng = parallel.data_mesh(8), np.random.default_rng(0)
+    score = rng.integers(0, 9, (batch, 49)).astype(np.float32)
+    patch = np.tile(np.arange(49, dtype=np.int32), (batch, 1))
+    tokens = Tokens(rng.normal(size=(batch, 49, 4)).astype(np.float32), patch)
+
+    def reduced(score):
+        return keep_top_and_fuse(tokens, score, 30, 0)
+
+    gradient, twice = jax.grad(lambda score: (reduced(score).x ** 2).sum()), jax.vmap(reduced)
+    for reduce, given in ((reduced, score), (gradient, score), (twice, np.stack([score, score]))):
+        divided = jax.jit(parallel.seen(mesh, reduce), in_shardings=parallel.replicated(mesh))
+        jax.tree.map(np.testing.assert_array_equal, divided(given), jax.jit(reduce)(given))
 
 
-def test_with_a_divided_state_its_arrays_are_collected_once_and_no_activation_is():
-    train, evaluation, parameters = programs(sharding='fsdp')
+@pytest.mark.parametrize('fuse', [True, False])
+def test_the_devices_exchange_gradients_and_two_metrics_and_nothing_else(fuse):
+    train, evaluation, parameters = programs(mixing__mixup=0.8, mixing__cutmix=1.0, model__fuse=fuse)
+    assert collectives(evaluation) == []
+    assert {name for name, _ in collectives(train)} == {'all-reduce'}
+    assert sum(numbers for _, numbers in collectives(train)) == parameters + 2  # loss and accuracy
+
+
+@pytest.mark.parametrize(('classes', 'arrays'), [(3, 4), (256, 5)])  # in the second the head is divided too
+def test_with_a_divided_state_its_arrays_are_collected_once_and_no_activation_is(classes, arrays):
+    train, evaluation, parameters = programs(sharding='fsdp', model__classes=classes)
     for program in (train, evaluation):
         gathered = [found for found in collectives(program) if found[0] == 'all-gather']
-        assert sorted(gathered) == [SCORES, *4 * [('all-gather', 64 * 256)]]
+        assert gathered == arrays * [('all-gather', 64 * 256)]
     reduced = [numbers for name, numbers in collectives(train) if name != 'all-gather']
     assert {name for name, _ in collectives(train)} <= {'all-gather', 'all-reduce', 'reduce-scatter'}
     assert sum(reduced) < parameters + 50  # and the parts of the gradient's norm

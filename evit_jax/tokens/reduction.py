@@ -1,10 +1,12 @@
 """Which tokens stay: top-k by score, with or without a token fused from the rest. Shapes are static."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 
 class Tokens(NamedTuple):
@@ -59,7 +61,16 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> To
 def _rank(score, keep):
     if not 1 <= keep <= score.shape[1]:
         raise ValueError(f'keep={keep} is outside [1, {score.shape[1]}]')
-    return jax.lax.top_k(score, keep)[1]  # [B, keep]
+    def rank(score):
+        return jax.lax.top_k(score, keep)[1]  # [B, keep]
+
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
+    if devices == 1 or score.shape[0] % devices:
+        return rank(score)
+    # XLA divides top_k on TPU alone; elsewhere it would collect the scores of all devices.
+    batch = PartitionSpec(mesh.auto_axes)
+    return jax.shard_map(rank, in_specs=batch, out_specs=batch, axis_names=set(mesh.auto_axes))(score)
 
 
 def _take(tokens, rank):

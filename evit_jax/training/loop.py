@@ -6,8 +6,6 @@ import os
 import time
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
 from tqdm import tqdm
 
@@ -111,7 +109,7 @@ class _Loop:
         self._eval_step = run.eval_step()
         step = run.train_step()
         self._programs = Programs(run.stages, lambda plan: step.lower(
-            run.abstract_state(), self._abstract_batch(), plan).compile())
+            run.abstract_state(), run.abstract_batch(), plan).compile())
         self._pending: collections.deque = collections.deque()
         self._failures = runs.failures(run, run.train_source)
         self._nonfinite = NonFinite(run, checkpoints, workdir)
@@ -203,9 +201,3 @@ class _Loop:
             if (step + 1) % self._run.config.log.every == 0:
                 self._pace.write(step + 1, (step + 1) / self._run.steps_per_epoch, metrics,
                                  runs.keep_rate(self._run, stage), self._writer)
-
-    def _abstract_batch(self):
-        config, sharding = self._run.config, parallel.split_batch(self._run.mesh)
-        size = config.model.image_size
-        shapes = {'image': ((config.batch_size, size, size, 3), np.uint8), 'label': ((config.batch_size,), np.int32)}
-        return {name: jax.ShapeDtypeStruct(*of, sharding=sharding) for name, of in shapes.items()}

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
 
 from evit_jax import models, parallel
-from evit_jax.data import mixing, order, pipeline, sources
+from evit_jax.data import mixing, order, pipeline
 from evit_jax.data.failures import Failures
+from evit_jax.data.sources import Source
 from evit_jax.models import Model
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
@@ -33,8 +35,8 @@ class Run(NamedTuple):
     config: Any
     mesh: Mesh
     model: Model
-    train_source: sources.Source
-    test_source: sources.Source
+    train_source: Source
+    test_source: Source
     plan: TokenPlan                # of the base rate: what is evaluated
     stages: tuple[Stage, ...]
     total_steps: int
@@ -48,7 +50,7 @@ class Run(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> float:
-        return order.epoch_samples(len(self.train_source), self.config.data.repeats) / self.config.batch_size
+        return _steps_per_epoch(self.config, self.train_source)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -73,6 +75,13 @@ class Run(NamedTuple):
         return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                             self._shapes(), self.shardings())
 
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and sharding of a batch."""
+        batch, size = self.config.batch_size, self.config.model.image_size
+        shapes = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
+        place = parallel.split_batch(self.mesh)
+        return {name: jax.ShapeDtypeStruct(*of, sharding=place) for name, of in shapes.items()}
+
     def shardings(self) -> TrainState:
         """Where each array of the state lies."""
         return parallel.state_shardings(self._shapes(), self.mesh, self.config.sharding)
@@ -83,17 +92,28 @@ class Run(NamedTuple):
         mix = functools.partial(mixing.mix_batch, mixing=inputs.mixing_of(config), groups=self.mesh.size,
                                 classes=self.model.shape.classes)
         step = steps.make_train_step(
-            self.model, self.optimizer, self.schedule, prepare=self.prepare, mix=mix, ema_decay=config.ema_decay,
-            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
+            self._placed_model(), self.optimizer, self.schedule, prepare=self.prepare, mix=mix,
+            ema_decay=config.ema_decay, seed=config.seed, updates_every=config.optimizer.accumulate,
+            skip_nonfinite=config.nonfinite == 'skip')
         state, whole, batch = self.shardings(), parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
-        return jax.jit(step, static_argnums=2, in_shardings=(state, batch), out_shardings=(state, whole),
-                       donate_argnums=0)
+        return jax.jit(parallel.seen(self.mesh, step), static_argnums=2, in_shardings=(state, batch),
+                       out_shardings=(state, whole), donate_argnums=0)
 
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
+        step = steps.make_eval_step(self._placed_model(), prepare=self.prepare)
         batch = parallel.split_batch(self.mesh)
-        return jax.jit(steps.make_eval_step(self.model, prepare=self.prepare), static_argnums=2,
+        return jax.jit(parallel.seen(self.mesh, step), static_argnums=2,
                        in_shardings=(self.shardings().params, batch), out_shardings=batch)
+
+    def _placed_model(self):
+        """The model with the logits where their images are: of a divided head, XLA would divide them by class."""
+
+        def apply(*inputs):
+            logits, seen = self.model.apply(*inputs)
+            return jax.lax.with_sharding_constraint(logits, parallel.split_batch(self.mesh)), seen
+
+        return self.model._replace(apply=apply)
 
     def _state_of(self, params):
         return create_state(params, self.optimizer, ema=self.config.ema_decay > 0)
@@ -102,26 +122,27 @@ class Run(NamedTuple):
         return jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0)))
 
 
-def lay_out(config: Any, *, trained_size: int | None = None) -> Run:
+def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None = None,
+            sources: tuple[Source, Source] | None = None) -> Run:
     """Makes the run of a config.
 
     Args:
       trained_size: image size that the position embeddings were trained for, where it is not the config's.
+      mesh: of devices that are not this machine's; where it is not given, of all that are.
+      sources: to train on and to evaluate on, in place of those that the config names.
 
     Raises:
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
-    mesh = parallel.data_mesh(config.batch_size)
-    train_source, test_source = inputs.open_sources(config)
-    logging.info('data: %s examples to train on, %s to evaluate on, %d classes', f'{len(train_source):,}',
-                 f'{len(test_source):,}', train_source.num_classes)
+    mesh = mesh or parallel.data_mesh(config.batch_size)
+    train_source, test_source = sources or _open_sources(config)
     if not config.model.classes:
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.classes = train_source.num_classes
     shape, plan_at = _shape_and_plans(config, trained_size)
     total_steps = order.train_steps(len(train_source), config.batch_size, config.epochs, config.data.repeats)
-    per_epoch = order.epoch_samples(len(train_source), config.data.repeats) / config.batch_size
+    per_epoch = _steps_per_epoch(config, train_source)
     keep = KeepSchedule(round(config.keep.start_epoch * per_epoch), round(config.keep.shrink_epochs * per_epoch),
                         config.keep.levels)
     updates = max(total_steps // config.optimizer.accumulate, 1)
@@ -164,7 +185,7 @@ def held_out_batches(run: Run) -> pipeline.Batches:
         num_workers=run.config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def failures(run: Run, source: sources.Source) -> Failures:
+def failures(run: Run, source: Source) -> Failures:
     """Counts what cannot be read of a source."""
     return Failures(run.config.data.max_failed, len(source))
 
@@ -175,6 +196,17 @@ def keep_rate(run: Run, stage: Stage) -> float:
     if keep.tokens:
         return 1 - (1 - keep.tokens[0] / run.patches) * stage.progress
     return 1 - (1 - (keep.rates[0] if keep.rates else keep.rate)) * stage.progress
+
+
+def _open_sources(config):
+    train, test = inputs.open_sources(config)
+    logging.info('data: %s examples to train on, %s to evaluate on, %d classes', f'{len(train):,}', f'{len(test):,}',
+                 train.num_classes)
+    return train, test
+
+
+def _steps_per_epoch(config, train_source):
+    return order.epoch_samples(len(train_source), config.data.repeats) / config.batch_size
 
 
 def _shape_and_plans(config, trained_size=None):

@@ -52,6 +52,7 @@ class Stopping:
         self._asked += 1
         if (multihost_utils.reached_preemption_sync_point(self._asked) if jax.distributed.is_initialized()
                 else self._told):
+            logging.info('told to stop here: what is not saved yet is saved now')
             raise Stopped
 
     def _hear(self, number, frame):

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Trains on the GPUs of a Slurm cluster: one process per GPU, queued again when preempted or out of time.
+#
+# Usage: launch/slurm.sh COMMAND [options] [-- FLAGS of evit_jax.main]
+#
+#   submit   submits the job
+#   logs     follows its log
+#   cancel   cancels the jobs of this name
+#
+#   --name NAME            name of the job (evit)
+#   --nodes N              how many nodes (1)
+#   --gpus-per-node N      GPUs of each: all of them, or the first ones (8)
+#   --cpus-per-gpu N       cores of each process, for its data workers (8)
+#   --time TIME            limit of one stretch, as 24:00:00 or 2-00:00:00; the run goes on after it (24:00:00)
+#   --partition PARTITION  where to run (the cluster's default)
+#   --account ACCOUNT      who pays (the cluster's default)
+#   --sbatch OPTION        another option of sbatch, as --sbatch=--constraint=a100; may be given again
+#   --grace SECONDS        from SIGTERM to the end of a stretch, to save in (120)
+#   --logs DIR             folder of the log NAME.log, on a disk that all nodes share (runs/slurm)
+#   --python PROGRAM       the Python to use, with jax[cuda13] (.venv/bin/python)
+#   --config FILE          a file of configs/
+#   --workdir DIR          folder of the run, on a disk that all nodes share
+#   --yes                  cancel: does not ask
+#   --dry-run              prints the commands and runs nothing
+#
+# This repository must be on a disk that all nodes share; paths are relative to it.
+#
+# Examples:
+#   launch/slurm.sh submit --nodes 2 --gpus-per-node 8 --config configs/deit_s.py --workdir runs/deit_s
+#   launch/slurm.sh submit --gpus-per-node 4 --config configs/deit_s.py --workdir runs/deit_s -- --config.seed=1
+set -euo pipefail
+# shellcheck source=launch/arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
+need_bash 4 4
+
+name=evit nodes=1 gpus_per_node=8 cpus_per_gpu=8 time=24:00:00 partition='' account='' sbatch=() grace=120 logs=runs/slurm
+python='' config='' workdir='' yes=''
+read_options 'name: nodes: gpus-per-node: cpus-per-gpu: time: partition: account: sbatch+ grace: logs: python: config:
+  workdir: yes' "$@"
+choose_command submit logs cancel
+cd "$root"
+check_form name '^[A-Za-z0-9][-A-Za-z0-9._]*$' 'a name of letters, digits, dots, - and _'
+# Slurm fills in what follows a %.
+check_form logs '^[^%]+$' 'a folder without % in its name'
+[[ $logs == /* ]] || logs=$root/$logs
+
+check_job() {
+  read_run
+  check_number nodes 1 4096
+  check_number gpus_per_node 1 64
+  check_number cpus_per_gpu 1 1024
+  check_number grace 0 65535
+  check_form time '^([0-9]+-)?[0-9]+(:[0-5][0-9]){0,2}$' 'a time, as 24:00:00 or 2-00:00:00'
+  python=${python:-$root/.venv/bin/python}
+  [[ -x $python || $dry_run ]] || refuse "--python=$python is not a program: make it with make venv, then add jax[cuda13]"
+}
+
+# What Slurm runs on the first node. JAX finds the other processes by Slurm's variables, and takes the i-th GPU in the i-th
+# process of a node; so each must see all of them, and --gpus-per-task is not for us.
+batch_script() {
+  cat <<END
+#!/bin/bash
+cd $(quoted "$root") || exit
+# Slurm sends SIGTERM to this script alone before the time is up; srun itself would end the job.
+trap 'scancel --signal=TERM "\$SLURM_JOB_ID"' TERM
+# The processes end by themselves when one does; --wait is for those that cannot.
+srun --cpus-per-task=$cpus_per_gpu --gpu-bind=none --kill-on-bad-exit=0 --wait=300 \\
+  $(quoted "$python" -m evit_jax.main "${flags[@]}") &
+step=\$!
+code=0
+wait "\$step" || code=\$?
+while kill -0 "\$step" 2>/dev/null; do  # a signal ended the wait, not the step
+  code=0
+  wait "\$step" || code=\$?
+done
+echo "srun ended with exit code \$code"
+if ((code == $PREEMPTED)); then
+  scontrol requeue "\$SLURM_JOB_ID"
+fi
+exit "\$code"
+END
+}
+
+submit() {
+  check_job
+  run mkdir -p "$logs"
+  # --open-mode: the log of the stretches before is kept.
+  run_with_input "$(batch_script)" sbatch "--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$gpus_per_node" \
+    "--gpus-per-node=$gpus_per_node" "--cpus-per-task=$cpus_per_gpu" "--time=$time" ${partition:+"--partition=$partition"} \
+    ${account:+"--account=$account"} --requeue "--signal=B:TERM@$grace" --open-mode=append "--output=$logs/$name.log" \
+    ${sbatch[@]+"${sbatch[@]}"}
+}
+
+[[ $command == logs ]] || need_tool sbatch 'run this on a login node of the cluster'
+case $command in
+  submit) submit ;;
+  logs) run tail -n 100 -F "$logs/$name.log" ;;
+  cancel)
+    confirm "Cancel your jobs of the name $name"
+    run scancel --me "--name=$name"
+    ;;
+esac
