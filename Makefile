@@ -2,6 +2,7 @@
 
 PYTHON  ?= python3
 WORKDIR ?= runs/digits
+KILLS   ?= 200
 ARGS    ?=
 
 BIN   := .venv/bin
@@ -11,7 +12,7 @@ READY := .venv/.ready
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-slow lint clean
+.PHONY: help venv train test test-slow soak lint clean
 
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -36,6 +37,9 @@ test: $(READY)  ## Runs the tests, without the slow ones; ARGS= for more flags
 
 test-slow: $(READY)  ## Runs the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+soak: $(READY)  ## Kills a short training KILLS= times; what it ends with must stay the same
+	$(BIN)/python -m tests.soak --kills $(KILLS)
 
 lint: $(READY)  ## Checks the code with ruff
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from tests import layouts
 SETTINGS = {'processes': 1, 'devices': 1, 'batch_size': 16, 'epochs': 10, 'log__eval_epochs': 2.5, 'log__every': 1,
             'checkpoint__every': 5}
 STEPS = 80
-KINDS = ('step', 'save', 'start')
+KINDS = ('step', 'save', 'start', 'stop')
 _POLL = 0.002  # seconds
 _PATIENCE = 120
 
@@ -24,6 +24,7 @@ _PATIENCE = 120
 class Killed(NamedTuple):
     """What was lost with a process."""
     kind: str
+    code: int      # that it ended with
     step: int      # the last one whose loss it had written, 0: it had written none
     kept: int      # of the newest checkpoint, 0: there was none
     saving: bool   # a save was cut off
@@ -85,14 +86,16 @@ class Training:
 
 
 def kill(training, rng, kind):
-    """Kills a training at a random moment.
+    """Ends a training at a random moment, with SIGKILL if it is not said otherwise.
 
     Args:
-      kind: 'step': some steps after its first; 'save': while it saves; 'start': before or shortly after its first.
+      kind: one of KINDS. 'step': some steps after its first; 'save': while it saves; 'start': before or shortly after
+        its first step; 'stop': with SIGTERM, some steps after its first.
 
     Returns:
       What was lost, or None where it had ended before.
     """
+    known = unfinished(training.workdir)
     if kind == 'start':
         time.sleep(rng.uniform(0, 4))
     elif not training.until_steps(rng.integers(1, 12)):
@@ -102,13 +105,12 @@ def kill(training, rng, kind):
         if not training.until(lambda: unfinished(training.workdir) - known, 'a save'):
             return None
         time.sleep(rng.uniform(0, 0.1))
-    else:
+    elif kind != 'start':
         time.sleep(rng.uniform(0, 0.2))
     if not training.is_running():
         return None
-    known = unfinished(training.workdir) if kind == 'start' else set()
-    training.end()
-    return Killed(kind, training.step(), checkpoints.newest_step(training.workdir) or 0,
+    code = training.end(signal.SIGTERM if kind == 'stop' else signal.SIGKILL)
+    return Killed(kind, code, training.step(), checkpoints.newest_step(training.workdir) or 0,
                   bool(unfinished(training.workdir) - known))
 
 
@@ -116,11 +118,6 @@ def unfinished(workdir):
     """Names of the folders of saves that are under way or were cut off."""
     folder = pathlib.Path(workdir) / 'checkpoints'
     return {path.name for path in folder.glob('*.orbax-checkpoint-tmp*')}
-
-
-def newest(workdir):
-    """The folder of the newest checkpoint."""
-    return pathlib.Path(workdir) / 'checkpoints' / str(checkpoints.newest_step(workdir))
 
 
 def kept(workdir):
