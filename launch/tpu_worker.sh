@@ -3,7 +3,7 @@
 #
 # Usage: launch/tpu_worker.sh COMMAND [FLAGS of evit_jax.main]
 #
-#   install    makes .venv, with the packages of requirements.txt and JAX's TPU plugin of the same version
+#   install    makes .venv, with the packages of requirements.txt, JAX's TPU plugin of the same version, and gs://
 #   start      starts evit_jax.main with the flags, detached, logging to train.log
 #   stop       has it save and end
 #   logs       follows train.log
@@ -26,7 +26,7 @@ install() {
   # uv brings a Python of its own where the image has none that fits.
   python3 -m pip install --quiet --upgrade --target .uv uv
   .uv/bin/uv venv --quiet --clear --python '>=3.11,<3.14' .venv
-  .uv/bin/uv pip install --quiet --python .venv -r requirements.txt "jax[tpu]==$jax"
+  .uv/bin/uv pip install --quiet --python .venv -r requirements.txt "jax[tpu]==$jax" gcsfs
   .venv/bin/python -c 'import jax; print("JAX", jax.__version__, "is installed")'
 }
 

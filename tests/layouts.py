@@ -99,9 +99,9 @@ def wait(started, seconds=300):
             process.kill()
 
 
-def train(workdir, **how):
+def train(workdir, *, seconds=300, **how):
     """Trains to the end in other processes; of what they leave the metrics are in the workdir."""
-    codes = wait(start(workdir, **how))
+    codes = wait(start(workdir, **how), seconds)
     logs = [pathlib.Path(f'{workdir}.{number}.log').read_text()[-3000:] for number in range(len(codes))]
     assert not any(codes), '\n'.join(logs)
 

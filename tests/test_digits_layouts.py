@@ -19,7 +19,7 @@ NAMES = list(LAYOUTS)
 
 def train(workdir, *, processes, devices, sharding='replicated'):
     flags = SHORT | {'sharding': sharding}
-    layouts.train(workdir, processes=processes, devices=devices, module='evit_jax.main', arguments=[
+    layouts.train(workdir, seconds=1800, processes=processes, devices=devices, module='evit_jax.main', arguments=[
         '--config', 'configs/digits.py', '--workdir', str(workdir),
         *(f'--config.{key}={value}' for key, value in flags.items())])
 

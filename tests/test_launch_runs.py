@@ -85,7 +85,7 @@ def test_setup_copies_the_commit_and_installs_the_pinned_jax(worker, cloud):
     assert (worker / 'launch' / 'tpu_worker.sh').read_bytes() == (LAUNCH / 'tpu_worker.sh').read_bytes()
     assert [call[3:5] for call, _ in cloud.calls()] == [['tpu-vm', 'scp'], ['tpu-vm', 'ssh']]
     assert all('--worker=all' in call for call, _ in cloud.calls())
-    assert (worker / 'uv_calls').read_text().splitlines()[-1].endswith(f'-r requirements.txt jax[tpu]=={PIN}')
+    assert (worker / 'uv_calls').read_text().splitlines()[-1].endswith(f'-r requirements.txt jax[tpu]=={PIN} gcsfs')
     assert list(cloud.folder.glob('*.tar.gz')) == []
 
 

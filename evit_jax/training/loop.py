@@ -59,23 +59,20 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
 def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float]:
     """Evaluates the newest checkpoint under the config's plan, image size and data; the weights are as trained.
 
+    A run may go on meanwhile: of its checkpoints nothing is changed.
+
     Raises:
       ValueError: no run, no checkpoint, or another model.
     """
     runs.check(config)
     trained = workdirs.trained_config(workdir, config.to_dict())
     config = config.copy_and_resolve_references()
-    with config.unlocked():  # what shapes the optimizer's state and the average belongs to the checkpoint
-        config.update_from_flattened_dict({key: value for key, value in trained.items()
-                                           if key.startswith('optimizer.') or key in ('ema_decay', 'model.classes')})
+    with config.unlocked():
+        config.model.classes = trained['model.classes']
     run = runs.lay_out(config, trained_size=trained['model.image_size'])
     workdirs.check_classes(workdir, trained, run.test_source.class_names)
-    checkpoints = Checkpoints(workdir, keep=trained['checkpoint.keep'])
-    with contextlib.closing(checkpoints), Stopping() as stopping:
-        state = checkpoints.restore(run.abstract_state())
-        if state is None:
-            raise ValueError(f'workdir {workdir} holds no checkpoint: train first, or give the right --workdir')
-        return results.evaluate_state(run, state, None, workdir, stopping)
+    with Stopping() as stopping:
+        return results.evaluate_state(run, run.trained_state(workdir), None, workdir, stopping)
 
 
 def _train(config, workdir, held):

@@ -70,6 +70,16 @@ class Run(NamedTuple):
                                         class_names=self.train_source.class_names)
         return jax.jit(self._state_of, out_shardings=self.shardings())(params)
 
+    def trained_state(self, workdir: str | os.PathLike) -> TrainState:
+        """Step, weights and average of a run's newest checkpoint, on all devices, and nothing that only training needs.
+
+        Raises:
+          ValueError: no readable checkpoint, or weights that do not fit.
+        """
+        params, ema, step = weights.read(workdir, self._shapes().params)
+        place = jax.jit(lambda tree: tree, out_shardings=self.shardings().params)
+        return TrainState(jnp.int32(step), place(params), None if ema is None else place(ema), ())
+
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
         return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -1,6 +1,7 @@
-"""Weights of one run as the start of another, which may have other classes or another image size."""
+"""The weights of a run by themselves: kept, read, or the start of another run (of other classes or image size)."""
 
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,47 @@ from absl import logging
 
 from evit_jax.models import Params
 from evit_jax.models.layers import resize_positions
-from evit_jax.training.checkpoints import read_newest
+from evit_jax.training import workdir as workdirs
+from evit_jax.training.checkpoints import Checkpoints, read_newest
+from evit_jax.training.state import TrainState
 
 _HEADS = ('head', 'head_dist')
 _SAID = 5  # problems named in one message
+
+
+def save(folder: str | os.PathLike, params: Params, about: dict[str, Any]) -> None:
+    """Writes weights as the checkpoint of step 0 of a run, to evaluate, to predict with, or to begin from.
+
+    Args:
+      folder: is made; what it holds is not looked at.
+      about: what is known of config (nested) and class_names.
+    """
+    workdirs.write_config(folder, about)
+    checkpoints = Checkpoints(folder, keep=1)
+    try:
+        checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, None, ()), about)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+
+
+def read(workdir: str | os.PathLike, like: Params) -> tuple[Params, Params | None, int]:
+    """Weights, moving average (if there is one) and step of a run's newest checkpoint, as numpy arrays; reads only.
+
+    Args:
+      like: a tree of what has their shapes.
+
+    Raises:
+      ValueError: no readable checkpoint, or weights that do not fit; names them.
+    """
+    leaves = {_dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    found = []
+    for field in ('params', 'ema'):
+        weights, about = read_newest(workdir, field)
+        if weights or field == 'params':
+            _check_fit(weights, leaves, workdir)
+        found.append(_as_tree(weights, like) if weights else None)
+    return *found, about['next_step']
 
 
 def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: bool,
@@ -46,7 +84,11 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
                  about['next_step'], f'; fresh for other classes: {", ".join(replaced)}' if replaced else '')
     if not replaced and names and class_names and names != class_names:
         logging.warning('the head is kept, as there are %d classes in both, but their names differ', len(names))
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], fresh)
+    return _as_tree(weights, fresh)
+
+
+def _as_tree(weights, like):
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], like)
 
 
 def _dotted(path):

@@ -89,6 +89,16 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f'{file} is no JSON ({error}): restore it, or give another --workdir') from error
 
 
+def write_config(path: str | os.PathLike, about: dict[str, Any]) -> None:
+    """Makes a folder the workdir of a run that is known by its weights alone.
+
+    Args:
+      about: config (nested) and class_names, as far as they are known.
+    """
+    storage.place(path).mkdir(parents=True, exist_ok=True)
+    _write(path, flat(about['config']) | {'class_names': list(about['class_names'])})
+
+
 def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:
     """Makes another folder a workdir of the same config."""
     storage.place(to).mkdir(parents=True, exist_ok=True)

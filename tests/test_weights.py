@@ -1,0 +1,59 @@
+"""Weights by themselves: what is saved is read, evaluated, and begun from, and nothing else is."""
+
+import jax
+import numpy as np
+import pytest
+
+from evit_jax.training import loop, run, weights
+from evit_jax.training.checkpoints import newest_step, read_newest
+from tests import layouts
+
+
+@pytest.fixture(autouse=True)
+def least(monkeypatch):
+    layouts.prepare(monkeypatch)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('trained')
+    with pytest.MonkeyPatch.context() as patch:
+        layouts.prepare(patch)
+        return workdir, loop.train(layouts.config_of(epochs=2), workdir)
+
+
+def test_weights_saved_alone_are_evaluated_and_begun_from_as_those_of_the_run(trained, tmp_path):
+    workdir, metrics = trained
+    laid = run.lay_out(layouts.config_of())
+    params, ema, step = weights.read(workdir, laid.abstract_state().params)
+    assert step == 4 and ema is not None
+    weights.save(tmp_path / 'alone', params, {'config': layouts.config_of().to_dict(),
+                                             'class_names': ['red', 'green', 'blue']})
+    again = loop.evaluate_workdir(layouts.config_of(), tmp_path / 'alone')
+    assert {name: again[name] for name in ('loss', 'top1')} == {name: metrics[name] for name in ('loss', 'top1')}
+    assert 'top1_ema' not in again
+    kept, none, zero = weights.read(tmp_path / 'alone', params)
+    jax.tree.map(np.testing.assert_array_equal, kept, params)
+    assert none is None and zero == 0
+    loop.train(layouts.config_of(init_from=str(tmp_path / 'alone'), epochs=1), tmp_path / 'next')
+    with pytest.raises(ValueError, match='moving average'):
+        loop.train(layouts.config_of(init_from=str(tmp_path / 'alone'), init_ema=True), tmp_path / 'other')
+
+
+def test_an_evaluation_changes_nothing_of_a_run_that_goes_on(trained):
+    workdir, metrics = trained
+    unfinished = workdir / 'checkpoints' / '6.orbax-checkpoint-tmp'
+    unfinished.mkdir()
+    try:
+        assert loop.evaluate_workdir(layouts.config_of(), workdir)['top1'] == metrics['top1']
+        assert unfinished.exists() and newest_step(workdir) == 4
+    finally:
+        unfinished.rmdir()
+
+
+def test_weights_of_another_model_are_refused_by_name(trained):
+    workdir, _ = trained
+    laid = run.lay_out(layouts.config_of(model__classes=4))
+    with pytest.raises(ValueError, match=r'head.bias has shape \(3,\), wanted \(4,\)'):
+        laid.trained_state(workdir)
+    assert read_newest(workdir, 'params')[1]['next_step'] == 4
