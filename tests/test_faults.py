@@ -152,6 +152,20 @@ def test_when_all_checkpoints_are_damaged_the_run_stops_with_one_line_and_keeps_
     assert sorted(int(path.name) for path in (workdir / 'unreadable_checkpoints').iterdir()) == steps
 
 
+def test_of_two_starts_in_one_workdir_one_is_refused_and_the_other_dies_and_continues_to_the_bit(undisturbed, tmp_path):
+    workdir = tmp_path / 'run'
+    twice = [faults.Training(workdir), faults.Training(workdir)]
+    layouts.until(lambda: not all(training.is_running() for training in twice), 120)
+    refused, other = sorted(twice, key=lambda training: training.is_running())
+    assert refused.wait() == [2]
+    (error,) = refused.errors()
+    assert f'workdir {workdir} is in use by another run' in error
+    assert other.until_steps(7)
+    other.end()
+    faults.finish(workdir)
+    faults.assert_same_end(workdir, undisturbed())
+
+
 def room(training, size):
     """Lets the files of a running process grow to so many bytes: a disk that is full to its arrays alone."""
     resource.prlimit(training.processes[0].pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
