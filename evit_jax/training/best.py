@@ -29,8 +29,9 @@ class Best:
             folder = storage.place(workdir) / BEST_FOLDER
             parallel.first_decides(lambda: workdirs.copy_config(workdir, folder))
             self._checkpoints = Checkpoints(folder, keep=1)
-            known = read_about(folder).get('best', {}).get(metric, float('-inf')) if parallel.is_first() else 0
-            self._values[self._checkpoints.latest()] = parallel.total({metric: known})[metric]
+            known = read_about(folder).get('best', {}).get(metric, float('-inf'))
+            agreed = parallel.total({metric: known if parallel.is_first() else 0.0})
+            self._values[self._checkpoints.latest()] = agreed[metric]
 
     def offer(self, state: TrainState, metrics: dict[str, float], about: dict[str, Any]) -> None:
         """Starts saving the state if it is better than the one on disk."""
