@@ -53,5 +53,8 @@ def _log_our_own_lines() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     package = os.path.dirname(os.path.abspath(__file__))
-    logging.get_absl_handler().addFilter(
-        lambda record: record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package))
+    logging.get_absl_handler().addFilter(lambda record: record.name != 'asyncio' and (
+        record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package)))
+    # What a failed save leaves behind says so in asyncio's log, and, a hundred times, here.
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda seen: None if str(seen.exc_value) == 'Event loop is closed' else shown(seen)

@@ -18,6 +18,7 @@ from evit_jax import parallel
 from evit_jax.training import checksums, storage
 from evit_jax.training.state import TrainState
 
+_SAVE_SECONDS = 600  # at most of a save; all processes stand still for so long where only some could write their part
 _FIELD = re.compile(r'\d+\.(\w+)(.*)')  # of a stored name: 00001.params['blocks'][0]['norm1']['bias']
 _SYSTEM = re.compile(r"([^:]+) \[os_error_code=")  # what the system said, at the end of a long line
 _KEYS = re.compile(r"\['?(\w+)'?\]")
@@ -188,7 +189,7 @@ class Checkpoints:
         apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=os.fspath(self._folder).replace('/', '_'))
         return _Manager(self._folder, options=ocp.CheckpointManagerOptions(
             max_to_keep=self._keep, create=True, enable_async_checkpointing=True, multiprocessing_options=apart,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal)))
+            async_options=ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS, post_finalization_callback=self._seal)))
 
     def _seal(self):
         """Called by Orbax in process 0, in the thread that saves, when every file is there and before the commit."""
