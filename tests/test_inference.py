@@ -225,6 +225,9 @@ def test_what_a_checkpoint_does_not_say_is_as_in_deit(tmp_path):
     assert trained.class_names[207] == 'golden retriever'  # 1,000 classes
     with pytest.raises(ValueError, match='holds no moving average'):
         read_trained(tmp_path, ema=True)
+    weights.save(tmp_path / 'other', params, {'config': {'model': {'name': 'vit_layouts'}}, 'class_names': NAMES})
+    with pytest.raises(ValueError, match='names 3 classes, its model tells 1000 apart'):
+        read_trained(tmp_path / 'other')
 
 
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, workdir, monkeypatch):
