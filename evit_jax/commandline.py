@@ -32,10 +32,9 @@ def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operan
             raise ValueError(f'give {" and ".join(operands)}, not {" ".join(words) or "nothing"}')
         _log_our_own_lines()
         program(*words)
-    except BrokenPipeError:  # who reads what is printed has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except _MENDABLE as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(141)
         if os.environ.get('EVIT_JAX_TRACEBACK'):
             raise
         while isinstance(error, KeyError | AttributeError) and error.args and isinstance(error.args[0], Exception):
@@ -44,8 +43,18 @@ def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operan
         print(f'error: {" ".join(str(text).split())}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print('stopped; the same command goes on from what was saved', file=sys.stderr)
+        print('stopped', file=sys.stderr)
         sys.exit(130)
+
+
+def _nobody_reads() -> bool:
+    """Whether who read what is printed has gone, as `head` does; nothing more is printed then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _log_our_own_lines() -> None:
