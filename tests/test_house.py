@@ -12,6 +12,7 @@ ROOMS = {  # each with what it may import beside itself
     'pictures': set(), 'training': {'tokens', 'parallel', 'models', 'data', 'pictures'},
     'interchange': {'tokens', 'parallel', 'models', 'training'},
     'inference': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'},
+    'serving': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'},
     'benchmarks': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'}, 'commandline': set()}
 HEAVY = {'tensorflow', 'torch', 'torchvision', 'timm', 'keras', 'clu'}  # clu imports TensorFlow
 
