@@ -15,16 +15,23 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from evit_jax import commandline, export, models
+from evit_jax import commandline, models
 from evit_jax.data.decode import decode
 from evit_jax.data.transforms import EvalTransform
 from evit_jax.inference import Predictor, read_trained
 from evit_jax.serving import artifact, loader
 from evit_jax.training import weights
-from tests import layouts
+from tests import doors, layouts
 
 NAMES = 'red', 'grün', 'blue'
 SIDE = 16
+
+
+@pytest.fixture(scope='module', autouse=True)
+def the_program():
+    global export
+    with doors.alone('export') as export:
+        yield
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -12,10 +12,17 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from evit_jax import commandline, models, predict
+from evit_jax import commandline, models
 from evit_jax.inference.images import find_images
 from evit_jax.training import weights
-from tests import layouts
+from tests import doors, layouts
+
+
+@pytest.fixture(scope='module', autouse=True)
+def the_program():
+    global predict
+    with doors.alone('predict') as predict:
+        yield
 
 
 @pytest.fixture(scope='module', autouse=True)
