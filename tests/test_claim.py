@@ -141,7 +141,7 @@ def test_a_run_that_was_taken_over_is_stopped_and_leaves_the_others_sign(tmp_pat
     without_locks(monkeypatch)
     others = b'{"host": "elsewhere", "pid": 7, "since": "today", "run": "another"}'
     with pytest.raises(ValueError, match=r'process 7 on elsewhere, since today.*took over'), \
-            claim(tmp_path, beat_seconds=BEAT):
+            claim(tmp_path, beat_seconds=1.0):
         (tmp_path / IN_USE_FILE).write_bytes(others)
         time.sleep(60)
     assert (tmp_path / IN_USE_FILE).read_bytes() == others
