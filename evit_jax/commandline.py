@@ -3,7 +3,7 @@
 import os
 import select
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags, logging
 
@@ -46,6 +46,18 @@ def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operan
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)
+
+
+def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
+    """The values of a flag that is a list of numbers.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        return tuple(map(kind, texts or ()))
+    except ValueError:
+        raise ValueError(f'--{flag}={",".join(texts)} is no list of numbers: give them with commas between') from None
 
 
 def _nobody_reads() -> bool:

@@ -66,20 +66,13 @@ def main(checkpoint: str, dst: str) -> None:
 
 def _wanted_plans() -> dict[str, dict]:
     """By name, what `Trained.plan` is to be asked for."""
-    counts = [_numbers('tokens', text.split(','), int) for text in _TOKENS.value]
-    asked = [(str(rate), {'rate': rate}) for rate in _numbers('rates', _RATES.value, float)]
+    counts = [commandline.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
+    asked = [(str(rate), {'rate': rate}) for rate in commandline.numbers('rates', _RATES.value, float)]
     asked += [('-'.join(map(str, tokens)), {'tokens': tokens}) for tokens in counts]
     names = [name for name, _ in asked]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f'the plan {twice[0]} is asked for twice: give each once')
     return dict(asked) or {'trained': {}}
-
-
-def _numbers(flag: str, texts: list[str], kind: type) -> tuple:
-    try:
-        return tuple(map(kind, texts))
-    except ValueError:
-        raise ValueError(f'--{flag}={",".join(texts)} is no list of numbers: give them with commas between') from None
 
 
 def _platforms() -> tuple[str, ...]:

@@ -34,8 +34,8 @@ def main(checkpoint: str, *words: str) -> None:
     """Predicts; ends with code 1 where images could not be read."""
     images = find_images(words, sys.stdin if '-' in words else ())
     trained = read_trained(checkpoint, ema=_EMA.value)
-    plan = trained.plan(rate=_RATE.value, rates=_numbers('rates', _RATES.value, float),
-                        tokens=_numbers('tokens', _TOKENS.value, int))
+    plan = trained.plan(rate=_RATE.value, rates=commandline.numbers('rates', _RATES.value, float),
+                        tokens=commandline.numbers('tokens', _TOKENS.value, int))
     pictures = _Pictures(_KEPT.value) if _KEPT.value else None
     logging.info('%s, step %d of %s: %s', trained.name, trained.step, checkpoint, plan)
     predictor = Predictor(trained, batch_size=min(_BATCH.value, len(images)))
@@ -61,13 +61,6 @@ def _tell(prediction: Prediction) -> None:
     elif not prediction.problem:
         said = ', '.join(f'{guess.name} {100 * guess.probability:.1f} %' for guess in prediction.top)
         print(f'{prediction.name}: {said}', flush=True)
-
-
-def _numbers(flag: str, texts: list[str] | None, kind: type) -> tuple:
-    try:
-        return tuple(map(kind, texts or ()))
-    except ValueError:
-        raise ValueError(f'--{flag}={",".join(texts)} is no list of numbers: give them with commas between') from None
 
 
 class _Pictures:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 
+import pytest
 from absl import flags
 
 
@@ -23,3 +24,14 @@ def alone(program):
         flags.FLAGS.remove_flag_values(_ours())
         for name, flag in others.items():
             flags.FLAGS[name] = flag
+
+
+def imported(program):
+    """A fixture: the program's module, for the time of a test file."""
+
+    @pytest.fixture(scope='module')
+    def module():
+        with alone(program) as found:
+            yield found
+
+    return module

@@ -28,13 +28,6 @@ SIDE = 16
 
 
 @pytest.fixture(scope='module', autouse=True)
-def the_program():
-    global export
-    with doors.alone('export') as export:
-        yield
-
-
-@pytest.fixture(scope='module', autouse=True)
 def least():
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
@@ -60,7 +53,7 @@ def plans(checkpoint):
 
 
 @pytest.fixture(scope='module')
-def exported(checkpoint, tmp_path_factory):
+def exported(checkpoint, tmp_path_factory, run):
     folder = tmp_path_factory.mktemp('exported') / 'model'
     with pytest.MonkeyPatch.context() as patch:
         code, said = run(patch, checkpoint, folder, '--rates=0.5,1', '--tokens=3', '--kept')
@@ -68,17 +61,25 @@ def exported(checkpoint, tmp_path_factory):
     return folder
 
 
-def run(patch, *words):
-    """Exit code of the program, and what it printed of errors."""
-    said = []
-    patch.setattr(sys, 'argv', ['export', *map(str, words)])
-    patch.setattr('builtins.print', lambda text, **_: said.append(text))
-    with flagsaver.flagsaver():
-        try:
-            commandline.run(export.main, 'CHECKPOINT', 'DIR')
-        except SystemExit as end:
-            return end.code, '\n'.join(said)
-    return 0, '\n'.join(said)
+export = doors.imported('export')
+
+
+@pytest.fixture(scope='module')
+def run(export):
+    """(patch, words of a command line) -> exit code of the program, and what it printed of errors."""
+
+    def start(patch, *words):
+        said = []
+        patch.setattr(sys, 'argv', ['export', *map(str, words)])
+        patch.setattr('builtins.print', lambda text, **_: said.append(text))
+        with flagsaver.flagsaver():
+            try:
+                commandline.run(export.main, 'CHECKPOINT', 'DIR')
+            except SystemExit as end:
+                return end.code, '\n'.join(said)
+        return 0, '\n'.join(said)
+
+    return start
 
 
 def noise(count, seed=0):
@@ -184,7 +185,7 @@ def test_the_manifest_says_what_there_is(checkpoint, plans, exported):
 
 
 def test_without_plans_there_is_that_of_training_and_the_same_checkpoint_gives_the_same_bytes(checkpoint, tmp_path,
-                                                                                            monkeypatch, caplog):
+                                                                                              monkeypatch, caplog, run):
     caplog.set_level('INFO')
     assert run(monkeypatch, checkpoint, tmp_path / 'new' / 'one', '--dtype=bfloat16') == (0, '')
     assert re.search(r"plan trained: run on cpu, its probabilities differ from the model's by \S+ at most", caplog.text)
@@ -199,14 +200,14 @@ def test_without_plans_there_is_that_of_training_and_the_same_checkpoint_gives_t
 
 
 def test_programs_for_other_machines_are_written_and_said_not_to_have_been_run(checkpoint, tmp_path, monkeypatch,
-                                                                              caplog):
+                                                                               caplog, run):
     assert run(monkeypatch, checkpoint, tmp_path / 'tpu', '--platforms=tpu,cuda', '--rates=0.5') == (0, '')
     assert 'not run: the programs are for tpu, cuda, and this machine computes on cpu' in caplog.text
     with pytest.raises(ValueError, match='tpu'):
         loader.Served(tmp_path / 'tpu')(noise(1))
 
 
-def test_weights_alone_in_orbax_are_a_run_to_all_that_reads_one(checkpoint, tmp_path, monkeypatch):
+def test_weights_alone_in_orbax_are_a_run_to_all_that_reads_one(checkpoint, tmp_path, monkeypatch, run):
     assert run(monkeypatch, checkpoint, tmp_path / 'orbax', '--format=orbax') == (0, '')
     old, new = read_trained(checkpoint), read_trained(tmp_path / 'orbax')
     jax.tree.map(np.testing.assert_array_equal, old.params, new.params)
@@ -228,14 +229,14 @@ def test_weights_alone_in_orbax_are_a_run_to_all_that_reads_one(checkpoint, tmp_
     (('--dtype=int8',), 'dtype'),
     (('--ema',), 'holds no moving average')])
 def test_what_cannot_be_is_refused_in_one_line_before_anything_is_written(checkpoint, tmp_path, monkeypatch, words,
-                                                                          said):
+                                                                          said, run):
     monkeypatch.setattr(artifact, 'write', None)
     code, text = run(monkeypatch, checkpoint, tmp_path / 'new', *words)
     assert code == 2 and text.startswith('error: ') and said in text and '\n' not in text
     assert files_of(tmp_path) == []
 
 
-def test_what_is_there_is_not_touched(checkpoint, tmp_path, monkeypatch):
+def test_what_is_there_is_not_touched(checkpoint, tmp_path, monkeypatch, run, export):
     monkeypatch.setattr(export, 'read_trained', None)
     (tmp_path / 'file').write_text('mine')
     (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
@@ -247,7 +248,7 @@ def test_what_is_there_is_not_touched(checkpoint, tmp_path, monkeypatch):
     assert files_of(tmp_path) == ['file', 'folder', 'link'] and (tmp_path / 'file').read_text() == 'mine'
 
 
-def test_it_appears_when_it_is_checked_and_nothing_stays_of_a_failure(checkpoint, tmp_path, monkeypatch):
+def test_it_appears_when_it_is_checked_and_nothing_stays_of_a_failure(checkpoint, tmp_path, monkeypatch, run):
     seen = []
 
     def look(folder, *_):
@@ -259,7 +260,8 @@ def test_it_appears_when_it_is_checked_and_nothing_stays_of_a_failure(checkpoint
     assert seen == [(True, False, 5)] and files_of(tmp_path) == []
 
 
-def test_a_full_disk_and_a_folder_that_cannot_be_made_are_told_in_one_line(checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_and_a_folder_that_cannot_be_made_are_told_in_one_line(checkpoint, tmp_path, monkeypatch, run,
+                                                                           export):
     def full(*_, **__):
         raise OSError(28, 'No space left on device')
 

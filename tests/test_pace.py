@@ -2,11 +2,11 @@
 
 import time
 
+import jax
 import pytest
 
 from evit_jax.training.pace import Pace
 from evit_jax.training.profile import Profile, steps_of
-from tests.test_stopping import least  # noqa: F401
 
 METRICS = {'loss': 1.0, 'lr': 1e-3}
 
@@ -75,7 +75,6 @@ def test_profiled_steps_are_named_as_a_range():
 
 
 def test_the_asked_steps_are_traced_and_no_others(tmp_path, monkeypatch):
-    import jax
     calls = []
     monkeypatch.setattr(jax.profiler, 'start_trace', lambda folder: calls.append(f'start {folder}'))
     monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: calls.append('stop'))

@@ -19,13 +19,6 @@ from tests import doors, layouts
 
 
 @pytest.fixture(scope='module', autouse=True)
-def the_program():
-    global predict
-    with doors.alone('predict') as predict:
-        yield
-
-
-@pytest.fixture(scope='module', autouse=True)
 def least():
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
@@ -57,7 +50,10 @@ def images(tmp_path):
     return tmp_path / 'shots'
 
 
-def run(capsys, monkeypatch, *words, stdin=''):
+predict = doors.imported('predict')
+
+
+def run(predict, capsys, monkeypatch, *words, stdin=''):
     """Exit code, output and what was said of errors."""
     monkeypatch.setattr(sys, 'argv', ['predict', *map(str, words)])
     monkeypatch.setattr(sys, 'stdin', io.StringIO(stdin))
@@ -71,8 +67,8 @@ def run(capsys, monkeypatch, *words, stdin=''):
 
 
 @pytest.fixture
-def program(capsys, monkeypatch):
-    return lambda *words, **how: run(capsys, monkeypatch, *words, **how)
+def program(predict, capsys, monkeypatch):
+    return lambda *words, **how: run(predict, capsys, monkeypatch, *words, **how)
 
 
 def test_a_folder_means_the_images_below_it_without_hidden_ones(images):
@@ -155,7 +151,8 @@ def test_a_wrong_command_ends_with_code_2_and_one_line(program, checkpoint, word
     assert err.startswith('error: ') and said in err and err.count('\n') == 1
 
 
-def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_computed(program, checkpoint, monkeypatch):
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_computed(program, checkpoint, monkeypatch,
+                                                                                 predict):
     def refuse(*_, **__):
         raise PermissionError(13, 'Permission denied')
 

@@ -15,13 +15,9 @@ from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
-from evit_jax.training.weights import fitted
+from evit_jax.training.weights import AS_DEIT, fitted
 
-# What weights that came without a config are taken to need: DeiT's values.
-_UNSAID = {
-    'model.distilled': False, 'model.dtype': 'float32', 'model.reduce_at': (3, 6, 9), 'model.fuse': True,
-    'keep.rate': 1.0, 'keep.rates': (), 'keep.tokens': (), 'data.eval_crop': 224 / 256,
-    'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225)}
+_UNSAID = AS_DEIT | {'model.distilled': False, 'model.dtype': 'float32', 'keep.rates': (), 'keep.tokens': ()}
 
 
 class Trained(NamedTuple):

@@ -12,9 +12,6 @@ from evit_jax.interchange import about, detect, files, layouts, safetensors_file
 from evit_jax.models import named_shape
 from evit_jax.training import storage, weights, workdir
 
-_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'keep.rate': 1.0, 'data.mean': (0.485, 0.456, 0.406),
-         'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
-
 
 def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, resize: int | None = None,
               class_names: str | os.PathLike | None = None, allow_missing: Sequence[str] = (),
@@ -53,11 +50,11 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
     params, shape = _resized(params, shape, resize)
     config |= about.settings_of(found.settings)
     config |= {key: tuple(value) for key, value in (('data.mean', mean), ('data.std', std)) if value}
-    if assumed := _DEIT.keys() - config.keys():
+    if assumed := weights.AS_DEIT.keys() - config.keys():
         logging.info('nothing says otherwise, so that it is as with DeiT: %s',
-                     ', '.join(f'{key} {_DEIT[key]}' for key in sorted(assumed)))
+                     ', '.join(f'{key} {weights.AS_DEIT[key]}' for key in sorted(assumed)))
     model = {f'model.{key}': value for key, value in about.model_keys(name, shape).items()}
-    told = {'config': _nested(_DEIT | config | model)} | ({'class_names': names} if names else {})
+    told = {'config': _nested(weights.AS_DEIT | config | model)} | ({'class_names': names} if names else {})
     with _made(dst):
         weights.save(dst, params, told)
     logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)

@@ -23,7 +23,7 @@ from evit_jax.serving import loader
 from evit_jax.serving.readme import readme
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import steps
-from evit_jax.training.weights import fitted
+from evit_jax.training.weights import by_name, fitted
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2}  # of a probability: two compilations of one program may differ by this
@@ -45,7 +45,7 @@ def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]
     Raises:
       OSError: no room, or no permission.
     """
-    weights = _flat(trained.params)
+    weights = by_name(trained.params)
     np.savez(folder / _WEIGHTS, **weights)
     logging.info('%s: %.2f M parameters, %.1f MB', _WEIGHTS, sum(leaf.size for leaf in weights.values()) / 1e6,
                  (folder / _WEIGHTS).stat().st_size / 1e6)
@@ -71,7 +71,7 @@ def export(trained: Trained, plan: TokenPlan, *, platforms: Sequence[str], kept:
 
     The batch stays open, and the weights outside.
     """
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flat(trained.params).items()}
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in by_name(trained.params).items()}
     batch, = jax.export.symbolic_shape('b')
     images = jax.ShapeDtypeStruct((batch, trained.image_size, trained.image_size, 3), jnp.uint8)
     with _places_left_out():
@@ -143,12 +143,6 @@ def _about_plan(trained, plan):
     macs, dense = trained.shape.macs(plan), trained.shape.macs(plan._replace(keep=(None,) * len(plan.keep)))
     return {'patches': plan.patches, 'reductions': list(plan.reductions), 'fused': plan.fused,
             'tokens': [plan.counts[block] for block in plan.reductions], 'macs': macs, 'macs_of_dense': macs / dense}
-
-
-def _flat(params):
-    """Arrays by dotted path, as `fitted` takes them."""
-    return {jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def _sha256(file):

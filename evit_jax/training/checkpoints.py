@@ -42,14 +42,14 @@ def read_about(workdir: str | os.PathLike) -> dict[str, Any]:
         return {}
 
 
-def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """One field of the state in the newest checkpoint of any run, whatever its config; reads only.
+def read_newest(workdir: str | os.PathLike, *fields: str) -> tuple[dict[str, Any], ...]:
+    """Fields of the state in the newest checkpoint of any run, whatever its config; reads only.
 
     Args:
-      field: of `TrainState`: 'params' or 'ema'.
+      fields: of `TrainState`: 'params', 'ema'.
 
     Returns:
-      Arrays by dotted path in the field (none where the run has no such field), and the JSON kept beside them.
+      For each field its arrays by dotted path (none where the run has no such field); and the JSON kept beside them.
 
     Raises:
       ValueError: no checkpoint, or one that cannot be read.
@@ -60,7 +60,7 @@ def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.nd
     try:
         checksums.check(folder / str(step))
         meta = _read_meta(folder / str(step))
-        names = [name for name in meta['leaves'] if _FIELD.match(name)[1] == field]
+        names = [name for name in meta['leaves'] if _FIELD.match(name)[1] in fields]
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arrays = reader.restore(folder / str(step) / 'state', args=ocp.args.PyTreeRestore(
                 dict.fromkeys(names, 0), partial_restore=True,
@@ -68,7 +68,11 @@ def read_newest(workdir: str | os.PathLike, field: str) -> tuple[dict[str, np.nd
     except Exception as error:  # as in `restore`
         raise ValueError(f'the checkpoint of step {step} in {folder} cannot be read: {str(error).splitlines()[0]}; '
                          'move it away to use the one before') from error
-    return {'.'.join(_KEYS.findall(_FIELD.match(name)[2])): value for name, value in arrays.items()}, meta
+    found = {field: {} for field in fields}
+    for name, value in arrays.items():
+        field, path = _FIELD.match(name).groups()
+        found[field]['.'.join(_KEYS.findall(path))] = value
+    return *found.values(), meta
 
 
 def _read_meta(folder: epath.Path) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import Checkpoints, read_newest
 from evit_jax.training.state import TrainState
 
+# What weights that came without a config are taken to need: DeiT's values.
+AS_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'keep.rate': 1.0, 'data.mean': (0.485, 0.456, 0.406),
+           'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
 _HEADS = ('head', 'head_dist')
 _SAID = 5  # problems named in one message
 
@@ -43,11 +46,13 @@ def read(workdir: str | os.PathLike, like: Params) -> tuple[Params, Params | Non
     Raises:
       ValueError: no readable checkpoint, or weights that do not fit; names them.
     """
-    found = []
-    for field in ('params', 'ema'):
-        weights, about = read_newest(workdir, field)
-        found.append(fitted(weights, like, workdir) if weights or field == 'params' else None)
-    return *found, about['next_step']
+    params, ema, about = read_newest(workdir, 'params', 'ema')
+    return fitted(params, like, workdir), fitted(ema, like, workdir) if ema else None, about['next_step']
+
+
+def by_name(params: Params) -> dict[str, Any]:
+    """The leaves by dotted path, as `fitted` takes them."""
+    return {_dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def fitted(weights: dict[str, np.ndarray], like: Params, workdir: str | os.PathLike) -> Params:
@@ -60,7 +65,7 @@ def fitted(weights: dict[str, np.ndarray], like: Params, workdir: str | os.PathL
     Raises:
       ValueError: they do not fit; names them.
     """
-    _check_fit(weights, {_dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}, workdir)
+    _check_fit(weights, by_name(like), workdir)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], like)
 
 
@@ -83,7 +88,7 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     if not weights:
         raise ValueError(f'the run in {workdir} kept no moving average: start from its weights with '
                          '--config.init_ema=False')
-    leaves = {_dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(fresh)}
+    leaves = by_name(fresh)
     replaced = [name for name, leaf in leaves.items() if name.split('.')[0] in _HEADS and name in weights
                 and weights[name].shape[-1] != leaf.shape[-1]]
     weights |= {name: np.asarray(leaves[name]) for name in replaced}
