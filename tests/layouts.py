@@ -65,6 +65,13 @@ def prepare(patch):
     patch.setattr(sources, 'open_source', lambda name, split, **_: Colours(split))
 
 
+def train_here(workdir, **changes):
+    """Trains to the end in this process, on its devices; the final metrics."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(patch)
+        return loop.train(config_of(**changes), workdir)
+
+
 def start(workdir, *, processes, devices, module='tests.layouts', arguments=(), **changes):
     """Starts the processes of a training; each writes its log beside the workdir.
 

@@ -52,9 +52,7 @@ def assert_agree(workdir, want):
 def eight(tmp_path_factory):
     """Trained in this process, on its 8 devices."""
     workdir = tmp_path_factory.mktemp('layouts') / '1x8'
-    with pytest.MonkeyPatch.context() as patch:
-        layouts.prepare(patch)
-        loop.train(layouts.config_of(), workdir)
+    layouts.train_here(workdir)
     return workdir
 
 

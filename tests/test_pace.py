@@ -1,10 +1,12 @@
 """Rates and waits of a run, and the line about a step that takes far longer than usual."""
 
+import pathlib
 import time
 
 import jax
 import pytest
 
+from evit_jax.training import storage
 from evit_jax.training.pace import Pace
 from evit_jax.training.profile import Profile, steps_of
 
@@ -85,3 +87,21 @@ def test_the_asked_steps_are_traced_and_no_others(tmp_path, monkeypatch):
         profile.after(step, ())
     profile.close()
     assert calls == [0, 1, f'start {tmp_path / "profile"}', 2, 3, 'stop', 4, 5]
+
+
+def test_where_jax_cannot_write_a_trace_is_made_elsewhere_and_brought_there(tmp_path, monkeypatch):
+    made = []
+
+    def trace(folder):
+        made.append(pathlib.Path(folder))
+        (made[0] / 'plugins').mkdir()
+        (made[0] / 'plugins' / 'host.xplane.pb').write_bytes(b'trace')
+
+    monkeypatch.setattr(jax.profiler, 'start_trace', trace)
+    monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: None)
+    profile = Profile(range(1), tmp_path)
+    monkeypatch.setattr(storage, 'is_remote', lambda path: True)
+    profile.before(0)
+    profile.after(0, ())
+    assert (tmp_path / 'profile' / 'plugins' / 'host.xplane.pb').read_bytes() == b'trace'
+    assert made[0] != tmp_path / 'profile' and not made[0].exists()

@@ -27,10 +27,7 @@ def least(monkeypatch):
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('undisturbed')
-    with pytest.MonkeyPatch.context() as patch:
-        layouts.prepare(patch)
-        metrics = loop.train(layouts.config_of(**QUIET), workdir)
-    return workdir, metrics
+    return workdir, layouts.train_here(workdir, **QUIET)
 
 
 def tell_at(monkeypatch, point, number=signal.SIGTERM, times=1):

@@ -17,9 +17,7 @@ def least(monkeypatch):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('trained')
-    with pytest.MonkeyPatch.context() as patch:
-        layouts.prepare(patch)
-        return workdir, loop.train(layouts.config_of(epochs=2), workdir)
+    return workdir, layouts.train_here(workdir, epochs=2)
 
 
 def test_weights_saved_alone_are_evaluated_and_begun_from_as_those_of_the_run(trained, tmp_path):

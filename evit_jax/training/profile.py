@@ -1,12 +1,13 @@
 """A profile of some steps on request, for xprof or TensorBoard."""
 
+import pathlib
 import re
+import shutil
 import tempfile
 from typing import Any
 
 import jax
 from absl import logging
-from etils import epath
 
 from evit_jax.training import storage
 
@@ -36,7 +37,7 @@ class Profile:
         """A step is about to be sent to the devices."""
         if step in self._steps and not self._tracing:
             if storage.is_remote(self._folder):
-                self._written = epath.Path(tempfile.mkdtemp())
+                self._written = pathlib.Path(tempfile.mkdtemp())
             jax.profiler.start_trace(str(self._written))
             self._tracing = True
 
@@ -53,5 +54,5 @@ class Profile:
             jax.profiler.stop_trace()
             if self._written != self._folder:
                 storage.upload(self._written, self._folder)
-                self._written.rmtree()
+                shutil.rmtree(self._written)
             logging.info('profile: %s (look at it with xprof or TensorBoard)', self._folder)

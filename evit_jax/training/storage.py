@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 import os
+import pathlib
 import shutil
 import tempfile
 import uuid
@@ -92,13 +93,13 @@ def move(folder: epath.Path, target: epath.Path) -> None:
         folder.rename(target)
 
 
-def upload(folder: epath.Path, target: epath.Path) -> None:
+def upload(folder: pathlib.Path, target: epath.Path) -> None:
     """Copies the files of a folder of this machine, with those of the folders in it."""
     for file in folder.rglob('*'):
         if file.is_file():
             copy = target / file.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            file.copy(copy)
+            copy.write_bytes(file.read_bytes())
 
 
 @contextlib.contextmanager
