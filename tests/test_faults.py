@@ -61,6 +61,7 @@ def test_killed_at_random_moments_and_during_saves_it_continues_to_the_bit(undis
     faults.assert_same_end(tmp_path / 'run', undisturbed(epochs=epochs))
 
 
+@pytest.mark.slow
 def test_stopped_at_random_moments_and_in_an_evaluation_it_has_saved_there_and_continues_to_the_bit(undisturbed,
                                                                                                    tmp_path):
     rng, workdir = np.random.default_rng(0), tmp_path / 'run'
@@ -216,6 +217,7 @@ def workers_of(training):
             if b'spawn_main' in pathlib.Path(f'/proc/{child}/cmdline').read_bytes()]
 
 
+@pytest.mark.slow
 @linux
 def test_when_a_data_worker_is_killed_the_run_says_so_and_continues_to_the_bit(undisturbed, tmp_path):
     training = faults.Training(tmp_path / 'run', data__workers=2)

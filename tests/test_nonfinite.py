@@ -82,6 +82,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path, monkeypatch):
         loop.train(config_of(nonfinite='skip'), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_there_goes_on_with_skip(tmp_path, monkeypatch):
     poison(monkeypatch)
     with pytest.raises(FloatingPointError, match=rf'step {spoiled()[0]}: .*--config.nonfinite=skip'):

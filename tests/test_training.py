@@ -85,6 +85,7 @@ def kill_at(workdir, step):
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_ends_with_the_bits_of_an_undisturbed_one(undisturbed, tmp_path):
     steps = np.random.default_rng().choice(np.arange(8, 36), 2, replace=False)
     for step in sorted(int(step) for step in steps):
@@ -104,6 +105,7 @@ def test_one_set_of_weights_is_evaluated_under_other_plans_and_sizes(undisturbed
     assert 0 <= larger['top1'] <= 1
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, caplog):
     config = tiny(checkpoint__every=20)
     loop.train(config, tmp_path)
