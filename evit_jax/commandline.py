@@ -14,7 +14,8 @@ def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operan
 
     Args:
       program: or several by name, of which the command line says one before the flags.
-      operands: names of the words that the command line gives to the program beside the flags.
+      operands: names of the words that the command line gives to the program beside the flags; where the last one
+        ends in '...', it stands for one or more.
     """
     if {'-h', '-help', '--help'} & {*sys.argv}:
         print(sys.modules['__main__'].__doc__, flags.FLAGS.main_module_help(), sep='\n')
@@ -25,12 +26,15 @@ def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operan
             if len(words) != 1 or words[0] not in program:
                 raise ValueError(f'say {" or ".join(program)} before the flags, not {" ".join(words) or "nothing"}')
             program = program[words.pop()]
-        if len(words) > len(operands):
+        if len(words) > len(operands) and not ''.join(operands).endswith('...'):
             raise ValueError(f'what is {words[len(operands)]!r} for? Every flag has the form --name=value')
         if len(words) < len(operands):
             raise ValueError(f'give {" and ".join(operands)}, not {" ".join(words) or "nothing"}')
         _log_our_own_lines()
         program(*words)
+    except BrokenPipeError:  # who reads what is printed has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except _MENDABLE as error:
         if os.environ.get('EVIT_JAX_TRACEBACK'):
             raise

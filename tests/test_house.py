@@ -10,7 +10,8 @@ PACKAGE = ROOT / 'evit_jax'
 ROOMS = {  # each with what it may import beside itself
     'tokens': set(), 'parallel': set(), 'models': {'tokens', 'parallel'}, 'data': {'tokens', 'parallel'},
     'pictures': set(), 'training': {'tokens', 'parallel', 'models', 'data', 'pictures'},
-    'benchmarks': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'}, 'commandline': set()}
+    'inference': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'},
+    'benchmarks': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'}, 'commandline': set()}
 HEAVY = {'tensorflow', 'torch', 'torchvision', 'timm', 'keras', 'clu'}  # clu imports TensorFlow
 
 
