@@ -61,7 +61,8 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> To
 def fused_origin(patch: Array, score: Array, kept: Array, before: tuple[Array, ...], patches: int) -> Array:
     """How much of each patch is in the token that a reduction fuses.
 
-    A fused token that is dropped again counts by the patches that were fused into it.
+    A fused token that is dropped again counts by the patches that were fused into it, each by its share of that token
+    times the token's own weight. (The blocks between change both; this is what the reductions alone did.)
 
     Args:
       patch: [B, N] int32, the ids that enter the reduction.
@@ -71,7 +72,7 @@ def fused_origin(patch: Array, score: Array, kept: Array, before: tuple[Array, .
       patches: of the image.
 
     Returns:
-      [B, patches] float32, 0 for what was never fused; a row's sum is the class attention that went to it.
+      [B, patches] float32, 0 for what is not in it; in the first reduction the class attention.
     """
     def place(ids):
         return jnp.where(ids < 0, patches - 1 - ids, ids)  # the fused tokens behind the patches
