@@ -28,12 +28,17 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from evit_jax import commandline
+from evit_jax.benchmarks import report
 from evit_jax.data.classes import readable
+from evit_jax.data.decode import decode
+from evit_jax.data.sources import Source
+from evit_jax.inference.dropping import Masked, Some, drop_patches
 from evit_jax.inference.held_out import held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
 from evit_jax.inference.trained import Trained, read_trained
+from evit_jax.pictures.dropping import dropping_csv, dropping_plot
 from evit_jax.pictures.report import report_page
 from evit_jax.pictures.sheet import example_sheet
 
@@ -44,6 +49,10 @@ _BATCH = flags.DEFINE_integer('batch', None, 'Images computed at a time; 16 for 
 _IMAGES = flags.DEFINE_integer('images', None, 'Of the test split, evenly spread: 12 for kept, all for drop.',
                                lower_bound=1)
 _RATES = flags.DEFINE_list('rates', None, 'kept: of the slider; 0.3,0.4,...,1 and the one trained with.')
+_SHARES = flags.DEFINE_list('shares', ['0', '0.05', *(f'0.{tenth}' for tenth in range(1, 10))], 'drop: of the patches.')
+_RATE = flags.DEFINE_float('rate', 1.0, 'drop: kept by each reduction of the patches that the model gets.')
+_MASKS = flags.DEFINE_string('masks', None, 'drop: folder of masks.')
+_SEED = flags.DEFINE_integer('seed', 0, 'drop: of what is dropped at random.')
 _PNG = flags.DEFINE_string('png', None, 'kept: folder for a picture of each image at each rate.')
 
 
@@ -77,6 +86,30 @@ def kept(checkpoint: str, *words: str) -> None:
         sys.exit(1)
 
 
+def drop(checkpoint: str) -> None:
+    """Writes accuracy against the share of the patches dropped, as a plot and beside it as CSV."""
+    out = _writable(_OUT.value or 'drop.png', '--out')
+    table = _writable(str(out.with_suffix('.csv')), '--out')
+    shares = _numbers('shares', _SHARES.value)
+    trained = read_trained(checkpoint, ema=_EMA.value)
+    source = _test_split(checkpoint, trained)
+    if _MASKS.value:
+        source = Masked(source, _folder_there(_MASKS.value))
+    if _IMAGES.value:
+        source = Some(source, spread(len(source), _IMAGES.value))
+    if 'mask' not in source[0]:
+        raise ValueError('the data have no masks: give --masks DIR with one for each image, white on the object')
+    found = drop_patches(trained, source, shares=shares, rate=_RATE.value, seed=_SEED.value,
+                         batch_size=min(_BATCH.value or 128, len(source)))
+    dropping_plot(found.shares, found.accuracy, out, on_object=found.on_object,
+                  title=f'Top-1 of {trained.name} without some of its patches, {found.images:,} images')
+    table.write_text(dropping_csv(found.shares, found.accuracy))
+    rows = [(f'{100 * share:.1f} %', *(f'{100 * values[number]:.1f}' for values in found.accuracy.values()))
+            for number, share in enumerate(found.shares)]
+    print(report.table(('dropped', *found.accuracy), rows))
+    print(f'{found.images:,} images, {100 * found.on_object:.1f} % of their patches on the object: {out}, {table}')
+
+
 def _of_files(words: Sequence[str], trained: Trained) -> list[Subject]:
     files, subjects = find_images(words, sys.stdin if '-' in words else ()), []
     for file in files:
@@ -86,9 +119,20 @@ def _of_files(words: Sequence[str], trained: Trained) -> list[Subject]:
 
 
 def _of_test_split(checkpoint: str, trained: Trained) -> list[Subject]:
-    source = held_out(checkpoint, trained.shape.classes, _CONFIG.value and _CONFIG.value.to_dict())
-    examples = [source[index] for index in spread(len(source), _IMAGES.value or 12)]
-    return [Subject(example['id'], example['image'], trained.class_names[example['label']]) for example in examples]
+    source, subjects = _test_split(checkpoint, trained), []
+    for index in spread(len(source), _IMAGES.value or 12):
+        try:
+            example = source[index]
+            subjects.append(Subject(example['id'], decode(example['image']), trained.class_names[example['label']]))
+        except (OSError, ValueError) as error:
+            logging.warning('example %d cannot be read: %s', index, error)
+    if not subjects:
+        raise ValueError('none of the images tried can be read')
+    return subjects
+
+
+def _test_split(checkpoint: str, trained: Trained) -> Source:
+    return held_out(checkpoint, trained.shape.classes, _CONFIG.value and _CONFIG.value.to_dict())
 
 
 def _rates(trained: Trained) -> list[float]:
@@ -118,6 +162,12 @@ def _writable(name: str, flag: str) -> pathlib.Path:
     return path
 
 
+def _folder_there(name: str) -> str:
+    if not os.path.isdir(os.path.expanduser(name)):
+        raise FileNotFoundError(f'there is no folder of masks {name}')
+    return name
+
+
 def _folder(name: str | os.PathLike, flag: str = '--png') -> pathlib.Path:
     folder = pathlib.Path(name).expanduser()
     try:
@@ -129,4 +179,4 @@ def _folder(name: str | os.PathLike, flag: str = '--png') -> pathlib.Path:
 
 
 if __name__ == '__main__':
-    commandline.run({'kept CHECKPOINT [IMAGES...]': kept})
+    commandline.run({'kept CHECKPOINT [IMAGES...]': kept, 'drop CHECKPOINT': drop})
