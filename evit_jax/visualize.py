@@ -29,6 +29,7 @@ from ml_collections import config_flags
 
 from evit_jax import commandline
 from evit_jax.benchmarks import report
+from evit_jax.benchmarks.results import read_results
 from evit_jax.data.classes import readable
 from evit_jax.data.decode import decode
 from evit_jax.data.sources import Source
@@ -39,8 +40,10 @@ from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
 from evit_jax.inference.trained import Trained, read_trained
 from evit_jax.pictures.dropping import dropping_csv, dropping_plot
+from evit_jax.pictures.published import PUBLISHED
 from evit_jax.pictures.report import report_page
 from evit_jax.pictures.sheet import example_sheet
+from evit_jax.pictures.tradeoff import tradeoff_plot
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Whose test split is shown; not needed with IMAGES.')
 _OUT = flags.DEFINE_string('out', None, 'File that is written; kept.html, drop.png or tradeoff.png if not given.')
@@ -53,6 +56,7 @@ _SHARES = flags.DEFINE_list('shares', ['0', '0.05', *(f'0.{tenth}' for tenth in 
 _RATE = flags.DEFINE_float('rate', 1.0, 'drop: kept by each reduction of the patches that the model gets.')
 _MASKS = flags.DEFINE_string('masks', None, 'drop: folder of masks.')
 _SEED = flags.DEFINE_integer('seed', 0, 'drop: of what is dropped at random.')
+_REFERENCE = flags.DEFINE_bool('reference', True, 'tradeoff: published figures of DeiT-S, EViT, DynamicViT, LV-ViT.')
 _PNG = flags.DEFINE_string('png', None, 'kept: folder for a picture of each image at each rate.')
 
 
@@ -68,6 +72,8 @@ def kept(checkpoint: str, *words: str) -> None:
     examples, settings, problems = look(predictor, subjects, rates)
     for problem in problems:
         logging.warning('cannot be read: %s', problem)
+    if not examples:
+        raise ValueError('none of the images can be read')
     stages = [f'block {block}' for block in sorted(trained.reduce_at)]
     start = next((number for number, setting in enumerate(settings) if setting.trained and setting.share < 1),
                  len(rates) // 2)
@@ -108,6 +114,19 @@ def drop(checkpoint: str) -> None:
             for number, share in enumerate(found.shares)]
     print(report.table(('dropped', *found.accuracy), rows))
     print(f'{found.images:,} images, {100 * found.on_object:.1f} % of their patches on the object: {out}, {table}')
+
+
+def tradeoff(*files: str) -> None:
+    """Writes the plot of accuracy against cost."""
+    out = _writable(_OUT.value or 'tradeoff.png', '--out')
+    results, lost = read_results(files, ema=_EMA.value)
+    if lost:
+        logging.warning('%d rows are left out: they have no top1, nor the MACs of a run that has one', lost)
+    tradeoff_plot(results, out, published=PUBLISHED if _REFERENCE.value else ())
+    print(report.table(('', 'top-1', 'MACs', 'images/s'), [
+        (f'{result.series} {result.label}', f'{100 * result.top1:.1f}', f'{result.macs:,.0f}' if result.macs else '',
+         f'{result.speed:,.0f}' if result.speed else '') for result in results]))
+    print(out)
 
 
 def _of_files(words: Sequence[str], trained: Trained) -> list[Subject]:
@@ -179,4 +198,4 @@ def _folder(name: str | os.PathLike, flag: str = '--png') -> pathlib.Path:
 
 
 if __name__ == '__main__':
-    commandline.run({'kept CHECKPOINT [IMAGES...]': kept, 'drop CHECKPOINT': drop})
+    commandline.run({'kept CHECKPOINT [IMAGES...]': kept, 'drop CHECKPOINT': drop, 'tradeoff FILES...': tradeoff})

@@ -28,7 +28,7 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
     """
     told = _UNSAID | workdirs.flat(config or read_about(checkpoint).get('config', {}))
     if 'data.source' not in told:
-        raise ValueError(f'the checkpoint in {checkpoint} does not say which data it was trained on: give --config FILE')
+        raise ValueError(f'the checkpoint in {checkpoint} does not say what it was trained on: give --config FILE')
     return sources.open_source(
         told['data.source'], told['data.test_split'], path=told['data.path'], dataset=told['data.name'],
         image_size=told['model.image_size'], num_classes=classes, seed=told['seed'], cache=told['data.index_cache'])
