@@ -35,10 +35,9 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
             raise ValueError(f'give {" and ".join(operands)}, not {" ".join(words) or "nothing"}')
         _log_our_own_lines()
         program(*words)
-    except BrokenPipeError:  # who reads what is printed has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except _MENDABLE as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(141)
         if os.environ.get('EVIT_JAX_TRACEBACK'):
             raise
         while isinstance(error, KeyError | AttributeError) and error.args and isinstance(error.args[0], Exception):
@@ -47,8 +46,18 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
         print(f'error: {" ".join(str(text).split())}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print('stopped; the same command goes on from what was saved', file=sys.stderr)
+        print('stopped', file=sys.stderr)
         sys.exit(130)
+
+
+def _nobody_reads() -> bool:
+    """Whether who read what is printed has gone, as `head` does; nothing more is printed then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _log_our_own_lines() -> None:
@@ -56,5 +65,8 @@ def _log_our_own_lines() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     package = os.path.dirname(os.path.abspath(__file__))
-    logging.get_absl_handler().addFilter(
-        lambda record: record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package))
+    logging.get_absl_handler().addFilter(lambda record: record.name != 'asyncio' and (
+        record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package)))
+    # What a failed save leaves behind says so in asyncio's log, and, a hundred times, here.
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda seen: None if str(seen.exc_value) == 'Event loop is closed' else shown(seen)

@@ -86,9 +86,12 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
     shape = dataclasses.replace(shape, classes=weights['head.bias'].size, distilled=told['model.distilled'],
                                 image_size=told.get('model.image_size', shape.image_size))
     like = jax.eval_shape(models.create(shape).init, jax.random.key(0))
+    names = about.get('class_names') or names_of(shape.classes)
+    if len(names) != shape.classes:
+        raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {shape.classes} apart')
     return Trained(
         os.fspath(path), name, about['next_step'], fitted(weights, like, path), shape,
-        readable(about.get('class_names') or names_of(shape.classes)), shape.image_size, tuple(told['data.mean']),
+        readable(names), shape.image_size, tuple(told['data.mean']),
         tuple(told['data.std']), told['data.eval_crop'] or None, told['model.dtype'], at, told['model.fuse'],
         tuple(told['keep.rates']) or (told['keep.rate'],) * len(at), tuple(told['keep.tokens']))
 
