@@ -77,16 +77,16 @@ def kept(checkpoint: str, *words: str) -> None:
     stages = [f'block {block}' for block in sorted(trained.reduce_at)]
     start = next((number for number, setting in enumerate(settings) if setting.trained and setting.share < 1),
                  len(rates) // 2)
+    size, side, average = trained.image_size, trained.shape.patch_size, ', moving average' if _EMA.value else ''
     page = report_page(
-        examples, settings, patch_size=trained.shape.patch_size, start=start, stages=stages,
-        title=f'What {trained.name} keeps', about=f'{checkpoint}, step {trained.step:,}'
-        f'{", moving average of the weights" if _EMA.value else ""}: {len(examples)} images of {trained.image_size} x '
-        f'{trained.image_size}, patches of {trained.shape.patch_size} x {trained.shape.patch_size}')
+        examples, settings, patch_size=side, start=start, stages=stages, title=f'What {trained.name} keeps',
+        about=f'{checkpoint}, step {trained.step:,}{average}: {_images(len(examples))} of {size} x {size}, patches of '
+        f'{side} x {side}')
     out.write_text(page, encoding='utf-8')
-    print(f'{out}: {len(examples)} images at {len(rates)} keep rates, {len(page.encode()) / 1e6:.2f} MB')
+    print(f'{out}: {_images(len(examples))} at {len(rates)} keep rates, {len(page.encode()) / 1e6:.2f} MB')
     for number, setting in enumerate(settings) if pictures else ():
         for place, example in enumerate(examples, 1):
-            sheet = example_sheet(example, number, setting, patch_size=trained.shape.patch_size, stages=stages)
+            sheet = example_sheet(example, number, setting, patch_size=side, stages=stages)
             sheet.save(pictures / f'{place:03d}_{pathlib.Path(example.name).stem}_{setting.rate}.png')
     if problems:
         sys.exit(1)
@@ -96,6 +96,8 @@ def drop(checkpoint: str) -> None:
     """Writes accuracy against the share of the patches dropped, as a plot and beside it as CSV."""
     out = _writable(_OUT.value or 'drop.png', '--out')
     table = _writable(str(out.with_suffix('.csv')), '--out')
+    if table == out:
+        raise ValueError(f'--out={_OUT.value} is for the plot: give a name that ends in .png, the table lies beside it')
     shares = _numbers('shares', _SHARES.value)
     trained = read_trained(checkpoint, ema=_EMA.value)
     source = _test_split(checkpoint, trained)
@@ -161,6 +163,10 @@ def _rates(trained: Trained) -> list[float]:
     return sorted(set(_numbers('rates', _RATES.value)))
 
 
+def _images(count: int) -> str:
+    return f'{count:,} image{"s" * (count != 1)}'
+
+
 def _numbers(flag: str, texts: Sequence[str]) -> list[float]:
     try:
         return [float(text) for text in texts]
@@ -197,5 +203,7 @@ def _folder(name: str | os.PathLike, flag: str = '--png') -> pathlib.Path:
         raise ValueError(f'{flag}: the folder {folder} cannot be written ({error.strerror}): give another') from error
 
 
+PROGRAMS = {'kept CHECKPOINT [IMAGES...]': kept, 'drop CHECKPOINT': drop, 'tradeoff FILES...': tradeoff}
+
 if __name__ == '__main__':
-    commandline.run({'kept CHECKPOINT [IMAGES...]': kept, 'drop CHECKPOINT': drop, 'tradeoff FILES...': tradeoff})
+    commandline.run(PROGRAMS)

@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from evit_jax import commandline, models, visualize
+from evit_jax import commandline, models
 from evit_jax.data import sources
 from evit_jax.inference import dropping, read_trained
 from evit_jax.inference.held_out import spread
@@ -19,13 +19,11 @@ from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
 from evit_jax.tokens.plan import make_plan
 from evit_jax.training import weights
-from tests import layouts
+from tests import doors, layouts
 from tests.test_report_page import data_of
 from tests.test_tradeoff import make_rows, make_run
 
 SIZE = 40
-PROGRAMS = {'kept CHECKPOINT [IMAGES...]': visualize.kept, 'drop CHECKPOINT': visualize.drop,
-            'tradeoff FILES...': visualize.tradeoff}
 
 
 class Few(layouts.Colours):
@@ -73,15 +71,26 @@ def trained(checkpoint):
     return read_trained(checkpoint)
 
 
-def run(capsys, monkeypatch, *words):
-    """Exit code, output and what was said of errors."""
-    monkeypatch.setattr(sys, 'argv', ['visualize', *map(str, words)])
-    with flagsaver.flagsaver():
-        try:
-            code = commandline.run(PROGRAMS)
-        except SystemExit as error:
-            code = error.code
-    return code or 0, *capsys.readouterr()
+@pytest.fixture(scope='module')
+def visualize():
+    with doors.alone('visualize') as module:
+        yield module
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, visualize):
+    """Words of a command line -> exit code, output and what was said of errors."""
+
+    def start(*words):
+        monkeypatch.setattr(sys, 'argv', ['visualize', *map(str, words)])
+        with flagsaver.flagsaver():
+            try:
+                code = commandline.run(visualize.PROGRAMS)
+            except SystemExit as error:
+                code = error.code
+        return code or 0, *capsys.readouterr()
+
+    return start
 
 
 def test_each_rate_shows_what_a_prediction_at_this_rate_keeps(trained):
@@ -115,9 +124,9 @@ def test_a_patch_is_either_kept_or_in_a_fused_token(trained):
     assert ((found.origin[0] > 0) == ~np.isin(np.arange(16), found.kept[0])).all()
 
 
-def test_a_page_of_the_test_split_and_pictures(checkpoint, tmp_path, capsys, monkeypatch):
+def test_a_page_of_the_test_split_and_pictures(checkpoint, tmp_path, run):
     out, pictures = tmp_path / 'new' / 'page.html', tmp_path / 'png'
-    code, said, _ = run(capsys, monkeypatch, 'kept', checkpoint, '--out', out, '--images=2', '--rates=0.5,0.25',
+    code, said, _ = run('kept', checkpoint, '--out', out, '--images=2', '--rates=0.5,0.25',
                         '--png', pictures)
     data = data_of(out.read_text())
     assert code == 0 and '2 images at 2 keep rates' in said
@@ -128,12 +137,12 @@ def test_a_page_of_the_test_split_and_pictures(checkpoint, tmp_path, capsys, mon
 
 
 def test_a_page_of_files_knows_the_truth_by_the_folder_and_tells_what_is_no_image(
-        checkpoint, tmp_path, capsys, monkeypatch):
+        checkpoint, tmp_path, run):
     for place in ('green/a.png', 'other/b.png'):
         (tmp_path / place).parent.mkdir()
         Image.fromarray(Few('test')[0]['image']).save(tmp_path / place)
     (tmp_path / 'other' / 'c.png').write_text('no image')
-    code, said, _ = run(capsys, monkeypatch, 'kept', checkpoint, tmp_path / 'green', tmp_path / 'other', '--out',
+    code, said, _ = run('kept', checkpoint, tmp_path / 'green', tmp_path / 'other', '--out',
                         tmp_path / 'page.html', '--rates=0.5')
     data = data_of((tmp_path / 'page.html').read_text())
     assert code == 1 and '2 images at 1 keep rates' in said
@@ -141,7 +150,7 @@ def test_a_page_of_files_knows_the_truth_by_the_folder_and_tells_what_is_no_imag
     assert data['rows'][1]['views'][0]['right'] is None
 
 
-def test_the_rates_are_tenths_and_the_one_trained_with(trained):
+def test_the_rates_are_tenths_and_the_one_trained_with(trained, visualize):
     flags.FLAGS.mark_as_parsed()
     tenths = [number / 10 for number in range(3, 11)]
     assert visualize._rates(trained) == tenths
@@ -223,8 +232,8 @@ def test_masks_may_lie_in_a_folder(trained, tmp_path):
         find(trained, dropping.Some(masked, range(SIZE - 3, SIZE)), shares=(0.5,))
 
 
-def test_drop_writes_a_plot_and_a_table(checkpoint, tmp_path, capsys, monkeypatch):
-    code, said, _ = run(capsys, monkeypatch, 'drop', checkpoint, '--out', tmp_path / 'x.png', '--shares=0,0.5',
+def test_drop_writes_a_plot_and_a_table(checkpoint, tmp_path, run):
+    code, said, _ = run('drop', checkpoint, '--out', tmp_path / 'x.png', '--shares=0,0.5',
                         '--images=10', '--batch=8')
     lines = (tmp_path / 'x.csv').read_text().splitlines()
     assert code == 0 and '10 images' in said
@@ -240,8 +249,8 @@ def test_spread_takes_from_end_to_end():
         spread(0, 3)
 
 
-def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, capsys, monkeypatch):
-    code, said, _ = run(capsys, monkeypatch, 'tradeoff', make_run(tmp_path / 'run'), '--out', tmp_path / 'x.png')
+def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, run):
+    code, said, _ = run('tradeoff', make_run(tmp_path / 'run'), '--out', tmp_path / 'x.png')
     assert code == 0 and 'vit 0.7' in said and '50.0' in said and (tmp_path / 'x.png').stat().st_size > 10_000
 
 
@@ -261,21 +270,21 @@ def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, capsys, monkeypatch
     (['tradeoff', 'HERE/none'], 'there is no .*none'), (['tradeoff', 'HERE'], 'is no workdir of a run'),
     (['tradeoff', 'HERE/a.txt'], 'is no JSON with "rows"'), (['tradeoff', 'HERE/empty.json'], 'has no rows'),
     (['tradeoff', 'HERE/odd.json'], 'neither an accuracy'), (['tradeoff', 'HERE/speed.json'], 'nothing to draw')])
-def test_what_cannot_be_is_told_in_one_line(words, said, checkpoint, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_is_told_in_one_line(words, said, checkpoint, tmp_path, monkeypatch, run):
     (tmp_path / 'a.txt').write_text('text')
     (tmp_path / 'empty.json').write_text('{"rows": []}')
     make_rows(tmp_path / 'odd.json', {'top1': 'high'})
     make_rows(tmp_path / 'speed.json', {'macs': 3, 'images_per_second': 4})
     monkeypatch.chdir(tmp_path)
     words = [word.replace('HERE', str(tmp_path)).replace('RUN', str(checkpoint)) for word in words]
-    code, _, errors = run(capsys, monkeypatch, *words)
+    code, _, errors = run(*words)
     line = errors.splitlines()[-1]
     assert code == 2 and line.startswith('error: ')
     assert re.search(said, line), line
 
 
-def test_a_checkpoint_that_names_no_data_asks_for_a_config(tmp_path, capsys, monkeypatch):
+def test_a_checkpoint_that_names_no_data_asks_for_a_config(tmp_path, run):
     params = models.create(models.named_shape('vit_layouts')).init(jax.random.key(0))
     weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_layouts', 'reduce_at': (1,)}}, 'class_names': []})
-    code, _, errors = run(capsys, monkeypatch, 'drop', tmp_path, '--out', tmp_path / 'x.png')
+    code, _, errors = run('drop', tmp_path, '--out', tmp_path / 'x.png')
     assert code == 2 and 'give --config FILE' in errors
