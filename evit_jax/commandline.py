@@ -1,6 +1,7 @@
 """What the programs have in common: their flags, the log lines they show, and errors in one line."""
 
 import os
+import select
 import sys
 from collections.abc import Callable, Mapping
 
@@ -52,12 +53,12 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
 
 def _nobody_reads() -> bool:
     """Whether who read what is printed has gone, as `head` does; nothing more is printed then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _log_our_own_lines() -> None:
