@@ -10,13 +10,14 @@ from absl import flags, logging
 _MENDABLE = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, FloatingPointError)
 
 
-def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operands: str) -> None:
+def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *operands: str) -> None:
     """Parses the flags and runs the program; errors that a user can mend end it with one line and exit code 2.
 
     Args:
-      program: or several by name, of which the command line says one before the flags.
+      program: or several by name, of which the command line says one before the flags; its operands may stand behind
+        the name, as in 'drop CHECKPOINT'.
       operands: names of the words that the command line gives to the program beside the flags; where the last one
-        ends in '...', it stands for one or more.
+        ends in '...', it stands for one or more, and in brackets, '[IMAGES...]', for none too.
     """
     if {'-h', '-help', '--help'} & {*sys.argv}:
         print(sys.modules['__main__'].__doc__, flags.FLAGS.main_module_help(), sep='\n')
@@ -24,12 +25,14 @@ def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operan
     try:
         words = flags.FLAGS(sys.argv)[1:]
         if isinstance(program, Mapping):
-            if len(words) != 1 or words[0] not in program:
-                raise ValueError(f'say {" or ".join(program)} before the flags, not {" ".join(words) or "nothing"}')
-            program = program[words.pop()]
-        if len(words) > len(operands) and not ''.join(operands).endswith('...'):
+            names = {name.split()[0]: name for name in program}
+            if not words or words[0] not in names or (len(words) > 1 and names[words[0]] == words[0]):
+                raise ValueError(f'say {" or ".join(names)} before the flags, not {" ".join(words) or "nothing"}')
+            usage = names[words.pop(0)]
+            program, operands = program[usage], tuple(usage.split()[1:])
+        if len(words) > len(operands) and not ''.join(operands).rstrip(']').endswith('...'):
             raise ValueError(f'what is {words[len(operands)]!r} for? Every flag has the form --name=value')
-        if len(words) < len(operands):
+        if len(words) < sum(not name.startswith('[') for name in operands):
             raise ValueError(f'give {" and ".join(operands)}, not {" ".join(words) or "nothing"}')
         _log_our_own_lines()
         program(*words)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evit_jax.models import create, layers
+from evit_jax.models import create, layers, vit
 from evit_jax.models.vit import ViTShape
 from evit_jax.tokens.plan import make_plan
 
@@ -83,15 +83,21 @@ def test_drop_path_drops_whole_images_and_keeps_the_expectation(rate):
     assert out[:, 0, 0].mean() == pytest.approx(1, abs=5 * math.sqrt(rate / (1 - rate) / 8192))
 
 
+def silenced(params):
+    """Parameters under which every token leaves a block as it came."""
+    params = jax.tree.map(np.copy, params)
+    for block in params['blocks'].values():
+        for leaf in jax.tree.leaves((block['attn']['proj'], block['mlp']['fc2'])):
+            leaf[...] = 0
+    return params
+
+
 @pytest.mark.parametrize('fuse', [True, False], ids=['fused', 'dropped'])
 @pytest.mark.parametrize('distilled', [True, False], ids=['distilled', 'plain'])
 def test_prefix_tokens_are_never_dropped_fused_or_ranked(distilled, fuse):
     apply, params = small_model(distilled=distilled)
     prefix = 1 + distilled
-    params = jax.tree.map(np.copy, params)
-    for block in params['blocks'].values():  # with silent branches a token stays what it was, wherever it goes
-        for leaf in jax.tree.leaves((block['attn']['proj'], block['mlp']['fc2'])):
-            leaf[...] = 0
+    params = silenced(params)
     plan = make_plan(16, 3, tokens=(3, 1), reduce_at=(0, 2), fuse=fuse)
     _, seen = apply(params, make_images(), plan)
     for block in range(3):
@@ -103,6 +109,59 @@ def test_prefix_tokens_are_never_dropped_fused_or_ranked(distilled, fuse):
     assert seen['class_attention'][1].shape == (4, plan.counts[0])
     came_from = np.take_along_axis(np.asarray(seen['pos'])[:, prefix:], first[..., None], axis=1)
     np.testing.assert_array_equal(seen['block00'][:, prefix:prefix + 3], came_from)
+
+
+@pytest.mark.parametrize('distilled', [True, False], ids=['distilled', 'plain'])
+def test_what_a_fused_token_is_made_of_is_known_patch_by_patch(distilled):
+    apply, params = small_model(distilled=distilled)
+    plan, prefix = make_plan(16, 3, tokens=(9, 4, 1), reduce_at=(0, 1, 2)), 1 + distilled
+    _, seen = apply(silenced(params), make_images(), plan)
+    whole = seen['pos'][:, prefix:]
+    for block, origin in enumerate(seen['origin']):
+        made = jnp.einsum('bn,bnd->bd', origin, whole)
+        np.testing.assert_allclose(seen[f'block{block:02d}'][:, -1], made, rtol=1e-4, atol=1e-6)
+    went = seen['class_attention'][0].sum(1) - jnp.sort(seen['class_attention'][0])[:, -9:].sum(1)
+    np.testing.assert_allclose(seen['origin'][0].sum(1), went, rtol=1e-4)
+    every, one = seen['kept'][0][:, :9], (seen['origin'][0] > 0).sum(1)
+    assert (one == 7).all() and every.min() >= 0  # each patch is kept or fused, none both, none neither
+
+
+def test_a_model_that_fuses_nothing_has_no_origins():
+    apply, params = small_model()
+    assert apply(params, make_images(), make_plan(16, 3, rate=0.5, reduce_at=(1,), fuse=False))[1]['origin'] == ()
+
+
+def test_origins_that_nobody_asks_for_cost_nothing(monkeypatch):
+    model = create(ViTShape(**SMALL))
+    params, plan = jax.eval_shape(model.init, jax.random.key(0)), make_plan(16, 3, rate=0.5, reduce_at=(0, 2))
+
+    def work_of(name):
+        def asked(params, images):
+            logits, seen = model.apply(params, images, plan)
+            return logits, seen[name]
+
+        return jax.jit(asked).lower(params, make_images()).compile().cost_analysis()
+
+    with_origins, kept = work_of('origin'), work_of('kept')
+    monkeypatch.setattr(vit, 'fused_origin', lambda *_: ())
+    assert work_of('kept') == kept
+    assert with_origins['bytes accessed'] > kept['bytes accessed']
+
+
+def test_only_the_visible_patches_are_seen():
+    apply, params = small_model()
+    images, visible = make_images(), jnp.asarray(np.random.default_rng(2).permuted(np.tile(range(16), (4, 1)), axis=1))
+    plan = make_plan(6, 3, rate=0.5, reduce_at=(1,))
+    logits, seen = apply(params, images, plan, visible=visible[:, :6])
+    assert seen['block00'].shape == (4, 7, 8) and seen['origin'][0].shape == (4, 16)
+    np.testing.assert_array_equal(jnp.sort(seen['patch'][0]), jnp.sort(visible[:, :6]))
+    hidden = np.repeat(np.repeat(~np.isin(np.arange(16), visible[0, :6]).reshape(4, 4), 4, 0), 4, 1)
+    others = images.at[0].set(jnp.where(hidden[..., None], 9.0, images[0]))
+    np.testing.assert_array_equal(apply(params, others, plan, visible=visible[:, :6])[0], logits)
+    every, _ = apply(params, images, make_plan(16, 3, reduce_at=()), visible=visible)
+    np.testing.assert_allclose(every, apply(params, images, make_plan(16, 3, reduce_at=()))[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match='the plan is for 16 patches and 3 blocks; this input has 6'):
+        apply(params, images, make_plan(16, 3, reduce_at=()), visible=visible[:, :6])
 
 
 def test_logits_of_a_distilled_model_are_the_mean_of_both_heads():

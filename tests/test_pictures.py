@@ -164,13 +164,13 @@ RECORDS += [{'step': 50, 'eval/top1': 0.5, 'eval/top1_ema': 0.4},
 @pytest.fixture
 def ends(monkeypatch):
     """The last values that are written, by their text."""
-    written, write = [], curves._write_ends
+    written, write = [], curves.write_ends
 
     def record(ax, ends):
         written.extend(text for _, text, _ in ends)
         write(ax, ends)
 
-    monkeypatch.setattr(curves, '_write_ends', record)
+    monkeypatch.setattr(curves, 'write_ends', record)
     return written
 
 

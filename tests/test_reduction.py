@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evit_jax.tokens.reduction import Tokens, keep_top, keep_top_and_fuse
+from evit_jax.tokens.reduction import Tokens, fused_origin, keep_top, keep_top_and_fuse
 
 REDUCERS = [keep_top, functools.partial(keep_top_and_fuse, stage=1)]
 each_reducer = pytest.mark.parametrize('reduce', REDUCERS, ids=['keep_top', 'keep_top_and_fuse'])
@@ -110,3 +110,27 @@ def test_scores_get_a_gradient_through_the_fused_token_only():
     want = np.einsum('bnd,bd->bn', tokens.x, toward[:, keep]) * dropped
     assert np.count_nonzero(want) == 3 * 4
     np.testing.assert_allclose(jax.grad(read)(score, slice(keep, None)), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('keeps', [(4, 1), (4, 4), (2, 1, 1), (3, 2, 1)])
+def test_a_fused_token_is_the_sum_of_the_patches_by_their_origin(keeps):
+    rng, patches = np.random.default_rng(3), 7
+    x = jnp.asarray(rng.normal(size=(3, patches, 4)), jnp.float32)
+    tokens, origins = Tokens(x, jnp.broadcast_to(jnp.arange(patches), (3, patches))), ()
+    for stage, keep in enumerate(keeps):
+        score = jnp.asarray(rng.dirichlet(np.ones(tokens.patch.shape[1] + 1), 3)[:, 1:], jnp.float32)
+        left = keep_top_and_fuse(tokens, score, keep, stage)
+        origins += (fused_origin(tokens.patch, score, left.patch, origins, patches),)
+        tokens = left
+        np.testing.assert_allclose(jnp.einsum('bn,bnd->bd', origins[-1], x), tokens.x[:, -1], rtol=1e-5, atol=1e-6)
+        still_there = np.where(tokens.patch < 0, patches, tokens.patch)
+        assert not np.take_along_axis(np.pad(origins[-1], ((0, 0), (0, 1))), still_there, axis=1).any()
+
+
+def test_origins_are_those_of_a_loop_over_dropped_tokens():
+    patch, score = jnp.asarray([[2, -1, 0, 4]]), jnp.asarray([[0.4, 0.2, 0.1, 0.05]])
+    before = (jnp.asarray([[0, 0.3, 0, 0.5, 0]]),)  # of the token fused first: patches 1 and 3
+    got = fused_origin(patch, score, jnp.asarray([[2, -2]]), before, 5)
+    np.testing.assert_allclose(got, [[0.1, 0.2 * 0.3, 0, 0.2 * 0.5, 0.05]], rtol=1e-6)
+    kept_on = fused_origin(patch, score, jnp.asarray([[2, -1, -2]]), before, 5)
+    np.testing.assert_allclose(kept_on, [[0.1, 0, 0, 0, 0.05]], rtol=1e-6)

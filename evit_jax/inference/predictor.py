@@ -46,6 +46,7 @@ class Prediction(NamedTuple):
     image: np.ndarray | None = None       # [S, S, 3] uint8: what the model saw
     kept: tuple[np.ndarray, ...] = ()     # per reduction [K] patch ids, best first; negative: a fused token
     attention: tuple[np.ndarray, ...] = ()  # per reduction [N] float32: of the class token, to each patch; NaN: gone
+    origin: tuple[np.ndarray, ...] = ()     # per reduction that fuses [N] float32: how much of each patch is in it
 
 
 class Predictor:
@@ -134,9 +135,11 @@ class Predictor:
         out = jax.tree.map(np.asarray, self._step(self._params, placed, plan))
         for row, image in enumerate(images):
             logits = out['logits'][row]
-            entered, attention, kept = ([of[row] for of in out[name]] for name in ('patch', 'class_attention', 'kept'))
+            entered, attention, kept, origin = (
+                [of[row] for of in out[name]] for name in ('patch', 'class_attention', 'kept', 'origin'))
             yield Prediction('', top=self._best(logits, top), logits=logits, image=image, kept=tuple(kept),
-                             attention=tuple(_by_patch(*pair, plan.patches) for pair in zip(entered, attention)))
+                             attention=tuple(_by_patch(*pair, plan.patches) for pair in zip(entered, attention)),
+                             origin=tuple(origin))
 
     def _best(self, logits, top):
         probabilities = np.exp(logits - logits.max())
@@ -151,7 +154,7 @@ def _make_step(trained: Trained) -> Callable[..., dict[str, Any]]:
 
     def step(params: Any, images: jax.Array, plan: TokenPlan) -> dict[str, Any]:
         logits, seen = model.apply(params, prepare(images), plan)
-        return {'logits': logits} | {name: seen[name] for name in ('kept', 'patch', 'class_attention')}
+        return {'logits': logits} | {name: seen[name] for name in ('kept', 'patch', 'class_attention', 'origin')}
 
     return step
 

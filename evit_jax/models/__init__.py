@@ -27,7 +27,7 @@ class Model(NamedTuple):
 
     shape: ViTShape
     init: Callable[[Array], Params]         # key -> parameters
-    apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, key=None) -> ViT.__call__'s
+    apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, key=None, visible=None) -> ViT.__call__'s
 
 
 def named_shape(name: str) -> ViTShape:
@@ -51,7 +51,7 @@ def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32) -> Mod
 
     graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
 
-    def apply(params, images, plan, key=None):
-        return nnx.merge(graph, params)(images, plan, key=key)
+    def apply(params, images, plan, key=None, visible=None):
+        return nnx.merge(graph, params)(images, plan, key=key, visible=visible)
 
     return Model(shape, jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))), apply)

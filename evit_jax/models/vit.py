@@ -14,7 +14,7 @@ from jax import Array
 
 from evit_jax.models import layers
 from evit_jax.tokens.plan import TokenPlan, block_parameters, blocks_macs
-from evit_jax.tokens.reduction import Tokens, keep_top, keep_top_and_fuse
+from evit_jax.tokens.reduction import Tokens, fused_origin, keep_top, keep_top_and_fuse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +151,15 @@ class ViT(nnx.Module):
         if shape.distilled:
             self.head_dist = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, images: Array, plan: TokenPlan, *, key: Array | None = None) -> tuple[Array, dict]:
+    def __call__(self, images: Array, plan: TokenPlan, *, key: Array | None = None,
+                 visible: Array | None = None) -> tuple[Array, dict]:
         """Classifies images.
 
         Args:
           images: [B, S, S, 3] normalised; position embeddings are resized where S is not the shape's size.
-          plan: static; made for the patches of S and this depth.
+          plan: static; made for the patches of S (or for so many as are visible) and this depth.
           key: for drop path; None in evaluation.
+          visible: [B, P] int32, the patches that the first block gets; None: all.
 
         Returns:
           Logits [B, L] float32 (with distillation the mean of both heads), and what was seen on the way by name.
@@ -167,16 +169,20 @@ class ViT(nnx.Module):
               (0-based) is -1-s.
             class_attention: per reduction, [B, N] float32 over the tokens that enter it.
             patch: [B, N] int32 per reduction, the patch ids that enter it, in the order of class_attention.
+            origin: per reduction that fuses, see `fused_origin`: how much of each patch is in the token fused there.
             cls_logits, dist_logits: [B, L] of each head.
 
         Raises:
           ValueError: the image is not square, not divisible by the patch, or not what the plan is for.
         """
-        shape, seen = self.shape, {'kept': (), 'class_attention': (), 'patch': ()}
-        self._check(images, plan)
+        shape, seen = self.shape, {'kept': (), 'class_attention': (), 'patch': (), 'origin': ()}
+        grid = self._check(images, plan, visible)
         x = seen['patch_embed'] = self.patch_embed(images.astype(self.dtype))
         x = seen['pos'] = self._add_prefix_and_positions(x)
-        patch = jnp.broadcast_to(jnp.arange(plan.patches, dtype=jnp.int32), (x.shape[0], plan.patches))
+        patch = jnp.broadcast_to(jnp.arange(grid, dtype=jnp.int32), (x.shape[0], grid))
+        if visible is not None:
+            tokens = jnp.take_along_axis(x[:, shape.prefix:], visible[..., None], axis=1)
+            x, patch = jnp.concatenate([x[:, :shape.prefix], tokens], axis=1), visible
         for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
             attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
             x, attention = block.attend(x, None if keep is None else shape.prefix, attend_key)
@@ -184,6 +190,8 @@ class ViT(nnx.Module):
                 seen['patch'] += (patch,)
                 tokens = self._reduce(Tokens(x[:, shape.prefix:], patch), attention, keep, plan.fused,
                                       stage=len(seen['kept']))
+                if plan.fused:
+                    seen['origin'] += (fused_origin(patch, attention, tokens.patch, seen['origin'], grid),)
                 x, patch = jnp.concatenate([x[:, :shape.prefix], tokens.x], axis=1), tokens.patch
                 seen['kept'] += (patch,)
                 seen['class_attention'] += (attention,)
@@ -195,13 +203,17 @@ class ViT(nnx.Module):
             logits = (logits + seen['dist_logits']) / 2
         return logits, seen
 
-    def _check(self, images, plan):
+    def _check(self, images, plan, visible):
+        """The number of patches in the images."""
         height, width = images.shape[1:3]
         if height != width:
             raise ValueError(f'images are {height} x {width}: they must be square')
-        if (patches := self.shape.patches(height)) != plan.patches or len(plan.keep) != self.shape.depth:
+        grid = self.shape.patches(height)
+        patches = grid if visible is None else visible.shape[1]
+        if patches != plan.patches or len(plan.keep) != self.shape.depth:
             raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
                              f'this input has {patches}, this model {self.shape.depth}')
+        return grid
 
     def _add_prefix_and_positions(self, x):
         prefix = self.shape.prefix

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-BLUE, GREEN, ORANGE = '#2563b8', '#0f8a6b', '#d9661f'
-INK, GREY, RULE = '#1f2329', '#7a828e', '#e6e9ee'
+from evit_jax.pictures.axes import BLUE, GREEN, GREY, INK, ORANGE, bare, write_ends
+
 WINDOW = 0.03             # share of the points that the loss is averaged over
 WIDTH = 8.4               # inches, as all below
 MARGINS = (0.62, 0.95, 0.5, 0.55)  # left, right (where the last values are written), top, bottom
@@ -50,7 +50,7 @@ def training_curves(records: Sequence[Mapping[str, float]], path: str | os.PathL
         'right': 1 - right / WIDTH, 'top': 1 - top / height, 'bottom': bottom / height})[:, 0]
     last = max(steps[-1] for steps, _ in curves.values())
     for ax, panel in zip(axes, panels):
-        _bare(ax, panel.title)
+        bare(ax, panel.title)
         ax.set_xlim(0, max(last, 1))
         panel.draw(ax, curves)
     axes[-1].set_xlabel('step', color=GREY, fontsize=9)
@@ -85,7 +85,7 @@ def _draw_loss(ax: Axes, curves: Mapping[str, Curve]) -> None:
     low, high = raw.min(), max(smooth.max(), np.quantile(raw, 0.98))  # a spike must not flatten the rest
     pad = 0.06 * (high - low) or 0.5
     ax.set_ylim(low - pad, high + pad)
-    _write_ends(ax, [(smooth[-1], f'{smooth[-1]:#.3g}', BLUE)])
+    write_ends(ax, [(smooth[-1], f'{smooth[-1]:#.3g}', BLUE)])
 
 
 def _draw_accuracy(ax: Axes, curves: Mapping[str, Curve]) -> None:
@@ -99,7 +99,7 @@ def _draw_accuracy(ax: Axes, curves: Mapping[str, Curve]) -> None:
     low = min(100 * curves[name][1].min() for name, _, _ in drawn)
     ax.set_ylim(max(0, low - 5), 100)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g} %'))
-    _write_ends(ax, ends)
+    write_ends(ax, ends)
 
 
 def _draw_keep_rate(ax: Axes, curves: Mapping[str, Curve]) -> None:
@@ -108,7 +108,7 @@ def _draw_keep_rate(ax: Axes, curves: Mapping[str, Curve]) -> None:
     ax.fill_between(steps, values, step='post', color=INK, alpha=0.05, linewidth=0)
     ax.set_ylim(0, 1.05)
     ax.set_yticks((0, 0.5, 1))
-    _write_ends(ax, [(values[-1], f'{values[-1]:.2f}', INK)])
+    write_ends(ax, [(values[-1], f'{values[-1]:.2f}', INK)])
 
 
 def _draw_lr(ax: Axes, curves: Mapping[str, Curve]) -> None:
@@ -118,7 +118,7 @@ def _draw_lr(ax: Axes, curves: Mapping[str, Curve]) -> None:
     ax.fill_between(steps, values, color=GREY, alpha=0.08, linewidth=0)
     ax.set_ylim(0, 1.15 * values[peak] or 1)
     ax.set_yticks((0, values[peak]), ('0', _power(values[peak])))
-    _write_ends(ax, [(values[-1], _power(values[-1]), GREY)])
+    write_ends(ax, [(values[-1], _power(values[-1]), GREY)])
 
 
 class _Panel(NamedTuple):
@@ -134,28 +134,6 @@ PANELS = (
     _Panel('Keep rate', 1.0, ('train/keep_rate',), _draw_keep_rate),
     _Panel('Learning rate', 0.8, ('train/lr',), _draw_lr),
 )
-
-
-def _bare(ax: Axes, title: str) -> None:
-    ax.set_title(title, loc='left', color=INK, fontsize=10, pad=11)
-    ax.spines[['top', 'left', 'right']].set_visible(False)
-    ax.spines['bottom'].set_color('#c9ced6')
-    ax.tick_params(length=0, colors=GREY, labelsize=8.5, pad=5)
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    ax.grid(axis='y', color=RULE, linewidth=0.8)
-    ax.set_axisbelow(True)
-
-
-def _write_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes (value, text, colour) at the right of the panel, each at its value unless another one is there."""
-    low, high = ax.get_ylim()
-    apart = 0.2 * (1 + max(text.count('\n') for _, text, _ in ends)) / (ax.bbox.height / ax.figure.dpi)
-    place = 1.0
-    for value, text, colour in sorted(ends, reverse=True):
-        place = min((value - low) / (high - low), place)
-        ax.annotate(text, (1, place), (8, 0), xycoords='axes fraction', textcoords='offset points', color=colour,
-                    fontsize=9, va='center', linespacing=1.15, annotation_clip=False)
-        place -= apart
 
 
 def _dot_if_single(steps: np.ndarray) -> dict:

@@ -58,6 +58,34 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> To
         jnp.concatenate([kept.patch, jnp.full((batch, 1), -1 - stage, kept.patch.dtype)], axis=1))
 
 
+def fused_origin(patch: Array, score: Array, kept: Array, before: tuple[Array, ...], patches: int) -> Array:
+    """How much of each patch is in the token that a reduction fuses.
+
+    A fused token that is dropped again counts by the patches that were fused into it, each by its share of that token
+    times the token's own weight. (The blocks between change both; this is what the reductions alone did.)
+
+    Args:
+      patch: [B, N] int32, the ids that enter the reduction.
+      score: [B, N] float32, their class attention.
+      kept: [B, K] int32, the ids that leave it.
+      before: of the reductions before this one, what this function said of them.
+      patches: of the image.
+
+    Returns:
+      [B, patches] float32, 0 for what is not in it; in the first reduction the class attention.
+    """
+    def place(ids):
+        return jnp.where(ids < 0, patches - 1 - ids, ids)  # the fused tokens behind the patches
+
+    def weights_of(patch, score, kept):
+        weights = jnp.zeros(patches + len(before) + 1, score.dtype).at[place(patch)].add(score)
+        return weights.at[place(kept)].set(0)
+
+    weights = jax.vmap(weights_of)(patch, score, kept)
+    earlier = (weights[:, patches + stage, None] * origin for stage, origin in enumerate(before))
+    return sum(earlier, start=weights[:, :patches])
+
+
 def _rank(score, keep):
     if not 1 <= keep <= score.shape[1]:
         raise ValueError(f'keep={keep} is outside [1, {score.shape[1]}]')

@@ -1,0 +1,45 @@
+"""The images that a checkpoint was evaluated on, found again by the config that stands beside it."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from evit_jax.data import sources
+from evit_jax.data.sources import Source
+from evit_jax.training import workdir as workdirs
+from evit_jax.training.checkpoints import read_about
+
+_UNSAID = {'data.path': '', 'data.name': '', 'data.test_split': 'test', 'data.index_cache': None, 'seed': 0,
+           'model.image_size': 224}
+
+
+def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, Any] | None = None) -> Source:
+    """Opens the test split of a run's data.
+
+    Args:
+      classes: of the model.
+      config: nested, in place of the one that the checkpoint keeps.
+
+    Raises:
+      ValueError: neither says which data, or they have other classes.
+      OSError: the data are not there.
+    """
+    told = _UNSAID | workdirs.flat(config or read_about(checkpoint).get('config', {}))
+    if 'data.source' not in told:
+        raise ValueError(f'the checkpoint in {checkpoint} does not say what it was trained on: give --config FILE')
+    return sources.open_source(
+        told['data.source'], told['data.test_split'], path=told['data.path'], dataset=told['data.name'],
+        image_size=told['model.image_size'], num_classes=classes, seed=told['seed'], cache=told['data.index_cache'])
+
+
+def spread(size: int, count: int) -> list[int]:
+    """`count` of the numbers below `size`, or all where there are fewer, evenly spread.
+
+    Raises:
+      ValueError: no number at all.
+    """
+    if not size:
+        raise ValueError('the data hold no images')
+    return np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(int)).tolist()
