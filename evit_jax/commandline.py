@@ -1,6 +1,7 @@
 """What the programs have in common: their flags, the log lines they show, and errors in one line."""
 
 import os
+import select
 import sys
 from collections.abc import Callable, Mapping
 
@@ -14,7 +15,8 @@ def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operan
 
     Args:
       program: or several by name, of which the command line says one before the flags.
-      operands: names of the words that the command line gives to the program beside the flags.
+      operands: names of the words that the command line gives to the program beside the flags; where the last one
+        ends in '...', it stands for one or more.
     """
     if {'-h', '-help', '--help'} & {*sys.argv}:
         print(sys.modules['__main__'].__doc__, flags.FLAGS.main_module_help(), sep='\n')
@@ -25,13 +27,15 @@ def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operan
             if len(words) != 1 or words[0] not in program:
                 raise ValueError(f'say {" or ".join(program)} before the flags, not {" ".join(words) or "nothing"}')
             program = program[words.pop()]
-        if len(words) > len(operands):
+        if len(words) > len(operands) and not ''.join(operands).endswith('...'):
             raise ValueError(f'what is {words[len(operands)]!r} for? Every flag has the form --name=value')
         if len(words) < len(operands):
             raise ValueError(f'give {" and ".join(operands)}, not {" ".join(words) or "nothing"}')
         _log_our_own_lines()
         program(*words)
     except _MENDABLE as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(141)
         if os.environ.get('EVIT_JAX_TRACEBACK'):
             raise
         while isinstance(error, KeyError | AttributeError) and error.args and isinstance(error.args[0], Exception):
@@ -40,8 +44,18 @@ def run(program: Callable[..., None] | Mapping[str, Callable[[], None]], *operan
         print(f'error: {" ".join(str(text).split())}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print('stopped; the same command goes on from what was saved', file=sys.stderr)
+        print('stopped', file=sys.stderr)
         sys.exit(130)
+
+
+def _nobody_reads() -> bool:
+    """Whether who read what is printed has gone, as `head` does; nothing more is printed then."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _log_our_own_lines() -> None:
@@ -49,5 +63,8 @@ def _log_our_own_lines() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     package = os.path.dirname(os.path.abspath(__file__))
-    logging.get_absl_handler().addFilter(
-        lambda record: record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package))
+    logging.get_absl_handler().addFilter(lambda record: record.name != 'asyncio' and (
+        record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package)))
+    # What a failed save leaves behind says so in asyncio's log, and, a hundred times, here.
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda seen: None if str(seen.exc_value) == 'Event loop is closed' else shown(seen)

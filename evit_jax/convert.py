@@ -1,89 +1,54 @@
-"""Weights in the layout of PyTorch's DeiT (timm) <-> this project's parameters, as dicts of numpy arrays."""
+"""Weights of PyTorch programs to this one's, and back: python -m evit_jax.convert deit_small.pth weights/deit_s
+                                                    python -m evit_jax.convert runs/mine mine.safetensors --ema
 
-from collections.abc import Mapping
+SRC is a file (.pth, .pt, .safetensors) with a DeiT or ViT as timm, DeiT, EViT or Hugging Face name its weights; DST is
+made, a folder to give to --config.init_from, to --mode evaluate, or to predict. PyTorch is not needed, and nothing that
+a file holds is run. Or SRC is the workdir of a run, and DST a file (.safetensors) for timm.
+"""
 
-import jax
-import numpy as np
+from absl import flags
 
-from evit_jax.models import Params, create
-from evit_jax.models.vit import ViTShape
+from evit_jax import commandline
+from evit_jax.interchange import conversion
+from evit_jax.training import storage
 
-
-def from_torch(weights: Mapping[str, np.ndarray], shape: ViTShape) -> Params:
-    """PyTorch's DeiT weights as the parameters of a model.
-
-    Args:
-      weights: state_dict key -> array; linear [out, in], convolution [out, in, height, width].
-
-    Raises:
-      ValueError: keys are missing, unknown or of another shape; lists them.
-    """
-    leaves = {_torch_key(path): (path, leaf.shape) for path, leaf in _template(shape)}
-    problems = [f'missing {key}' for key in leaves if key not in weights]
-    problems += [f'unknown {key}' for key in weights if key not in leaves]
-    params: Params = {}
-    for key in leaves.keys() & weights.keys():
-        path, wanted = leaves[key]
-        value = np.asarray(weights[key])
-        if value.shape != _torch_shape(path, wanted, shape):
-            problems.append(f'{key} has shape {value.shape}, wanted {_torch_shape(path, wanted, shape)}')
-            continue
-        node = params
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = _to_flax(path, value, wanted)
-    if problems:
-        raise ValueError(f'weights do not fit the model ({len(problems)} problems): ' + '; '.join(sorted(problems)))
-    return params
+_EMA = flags.DEFINE_bool('ema', False, 'Take the moving average of the weights.')
+_RESIZE = flags.DEFINE_integer('resize', None, 'Resize the position embeddings for images of this size.',
+                               lower_bound=1)
+_CLASS_NAMES = flags.DEFINE_string('class_names', None, 'File of the names of the classes, one in a line.')
+_ALLOW_MISSING = flags.DEFINE_multi_string(
+    'allow_missing', [], "Pattern of weights that may be missing and get initial values, as 'head.*': timm's names.")
+_ALLOW_EXTRA = flags.DEFINE_multi_string(
+    'allow_extra', [], "Pattern, as 'score_predictor.*', of weights that are left out if the model has none such.")
+_MEAN = flags.DEFINE_list('mean', None, "Of the channels, that images are normalised with; ImageNet's if not given. "
+                          'Weights named vit, unlike deit, often want 0.5,0.5,0.5 here and for std.')
+_STD = flags.DEFINE_list('std', None, 'As mean.')
 
 
-def to_torch(params: Params, shape: ViTShape) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`, exactly."""
-    out = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = tuple(key.key for key in keys)
-        out[_torch_key(path)] = _from_flax(path, np.asarray(leaf), shape)
-    return out
+def main(src: str, dst: str) -> None:
+    """Converts one way or the other, by what SRC is."""
+    inward = not storage.place(src).is_dir()
+    given = [flag.name for flag in (_CLASS_NAMES, _ALLOW_MISSING, _ALLOW_EXTRA, _MEAN, _STD) if flag.value]
+    if given and not inward:
+        raise ValueError(f'--{given[0]} is for files that come in, and {src} is a folder: leave it out')
+    if inward:
+        conversion.from_file(src, dst, ema=_EMA.value, resize=_RESIZE.value, class_names=_CLASS_NAMES.value,
+                             allow_missing=_ALLOW_MISSING.value, allow_extra=_ALLOW_EXTRA.value,
+                             mean=_channels(_MEAN), std=_channels(_STD))
+    else:
+        conversion.to_file(src, dst, ema=_EMA.value, resize=_RESIZE.value)
 
 
-def _template(shape):
-    tree = jax.eval_shape(create(shape).init, jax.random.key(0))
-    return [(tuple(key.key for key in keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+def _channels(flag):
+    try:
+        values = tuple(map(float, flag.value or ()))
+    except ValueError:
+        values = (0,)
+    if len(values) not in (0, 3) or (flag is _STD and 0 in values):
+        raise ValueError(f'--{flag.name} must be three numbers{", none of them 0" if flag is _STD else ""}, as '
+                         f'0.5,0.5,0.5, and not {",".join(flag.value)}')
+    return values
 
 
-def _torch_key(path):
-    names = {'kernel': 'weight', 'scale': 'weight'}
-    return '.'.join(str(names.get(part, part)) for part in path)
-
-
-def _is_patch_projection(path):
-    return path == ('patch_embed', 'proj', 'kernel')
-
-
-def _patch_side(shape):
-    return 1 if shape.stem else shape.patch_size
-
-
-def _torch_shape(path, flax_shape, shape):
-    if _is_patch_projection(path):
-        side = _patch_side(shape)
-        return flax_shape[1], flax_shape[0] // side**2, side, side
-    if path[-1] == 'kernel' and len(flax_shape) == 4:
-        return tuple(flax_shape[axis] for axis in (3, 2, 0, 1))
-    return flax_shape[::-1] if path[-1] == 'kernel' else flax_shape
-
-
-def _to_flax(path, value, flax_shape):
-    """A patch projection is a convolution in PyTorch and, on flattened patches, a linear map here."""
-    if path[-1] != 'kernel':
-        return value
-    return value.transpose(2, 3, 1, 0).reshape(flax_shape) if value.ndim == 4 else value.T
-
-
-def _from_flax(path, value, shape):
-    if path[-1] != 'kernel':
-        return value
-    if _is_patch_projection(path):
-        side = _patch_side(shape)
-        value = value.reshape(side, side, -1, value.shape[1])
-    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+if __name__ == '__main__':
+    commandline.run(main, 'SRC', 'DST')

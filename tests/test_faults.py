@@ -152,6 +152,7 @@ def test_when_all_checkpoints_are_damaged_the_run_stops_with_one_line_and_keeps_
     assert sorted(int(path.name) for path in (workdir / 'unreadable_checkpoints').iterdir()) == steps
 
 
+@pytest.mark.slow
 def test_of_two_starts_in_one_workdir_one_is_refused_and_the_other_dies_and_continues_to_the_bit(undisturbed, tmp_path):
     workdir = tmp_path / 'run'
     twice = [faults.Training(workdir), faults.Training(workdir)]
@@ -199,6 +200,7 @@ def test_on_a_disk_that_stays_full_it_ends_with_one_line_and_what_was_saved_is_u
     assert training.wait() == [2]
     before = faults.kept(tmp_path / 'run')
     assert before in ([20, 40], [20, 40, 60])  # the second where the limit came late
+    assert 'Event loop is closed' not in training.log()
     assert training.errors() == [
         f'error: the checkpoint of step {faults.STEPS} could not be written: File too large; the newest is that of '
         f"step {before[-1]}. Make room in {tmp_path / 'run' / 'checkpoints'}, then start again"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evit_jax.convert import from_torch, to_torch
+from evit_jax.interchange.vit import from_torch, to_torch
 from evit_jax.models import create, named_shape
 from evit_jax.tokens.plan import make_plan
 from tests.golden import golden_rule

@@ -10,7 +10,10 @@ PACKAGE = ROOT / 'evit_jax'
 ROOMS = {  # each with what it may import beside itself
     'tokens': set(), 'parallel': set(), 'models': {'tokens', 'parallel'}, 'data': {'tokens', 'parallel'},
     'pictures': set(), 'training': {'tokens', 'parallel', 'models', 'data', 'pictures'},
-    'benchmarks': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'}, 'commandline': set()}
+    'interchange': {'tokens', 'parallel', 'models', 'training'},
+    'inference': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'},
+    'serving': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'},
+    'benchmarks': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'}, 'commandline': set()}
 HEAVY = {'tensorflow', 'torch', 'torchvision', 'timm', 'keras', 'clu'}  # clu imports TensorFlow
 
 

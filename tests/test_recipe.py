@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from configs import base
-from evit_jax.convert import to_torch
+from evit_jax.interchange.vit import to_torch
 from evit_jax.models import create, named_shape
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.schedule import KeepSchedule, progress

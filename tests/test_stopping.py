@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import signal
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evit_jax.training import best, loop, results, stopping, writers
+from evit_jax.training import best, checksums, loop, results, run, stopping, writers
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step, read_about, read_newest
 from tests import layouts
@@ -122,6 +124,20 @@ def test_the_best_evaluation_is_kept_apart_and_is_a_workdir(undisturbed, tmp_pat
         if record['step'] == 8)
     loop.train(layouts.config_of(**QUIET), tmp_path)  # evaluates once more, to less
     assert newest_step(apart) == 8
+
+
+def test_where_the_best_could_not_be_written_the_next_one_is_compared_with_what_is_there(tmp_path, monkeypatch):
+    (tmp_path / 'config.json').write_text('{}')
+    kept, laid = best.Best(tmp_path, 'top1'), run.lay_out(layouts.config_of())
+    state = laid.new_state()
+    for step, value, room in ((1, 0.5, True), (2, 0.9, False), (3, 0.4, True), (4, 0.7, True)):
+        with monkeypatch.context() as patch:
+            if not room:
+                patch.setattr(checksums, 'write', mock.Mock(side_effect=OSError('no space left on device')))
+            kept.offer(state._replace(step=jnp.int32(step)), {'top1': value}, laid.about)
+            assert kept._checkpoints.latest() == {1: 1, 2: 1, 3: 1, 4: 4}[step]
+    kept.close()
+    assert read_about(tmp_path / 'best')['best'] == {'top1': 0.7}
 
 
 def test_nothing_is_kept_apart_where_no_metric_is_named(tmp_path):

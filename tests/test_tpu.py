@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from configs import digits
-from evit_jax import benchmark, parallel
+from evit_jax import parallel
 from evit_jax.benchmarks import tpu
 from evit_jax.benchmarks.hlo import Collective, Program
 from evit_jax.training import run as runs
@@ -164,12 +164,9 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
         tpu.devices_of('v5e:2x4')
 
 
-def test_a_batch_that_the_chips_cannot_share_is_refused(monkeypatch):
-    monkeypatch.setattr(tpu, 'devices_of', lambda topology: jax.devices()[:7])
-    monkeypatch.setattr(benchmark, '_config', lambda example: digits.get_config())
-    benchmark.flags.FLAGS(['benchmark', '--topology=v5e:2x4'])
+def test_a_batch_that_the_chips_cannot_share_is_refused():
     with pytest.raises(ValueError, match='batch_size=128 is not divisible by the 7 devices: use 126 or 133'):
-        benchmark.compile_for_tpu()
+        parallel.data_mesh(128, jax.devices()[:7])
 
 
 def run(*arguments):

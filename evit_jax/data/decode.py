@@ -64,6 +64,15 @@ def decode(encoded: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.n
         raise ValueError(f'not a readable image ({len(encoded)} bytes, first {encoded[:4]!r}): {reason}') from error
 
 
+def from_picture(picture: Image.Image) -> np.ndarray:
+    """What `decode` would make of the picture's file: upright, uint8 [H, W, 3].
+
+    Raises:
+      ValueError, OSError: it has pixels of 32 bits; its file is damaged.
+    """
+    return _upright(np.asarray(_as_rgb(picture)), _orientation(picture.getexif))
+
+
 def decode_mask(mask: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
     """The object's place, bool [size, size]; without a size [H, W] as stored.
 
@@ -99,8 +108,7 @@ def _decode_by_pillow(encoded: bytes, max_pixels: int) -> np.ndarray:
     with reader(io.BytesIO(encoded)) as picture:
         _check_size(*picture.size, max_pixels)
         picture.load()
-        image = np.asarray(_as_rgb(picture))
-        return _upright(image, _orientation(picture.getexif))
+        return from_picture(picture)
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -23,27 +23,24 @@ class Best:
     """
 
     def __init__(self, workdir: str | os.PathLike, metric: str):
-        self._metric, self._value, self._checkpoints = metric, float('-inf'), None
+        self._metric, self._checkpoints = metric, None
+        self._values: dict[int | None, float] = {None: float('-inf')}  # by step
         if metric:
             folder = storage.place(workdir) / BEST_FOLDER
             parallel.first_decides(lambda: workdirs.copy_config(workdir, folder))
             self._checkpoints = Checkpoints(folder, keep=1)
-            known = read_about(folder).get('best', {}).get(metric, self._value) if parallel.is_first() else 0
-            self._value = parallel.total({metric: known})[metric]
+            known = read_about(folder).get('best', {}).get(metric, float('-inf'))
+            agreed = parallel.total({metric: known if parallel.is_first() else 0.0})
+            self._values[self._checkpoints.latest()] = agreed[metric]
 
     def offer(self, state: TrainState, metrics: dict[str, float], about: dict[str, Any]) -> None:
-        """Starts saving the state if it is the best so far."""
-        if self._metric and (value := metrics[self._metric]) > self._value:
-            self._value = value
+        """Starts saving the state if it is better than the one on disk."""
+        if self._metric and (value := metrics[self._metric]) > self._values[self._checkpoints.latest()]:
+            self._values[int(state.step)] = value
             self._checkpoints.save(state, about | {'best': {self._metric: value}})
             logging.info('the best %s so far, %.4f, is that of step %d', self._metric, value, int(state.step))
 
-    def wait(self) -> None:
-        """As that of `Checkpoints`."""
-        if self._checkpoints:
-            self._checkpoints.wait()
-
     def close(self) -> None:
-        """As that of `Checkpoints`."""
+        """Waits until it is on disk, or could not be written."""
         if self._checkpoints:
             self._checkpoints.close()

@@ -97,8 +97,7 @@ def _train(config, workdir, held):
         state = _Loop(run, workdir, checkpoints, best, writer, stopping).go(state)
     metrics = results.evaluate_state(run, state, writer, workdir, stopping)
     best.offer(state, metrics, run.about)
-    for kept in (checkpoints, best):
-        kept.wait()
+    checkpoints.wait()
     return metrics
 
 

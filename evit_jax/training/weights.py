@@ -43,14 +43,25 @@ def read(workdir: str | os.PathLike, like: Params) -> tuple[Params, Params | Non
     Raises:
       ValueError: no readable checkpoint, or weights that do not fit; names them.
     """
-    leaves = {_dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     found = []
     for field in ('params', 'ema'):
         weights, about = read_newest(workdir, field)
-        if weights or field == 'params':
-            _check_fit(weights, leaves, workdir)
-        found.append(_as_tree(weights, like) if weights else None)
+        found.append(fitted(weights, like, workdir) if weights or field == 'params' else None)
     return *found, about['next_step']
+
+
+def fitted(weights: dict[str, np.ndarray], like: Params, workdir: str | os.PathLike) -> Params:
+    """Arrays by dotted path, as `read_newest` gives them, in the tree of a model's parameters.
+
+    Args:
+      like: a tree of what has their shapes.
+      workdir: whose they are.
+
+    Raises:
+      ValueError: they do not fit; names them.
+    """
+    _check_fit(weights, {_dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}, workdir)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], like)
 
 
 def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: bool,
@@ -78,17 +89,13 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     weights |= {name: np.asarray(leaves[name]) for name in replaced}
     if 'pos_embed' in weights:
         weights['pos_embed'] = _resized(weights['pos_embed'], leaves['pos_embed'].shape, prefix)
-    _check_fit(weights, leaves, workdir)
+    params = fitted(weights, fresh, workdir)
     names = tuple(about.get('class_names', ()))
     logging.info('starting from the %s of %s at step %d%s', 'moving average' if ema else 'weights', workdir,
                  about['next_step'], f'; fresh for other classes: {", ".join(replaced)}' if replaced else '')
     if not replaced and names and class_names and names != class_names:
         logging.warning('the head is kept, as there are %d classes in both, but their names differ', len(names))
-    return _as_tree(weights, fresh)
-
-
-def _as_tree(weights, like):
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], like)
+    return params
 
 
 def _dotted(path):

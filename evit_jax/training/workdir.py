@@ -93,10 +93,11 @@ def write_config(path: str | os.PathLike, about: dict[str, Any]) -> None:
     """Makes a folder the workdir of a run that is known by its weights alone.
 
     Args:
-      about: config (nested) and class_names, as far as they are known.
+      about: config (nested), and class_names where they are known.
     """
     storage.place(path).mkdir(parents=True, exist_ok=True)
-    _write(path, flat(about['config']) | {'class_names': list(about['class_names'])})
+    names = {'class_names': list(about['class_names'])} if 'class_names' in about else {}
+    _write(path, flat(about['config']) | names)
 
 
 def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:

@@ -1,0 +1,132 @@
+"""Packs a trained model to be served: python -m evit_jax.export runs/digits served/digits --rates=0.5,0.7,1.0
+
+CHECKPOINT is the folder of a run, its `best`, or one of weights alone. DIR is made, and appears when it is complete: a
+program of StableHLO for each plan, which runs on CPUs, GPUs and TPUs with any batch size, weights that all of them
+share, a manifest with sizes, class names and checksums, and a loader that needs jax and Pillow, and not this package;
+its README says the rest. What was written is run before the program ends, and its probabilities compared with the
+model's. A program that is killed leaves DIR.unfinished-..., which may be deleted.
+
+With --format=orbax DIR becomes a checkpoint of the weights alone, without the optimizer's state, with the config, for
+Orbax and for all that reads a run here: predict, evaluate, --config.init_from.
+"""
+
+import contextlib
+import errno
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from absl import flags, logging
+
+from evit_jax import commandline
+from evit_jax.inference.trained import Trained, read_trained
+from evit_jax.serving import artifact
+from evit_jax.tokens.plan import TokenPlan
+from evit_jax.training import storage, weights
+from evit_jax.training.checkpoints import read_about
+
+_RATES = flags.DEFINE_list('rates', [], 'A plan for each: the share of the tokens that every reduction keeps.')
+_TOKENS = flags.DEFINE_multi_string('tokens', [], 'A plan of the tokens that each reduction keeps, as 137,96,67; may '
+                                    'be given again. Without --rates and --tokens there is one plan, that of training.')
+_PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'],
+                               f'Where the programs are to run: {", ".join(artifact.PLATFORMS)}.')
+_KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the patches that each reduction keeps.')
+_DTYPE = flags.DEFINE_enum('dtype', None, list(artifact.TOLERANCE), 'Of the computation; as trained if not given.')
+_EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
+_FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'orbax'], 'What DIR is to hold.')
+_OF_PROGRAMS = _RATES, _TOKENS, _PLATFORMS, _KEPT, _DTYPE
+
+
+def main(checkpoint: str, dst: str) -> None:
+    """Writes DIR, whole or not at all."""
+    if storage.is_remote(dst):
+        raise ValueError(f'{dst} is no folder of this machine: export to one, then copy it')
+    folder = pathlib.Path(dst).expanduser().absolute()
+    if folder.is_symlink() or folder.exists():
+        raise ValueError(f'{dst} is there already, and is left as it is: give another DIR')
+    wanted, platforms = _wanted_plans(), _platforms()
+    if _FORMAT.value == 'orbax' and (given := [flag.name for flag in _OF_PROGRAMS if flag.present]):
+        raise ValueError(f'--{given[0]} is for programs, and a checkpoint holds none: leave it out')
+    trained = read_trained(checkpoint, ema=_EMA.value)
+    logging.info('%s, step %d of %s', trained.name, trained.step, checkpoint)
+    if _FORMAT.value == 'orbax':
+        with _appearing(folder, trained) as unfinished:
+            _write_orbax(unfinished, trained)
+    else:
+        trained = trained._replace(dtype=_DTYPE.value or trained.dtype)
+        plans = {name: trained.plan(**how) for name, how in wanted.items()}
+        with _appearing(folder, trained) as unfinished:
+            artifact.write(unfinished, trained, plans, platforms=platforms, kept=_KEPT.value, ema=_EMA.value)
+            _check(unfinished, trained, plans, platforms)
+    logging.info('%s is written', dst)
+
+
+def _wanted_plans() -> dict[str, dict]:
+    """By name, what `Trained.plan` is to be asked for."""
+    counts = [_numbers('tokens', text.split(','), int) for text in _TOKENS.value]
+    asked = [(str(rate), {'rate': rate}) for rate in _numbers('rates', _RATES.value, float)]
+    asked += [('-'.join(map(str, tokens)), {'tokens': tokens}) for tokens in counts]
+    names = [name for name, _ in asked]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f'the plan {twice[0]} is asked for twice: give each once')
+    return dict(asked) or {'trained': {}}
+
+
+def _numbers(flag: str, texts: list[str], kind: type) -> tuple:
+    try:
+        return tuple(map(kind, texts))
+    except ValueError:
+        raise ValueError(f'--{flag}={",".join(texts)} is no list of numbers: give them with commas between') from None
+
+
+def _platforms() -> tuple[str, ...]:
+    known = artifact.PLATFORMS
+    if wrong := [name for name in _PLATFORMS.value if name not in known]:
+        raise ValueError(f'--platforms: {wrong[0]!r} is unknown, there are {", ".join(known)}')
+    if not _PLATFORMS.value:
+        raise ValueError(f'--platforms is empty: give some of {", ".join(known)}')
+    return tuple(dict.fromkeys(_PLATFORMS.value))
+
+
+def _check(folder: pathlib.Path, trained: Trained, plans: dict[str, TokenPlan], platforms: tuple[str, ...]) -> None:
+    here = jax.export.default_export_platform()
+    if here not in platforms:
+        logging.warning('not run: the programs are for %s, and this machine computes on %s', ', '.join(platforms), here)
+        return
+    for name, difference in artifact.check(folder, trained, plans):
+        logging.info("plan %s: run on %s, its probabilities differ from the model's by %.1e at most", name, here,
+                     difference)
+
+
+def _write_orbax(folder: pathlib.Path, trained: Trained) -> None:
+    about = read_about(trained.path)
+    told = {key: about[key] for key in ('config', 'class_names') if key in about}
+    weights.save(folder, trained.params, told | {'exported': {
+        'path': trained.path, 'step': trained.step, 'moving_average': _EMA.value}})
+    assert jax.tree.all(jax.tree.map(np.array_equal, read_trained(folder).params, trained.params))
+    logging.info('read again, the weights are the same')
+
+
+@contextlib.contextmanager
+def _appearing(folder: pathlib.Path, trained: Trained) -> Iterator[pathlib.Path]:
+    """A folder beside the one wanted, which takes its place at the end of the body; nothing stays of a failure."""
+    unfinished = folder.with_name(f'{folder.name}.unfinished-{uuid.uuid4().hex[:8]}')
+    try:
+        unfinished.mkdir(parents=True)
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params)), shutil.disk_usage(unfinished).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f'{free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB of weights')
+        yield unfinished
+        unfinished.rename(folder)
+    except OSError as error:
+        raise ValueError(f'{folder} cannot be written ({error.strerror or error}): make room there, or give another '
+                         'DIR') from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+if __name__ == '__main__':
+    commandline.run(main, 'CHECKPOINT', 'DIR')

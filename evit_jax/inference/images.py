@@ -1,0 +1,61 @@
+"""From the words of a command line to image files."""
+
+import glob
+import os
+from collections.abc import Iterable
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff')  # of what `data.decode` reads
+
+
+def find_images(words: Iterable[str], lines: Iterable[str] = ()) -> list[str]:
+    """The files that the words mean, in the words' order and by name within one.
+
+    A folder means the images in it and below it, without hidden ones; a pattern ('shots/*.jpg', '**' for folders below)
+    what it matches; '-' the `lines`. Any other word is a file, whatever its suffix and whether it is there or not.
+
+    Raises:
+      ValueError: nothing is found for a word.
+      OSError: a folder cannot be read.
+    """
+    found = []
+    for word in words:
+        if word == '-':
+            mine = [name for name in (line.rstrip('\r\n') for line in lines) if name]
+        else:
+            mine = _meant_by(os.path.expanduser(word))
+        if not mine:
+            raise ValueError('no file is named on standard input' if word == '-' else
+                             f'no image is in {word} ({", ".join(SUFFIXES)})')
+        found += mine
+    return found
+
+
+def _meant_by(word):
+    if os.path.isdir(word):
+        return _inside(word)
+    if os.path.lexists(word) or not glob.has_magic(word):
+        return [word]
+    matches = sorted(glob.glob(word, recursive=True))
+    if not matches:
+        raise ValueError(f'no file matches {word}')
+    found = [file for match in matches for file in (_inside(match) if os.path.isdir(match) else [match])]
+    return [file for file in dict.fromkeys(found) if file.lower().endswith(SUFFIXES)]  # '**' meets a file twice
+
+
+def _inside(folder):
+    """Images at and below a folder; one that links lead to again is not entered again."""
+    found, entered = [], set()
+
+    def refuse(error):
+        raise error
+
+    for here, below, files in os.walk(folder, onerror=refuse, followlinks=True):
+        place = os.stat(here)
+        if (place.st_dev, place.st_ino) in entered:
+            below.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith('.'))
+        found += [os.path.join(here, name) for name in sorted(files)
+                  if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
+    return found

@@ -1,0 +1,108 @@
+"""What was trained, with everything that is needed to use it."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from evit_jax import models
+from evit_jax.data.classes import names_of, readable
+from evit_jax.models import Params
+from evit_jax.models.vit import ViTShape
+from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.training import storage
+from evit_jax.training import workdir as workdirs
+from evit_jax.training.checkpoints import read_newest
+from evit_jax.training.weights import fitted
+
+# What weights that came without a config are taken to need: DeiT's values.
+_UNSAID = {
+    'model.distilled': False, 'model.dtype': 'float32', 'model.reduce_at': (3, 6, 9), 'model.fuse': True,
+    'keep.rate': 1.0, 'keep.rates': (), 'keep.tokens': (), 'data.eval_crop': 224 / 256,
+    'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225)}
+
+
+class Trained(NamedTuple):
+    """Weights, and how an image comes to them; `_replace(image_size=...)` makes ready for larger images."""
+
+    path: str
+    name: str                     # of the model
+    step: int
+    params: Params                # numpy arrays
+    shape: ViTShape
+    class_names: tuple[str, ...]  # by label
+    image_size: int
+    mean: tuple[float, ...]       # of the channels, of values in 0..1
+    std: tuple[float, ...]
+    eval_crop: float | None       # see `EvalTransform`
+    dtype: str                    # of the computation
+    reduce_at: tuple[int, ...]
+    fuse: bool
+    rates: tuple[float, ...]      # one for each reduction
+    tokens: tuple[int, ...]       # kept at each reduction, in place of rates
+
+    def plan(self, *, rate: float | None = None, rates: Sequence[float] = (), tokens: Sequence[int] = ()) -> TokenPlan:
+        """The plan of one rate, or of a rate or a token count for each reduction; of none of these, as trained.
+
+        Raises:
+          ValueError: more than one of them, or a value out of range.
+        """
+        asked = {'rate': rate is not None, 'rates': len(rates) > 0, 'tokens': len(tokens) > 0}
+        given = [name for name, said in asked.items() if said]
+        if len(given) > 1:
+            raise ValueError(f'give only one of {" and ".join(given)}')
+        if given and not self.reduce_at:
+            raise ValueError(f'the model in {self.path} drops nothing at any block (model.reduce_at is empty): make a '
+                             f'plan with blocks of your own, or leave {given[0]} out')
+        if not given:
+            rates, tokens = self.rates, self.tokens
+        elif rate is not None:
+            rates = (rate,) * len(self.reduce_at)
+        return make_plan(self.shape.patches(self.image_size), self.shape.depth, rate=tuple(rates), tokens=tuple(tokens),
+                         reduce_at=self.reduce_at, fuse=self.fuse)
+
+
+def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
+    """Reads weights from the newest checkpoint of a run, from its `best`, or from a folder of weights alone.
+
+    Args:
+      path: of the folder; may be in a bucket, gs://bucket/run.
+      ema: the moving average of the weights.
+
+    Raises:
+      ValueError: no readable checkpoint, one of another model, or no average in it.
+    """
+    _check_place(path)
+    weights, about = read_newest(path, 'ema' if ema else 'params')
+    if not weights:
+        raise ValueError(f'{path} holds no moving average: take its weights')
+    told = _UNSAID | workdirs.flat(about.get('config', {}))
+    if 'model.name' not in told:
+        raise ValueError(f'the checkpoint in {path} does not say of which model it is (model.name of its config)')
+    name, at = told['model.name'], tuple(told['model.reduce_at'])
+    shape = models.named_shape(name)
+    shape = dataclasses.replace(shape, classes=weights['head.bias'].size, distilled=told['model.distilled'],
+                                image_size=told.get('model.image_size', shape.image_size))
+    like = jax.eval_shape(models.create(shape).init, jax.random.key(0))
+    names = about.get('class_names') or names_of(shape.classes)
+    if len(names) != shape.classes:
+        raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {shape.classes} apart')
+    return Trained(
+        os.fspath(path), name, about['next_step'], fitted(weights, like, path), shape,
+        readable(names), shape.image_size, tuple(told['data.mean']),
+        tuple(told['data.std']), told['data.eval_crop'] or None, told['model.dtype'], at, told['model.fuse'],
+        tuple(told['keep.rates']) or (told['keep.rate'],) * len(at), tuple(told['keep.tokens']))
+
+
+def _check_place(path):
+    """Raises a ValueError where no folder is; of a bucket `read_newest` knows more."""
+    if storage.is_remote(path):
+        return
+    place = storage.place(path)
+    if place.is_file():
+        raise ValueError(f'{path} is a file: give the folder of a run; weights of PyTorch or safetensors are first '
+                         'made one by python -m evit_jax.convert')
+    if not place.is_dir():
+        raise ValueError(f'there is no folder {path}: give the folder of a run')

@@ -1,0 +1,69 @@
+"""What is known of weights beside their values: how images are prepared, which tokens go, what the classes mean."""
+
+import ast
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from evit_jax.models.vit import ViTShape
+
+METADATA = 'evit_jax'  # the key under which all of it stands in a safetensors file
+_KEYS = ('model.reduce_at', 'model.fuse', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean', 'data.std',
+         'data.eval_crop')
+_SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
+
+
+def model_keys(name: str, shape: ViTShape) -> dict[str, Any]:
+    """The part of a config that says which model it is."""
+    return {'name': name, 'image_size': shape.image_size, 'classes': shape.classes, 'distilled': shape.distilled}
+
+
+def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the arguments of EViT's training program say of the plan, as config keys; {} for any other program."""
+    rate, at = arguments.get('base_keep_rate'), arguments.get('drop_loc')
+    try:
+        at = tuple(ast.literal_eval(at) if isinstance(at, str) else at)
+        if not (0 < rate <= 1 and all(type(block) is int for block in at)):
+            raise ValueError
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return {}
+    return {'model.reduce_at': at, 'model.fuse': bool(arguments.get('fuse_token')), 'keep.rate': float(rate)}
+
+
+def from_metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Config keys and class names of a file that `to_metadata` was written to; none of another's."""
+    try:
+        held = json.loads(metadata.get(METADATA, '{}'))
+        names = [str(name) for name in held.get('class_names', ())]
+        return {key: value for key, value in held.get('config', {}).items() if key in _KEYS}, names
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        logging.warning('what the file says of its config cannot be read, and is left out')
+        return {}, []
+
+
+def to_metadata(name: str, shape: ViTShape, config: Mapping[str, Any]) -> dict[str, str]:
+    """Text for a safetensors file: the architecture by timm's name where there is one, and what a run's config says.
+
+    Args:
+      config: of a run, flat, as `workdir.saved_config` gives it.
+    """
+    held = {'config': {key: config[key] for key in _KEYS if key in config},
+            'class_names': config.get('class_names', [])}
+    architecture = {'architecture': _timm_name(name, shape)} if name in _SIZES else {}
+    return {'format': 'pt'} | architecture | {METADATA: json.dumps(held)}
+
+
+def _timm_name(name, shape):
+    """Without image size and classes, which timm is told besides."""
+    return f'deit_{_SIZES[name]}{"_distilled" * shape.distilled}_patch16_224'
+
+
+def timm_call(name: str, shape: ViTShape, path: Any) -> str:
+    """The Python that makes the model in timm with the weights in a file; '' where timm has none such."""
+    if name not in _SIZES:
+        return ''
+    size = f', img_size={shape.image_size}' * (shape.image_size != 224)
+    classes = f', num_classes={shape.classes}' * (shape.classes != 1000)
+    return f'timm.create_model({_timm_name(name, shape)!r}{size}{classes}, checkpoint_path={str(path)!r})'

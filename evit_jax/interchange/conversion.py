@@ -1,0 +1,149 @@
+"""From a file of another program to a folder that a run can start from, and back; says in the log what it finds."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+from absl import logging
+
+from evit_jax.interchange import about, detect, files, layouts, safetensors_file, vit
+from evit_jax.models import named_shape
+from evit_jax.training import storage, weights, workdir
+
+_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'keep.rate': 1.0, 'data.mean': (0.485, 0.456, 0.406),
+         'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
+
+
+def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, resize: int | None = None,
+              class_names: str | os.PathLike | None = None, allow_missing: Sequence[str] = (),
+              allow_extra: Sequence[str] = (), mean: Sequence[float] = (), std: Sequence[float] = ()) -> None:
+    """Writes the weights in a file as the workdir of a run that is known by its weights alone.
+
+    Args:
+      dst: a folder, which is made.
+      ema: take the moving average.
+      resize: image size that the position embeddings are resized for.
+      class_names: file of them, one in a line.
+      allow_missing, allow_extra: patterns of timm's keys, as in `vit.from_torch`.
+      mean, std: that images are normalised with; what the file says, or ImageNet's, if not given.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: `dst` is there already, or the file is refused, or does not fit; says why.
+    """
+    _check_places(src, dst)
+    if os.fspath(dst).endswith(('.safetensors', '.pth', '.pt')):
+        raise ValueError(f'{dst} is the name of a file, and {src} is one: give a folder that is to be made')
+    with files.opened(src) as (tree, metadata):
+        config, names = about.from_metadata(metadata)
+        names = _names_in(class_names) if class_names else names
+        try:
+            found = layouts.find(tree, ema=ema)
+            _refuse_others(found, allow_extra)
+            name, shape = detect.detect(found.arrays, classes=len(names) or 1000)
+            logging.info('%s: %s, images of %d, %d classes%s; names of %s; values %s', src, name, shape.image_size,
+                         shape.classes, ', distilled' * shape.distilled, found.layout, _types(found.arrays))
+            if len(names) not in (0, shape.classes):
+                raise ValueError(f'there are {len(names)} names for {shape.classes} classes')
+            params = vit.from_torch(found.arrays, shape, allow_missing=allow_missing, allow_extra=allow_extra)
+        except ValueError as error:
+            raise ValueError(f'{src}: {error}') from error
+    params, shape = _resized(params, shape, resize)
+    config |= about.settings_of(found.settings)
+    config |= {key: tuple(value) for key, value in (('data.mean', mean), ('data.std', std)) if value}
+    if assumed := _DEIT.keys() - config.keys():
+        logging.info('nothing says otherwise, so that it is as with DeiT: %s',
+                     ', '.join(f'{key} {_DEIT[key]}' for key in sorted(assumed)))
+    model = {f'model.{key}': value for key, value in about.model_keys(name, shape).items()}
+    told = {'config': _nested(_DEIT | config | model)} | ({'class_names': names} if names else {})
+    with _made(dst):
+        weights.save(dst, params, told)
+    logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
+
+
+def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, resize: int | None = None) -> None:
+    """Writes the newest weights of a run as a safetensors file in timm's layout.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: `dst` is there already, or there is no run, or no average; says which.
+    """
+    _check_places(src, dst)
+    if storage.is_remote(dst) or not os.fspath(dst).endswith('.safetensors'):
+        raise ValueError(f'{src} is a folder: if it is a run, give DST the name of a file of this machine that ends in '
+                         '.safetensors; if not, give the file of weights in it')
+    config = workdir.saved_config(src)
+    if config is None:
+        raise ValueError(f'{src} is not the workdir of a run: it holds no {workdir.CONFIG_FILE}')
+    name = config['model.name']
+    shape = dataclasses.replace(named_shape(name), **{key: config[f'model.{key}'] for key in (
+        'image_size', 'classes', 'distilled')})
+    params, average, step = weights.read(src, vit.template(shape))
+    if ema and average is None:
+        raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
+    params, shape = _resized(average if ema else params, shape, resize)
+    safetensors_file.write(dst, vit.to_torch(params, shape), about.to_metadata(name, shape, config))
+    logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', step, dst)
+    if call := about.timm_call(name, shape, dst):
+        logging.info('in timm: %s', call)
+    else:
+        logging.warning('timm has no model like %s: the file can be converted back, and no more', name)
+
+
+def _check_places(src, dst):
+    if not storage.place(src).exists():
+        raise FileNotFoundError(f'{src} is not there: give a file of weights (.pth, .pt, .safetensors), or a workdir')
+    if storage.place(dst).exists():
+        raise ValueError(f'{dst} is there already, and is left as it is: give another DST')
+
+
+def _refuse_others(found, allow_extra):
+    """Models that exist elsewhere and not here; the ViT in a DynamicViT can be had by itself."""
+    if found.layout == 'DynamicViT':
+        predictors = [key for key in found.arrays if key.startswith('score_predictor.')]
+        if not vit.matches(predictors, allow_extra):
+            raise ValueError("the weights are a DynamicViT's, a model that is not here. For the ViT in it, without its "
+                             f"{len(predictors)} weights that choose tokens: --allow_extra='score_predictor.*'")
+    elif found.layout == 'LV-ViT':
+        raise ValueError("the weights are an LV-ViT's, a model that is not here")
+
+
+def _types(arrays):
+    kinds = sorted({value.dtype.name for value in arrays.values()} - {'float32'})
+    return f'{" and ".join(kinds)} become float32' if kinds else 'float32'
+
+
+def _names_in(path):
+    names = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    if not names or not all(name.strip() for name in names):
+        raise ValueError(f'--class_names={path} has {"an empty line" if names else "no lines"}: give one name a line')
+    return [name.strip() for name in names]
+
+
+def _resized(params, shape, size):
+    if size is None or size == shape.image_size:
+        return params, shape
+    logging.info('position embeddings resized from images of %d to %d', shape.image_size, size)
+    return vit.resized(params, shape, size)
+
+
+def _nested(flat):
+    out = {}
+    for key, value in flat.items():
+        part, _, rest = key.partition('.')
+        out.setdefault(part, {})[rest] = value
+    return out
+
+
+@contextlib.contextmanager
+def _made(dst):
+    """A new folder, removed again if the body fails: what is left of it would be in the way of the next try."""
+    folder = storage.place(dst)
+    folder.mkdir(parents=True)
+    try:
+        yield
+    except BaseException:
+        folder.rmtree(missing_ok=True)
+        raise

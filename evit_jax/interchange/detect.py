@@ -1,0 +1,59 @@
+"""Which of this project's models some weights are for, from their shapes alone."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from evit_jax.models import SHAPES
+from evit_jax.models.vit import ViTShape
+
+
+def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
+    """Name and shape of the model: image size, classes and distillation as the weights have them.
+
+    Args:
+      arrays: by timm's names, of anything with a shape.
+      classes: in case that there is no head.
+
+    Raises:
+      ValueError: they are no vision transformer's, or of none that there is here; names what they are.
+    """
+    if missing := [key for key in ('cls_token', 'pos_embed', 'blocks.0.mlp.fc1.weight', 'patch_embed.proj.weight')
+                   if key not in arrays]:
+        some = ', '.join(sorted(arrays)[:6])
+        raise ValueError(f'these are not the weights of a vision transformer with a known layout: there is no '
+                         f'{" or ".join(missing)} among {len(arrays)} arrays ({some}...)')
+    _, positions, width = _dimensions(arrays, 'pos_embed', 3)
+    hidden, _ = _dimensions(arrays, 'blocks.0.mlp.fc1.weight', 2)
+    blocks = {int(match[1]) for key in arrays if (match := re.match(r'blocks\.(\d{1,4})\.', key))}
+    stem = [_dimensions(arrays, key, 4)[0] for key in sorted(arrays) if re.fullmatch(
+        r'patch_embed\.stem\.\d\.weight', key)]
+    patch = _dimensions(arrays, 'patch_embed.proj.weight', 4)[2]
+    found = (width, hidden, len(blocks), tuple(stem), None if stem else patch)
+    name = next((name for name, shape in SHAPES.items() if found == (
+        shape.width, shape.width * shape.mlp_ratio, shape.depth, shape.stem,
+        None if stem else shape.patch_size)), None)
+    if name is None:
+        there = '; '.join(f'{name} {shape.width} wide, {shape.depth} blocks, patches of {shape.patch_size}'
+                          for name, shape in SHAPES.items())
+        raise ValueError(f'the weights are of a vision transformer {width} wide with {len(blocks)} blocks, an MLP of '
+                         f'{hidden} and patches of {patch}, which is none of these: {there}')
+    shape = SHAPES[name]
+    distilled = 'dist_token' in arrays
+    grid = positions - 1 - distilled
+    side = math.isqrt(max(grid, 0))
+    if side < 1 or side**2 != grid:
+        raise ValueError(f'pos_embed has {positions} positions, which are not those of {1 + distilled} '
+                         f'token{"s" * distilled} and a square of patches')
+    if 'head.weight' in arrays:
+        classes = _dimensions(arrays, 'head.weight', 2)[0]
+    return name, dataclasses.replace(shape, image_size=side * shape.patch_size, classes=classes, distilled=distilled)
+
+
+def _dimensions(arrays, key, count):
+    shape = arrays[key].shape
+    if len(shape) != count or 0 in shape:
+        raise ValueError(f'{key} has shape {shape}, wanted {count} dimensions')
+    return shape

@@ -1,0 +1,128 @@
+"""Weights in the layout of PyTorch's DeiT (timm) <-> this project's parameters, as dicts of numpy arrays."""
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from evit_jax.models import Params, create
+from evit_jax.models.layers import resize_positions
+from evit_jax.models.vit import ViTShape
+
+
+def from_torch(weights: Mapping[str, Any], shape: ViTShape, *, allow_missing: Sequence[str] = (),
+               allow_extra: Sequence[str] = ()) -> Params:
+    """PyTorch's DeiT weights as the parameters of a model, in float32.
+
+    Args:
+      weights: state_dict key -> array; linear [out, in], convolution [out, in, height, width].
+      allow_missing: patterns, as 'head.*', of keys that get initial values where they are missing.
+      allow_extra: patterns of keys that are left out where the model has none such.
+
+    Raises:
+      ValueError: other keys are missing, unknown or of another shape; lists them.
+    """
+    leaves = {_torch_key(path): (path, leaf.shape) for path, leaf in _template(shape)}
+    missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
+    problems = [f'missing {key}' for key in missing if not matches([key], allow_missing)]
+    problems += [f'unknown {key}' for key in extra if not matches([key], allow_extra)]
+    for key in leaves.keys() & weights.keys():
+        wanted = _torch_shape(*leaves[key], shape)
+        if weights[key].shape != wanted:
+            problems.append(f'{key} has shape {weights[key].shape}, wanted {wanted}')
+    if problems:
+        raise ValueError(f'weights do not fit the model ({len(problems)} problems): ' + '; '.join(sorted(problems)))
+    fresh = to_torch(create(shape).init(jax.random.key(0)), shape) if missing else {}
+    if missing:
+        logging.info('fresh, as they are missing: %s', ', '.join(sorted(missing)))
+    if extra:
+        logging.info('left out, as the model has none such: %s', ', '.join(sorted(extra)))
+    params: Params = {}
+    for key, (path, wanted) in leaves.items():
+        node = params
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        value = np.asarray(fresh[key] if key in missing else weights[key]).astype(np.float32, copy=False)
+        node[path[-1]] = _to_flax(path, value, wanted)
+    return params
+
+
+def to_torch(params: Params, shape: ViTShape) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`, exactly."""
+    out = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = tuple(key.key for key in keys)
+        out[_torch_key(path)] = _from_flax(path, np.asarray(leaf), shape)
+    return out
+
+
+def template(shape: ViTShape) -> Params:
+    """The parameters of a model as shapes alone."""
+    return jax.eval_shape(create(shape).init, jax.random.key(0))
+
+
+def resized(params: Params, shape: ViTShape, image_size: int) -> tuple[Params, ViTShape]:
+    """Parameters and shape for another image size: the position embeddings are resized.
+
+    Raises:
+      ValueError: the size is not a multiple of the patch.
+    """
+    positions, prefix = params['pos_embed'], shape.prefix
+    side = math.isqrt(shape.patches(image_size))
+    grid = np.asarray(resize_positions(jnp.asarray(positions[0, prefix:]), side))
+    return (params | {'pos_embed': np.concatenate([positions[0, :prefix], grid])[None]},
+            dataclasses.replace(shape, image_size=image_size))
+
+
+def _template(shape):
+    return [(tuple(key.key for key in keys), leaf)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(template(shape))]
+
+
+def matches(keys: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether every key is like one of the patterns."""
+    return all(any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns) for key in keys)
+
+
+def _torch_key(path):
+    names = {'kernel': 'weight', 'scale': 'weight'}
+    return '.'.join(str(names.get(part, part)) for part in path)
+
+
+def _is_patch_projection(path):
+    return path == ('patch_embed', 'proj', 'kernel')
+
+
+def _patch_side(shape):
+    return 1 if shape.stem else shape.patch_size
+
+
+def _torch_shape(path, flax_shape, shape):
+    if _is_patch_projection(path):
+        side = _patch_side(shape)
+        return flax_shape[1], flax_shape[0] // side**2, side, side
+    if path[-1] == 'kernel' and len(flax_shape) == 4:
+        return tuple(flax_shape[axis] for axis in (3, 2, 0, 1))
+    return flax_shape[::-1] if path[-1] == 'kernel' else flax_shape
+
+
+def _to_flax(path, value, flax_shape):
+    """A patch projection is a convolution in PyTorch and, on flattened patches, a linear map here."""
+    if path[-1] != 'kernel':
+        return value
+    return value.transpose(2, 3, 1, 0).reshape(flax_shape) if value.ndim == 4 else value.T
+
+
+def _from_flax(path, value, shape):
+    if path[-1] != 'kernel':
+        return value
+    if _is_patch_projection(path):
+        side = _patch_side(shape)
+        value = value.reshape(side, side, -1, value.shape[1])
+    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T

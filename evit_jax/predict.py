@@ -1,0 +1,96 @@
+"""Tells what images show: python -m evit_jax.predict runs/digits shots/ more/*.jpg
+
+IMAGES are files, folders (with the images below them), patterns in quotes ('shots/*.png', or '**/*.png'), or -, for
+which standard input names a file in each line. Each image becomes a line of the output as soon as it is known; with
+--json a JSON object: image, top (label, name, probability) and kept (per reduction the patches that stay, best first;
+negative: a fused token), or image and error. What cannot be read is told on standard error, and in the end by exit code
+1; code 2 means that nothing was done.
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+
+from absl import flags, logging
+
+from evit_jax import commandline
+from evit_jax.data.progress import Progress
+from evit_jax.inference.images import find_images
+from evit_jax.inference.predictor import Prediction, Predictor
+from evit_jax.inference.trained import read_trained
+
+_TOP = flags.DEFINE_integer('top', 5, 'Guesses of each image.', lower_bound=1)
+_JSON = flags.DEFINE_bool('json', False, 'A JSON object in each line.')
+_RATE = flags.DEFINE_float('rate', None, 'Share of the tokens that each reduction keeps; as trained if not given.')
+_RATES = flags.DEFINE_list('rates', None, 'One for each reduction, as 0.9,0.7,0.5.')
+_TOKENS = flags.DEFINE_list('tokens', None, 'Tokens kept at each reduction, as 137,96,67.')
+_BATCH = flags.DEFINE_integer('batch', 16, 'Images computed at a time.', lower_bound=1)
+_EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
+_KEPT = flags.DEFINE_string('kept', None, 'Folder for pictures of what is kept of each image.')
+
+
+def main(checkpoint: str, *words: str) -> None:
+    """Predicts; ends with code 1 where images could not be read."""
+    images = find_images(words, sys.stdin if '-' in words else ())
+    trained = read_trained(checkpoint, ema=_EMA.value)
+    plan = trained.plan(rate=_RATE.value, rates=_numbers('rates', _RATES.value, float),
+                        tokens=_numbers('tokens', _TOKENS.value, int))
+    pictures = _Pictures(_KEPT.value) if _KEPT.value else None
+    logging.info('%s, step %d of %s: %s', trained.name, trained.step, checkpoint, plan)
+    predictor = Predictor(trained, batch_size=min(_BATCH.value, len(images)))
+    progress, failed = Progress('predicting', len(images), 'images'), 0
+    for prediction in predictor.stream(images, plan=plan, top=_TOP.value):
+        failed += bool(prediction.problem)
+        _tell(prediction)
+        if pictures and not prediction.problem:
+            pictures.keep(predictor, prediction)
+        progress.add(1)
+    if failed:
+        logging.warning('%d of %d images could not be read', failed, len(images))
+        sys.exit(1)
+
+
+def _tell(prediction: Prediction) -> None:
+    if prediction.problem:
+        logging.warning('cannot be read: %s: %s', prediction.name, prediction.problem)
+    if _JSON.value:
+        about = {'error': prediction.problem} if prediction.problem else {
+            'top': [guess._asdict() for guess in prediction.top], 'kept': [ids.tolist() for ids in prediction.kept]}
+        print(json.dumps({'image': prediction.name} | about), flush=True)
+    elif not prediction.problem:
+        said = ', '.join(f'{guess.name} {100 * guess.probability:.1f} %' for guess in prediction.top)
+        print(f'{prediction.name}: {said}', flush=True)
+
+
+def _numbers(flag: str, texts: list[str] | None, kind: type) -> tuple:
+    try:
+        return tuple(map(kind, texts or ()))
+    except ValueError:
+        raise ValueError(f'--{flag}={",".join(texts)} is no list of numbers: give them with commas between') from None
+
+
+class _Pictures:
+    """A folder with a picture for each image, named after it."""
+
+    def __init__(self, folder: str):
+        self._folder, self._taken = pathlib.Path(folder).expanduser(), set()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            raise ValueError(f'--kept={folder} cannot be written ({error.strerror}): give another folder') from error
+
+    def keep(self, predictor: Predictor, prediction: Prediction) -> None:
+        stem, number = pathlib.Path(prediction.name).stem, 1
+        name = f'{stem}_kept.png'
+        while name in self._taken:
+            number += 1
+            name = f'{stem}_kept_{number}.png'
+        self._taken.add(name)
+        predictor.draw(prediction).save(self._folder / name)
+
+
+if __name__ == '__main__':
+    commandline.run(main, 'CHECKPOINT', 'IMAGES...')

@@ -1,0 +1,156 @@
+"""Writes a trained model as a folder that serves without this package, and checks what was written."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from evit_jax import models
+from evit_jax.inference.predictor import Predictor
+from evit_jax.inference.trained import Trained
+from evit_jax.serving import loader
+from evit_jax.serving.readme import readme
+from evit_jax.tokens.plan import TokenPlan
+from evit_jax.training import steps
+from evit_jax.training.weights import fitted
+
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2}  # of a probability: two compilations of one program may differ by this
+
+_WEIGHTS, _MANIFEST, _LOADER, _README = 'weights.npz', 'manifest.json', 'serve.py', 'README.md'
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'Pillow')
+
+
+def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan], *, platforms: Sequence[str],
+          kept: bool, ema: bool = False) -> None:
+    """Fills an empty folder.
+
+    Args:
+      plans: by the names that they are asked for with; the first is the one that runs if none is.
+      platforms: of `PLATFORMS`; one program runs on any of these.
+      kept: the programs return the patches that each reduction keeps, too.
+      ema: whether the weights are said to be the moving average.
+
+    Raises:
+      OSError: no room, or no permission.
+    """
+    weights = _flat(trained.params)
+    np.savez(folder / _WEIGHTS, **weights)
+    logging.info('%s: %.2f M parameters, %.1f MB', _WEIGHTS, sum(leaf.size for leaf in weights.values()) / 1e6,
+                 (folder / _WEIGHTS).stat().st_size / 1e6)
+    told = {}
+    for name, plan in plans.items():
+        began, file = time.monotonic(), folder / f'plan_{name}.jaxexport'
+        exported = export(trained, plan, platforms=platforms, kept=kept)
+        file.write_bytes(exported.serialize())
+        told[name] = _about_plan(trained, plan) | {'file': file.name}
+        logging.info('%s: %s, %.3g G MACs; %.2f MB, %.1f s', file.name, plan, told[name]['macs'] / 1e9,
+                     file.stat().st_size / 1e6, time.monotonic() - began)
+    (folder / _LOADER).write_text(inspect.getsource(loader), encoding='utf-8')
+    manifest = _manifest(trained, told, platforms, kept, ema, exported.calling_convention_version)
+    (folder / _README).write_text(readme(manifest, inspect.getsource(loader)), encoding='utf-8')
+    manifest['files'] = {file.name: {'bytes': file.stat().st_size, 'sha256': _sha256(file)}
+                         for file in sorted(folder.iterdir())}
+    manifest['class_names'] = manifest.pop('class_names')  # last, as there may be a thousand
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def export(trained: Trained, plan: TokenPlan, *, platforms: Sequence[str], kept: bool) -> jax.export.Exported:
+    """The program of one plan: (weights by name, uint8 [b, S, S, 3]) to probabilities [b, L] and kept patches.
+
+    The batch stays open, and the weights outside.
+    """
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flat(trained.params).items()}
+    batch, = jax.export.symbolic_shape('b')
+    images = jax.ShapeDtypeStruct((batch, trained.image_size, trained.image_size, 3), jnp.uint8)
+    with _places_left_out():
+        return jax.export.export(jax.jit(_program(trained, plan, kept)), platforms=platforms)(shapes, images)
+
+
+def check(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]) -> Iterator[tuple[str, float]]:
+    """Runs one image through what was written, by the loader that was, and through the model itself.
+
+    Yields:
+      A plan's name, and the largest difference of a probability under it.
+
+    Raises:
+      ValueError: it is larger than `TOLERANCE`.
+    """
+    served, predictor = loader.Served(folder), Predictor(trained, batch_size=1)
+    image = np.random.default_rng(0).integers(0, 256, (trained.image_size, trained.image_size, 3), np.uint8)
+    for name, plan in plans.items():
+        prediction, = predictor.predict([image], plan=plan)
+        want = np.asarray(jax.nn.softmax(prediction.logits))
+        got, = np.asarray(served(prediction.image[None], name)['probabilities'])
+        difference, most = float(np.abs(got - want).max()), TOLERANCE[trained.dtype]
+        if not difference <= most:
+            raise ValueError(f"the probabilities of plan {name} differ from the model's by up to {difference:.1e}, and "
+                             f'rounding explains {most:.0e}: nothing is kept')
+        yield name, difference
+
+
+def _program(trained: Trained, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
+    model = models.create(trained.shape, dtype=jnp.dtype(trained.dtype))
+    like = jax.eval_shape(model.init, jax.random.key(0))
+
+    def program(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, Any]:
+        images = steps.normalise(images, trained.mean, trained.std)
+        logits, seen = model.apply(fitted(weights, like, trained.path), images, plan)
+        return {'probabilities': jax.nn.softmax(logits)} | ({'kept': seen['kept']} if kept else {})
+
+    return program
+
+
+@contextlib.contextmanager
+def _places_left_out():
+    """Keeps callers and folders out of what a program says of its source: the same whoever makes it, and wherever."""
+    wanted = {'jax_hlo_source_file_canonicalization_regex': '.*/', 'jax_include_full_tracebacks_in_locations': False}
+    before = {name: getattr(jax.config, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def _manifest(trained, plans, platforms, kept, ema, convention):
+    shape = trained.shape
+    return {
+        'model': {'name': trained.name, 'parameters': shape.parameters(), 'classes': shape.classes,
+                  'patch_size': shape.patch_size, 'dtype': trained.dtype},
+        'checkpoint': {'path': trained.path, 'step': trained.step, 'weights': 'moving average' if ema else 'trained'},
+        'image': {'size': trained.image_size, 'crop': trained.eval_crop, 'resize': 'bicubic, antialiased, by Pillow',
+                  'mean': list(trained.mean), 'std': list(trained.std), 'normalised': 'inside the programs'},
+        'weights': _WEIGHTS, 'plans': plans, 'platforms': list(platforms), 'kept': kept,
+        'versions': {name: importlib.metadata.version(name) for name in _PACKAGES} | {'calling_convention': convention},
+        'class_names': list(trained.class_names)}
+
+
+def _about_plan(trained, plan):
+    macs, dense = trained.shape.macs(plan), trained.shape.macs(plan._replace(keep=(None,) * len(plan.keep)))
+    return {'patches': plan.patches, 'reductions': list(plan.reductions), 'fused': plan.fused,
+            'tokens': [plan.counts[block] for block in plan.reductions], 'macs': macs, 'macs_of_dense': macs / dense}
+
+
+def _flat(params):
+    """Arrays by dotted path, as `fitted` takes them."""
+    return {jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _sha256(file):
+    with open(file, 'rb') as content:
+        return hashlib.file_digest(content, 'sha256').hexdigest()
