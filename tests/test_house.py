@@ -13,7 +13,8 @@ ROOMS = {  # each with what it may import beside itself
     'interchange': {'tokens', 'parallel', 'models', 'training'},
     'inference': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'},
     'serving': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'},
-    'benchmarks': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'}, 'commandline': set()}
+    'benchmarks': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference', 'interchange'},
+    'commandline': set()}
 HEAVY = {'tensorflow', 'torch', 'torchvision', 'timm', 'keras', 'clu'}  # clu imports TensorFlow
 
 

@@ -1,6 +1,5 @@
 """How fast models are: cases compiled, held against PyTorch's on request, and all of them timed in turns."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from evit_jax.benchmarks import clock, subjects, torch_evit
+from evit_jax.benchmarks import clock, report, subjects, torch_evit
 from evit_jax.benchmarks.cases import Case
 from evit_jax.benchmarks.clock import Times
 from evit_jax.benchmarks.subjects import OURS, Subject
@@ -25,11 +24,6 @@ class Memory(NamedTuple):
 
     bytes: int
     source: str  # device: measured; compiler: its analysis
-
-
-def threads() -> int:
-    """Threads that XLA computes with on a CPU: all that the process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def measure(cases: Sequence[Case], *, rounds: int, seconds: float, against: bool = False,
@@ -51,10 +45,10 @@ def measure(cases: Sequence[Case], *, rounds: int, seconds: float, against: bool
     device = subjects.device()
     about = {'device': device.device_kind, 'platform': device.platform, 'rounds': rounds}
     if device.platform == 'cpu':
-        about['threads'] = threads()
+        about['threads'] = report.cpus()  # what XLA takes
     if against:
         compiled = sum(not case.train for case in cases)
-        about['torch'] = torch_evit.set_up(device.platform, threads=threads(), programs=compiled)
+        about['torch'] = torch_evit.set_up(device.platform, threads=report.cpus(), programs=compiled)
     ready, memories = _prepare(cases, torch_evit.RIVALS if against else (), run_of)
     dtypes = list(dict.fromkeys(case.dtype for case in cases))
     products, flops = zip(*[subjects.product(dtype) for dtype in dtypes])

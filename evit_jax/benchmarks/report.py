@@ -42,11 +42,15 @@ def check_writable(flag: str, file: str | os.PathLike | None) -> None:
                          'write') from error
 
 
+def cpus() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 def machine() -> dict[str, Any]:
     """Where and when something was measured, and with which versions."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'), 'system': platform.platform(),
-            'processor': _processor(), 'cpus': cpus, 'python': platform.python_version(),
+            'processor': _processor(), 'cpus': cpus(), 'python': platform.python_version(),
             'versions': {name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evit_jax import convert, models
+from evit_jax import models
 from evit_jax.benchmarks import torch_evit
 from evit_jax.benchmarks.cases import Case
 from evit_jax.benchmarks.clock import Contender
+from evit_jax.interchange import vit
 from evit_jax.training.run import Run
 
 OURS = 'jax'
@@ -64,7 +65,7 @@ class Stock:
         return [rng.standard_normal((batch, size, size, 3), np.float32) for _ in range(INPUTS)]
 
     def _torch_model(self, shape, dtype):
-        weights = convert.to_torch(jax.device_get(self.params(shape)), shape)
+        weights = vit.to_torch(jax.device_get(self.params(shape)), shape)
         return torch_evit.TorchEViT(weights, shape, dtype=dtype, device=device().platform)
 
 

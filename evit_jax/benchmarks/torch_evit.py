@@ -61,7 +61,7 @@ class TorchEViT:
         """Places the weights.
 
         Args:
-          weights: by timm's names, as `convert.to_torch` makes them.
+          weights: by timm's names, as `interchange.vit.to_torch` makes them.
           dtype: of weights and computation.
           device: cpu or gpu.
         """
