@@ -51,6 +51,7 @@ def set_up(device: str, threads: int, programs: int) -> str:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision('high')  # on GPUs TF32, as JAX has by default; on CPUs float32 all the same
     torch._dynamo.config.recompile_limit = 8 + programs
+    torch._inductor.config.force_disable_caches = True  # or compile times would be those of reading
     return torch.__version__
 
 
