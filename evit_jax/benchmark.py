@@ -1,23 +1,29 @@
 """Measures: python -m evit_jax.benchmark input --config configs/deit_s.py --workers 4
+          python -m evit_jax.benchmark model --models deit_s --rates 1,0.7,0.5 --batches 1,16 --dtypes float32
           python -m evit_jax.benchmark tpu --config configs/deit_s.py --topology v5e:16x16
 
 input: images per second, and per CPU-second, of each stage of the input, of the whole pipeline with so many worker
 processes, and of a plain Pillow pipeline. On the config's training split; on JPEGs made up, of 500 x 375, where there
 is none.
 
+model: parameters, MACs, compile time, memory, images per second and latency of every combination of the lists given,
+all in turns, on one device; with --train of the config's training step as well, with --against=torch of a plain
+PyTorch EViT beside it. On a CPU, `taskset` says how many threads there are.
+
 tpu: what the TPU compiler makes of the training and the evaluation step on a slice of TPUs, without a TPU: memory,
 FLOPs, what the chips exchange, and its own estimate of the speed. Reads no data; needs the extra [tpu-aot].
 """
 
 import importlib.metadata
+import pathlib
 
 import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
 from evit_jax import commandline, parallel
+from evit_jax.benchmarks import cases, model, model_tables, report, tpu
 from evit_jax.benchmarks import input as input_speed
-from evit_jax.benchmarks import report, tpu
 from evit_jax.data.generated import GeneratedSource
 from evit_jax.training import inputs
 from evit_jax.training import run as runs
@@ -32,6 +38,19 @@ _BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'In place of conf
                                        'chips.', lower_bound=1)
 _STEPS = flags.DEFINE_multi_enum('step', tpu.STEPS, tpu.STEPS, 'Which to compile for TPU.')
 _STAGES = flags.DEFINE_bool('stages', False, 'Compile for every stage of the keep-rate schedule, not the last alone.')
+_MODELS = flags.DEFINE_list('models', ['deit_s'], 'Models to measure.')
+_RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], 'Keep rates; 1 is dense.')
+_FUSE = flags.DEFINE_list('fuse', ['true'], 'Whether dropped tokens are fused: true, false or both.')
+_SIZES = flags.DEFINE_list('sizes', [], "Image sizes; each model's own if not given.")
+_BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes.')
+_DTYPES = flags.DEFINE_list('dtypes', ['float32'], f'Of the computation: {", ".join(cases.DTYPES)}.')
+_REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, at a quarter, half and three '
+                               'quarters of the model.')
+_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Times that everything is measured.', lower_bound=1)
+_TRAIN = flags.DEFINE_bool('train', False, "Measure the training step of --config, too, with each model, rate and so "
+                           "on in place of the config's.")
+_AGAINST = flags.DEFINE_enum('against', None, ['torch'], 'Measure PyTorch beside, if it is installed.')
+_MARKDOWN = flags.DEFINE_string('markdown', None, 'File that the tables are written to.')
 _JSON = flags.DEFINE_string('json', None, 'File that the figures are written to, with machine, versions and date.')
 
 _PICTURE = 500, 375  # about what ImageNet's average is
@@ -56,6 +75,34 @@ def measure_input() -> None:
         report.write_json(_JSON.value, about | {'rows': rows})
 
 
+def measure_model() -> None:
+    """Prints and writes how fast models are."""
+    chosen = cases.combine(
+        names=_MODELS.value, rates=cases.numbers('--rates', _RATES.value, float),
+        fuse=cases.choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
+        sizes=cases.numbers('--sizes', _SIZES.value, int), batches=cases.numbers('--batches', _BATCHES.value, int),
+        dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
+        reduce_at=cases.numbers('--reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value)
+    configs = {case: _config_of(case) for case in chosen if case.train}
+    report.check_writable('--json', _JSON.value)
+    report.check_writable('--markdown', _MARKDOWN.value)
+    jax.config.update('jax_enable_compilation_cache', False)  # or its compile times would be those of reading
+
+    def run_of(case):
+        return runs.lay_out(configs[case], mesh=parallel.data_mesh(case.batch, jax.devices()[:1]),
+                            sources=_generated(configs[case]))
+
+    measured = model.measure(chosen, rounds=_ROUNDS.value, seconds=_SECONDS.value, against=_AGAINST.value == 'torch',
+                             run_of=run_of)
+    print(model_tables.about(measured))
+    print(*(report.table(*table) for table in model_tables.tables(measured)), sep='\n\n')
+    print(*model_tables.remarks(measured), sep='\n')
+    if _JSON.value:
+        report.write_json(_JSON.value, {'measurement': 'model'} | measured)
+    if _MARKDOWN.value:
+        pathlib.Path(_MARKDOWN.value).write_text(model_tables.markdown(measured))
+
+
 def compile_for_tpu() -> None:
     """Prints and writes what the compiler says of the config's steps on a slice."""
     example = 'tpu --config configs/deit_s.py --topology v5e:16x16'
@@ -68,9 +115,7 @@ def compile_for_tpu() -> None:
             config.batch_size = _BATCH_PER_CHIP.value * len(devices) // chip.devices
     mesh = parallel.data_mesh(config.batch_size, devices)
     runs.check(config)
-    sources = [GeneratedSource(split, config.model.image_size, config.model.classes or 1000)
-               for split in GeneratedSource.splits]  # nothing is read of them
-    run = runs.lay_out(config, mesh=mesh, sources=sources)
+    run = runs.lay_out(config, mesh=mesh, sources=_generated(config))
     about = {'measurement': 'tpu', 'estimate': 'of the compiler, not measured', 'topology': topology,
              'chips': len(devices) // chip.devices, 'model': config.model.name, 'parameters': _parameters(run),
              'batch_size': config.batch_size, 'sharding': config.sharding,
@@ -96,6 +141,25 @@ def _config(example):
     return _CONFIG.value
 
 
+def _config_of(case):
+    """The config with what a case measures in place of its own."""
+    config = _config('model --train --config configs/deit_s.py').copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(name=case.model, image_size=case.size, classes=case.shape.classes, distilled=False,
+                            dtype=case.dtype, reduce_at=case.reduce_at, fuse=case.fused)
+        config.keep.update(rate=case.rate, rates=(), tokens=(), start_epoch=0, shrink_epochs=0)
+        config.batch_size = jax.device_count()  # whatever passes: a case is measured on one device
+        runs.check(config)
+        config.batch_size = case.batch
+    return config
+
+
+def _generated(config):
+    """Sources of which nothing is read."""
+    return [GeneratedSource(split, config.model.image_size, config.model.classes or 1000)
+            for split in GeneratedSource.splits]
+
+
 def _parameters(run):
     return sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
 
@@ -112,4 +176,4 @@ def _source(config):
 
 
 if __name__ == '__main__':
-    commandline.run({'input': measure_input, 'tpu': compile_for_tpu})
+    commandline.run({'input': measure_input, 'model': measure_model, 'tpu': compile_for_tpu})

@@ -96,7 +96,7 @@ def test_the_program_falls_back_on_generated_images_prints_a_table_and_writes_js
 
 def test_the_program_ends_with_one_line_on_a_wrong_command():
     done = run('inptu', '--config', 'configs/base.py')
-    assert (done.returncode, done.stderr) == (2, 'error: say input or tpu before the flags, not inptu\n')
+    assert (done.returncode, done.stderr) == (2, 'error: say input or model or tpu before the flags, not inptu\n')
 
 
 def test_help_shows_the_flags():

@@ -20,11 +20,37 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
 
 
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for a Markdown file."""
+    lines = [headers, ['---', *['---:'] * (len(headers) - 1)], *rows]
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+
+
+def check_writable(flag: str, file: str | os.PathLike | None) -> None:
+    """Raises a ValueError if a file that a flag names cannot be written; makes its folder."""
+    if not file:
+        return
+    path = pathlib.Path(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        path.open('a').close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f'{flag}={file} cannot be written ({error.strerror}): name a file in a folder that you may '
+                         'write') from error
+
+
+def cpus() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 def machine() -> dict[str, Any]:
     """Where and when something was measured, and with which versions."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'), 'system': platform.platform(),
-            'processor': _processor(), 'cpus': cpus, 'python': platform.python_version(),
+            'processor': _processor(), 'cpus': cpus(), 'python': platform.python_version(),
             'versions': {name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 

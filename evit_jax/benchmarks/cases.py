@@ -1,0 +1,108 @@
+"""What is measured of the models: every combination of what the lists name."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from evit_jax import models
+from evit_jax.models.vit import ViTShape
+from evit_jax.tokens.plan import TokenPlan, make_plan
+
+DTYPES = 'float32', 'bfloat16'
+
+
+class Case(NamedTuple):
+    """One combination."""
+
+    model: str
+    rate: float
+    fused: bool       # False where nothing is dropped
+    size: int         # of the image; the model is one made for it
+    batch: int
+    dtype: str        # of the computation
+    reduce_at: tuple[int, ...]
+    train: bool = False  # the training step, in place of the forward pass
+
+    @property
+    def shape(self) -> ViTShape:
+        return dataclasses.replace(models.named_shape(self.model), image_size=self.size)
+
+    @property
+    def plan(self) -> TokenPlan:
+        return make_plan(self.shape.patches(self.size), self.shape.depth, rate=self.rate, reduce_at=self.reduce_at,
+                         fuse=self.fused)
+
+    @property
+    def macs(self) -> int:
+        """Of one image, forward."""
+        return self.shape.macs(self.plan)
+
+    @property
+    def dense(self) -> 'Case':
+        """The same without dropping."""
+        return self._replace(rate=1.0, fused=False)
+
+    def __str__(self) -> str:
+        kept = f'{self.rate:g} {"fused" if self.fused else "not fused"}' if self.plan.reductions else 'dense'
+        step = ', train' if self.train else ''
+        return f'{self.model} {kept}, {self.size} px, batch {self.batch}, {self.dtype}{step}'
+
+
+def numbers(flag: str, words: Sequence[str], number: Callable[[str], Any]) -> list[Any]:
+    """The words of a flag as numbers.
+
+    Raises:
+      ValueError: one is none.
+    """
+    found = []
+    for word in words:
+        try:
+            found.append(number(word))
+        except ValueError:
+            kind = 'whole number' if number is int else 'number'
+            raise ValueError(f'{flag}={",".join(words)}: {word!r} is no {kind}; separate them by commas') from None
+    return found
+
+
+def choices(flag: str, words: Sequence[str], known: dict[str, Any]) -> list[Any]:
+    """What the words of a flag stand for.
+
+    Raises:
+      ValueError: one is unknown.
+    """
+    for word in words:
+        if word not in known:
+            raise ValueError(f'{flag}={",".join(words)}: {word!r} is unknown, there are {", ".join(known)}')
+    return [known[word] for word in words]
+
+
+def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool], sizes: Sequence[int],
+            batches: Sequence[int], dtypes: Sequence[str], reduce_at: Sequence[int] = (),
+            train: bool = False) -> list[Case]:
+    """Every combination once: where nothing is dropped, nothing is fused either.
+
+    Args:
+      names: of models.
+      sizes: of images; each model's own, if there are none.
+      reduce_at: blocks that drop tokens; at a quarter, half and three quarters of each model, if there are none.
+      train: each one's training step too.
+
+    Raises:
+      ValueError: an empty list, or a value that cannot be.
+    """
+    lists = {'models': names, 'rates': rates, 'fuse': fuse, 'batches': batches, 'dtypes': dtypes}
+    if empty := [flag for flag, values in lists.items() if not values]:
+        raise ValueError(f'--{empty[0]} is empty: give at least one')
+    if low := [batch for batch in batches if batch < 1]:
+        raise ValueError(f'--batches={",".join(map(str, batches))}: a batch of {low[0]} has no image, give 1 or more')
+    found = {}
+    for name in names:
+        shape = models.named_shape(name)
+        at = tuple(reduce_at) or tuple(shape.depth * quarter // 4 for quarter in (1, 2, 3))
+        for step, size, batch, dtype, rate, fused in itertools.product(
+                (False, True)[:1 + train], sizes or [shape.image_size], batches, dtypes, rates, fuse):
+            case = Case(name, rate, fused, size, batch, dtype, at, step)
+            case = case if case.plan.reductions else case.dense
+            found[case] = None
+    return list(found)
