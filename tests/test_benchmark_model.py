@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 from configs import digits
-from evit_jax import benchmark, models
+from evit_jax import models
 from evit_jax.benchmarks import clock, model, model_tables, report, subjects
 from evit_jax.benchmarks.cases import Case, choices, combine, numbers
 from evit_jax.models.vit import ViTShape
+from tests import doors
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMBINED = {'names': ['tiny'], 'rates': [1.0, 0.5], 'fuse': [True], 'sizes': [], 'batches': [2], 'dtypes': ['float32']}
+
+benchmark = doors.imported('benchmark')
 
 
 @pytest.fixture(autouse=True)
@@ -140,14 +143,14 @@ def test_logits_that_differ_end_the_measurement_with_the_difference():
             model.agree(ours, ours._replace(engine='other', fetch=wrong))
 
 
-def test_the_training_step_is_the_runs_and_goes_on_from_its_own_state(monkeypatch):
+def test_the_training_step_is_the_runs_and_goes_on_from_its_own_state(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, '_config', lambda example: digits.get_config())
     case = cases(rates=[0.5], train=True)[-1]
     config = benchmark._config_of(case)
     assert (config.model.name, config.model.classes, config.batch_size, config.keep.rate) == ('tiny', 5, 2, 0.5)
     mesh = benchmark.parallel.data_mesh(2, jax.devices()[:1])
     found = measure([case], run_of=lambda case: benchmark.runs.lay_out(config, mesh=mesh,
-                                                                       sources=benchmark._generated(config)))
+                                                                            sources=benchmark._generated(config)))
     row, = found['rows']
     assert (row['step'], row['speedup_over_dense']) == ('train', None) and row['images_per_second'] > 0
     assert row['memory_bytes'] > 4 * 4 * row['parameters']  # weights, average, two moments
