@@ -25,7 +25,10 @@ def get_config():
     config.model.drop_path = 0.1          # share of residual branches dropped in training, at the last block
     config.model.dtype = 'bfloat16'       # of the computation: bfloat16 or float32
     config.model.reduce_at = (3, 6, 9)    # blocks that drop tokens, 0-based
-    config.model.fuse = True              # dropped tokens become one
+    config.model.fuse = True              # dropped tokens become one, where the reducer can
+
+    config.reducer = ConfigDict()
+    config.reducer.name = 'evit'  # evit, or least or random, its controls
 
     config.keep = ConfigDict()
     config.keep.rate = 0.7        # in (0, 1]; 1 is dense

@@ -21,7 +21,7 @@ def make_tokens(batch=3, n=7, width=4):
 
 def reduced_in_a_loop(tokens, score, keep):
     """Kept tokens, their patches and the weighted sum of the others, one image and one token at a time."""
-    x, patch, score = (np.asarray(a) for a in (*tokens, score))
+    x, patch, score = (np.asarray(a) for a in (tokens.x, tokens.patch, score))
     kept, ids, fused = [], [], []
     for image in range(len(score)):
         order = sorted(range(score.shape[1]), key=lambda token: -score[image, token])
@@ -68,7 +68,7 @@ def test_weights_of_the_fused_token_are_not_renormalised():
 def test_order_of_the_patches_does_not_matter(reduce):
     tokens, score = make_tokens()
     order = np.random.default_rng(1).permutation(score.shape[1])
-    shuffled = Tokens(*(a[:, order] for a in tokens))
+    shuffled = jax.tree.map(lambda a: a[:, order], tokens)
     want, got = reduce(tokens, score, keep=3), reduce(shuffled, score[:, order], keep=3)
     np.testing.assert_allclose(got.x, want.x, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(got.patch, want.patch)
@@ -79,7 +79,7 @@ def test_images_do_not_mix(reduce):
     tokens, score = make_tokens()
     whole = reduce(tokens, score, keep=3)
     for image in range(len(score)):
-        alone = reduce(Tokens(*(a[image:image + 1] for a in tokens)), score[image:image + 1], keep=3)
+        alone = reduce(jax.tree.map(lambda a, i=image: a[i:i + 1], tokens), score[image:image + 1], keep=3)
         np.testing.assert_allclose(alone.x[0], whole.x[image], rtol=1e-6)
         np.testing.assert_array_equal(alone.patch[0], whole.patch[image])
 

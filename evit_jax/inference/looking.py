@@ -40,7 +40,7 @@ def settings_of(predictor: Predictor, rates: Sequence[float]) -> list[tuple[Toke
 def ranking_plan(plan: TokenPlan, at: Sequence[int]) -> TokenPlan:
     """A plan that ranks all tokens at these blocks and keeps every one: nothing is computed but what dense does."""
     return TokenPlan(plan.patches, tuple(plan.patches if block in at else None for block in range(len(plan.keep))),
-                     fused=False)
+                     fused=False, reducer=plan.reducer)
 
 
 def look(predictor: Predictor, subjects: Sequence[Subject],

@@ -11,7 +11,9 @@ from evit_jax import models
 from evit_jax.data.classes import names_of, readable
 from evit_jax.models import Params
 from evit_jax.models.vit import ViTShape
+from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.reducers import Reducer
 from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
@@ -36,6 +38,7 @@ class Trained(NamedTuple):
     dtype: str                    # of the computation
     reduce_at: tuple[int, ...]
     fuse: bool
+    reducer: Reducer
     rates: tuple[float, ...]      # one for each reduction
     tokens: tuple[int, ...]       # kept at each reduction, in place of rates
 
@@ -57,7 +60,7 @@ class Trained(NamedTuple):
         elif rate is not None:
             rates = (rate,) * len(self.reduce_at)
         return make_plan(self.shape.patches(self.image_size), self.shape.depth, rate=tuple(rates), tokens=tuple(tokens),
-                         reduce_at=self.reduce_at, fuse=self.fuse)
+                         reduce_at=self.reduce_at, fuse=self.fuse, reducer=self.reducer)
 
 
 def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
@@ -89,7 +92,8 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
         os.fspath(path), name, about['next_step'], fitted(weights, like, path), shape,
         readable(names), shape.image_size, tuple(told['data.mean']),
         tuple(told['data.std']), told['data.eval_crop'] or None, told['model.dtype'], at, told['model.fuse'],
-        tuple(told['keep.rates']) or (told['keep.rate'],) * len(at), tuple(told['keep.tokens']))
+        reducers.named(told['reducer.name']), tuple(told['keep.rates']) or (told['keep.rate'],) * len(at),
+        tuple(told['keep.tokens']))
 
 
 def _check_place(path):

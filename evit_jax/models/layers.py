@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 convolution_init = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # PyTorch's default, as in timm
+_MASK_EPSILON = 1e-6  # of DynamicViT's masked softmax
 
 
 def linear(features_in: int, features_out: int, *, bias: bool = True, std: float = 0.02, dtype,
@@ -20,7 +21,7 @@ def linear(features_in: int, features_out: int, *, bias: bool = True, std: float
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention that can also return where the class token looked."""
+    """Multi-head self-attention that shows its queries and keys."""
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, std: float = 0.02, dtype,
                  rngs: nnx.Rngs):
@@ -30,15 +31,17 @@ class Attention(nnx.Module):
         self.qkv = linear(width, 3 * width, bias=qkv_bias, std=std, dtype=dtype, rngs=rngs)
         self.proj = linear(width, width, std=std, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, prefix: int | None = None) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, *, size: Array | None = None,
+                 stays: Array | None = None) -> tuple[Array, Array, Array]:
         """Attends among the tokens.
 
         Args:
           x: [B, N, D], class token first.
-          prefix: with a number, the class attention too, over the tokens after the first `prefix`.
+          size: [B, N] float32: each token counts as so many alike (ToMe's proportional attention).
+          stays: [B, N] float32: where it is 0, no other token sees this one.
 
         Returns:
-          The output [B, N, D], and the class attention [B, N - prefix] or None.
+          The output [B, N, D], the scaled queries and the keys [B, H, N, d].
         """
         batch, n, width = x.shape
         # Heads in front before the products: einsum over [B, N, H, d] takes 1.6 times as long on a CPU.
@@ -48,13 +51,25 @@ class Attention(nnx.Module):
         logits = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32)
         # Dividing after the product with V spares a pass over the N x N weights.
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        if size is not None:
+            weights = weights * size[:, None, None, :]
+        if stays is not None:
+            weights = weights * _visible(stays)[:, None] + _MASK_EPSILON / n
         total = weights.sum(axis=-1, keepdims=True)
         mixed = jnp.einsum('bhqk,bhkd->bhqd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-        out = self.proj(mixed.astype(v.dtype).transpose(0, 2, 1, 3).reshape(batch, n, width))
-        return out, None if prefix is None else class_attention(q, k, prefix)
+        return self.proj(mixed.astype(v.dtype).transpose(0, 2, 1, 3).reshape(batch, n, width)), q, k
 
 
-def class_attention(q: Array, k: Array, prefix: int) -> Array:
+def _visible(stays: Array) -> Array:
+    """Which token each one sees: those that stay, and itself. [B, N] to [B, N, N].
+
+    Source: DynamicViT, `softmax_with_policy`.
+    """
+    itself = jnp.eye(stays.shape[1], dtype=stays.dtype)
+    return stays[:, None, :] * (1 - itself) + itself
+
+
+def class_attention(q: Array, k: Array, prefix: int, size: Array | None = None) -> Array:
     """Where the class token looks: its row of the softmax, averaged over heads, without the prefix tokens.
 
     A product of its own, so that no N x N matrix has to be kept for it.
@@ -62,11 +77,14 @@ def class_attention(q: Array, k: Array, prefix: int) -> Array:
     Args:
       q: [B, H, N, d], scaled.
       k: [B, H, N, d].
+      size: [B, N] float32, as `Attention` takes it.
 
     Returns:
       [B, N - prefix] float32; a row sums to less than 1, since the prefix took its part.
     """
     logits = jnp.einsum('bhd,bhkd->bhk', q[:, :, 0], k, preferred_element_type=jnp.float32)
+    if size is not None:
+        logits = logits + jnp.log(size)[:, None]
     return jax.nn.softmax(logits, axis=-1).mean(axis=1)[:, prefix:]
 
 

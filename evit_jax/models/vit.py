@@ -14,7 +14,8 @@ from jax import Array
 
 from evit_jax.models import layers
 from evit_jax.tokens.plan import TokenPlan, block_parameters, blocks_macs
-from evit_jax.tokens.reduction import Tokens, fused_origin, keep_top, keep_top_and_fuse
+from evit_jax.tokens.reducers import Evidence
+from evit_jax.tokens.reduction import Tokens, fused_origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +117,10 @@ class Block(nnx.Module):
         self.mlp = layers.Mlp(shape.width, int(shape.width * shape.mlp_ratio), std=shape.init_std, dtype=dtype,
                               rngs=rngs)
 
-    def attend(self, x: Array, prefix: int | None, key: Array | None) -> tuple[Array, Array | None]:
-        """The attention branch; with `prefix`, the class attention too."""
-        branch, attention = self.attn(self.norm1(x), prefix)
-        return x + layers.drop_path(branch, self.drop_path, key), attention
+    def attend(self, x: Array, key: Array | None, **counts: Array | None) -> tuple[Array, Array, Array]:
+        """The attention branch, and the queries and keys in it; `counts` as `Attention` takes them."""
+        branch, q, k = self.attn(self.norm1(x), **counts)
+        return x + layers.drop_path(branch, self.drop_path, key), q, k
 
     def think(self, x: Array, key: Array | None) -> Array:
         """The MLP branch."""
@@ -167,6 +168,8 @@ class ViT(nnx.Module):
             patch_embed, pos, block00.., norm: activations, prefix tokens first.
             kept: per reduction, [B, K] int32 patch ids that leave it, best first; the fused token of reduction s
               (0-based) is -1-s.
+            home: per reduction, [B, P] int32: of each patch of the image, which of the tokens that leave it holds it;
+              -1: none.
             class_attention: per reduction, [B, N] float32 over the tokens that enter it.
             patch: [B, N] int32 per reduction, the patch ids that enter it, in the order of class_attention.
             origin: per reduction that fuses, see `fused_origin`: how much of each patch is in the token fused there.
@@ -175,26 +178,22 @@ class ViT(nnx.Module):
         Raises:
           ValueError: the image is not square, not divisible by the patch, or not what the plan is for.
         """
-        shape, seen = self.shape, {'kept': (), 'class_attention': (), 'patch': (), 'origin': ()}
-        grid = self._check(images, plan, visible)
+        shape, seen = self.shape, {'kept': (), 'home': (), 'class_attention': (), 'patch': (), 'origin': ()}
+        self._check(images, plan, visible)
         x = seen['patch_embed'] = self.patch_embed(images.astype(self.dtype))
         x = seen['pos'] = self._add_prefix_and_positions(x)
-        patch = jnp.broadcast_to(jnp.arange(grid, dtype=jnp.int32), (x.shape[0], grid))
-        if visible is not None:
-            tokens = jnp.take_along_axis(x[:, shape.prefix:], visible[..., None], axis=1)
-            x, patch = jnp.concatenate([x[:, :shape.prefix], tokens], axis=1), visible
+        tokens = self._first_tokens(x, plan, visible)
+        x, draws = self._with_prefix(x, tokens.x), _draws(images, key)
         for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
             attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
-            x, attention = block.attend(x, None if keep is None else shape.prefix, attend_key)
+            counts = {'size': self._for_all(tokens.size), 'stays': self._for_all(tokens.stays)}
+            x, q, k = block.attend(x, attend_key, **counts)
             if keep is not None:
-                seen['patch'] += (patch,)
-                tokens = self._reduce(Tokens(x[:, shape.prefix:], patch), attention, keep, plan.fused,
-                                      stage=len(seen['kept']))
-                if plan.fused:
-                    seen['origin'] += (fused_origin(patch, attention, tokens.patch, seen['origin'], grid),)
-                x, patch = jnp.concatenate([x[:, :shape.prefix], tokens.x], axis=1), tokens.patch
-                seen['kept'] += (patch,)
-                seen['class_attention'] += (attention,)
+                tokens = self._reduce(tokens._replace(x=x[:, shape.prefix:]), Evidence(
+                    attention=layers.class_attention(q, k, shape.prefix, counts['size']),
+                    keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:], prediction=None, draws=draws,
+                    training=key is not None), keep, plan, seen)
+                x = self._with_prefix(x, tokens.x)
             x = seen[f'block{i:02d}'] = block.think(x, think_key)
         x = seen['norm'] = self.norm(x)
         logits = seen['cls_logits'] = self.head(x[:, 0])
@@ -204,16 +203,14 @@ class ViT(nnx.Module):
         return logits, seen
 
     def _check(self, images, plan, visible):
-        """The number of patches in the images."""
+        """Raises a ValueError where they do not go together."""
         height, width = images.shape[1:3]
         if height != width:
             raise ValueError(f'images are {height} x {width}: they must be square')
-        grid = self.shape.patches(height)
-        patches = grid if visible is None else visible.shape[1]
+        patches = self.shape.patches(height) if visible is None else visible.shape[1]
         if patches != plan.patches or len(plan.keep) != self.shape.depth:
             raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
                              f'this input has {patches}, this model {self.shape.depth}')
-        return grid
 
     def _add_prefix_and_positions(self, x):
         prefix = self.shape.prefix
@@ -225,7 +222,43 @@ class ViT(nnx.Module):
         positions = jnp.concatenate([positions[0, :prefix], grid])
         return jnp.concatenate([first, x], axis=1) + positions.astype(x.dtype)
 
-    def _reduce(self, tokens, attention, keep, fused, stage):
-        if fused:
-            return keep_top_and_fuse(tokens, attention, keep, stage)
-        return keep_top(tokens, attention, keep)
+    def _first_tokens(self, x, plan, visible):
+        """What the first block gets, of [B, prefix + P, D]."""
+        x = x[:, self.shape.prefix:]
+        batch, patches, _ = x.shape
+        patch = home = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
+        if visible is not None:
+            x, patch = jnp.take_along_axis(x, visible[..., None], axis=1), visible
+            places = jnp.arange(visible.shape[1], dtype=jnp.int32)
+            home = jax.vmap(lambda ids: jnp.full(patches, -1, jnp.int32).at[ids].set(places))(visible)
+        return Tokens(x, patch, home, jnp.ones(patch.shape, jnp.float32) if plan.reducer.merges else None)
+
+    def _reduce(self, tokens, evidence, keep, plan, seen):
+        """Asks the plan's reducer, and notes what it did."""
+        stage = len(seen['kept'])
+        evidence = evidence._replace(draws=jax.vmap(lambda draw: jax.random.fold_in(draw, stage))(evidence.draws))
+        after = plan.reducer.reduce(tokens, evidence, keep, stage if plan.fused else None)
+        if plan.fused:
+            seen['origin'] += (fused_origin(tokens.patch, evidence.attention, after.patch, seen['origin'],
+                                            tokens.home.shape[1]),)
+        for name, found in (('patch', tokens.patch), ('kept', after.patch), ('home', after.home),
+                            ('class_attention', evidence.attention)):
+            seen[name] += (found,)
+        return after
+
+    def _with_prefix(self, x, patches):
+        return jnp.concatenate([x[:, :self.shape.prefix], patches], axis=1)
+
+    def _for_all(self, of_patches):
+        """A value of each patch token, [B, N], with 1 for the tokens in front."""
+        if of_patches is None:
+            return None
+        return jnp.pad(of_patches, ((0, 0), (self.shape.prefix, 0)), constant_values=1)
+
+
+def _draws(images, key):
+    """A random key for each image: in evaluation of its pixels alone, in whatever batch it comes."""
+    if key is not None:
+        return jax.random.split(key, images.shape[0])
+    pixels = jax.lax.bitcast_convert_type(images.astype(jnp.float32), jnp.uint32).sum((1, 2, 3), dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), pixels)

@@ -4,9 +4,10 @@ A plan is static. XLA compiles one program for each plan that is run, and the sc
 every program a person starts are ways of choosing a plan.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from evit_jax.tokens.reducers import EVIT, Reducer
 
 
 class TokenPlan(NamedTuple):
@@ -18,6 +19,7 @@ class TokenPlan(NamedTuple):
     patches: int                   # tokens that enter block 0
     keep: tuple[int | None, ...]   # per block: tokens kept by rank, None where nothing is dropped
     fused: bool                    # dropped tokens are blended into one, appended last
+    reducer: Reducer = EVIT        # which tokens stay, and what becomes of the others
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -29,6 +31,11 @@ class TokenPlan(NamedTuple):
         return tuple(counts)
 
     @property
+    def attending(self) -> tuple[int, ...]:
+        """Tokens in the attention of each block."""
+        return self.counts if self.reducer.predicts else (self.patches, *self.counts[:-1])
+
+    @property
     def reductions(self) -> tuple[int, ...]:
         """Blocks that drop tokens."""
         return tuple(block for block, keep in enumerate(self.keep) if keep is not None)
@@ -37,15 +44,16 @@ class TokenPlan(NamedTuple):
         if not self.reductions:
             return f'{self.patches} tokens, nothing dropped'
         counts = ' > '.join(str(self.counts[block]) for block in self.reductions)
-        return f'{self.patches} > {counts} tokens at blocks {self.reductions}{", fused" if self.fused else ""}'
+        how = (', fused' if self.fused else '') + ('' if self.reducer == EVIT else f', {self.reducer}')
+        return f'{self.patches} > {counts} tokens at blocks {self.reductions}{how}'
 
 
 def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, tokens: Sequence[int] | None = None,
-              reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True) -> TokenPlan:
+              reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True, reducer: Reducer = EVIT) -> TokenPlan:
     """The plan of keep rates (or explicit token counts) at given blocks.
 
-    A reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them; where that is
-    all of them, nothing is dropped and nothing fused.
+    EViT's reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them; where that is
+    all of them, nothing is dropped and nothing fused. Others may count in another way: `reducer.kept`.
 
     Args:
       patches: patch tokens of the image.
@@ -53,14 +61,14 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
       rate: in (0, 1]; one for all reductions, or one for each.
       tokens: kept tokens at each reduction, in place of `rate`; a count that is not below n drops nothing.
       reduce_at: blocks (0-based) that reduce.
-      fuse: blend the dropped tokens into one extra token.
+      fuse: blend the dropped tokens into one extra token, where the reducer can.
 
     Raises:
       ValueError: a rate, count or block out of range, or as many of them as there are no reductions.
 
     Source: EViT, section 3; youweiliang/evit, evit.py.
     """
-    at = tuple(sorted(reduce_at))
+    at, fuse = tuple(sorted(reduce_at)), fuse and reducer.fuses
     if len(set(at)) < len(at):
         raise ValueError(f'reduce_at={tuple(reduce_at)} names a block twice: give each block once')
     if outside := [block for block in at if not 0 <= block < depth]:
@@ -78,10 +86,10 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
         count = n
         if block in at:
             reduction = at.index(block)
-            count = tokens[reduction] if tokens else math.ceil(rates[reduction] * n)
+            count = tokens[reduction] if tokens else reducer.kept(patches, n, rates[:reduction + 1])
         keep.append(count if count < n else None)
         n = count + fuse if count < n else n
-    return TokenPlan(patches, tuple(keep), fuse)
+    return TokenPlan(patches, tuple(keep), fuse, reducer)
 
 
 def _one_each(values, at, name):
@@ -94,7 +102,7 @@ def block_macs(tokens_in: int, tokens_out: int, width: int, mlp_ratio: float) ->
     """Multiply-accumulates of one block on one image; a reduction stands between attention and MLP.
 
     Args:
-      tokens_in: all tokens that enter, class token included.
+      tokens_in: all tokens in the attention, class token included.
       tokens_out: all tokens that leave.
     """
     projections = 4 * tokens_in * width * width
@@ -111,9 +119,8 @@ def blocks_macs(plan: TokenPlan, *, width: int, mlp_ratio: float, prefix: int = 
     Args:
       prefix: tokens beside the patches: class, distillation.
     """
-    entering = (plan.patches, *plan.counts[:-1])
     return sum(block_macs(n_in + prefix, n_out + prefix, width, mlp_ratio)
-               for n_in, n_out in zip(entering, plan.counts, strict=True))
+               for n_in, n_out in zip(plan.attending, plan.counts, strict=True))
 
 
 def block_parameters(width: int, mlp_ratio: float, qkv_bias: bool = True) -> int:

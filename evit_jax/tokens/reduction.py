@@ -10,10 +10,13 @@ from jax.sharding import PartitionSpec
 
 
 class Tokens(NamedTuple):
-    """Patch tokens and the patch each one came from."""
+    """Patch tokens and where they come from. What is None is not followed."""
 
-    x: Array      # [B, N, D]
-    patch: Array  # [B, N] int32: row-major patch id; -1-s is the token fused at reduction s (0-based)
+    x: Array                   # [B, N, D]
+    patch: Array               # [B, N] int32: row-major patch id; -1-s is the token fused at reduction s (0-based)
+    home: Array | None = None  # [B, P] int32: of each patch of the image, which token holds it; -1: none
+    size: Array | None = None  # [B, N] float32: patches merged into each
+    stays: Array | None = None  # [B, N] float32: 1, or 0 where the token is masked in place of being dropped
 
 
 def keep_top(tokens: Tokens, score: Array, keep: int) -> Tokens:
@@ -29,8 +32,8 @@ def keep_top(tokens: Tokens, score: Array, keep: int) -> Tokens:
     return _take(tokens, _rank(score, keep))
 
 
-def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> Tokens:
-    """Keeps the `keep` tokens of highest score and appends one that is the score-weighted sum of the others.
+def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int, weight: Array | None = None) -> Tokens:
+    """Keeps the `keep` tokens of highest score and appends one that is the weighted sum of the others.
 
     The weights are not renormalised: the fused token is what the class token would have read from the dropped ones.
 
@@ -38,6 +41,7 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> To
       score: [B, N] float32, class attention.
       keep: static; every new value compiles a new program.
       stage: how many reductions came before; the fused token's patch id is -1-stage.
+      weight: [B, N] float32, of the sum; None: the score.
 
     Returns:
       keep + 1 tokens.
@@ -52,10 +56,24 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int) -> To
     batch, patches = score.shape
     # Image by image, or XLA would collect the ranks of all devices for the scatter.
     dropped = jax.vmap(lambda kept: jnp.ones(patches, score.dtype).at[kept].set(0))(rank)
-    fused = jnp.einsum('bn,bnd->bd', score * dropped, tokens.x, preferred_element_type=jnp.float32)
-    return Tokens(
-        jnp.concatenate([kept.x, fused[:, None].astype(kept.x.dtype)], axis=1),
-        jnp.concatenate([kept.patch, jnp.full((batch, 1), -1 - stage, kept.patch.dtype)], axis=1))
+    weight = score if weight is None else weight
+    fused = jnp.einsum('bn,bnd->bd', weight * dropped, tokens.x, preferred_element_type=jnp.float32)
+    return kept._replace(
+        x=jnp.concatenate([kept.x, fused[:, None].astype(kept.x.dtype)], axis=1),
+        patch=jnp.concatenate([kept.patch, jnp.full((batch, 1), -1 - stage, kept.patch.dtype)], axis=1),
+        home=moved(tokens.home, _places(rank, patches, nowhere=keep)))
+
+
+def moved(home: Array | None, place: Array) -> Array | None:
+    """Which token holds each patch, after the tokens went to other places.
+
+    Args:
+      home: [B, P] int32, before; -1: none.
+      place: [B, N] int32, the new place of each token; -1: dropped.
+    """
+    if home is None:
+        return None
+    return jnp.where(home < 0, -1, jnp.take_along_axis(place, jnp.maximum(home, 0), axis=1))
 
 
 def fused_origin(patch: Array, score: Array, kept: Array, before: tuple[Array, ...], patches: int) -> Array:
@@ -102,5 +120,16 @@ def _rank(score, keep):
 
 
 def _take(tokens, rank):
-    return Tokens(jnp.take_along_axis(tokens.x, rank[..., None], axis=1),
-                  jnp.take_along_axis(tokens.patch, rank, axis=1))
+    def take(a):
+        return jnp.take_along_axis(a, rank if a.ndim == 2 else rank[..., None], axis=1)
+
+    home = moved(tokens.home, _places(rank, tokens.x.shape[1], nowhere=-1))
+    return jax.tree.map(take, tokens._replace(home=None))._replace(home=home)
+
+
+def _places(rank, tokens, nowhere):
+    """Of each token the place where `rank` [B, K] puts it, [B, N] int32."""
+    def places(rank):
+        return jnp.full(tokens, nowhere, jnp.int32).at[rank].set(jnp.arange(len(rank), dtype=jnp.int32))
+
+    return jax.vmap(places)(rank)

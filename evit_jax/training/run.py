@@ -19,6 +19,7 @@ from evit_jax.data import mixing, order, pipeline
 from evit_jax.data.failures import Failures
 from evit_jax.data.sources import Source
 from evit_jax.models import Model
+from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
 from evit_jax.training import best, inputs, profile, steps, weights, writers
@@ -229,7 +230,8 @@ def _shape_and_plans(config, trained_size=None):
 def _plan_at(config, patches, depth):
     """Progress of the schedule -> plan; at 1 the config's own."""
     keep, at = config.keep, tuple(config.model.reduce_at)
-    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse)
+    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse,
+                             reducer=reducers.named(config.reducer.name))
     rates = tuple(keep.rates) or (keep.rate,) * len(at)
     final = make(tokens=tuple(keep.tokens)) if keep.tokens else make(rate=rates)
     if keep.tokens:

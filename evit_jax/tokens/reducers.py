@@ -1,0 +1,84 @@
+"""Methods of dropping and merging tokens, as values: a token plan carries one, and the model asks it.
+
+A reducer is told what a block knows of its tokens and how many are to stay. It is made of pure functions and compares
+by them, so that a plan stays a static argument of `jax.jit`.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+from jax import Array
+
+from evit_jax.tokens.reduction import Tokens, keep_top, keep_top_and_fuse
+
+
+class Evidence(NamedTuple):
+    """What is known of the N tokens that enter a reduction. Under `jax.jit`, what nobody reads costs nothing."""
+
+    attention: Array | None   # [B, N] float32, class attention; None in front of a block
+    keys: Array | None        # [B, N, d] float32, mean over the heads of the attention's keys; likewise
+    prediction: Array | None  # [B, N, 2] float32, log-probabilities of staying and of going, where a predictor is asked
+    draws: Array              # [B] random keys, one for each image
+    training: bool            # draws may be noise; False: what comes out is a function of the image
+
+
+class Reducer(NamedTuple):
+    """One method."""
+
+    name: str
+    reduce: Callable[[Tokens, Evidence, int, int | None], Tokens]
+    """(tokens, evidence, keep, stage) -> the tokens that stay: `keep`, and one more fused from the rest where `stage`
+    is the number of reductions before this one (None: nothing is fused)."""
+    kept: Callable[[int, int, Sequence[float]], int]
+    """(patches of the image, tokens that enter, rates so far with this one last) -> tokens that stay."""
+    fuses: bool = False     # can blend what it drops into one token
+    merges: bool = False    # tokens stand for several patches: attention counts each by its size
+    predicts: bool = False  # asks a learned predictor, in front of the block; others stand between attention and MLP
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def named(name: str) -> Reducer:
+    """The reducer of a name.
+
+    Raises:
+      ValueError: there is none; names the nearest.
+    """
+    if name not in REDUCERS:
+        near = difflib.get_close_matches(name, REDUCERS, n=1)
+        hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(REDUCERS)}'
+        raise ValueError(f'unknown reducer {name!r}: {hint}')
+    return REDUCERS[name]
+
+
+def share_of_entering(patches: int, entering: int, rates: Sequence[float]) -> int:
+    """EViT's count: of the tokens that enter, a fused one among them, rounded up."""
+    return math.ceil(rates[-1] * entering)
+
+
+def _by_rank(score_of: Callable[[Evidence], Array]) -> Callable[..., Tokens]:
+    """Keeps the tokens of highest score; what is fused is blended by class attention."""
+
+    def reduce(tokens, evidence, keep, stage):
+        score = score_of(evidence)
+        if stage is None:
+            return keep_top(tokens, score, keep)
+        return keep_top_and_fuse(tokens, score, keep, stage, weight=evidence.attention)
+
+    return reduce
+
+
+def _random(evidence):
+    tokens = evidence.attention.shape[1]
+    return jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(evidence.draws)
+
+
+EVIT = Reducer('evit', _by_rank(lambda evidence: evidence.attention), share_of_entering, fuses=True)
+RANDOM = Reducer('random', _by_rank(_random), share_of_entering, fuses=True)
+LEAST = Reducer('least', _by_rank(lambda evidence: -evidence.attention), share_of_entering, fuses=True)
+
+REDUCERS = {reducer.name: reducer for reducer in (EVIT, RANDOM, LEAST)}
