@@ -28,7 +28,7 @@ def get_config():
     config.model.fuse = True              # dropped tokens become one, where the reducer can
 
     config.reducer = ConfigDict()
-    config.reducer.name = 'evit'  # evit, or least or random, its controls
+    config.reducer.name = 'evit'  # evit, least or random (its controls), dynamicvit
 
     config.keep = ConfigDict()
     config.keep.rate = 0.7        # in (0, 1]; 1 is dense
