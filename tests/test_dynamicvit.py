@@ -64,12 +64,13 @@ def test_the_tokens_of_highest_score_enter_the_block_and_no_others(distilled):
 
 def test_a_mask_gives_the_logits_that_dropping_gives():
     apply, params = small_model()
-    whole = apply(params, make_images(), plan_of(9, 4).in_training())[1]['decisions']
+    images = make_images(32)
+    whole = apply(params, images, plan_of(9, 4).in_training())[1]['decisions']
     counts = np.asarray([decision.sum(1) for decision in whole]).astype(int)
     several = [image for image, (first, second) in enumerate(counts.T) if 16 > first > second > 0]
     assert len(several) > 2
     for image in several[:2]:
-        alone = make_images()[image:image + 1]
+        alone = images[image:image + 1]
         masked, seen = apply(params, alone, plan_of(9, 4).in_training())
         dropped, other = apply(params, alone, plan_of(*counts[:, image].tolist()))
         np.testing.assert_allclose(masked, dropped, rtol=0, atol=1e-4)
@@ -153,7 +154,8 @@ def test_a_reduction_that_drops_nothing_still_has_its_own_predictor():
 
 @pytest.mark.parametrize('predictors, said', [
     (0, r'dynamicvit asks a trained predictor in front of each of the blocks \(1, 2\), and this model has no '
-        r'predictors: train one with config\.reducer\.name=dynamicvit'), (1, 'this model has 1 predictor:.*or fewer reductions')])
+        r'predictors: train one with config\.reducer\.name=dynamicvit'),
+    (1, 'this model has 1 predictor:.*or fewer reductions')])
 def test_a_plan_that_asks_predictors_that_are_not_there_is_an_error(predictors, said):
     model = create(ViTShape(**SMALL, predictors=predictors))
     with pytest.raises(ValueError, match=said):
