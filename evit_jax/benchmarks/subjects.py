@@ -90,7 +90,7 @@ def training(case: Case, run: Run) -> Subject:
     limits = {'image': 256, 'label': run.model.shape.classes}
     batches = [{name: jax.device_put(rng.integers(limits[name], size=of.shape).astype(of.dtype), of.sharding)
                 for name, of in shapes.items()} for _ in range(INPUTS)]
-    program, seconds = _compiled(run.train_step(), run.abstract_state(), shapes, run.plan)
+    program, seconds = _compiled(run.train_step(), run.abstract_state(), shapes, run.plan.in_training())
     state = run.new_state()
 
     def step(number):

@@ -165,8 +165,9 @@ def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None =
                                  clip_norm=config.optimizer.clip_norm, accumulate=config.optimizer.accumulate)
     model = models.create(shape, drop_path=config.model.drop_path, dtype=_DTYPES[config.model.dtype])
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
-    return Run(config, mesh, model, train_source, test_source, plan_at(1.0), stages(keep, plan_at, total_steps),
-               total_steps, optimizer, schedule, prepare)
+    trained = stages(keep, lambda progress: plan_at(progress).in_training(), total_steps)
+    return Run(config, mesh, model, train_source, test_source, plan_at(1.0), trained, total_steps, optimizer, schedule,
+               prepare)
 
 
 def check_start(config: Any, workdir: str | os.PathLike) -> None:
@@ -226,8 +227,10 @@ def _steps_per_epoch(config, train_source):
 
 
 def _shape_and_plans(config, trained_size=None):
+    predicts = reducers.named(config.reducer.name).predicts
     shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
                                 distilled=config.model.distilled,
+                                predictors=len(config.model.reduce_at) if predicts else 0,
                                 image_size=trained_size or config.model.image_size)
     return shape, _plan_at(config, shape.patches(config.model.image_size), shape.depth)
 
