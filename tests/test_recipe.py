@@ -20,6 +20,7 @@ from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.schedule import KeepSchedule, progress
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import steps
+from evit_jax.training.objectives import Targets, plain
 from evit_jax.training.state import average, create_state
 from evit_jax.training.workdir import flat
 
@@ -113,10 +114,15 @@ def fixed_model(logits):
         jnp.asarray(logits) + 0 * params['w'].sum() + images.sum() * params['w'].sum(), {}))
 
 
+def mixed(images, targets):
+    return steps.Mixed(images, Targets(targets))
+
+
 def one_step(mix, step=0, logits=((1.0, 0.0), (1.0, 0.0)), seed=0):
     optimizer = optax.sgd(1.0)
-    train = steps.make_train_step(fixed_model(logits), optimizer, lambda _: 0.1, prepare=jnp.float32, mix=mix,
-                                  ema_decay=0.9, seed=seed)
+    train = steps.make_train_step(
+        fixed_model(logits), optimizer, lambda _: 0.1, prepare=jnp.float32, ema_decay=0.9, seed=seed,
+        mix=lambda images, batch, key: mixed(*mix(images, batch['label'], key)), objective=lambda plan: plain())
     state = create_state({'w': jnp.zeros(1)}, optimizer, ema=True)._replace(step=jnp.asarray(step))
     return train(state, {'image': jnp.ones((2, 4, 4, 3), jnp.uint8), 'label': jnp.asarray([0, 1])}, None)
 
