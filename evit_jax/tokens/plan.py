@@ -24,6 +24,8 @@ class TokenPlan(NamedTuple):
     @property
     def counts(self) -> tuple[int, ...]:
         """Tokens leaving each block; the fused token counts."""
+        if self.reducer.masks:
+            return (self.patches,) * len(self.keep)
         counts, n = [], self.patches
         for keep in self.keep:
             n = n if keep is None else keep + self.fused
@@ -31,18 +33,35 @@ class TokenPlan(NamedTuple):
         return tuple(counts)
 
     @property
+    def entering(self) -> tuple[int, ...]:
+        """Tokens that come to each block."""
+        return (self.patches, *self.counts[:-1])
+
+    @property
     def attending(self) -> tuple[int, ...]:
         """Tokens in the attention of each block."""
-        return self.counts if self.reducer.predicts else (self.patches, *self.counts[:-1])
+        return self.counts if self.reducer.predicts else self.entering
 
     @property
     def reductions(self) -> tuple[int, ...]:
         """Blocks that drop tokens."""
         return tuple(block for block, keep in enumerate(self.keep) if keep is not None)
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the patches, what each reduction keeps, or under a mask is to learn to keep."""
+        return tuple(self.keep[block] / self.patches for block in self.reductions)
+
+    def in_training(self) -> 'TokenPlan':
+        """What trains a model for this plan: itself, where its reducer is trained as it is used."""
+        return self._replace(reducer=self.reducer.training or self.reducer)
+
     def __str__(self) -> str:
         if not self.reductions:
             return f'{self.patches} tokens, nothing dropped'
+        if self.reducer.masks:
+            wanted = ' > '.join(str(self.keep[block]) for block in self.reductions)
+            return f'{self.patches} tokens, {wanted} of them wanted at blocks {self.reductions}, {self.reducer}'
         counts = ' > '.join(str(self.counts[block]) for block in self.reductions)
         how = (', fused' if self.fused else '') + ('' if self.reducer == EVIT else f', {self.reducer}')
         return f'{self.patches} > {counts} tokens at blocks {self.reductions}{how}'
@@ -53,7 +72,8 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
     """The plan of keep rates (or explicit token counts) at given blocks.
 
     EViT's reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them; where that is
-    all of them, nothing is dropped and nothing fused. Others may count in another way: `reducer.kept`.
+    all of them, nothing is dropped and nothing fused. Others may count in another way: `reducer.kept`. Predictors are
+    counted by the reductions: with any that drops, all ask theirs.
 
     Args:
       patches: patch tokens of the image.
@@ -89,7 +109,18 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
             count = tokens[reduction] if tokens else reducer.kept(patches, n, rates[:reduction + 1])
         keep.append(count if count < n else None)
         n = count + fuse if count < n else n
+    if reducer.predicts and any(keep):
+        keep = _at_all(keep, patches, at)
     return TokenPlan(patches, tuple(keep), fuse, reducer)
+
+
+def _at_all(keep, patches, at):
+    """A reduction that drops nothing keeps what comes to it; without fusion."""
+    found, n = [], patches
+    for block, count in enumerate(keep):
+        n = n if count is None else count
+        found.append(n if block in at else None)
+    return found
 
 
 def _one_each(values, at, name):

@@ -76,7 +76,7 @@ def objective(config: Any, prefix: int, plan: TokenPlan) -> Objective:
         found = objectives.imitating(weight=distill.weight, token_weight=distill.token_weight, prefix=prefix)
     else:
         found = objectives.plain()
-    if getattr(plan.reducer, "masks", False) and plan.reductions:
+    if plan.reducer.masks and plan.reductions:
         found = Objective((*found.parts, objectives.keeping(plan.shares, config.reducer.share_weight)))
     return found
 
