@@ -23,6 +23,7 @@ from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
 from evit_jax.training import inputs, limits, profile, steps, teaching, weights
 from evit_jax.training import optimizer as optimizers
+from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step
 from evit_jax.training.objectives import Targets
 from evit_jax.training.state import TrainState, create_state
@@ -154,12 +155,13 @@ class Run(NamedTuple):
         return jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0)))
 
 
-def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None = None,
+def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | None = None,
             sources: tuple[Source, Source] | None = None) -> Run:
     """Makes the run of a config.
 
     Args:
-      trained_size: image size that the position embeddings were trained for, where it is not the config's.
+      trained: the flat config that the model was trained with, where it is not this one; it decides image size and
+        predictors of what is trained.
       mesh: of devices that are not this machine's; where it is not given, of all that are.
       sources: to train on and to evaluate on, in place of those that the config names.
 
@@ -172,7 +174,7 @@ def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None =
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.classes = train_source.num_classes
-    shape, plan_at = _shape_and_plans(config, trained_size)
+    shape, plan_at = _shape_and_plans(config, trained)
     total_steps = order.train_steps(len(train_source), config.batch_size, config.epochs, config.data.repeats)
     per_epoch = _steps_per_epoch(config, train_source)
     keep = KeepSchedule(round(config.keep.start_epoch * per_epoch), round(config.keep.shrink_epochs * per_epoch),
@@ -188,8 +190,9 @@ def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None =
                                      config.optimizer.backbone_from_epoch * per_epoch / config.optimizer.accumulate))
     model = models.create(shape, drop_path=config.model.drop_path, dtype=limits.DTYPES[config.model.dtype])
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
-    return Run(config, mesh, model, train_source, test_source, plan_at(1.0), stages(keep, plan_at, total_steps),
-               total_steps, optimizer, schedule, prepare)
+    return Run(config, mesh, model, train_source, test_source, plan_at(1.0),
+               stages(keep, lambda progress: plan_at(progress).in_training(), total_steps), total_steps,
+               optimizer, schedule, prepare)
 
 
 def check_start(config: Any, workdir: str | os.PathLike) -> None:
@@ -244,11 +247,15 @@ def _steps_per_epoch(config, train_source):
     return order.epoch_samples(len(train_source), config.data.repeats) / config.batch_size
 
 
-def _shape_and_plans(config, trained_size=None):
+def _shape_and_plans(config, trained=None):
+    trained = trained or workdirs.flat(config.to_dict())
+    asks = reducers.named(trained.get('reducer.name', 'evit')).predicts
     shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
-                                distilled=config.model.distilled,
-                                image_size=trained_size or config.model.image_size)
-    return shape, _plan_at(config, shape.patches(config.model.image_size), shape.depth)
+                                distilled=config.model.distilled, image_size=trained['model.image_size'],
+                                predictors=len(trained['model.reduce_at']) if asks else 0)
+    plan_at = _plan_at(config, shape.patches(config.model.image_size), shape.depth)
+    shape.check_plan(plan_at(1.0))
+    return shape, plan_at
 
 
 def _plan_at(config, patches, depth):
@@ -273,6 +280,5 @@ def check(config: Any) -> None:
     inputs.train_transform(config)
     inputs.eval_transform(config)
     _, plan_at = _shape_and_plans(config)
-    plan_at(1.0)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
     parallel.data_mesh(config.batch_size)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import objectives, teachers
 from evit_jax.training.checkpoints import newest_step
@@ -24,6 +25,11 @@ def check(config: Any) -> None:
     if kind == 'self' and distill.token_weight and not config.teacher.dense:
         raise ValueError(f'config.distill.token_weight={distill.token_weight} compares tokens with those of a teacher '
                          'that drops none: give --config.teacher.dense=True, or --config.distill.token_weight=0')
+
+    scaled = config.optimizer.backbone_scale != 1 or config.optimizer.backbone_from_epoch
+    if scaled and not reducers.named(config.reducer.name).predicts:
+        raise ValueError(f'config.optimizer.backbone_scale and backbone_from_epoch are of all parameters but the '
+                         f'predictors of tokens, and reducer {config.reducer.name} has none: leave them at 1 and 0')
 
 
 def check_teacher(config: Any) -> None:

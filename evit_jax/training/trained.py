@@ -20,6 +20,7 @@ from evit_jax.training.checkpoints import read_newest
 from evit_jax.training.weights import AS_DEIT, fitted
 
 _UNSAID = AS_DEIT | {'model.distilled': False, 'model.dtype': 'float32', 'keep.rates': (), 'keep.tokens': ()}
+_PREDICTOR = 'score_predictor.'
 
 
 class Trained(NamedTuple):
@@ -83,7 +84,8 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
     name, at = told['model.name'], tuple(told['model.reduce_at'])
     shape = models.named_shape(name)
     shape = dataclasses.replace(shape, classes=weights['head.bias'].size, distilled=told['model.distilled'],
-                                image_size=told.get('model.image_size', shape.image_size))
+                                image_size=told.get('model.image_size', shape.image_size),
+                                predictors=len({name.split('.')[1] for name in weights if name.startswith(_PREDICTOR)}))
     like = jax.eval_shape(models.create(shape).init, jax.random.key(0))
     names = about.get('class_names') or names_of(shape.classes)
     if len(names) != shape.classes:

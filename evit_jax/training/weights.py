@@ -18,6 +18,7 @@ from evit_jax.training.state import TrainState
 AS_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 1.0,
            'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
 _HEADS = ('head', 'head_dist')
+_PREDICTORS = 'score_predictor'
 _SAID = 5  # problems named in one message
 
 
@@ -73,7 +74,8 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
                class_names: tuple[str, ...] = ()) -> Params:
     """The weights of a run's newest checkpoint, in place of a model's initial ones.
 
-    Heads for another number of classes stay fresh; position embeddings of another image size are resized.
+    Heads for another number of classes stay fresh, and so do predictors of tokens where it had none; where this model
+    has none, its are left. Position embeddings of another image size are resized.
 
     Args:
       fresh: the model's initial parameters.
@@ -91,13 +93,17 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     leaves = by_name(fresh)
     replaced = [name for name, leaf in leaves.items() if name.split('.')[0] in _HEADS and name in weights
                 and weights[name].shape[-1] != leaf.shape[-1]]
-    weights |= {name: np.asarray(leaves[name]) for name in replaced}
+    new = [name for name in leaves.keys() - weights.keys() if name.startswith(_PREDICTORS)]
+    weights = {name: value for name, value in weights.items() if name in leaves or not name.startswith(_PREDICTORS)}
+    weights |= {name: np.asarray(leaves[name]) for name in replaced + new}
     if 'pos_embed' in weights:
         weights['pos_embed'] = _resized(weights['pos_embed'], leaves['pos_embed'].shape, prefix)
     params = fitted(weights, fresh, workdir)
     names = tuple(about.get('class_names', ()))
     logging.info('starting from the %s of %s at step %d%s', 'moving average' if ema else 'weights', workdir,
                  about['next_step'], f'; fresh for other classes: {", ".join(replaced)}' if replaced else '')
+    if new:
+        logging.info('fresh, as there are none to begin with: the predictors of tokens')
     if not replaced and names and class_names and names != class_names:
         logging.warning('the head is kept, as there are %d classes in both, but their names differ', len(names))
     return params
