@@ -16,6 +16,7 @@ import pytest
 from configs import base
 from evit_jax.interchange.vit import to_torch
 from evit_jax.models import create, named_shape
+from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.schedule import KeepSchedule, progress
 from evit_jax.training import optimizer as optimizers
@@ -159,7 +160,10 @@ def test_recipe_has_the_keys_of_the_base_and_no_other(name):
 @pytest.mark.parametrize('name', [name for name in RECIPES if name != 'digits'])
 def test_recipes_header_states_the_cost_of_its_model(name):
     config, header = recipe(name), importlib.import_module(f'configs.{name}').__doc__
-    shape = dataclasses.replace(named_shape(config.model.name), classes=config.model.classes or 1000)
+    asks = reducers.named(config.reducer.name).predicts
+    shape = dataclasses.replace(named_shape(config.model.name), classes=config.model.classes or 1000,
+                                distilled=config.model.distilled,
+                                predictors=len(config.model.reduce_at) if asks else 0)
     parameters, macs = re.search(r'([\d.]+) M parameters.*?; ([\d.]+) G MACs', header).groups()
     assert parameters == f'{shape.parameters() / 1e6:.2f}'
     assert macs == f'{macs_of(config, shape, config.model.image_size, config.keep.rate):.2f}'
@@ -170,5 +174,5 @@ def test_recipes_header_states_the_cost_of_its_model(name):
 
 def macs_of(config, shape, size, rate):
     plan = make_plan(shape.patches(size), shape.depth, rate=rate, reduce_at=config.model.reduce_at,
-                     fuse=config.model.fuse)
+                     fuse=config.model.fuse, reducer=reducers.named(config.reducer.name))
     return shape.macs(plan) / 1e9
