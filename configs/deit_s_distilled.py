@@ -5,7 +5,7 @@ python -m evit_jax.main --config configs/deit_s_distilled.py --workdir runs/deit
 
 DeiT's paper, dense, taught by a RegNetY-16GF of 82.9: 81.2 top-1 on ImageNet (79.8 without). Any trained run of this
 project can teach, here configs/deit_b.py with --config.keep.rate=1; its classes must be the same.
-22.44 M parameters; 3.05 G MACs an image (dense 4.63: --config.keep.rate=1). 300 epochs: 384 M images, 375,300 steps,
+22.44 M parameters; 3.05 G MACs an image (dense 4.62: --config.keep.rate=1). 300 epochs: 384 M images, 375,300 steps,
 each with a forward pass of the teacher. Soft labels: --config.distill.kind=soft --config.distill.alpha=0.1.
 """
 
