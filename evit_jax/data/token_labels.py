@@ -35,6 +35,24 @@ def dense(targets: Sparse, classes: int) -> Array:
     return named.sum(-2) + targets.floor
 
 
+def mix_batch(batch: dict, key: Array, *, patches: int, classes: int, smoothing: float,
+              groups: int = 1) -> tuple[Array, Sparse, Array]:
+    """The targets of a batch under MixToken, and what the model is to swap.
+
+    Args:
+      batch: with label_value and label_index [B, K] of the whole image, and token_value and token_index [B, P, K] of
+        its patches, row-major: float and int, classes of the largest values.
+      groups: equal runs of the batch that are mixed each within itself, as in `mixing.mix_batch`.
+
+    Returns:
+      Targets of the class token, [B, L] float32; those of the patches; and the swaps, [groups, P] bool.
+    """
+    labels, tokens = (smoothed(batch[f'{of}_value'].astype(jnp.float32), batch[f'{of}_index'], classes=classes,
+                               smoothing=smoothing) for of in ('label', 'token'))
+    swap = draw_swaps(key, patches, groups)
+    return *mix_targets(labels, tokens, swap, classes=classes), swap
+
+
 def draw_swaps(key: Array, patches: int, groups: int) -> Array:
     """Which patches a mixed image has from its partner: a box on the grid of tokens, one a group.
 

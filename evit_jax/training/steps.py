@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from evit_jax.models import Model
+from evit_jax.models import Model, with_statistics
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training.objectives import Objective, Targets, Taught
 from evit_jax.training.state import TrainState, average
@@ -56,11 +56,11 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
         def loss_of(params):
             logits, seen = model.apply(params, images, plan, drop_key, **asked)
             loss, parts = objective(plan)(logits, seen, targets, taught)
-            return loss, (logits, parts)
+            return loss, (logits, parts, seen.get('statistics', {}))
 
-        (loss, (logits, parts)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, (logits, parts, statistics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = with_statistics(optax.apply_updates(state.params, updates), {'statistics': statistics})
         ema = None if state.ema is None else average(state.ema, params, ema_decay)
         right = logits.argmax(-1) == targets.label.argmax(-1)  # of two mixed classes, the one with more weight
         metrics = {'loss': loss, **parts, 'accuracy': jnp.mean(right),
