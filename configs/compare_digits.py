@@ -36,7 +36,7 @@ def get_config():
         'shares': (0.5,), 'run': {'epochs': 1, 'optimizer': {'lr': 1e-3, 'warmup_epochs': 0.0}}})
     config.scratch = ConfigDict({
         'methods': ('EViT', 'EViT, not fused', 'ToMe', 'DynamicViT'),
-        'shares': (0.5,), 'run': {'epochs': 5}})
+        'shares': (0.5,), 'run': {'epochs': 5, 'keep': {'start_epoch': 1, 'shrink_epochs': 1, 'levels': 3}}})
     config.orderings = (
         ConfigDict({'better': 'EViT', 'worse': 'DynamicViT', 'setting': 'scratch'}),
         ConfigDict({'better': 'EViT', 'worse': 'DynamicViT', 'setting': 'finetuned'}),

@@ -1,8 +1,8 @@
 """Compares methods of dropping tokens: python -m evit_jax.compare --config configs/compare_digits.py --out runs/compare
 
-Each method has the same data, seeds, steps and share of the dense model's multiply-accumulates: put into a trained dense
-model, fine-tuned from it, and trained from scratch. The folder gets a workdir for each run, and in the end compare.md,
-compare.png and compare.json. Told to stop it ends with code 75; the same command goes on from there.
+Each method has the same data, seeds, steps and share of the dense model's multiply-accumulates: put into a trained
+dense model, fine-tuned from it, and trained from scratch. The folder gets a workdir for each run, and in the end
+compare.md, compare.png and compare.json. Told to stop it ends with code 75; the same command goes on from there.
 
 --docs FOLDER writes these three files there too.
 """
