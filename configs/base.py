@@ -28,7 +28,9 @@ def get_config():
     config.model.fuse = True              # dropped tokens become one, where the reducer can
 
     config.reducer = ConfigDict()
-    config.reducer.name = 'evit'  # evit, or least or random, its controls
+    config.reducer.name = 'evit'  # evit, tome; or random, least, pool, their controls
+    config.reducer.r = 0          # tome, pool: tokens merged in every block, in place of keep.rate at model.reduce_at
+    config.reducer.decreasing = False  # of r: 2 r in the first block, in a line to none in the last
 
     config.keep = ConfigDict()
     config.keep.rate = 0.7        # in (0, 1]; 1 is dense

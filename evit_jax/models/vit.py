@@ -192,7 +192,7 @@ class ViT(nnx.Module):
                 tokens = self._reduce(tokens._replace(x=x[:, shape.prefix:]), Evidence(
                     attention=layers.class_attention(q, k, shape.prefix, counts['size']),
                     keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:], prediction=None, draws=draws,
-                    training=key is not None), keep, plan, seen)
+                    training=key is not None, prefix=shape.prefix), keep, plan, seen)
                 x = self._with_prefix(x, tokens.x)
             x = seen[f'block{i:02d}'] = block.think(x, think_key)
         x = seen['norm'] = self.norm(x)

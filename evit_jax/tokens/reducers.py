@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 from jax import Array
 
+from evit_jax.tokens.merging import fewest_of_matching, merge_matched, merge_runs
 from evit_jax.tokens.reduction import Tokens, keep_top, keep_top_and_fuse
 
 
@@ -23,6 +24,7 @@ class Evidence(NamedTuple):
     prediction: Array | None  # [B, N, 2] float32, log-probabilities of staying and of going, where a predictor is asked
     draws: Array              # [B] random keys, one for each image
     training: bool            # draws may be noise; False: what comes out is a function of the image
+    prefix: int = 1           # tokens in front of these: class, distillation
 
 
 class Reducer(NamedTuple):
@@ -37,6 +39,7 @@ class Reducer(NamedTuple):
     fuses: bool = False     # can blend what it drops into one token
     merges: bool = False    # tokens stand for several patches: attention counts each by its size
     predicts: bool = False  # asks a learned predictor, in front of the block; others stand between attention and MLP
+    fewest: Callable[[int], int] = lambda entering: 1  # of so many tokens that enter, how many must stay at least
 
     def __str__(self) -> str:
         return self.name
@@ -77,8 +80,17 @@ def _random(evidence):
     return jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(evidence.draws)
 
 
+def _match(tokens, evidence, keep, stage):
+    return merge_matched(tokens, evidence.keys, keep, evidence.prefix)
+
+
 EVIT = Reducer('evit', _by_rank(lambda evidence: evidence.attention), share_of_entering, fuses=True)
+TOME = Reducer('tome', _match, share_of_entering, merges=True, fewest=fewest_of_matching)
+
+# Controls: dropping at random, dropping what is attended most, and means of neighbours. What they are told of the
+# tokens is nothing, the wrong way round, and nothing. POOL differs from TOME in what is merged and in nothing else.
 RANDOM = Reducer('random', _by_rank(_random), share_of_entering, fuses=True)
 LEAST = Reducer('least', _by_rank(lambda evidence: -evidence.attention), share_of_entering, fuses=True)
+POOL = Reducer('pool', lambda tokens, evidence, keep, stage: merge_runs(tokens, keep), share_of_entering, merges=True)
 
-REDUCERS = {reducer.name: reducer for reducer in (EVIT, RANDOM, LEAST)}
+REDUCERS = {reducer.name: reducer for reducer in (EVIT, RANDOM, LEAST, TOME, POOL)}

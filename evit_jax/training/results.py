@@ -84,18 +84,21 @@ def _report(run, step, metrics):
         logging.warning('%d images could not be read and are left out of these figures', metrics['left_out'])
     logging.info('MACs of an image: %.2f M, dense %.2f M (%.0f %%); %s', metrics['macs'] / 1e6,
                  metrics['macs_dense'] / 1e6, 100 * metrics['macs'] / metrics['macs_dense'], run.plan)
+    merged = 'stage %d: the object has %.1f %% of the tokens it had, the whole image %.1f %%'
+    said = merged if run.plan.reducer.merges else (
+            "stage %d: %.1f %% of the object's patches are still there; random dropping would leave %.1f %%")
     stage = 1
     while f'object_kept_{stage}' in metrics:
-        logging.info("stage %d: %.1f %% of the object's patches are still there; random dropping would leave %.1f %%",
-                     stage, 100 * metrics[f'object_kept_{stage}'], 100 * metrics[f'random_kept_{stage}'])
+        logging.info(said, stage, 100 * metrics[f'object_kept_{stage}'], 100 * metrics[f'random_kept_{stage}'])
         stage += 1
 
 
 def _draw(run, sample, workdir):
     if sample and sample['kept']:
         size = run.model.shape.patch_size
-        page = kept_grid(sample['image'], sample['kept'], size, predictions=sample['prediction'],
-                         truths=sample['label'], class_names=run.test_source.class_names)
+        page = kept_grid(sample['image'], sample['kept'], size, home=sample.get('home'),
+                         predictions=sample['prediction'], truths=sample['label'],
+                         class_names=run.test_source.class_names)
         _keep_picture(workdir / 'kept.png', lambda file: page.save(file, 'PNG'))
         logging.info('what is kept: %s', workdir / 'kept.png')
     if (metrics := workdir / METRICS_FILE).exists() and (records := read_metrics(metrics)):

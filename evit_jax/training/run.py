@@ -20,7 +20,7 @@ from evit_jax.data.failures import Failures
 from evit_jax.data.sources import Source
 from evit_jax.models import Model
 from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
 from evit_jax.training import best, inputs, profile, steps, weights, writers
 from evit_jax.training import optimizer as optimizers
@@ -202,8 +202,13 @@ def failures(run: Run, source: Source) -> Failures:
 
 
 def keep_rate(run: Run, stage: Stage) -> float:
-    """The rate of a stage, for the log; with several rates the first, with token counts their share."""
+    """The rate of a stage, for the log; with several rates the first, with token counts their share.
+
+    Where every block merges r tokens, what the first keeps.
+    """
     keep = run.config.keep
+    if run.config.reducer.r:
+        return stage.plan.counts[0] / run.patches
     if keep.tokens:
         return 1 - (1 - keep.tokens[0] / run.patches) * stage.progress
     return 1 - (1 - (keep.rates[0] if keep.rates else keep.rate)) * stage.progress
@@ -229,9 +234,12 @@ def _shape_and_plans(config, trained_size=None):
 
 def _plan_at(config, patches, depth):
     """Progress of the schedule -> plan; at 1 the config's own."""
-    keep, at = config.keep, tuple(config.model.reduce_at)
-    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse,
-                             reducer=reducers.named(config.reducer.name))
+    keep, at, reducer = config.keep, tuple(config.model.reduce_at), reducers.named(config.reducer.name)
+    if config.reducer.r:
+        merge = functools.partial(merge_plan, patches, depth, r=config.reducer.r, decreasing=config.reducer.decreasing,
+                                  reducer=reducer)
+        return lambda progress: merge(progress=progress)
+    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse, reducer=reducer)
     rates = tuple(keep.rates) or (keep.rate,) * len(at)
     final = make(tokens=tuple(keep.tokens)) if keep.tokens else make(rate=rates)
     if keep.tokens:
@@ -247,7 +255,8 @@ def check(config: Any) -> None:
     limits = {
         'batch_size': count, 'epochs': count, 'label_smoothing': (0, 0.999), 'ema_decay': (0, 0.999999),
         'model.drop_path': (0, 0.999), 'model.classes': (2 if config.model.classes else 0, math.inf),
-        'keep.start_epoch': amount, 'keep.shrink_epochs': amount, 'data.repeats': count, 'data.workers': amount,
+        'keep.start_epoch': amount, 'keep.shrink_epochs': amount, 'reducer.r': amount,
+        'data.repeats': count, 'data.workers': amount,
         'data.flip': share, 'data.eval_crop': share, 'data.max_failed': share, 'mixing.erase': share,
         'mixing.mixup': amount, 'mixing.cutmix': amount, 'mixing.switch': share, 'optimizer.lr': amount,
         'optimizer.warmup_epochs': amount, 'optimizer.warmup_lr': amount, 'optimizer.min_lr': amount,
