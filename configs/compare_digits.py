@@ -23,8 +23,10 @@ def get_config():
     config.methods = ConfigDict({
         'EViT': {'reducer': {'name': 'evit'}, 'model': {'fuse': True}},
         'EViT, not fused': {'reducer': {'name': 'evit'}, 'model': {'fuse': False}},
+        'EViT, distilled': {'reducer': {'name': 'evit'}, 'distill': {'kind': 'self'}},
         'ToMe': {'reducer': {'name': 'tome'}},
         'DynamicViT': {'reducer': {'name': 'dynamicvit'}},
+        'DynamicViT, distilled': {'reducer': {'name': 'dynamicvit'}, 'distill': {'kind': 'self', 'token_weight': 0.5}},
         'pooling': {'reducer': {'name': 'pool'}},
         'random': {'reducer': {'name': 'random'}, 'model': {'fuse': False}},
         'least attended': {'reducer': {'name': 'least'}, 'model': {'fuse': False}}})
@@ -32,14 +34,15 @@ def get_config():
         'methods': ('EViT', 'EViT, not fused', 'ToMe', 'pooling', 'random', 'least attended'),
         'shares': (0.9, 0.8, 0.7, 0.6, 0.5), 'run': {}})
     config.finetuned = ConfigDict({
-        'methods': ('EViT', 'EViT, not fused', 'ToMe', 'DynamicViT', 'pooling', 'random'),
+        'methods': ('EViT', 'EViT, not fused', 'EViT, distilled', 'ToMe', 'DynamicViT', 'DynamicViT, distilled',
+                    'pooling', 'random'),
         'shares': (0.5,), 'run': {'epochs': 1, 'optimizer': {'lr': 1e-3, 'warmup_epochs': 0.0}}})
     config.scratch = ConfigDict({
         'methods': ('EViT', 'EViT, not fused', 'ToMe', 'DynamicViT'),
         'shares': (0.5,), 'run': {'epochs': 5, 'keep': {'start_epoch': 1, 'shrink_epochs': 1, 'levels': 3}}})
     config.orderings = (
         ConfigDict({'better': 'EViT', 'worse': 'DynamicViT', 'setting': 'scratch'}),
-        ConfigDict({'better': 'EViT', 'worse': 'DynamicViT', 'setting': 'finetuned'}),
+        ConfigDict({'better': 'EViT', 'worse': 'DynamicViT, distilled', 'setting': 'finetuned'}),
         ConfigDict({'better': 'EViT', 'worse': 'EViT, not fused', 'setting': 'untrained'}),
         ConfigDict({'better': 'EViT', 'worse': 'EViT, not fused', 'setting': 'finetuned'}),
         ConfigDict({'better': 'EViT', 'worse': 'EViT, not fused', 'setting': 'scratch'}),

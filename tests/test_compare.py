@@ -20,11 +20,11 @@ compare = doors.imported('compare')
 def small(**changes):
     """Two methods on the least model, with so few steps that nothing is learnt."""
     config = ConfigDict({
-        'run': layouts.config_of(epochs=2, ema_decay=0.0), 'dense': '', 'seeds': (0, 1),
+        'run': layouts.config_of(epochs=2, ema_decay=0.0), 'dense': '', 'seeds': (0,),
         'methods': {'EViT': {'model': {'fuse': True}}, 'random': {'reducer': {'name': 'random'}}},
-        'untrained': {'methods': ('EViT', 'random'), 'shares': (0.9, 0.8), 'run': {}},
+        'untrained': {'methods': ('EViT', 'random'), 'shares': (0.8,), 'run': {}},
         'finetuned': {'methods': ('EViT',), 'shares': (0.8,), 'run': {'epochs': 1}},
-        'scratch': {'methods': ('random',), 'shares': (0.8,), 'run': {}},
+        'scratch': {'methods': (), 'shares': (), 'run': {}},
         'orderings': ({'better': 'EViT', 'worse': 'random', 'setting': 'untrained'},)})
     config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
     return config
@@ -47,9 +47,10 @@ def test_the_kept_comparison_has_every_method_in_every_setting_and_each_can_be_l
 
 
 @pytest.mark.parametrize('changes, said', [
-    ({'untrained.methods': ('EViT', 'evvit')}, "config.untrained.methods names 'evvit', and config.methods has EViT"),
-    ({'scratch.shares': (1.0,)}, r'config.scratch.shares=\(1.0,\): 1.0 is outside \(0, 1\)'),
-    ({'scratch.shares': ()}, 'config.scratch has methods and no shares'), ({'seeds': ()}, 'the comparison has no cells')])
+    ({'untrained.methods': ('evvit',)}, "config.untrained.methods names 'evvit', and config.methods has EViT"),
+    ({'finetuned.shares': (1.0,)}, r'config.finetuned.shares=\(1.0,\): 1.0 is outside \(0, 1\)'),
+    ({'finetuned.shares': ()}, 'config.finetuned has methods and no shares'),
+    ({'seeds': ()}, 'the comparison has no cells')])
 def test_a_comparison_that_cannot_be_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         cells_of(small(**{key.replace('.', '__'): value for key, value in changes.items()}))
@@ -59,22 +60,22 @@ def test_every_cell_is_run_once_and_what_is_done_is_kept(tmp_path, monkeypatch):
     layouts.prepare(monkeypatch)
     config, trained = small(), []
     train = running.loop.train
-    monkeypatch.setattr(running.loop, 'train', lambda config, workdir: trained.append(workdir) or train(config, workdir))
+    monkeypatch.setattr(running.loop, 'train', lambda config, folder: trained.append(folder) or train(config, folder))
     rows = running.compare(config, tmp_path)
-    assert len(rows) == len(cells_of(config)) == 1 + 4 + 2 * 2 + 2 * 2 and len(trained) == 1 + 8
+    assert len(rows) == len(cells_of(config)) == 3 + 2 and len(trained) == 1 + 2
     assert all(0 <= row['top1'] <= 1 for row in rows)
     for row in rows:
         share = row['macs'] / row['macs_dense']
-        assert share == pytest.approx(row['share'], abs=0.05) and (row['method'] != 'dense' or share == 1)
-    assert newest_step(tmp_path / 'finetuned-evit-0.8-1') == 2
-    (tmp_path / 'scratch-random-0.8-0' / 'done.json').unlink()
+        assert share == pytest.approx(row['share'], abs=0.08) and (row['method'] != 'dense' or share == 1)
+    assert newest_step(tmp_path / 'finetuned-evit-0.8-0') == 2
+    (tmp_path / 'finetuned-evit-0.8-0' / 'done.json').unlink()
     trained.clear()
-    assert running.compare(config, tmp_path) == rows and trained == [tmp_path / 'scratch-random-0.8-0']
+    assert running.compare(config, tmp_path) == rows and trained == [tmp_path / 'finetuned-evit-0.8-0']
 
 
 def test_a_trained_dense_model_may_be_given(tmp_path, monkeypatch):
     layouts.prepare(monkeypatch)
-    with pytest.raises(ValueError, match='config.dense=.*none holds no checkpoint: give the workdir'):
+    with pytest.raises(ValueError, match=r'config.dense=.*none holds no checkpoint: give the workdir'):
         running.compare(small(dense=str(tmp_path / 'none')), tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -4,8 +4,7 @@ import re
 from typing import Any, NamedTuple
 
 SETTINGS = ('untrained', 'finetuned', 'scratch')
-DENSE = 'dense'             # the method that drops nothing
-WORKDIR_OF_DENSE = '{dense}'  # stands for it in a config
+DENSE = 'dense'  # the method that drops nothing
 
 
 class Cell(NamedTuple):
@@ -66,7 +65,7 @@ def config_of(config: Any, cell: Cell, dense: str) -> Any:
     method = {} if cell.method == DENSE else config.methods[cell.method].to_dict()
     with run.unlocked():
         for values in (method, config[cell.setting].run.to_dict()):
-            run.update(_filled(values, dense))
+            run.update(values)
         run.seed = cell.seed
         run.keep.update(rate=1.0, rates=(), tokens=(), macs=0.0 if cell.method == DENSE else cell.share)
         if cell.setting == 'finetuned':
@@ -80,9 +79,3 @@ def dense_config(config: Any) -> Any:
     with run.unlocked():
         run.keep.update(rate=1.0, rates=(), tokens=(), macs=0.0)
     return run
-
-
-def _filled(values, dense):
-    if isinstance(values, dict):
-        return {key: _filled(value, dense) for key, value in values.items()}
-    return dense if values == WORKDIR_OF_DENSE else values

@@ -20,7 +20,7 @@ from evit_jax.data.failures import Failures
 from evit_jax.data.sources import Source
 from evit_jax.models import Model
 from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan
+from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
 from evit_jax.training import best, inputs, profile, steps, weights, writers
 from evit_jax.training import optimizer as optimizers
@@ -204,11 +204,11 @@ def failures(run: Run, source: Source) -> Failures:
 def keep_rate(run: Run, stage: Stage) -> float:
     """The rate of a stage, for the log; with several rates the first, with token counts their share.
 
-    Where every block merges r tokens, what the first keeps.
+    Where r tokens are merged in every block, or the MACs decide, what the first reduction keeps.
     """
-    keep = run.config.keep
-    if run.config.reducer.r:
-        return stage.plan.counts[0] / run.patches
+    keep, plan = run.config.keep, stage.plan
+    if run.config.reducer.r or keep.macs:
+        return plan.keep[plan.reductions[0]] / run.patches if plan.reductions else 1.0
     if keep.tokens:
         return 1 - (1 - keep.tokens[0] / run.patches) * stage.progress
     return 1 - (1 - (keep.rates[0] if keep.rates else keep.rate)) * stage.progress
@@ -229,12 +229,17 @@ def _shape_and_plans(config, trained_size=None):
     shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
                                 distilled=config.model.distilled,
                                 image_size=trained_size or config.model.image_size)
-    return shape, _plan_at(config, shape.patches(config.model.image_size), shape.depth)
+    return shape, _plan_at(config, shape)
 
 
-def _plan_at(config, patches, depth):
+def _plan_at(config, shape):
     """Progress of the schedule -> plan; at 1 the config's own."""
     keep, at, reducer = config.keep, tuple(config.model.reduce_at), reducers.named(config.reducer.name)
+    patches, depth = shape.patches(config.model.image_size), shape.depth
+    if keep.macs:
+        plans = plans_of(reducer, patches, depth, reduce_at=at, fuse=config.model.fuse,
+                         decreasing=config.reducer.decreasing)
+        return lambda progress: plan_of_macs(shape.macs, 1 - (1 - keep.macs) * progress, plans)
     if config.reducer.r:
         merge = functools.partial(merge_plan, patches, depth, r=config.reducer.r, decreasing=config.reducer.decreasing,
                                   reducer=reducer)
@@ -255,7 +260,7 @@ def check(config: Any) -> None:
     limits = {
         'batch_size': count, 'epochs': count, 'label_smoothing': (0, 0.999), 'ema_decay': (0, 0.999999),
         'model.drop_path': (0, 0.999), 'model.classes': (2 if config.model.classes else 0, math.inf),
-        'keep.start_epoch': amount, 'keep.shrink_epochs': amount, 'reducer.r': amount,
+        'keep.start_epoch': amount, 'keep.shrink_epochs': amount, 'keep.macs': share, 'reducer.r': amount,
         'data.repeats': count, 'data.workers': amount,
         'data.flip': share, 'data.eval_crop': share, 'data.max_failed': share, 'mixing.erase': share,
         'mixing.mixup': amount, 'mixing.cutmix': amount, 'mixing.switch': share, 'optimizer.lr': amount,
