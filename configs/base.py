@@ -37,6 +37,7 @@ def get_config():
     config.keep.rate = 0.7        # in (0, 1]; 1 is dense
     config.keep.rates = ()        # one for each reduction, in place of rate
     config.keep.tokens = ()       # tokens kept at each reduction, in place of rates
+    config.keep.macs = 0.0        # share of the dense model's multiply-accumulates, in place of all these
     config.keep.start_epoch = 0   # the rate is 1 until then
     config.keep.shrink_epochs = 0  # and falls by a cosine over these
     config.keep.levels = 8        # in so many compiled programs

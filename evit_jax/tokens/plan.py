@@ -156,8 +156,7 @@ def plan_of_macs(macs: Callable[[TokenPlan], int], share: float, plan_at: Callab
     Args:
       macs: of a plan, as `shape.macs`.
       share: in (0, 1].
-      plan_at: in [0, 1] -> plan; dense at 0, and the more it reduces the larger the number: `plans_by_rate`,
-        `plans_by_r`.
+      plan_at: in [0, 1] -> plan; dense at 0, and the more it reduces the larger the number, as `plans_of` has them.
 
     Raises:
       ValueError: the share is out of range, or less than what is left at 1.
@@ -175,19 +174,18 @@ def plan_of_macs(macs: Callable[[TokenPlan], int], share: float, plan_at: Callab
     return min(plan_at(low), plan_at(high), key=lambda plan: abs(macs(plan) - wanted))
 
 
-def plans_by_rate(patches: int, depth: int, *, reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True,
-                  reducer: Reducer = EVIT) -> Callable[[float], TokenPlan]:
-    """For `plan_of_macs`: one keep rate at these blocks, from 1 to the least that the reducer can keep."""
+def plans_of(reducer: Reducer, patches: int, depth: int, *, reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True,
+             decreasing: bool = False) -> Callable[[float], TokenPlan]:
+    """For `plan_of_macs`: one keep rate at these blocks, from 1 to the least that the reducer can keep.
+
+    Of a reducer that is `everywhere`: r tokens merged in every block, from none to half of the patches in the first.
+    """
+    if reducer.everywhere:
+        most = patches // 2 / (2 if decreasing and depth > 1 else 1)
+        return lambda amount: merge_plan(patches, depth, r=most * amount, decreasing=decreasing, reducer=reducer)
     make = functools.partial(make_plan, patches, depth, reduce_at=reduce_at, fuse=fuse, reducer=reducer)
     least = reducer.fewest(patches) / patches
     return lambda amount: make(rate=1 - (1 - least) * amount)
-
-
-def plans_by_r(patches: int, depth: int, *, decreasing: bool = False,
-               reducer: Reducer = TOME) -> Callable[[float], TokenPlan]:
-    """For `plan_of_macs`: r tokens merged in every block, from none to half of the patches in the first."""
-    most = patches // 2 / (2 if decreasing and depth > 1 else 1)
-    return lambda amount: merge_plan(patches, depth, r=most * amount, decreasing=decreasing, reducer=reducer)
 
 
 def _check_fewest(count, entering, block, reducer):

@@ -42,6 +42,7 @@ class Reducer(NamedTuple):
     predicts: bool = False  # asks a learned predictor, in front of the block; others stand between attention and MLP
     masks: bool = False     # what goes stays in its place, unseen by the others: nothing gets fewer
     training: 'Reducer | None' = None  # what a model is trained with in its place, where that is another
+    everywhere: bool = False  # reduces in every block, where a plan is free to choose
     fewest: Callable[[int], int] = lambda entering: 1  # of so many tokens that enter, how many must stay at least
 
     def __str__(self) -> str:
@@ -107,7 +108,8 @@ def _decide(tokens, evidence, keep, stage):
 
 
 EVIT = Reducer('evit', _by_rank(lambda evidence: evidence.attention), share_of_entering, fuses=True)
-TOME = Reducer('tome', _match, share_of_entering, merges=True, fewest=fewest_of_matching)
+TOME = Reducer('tome', _match, share_of_entering, merges=True, everywhere=True,
+               fewest=fewest_of_matching)
 
 # Controls: dropping at random, dropping what is attended most, and means of neighbours. What they are told of the
 # tokens is nothing, the wrong way round, and nothing. POOL differs from TOME in what is merged and in nothing else.
