@@ -66,7 +66,7 @@ def test_training_masks_and_evaluation_drops():
 def test_a_run_from_a_plain_model_is_read_with_its_predictors(trained):
     folder, metrics = trained
     found = read_trained(folder)
-    assert found.shape.predictors == 2 and found.reducer.name == 'dynamicvit' and found.plan().counts == (8, 4)
+    assert found.shape.predictors == 2 and found.keeping.reducer.name == 'dynamicvit' and found.plan().counts == (8, 4)
     assert 0 < metrics['top1'] <= 1
     for prediction in Predictor(found, batch_size=5).predict(pixels()):
         assert [len(ids) for ids in prediction.kept] == [8, 4] and {*prediction.kept[1]} <= {*prediction.kept[0]}
@@ -102,6 +102,7 @@ def test_weights_with_predictors_are_a_dynamicvit_where_nothing_else_is_said(tmp
 
 def test_a_model_without_predictors_cannot_be_asked_for_them(plain):
     found = read_trained(plain)
-    asked = found._replace(reducer=read_trained(plain).reducer._replace(name='mine', predicts=True))
+    asked = found._replace(keeping=found.keeping._replace(
+        reducer=found.keeping.reducer._replace(name='mine', predicts=True)))
     with pytest.raises(ValueError, match=r'mine asks a trained predictor .* blocks \(1,\), .* has no predictors'):
         asked.plan(rate=0.5)

@@ -63,7 +63,7 @@ def read(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, cl
                          f'{here!r} in the data): give a teacher that was trained on the same classes')
     trained = trained._replace(image_size=image_size)
     model = models.create(trained.shape, dtype=dtype)
-    plan = trained.plan(rate=1.0) if dense and trained.reduce_at else trained.plan()
+    plan = trained.plan(rate=1.0) if dense and trained.keeping.reduce_at else trained.plan()
     logging.info('the teacher is %s of %s at step %d: %s', trained.name, path, trained.step, plan)
     return Teacher(model, plan, trained.params, trained.mean, trained.std)
 
