@@ -126,7 +126,7 @@ def compile_for_tpu() -> None:
              'batch_size': config.batch_size, 'sharding': config.sharding,
              'libtpu': importlib.metadata.version('libtpu')}
     print(', '.join(f'{name} {value}' for name, value in about.items()), flush=True)
-    plans = [stage.plan for stage in run.stages] if _STAGES.value else [run.plan]
+    plans = [stage.plan for stage in run.stages] if _STAGES.value else [run.plan.in_training()]
     programs = [tpu.compile_step(run, step, plan, topology) for step in _STEPS.value
                 for plan in (plans if step == 'train' else [run.plan])]
     said = list(dict.fromkeys(program.plan for program in programs))

@@ -22,12 +22,12 @@ import numpy as np
 from absl import flags, logging
 
 from evit_jax import commandline
-from evit_jax.inference.trained import Trained, read_trained
 from evit_jax.serving import artifact
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.tokens.reducers import REDUCERS
 from evit_jax.training import storage, weights
 from evit_jax.training.checkpoints import read_about
+from evit_jax.training.trained import Trained, read_trained
 
 _RATES = flags.DEFINE_list('rates', [], 'A plan for each: the share of the tokens that every reduction keeps.')
 _TOKENS = flags.DEFINE_multi_string('tokens', [], 'A plan of the tokens that each reduction keeps, as 137,96,67; may '

@@ -19,8 +19,8 @@ from evit_jax import commandline
 from evit_jax.data.progress import Progress
 from evit_jax.inference.images import find_images
 from evit_jax.inference.predictor import Prediction, Predictor
-from evit_jax.inference.trained import read_trained
 from evit_jax.tokens.reducers import REDUCERS
+from evit_jax.training.trained import read_trained
 
 _TOP = flags.DEFINE_integer('top', 5, 'Guesses of each image.', lower_bound=1)
 _JSON = flags.DEFINE_bool('json', False, 'A JSON object in each line.')

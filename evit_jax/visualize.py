@@ -38,13 +38,13 @@ from evit_jax.inference.held_out import held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
-from evit_jax.inference.trained import Trained, read_trained
 from evit_jax.pictures.dropping import dropping_csv, dropping_plot
 from evit_jax.pictures.published import PUBLISHED
 from evit_jax.pictures.report import report_page
 from evit_jax.pictures.sheet import example_sheet
 from evit_jax.pictures.tradeoff import tradeoff_plot
 from evit_jax.tokens.reducers import REDUCERS
+from evit_jax.training.trained import Trained, read_trained
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Whose test split is shown; not needed with IMAGES.')
 _OUT = flags.DEFINE_string('out', None, 'File that is written; kept.html, drop.png or tradeoff.png if not given.')

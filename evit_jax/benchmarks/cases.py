@@ -105,7 +105,7 @@ def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool
     found = {}
     for name in names:
         shape = models.named_shape(name)
-        at = tuple(reduce_at) or tuple(shape.depth * quarter // 4 for quarter in (1, 2, 3))
+        at = tuple(reduce_at) or shape.quarters
         for step, size, batch, dtype, rate, reducer, fused in itertools.product(
                 (False, True)[:1 + train], sizes or [shape.image_size], batches, dtypes, rates,
                 map(reducers.named, methods), fuse):

@@ -18,10 +18,10 @@ from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms import EvalTransform
 from evit_jax.inference.looking import ranking_plan
-from evit_jax.inference.trained import Trained
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.training import steps
 from evit_jax.training.evaluation import object_patches
+from evit_jax.training.trained import Trained
 
 ORDERS = ('on the object first', 'off the object first', 'at random', 'least attended first', 'most attended first')
 _MASKS = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff'

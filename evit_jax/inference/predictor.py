@@ -17,10 +17,10 @@ from PIL import Image
 from evit_jax import models, parallel
 from evit_jax.data.decode import decode, from_picture
 from evit_jax.data.transforms import EvalTransform
-from evit_jax.inference.trained import Trained
 from evit_jax.pictures.kept import kept_grid
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import steps
+from evit_jax.training.trained import Trained
 
 Picture = str | os.PathLike | Image.Image | np.ndarray  # a file, or what stands in one: uint8 [H, W, 3]
 

@@ -18,11 +18,11 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.inference.predictor import Predictor
-from evit_jax.inference.trained import Trained
 from evit_jax.serving import loader
 from evit_jax.serving.readme import readme
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import steps
+from evit_jax.training.trained import Trained
 from evit_jax.training.weights import by_name, fitted
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')

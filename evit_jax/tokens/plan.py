@@ -27,6 +27,8 @@ class TokenPlan(NamedTuple):
     @property
     def counts(self) -> tuple[int, ...]:
         """Tokens leaving each block; the fused token counts."""
+        if self.reducer.masks:
+            return (self.patches,) * len(self.keep)
         counts, n = [], self.patches
         for keep in self.keep:
             n = n if keep is None else keep + self.fused
@@ -34,18 +36,35 @@ class TokenPlan(NamedTuple):
         return tuple(counts)
 
     @property
+    def entering(self) -> tuple[int, ...]:
+        """Tokens that come to each block."""
+        return (self.patches, *self.counts[:-1])
+
+    @property
     def attending(self) -> tuple[int, ...]:
         """Tokens in the attention of each block."""
-        return self.counts if self.reducer.predicts else (self.patches, *self.counts[:-1])
+        return self.counts if self.reducer.predicts else self.entering
 
     @property
     def reductions(self) -> tuple[int, ...]:
         """Blocks that drop tokens."""
         return tuple(block for block, keep in enumerate(self.keep) if keep is not None)
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the patches, what each reduction keeps, or under a mask is to learn to keep."""
+        return tuple(self.keep[block] / self.patches for block in self.reductions)
+
+    def in_training(self) -> 'TokenPlan':
+        """What trains a model for this plan: itself, where its reducer is trained as it is used."""
+        return self._replace(reducer=self.reducer.training or self.reducer)
+
     def __str__(self) -> str:
         if not self.reductions:
             return f'{self.patches} tokens, nothing dropped'
+        if self.reducer.masks:
+            wanted = ' > '.join(str(self.keep[block]) for block in self.reductions)
+            return f'{self.patches} tokens, {wanted} of them wanted at blocks {self.reductions}, {self.reducer}'
         counts = ' > '.join(str(self.counts[block]) for block in self.reductions)
         how = (', fused' if self.fused else '') + ('' if self.reducer == EVIT else f', {self.reducer}')
         return f'{self.patches} > {counts} tokens at blocks {self.reductions}{how}'
@@ -56,7 +75,8 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
     """The plan of keep rates (or explicit token counts) at given blocks.
 
     EViT's reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them; where that is
-    all of them, nothing is dropped and nothing fused. Others may count in another way: `reducer.kept`.
+    all of them, nothing is dropped and nothing fused. Others may count in another way: `reducer.kept`. Predictors are
+    counted by the reductions: with any that drops, all ask theirs.
 
     Args:
       patches: patch tokens of the image.
@@ -93,6 +113,8 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
             _check_fewest(count, n, block, reducer)
         keep.append(count if count < n else None)
         n = count + fuse if count < n else n
+    if reducer.predicts and any(keep):
+        keep = _at_all(keep, patches, at)
     return TokenPlan(patches, tuple(keep), fuse, reducer)
 
 
@@ -134,8 +156,7 @@ def plan_of_macs(macs: Callable[[TokenPlan], int], share: float, plan_at: Callab
     Args:
       macs: of a plan, as `shape.macs`.
       share: in (0, 1].
-      plan_at: in [0, 1] -> plan; dense at 0, and the more it reduces the larger the number: `plans_by_rate`,
-        `plans_by_r`.
+      plan_at: in [0, 1] -> plan; dense at 0, and the more it reduces the larger the number, as `plans_of` has them.
 
     Raises:
       ValueError: the share is out of range, or less than what is left at 1.
@@ -153,19 +174,18 @@ def plan_of_macs(macs: Callable[[TokenPlan], int], share: float, plan_at: Callab
     return min(plan_at(low), plan_at(high), key=lambda plan: abs(macs(plan) - wanted))
 
 
-def plans_by_rate(patches: int, depth: int, *, reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True,
-                  reducer: Reducer = EVIT) -> Callable[[float], TokenPlan]:
-    """For `plan_of_macs`: one keep rate at these blocks, from 1 to the least that the reducer can keep."""
+def plans_of(reducer: Reducer, patches: int, depth: int, *, reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True,
+             decreasing: bool = False) -> Callable[[float], TokenPlan]:
+    """For `plan_of_macs`: one keep rate at these blocks, from 1 to the least that the reducer can keep.
+
+    Of a reducer that is `everywhere`: r tokens merged in every block, from none to half of the patches in the first.
+    """
+    if reducer.everywhere:
+        most = patches // 2 / (2 if decreasing and depth > 1 else 1)
+        return lambda amount: merge_plan(patches, depth, r=most * amount, decreasing=decreasing, reducer=reducer)
     make = functools.partial(make_plan, patches, depth, reduce_at=reduce_at, fuse=fuse, reducer=reducer)
     least = reducer.fewest(patches) / patches
     return lambda amount: make(rate=1 - (1 - least) * amount)
-
-
-def plans_by_r(patches: int, depth: int, *, decreasing: bool = False,
-               reducer: Reducer = TOME) -> Callable[[float], TokenPlan]:
-    """For `plan_of_macs`: r tokens merged in every block, from none to half of the patches in the first."""
-    most = patches // 2 / (2 if decreasing and depth > 1 else 1)
-    return lambda amount: merge_plan(patches, depth, r=most * amount, decreasing=decreasing, reducer=reducer)
 
 
 def _check_fewest(count, entering, block, reducer):
@@ -173,6 +193,15 @@ def _check_fewest(count, entering, block, reducer):
         raise ValueError(
             f'block {block}: r={entering - count} of {entering} tokens cannot be merged by {reducer}, at most half of '
             f'them, {entering - fewest}: keep {fewest} or more there, or reduce in more blocks')
+
+
+def _at_all(keep, patches, at):
+    """A reduction that drops nothing keeps what comes to it; without fusion."""
+    found, n = [], patches
+    for block, count in enumerate(keep):
+        n = n if count is None else count
+        found.append(n if block in at else None)
+    return found
 
 
 def _one_each(values, at, name):

@@ -36,8 +36,7 @@ def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, wor
     if state.ema is not None:
         average = evaluate_params(run, step, state.ema, stopping).metrics
         metrics |= {f'{name}_ema': average[name] for name in ('loss', 'top1', 'top5')}
-    metrics['macs'] = run.model.shape.macs(run.plan)
-    metrics['macs_dense'] = run.model.shape.macs(make_plan(run.patches, run.model.shape.depth, rate=(), reduce_at=()))
+    metrics |= costs(run)
     _report(run, int(state.step), metrics)
     if writer is not None:
         writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
@@ -68,6 +67,12 @@ def evaluate_params(run: Run, step: Callable, params: Any, stopping: Stopping, *
         return found._replace(metrics=found.metrics | {'left_out': len(run.test_source) - int(found.metrics['images'])})
     finally:
         batches.close()
+
+
+def costs(run: Run) -> dict[str, int]:
+    """Multiply-accumulates of an image under the run's plan, and of the dense model."""
+    shape = run.model.shape
+    return {'macs': shape.macs(run.plan), 'macs_dense': shape.macs(make_plan(run.patches, shape.depth, reduce_at=()))}
 
 
 def _report(run, step, metrics):
