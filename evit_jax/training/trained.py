@@ -71,13 +71,23 @@ class Trained(NamedTuple):
         given = [name for name, said in asked.items() if said]
         if len(given) > 1:
             raise ValueError(f'give only one of {" and ".join(given)}')
-        if self.macs and not given:
-            return plan_of_macs(self.shape.macs, self.macs, plans_of(
-                self.reducer, self.shape.patches(self.image_size), self.shape.depth, reduce_at=self.reduce_at,
-                fuse=self.fuse, decreasing=self.decreasing))
-        if r or (self.r and not given):
-            return merge_plan(self.shape.patches(self.image_size), self.shape.depth, r=r or self.r,
-                              decreasing=self.decreasing, reducer=self.reducer)
+        plan = self._plan_of_all_blocks(None if given else self.macs, r if given else self.r or None)
+        if plan is None:
+            plan = self._plan_at_blocks(given, rate, rates, tokens)
+        self.shape.check_plan(plan)
+        return plan
+
+    def _plan_of_all_blocks(self, macs, r):
+        """The plan that is said for the whole model, if any is."""
+        patches, depth = self.shape.patches(self.image_size), self.shape.depth
+        if macs:
+            return plan_of_macs(self.shape.macs, macs, plans_of(self.reducer, patches, depth, reduce_at=self.reduce_at,
+                                                                fuse=self.fuse, decreasing=self.decreasing))
+        if r is None:
+            return None
+        return merge_plan(patches, depth, r=r, decreasing=self.decreasing, reducer=self.reducer)
+
+    def _plan_at_blocks(self, given, rate, rates, tokens):
         if given and not self.reduce_at:
             raise ValueError(f'the model in {self.path} drops nothing at any block (model.reduce_at is empty): make a '
                              f'plan with blocks of your own, or leave {given[0]} out')
@@ -85,10 +95,8 @@ class Trained(NamedTuple):
             rates, tokens = self.rates, self.tokens
         elif rate is not None:
             rates = (rate,) * len(self.reduce_at)
-        plan = make_plan(self.shape.patches(self.image_size), self.shape.depth, rate=tuple(rates), tokens=tuple(tokens),
+        return make_plan(self.shape.patches(self.image_size), self.shape.depth, rate=tuple(rates), tokens=tuple(tokens),
                          reduce_at=self.reduce_at, fuse=self.fuse, reducer=self.reducer)
-        self.shape.check_plan(plan)
-        return plan
 
 
 def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
