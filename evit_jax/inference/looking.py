@@ -81,7 +81,8 @@ def _view(prediction: Prediction, plan: TokenPlan, at: Sequence[int], truth: str
             continue
         number = plan.reductions.index(block)
         kept = tuple(prediction.kept[number].tolist())
-        stages.append(Stage(kept, prediction.attention[number], prediction.origin[number] if plan.fused else None))
+        stages.append(Stage(kept, prediction.attention[number] if prediction.attention else None,
+                            prediction.origin[number] if plan.fused else None))
     best = prediction.top[0].name
     return View(tuple((guess.name, guess.probability) for guess in prediction.top), tuple(stages),
                 None if truth is None else best == truth)

@@ -45,7 +45,8 @@ class Prediction(NamedTuple):
     logits: np.ndarray | None = None      # [L] float32
     image: np.ndarray | None = None       # [S, S, 3] uint8: what the model saw
     kept: tuple[np.ndarray, ...] = ()     # per reduction [K] patch ids, best first; negative: a fused token
-    attention: tuple[np.ndarray, ...] = ()  # per reduction [N] float32: of the class token, to each patch; NaN: gone
+    attention: tuple[np.ndarray, ...] = ()  # per reduction [N] float32: of the class token, to each patch; NaN: gone;
+                                            # of a reducer that predicts there is none
     origin: tuple[np.ndarray, ...] = ()     # per reduction that fuses [N] float32: how much of each patch is in it
 
 
