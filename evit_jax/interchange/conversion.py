@@ -41,7 +41,6 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
         names = _names_in(class_names) if class_names else names
         try:
             found = layouts.find(tree, ema=ema)
-            _refuse_others(found)
             name, shape = detect.detect(found.arrays, classes=len(names) or 1000)
             predictors = f', {shape.predictors} predictors' if shape.predictors else ''
             logging.info('%s: %s, images of %d, %d classes%s%s; names of %s; values %s', src, name, shape.image_size,
@@ -55,18 +54,19 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
     asked = {'reducer.name': DYNAMICVIT.name} if shape.predictors else {}
     config = asked | config | about.settings_of(found.settings)
     config |= {key: tuple(value) for key, value in (('data.mean', mean), ('data.std', std)) if value}
-    if assumed := weights.AS_DEIT.keys() - config.keys():
-        logging.info('nothing says otherwise, so that it is as with DeiT: %s',
-                     ', '.join(f'{key} {weights.AS_DEIT[key]}' for key in sorted(assumed)))
+    usual = about.assumed(name, shape)
+    if unsaid := usual.keys() - config.keys():
+        logging.info('nothing says otherwise, so that it is as usual: %s',
+                     ', '.join(f'{key} {usual[key]}' for key in sorted(unsaid)))
     model = {f'model.{key}': value for key, value in about.model_keys(name, shape).items()}
-    told = {'config': _nested(weights.AS_DEIT | config | model)} | ({'class_names': names} if names else {})
+    told = {'config': _nested(usual | config | model)} | ({'class_names': names} if names else {})
     with _made(dst):
         weights.save(dst, params, told)
     logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
 
 
 def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, resize: int | None = None) -> None:
-    """Writes the newest weights of a run as a safetensors file in timm's layout.
+    """Writes the newest weights of a run as a safetensors file in the layout of timm, or of LV-ViT's authors.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -102,14 +102,10 @@ def _check_places(src, dst):
         raise ValueError(f'{dst} is there already, and is left as it is: give another DST')
 
 
-def _refuse_others(found):
-    """Models that exist elsewhere and not here."""
-    if found.layout == 'LV-ViT':
-        raise ValueError("the weights are an LV-ViT's, a model that is not here")
 
 
 def _types(arrays):
-    kinds = sorted({value.dtype.name for value in arrays.values()} - {'float32'})
+    kinds = sorted({value.dtype.name for value in arrays.values() if value.shape} - {'float32'})  # a counter has none
     return f'{" and ".join(kinds)} become float32' if kinds else 'float32'
 
 

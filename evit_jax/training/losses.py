@@ -57,3 +57,37 @@ def token_distance(tokens: Array, teacher: Array, stays: Array) -> Array:
     stays = jax.lax.stop_gradient(stays)
     apart = jnp.square(tokens - jax.lax.stop_gradient(teacher)).mean(-1)
     return jnp.sum(apart * stays) / jnp.maximum(stays.sum(), 1)
+
+
+def hard_distillation(logits: Array, teacher: Array) -> Array:
+    """Mean cross entropy of [B, L] float32 logits with the class that the teacher's logits name.
+
+    Source: DeiT, section 4; its `losses.py`.
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(logits, teacher.argmax(-1)).mean()
+
+
+def soft_distillation(logits: Array, teacher: Array, tau: float) -> Array:
+    """tau^2 KL(teacher || student) of [B, L] float32 logits divided by tau.
+
+    The mean of the classes, too, as in the reference's code; the paper's sum over them is L times as much.
+
+    Source: DeiT, equation 2; its `losses.py`.
+    """
+    return tau**2 * divergence(logits / tau, teacher / tau) / logits.shape[-1]
+
+
+def sparse_cross_entropy(logits: Array, value: Array, index: Array, floor: float = 0.0) -> Array:
+    """Cross entropy with targets of which few classes have a value of their own.
+
+    Args:
+      logits: [..., L] float32.
+      value, index: [..., K], of these classes; a class that is named twice has the sum.
+      floor: added to the target of every class.
+
+    Returns:
+      [...] float32.
+    """
+    logs = jax.nn.log_softmax(logits)
+    named = (value * jnp.take_along_axis(logs, index, axis=-1)).sum(-1)
+    return -named - (floor * logs.sum(-1) if floor else 0)

@@ -18,7 +18,7 @@ from evit_jax.training.state import TrainState
 # What weights that came without a config are taken to need: DeiT's values.
 AS_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 1.0,
            'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
-_HEADS = ('head', 'head_dist')
+_HEADS = ('head', 'head_dist', 'aux_head')
 _SAID = 5  # problems named in one message
 
 
