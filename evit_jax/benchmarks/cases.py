@@ -29,7 +29,8 @@ class Case(NamedTuple):
 
     @property
     def shape(self) -> ViTShape:
-        return dataclasses.replace(models.named_shape(self.model), image_size=self.size)
+        return dataclasses.replace(models.named_shape(self.model), image_size=self.size,
+                                   predictors=len(self.reduce_at) if self.reducer.predicts else 0)
 
     @property
     def plan(self) -> TokenPlan:
