@@ -28,8 +28,8 @@ def get_config():
     config.model.fuse = True              # dropped tokens become one, where the reducer can
 
     config.reducer = ConfigDict()
-    config.reducer.name = 'evit'  # evit, or least or random, its controls
-    config.reducer.share_weight = 2.0  # of the loss that draws predictors to the keep rates
+    config.reducer.name = 'evit'  # evit, least or random (its controls), dynamicvit
+    config.reducer.share_weight = 2.0  # dynamicvit: of the loss that draws its predictors to the keep rates
 
     config.keep = ConfigDict()
     config.keep.rate = 0.7        # in (0, 1]; 1 is dense

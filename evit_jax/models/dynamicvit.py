@@ -4,6 +4,7 @@ Source: DynamicViT, arXiv 2106.02034, section 3.2; raoyongming/DynamicViT, `Pred
 """
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,14 @@ from jax import Array
 from evit_jax.models import layers
 
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+WEIGHTS = 'score_predictor.'  # how the names of their weights begin
+
+
+def predictors_in(names: Iterable[str]) -> int:
+    """Predictors that weights are of, by their dotted names."""
+    return len({name.removeprefix(WEIGHTS).split('.')[0] for name in names if name.startswith(WEIGHTS)})
 
 
 class Predictor(nnx.Module):

@@ -96,9 +96,9 @@ class ViTShape:
         """Raises a ValueError where a plan asks for predictors that the model does not have."""
         asked = len(plan.reductions) if plan.reducer.predicts else 0
         if asked > self.predictors:
-            has = f'{self.predictors} predictors' if self.predictors else 'no predictors'
+            has = f'{self.predictors or "no"} predictor{"s" * (self.predictors != 1)}'
             raise ValueError(
-                f'{plan.reducer} asks a trained predictor at each of {asked} reductions {plan.reductions}, and this '
+                f'{plan.reducer} asks a trained predictor in front of each of the blocks {plan.reductions}, and this '
                 f'model has {has}: train one with config.reducer.name={plan.reducer} and as many blocks in '
                 f'config.model.reduce_at, or choose another reducer' + ' or fewer reductions' * bool(self.predictors))
 

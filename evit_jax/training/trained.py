@@ -10,6 +10,7 @@ import jax
 from evit_jax import models
 from evit_jax.data.classes import names_of, readable
 from evit_jax.models import Params
+from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.models.vit import ViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan, make_plan
@@ -20,7 +21,6 @@ from evit_jax.training.checkpoints import read_newest
 from evit_jax.training.weights import AS_DEIT, fitted
 
 _UNSAID = AS_DEIT | {'model.distilled': False, 'model.dtype': 'float32', 'keep.rates': (), 'keep.tokens': ()}
-_PREDICTOR = 'score_predictor.'
 
 
 class Trained(NamedTuple):
@@ -47,7 +47,7 @@ class Trained(NamedTuple):
         """The plan of one rate, or of a rate or a token count for each reduction; of none of these, as trained.
 
         Raises:
-          ValueError: more than one of them, or a value out of range.
+          ValueError: more than one of them, a value out of range, or a plan that asks predictors that are not there.
         """
         asked = {'rate': rate is not None, 'rates': len(rates) > 0, 'tokens': len(tokens) > 0}
         given = [name for name, said in asked.items() if said]
@@ -60,8 +60,10 @@ class Trained(NamedTuple):
             rates, tokens = self.rates, self.tokens
         elif rate is not None:
             rates = (rate,) * len(self.reduce_at)
-        return make_plan(self.shape.patches(self.image_size), self.shape.depth, rate=tuple(rates), tokens=tuple(tokens),
+        plan = make_plan(self.shape.patches(self.image_size), self.shape.depth, rate=tuple(rates), tokens=tuple(tokens),
                          reduce_at=self.reduce_at, fuse=self.fuse, reducer=self.reducer)
+        self.shape.check_plan(plan)
+        return plan
 
 
 def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
@@ -84,8 +86,8 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
     name, at = told['model.name'], tuple(told['model.reduce_at'])
     shape = models.named_shape(name)
     shape = dataclasses.replace(shape, classes=weights['head.bias'].size, distilled=told['model.distilled'],
-                                image_size=told.get('model.image_size', shape.image_size),
-                                predictors=len({name.split('.')[1] for name in weights if name.startswith(_PREDICTOR)}))
+                                predictors=predictors_in(weights),
+                                image_size=told.get('model.image_size', shape.image_size))
     like = jax.eval_shape(models.create(shape).init, jax.random.key(0))
     names = about.get('class_names') or names_of(shape.classes)
     if len(names) != shape.classes:
