@@ -28,13 +28,16 @@ def get_config():
     config.model.fuse = True              # dropped tokens become one, where the reducer can
 
     config.reducer = ConfigDict()
-    config.reducer.name = 'evit'  # evit, least or random (its controls), dynamicvit
+    config.reducer.name = 'evit'  # evit, tome, dynamicvit; or random, least, pool, their controls
+    config.reducer.r = 0          # tome, pool: tokens merged in every block, in place of keep.rate at model.reduce_at
+    config.reducer.decreasing = False  # of r: 2 r in the first block, in a line to none in the last
     config.reducer.share_weight = 2.0  # dynamicvit: of the loss that draws its predictors to the keep rates
 
     config.keep = ConfigDict()
     config.keep.rate = 0.7        # in (0, 1]; 1 is dense
     config.keep.rates = ()        # one for each reduction, in place of rate
     config.keep.tokens = ()       # tokens kept at each reduction, in place of rates
+    config.keep.macs = 0.0        # share of the dense model's multiply-accumulates, in place of all these
     config.keep.start_epoch = 0   # the rate is 1 until then
     config.keep.shrink_epochs = 0  # and falls by a cosine over these
     config.keep.levels = 8        # in so many compiled programs

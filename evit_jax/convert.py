@@ -4,7 +4,7 @@
 SRC is a file (.pth, .pt, .safetensors) with a DeiT or ViT as timm, DeiT, EViT, DynamicViT or Hugging Face name its
 weights, or an LV-ViT as its authors do; DST is made, a folder to give to --config.init_from, to --mode evaluate, or to
 predict. PyTorch is not needed, and nothing that a file holds is run. Or SRC is the workdir of a run, and DST a file
-(.safetensors) for timm, or for the authors' LV-ViT.
+(.safetensors) for timm, or for the authors' DynamicViT or LV-ViT.
 """
 
 from absl import flags

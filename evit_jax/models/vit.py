@@ -218,7 +218,7 @@ class ViT(nnx.Module):
         x, draws = self._with_prefix(x, tokens.x), _draws(images, key)
         for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
             attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
-            evidence = Evidence(None, None, None, draws, training=key is not None)
+            evidence = Evidence(None, None, None, draws, training=key is not None, prefix=shape.prefix)
             if keep is not None and plan.reducer.predicts:
                 predict = self.score_predictor[plan.reductions.index(i)]
                 evidence = evidence._replace(prediction=predict(x[:, shape.prefix:], tokens.stays))

@@ -19,7 +19,7 @@ from evit_jax.data.failures import Failures
 from evit_jax.data.sources import Source
 from evit_jax.models import Model
 from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
 from evit_jax.training import inputs, limits, profile, steps, teaching, weights
 from evit_jax.training import optimizer as optimizers
@@ -229,8 +229,13 @@ def failures(run: Run, source: Source) -> Failures:
 
 
 def keep_rate(run: Run, stage: Stage) -> float:
-    """The rate of a stage, for the log; with several rates the first, with token counts their share."""
-    keep = run.config.keep
+    """The rate of a stage, for the log; with several rates the first, with token counts their share.
+
+    Where r tokens are merged in every block, or the MACs decide, what the first reduction keeps.
+    """
+    keep, plan = run.config.keep, stage.plan
+    if run.config.reducer.r or keep.macs:
+        return plan.keep[plan.reductions[0]] / run.patches if plan.reductions else 1.0
     if keep.tokens:
         return 1 - (1 - keep.tokens[0] / run.patches) * stage.progress
     return 1 - (1 - (keep.rates[0] if keep.rates else keep.rate)) * stage.progress
@@ -253,16 +258,24 @@ def _shape_and_plans(config, trained=None):
     shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
                                 distilled=config.model.distilled, image_size=trained['model.image_size'],
                                 predictors=len(trained['model.reduce_at']) if asks else 0)
-    plan_at = _plan_at(config, shape.patches(config.model.image_size), shape.depth)
+    plan_at = _plan_at(config, shape)
     shape.check_plan(plan_at(1.0))
     return shape, plan_at
 
 
-def _plan_at(config, patches, depth):
+def _plan_at(config, shape):
     """Progress of the schedule -> plan; at 1 the config's own."""
-    keep, at = config.keep, tuple(config.model.reduce_at)
-    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse,
-                             reducer=reducers.named(config.reducer.name))
+    keep, at, reducer = config.keep, tuple(config.model.reduce_at), reducers.named(config.reducer.name)
+    patches, depth = shape.patches(config.model.image_size), shape.depth
+    if keep.macs:
+        plans = plans_of(reducer, patches, depth, reduce_at=at, fuse=config.model.fuse,
+                         decreasing=config.reducer.decreasing)
+        return lambda progress: plan_of_macs(shape.macs, 1 - (1 - keep.macs) * progress, plans)
+    if config.reducer.r:
+        merge = functools.partial(merge_plan, patches, depth, r=config.reducer.r, decreasing=config.reducer.decreasing,
+                                  reducer=reducer)
+        return lambda progress: merge(progress=progress)
+    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse, reducer=reducer)
     rates = tuple(keep.rates) or (keep.rate,) * len(at)
     final = make(tokens=tuple(keep.tokens)) if keep.tokens else make(rate=rates)
     if keep.tokens:

@@ -84,13 +84,15 @@ def places(logits: Array, labels: Array) -> Array:
 def make_eval_step(model: Model, *, prepare: Callable[[Array], Array]) -> Callable[..., dict[str, Any]]:
     """Makes `step(params, batch, plan) -> dict`; jit it with `plan` static.
 
-    It returns, per image: loss, right (top-1), right5 (top-5), prediction, and kept: per reduction [B, K] patch ids.
+    It returns, per image: loss, right (top-1), right5 (top-5), prediction, and kept: per reduction [B, K] patch ids;
+    where the plan's reducer merges, home too: per reduction [B, N], of each patch the number of its token.
     """
 
     def step(params: Any, batch: dict, plan: TokenPlan) -> dict[str, Any]:
         logits, seen = model.apply(params, prepare(batch['image']), plan)
         place = places(logits, batch['label'])
         return {'loss': optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), 'right': place < 1,
-                'right5': place < 5, 'prediction': logits.argmax(-1), 'kept': seen['kept']}
+                'right5': place < 5, 'prediction': logits.argmax(-1), 'kept': seen['kept']} | (
+                    {'home': seen['home']} if plan.reducer.merges else {})
 
     return step
