@@ -145,8 +145,6 @@ def test_a_model_without_head_gets_a_fresh_one_for_the_classes_that_are_named(tm
     assert workdir.saved_config(tmp_path / 'new')['model.classes'] == 2
 
 
-
-
 def test_what_cannot_be_converted_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / 'names.txt').write_text('ant\n\nbee\n')
     (tmp_path / 'text.pth').write_text('hello, these are no weights')
