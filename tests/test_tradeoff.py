@@ -39,10 +39,11 @@ def test_results_are_read_from_runs_and_measurements(tmp_path):
     assert read_results([run_of / 'metrics.jsonl'], ema=True)[0][0].top1 == 0.6
 
 
-def test_a_speed_goes_to_the_run_of_the_same_macs(tmp_path):
+def test_a_speed_of_ours_goes_to_the_run_of_the_same_macs(tmp_path):
     measured = [{'model': 'vit', 'macs': macs, 'images_per_second': speed}
                 for macs, speed in ((1000, 3), (1000, 5), (1000, 4), (999, 100))]
-    measured.append({'macs': 1000, 'step': 'train', 'images_per_second': 50})
+    measured += [{'macs': 1000, 'step': 'train', 'images_per_second': 50},
+                 {'macs': 1000, 'engine': 'torch', 'images_per_second': 60}]
     results, lost = read_results([make_rows(tmp_path / 'a.json', *measured), make_run(tmp_path / 'run')])
     assert [(result.label, result.speed) for result in results] == [('0.7', 5)] and lost == 1
 

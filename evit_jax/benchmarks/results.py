@@ -71,7 +71,8 @@ def _rows(path: str | os.PathLike) -> list[Result]:
             raise ValueError(f'{path} is no JSON with "rows", as evit_jax.benchmark model --json writes it') from None
     if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
         raise ValueError(f'{path} has no rows')
-    return [_of_row(path, row) for row in rows if row.get('step') != 'train']
+    ours = (row for row in rows if row.get('step') != 'train' and row.get('engine', 'jax') == 'jax')
+    return [_of_row(path, row) for row in ours]
 
 
 def _of_row(path: str | os.PathLike, row: dict[str, Any]) -> Result:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from evit_jax.models import SHAPES
+from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.models.lvvit import LVViTShape
 from evit_jax.models.vit import ViTShape
 
 
 def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
-    """Name and shape of the model: image size, classes and distillation as the weights have them.
+    """Name and shape of the model: image size, classes, distillation and predictors as the weights have them.
 
     Args:
       arrays: by timm's names, of anything with a shape.
@@ -49,7 +50,8 @@ def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
                          f'token{"s" * distilled} and a square of patches')
     if 'head.weight' in arrays:
         classes = _dimensions(arrays, 'head.weight', 2)[0]
-    return name, dataclasses.replace(shape, image_size=side * shape.patch_size, classes=classes, distilled=distilled)
+    return name, dataclasses.replace(shape, image_size=side * shape.patch_size, classes=classes, distilled=distilled,
+                                     predictors=predictors_in(arrays))
 
 
 def _signature(shape):

@@ -12,10 +12,13 @@ from flax import nnx
 from jax import Array
 
 from evit_jax.models import layers
+from evit_jax.models.dynamicvit import Predictor, predictor_macs, predictor_parameters
 from evit_jax.models.layers import Convolution
 from evit_jax.tokens.plan import TokenPlan, block_parameters, blocks_macs
 from evit_jax.tokens.reducers import Evidence
 from evit_jax.tokens.reduction import Tokens, fused_origin
+
+_PER_REDUCTION = ('kept', 'home', 'class_attention', 'prediction', 'decisions', 'patch', 'origin')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class ViTShape:
     norm_epsilon: float = 1e-6  # of the blocks' norms and the last one
     qkv_bias: bool = True
     residual_scale: float = 1.0  # of what attention and MLP add
+    predictors: int = 0       # reductions, from the first on, that ask a predictor of their own (DynamicViT)
 
     def __post_init__(self):
         self.patches(self.image_size)
@@ -88,6 +92,16 @@ class ViTShape:
                              f'use {near}')
         return (image_size // self.patch_size) ** 2
 
+    def check_plan(self, plan: TokenPlan) -> None:
+        """Raises a ValueError where a plan asks for predictors that the model does not have."""
+        asked = len(plan.reductions) if plan.reducer.predicts else 0
+        if asked > self.predictors:
+            has = f'{self.predictors or "no"} predictor{"s" * (self.predictors != 1)}'
+            raise ValueError(
+                f'{plan.reducer} asks a trained predictor in front of each of the blocks {plan.reductions}, and this '
+                f'model has {has}: train one with config.reducer.name={plan.reducer} and as many blocks in '
+                f'config.model.reduce_at, or choose another reducer' + ' or fewer reductions' * bool(self.predictors))
+
     def macs(self, plan: TokenPlan) -> int:
         """Multiply-accumulates of one image under a plan."""
         side, stem = math.isqrt(plan.patches) * self.patch_size, 0
@@ -96,6 +110,8 @@ class ViTShape:
             stem += side * side * convolution.weights
         heads = self.classified(plan) * self.width * self.classes
         blocks = blocks_macs(plan, width=self.width, mlp_ratio=self.mlp_ratio, prefix=self.prefix)
+        if plan.reducer.predicts:
+            blocks += sum(predictor_macs(plan.entering[block], self.width) for block in plan.reductions)
         return stem + plan.patches * self.patch_values * self.width + blocks + heads
 
     def classified(self, plan: TokenPlan) -> int:
@@ -108,6 +124,7 @@ class ViTShape:
         tokens = self.prefix + self.prefix + self.patches(self.image_size)  # prefix tokens, and positions of all
         heads = self.classifiers * (self.width + 1) * self.classes
         blocks = self.depth * block_parameters(self.width, self.mlp_ratio, self.qkv_bias)
+        blocks += self.predictors * predictor_parameters(self.width)
         return stem + (self.patch_values + 1 + tokens + 2) * self.width + blocks + heads
 
 
@@ -157,6 +174,9 @@ class ViT(nnx.Module):
         self.head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
         if shape.distilled:
             self.head_dist = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
+        if shape.predictors:
+            self.score_predictor = nnx.List([Predictor(shape.width, std=shape.init_std, dtype=dtype, rngs=rngs)
+                                             for _ in range(shape.predictors)])
 
     def __call__(self, images: Array, plan: TokenPlan, *, key: Array | None = None,
                  visible: Array | None = None, swap: Array | None = None) -> tuple[Array, dict]:
@@ -177,7 +197,11 @@ class ViT(nnx.Module):
               (0-based) is -1-s.
             home: per reduction, [B, P] int32: of each patch of the image, which of the tokens that leave it holds it;
               -1: none.
-            class_attention: per reduction, [B, N] float32 over the tokens that enter it.
+            class_attention: per reduction, [B, N] float32 over the tokens that enter it; () where it is in front of
+              the block.
+            prediction: likewise [B, N, 2], of the predictors, where they are asked.
+            decisions: per reduction that masks in place of dropping, [B, N] float32: 1 of what stays, or 0; it has a
+              gradient.
             patch: [B, N] int32 per reduction, the patch ids that enter it, in the order of class_attention.
             origin: per reduction that fuses, see `fused_origin`: how much of each patch is in the token fused there.
             cls_logits, dist_logits: [B, L] of each head.
@@ -185,7 +209,7 @@ class ViT(nnx.Module):
         Raises:
           ValueError: the image is not square, not divisible by the patch, or not what the plan is for.
         """
-        shape, seen = self.shape, {'kept': (), 'home': (), 'class_attention': (), 'patch': (), 'origin': ()}
+        shape, seen = self.shape, dict.fromkeys(_PER_REDUCTION, ())
         self._check(images, plan, visible)
         x = seen['patch_embed'] = self._embed(images.astype(self.dtype), seen, train=key is not None)
         x = x if swap is None else layers.swap_patches(x, swap)
@@ -194,14 +218,17 @@ class ViT(nnx.Module):
         x, draws = self._with_prefix(x, tokens.x), _draws(images, key)
         for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
             attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
+            evidence = Evidence(None, None, None, draws, training=key is not None, prefix=shape.prefix)
+            if keep is not None and plan.reducer.predicts:
+                predict = self.score_predictor[plan.reductions.index(i)]
+                evidence = evidence._replace(prediction=predict(x[:, shape.prefix:], tokens.stays))
+                x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             counts = {'size': self._for_all(tokens.size), 'stays': self._for_all(tokens.stays)}
             x, q, k = block.attend(x, attend_key, **counts)
-            if keep is not None:
-                tokens = self._reduce(tokens._replace(x=x[:, shape.prefix:]), Evidence(
-                    attention=layers.class_attention(q, k, shape.prefix, counts['size']),
-                    keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:], prediction=None, draws=draws,
-                    training=key is not None), keep, plan, seen)
-                x = self._with_prefix(x, tokens.x)
+            if keep is not None and not plan.reducer.predicts:
+                evidence = evidence._replace(attention=layers.class_attention(q, k, shape.prefix, counts['size']),
+                                             keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:])
+                x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             x = seen[f'block{i:02d}'] = block.think(x, think_key)
         x = seen['norm'] = self.norm(x)
         return self._classify(x, tokens, seen), seen
@@ -224,6 +251,7 @@ class ViT(nnx.Module):
         if height != width:
             raise ValueError(f'images are {height} x {width}: they must be square')
         patches = self.shape.patches(height) if visible is None else visible.shape[1]
+        self.shape.check_plan(plan)
         if patches != plan.patches or len(plan.keep) != self.shape.depth:
             raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
                              f'this input has {patches}, this model {self.shape.depth}')
@@ -249,18 +277,19 @@ class ViT(nnx.Module):
             home = jax.vmap(lambda ids: jnp.full(patches, -1, jnp.int32).at[ids].set(places))(visible)
         return Tokens(x, patch, home, jnp.ones(patch.shape, jnp.float32) if plan.reducer.merges else None)
 
-    def _reduce(self, tokens, evidence, keep, plan, seen):
-        """Asks the plan's reducer, and notes what it did."""
-        stage = len(seen['kept'])
+    def _reduce(self, x, tokens, evidence, keep, plan, seen):
+        """Asks the plan's reducer, and notes what it did; returns all tokens, and those of the patches."""
+        stage, tokens = len(seen['kept']), tokens._replace(x=x[:, self.shape.prefix:])
         evidence = evidence._replace(draws=jax.vmap(lambda draw: jax.random.fold_in(draw, stage))(evidence.draws))
         after = plan.reducer.reduce(tokens, evidence, keep, stage if plan.fused else None)
         if plan.fused:
             seen['origin'] += (fused_origin(tokens.patch, evidence.attention, after.patch, seen['origin'],
                                             tokens.home.shape[1]),)
         for name, found in (('patch', tokens.patch), ('kept', after.patch), ('home', after.home),
-                            ('class_attention', evidence.attention)):
-            seen[name] += (found,)
-        return after
+                            ('class_attention', evidence.attention), ('prediction', evidence.prediction),
+                            ('decisions', after.stays)):
+            seen[name] += () if found is None else (found,)
+        return self._with_prefix(x, after.x), after
 
     def _with_prefix(self, x, patches):
         return jnp.concatenate([x[:, :self.shape.prefix], patches], axis=1)
