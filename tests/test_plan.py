@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from evit_jax.models import SHAPES, create, named_shape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.plan import make_plan
 
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evit_jax.models.lvvit import TOKEN_SHARE, LVViTShape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.plan import TokenPlan
 
 EAGER, PLAIN, COMPILED = RIVALS = 'torch', 'torch, plain attention', 'torch.compile'
