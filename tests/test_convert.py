@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from evit_jax import models
 from evit_jax.interchange import conversion, vit
 from evit_jax.models import create, named_shape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.training import loop, weights, workdir
 from tests import layouts
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from evit_jax import models
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.reducers import EVIT, Reducer

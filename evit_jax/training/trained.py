@@ -11,7 +11,7 @@ from evit_jax import models
 from evit_jax.data.classes import names_of, readable
 from evit_jax.models import Params
 from evit_jax.models.dynamicvit import predictors_in
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.keeping import Keeping
 from evit_jax.tokens.plan import TokenPlan
