@@ -40,7 +40,7 @@ class Case(NamedTuple):
     @property
     def macs(self) -> int:
         """Of one image, forward."""
-        return self.shape.macs(self.plan)
+        return self.shape.macs(self.plan.in_training() if self.train else self.plan)
 
     @property
     def dense(self) -> 'Case':
