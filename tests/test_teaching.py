@@ -147,7 +147,9 @@ def test_the_average_of_the_teacher_is_taken_where_it_is_asked_for(teacher):
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'distill__kind': 'hardest'}, "config.distill.kind='hardest' is unknown: there are none, hard, soft, self"),
     ({'distill__kind': 'hard'}, 'teaches a distillation token, which this model lacks: .*model.distilled=True'),
-    ({'distill__kind': 'self'}, r'learns from a teacher: give --config.teacher.path=WORKDIR'),
+    ({'distill__kind': 'self'}, r'learns from a teacher: give --config.init_from=WORKDIR'),
+    ({'distill__kind': 'self', 'init_from': 'nowhere'}, 'config.init_from=nowhere holds no checkpoint'),
+    ({'distill__kind': 'soft', 'model__distilled': True}, r'learns from a teacher: give --config.teacher.path=WORKDIR'),
     ({'distill__kind': 'self', 'teacher__path': 'nowhere'}, 'config.teacher.path=nowhere holds no checkpoint'),
     ({'teacher__path': 'somewhere'}, 'nothing is learned from the teacher in somewhere: give --config.distill.kind='),
     ({'distill__alpha': 1.5}, r'config.distill.alpha=1.5 is outside \[0, 1\]'),

@@ -36,12 +36,12 @@ def check_teacher(config: Any) -> None:
     """Raises a ValueError where the config needs a teacher and there is none."""
     if config.distill.kind == 'none':
         return
-    path, _ = _place(config)
+    key, path, _ = _place(config)
     if not path:
-        raise ValueError('this recipe learns from a teacher: give --config.teacher.path=WORKDIR of a trained run, or '
+        raise ValueError(f'this recipe learns from a teacher: give --config.{key}=WORKDIR of a trained run, or '
                          '--config.distill.kind=none to learn from the labels alone')
     if newest_step(path) is None:
-        raise ValueError(f'config.teacher.path={path} holds no checkpoint: give the workdir of a trained run')
+        raise ValueError(f'config.{key}={path} holds no checkpoint: give the workdir of a trained run')
 
 
 def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence[str],
@@ -58,7 +58,7 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
     """
     if config.distill.kind == 'none':
         return None
-    path, ema = _place(config)
+    _, path, ema = _place(config)
     teacher = teachers.read(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
                             class_names=class_names, dtype=dtype)
     if config.distill.kind == 'self' and config.distill.token_weight:
@@ -88,7 +88,10 @@ def objective(config: Any, prefix: int, plan: TokenPlan) -> Objective:
 
 
 def _place(config):
-    """Where the teacher is, and whether it is the average there; by default, of itself, what the student begins as."""
+    """The key that names the teacher, where it is, and whether it is the average there.
+
+    By default a model that learns from itself learns from what it begins as.
+    """
     if config.distill.kind == 'self' and not config.teacher.path:
-        return config.init_from, config.init_ema
-    return config.teacher.path, config.teacher.ema
+        return 'init_from', config.init_from, config.init_ema
+    return 'teacher.path', config.teacher.path, config.teacher.ema
