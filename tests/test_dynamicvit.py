@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from evit_jax.models import create, dynamicvit, named_shape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.reducers import DYNAMICVIT, EVIT, MASKED, Evidence
 from evit_jax.tokens.reduction import Tokens

@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from evit_jax.models import SHAPES, create, named_shape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.plan import make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.tokens.reducers import EVIT, POOL, REDUCERS, TOME
 
