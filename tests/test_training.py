@@ -258,7 +258,7 @@ def test_a_merged_patch_counts_by_its_share_of_the_token():
 
 
 def test_r_follows_the_schedule_and_is_checked_before_anything_is_trained():
-    merging = {'reducer__name': 'tome', 'reducer__r': 2, 'keep__levels': 3, 'keep__shrink_epochs': 0.5}
+    merging = {'reducer__name': 'tome', 'reducer__r': 2, 'keep__levels': 3, 'epochs': 2}
     laid = run.lay_out(tiny(**merging))
     assert [stage.plan.counts[-1] for stage in laid.stages] == [16, 10, 4] and laid.plan.counts[0] == 14
     assert [run.keep_rate(laid, stage) for stage in laid.stages] == [1, 15 / 16, 14 / 16]
