@@ -55,6 +55,14 @@ def test_every_combination_comes_once_and_dense_is_neither_fused_nor_not():
     assert len({str(case) for case in found}) == len(found)
 
 
+def test_every_reducer_is_a_case_and_dense_is_one_of_all():
+    found = cases(methods=['evit', 'tome', 'random'], fuse=[True, False])
+    said = [str(case).split(',')[0] + f', {case.reducer}' for case in found]
+    assert said == ['tiny dense, evit', 'tiny 0.5 fused, evit', 'tiny 0.5 not fused, evit', 'tiny 0.5 merged, tome',
+                    'tiny 0.5 fused, random', 'tiny 0.5 not fused, random']
+    assert {case.dense for case in found} == {found[0]} and len({str(case) for case in found}) == len(found)
+
+
 def test_blocks_that_drop_are_the_papers_in_a_model_as_deep():
     assert cases(names=['deit_s'])[0].reduce_at == (3, 6, 9)
     assert cases(names=['deit_s'], reduce_at=[2])[0].reduce_at == (2,)
@@ -62,6 +70,8 @@ def test_blocks_that_drop_are_the_papers_in_a_model_as_deep():
 
 @pytest.mark.parametrize('changes, said', [
     ({'names': ['deit_x']}, "unknown model 'deit_x': did you mean deit_"), ({'rates': []}, '--rates is empty'),
+    ({'methods': ['tomme']}, "unknown reducer 'tomme': did you mean tome?"), ({'methods': []}, '--reducers is empty'),
+    ({'methods': ['tome'], 'rates': [0.4]}, 'block 1: r=9 of 16 tokens cannot be merged by tome'),
     ({'rates': [1.5]}, r'keep rate 1.5 is outside \(0, 1\]'), ({'batches': [4, 0]}, '--batches=4,0: a batch of 0'),
     ({'sizes': [33]}, 'image size 33 is not divisible by the patch size 8: use 32 or 40'),
     ({'reduce_at': [9]}, r'reduce_at=\(9,\): block 9 is outside 0..3')])

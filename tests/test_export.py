@@ -166,6 +166,14 @@ def test_the_loader_sees_the_pixels_of_an_evaluation(tmp_path, crop):
         np.testing.assert_array_equal(served.read(path), want, path.name)
 
 
+def test_another_reducer_can_be_packed(checkpoint, tmp_path, monkeypatch, run):
+    code, said = run(monkeypatch, checkpoint, tmp_path / 'merging', '--reducer=tome', '--r=2', '--platforms=cpu')
+    assert code == 0, said
+    plan, = json.loads((tmp_path / 'merging' / 'manifest.json').read_text())['plans'].values()
+    depth = models.named_shape('vit_layouts').depth
+    assert plan['reducer'] == 'tome' and plan['tokens'] == [16 - 2 * block for block in range(1, depth + 1)]
+
+
 def test_the_manifest_says_what_there_is(checkpoint, plans, exported):
     told, trained = json.loads((exported / 'manifest.json').read_text(encoding='utf-8')), read_trained(checkpoint)
     assert files_of(exported) == sorted([*told['files'], 'manifest.json'])
@@ -223,6 +231,8 @@ def test_weights_alone_in_orbax_are_a_run_to_all_that_reads_one(checkpoint, tmp_
     (('--rates=nan',), 'keep rate nan is outside (0, 1]'),
     (('--rates=0.5,0.50',), 'the plan 0.5 is asked for twice'),
     (('--tokens=3,4',), 'tokens=(3, 4) has 2 values for 1 reductions'),
+    (('--reducer=tomme',), "unknown reducer 'tomme': did you mean tome?"),
+    (('--r=2',), 'evit merges none'),
     (('--tokens=',), '--tokens= is no list of numbers'),
     (('--platforms=cpu,gpu',), "--platforms: 'gpu' is unknown, there are cpu, cuda, rocm, tpu"),
     (('--platforms=',), '--platforms is empty'),

@@ -5,6 +5,7 @@ from PIL import Image
 from evit_jax.pictures import curves, kept
 from evit_jax.pictures import page as pages
 from evit_jax.pictures.curves import training_curves
+from evit_jax.pictures.groups import LINE, groups_filled
 from evit_jax.pictures.kept import dim_dropped, kept_grid, kept_row
 
 PATCH = 4
@@ -206,3 +207,27 @@ def test_smoothing_keeps_a_slope_and_shrinks_noise():
     np.testing.assert_allclose(curves.smoothed(np.full(7, 3.0), 10), 3)
     noise = np.random.default_rng(0).normal(size=200)
     assert curves.smoothed(noise, 10).std() < 0.5 * noise.std()
+
+
+def test_groups_are_filled_with_their_mean_and_patches_alone_are_unchanged():
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)  # 2 x 3 patches of 2 x 2 pixels
+    home = np.array([0, 0, 1, 2, 3, 0])
+    picture = groups_filled(image, home, 2, scale=5)
+    assert picture.shape == (20, 30, 3)
+    members = np.concatenate([image[:2, :4].reshape(-1, 3), image[2:, 4:].reshape(-1, 3)])
+    for row, column in ((0, 0), (0, 1), (1, 2)):
+        assert np.abs(picture[10 * row + 2, 10 * column + 2] - members.mean(0)).max() <= 0.5
+    np.testing.assert_array_equal(picture[10:19, :9], pages.enlarged(image[2:, :2], 5)[:9, :9])
+    assert (picture[9, :20] == LINE).all() and (picture[:10, 19] == LINE).all()  # around the group
+    assert not (picture[:9, 9] == LINE).all() and not (picture[10:, 9] == LINE).all()  # within it; between two alone
+
+
+def test_groups_of_another_image_are_an_error():
+    with pytest.raises(ValueError, match='home is of 5 patches, the image has 2x3'):
+        groups_filled(np.zeros((4, 6, 3), np.uint8), np.arange(5), 2)
+
+
+def test_headers_count_merged_tokens(texts):
+    images, home = np.zeros((2, 4, 4, 3), np.uint8), np.array([[0, 1, 1, 2]] * 2)
+    kept_grid(images, [np.array([[0, 1, 3]] * 2)], 2, home=[home])
+    assert '3 tokens, 75 %' in str(texts)

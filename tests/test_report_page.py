@@ -230,3 +230,19 @@ def test_a_narrow_window_needs_no_scrolling_sideways_and_an_address_names_a_stat
     assert found['wide'] and not complaints
     assert found['states']['start']['slider'] == '2' and 'brightest' in found['states']['start']['text']
     assert not re.search(r'of \d shown', found['states']['start']['text'])  # no truth is known
+
+
+def test_a_page_of_merged_tokens_is_shown_without_errors(tmp_path):
+    if BROWSER is None:
+        pytest.skip('no Chromium is installed')
+    examples = make_examples()
+    home = [np.arange(PATCHES) // 2, np.arange(PATCHES) // 4]
+    merged = [example._replace(views=tuple(view._replace(stages=tuple(
+        stage._replace(home=of, origin=None) for stage, of in zip(view.stages, home))) for view in example.views))
+        for example in examples]
+    found, complaints = browse(make_page(merged), tmp_path)
+    assert not found['errors'] and not complaints
+    start, pointed = found['states']['start'], found['states']['pointed']
+    assert 'Merged' in start['text'] and '18 tokens' in start['text'] and '9 tokens' in start['text']
+    assert 'in a token of 2' in pointed['text']
+    assert len(set(start['pictures'])) == len(start['pictures']) == 6

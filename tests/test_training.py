@@ -255,3 +255,14 @@ def test_a_merged_patch_counts_by_its_share_of_the_token():
     np.testing.assert_allclose(shares_of_tokens(home), [[1, 1 / 2, 1 / 2, 1], [1 / 3, 1 / 3, 1 / 3, 0]])
     dropped = np.array([[-1, 0, -1, 1]])  # alone in their tokens: as when they are kept
     np.testing.assert_array_equal(shares_of_tokens(dropped), present(np.array([[1, 3]]), 4))
+
+
+def test_r_follows_the_schedule_and_is_checked_before_anything_is_trained():
+    merging = {'reducer__name': 'tome', 'reducer__r': 2, 'keep__levels': 3, 'epochs': 2}
+    laid = run.lay_out(tiny(**merging))
+    assert [stage.plan.counts[-1] for stage in laid.stages] == [16, 10, 4] and laid.plan.counts[0] == 14
+    assert [run.keep_rate(laid, stage) for stage in laid.stages] == [1, 15 / 16, 14 / 16]
+    assert run.lay_out(tiny(**merging, reducer__decreasing=True)).plan.counts[0] == 12
+    for wrong, said in (({'reducer__r': 9}, '0 <= r <= 8'), ({'reducer__name': 'evit'}, 'evit merges none')):
+        with pytest.raises(ValueError, match=said):
+            run.check(tiny(**merging | wrong))

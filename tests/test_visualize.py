@@ -1,5 +1,6 @@
 """The programs that show: the page of what is kept, the experiment of dropping patches, the plot of the trade-off."""
 
+import base64
 import dataclasses
 import re
 import sys
@@ -131,6 +132,21 @@ def test_a_page_of_the_test_split_and_pictures(checkpoint, tmp_path, run):
     assert [setting['rate'] for setting in data['settings']] == ['0.25', '0.5'] and data['start'] == 1
     assert sorted(path.name for path in pictures.iterdir()) == [
         '001_0_0.25.png', '001_0_0.5.png', '002_39_0.25.png', '002_39_0.5.png']
+
+
+def test_a_page_of_merged_tokens_says_which_token_each_patch_is_in(checkpoint, tmp_path, run):
+    out = tmp_path / 'page.html'
+    code, *said = run('kept', checkpoint, '--out', out, '--images=2', '--reducer=tome', '--png', tmp_path / 'png')
+    assert code == 0, said
+    data = data_of(out.read_text())
+    assert [setting['rate'] for setting in data['settings']] == ['0.5', '0.6', '0.7', '0.8', '0.9', '1']  # from a half
+    for row in data['rows']:
+        for setting, view in zip(data['settings'], row['views'], strict=True):
+            for count, stage in zip(setting['counts'][1:], view['stages'], strict=True):
+                home = np.frombuffer(base64.b64decode(stage['home']), '<u2')
+                assert len(home) == 16 and set(home.tolist()) == set(range(count))
+                assert base64.b64decode(stage['kept']) == b'\xff\xff'  # nothing is gone
+    assert len(list((tmp_path / 'png').iterdir())) == 12
 
 
 def test_a_page_of_files_knows_the_truth_by_the_folder_and_tells_what_is_no_image(
