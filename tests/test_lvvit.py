@@ -144,6 +144,26 @@ def test_where_only_fused_tokens_are_left_the_class_token_answers_alone():
     assert (logits[~alone] != seen['cls_logits'][~alone]).any(1).all()
 
 
+@pytest.mark.parametrize('reducer', [reducers.TOME, reducers.POOL, reducers.DYNAMICVIT], ids=str)
+def test_tokens_of_other_reducers_are_asked_all(reducer):
+    apply, params = tiny_model(shape=dataclasses.replace(TINY, predictors=2))
+    plan = make_plan(16, 3, rate=(0.7, 0.6), reduce_at=(0, 2), reducer=reducer)
+    logits, seen = apply(params, make_images(), plan)
+    assert (seen['token_patch'] >= 0).all() and plan.counts[-1] == seen['token_logits'].shape[1] < 16
+    np.testing.assert_allclose(logits, seen['cls_logits'] + seen['token_logits'].max(1) / 2, rtol=1e-5)
+
+
+def test_tokens_that_are_masked_in_training_are_not_asked():
+    apply, params = tiny_model(shape=dataclasses.replace(TINY, predictors=2))
+    plan = make_plan(16, 3, rate=(0.7, 0.6), reduce_at=(0, 2), reducer=reducers.DYNAMICVIT).in_training()
+    logits, seen = apply(params, make_images(), plan, jax.random.key(3))
+    stays = np.asarray(seen['decisions'][-1]) > 0
+    assert stays.any(1).all() and not stays.all() and stays.shape == (4, 16)
+    most = np.where(stays[..., None], seen['token_logits'], -np.inf).max(1)
+    np.testing.assert_allclose(logits, seen['cls_logits'] + most / 2, rtol=1e-5)
+    assert np.abs(most - seen['token_logits'].max(1)).max() > 1e-3
+
+
 def test_branches_are_scaled():
     shape = dataclasses.replace(TINY, residual_scale=0.0)
     apply, params = tiny_model(shape=shape)

@@ -9,6 +9,7 @@ from evit_jax.inference import Predictor, read_trained
 from evit_jax.models.lvvit import LVViTShape
 from evit_jax.serving import artifact
 from evit_jax.training import workdir as workdirs
+from evit_jax.training.checkpoints import read_newest
 from tests import layouts
 
 SHAPE = LVViTShape(image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4, init_std=0.1)
@@ -20,13 +21,22 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.SHAPES, 'lvvit_least', SHAPE)
-        yield folder, layouts.train_here(folder, model__name='lvvit_least', model__drop_path=0.1)
+        yield folder, layouts.train_here(folder, model__name='lvvit_least', model__drop_path=0.1, epochs=1,
+                                         log__pictures=0)
 
 
 def test_training_ends_with_weights_that_are_evaluated(run):
     folder, metrics = run
     assert metrics['images'] == 100 and np.isfinite(metrics['loss'])
     assert workdirs.saved_config(folder)['model.name'] == 'lvvit_least'
+
+
+def test_running_statistics_are_learnt_and_averaged(run):
+    weights, average = (read_newest(run[0], field)[0] for field in ('params', 'ema'))
+    for name in ('patch_embed.bn1.mean', 'patch_embed.bn3.var'):
+        initial = float(name.endswith('var'))
+        far, near = (np.abs(found[name] - initial).max() for found in (weights, average))
+        assert far > near > 1e-3
 
 
 def test_trained_weights_predict_and_are_exported(run, tmp_path):
