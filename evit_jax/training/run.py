@@ -18,6 +18,7 @@ from evit_jax import models, parallel
 from evit_jax.data import mixing, order, pipeline
 from evit_jax.data.failures import Failures
 from evit_jax.data.sources import Source
+from evit_jax.data.token_targets import TokenTargets
 from evit_jax.models import Model
 from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan, make_plan
@@ -44,6 +45,7 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     prepare: Callable
+    targets: TokenTargets | None   # of the tokens of images that are trained on
 
     @property
     def patches(self) -> int:
@@ -90,6 +92,8 @@ class Run(NamedTuple):
         """Shapes, dtypes and sharding of a batch."""
         batch, size = self.config.batch_size, self.config.model.image_size
         shapes = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
+        if self.targets:
+            shapes |= {name: ((batch, *row), dtype) for name, (row, dtype) in self.targets.shapes.items()}
         place = parallel.split_batch(self.mesh)
         return {name: jax.ShapeDtypeStruct(*of, sharding=place) for name, of in shapes.items()}
 
@@ -165,8 +169,9 @@ def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None =
                                  clip_norm=config.optimizer.clip_norm, accumulate=config.optimizer.accumulate)
     model = models.create(shape, drop_path=config.model.drop_path, dtype=_DTYPES[config.model.dtype])
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
+    targets = inputs.token_targets(config, train_source, math.isqrt(plan_at(1.0).patches))
     return Run(config, mesh, model, train_source, test_source, plan_at(1.0), stages(keep, plan_at, total_steps),
-               total_steps, optimizer, schedule, prepare)
+               total_steps, optimizer, schedule, prepare, targets)
 
 
 def check_start(config: Any, workdir: str | os.PathLike) -> None:
@@ -185,8 +190,8 @@ def train_batches(run: Run, start_step: int) -> pipeline.Batches:
     config = run.config
     return pipeline.train_batches(
         run.train_source, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
-        transform=inputs.train_transform(config), repeats=config.data.repeats, start_step=start_step,
-        num_workers=config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
+        transform=inputs.train_transform(config), repeats=config.data.repeats, targets=run.targets,
+        start_step=start_step, num_workers=config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def held_out_batches(run: Run) -> pipeline.Batches:
