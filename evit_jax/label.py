@@ -1,10 +1,10 @@
-"""Label maps of a config's training split, for token labels: python -m evit_jax.label CHECKPOINT --config FILE --out DIR
-                                       python -m evit_jax.label --published FOLDER --config FILE --out DIR
+"""Label maps of images to train on: python -m evit_jax.label CHECKPOINT --config FILE --out DIR
+                                  python -m evit_jax.label --published FOLDER --config FILE --out DIR
 
-CHECKPOINT is the folder of a run, whose model says which classes it sees at each patch of each image; or FOLDER holds
-the published files, <class>/<image>.pt. DIR is made; train on it with --config.data.token_labels=DIR. Told to stop by
-SIGTERM or Ctrl-C it keeps what is done and ends with code 75; the same command goes on from there. Images that cannot be
-read are named and get no map.
+Of the training split of the config's data. CHECKPOINT is the folder of a run, whose model says which classes it sees at
+each patch of an image; or FOLDER holds the published files, <class>/<image>.pt. DIR is made: train with
+--config.data.token_labels=DIR. Told to stop by SIGTERM or Ctrl-C it keeps what is done and ends with code 75; the same
+command goes on from there. Images that cannot be read are named and get no map.
 """
 
 import functools

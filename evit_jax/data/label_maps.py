@@ -88,7 +88,7 @@ class LabelMaps:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self._folder = pathlib.Path(folder).expanduser()
+        self._folder = _local(folder)
         found = _read_about(self._folder)
         if found is None:
             raise FileNotFoundError(f'there are no label maps in {os.fspath(folder)!r}: make them with '
@@ -153,7 +153,7 @@ def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterato
     Raises:
       ValueError: the folder holds maps of or from something else, or there is no room.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = _local(folder)
     done = _begin(folder, about)
     if done == about.examples:
         logging.info('%s: all %s label maps are there', folder, f'{done:,}')
@@ -182,7 +182,7 @@ def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterato
 
 def check_begun(folder: str | os.PathLike, about: About) -> None:
     """Raises a ValueError if the folder holds maps of or from something else; a missing folder does not."""
-    found = _read_about(pathlib.Path(folder).expanduser())
+    found = _read_about(_local(folder))
     if found is None:
         return
     for field in dataclasses.fields(About):
@@ -190,6 +190,12 @@ def check_begun(folder: str | os.PathLike, about: About) -> None:
         if there != asked:
             raise ValueError(f'{os.fspath(folder)!r} holds label maps with {field.name} {_short(there)}, and not '
                              f'{_short(asked)}: name another folder, or remove it')
+
+
+def _local(folder):
+    if '://' in os.fspath(folder):
+        raise ValueError(f'{os.fspath(folder)!r}: label maps are kept in mounted folders only')
+    return pathlib.Path(folder).expanduser()
 
 
 def _short(value):

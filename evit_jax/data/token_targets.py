@@ -3,10 +3,10 @@
 The map is cropped and mirrored with the image, brought to the grid of tokens and to one cell (the image's own label) by
 RoI-align, and only then put through a softmax over all classes, in which a class without a value has the value 0. So
 does the reference, with all L classes: 0.8 GB of a batch of 1,024 images and 1,000 classes. Here the few that a map
-names are enough, and of them the likeliest stay.
+names are enough, and of them the likeliest stay; the others share what these leave. That is a departure.
 
-Departures: the classes that do not stay share what the others leave, and the maps do not follow what RandAugment and
-the digits' jitter move, where the reference turns, shears and shifts them with the image.
+What RandAugment turns, shears or shifts takes its tokens along, the nearest to each place; as there, but that it moves
+the map before it is cropped. The image's own label is then the mean of the tokens.
 
 Source: LV-ViT, arXiv 2104.10858; zihangJiang/TokenLabeling, `get_label` of tlt/data/mixup.py.
 """
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evit_jax.data import augment
 from evit_jax.data.label_maps import LabelMap, LabelMaps
 from evit_jax.data.roi_align import align, axis_weights
 from evit_jax.data.transforms import Part
@@ -46,12 +47,11 @@ class TokenTargets(NamedTuple):
           ValueError: there is no map of it.
         """
         classes, dense = _dense(self.maps[example])
+        tokens, moved = _moved(_aligned(dense, part, self.grid), part)
+        label = tokens.mean(axis=(0, 1), keepdims=True) if moved else _aligned(dense, part, 1)
         made, total = {}, self.maps.about.classes
-        for of, grid in (('token', self.grid), ('label', 1)):
-            rows, columns = (axis_weights(begin, end, dense.shape[0], grid)
-                             for begin, end in ((part.top, part.bottom), (part.left, part.right)))
-            aligned = align(dense, rows, columns[::-1] if part.mirrored else columns)
-            value, place = sparse_softmax(aligned.reshape(grid * grid, -1), total, min(STAY, total))
+        for of, logits in (('token', tokens), ('label', label)):
+            value, place = sparse_softmax(logits.reshape(-1, len(classes)), total, min(STAY, total))
             made |= {f'{of}_value': value, f'{of}_index': np.append(classes, 0).astype(np.int32)[place]}
         return {name: made[name].reshape(shape) for name, (shape, _) in self.shapes.items()}
 
@@ -63,6 +63,29 @@ def _dense(label_map: LabelMap) -> tuple[np.ndarray, np.ndarray]:
     dense = np.zeros((side, side, len(classes)), np.float32)
     np.put_along_axis(dense, place.reshape(top, side, side).transpose(1, 2, 0), label_map.value.transpose(1, 2, 0), -1)
     return classes, dense
+
+
+def _aligned(dense, part, grid):
+    """What a grid over the part says, [grid, grid, U]."""
+    cells = dense.shape[0]
+    rows = axis_weights(part.top, part.bottom, cells, grid)
+    if part.mirrored:
+        columns = axis_weights(1 - part.right, 1 - part.left, cells, grid)[:, ::-1]
+    else:
+        columns = axis_weights(part.left, part.right, cells, grid)
+    return align(dense, rows, columns)
+
+
+def _moved(tokens, part):
+    """Each token as the one from whose place its middle comes, 0 from beyond the border; and whether any moved."""
+    grid = len(tokens)
+    middles = (np.arange(grid) + 0.5) / grid
+    x, y, inside = augment.sources(*np.meshgrid(middles, middles), part.drawn)
+    columns, rows = (np.clip(at * grid, 0, grid - 1).astype(int) for at in (x, y))
+    places = rows * grid + columns
+    if inside.all() and np.array_equal(places.ravel(), np.arange(grid * grid)):
+        return tokens, False
+    return np.where(inside[..., None], tokens[rows, columns], 0), True
 
 
 def sparse_softmax(logits: np.ndarray, total: int, stay: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,13 +22,14 @@ _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
 
 
 class Part(NamedTuple):
-    """What is shown of an image, before it is augmented: a rectangle, in shares of height and width, or its mirror."""
+    """What is shown of an image: a rectangle, in shares of height and width, or its mirror, moved by RandAugment."""
 
     top: float
     left: float
     bottom: float
     right: float
     mirrored: bool
+    drawn: augment.Drawn = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class TrainTransform:
         return self.show(image, rng)[0]
 
     def show(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Part]:
-        """As a call, and which part it is; what the augmentation moves is not in that."""
+        """As a call, and what part it is; that the digits' jitter shifts it, by less than a patch, is left out."""
         high, wide = image.shape[:2]
         top, left, height, width = 0, 0, high, wide
         if self.scale is not None:
@@ -82,7 +83,10 @@ class TrainTransform:
         if mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         part = Part(top / high, left / wide, (top + height) / high, (left + width) / wide, mirrored)
-        return np.asarray(self._augment(picture, rng)), part
+        if not isinstance(self._augment, augment.RandAugment):
+            return np.asarray(self._augment(picture, rng)), part
+        drawn = self._augment.draw(rng)
+        return np.asarray(augment.carry_out(picture, drawn)), part._replace(drawn=drawn)
 
 
 @dataclasses.dataclass(frozen=True)

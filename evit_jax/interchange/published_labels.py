@@ -1,7 +1,7 @@
 """Label maps as zihangJiang/TokenLabeling publishes them, made by NFNet-F6: a file of PyTorch for each image.
 
-FOLDER/<class>/<image>.pt holds a tensor [2, top, side, side] float16: the logits, best first, and their classes. Rows of
-the map are rows of the image. PyTorch is not needed.
+FOLDER/<class>/<image>.pt holds a tensor [2, top, side, side] float16: logits, best first, and their classes. Rows of it
+are rows of the image. PyTorch is not needed.
 """
 
 import os
@@ -33,8 +33,8 @@ def read(path: str | os.PathLike, classes: int) -> tuple[np.ndarray, np.ndarray]
     with torch_file.opened(path) as stored:
         found = np.array(stored, np.float32) if isinstance(stored, Stored) else np.empty(0)
     if found.ndim != 4 or found.shape[0] != 2 or found.shape[2] != found.shape[3] or not found.size:
-        raise ValueError(f'{os.fspath(path)} holds {_said(stored, found)}: a label map is a tensor [2, 5, 18, 18] or of '
-                         'another square')
+        raise ValueError(f'{os.fspath(path)} holds {_said(stored, found)}: a label map is a tensor [2, 5, 18, 18] or '
+                         'of another square')
     value, index = found
     wrong = index[(index != np.floor(index)) | (index < 0) | (index >= classes)]
     if wrong.size:

@@ -37,7 +37,7 @@ def open_sources(config: Any) -> tuple[Source, Source]:
 
 
 def token_targets(config: Any, source: Source, grid: int) -> TokenTargets | None:
-    """What the tokens of the source's images are to be told, on a square grid of this side; None where config says none.
+    """What the tokens of the source's images are to be told, on a grid of this side; None where there are no maps.
 
     Raises:
       ValueError, FileNotFoundError: no label maps, unfinished ones, or those of other data.

@@ -191,7 +191,8 @@ def train_batches(run: Run, start_step: int) -> pipeline.Batches:
     return pipeline.train_batches(
         run.train_source, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
         transform=inputs.train_transform(config), repeats=config.data.repeats, targets=run.targets,
-        start_step=start_step, num_workers=config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
+        start_step=start_step, num_workers=config.data.workers, process_index=jax.process_index(),
+        process_count=jax.process_count())
 
 
 def held_out_batches(run: Run) -> pipeline.Batches:
