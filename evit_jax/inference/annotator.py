@@ -11,7 +11,6 @@ import collections
 import concurrent.futures
 import functools
 import hashlib
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -80,7 +79,8 @@ class Annotator:
         """Batches of name and image, or the error that it is; examples are read in turn, and decoded by threads."""
         pool, waiting = concurrent.futures.ThreadPoolExecutor(os.cpu_count()), collections.deque()
         try:
-            for numbers in itertools.batched(range(start, len(source)), self._batch_size):
+            for first in range(start, len(source), self._batch_size):
+                numbers = range(first, min(first + self._batch_size, len(source)))
                 waiting.append([pool.submit(self._decoded, *_example(source, number)) for number in numbers])
                 if len(waiting) > _AHEAD:
                     yield [task.result() for task in waiting.popleft()]
