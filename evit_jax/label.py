@@ -17,6 +17,7 @@ from evit_jax.data import label_maps
 from evit_jax.data.classes import readable
 from evit_jax.data.label_maps import About, Entry, LabelMap
 from evit_jax.inference.annotator import Annotator
+from evit_jax.inference.held_out import spread
 from evit_jax.inference.trained import read_trained
 from evit_jax.interchange import published_labels
 from evit_jax.training import inputs
@@ -30,6 +31,8 @@ _EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
 _SIZE = flags.DEFINE_integer('size', None, 'Pixels a side of the images that the model is shown, squeezed to a square; '
                              'as trained if not given. The map has a place for each patch.', lower_bound=1)
 _BATCH = flags.DEFINE_integer('batch', 64, 'Images computed at a time.', lower_bound=1)
+
+_LOOKED_FOR = 16  # published files that must be there before any is copied
 
 
 def main(checkpoint: str = '') -> None:
@@ -69,21 +72,27 @@ def _by_model(checkpoint, source, check):
 
 
 def _published(_, source, check):
-    """As `_by_model`, of published files; the first tells the size of all."""
-    folder, classes = _PUBLISHED.value, source.num_classes
-    first, _ = published_labels.read(published_labels.place_of(folder, source[0]['id']), classes)
+    """As `_by_model`, of published files. Some are looked for at once; the first tells the size of all."""
+    folder, classes, shape = _PUBLISHED.value, source.num_classes, None
+
+    def read(number):
+        nonlocal shape
+        example = source[number]['id']
+        value, index = published_labels.read(path := published_labels.place_of(folder, example), classes)
+        shape = shape or value.shape
+        if value.shape != shape:
+            raise ValueError(f'{path} holds a map of {list(value.shape)}, the one of the first image is of '
+                             f'{list(shape)}')
+        return Entry(example, LabelMap(value, index))
 
     def entries(start):
         for number in range(start, len(source)):
             check()
-            example = source[number]['id']
-            value, index = published_labels.read(path := published_labels.place_of(folder, example), classes)
-            if value.shape != first.shape:
-                raise ValueError(f'{path} holds a map of {list(value.shape)}, the one of the first image is of '
-                                 f'{list(first.shape)}')
-            yield Entry(example, LabelMap(value, index))
+            yield read(number)
 
-    return 'published files', *first.shape[:2], entries
+    for number in spread(len(source), _LOOKED_FOR):
+        read(number)
+    return 'published files', *shape[:2], entries
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import pytest
 from absl.testing import flagsaver
 
 from evit_jax import commandline, models
+from evit_jax.data import digits as builder
 from evit_jax.data import label_maps, sources
 from evit_jax.data.label_maps import About, Entry, LabelMap, LabelMaps
 from evit_jax.data.sources import DigitsSource
@@ -38,21 +39,18 @@ def digits(tmp_path_factory):
     """A small set of digits, and the least model."""
     path = tmp_path_factory.mktemp('digits')
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, 'BANK', 80)
         layouts.prepare(patch)
         patch.setattr(sources, 'open_source', lambda name, split, **_: DigitsSource(path, split, SIZES))
         yield path
 
 
-def save(folder, seed=1, classes=10, names=DigitsSource.class_names):
-    shape = dataclasses.replace(layouts.SHAPE, classes=classes)
-    config = layouts.config_of(**CONFIG | {'model__classes': classes}).to_dict()
-    weights.save(folder, models.create(shape).init(jax.random.key(seed)), {'config': config, 'class_names': names})
-    return folder
-
-
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-    return save(tmp_path_factory.mktemp('weights'))
+    folder, shape = tmp_path_factory.mktemp('weights'), dataclasses.replace(layouts.SHAPE, classes=10)
+    about = {'config': layouts.config_of(**CONFIG).to_dict(), 'class_names': DigitsSource.class_names}
+    weights.save(folder, models.create(shape).init(jax.random.key(1)), about)
+    return folder
 
 
 @pytest.fixture
@@ -159,7 +157,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_maps(checkpoint, made, tmp_
     assert_same_maps(LabelMaps(tmp_path), made)
 
 
-def test_told_to_stop_the_door_keeps_what_is_done(checkpoint, tmp_path, door, monkeypatch):
+def test_told_to_stop_the_door_keeps_what_is_done_and_goes_on(checkpoint, made, tmp_path, door, monkeypatch):
     entries = Annotator.entries
 
     def told(self, source, start, check):
@@ -171,6 +169,9 @@ def test_told_to_stop_the_door_keeps_what_is_done(checkpoint, tmp_path, door, mo
     monkeypatch.setattr(Annotator, 'entries', told)
     code, _ = door(checkpoint, f'--out={tmp_path}', '--batch=8')
     assert code == 75 and json.loads((tmp_path / 'label_maps.json').read_text())['done'] == 24
+    monkeypatch.setattr(Annotator, 'entries', entries)
+    assert door(checkpoint, f'--out={tmp_path}', '--batch=8')[0] == 0
+    assert_same_maps(LabelMaps(tmp_path), made)
 
 
 def test_what_cannot_be_read_has_no_map_and_is_counted(tmp_path, checkpoint):
@@ -213,6 +214,9 @@ def test_published_files_become_maps_of_their_values(tmp_path, door):
     for example, (value, index) in want.items():
         np.testing.assert_array_equal(maps[example].value, value)
         np.testing.assert_array_equal(maps[example].index, index)
+    write_published(published_labels.place_of(folder, open_train()[20]['id']), np.zeros((5, 3, 3)), np.zeros((5, 3, 3)))
+    code, errors = door(f'--published={folder}', f'--out={tmp_path / "others"}')
+    assert code == 2 and 'holds a map of [5, 3, 3], the one of the first image is of [5, 6, 6]' in errors
 
 
 @pytest.mark.parametrize('example, place', [
@@ -241,29 +245,33 @@ def test_a_published_file_of_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize('words, said', [
     ([], 'either a CHECKPOINT or --published'), (['{checkpoint}'], '--out DIR'),
     (['{checkpoint}', '--published=x', '--out={out}'], 'either a CHECKPOINT'),
-    (['{out}/none', '--out={out}'], 'there is no folder'), (['{three}', '--out={out}'], 'tells 3 classes apart'),
-    (['{names}', '--out={out}'], "'zero' is its class 0, '0' that of the data"),
+    (['{out}/none', '--out={out}'], 'there is no folder'),
     (['{checkpoint}', '--out={out}', '--size=17'], 'not divisible by the patch size'),
     (['{checkpoint}', '--out=gs://a/b'], 'mounted folders only'),
-    (['--published={out}', '--out={out}'], 'No such file')])
+    (['--published={out}', '--out={out}'], 'there is no published label map')])
 def test_what_cannot_be_is_told_before_anything_is_written(words, said, checkpoint, tmp_path, door):
-    paths = {'checkpoint': checkpoint, 'out': tmp_path / 'out'}
-    if '{three}' in words:
-        paths['three'] = save(tmp_path / 'three', classes=3, names=())
-    if '{names}' in words:
-        paths['names'] = save(tmp_path / 'names', names=('zero', *map(str, range(1, 10))))
-    code, errors = door(*(word.format(**paths) for word in words))
+    code, errors = door(*(word.format(checkpoint=checkpoint, out=tmp_path / 'out') for word in words))
     assert code == 2 and said in errors.splitlines()[-1]
-    assert not paths['out'].exists()
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('names, said', [
+    (('a', 'b', 'c'), 'tells 10 classes apart, the data have 3'),
+    (('zero', *'123456789'), "'0' is its class 0, 'zero' that of the data")])
+def test_an_annotator_of_other_classes_is_refused(names, said, checkpoint, tmp_path, door, monkeypatch):
+    monkeypatch.setattr(layouts.Colours, 'class_names', names)
+    monkeypatch.setattr(layouts.Colours, 'num_classes', len(names))
+    monkeypatch.setattr(sources, 'open_source', lambda name, split, **_: layouts.Colours(split))
+    code, errors = door(checkpoint, f'--out={tmp_path / "out"}')
+    assert code == 2 and said in errors.splitlines()[-1] and not (tmp_path / 'out').exists()
 
 
 def test_another_annotators_maps_are_not_written_over(checkpoint, tmp_path, door):
-    assert door(checkpoint, f'--out={tmp_path / "maps"}')[0] == 0
-    before = (tmp_path / 'maps' / 'values.npy').read_bytes()
-    assert door(checkpoint, f'--out={tmp_path / "maps"}')[0] == 0
-    code, errors = door(save(tmp_path / 'other', seed=2), f'--out={tmp_path / "maps"}')
-    assert code == 2 and 'holds label maps with annotator' in errors
-    assert (tmp_path / 'maps' / 'values.npy').read_bytes() == before
+    assert door(checkpoint, f'--out={tmp_path}')[0] == 0
+    before = (tmp_path / 'values.npy').read_bytes()
+    code, errors = door(checkpoint, f'--out={tmp_path}', '--size=8')
+    assert code == 2 and "holds label maps with annotator 'vit_layouts at 16 pixels" in errors
+    assert (tmp_path / 'values.npy').read_bytes() == before
 
 
 def small(folder, **changes):

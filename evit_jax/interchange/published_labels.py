@@ -30,6 +30,9 @@ def read(path: str | os.PathLike, classes: int) -> tuple[np.ndarray, np.ndarray]
       FileNotFoundError: there is no such file.
       ValueError: it does not hold a label map, or one of more classes.
     """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'there is no published label map {os.fspath(path)}: they are expected as '
+                                'FOLDER/<class>/<image>.pt')
     with torch_file.opened(path) as stored:
         found = np.array(stored, np.float32) if isinstance(stored, Stored) else np.empty(0)
     if found.ndim != 4 or found.shape[0] != 2 or found.shape[2] != found.shape[3] or not found.size:
