@@ -1,7 +1,8 @@
 """Label maps as zihangJiang/TokenLabeling publishes them, made by NFNet-F6: a file of PyTorch for each image.
 
 FOLDER/<class>/<image>.pt holds a tensor [2, top, side, side] float16: logits, best first, and their classes. Rows of it
-are rows of the image. PyTorch is not needed.
+are rows of the image. They were made of the middle square of each image and are taken, as there, for maps of the whole
+one. PyTorch is not needed.
 """
 
 import os
