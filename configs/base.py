@@ -28,15 +28,31 @@ def get_config():
     config.model.fuse = True              # dropped tokens become one, where the reducer can
 
     config.reducer = ConfigDict()
-    config.reducer.name = 'evit'  # evit, or least or random, its controls
+    config.reducer.name = 'evit'  # evit, tome, dynamicvit; or random, least, pool, their controls
+    config.reducer.r = 0          # tome, pool: tokens merged in every block, in place of keep.rate at model.reduce_at
+    config.reducer.decreasing = False  # of r: 2 r in the first block, in a line to none in the last
+    config.reducer.share_weight = 2.0  # dynamicvit: of the loss that draws its predictors to the keep rates
 
     config.keep = ConfigDict()
     config.keep.rate = 0.7        # in (0, 1]; 1 is dense
     config.keep.rates = ()        # one for each reduction, in place of rate
     config.keep.tokens = ()       # tokens kept at each reduction, in place of rates
+    config.keep.macs = 0.0        # share of the dense model's multiply-accumulates, in place of all these
     config.keep.start_epoch = 0   # the rate is 1 until then
     config.keep.shrink_epochs = 0  # and falls by a cosine over these
     config.keep.levels = 8        # in so many compiled programs
+
+    config.distill = ConfigDict()
+    config.distill.kind = 'none'       # a distillation token learns from a teacher, hard or soft; self: the logits do
+    config.distill.alpha = 0.5         # hard and soft: weight of the teacher, the labels have the rest
+    config.distill.tau = 3.0           # soft: temperature
+    config.distill.weight = 0.5        # self: of the divergence from the teacher's logits; the labels have 1
+    config.distill.token_weight = 0.0  # self: of the distance of what is left of the patch tokens to the teacher's
+
+    config.teacher = ConfigDict()
+    config.teacher.path = ''      # workdir of its run; '': none, or with distill.kind=self what init_from names
+    config.teacher.ema = False    # its moving average
+    config.teacher.dense = True   # every token stays in it; False: as it was trained
 
     config.data = ConfigDict()
     config.data.source = 'generated'      # digits, generated, tfds or folder
@@ -73,6 +89,8 @@ def get_config():
     config.optimizer.b2 = 0.999         # memory of the squared gradients
     config.optimizer.clip_norm = 0.0    # 0: no clipping
     config.optimizer.accumulate = 1     # steps to one update
+    config.optimizer.backbone_scale = 1.0       # of the learning rate of all but predictors of tokens
+    config.optimizer.backbone_from_epoch = 0.0  # until then these parameters stay as they are
 
     config.log = ConfigDict()
     config.log.every = 50               # steps

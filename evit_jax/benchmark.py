@@ -25,6 +25,7 @@ from evit_jax import commandline, parallel
 from evit_jax.benchmarks import cases, model, model_tables, report, tpu
 from evit_jax.benchmarks import input as input_speed
 from evit_jax.data.generated import GeneratedSource
+from evit_jax.tokens.reducers import EVIT, REDUCERS
 from evit_jax.training import inputs
 from evit_jax.training import run as runs
 
@@ -46,6 +47,7 @@ _BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes.')
 _DTYPES = flags.DEFINE_list('dtypes', ['float32'], f'Of the computation: {", ".join(cases.DTYPES)}.')
 _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, at a quarter, half and three '
                                'quarters of the model.')
+_REDUCERS = flags.DEFINE_list('reducers', ['evit'], f'How tokens are reduced: {", ".join(REDUCERS)}.')
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Times that everything is measured.', lower_bound=1)
 _TRAIN = flags.DEFINE_bool('train', False, "Measure the training step of --config, too, with each model, rate and so "
                            "on in place of the config's.")
@@ -82,7 +84,10 @@ def measure_model() -> None:
         fuse=cases.choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
         sizes=cases.numbers('--sizes', _SIZES.value, int), batches=cases.numbers('--batches', _BATCHES.value, int),
         dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
-        reduce_at=cases.numbers('--reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value)
+        reduce_at=cases.numbers('--reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value)
+    if other := [case for case in chosen if _AGAINST.value and case.reducer != EVIT]:
+        raise ValueError(f'--against={_AGAINST.value} is of an EViT and knows no {other[0].reducer}: leave one of them '
+                         'out')
     configs = {case: _config_of(case) for case in chosen if case.train}
     report.check_writable('--json', _JSON.value)
     report.check_writable('--markdown', _MARKDOWN.value)
@@ -121,7 +126,7 @@ def compile_for_tpu() -> None:
              'batch_size': config.batch_size, 'sharding': config.sharding,
              'libtpu': importlib.metadata.version('libtpu')}
     print(', '.join(f'{name} {value}' for name, value in about.items()), flush=True)
-    plans = [stage.plan for stage in run.stages] if _STAGES.value else [run.plan]
+    plans = [stage.plan for stage in run.stages] if _STAGES.value else [run.plan.in_training()]
     programs = [tpu.compile_step(run, step, plan, topology) for step in _STEPS.value
                 for plan in (plans if step == 'train' else [run.plan])]
     said = list(dict.fromkeys(program.plan for program in programs))
@@ -147,6 +152,7 @@ def _config_of(case):
     with config.unlocked():
         config.model.update(name=case.model, image_size=case.size, classes=case.shape.classes, distilled=False,
                             dtype=case.dtype, reduce_at=case.reduce_at, fuse=case.fused)
+        config.reducer.update(name=case.reducer.name, r=0)
         config.keep.update(rate=case.rate, rates=(), tokens=(), start_epoch=0, shrink_epochs=0)
         config.batch_size = jax.device_count()  # whatever passes: a case is measured on one device
         runs.check(config)

@@ -1,9 +1,10 @@
 """Weights of PyTorch programs to this one's, and back: python -m evit_jax.convert deit_small.pth weights/deit_s
                                                     python -m evit_jax.convert runs/mine mine.safetensors --ema
 
-SRC is a file (.pth, .pt, .safetensors) with a DeiT or ViT as timm, DeiT, EViT or Hugging Face name its weights; DST is
-made, a folder to give to --config.init_from, to --mode evaluate, or to predict. PyTorch is not needed, and nothing that
-a file holds is run. Or SRC is the workdir of a run, and DST a file (.safetensors) for timm.
+SRC is a file (.pth, .pt, .safetensors) with a DeiT or ViT as timm, DeiT, EViT, DynamicViT or Hugging Face name its
+weights, or an LV-ViT as its authors do; DST is made, a folder to give to --config.init_from, to --mode evaluate, or to
+predict. PyTorch is not needed, and nothing that a file holds is run. Or SRC is the workdir of a run, and DST a file
+(.safetensors) for timm, or for the authors' DynamicViT or LV-ViT.
 """
 
 from absl import flags
@@ -19,7 +20,7 @@ _CLASS_NAMES = flags.DEFINE_string('class_names', None, 'File of the names of th
 _ALLOW_MISSING = flags.DEFINE_multi_string(
     'allow_missing', [], "Pattern of weights that may be missing and get initial values, as 'head.*': timm's names.")
 _ALLOW_EXTRA = flags.DEFINE_multi_string(
-    'allow_extra', [], "Pattern, as 'score_predictor.*', of weights that are left out if the model has none such.")
+    'allow_extra', [], "Pattern, as 'fc_norm.*', of weights that are left out if the model has none such.")
 _MEAN = flags.DEFINE_list('mean', None, "Of the channels, that images are normalised with; ImageNet's if not given. "
                           'Weights named vit, unlike deit, often want 0.5,0.5,0.5 here and for std.')
 _STD = flags.DEFINE_list('std', None, 'As mean.')

@@ -22,22 +22,27 @@ import numpy as np
 from absl import flags, logging
 
 from evit_jax import commandline
-from evit_jax.inference.trained import Trained, read_trained
 from evit_jax.serving import artifact
 from evit_jax.tokens.plan import TokenPlan
+from evit_jax.tokens.reducers import REDUCERS
 from evit_jax.training import storage, weights
 from evit_jax.training.checkpoints import read_about
+from evit_jax.training.trained import Trained, read_trained
 
 _RATES = flags.DEFINE_list('rates', [], 'A plan for each: the share of the tokens that every reduction keeps.')
 _TOKENS = flags.DEFINE_multi_string('tokens', [], 'A plan of the tokens that each reduction keeps, as 137,96,67; may '
-                                    'be given again. Without --rates and --tokens there is one plan, that of training.')
+                                    'be given again. Without --rates, --tokens and --r there is one plan, that of '
+                                    'training.')
+_R = flags.DEFINE_list('r', [], 'A plan for each: the tokens that every block merges, of a reducer that merges.')
+_REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; as trained if not given. '
+                               f'{", ".join(REDUCERS)}.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'],
                                f'Where the programs are to run: {", ".join(artifact.PLATFORMS)}.')
 _KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the patches that each reduction keeps.')
 _DTYPE = flags.DEFINE_enum('dtype', None, list(artifact.TOLERANCE), 'Of the computation; as trained if not given.')
 _EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
 _FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'orbax'], 'What DIR is to hold.')
-_OF_PROGRAMS = _RATES, _TOKENS, _PLATFORMS, _KEPT, _DTYPE
+_OF_PROGRAMS = _RATES, _TOKENS, _R, _REDUCER, _PLATFORMS, _KEPT, _DTYPE
 
 
 def main(checkpoint: str, dst: str) -> None:
@@ -50,7 +55,7 @@ def main(checkpoint: str, dst: str) -> None:
     wanted, platforms = _wanted_plans(), _platforms()
     if _FORMAT.value == 'orbax' and (given := [flag.name for flag in _OF_PROGRAMS if flag.present]):
         raise ValueError(f'--{given[0]} is for programs, and a checkpoint holds none: leave it out')
-    trained = read_trained(checkpoint, ema=_EMA.value)
+    trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     logging.info('%s, step %d of %s', trained.name, trained.step, checkpoint)
     if _FORMAT.value == 'orbax':
         with _appearing(folder, trained) as unfinished:
@@ -69,6 +74,7 @@ def _wanted_plans() -> dict[str, dict]:
     counts = [commandline.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
     asked = [(str(rate), {'rate': rate}) for rate in commandline.numbers('rates', _RATES.value, float)]
     asked += [('-'.join(map(str, tokens)), {'tokens': tokens}) for tokens in counts]
+    asked += [(f'r{r}', {'r': r}) for r in commandline.numbers('r', _R.value, int)]
     names = [name for name, _ in asked]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f'the plan {twice[0]} is asked for twice: give each once')

@@ -18,11 +18,11 @@ from evit_jax.data.classes import readable
 from evit_jax.data.label_maps import About, Entry, LabelMap
 from evit_jax.inference.annotator import Annotator
 from evit_jax.inference.held_out import spread
-from evit_jax.inference.trained import read_trained
 from evit_jax.interchange import published_labels
 from evit_jax.training import inputs
 from evit_jax.training.claim import claim
 from evit_jax.training.stopping import Stopping
+from evit_jax.training.trained import read_trained
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, whose data are labelled.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the label maps.')

@@ -3,7 +3,8 @@
 IMAGES are files, folders (with the images below them), patterns in quotes ('shots/*.png', or '**/*.png'), or -, for
 which standard input names a file in each line. Each image becomes a line of the output as soon as it is known; with
 --json a JSON object: image, top (label, name, probability) and kept (per reduction the patches that stay, best first;
-negative: a fused token), or image and error. What cannot be read is told on standard error, and in the end by exit code
+negative: a fused token) and of a reducer that merges home (per reduction, of each patch the number of the token that it
+is in), or image and error. What cannot be read is told on standard error, and in the end by exit code
 1; code 2 means that nothing was done.
 """
 
@@ -18,13 +19,18 @@ from evit_jax import commandline
 from evit_jax.data.progress import Progress
 from evit_jax.inference.images import find_images
 from evit_jax.inference.predictor import Prediction, Predictor
-from evit_jax.inference.trained import read_trained
+from evit_jax.tokens.reducers import REDUCERS
+from evit_jax.training.trained import read_trained
 
 _TOP = flags.DEFINE_integer('top', 5, 'Guesses of each image.', lower_bound=1)
 _JSON = flags.DEFINE_bool('json', False, 'A JSON object in each line.')
 _RATE = flags.DEFINE_float('rate', None, 'Share of the tokens that each reduction keeps; as trained if not given.')
 _RATES = flags.DEFINE_list('rates', None, 'One for each reduction, as 0.9,0.7,0.5.')
 _TOKENS = flags.DEFINE_list('tokens', None, 'Tokens kept at each reduction, as 137,96,67.')
+_R = flags.DEFINE_integer('r', None, 'Tokens that every block merges, of a reducer that merges; in place of these.',
+                          lower_bound=0)
+_REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; as trained if not given. '
+                               f'{", ".join(REDUCERS)}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Images computed at a time.', lower_bound=1)
 _EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
 _KEPT = flags.DEFINE_string('kept', None, 'Folder for pictures of what is kept of each image.')
@@ -33,9 +39,9 @@ _KEPT = flags.DEFINE_string('kept', None, 'Folder for pictures of what is kept o
 def main(checkpoint: str, *words: str) -> None:
     """Predicts; ends with code 1 where images could not be read."""
     images = find_images(words, sys.stdin if '-' in words else ())
-    trained = read_trained(checkpoint, ema=_EMA.value)
+    trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     plan = trained.plan(rate=_RATE.value, rates=commandline.numbers('rates', _RATES.value, float),
-                        tokens=commandline.numbers('tokens', _TOKENS.value, int))
+                        tokens=commandline.numbers('tokens', _TOKENS.value, int), r=_R.value)
     pictures = _Pictures(_KEPT.value) if _KEPT.value else None
     logging.info('%s, step %d of %s: %s', trained.name, trained.step, checkpoint, plan)
     predictor = Predictor(trained, batch_size=min(_BATCH.value, len(images)))
@@ -57,6 +63,7 @@ def _tell(prediction: Prediction) -> None:
     if _JSON.value:
         about = {'error': prediction.problem} if prediction.problem else {
             'top': [guess._asdict() for guess in prediction.top], 'kept': [ids.tolist() for ids in prediction.kept]}
+        about |= {'home': [numbers.tolist() for numbers in prediction.home]} if prediction.home else {}
         print(json.dumps({'image': prediction.name} | about), flush=True)
     elif not prediction.problem:
         said = ', '.join(f'{guess.name} {100 * guess.probability:.1f} %' for guess in prediction.top)

@@ -4,9 +4,9 @@
        python -m evit_jax.visualize tradeoff runs/* speed.json    accuracy against MACs and images per second
 
 kept: what each stage keeps of an image, where the class token looks, and what the fused token is made of, in one HTML
-file that a browser shows offline. IMAGES are files, folders, patterns or - (see evit_jax.predict); without any, images
-of the test split are shown. An image's folder is its truth, if it is named as a class. What cannot be read is told, and
-in the end by exit code 1.
+file that a browser shows offline; of a reducer that merges, the patches of each token. IMAGES are files, folders,
+patterns or - (see evit_jax.predict); without any, images of the test split are shown. An image's folder is its truth,
+if it is named as a class. What cannot be read is told, and in the end by exit code 1.
 
 drop: patches are removed before the first block: on the object first, off it first, anywhere, by class attention. The
 data must have masks, or --masks gives a folder with one for each image, at the same place below it: white is object.
@@ -38,12 +38,13 @@ from evit_jax.inference.held_out import held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
-from evit_jax.inference.trained import Trained, read_trained
 from evit_jax.pictures.dropping import dropping_csv, dropping_plot
 from evit_jax.pictures.published import PUBLISHED
 from evit_jax.pictures.report import report_page
 from evit_jax.pictures.sheet import example_sheet
 from evit_jax.pictures.tradeoff import tradeoff_plot
+from evit_jax.tokens.reducers import REDUCERS
+from evit_jax.training.trained import Trained, read_trained
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Whose test split is shown; not needed with IMAGES.')
 _OUT = flags.DEFINE_string('out', None, 'File that is written; kept.html, drop.png or tradeoff.png if not given.')
@@ -57,13 +58,15 @@ _RATE = flags.DEFINE_float('rate', 1.0, 'drop: kept by each reduction of the pat
 _MASKS = flags.DEFINE_string('masks', None, 'drop: folder of masks.')
 _SEED = flags.DEFINE_integer('seed', 0, 'drop: of what is dropped at random.')
 _REFERENCE = flags.DEFINE_bool('reference', True, 'tradeoff: published figures of DeiT-S, EViT, DynamicViT, LV-ViT.')
+_REDUCER = flags.DEFINE_string('reducer', None, 'kept: method that reduces the tokens; as trained if not given. '
+                               f'{", ".join(REDUCERS)}.')
 _PNG = flags.DEFINE_string('png', None, 'kept: folder for a picture of each image at each rate.')
 
 
 def kept(checkpoint: str, *words: str) -> None:
     """Writes the page."""
     out, pictures = _writable(_OUT.value or 'kept.html', '--out'), _PNG.value and _folder(_PNG.value)
-    trained = read_trained(checkpoint, ema=_EMA.value)
+    trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     if not trained.reduce_at:
         raise ValueError(f'the model in {checkpoint} drops nothing at any block (model.reduce_at is empty)')
     subjects = _of_files(words, trained) if words else _of_test_split(checkpoint, trained)
@@ -78,8 +81,9 @@ def kept(checkpoint: str, *words: str) -> None:
     start = next((number for number, setting in enumerate(settings) if setting.trained and setting.share < 1),
                  len(rates) // 2)
     size, side, average = trained.image_size, trained.shape.patch_size, ', moving average' if _EMA.value else ''
+    does = 'merges' if trained.reducer.merges else 'keeps'
     page = report_page(
-        examples, settings, patch_size=side, start=start, stages=stages, title=f'What {trained.name} keeps',
+        examples, settings, patch_size=side, start=start, stages=stages, title=f'What {trained.name} {does}',
         about=f'{checkpoint}, step {trained.step:,}{average}: {_images(len(examples))} of {size} x {size}, patches of '
         f'{side} x {side}')
     out.write_text(page, encoding='utf-8')
@@ -159,7 +163,9 @@ def _test_split(checkpoint: str, trained: Trained) -> Source:
 def _rates(trained: Trained) -> list[float]:
     if _RATES.value is None:
         own = {rate for rate in trained.rates if len(set(trained.rates)) == 1 and not trained.tokens}
-        return sorted({number / 10 for number in range(3, 11)} | own)
+        patches = trained.shape.patches(trained.image_size)
+        least = trained.reducer.fewest(patches) / patches
+        return sorted(rate for rate in {number / 10 for number in range(3, 11)} | own if rate >= least)
     return sorted(set(_numbers('rates', _RATES.value)))
 
 

@@ -61,10 +61,10 @@ def test_a_file_becomes_the_workdir_of_its_weights(tmp_path, log):
     config = workdir.saved_config(tmp_path / 'new' / 'folder')
     assert config == {
         'model.name': 'vit_toy', 'model.image_size': 8, 'model.classes': 5, 'model.distilled': True,
-        'model.reduce_at': [0, 1], 'model.fuse': True, 'keep.rate': 0.7, 'data.eval_crop': 0.875,
-        'data.mean': [0.485, 0.456, 0.406], 'data.std': [0.229, 0.224, 0.225]}
+        'model.reduce_at': [0, 1], 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 0.7,
+        'data.eval_crop': 0.875, 'data.mean': [0.485, 0.456, 0.406], 'data.std': [0.229, 0.224, 0.225]}
     assert 'evit.pth: vit_toy, images of 8, 5 classes, distilled; names of timm; values float32' in log.text
-    assert 'as with DeiT: data.eval_crop 0.875, data.mean' in log.text and 'keep.rate' not in log.text
+    assert 'as usual: data.eval_crop 0.875, data.mean' in log.text and 'keep.rate' not in log.text
 
 
 def test_the_average_of_a_file_is_converted_on_request(tmp_path):
@@ -145,16 +145,6 @@ def test_a_model_without_head_gets_a_fresh_one_for_the_classes_that_are_named(tm
     assert workdir.saved_config(tmp_path / 'new')['model.classes'] == 2
 
 
-@pytest.mark.parametrize('extra, said', [
-    ('aux_head.weight', "an LV-ViT's, a model that is not here"),
-    ('score_predictor.0.in_conv.0.weight', r"a DynamicViT's.*1 weights that choose tokens: --allow_extra='score_pred")])
-def test_models_that_are_not_here_are_named(tmp_path, extra, said):
-    file = altered(tmp_path / 'a.safetensors', **{extra: np.ones(3, np.float32)})
-    with pytest.raises(ValueError, match=said):
-        conversion.from_file(file, tmp_path / 'new')
-    if 'score' in extra:
-        conversion.from_file(file, tmp_path / 'new', allow_extra=['score_predictor.*'])
-        np.testing.assert_array_equal(read(tmp_path / 'new')['norm']['bias'], arrays_of()['norm.bias'])
 
 
 def test_what_cannot_be_converted_is_said_and_leaves_nothing(tmp_path, monkeypatch):

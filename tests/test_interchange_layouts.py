@@ -118,7 +118,7 @@ def test_models_of_other_kinds_are_told_by_their_keys(key, layout):
     assert layouts.find({'model': {'cls_token': stored(), key: stored()}}, ema=False).layout == layout
 
 
-@pytest.mark.parametrize('name', ['deit_t', 'deit_s', 'deit_b', 'vit_digits', 'vit_toy'])
+@pytest.mark.parametrize('name', [*models.SHAPES, 'vit_toy'])
 def test_every_model_is_told_from_its_own_shapes(name):
     assert detect.detect(of_model(name), classes=7) == (name, named_shape(name))
 

@@ -21,10 +21,10 @@ from evit_jax.data.label_maps import About, Entry, LabelMap, LabelMaps
 from evit_jax.data.sources import DigitsSource
 from evit_jax.data.transforms import EvalTransform
 from evit_jax.inference.annotator import Annotator, likeliest
-from evit_jax.inference.trained import read_trained
 from evit_jax.interchange import published_labels
 from evit_jax.tokens.plan import make_plan
 from evit_jax.training import run, steps, weights
+from evit_jax.training.trained import read_trained
 from tests import doors, layouts
 from tests.test_torch_file import plain, storage, tensor
 from tests.toys import Broken

@@ -16,10 +16,12 @@ import pytest
 from configs import base
 from evit_jax.interchange.vit import to_torch
 from evit_jax.models import create, named_shape
+from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.schedule import KeepSchedule, progress
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import steps
+from evit_jax.training.objectives import Targets, plain
 from evit_jax.training.state import average, create_state
 from evit_jax.training.workdir import flat
 
@@ -113,10 +115,15 @@ def fixed_model(logits):
         jnp.asarray(logits) + 0 * params['w'].sum() + images.sum() * params['w'].sum(), {}))
 
 
+def mixed(images, targets):
+    return steps.Mixed(images, Targets(targets))
+
+
 def one_step(mix, step=0, logits=((1.0, 0.0), (1.0, 0.0)), seed=0):
     optimizer = optax.sgd(1.0)
-    train = steps.make_train_step(fixed_model(logits), optimizer, lambda _: 0.1, prepare=jnp.float32, mix=mix,
-                                  ema_decay=0.9, seed=seed)
+    train = steps.make_train_step(
+        fixed_model(logits), optimizer, lambda _: 0.1, prepare=jnp.float32, ema_decay=0.9, seed=seed,
+        mix=lambda images, batch, key: mixed(*mix(images, batch['label'], key)), objective=lambda plan: plain())
     state = create_state({'w': jnp.zeros(1)}, optimizer, ema=True)._replace(step=jnp.asarray(step))
     return train(state, {'image': jnp.ones((2, 4, 4, 3), jnp.uint8), 'label': jnp.asarray([0, 1])}, None)
 
@@ -153,7 +160,10 @@ def test_recipe_has_the_keys_of_the_base_and_no_other(name):
 @pytest.mark.parametrize('name', [name for name in RECIPES if name != 'digits'])
 def test_recipes_header_states_the_cost_of_its_model(name):
     config, header = recipe(name), importlib.import_module(f'configs.{name}').__doc__
-    shape = dataclasses.replace(named_shape(config.model.name), classes=config.model.classes or 1000)
+    asks = reducers.named(config.reducer.name).predicts
+    shape = dataclasses.replace(named_shape(config.model.name), classes=config.model.classes or 1000,
+                                distilled=config.model.distilled,
+                                predictors=len(config.model.reduce_at) if asks else 0)
     parameters, macs = re.search(r'([\d.]+) M parameters.*?; ([\d.]+) G MACs', header).groups()
     assert parameters == f'{shape.parameters() / 1e6:.2f}'
     assert macs == f'{macs_of(config, shape, config.model.image_size, config.keep.rate):.2f}'
@@ -164,5 +174,5 @@ def test_recipes_header_states_the_cost_of_its_model(name):
 
 def macs_of(config, shape, size, rate):
     plan = make_plan(shape.patches(size), shape.depth, rate=rate, reduce_at=config.model.reduce_at,
-                     fuse=config.model.fuse)
+                     fuse=config.model.fuse, reducer=reducers.named(config.reducer.name))
     return shape.macs(plan) / 1e9

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from evit_jax import models
 from evit_jax.models.vit import ViTShape
+from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.reducers import EVIT, Reducer
 
 DTYPES = 'float32', 'bfloat16'
 
@@ -23,6 +25,7 @@ class Case(NamedTuple):
     dtype: str        # of the computation
     reduce_at: tuple[int, ...]
     train: bool = False  # the training step, in place of the forward pass
+    reducer: Reducer = EVIT
 
     @property
     def shape(self) -> ViTShape:
@@ -31,7 +34,7 @@ class Case(NamedTuple):
     @property
     def plan(self) -> TokenPlan:
         return make_plan(self.shape.patches(self.size), self.shape.depth, rate=self.rate, reduce_at=self.reduce_at,
-                         fuse=self.fused)
+                         fuse=self.fused, reducer=self.reducer)
 
     @property
     def macs(self) -> int:
@@ -41,10 +44,12 @@ class Case(NamedTuple):
     @property
     def dense(self) -> 'Case':
         """The same without dropping."""
-        return self._replace(rate=1.0, fused=False)
+        return self._replace(rate=1.0, fused=False, reducer=EVIT)
 
     def __str__(self) -> str:
-        kept = f'{self.rate:g} {"fused" if self.fused else "not fused"}' if self.plan.reductions else 'dense'
+        how = 'merged' if self.reducer.merges else 'fused' if self.fused else 'not fused'
+        kept = f'{self.rate:g} {how}' if self.plan.reductions else 'dense'
+        kept += '' if self.reducer == EVIT else f', {self.reducer}'
         step = ', train' if self.train else ''
         return f'{self.model} {kept}, {self.size} px, batch {self.batch}, {self.dtype}{step}'
 
@@ -79,19 +84,20 @@ def choices(flag: str, words: Sequence[str], known: dict[str, Any]) -> list[Any]
 
 def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool], sizes: Sequence[int],
             batches: Sequence[int], dtypes: Sequence[str], reduce_at: Sequence[int] = (),
-            train: bool = False) -> list[Case]:
-    """Every combination once: where nothing is dropped, nothing is fused either.
+            train: bool = False, methods: Sequence[str] = ('evit',)) -> list[Case]:
+    """Every combination once: where nothing is dropped, nothing is fused either, and every method is the same.
 
     Args:
       names: of models.
       sizes: of images; each model's own, if there are none.
       reduce_at: blocks that drop tokens; at a quarter, half and three quarters of each model, if there are none.
       train: each one's training step too.
+      methods: names of reducers; one that cannot fuse does not.
 
     Raises:
       ValueError: an empty list, or a value that cannot be.
     """
-    lists = {'models': names, 'rates': rates, 'fuse': fuse, 'batches': batches, 'dtypes': dtypes}
+    lists = {'models': names, 'reducers': methods, 'rates': rates, 'fuse': fuse, 'batches': batches, 'dtypes': dtypes}
     if empty := [flag for flag, values in lists.items() if not values]:
         raise ValueError(f'--{empty[0]} is empty: give at least one')
     if low := [batch for batch in batches if batch < 1]:
@@ -99,10 +105,11 @@ def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool
     found = {}
     for name in names:
         shape = models.named_shape(name)
-        at = tuple(reduce_at) or tuple(shape.depth * quarter // 4 for quarter in (1, 2, 3))
-        for step, size, batch, dtype, rate, fused in itertools.product(
-                (False, True)[:1 + train], sizes or [shape.image_size], batches, dtypes, rates, fuse):
-            case = Case(name, rate, fused, size, batch, dtype, at, step)
+        at = tuple(reduce_at) or shape.quarters
+        for step, size, batch, dtype, rate, reducer, fused in itertools.product(
+                (False, True)[:1 + train], sizes or [shape.image_size], batches, dtypes, rates,
+                map(reducers.named, methods), fuse):
+            case = Case(name, rate, fused and reducer.fuses, size, batch, dtype, at, step, reducer)
             case = case if case.plan.reductions else case.dense
             found[case] = None
     return list(found)

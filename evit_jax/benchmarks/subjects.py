@@ -90,12 +90,15 @@ def training(case: Case, run: Run) -> Subject:
     limits = {'image': 256, 'label': run.model.shape.classes}
     batches = [{name: jax.device_put(rng.integers(limits[name], size=of.shape).astype(of.dtype), of.sharding)
                 for name, of in shapes.items()} for _ in range(INPUTS)]
-    program, seconds = _compiled(run.train_step(), run.abstract_state(), shapes, run.plan)
+    teacher = run.read_teacher()
+    taught_by = (teacher.params,) if teacher else ()
+    program, seconds = _compiled(run.train_step(teacher), run.abstract_state(), shapes, run.plan.in_training(),
+                                 *taught_by)
     state = run.new_state()
 
     def step(number):
         nonlocal state
-        state, metrics = program(state, batches[number % INPUTS])
+        state, metrics = program(state, batches[number % INPUTS], *taught_by)
         return metrics
 
     return _subject(case, program, step, seconds)

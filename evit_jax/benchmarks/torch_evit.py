@@ -99,9 +99,9 @@ class TorchEViT:
 
     def _patches(self, images):
         """[B, N, D]."""
-        for number, stride in enumerate(self._shape.strides):
-            convolved = self._f.conv2d(images, self._weights[f'patch_embed.stem.{number}.weight'], stride=stride,
-                                       padding=1)
+        for number, convolution in enumerate(self._shape.convolutions):
+            convolved = self._f.conv2d(images, self._weights[f'patch_embed.stem.{number}.weight'],
+                                       stride=convolution.stride, padding=1)
             norm = f'patch_embed.norms.{number}.'
             images = self._f.gelu(self._f.instance_norm(convolved, weight=self._weights[norm + 'weight'],
                                                         bias=self._weights[norm + 'bias'], eps=_EPSILON))

@@ -3,7 +3,7 @@
 import os
 
 from evit_jax.inference.predictor import Guess, Prediction, Predictor
-from evit_jax.inference.trained import Trained, read_trained
+from evit_jax.training.trained import Trained, read_trained
 
 __all__ = ['Guess', 'Prediction', 'Predictor', 'Trained', 'load', 'read_trained']
 

@@ -24,9 +24,9 @@ from evit_jax.data.decode import decode
 from evit_jax.data.label_maps import Entry, LabelMap
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms import EvalTransform
-from evit_jax.inference.trained import Trained
 from evit_jax.tokens.plan import make_plan
 from evit_jax.training import steps
+from evit_jax.training.trained import Trained
 
 TOP = 5
 _AHEAD = 2  # batches that are read while one is computed

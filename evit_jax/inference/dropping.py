@@ -18,10 +18,10 @@ from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms import EvalTransform
 from evit_jax.inference.looking import ranking_plan
-from evit_jax.inference.trained import Trained
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.training import steps
 from evit_jax.training.evaluation import object_patches
+from evit_jax.training.trained import Trained
 
 ORDERS = ('on the object first', 'off the object first', 'at random', 'least attended first', 'most attended first')
 _MASKS = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff'
@@ -93,7 +93,7 @@ def drop_patches(trained: Trained, source: Source, *, shares: Sequence[float], r
         raise ValueError(f'a share of {wrong[0]:g} of the patches cannot be dropped: give shares in [0, 1)')
     counts = sorted({min(round(share * patches), patches - 1) for share in shares})
     plans = {count: make_plan(patches - count, trained.shape.depth, rate=rate, reduce_at=trained.reduce_at,
-                              fuse=trained.fuse) for count in counts}
+                              fuse=trained.fuse, reducer=trained.reducer) for count in counts}
     run = _Programs(trained, batch_size)
     batches = pipeline.eval_batches(source, batch_size=batch_size, transform=EvalTransform(
         trained.image_size, crop=trained.eval_crop))

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from evit_jax.data.progress import Progress
 from evit_jax.inference.predictor import Picture, Prediction, Predictor
 from evit_jax.pictures.example import Example, Setting, Stage, View
@@ -75,13 +77,16 @@ def look(predictor: Predictor, subjects: Sequence[Subject],
 def _view(prediction: Prediction, plan: TokenPlan, at: Sequence[int], truth: str | None) -> View:
     """One image at one rate; where a reduction drops nothing, what came to it stays."""
     stages, kept = [], tuple(range(plan.patches))
+    home = np.arange(plan.patches) if plan.reducer.merges else None
     for block in sorted(at):
         if block not in plan.reductions:
-            stages.append(Stage(kept, None, None))
+            stages.append(Stage(kept, None, None, home))
             continue
         number = plan.reductions.index(block)
         kept = tuple(prediction.kept[number].tolist())
-        stages.append(Stage(kept, prediction.attention[number], prediction.origin[number] if plan.fused else None))
+        home = prediction.home[number] if plan.reducer.merges else None
+        stages.append(Stage(kept, prediction.attention[number] if prediction.attention else None,
+                            prediction.origin[number] if plan.fused else None, home))
     best = prediction.top[0].name
     return View(tuple((guess.name, guess.probability) for guess in prediction.top), tuple(stages),
                 None if truth is None else best == truth)

@@ -17,10 +17,10 @@ from PIL import Image
 from evit_jax import models, parallel
 from evit_jax.data.decode import decode, from_picture
 from evit_jax.data.transforms import EvalTransform
-from evit_jax.inference.trained import Trained
 from evit_jax.pictures.kept import kept_grid
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import steps
+from evit_jax.training.trained import Trained
 
 Picture = str | os.PathLike | Image.Image | np.ndarray  # a file, or what stands in one: uint8 [H, W, 3]
 
@@ -45,7 +45,10 @@ class Prediction(NamedTuple):
     logits: np.ndarray | None = None      # [L] float32
     image: np.ndarray | None = None       # [S, S, 3] uint8: what the model saw
     kept: tuple[np.ndarray, ...] = ()     # per reduction [K] patch ids, best first; negative: a fused token
-    attention: tuple[np.ndarray, ...] = ()  # per reduction [N] float32: of the class token, to each patch; NaN: gone
+    home: tuple[np.ndarray, ...] = ()     # per reduction [N] int32, of each patch the number of the token it is in; of
+                                          # a reducer that merges
+    attention: tuple[np.ndarray, ...] = ()  # per reduction [N] float32: of the class token, to each patch, or to the
+                                            # token that it is merged in; NaN: gone
     origin: tuple[np.ndarray, ...] = ()     # per reduction that fuses [N] float32: how much of each patch is in it
 
 
@@ -108,8 +111,8 @@ class Predictor:
         """
         if prediction.problem:
             raise ValueError(f'{prediction.name} could not be read: there is nothing to draw')
-        kept = [ids[None] for ids in prediction.kept]
-        return kept_grid(prediction.image[None], kept, self.trained.shape.patch_size,
+        kept, home = ([rows[None] for rows in found] for found in (prediction.kept, prediction.home))
+        return kept_grid(prediction.image[None], kept, self.trained.shape.patch_size, home=home or None,
                          predictions=[prediction.top[0].label], class_names=self.trained.class_names)
 
     def _read(self, numbered):
@@ -135,11 +138,14 @@ class Predictor:
         out = jax.tree.map(np.asarray, self._step(self._params, placed, plan))
         for row, image in enumerate(images):
             logits = out['logits'][row]
-            entered, attention, kept, origin = (
-                [of[row] for of in out[name]] for name in ('patch', 'class_attention', 'kept', 'origin'))
-            yield Prediction('', top=self._best(logits, top), logits=logits, image=image, kept=tuple(kept),
-                             attention=tuple(_by_patch(*pair, plan.patches) for pair in zip(entered, attention)),
-                             origin=tuple(origin))
+            entered, attention, kept, origin, home = (
+                tuple(of[row] for of in out[name]) for name in ('patch', 'class_attention', 'kept', 'origin', 'home'))
+            if plan.reducer.merges:
+                attention = [of[place] for of, place in zip(attention, (np.arange(plan.patches), *home))]
+            else:
+                attention, home = [_by_patch(*pair, plan.patches) for pair in zip(entered, attention)], ()
+            yield Prediction('', top=self._best(logits, top), logits=logits, image=image, kept=kept, home=home,
+                             attention=tuple(attention), origin=origin)
 
     def _best(self, logits, top):
         probabilities = np.exp(logits - logits.max())
@@ -154,7 +160,8 @@ def _make_step(trained: Trained) -> Callable[..., dict[str, Any]]:
 
     def step(params: Any, images: jax.Array, plan: TokenPlan) -> dict[str, Any]:
         logits, seen = model.apply(params, prepare(images), plan)
-        return {'logits': logits} | {name: seen[name] for name in ('kept', 'patch', 'class_attention', 'origin')}
+        wanted = 'kept', 'home', 'patch', 'class_attention', 'origin'
+        return {'logits': logits} | {name: seen[name] for name in wanted}
 
     return step
 

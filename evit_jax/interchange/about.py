@@ -8,10 +8,12 @@ from typing import Any
 from absl import logging
 
 from evit_jax.models.vit import ViTShape
+from evit_jax.training.weights import AS_DEIT
 
 METADATA = 'evit_jax'  # the key under which all of it stands in a safetensors file
-_KEYS = ('model.reduce_at', 'model.fuse', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean', 'data.std',
-         'data.eval_crop')
+_KEYS = ('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean',
+         'data.std', 'data.eval_crop')
+_CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # of evaluation, by those who trained them
 _SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
 
 
@@ -20,8 +22,15 @@ def model_keys(name: str, shape: ViTShape) -> dict[str, Any]:
     return {'name': name, 'image_size': shape.image_size, 'classes': shape.classes, 'distilled': shape.distilled}
 
 
+def assumed(name: str, shape: ViTShape) -> dict[str, Any]:
+    """Config keys for weights of which nothing else is known: as with DeiT, or as its authors have it for an LV-ViT."""
+    return AS_DEIT | {'model.reduce_at': shape.quarters, 'data.eval_crop': _CROPS.get(name, AS_DEIT['data.eval_crop'])}
+
+
 def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What the arguments of EViT's training program say of the plan, as config keys; {} for any other program."""
+    """What the arguments of EViT's or DynamicViT's training program say of the plan, as config keys; else {}."""
+    if isinstance(rate := arguments.get('base_rate'), float) and 0 < rate <= 1:
+        return {'keep.rate': rate}  # DynamicViT's
     rate, at = arguments.get('base_keep_rate'), arguments.get('drop_loc')
     try:
         at = tuple(ast.literal_eval(at) if isinstance(at, str) else at)

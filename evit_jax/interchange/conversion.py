@@ -10,7 +10,10 @@ from absl import logging
 
 from evit_jax.interchange import about, detect, files, layouts, safetensors_file, vit
 from evit_jax.models import named_shape
+from evit_jax.models.dynamicvit import predictors_in
+from evit_jax.tokens.reducers import DYNAMICVIT
 from evit_jax.training import storage, weights, workdir
+from evit_jax.training.checkpoints import read_newest
 
 
 def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, resize: int | None = None,
@@ -38,30 +41,32 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
         names = _names_in(class_names) if class_names else names
         try:
             found = layouts.find(tree, ema=ema)
-            _refuse_others(found, allow_extra)
             name, shape = detect.detect(found.arrays, classes=len(names) or 1000)
-            logging.info('%s: %s, images of %d, %d classes%s; names of %s; values %s', src, name, shape.image_size,
-                         shape.classes, ', distilled' * shape.distilled, found.layout, _types(found.arrays))
+            predictors = f', {shape.predictors} predictors' if shape.predictors else ''
+            logging.info('%s: %s, images of %d, %d classes%s%s; names of %s; values %s', src, name, shape.image_size,
+                         shape.classes, ', distilled' * shape.distilled, predictors, found.layout, _types(found.arrays))
             if len(names) not in (0, shape.classes):
                 raise ValueError(f'there are {len(names)} names for {shape.classes} classes')
             params = vit.from_torch(found.arrays, shape, allow_missing=allow_missing, allow_extra=allow_extra)
         except ValueError as error:
             raise ValueError(f'{src}: {error}') from error
     params, shape = _resized(params, shape, resize)
-    config |= about.settings_of(found.settings)
+    asked = {'reducer.name': DYNAMICVIT.name} if shape.predictors else {}
+    config = asked | config | about.settings_of(found.settings)
     config |= {key: tuple(value) for key, value in (('data.mean', mean), ('data.std', std)) if value}
-    if assumed := weights.AS_DEIT.keys() - config.keys():
-        logging.info('nothing says otherwise, so that it is as with DeiT: %s',
-                     ', '.join(f'{key} {weights.AS_DEIT[key]}' for key in sorted(assumed)))
+    usual = about.assumed(name, shape)
+    if unsaid := usual.keys() - config.keys():
+        logging.info('nothing says otherwise, so that it is as usual: %s',
+                     ', '.join(f'{key} {usual[key]}' for key in sorted(unsaid)))
     model = {f'model.{key}': value for key, value in about.model_keys(name, shape).items()}
-    told = {'config': _nested(weights.AS_DEIT | config | model)} | ({'class_names': names} if names else {})
+    told = {'config': _nested(usual | config | model)} | ({'class_names': names} if names else {})
     with _made(dst):
         weights.save(dst, params, told)
     logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
 
 
 def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, resize: int | None = None) -> None:
-    """Writes the newest weights of a run as a safetensors file in timm's layout.
+    """Writes the newest weights of a run as a safetensors file in the layout of timm, or of LV-ViT's authors.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -77,13 +82,14 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
     name = config['model.name']
     shape = dataclasses.replace(named_shape(name), **{key: config[f'model.{key}'] for key in (
         'image_size', 'classes', 'distilled')})
-    params, average, step = weights.read(src, vit.template(shape))
-    if ema and average is None:
+    params, told = read_newest(src, 'ema' if ema else 'params')
+    if not params:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
-    params, shape = _resized(average if ema else params, shape, resize)
+    shape = dataclasses.replace(shape, predictors=predictors_in(params))
+    params, shape = _resized(weights.fitted(params, vit.template(shape), src), shape, resize)
     safetensors_file.write(dst, vit.to_torch(params, shape), about.to_metadata(name, shape, config))
-    logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', step, dst)
-    if call := about.timm_call(name, shape, dst):
+    logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', told['next_step'], dst)
+    if call := '' if shape.predictors else about.timm_call(name, shape, dst):
         logging.info('in timm: %s', call)
     else:
         logging.warning('timm has no model like %s: the file can be converted back, and no more', name)
@@ -96,19 +102,10 @@ def _check_places(src, dst):
         raise ValueError(f'{dst} is there already, and is left as it is: give another DST')
 
 
-def _refuse_others(found, allow_extra):
-    """Models that exist elsewhere and not here; the ViT in a DynamicViT can be had by itself."""
-    if found.layout == 'DynamicViT':
-        predictors = [key for key in found.arrays if key.startswith('score_predictor.')]
-        if not vit.matches(predictors, allow_extra):
-            raise ValueError("the weights are a DynamicViT's, a model that is not here. For the ViT in it, without its "
-                             f"{len(predictors)} weights that choose tokens: --allow_extra='score_predictor.*'")
-    elif found.layout == 'LV-ViT':
-        raise ValueError("the weights are an LV-ViT's, a model that is not here")
 
 
 def _types(arrays):
-    kinds = sorted({value.dtype.name for value in arrays.values()} - {'float32'})
+    kinds = sorted({value.dtype.name for value in arrays.values() if value.shape} - {'float32'})  # a counter has none
     return f'{" and ".join(kinds)} become float32' if kinds else 'float32'
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from evit_jax.models import SHAPES
+from evit_jax.models.dynamicvit import predictors_in
+from evit_jax.models.lvvit import LVViTShape
 from evit_jax.models.vit import ViTShape
 
 
 def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
-    """Name and shape of the model: image size, classes and distillation as the weights have them.
+    """Name and shape of the model: image size, classes, distillation and predictors as the weights have them.
 
     Args:
       arrays: by timm's names, of anything with a shape.
@@ -28,14 +30,13 @@ def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
     _, positions, width = _dimensions(arrays, 'pos_embed', 3)
     hidden, _ = _dimensions(arrays, 'blocks.0.mlp.fc1.weight', 2)
     blocks = {int(match[1]) for key in arrays if (match := re.match(r'blocks\.(\d{1,4})\.', key))}
-    stem = [_dimensions(arrays, key, 4)[0] for key in sorted(arrays) if re.fullmatch(
-        r'patch_embed\.stem\.\d\.weight', key)]
-    patch = _dimensions(arrays, 'patch_embed.proj.weight', 4)[2]
-    found = (width, hidden, len(blocks), tuple(stem), None if stem else patch)
-    name = next((name for name, shape in SHAPES.items() if found == (
-        shape.width, shape.width * shape.mlp_ratio, shape.depth, shape.stem,
-        None if stem else shape.patch_size)), None)
+    stem = tuple(_dimensions(arrays, key, 4)[::2] for key in sorted(arrays) if re.fullmatch(
+        r'patch_embed\.(stem\.\d|conv\d)\.weight', key))
+    patch, in_lvvit = _dimensions(arrays, 'patch_embed.proj.weight', 4)[2], 'patch_embed.conv1.weight' in arrays
+    found = (width, hidden, len(blocks), stem, patch, in_lvvit)
+    name = next((name for name, shape in SHAPES.items() if found == _signature(shape)), None)
     if name is None:
+        patch *= 1 + in_lvvit  # whose stem halves the image
         there = '; '.join(f'{name} {shape.width} wide, {shape.depth} blocks, patches of {shape.patch_size}'
                           for name, shape in SHAPES.items())
         raise ValueError(f'the weights are of a vision transformer {width} wide with {len(blocks)} blocks, an MLP of '
@@ -49,7 +50,14 @@ def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
                          f'token{"s" * distilled} and a square of patches')
     if 'head.weight' in arrays:
         classes = _dimensions(arrays, 'head.weight', 2)[0]
-    return name, dataclasses.replace(shape, image_size=side * shape.patch_size, classes=classes, distilled=distilled)
+    return name, dataclasses.replace(shape, image_size=side * shape.patch_size, classes=classes, distilled=distilled,
+                                     predictors=predictors_in(arrays))
+
+
+def _signature(shape):
+    stem = tuple((convolution.channels_out, convolution.side) for convolution in shape.convolutions)
+    return (shape.width, shape.width * shape.mlp_ratio, shape.depth, stem, shape.patch_side,
+            type(shape) is LVViTShape)
 
 
 def _dimensions(arrays, key, count):

@@ -36,7 +36,7 @@ def write(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: 
     Raises:
       OSError: it is there already, or cannot be written.
     """
-    content = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, dict(metadata))
+    content = save({key: np.asarray(value, order='C') for key, value in arrays.items()}, dict(metadata))
     with open(path, 'xb') as file:
         try:
             file.write(content)

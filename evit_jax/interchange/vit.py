@@ -1,4 +1,8 @@
-"""Weights in the layout of PyTorch's DeiT (timm) <-> this project's parameters, as dicts of numpy arrays."""
+"""Weights in the layout of PyTorch's DeiT (timm) or LV-ViT <-> this project's parameters, as dicts of numpy arrays.
+
+The one thing that does not come along is how many batches a BatchNorm of PyTorch has seen, which it only needs where it
+keeps a plain mean of them: it is written as 0.
+"""
 
 import dataclasses
 import fnmatch
@@ -15,10 +19,13 @@ from evit_jax.models import Params, create
 from evit_jax.models.layers import resize_positions
 from evit_jax.models.vit import ViTShape
 
+_NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+_VARIANCE, _COUNTER = '.running_var', '.num_batches_tracked'  # of BatchNorm
+
 
 def from_torch(weights: Mapping[str, Any], shape: ViTShape, *, allow_missing: Sequence[str] = (),
                allow_extra: Sequence[str] = ()) -> Params:
-    """PyTorch's DeiT weights as the parameters of a model, in float32.
+    """PyTorch's weights as the parameters of a model, in float32.
 
     Args:
       weights: state_dict key -> array; linear [out, in], convolution [out, in, height, width].
@@ -29,6 +36,7 @@ def from_torch(weights: Mapping[str, Any], shape: ViTShape, *, allow_missing: Se
       ValueError: other keys are missing, unknown or of another shape; lists them.
     """
     leaves = {_torch_key(path): (path, leaf.shape) for path, leaf in _template(shape)}
+    weights = {key: value for key, value in weights.items() if not key.endswith(_COUNTER)}
     missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
     problems = [f'missing {key}' for key in missing if not matches([key], allow_missing)]
     problems += [f'unknown {key}' for key in extra if not matches([key], allow_extra)]
@@ -58,7 +66,9 @@ def to_torch(params: Params, shape: ViTShape) -> dict[str, np.ndarray]:
     out = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = tuple(key.key for key in keys)
-        out[_torch_key(path)] = _from_flax(path, np.asarray(leaf), shape)
+        out[key := _torch_key(path)] = _from_flax(path, np.asarray(leaf), shape)
+        if key.endswith(_VARIANCE):
+            out[key.removesuffix(_VARIANCE) + _COUNTER] = np.zeros((), np.int64)
     return out
 
 
@@ -91,21 +101,16 @@ def matches(keys: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _torch_key(path):
-    names = {'kernel': 'weight', 'scale': 'weight'}
-    return '.'.join(str(names.get(part, part)) for part in path)
+    return '.'.join(str(_NAMES.get(part, part)) for part in path)
 
 
 def _is_patch_projection(path):
     return path == ('patch_embed', 'proj', 'kernel')
 
 
-def _patch_side(shape):
-    return 1 if shape.stem else shape.patch_size
-
-
 def _torch_shape(path, flax_shape, shape):
     if _is_patch_projection(path):
-        side = _patch_side(shape)
+        side = shape.patch_side
         return flax_shape[1], flax_shape[0] // side**2, side, side
     if path[-1] == 'kernel' and len(flax_shape) == 4:
         return tuple(flax_shape[axis] for axis in (3, 2, 0, 1))
@@ -123,6 +128,6 @@ def _from_flax(path, value, shape):
     if path[-1] != 'kernel':
         return value
     if _is_patch_projection(path):
-        side = _patch_side(shape)
+        side = shape.patch_side
         value = value.reshape(side, side, -1, value.shape[1])
     return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from evit_jax.models.lvvit import LVViT, LVViTShape
 from evit_jax.models.vit import ViT, ViTShape
 
 Params = dict[str, Any]
@@ -17,9 +18,14 @@ SHAPES = {
     'deit_t': ViTShape(width=192, heads=3),
     'deit_s': ViTShape(width=384, heads=6),
     'deit_b': ViTShape(width=768, heads=12),
+    'lvvit_t': LVViTShape(width=240, depth=12, heads=4, residual_scale=1.0),
+    'lvvit_s': LVViTShape(width=384, depth=16, heads=6),
+    'lvvit_m': LVViTShape(width=512, depth=20, heads=8),
     'vit_digits': ViTShape(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
                            stem=(16, 32, 64, 64)),
 }
+
+_MODULES = {ViTShape: ViT, LVViTShape: LVViT}
 
 
 class Model(NamedTuple):
@@ -27,7 +33,7 @@ class Model(NamedTuple):
 
     shape: ViTShape
     init: Callable[[Array], Params]         # key -> parameters
-    apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, key=None, visible=None) -> ViT.__call__'s
+    apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, key=, visible=, swap=) -> ViT.__call__'s
 
 
 def named_shape(name: str) -> ViTShape:
@@ -47,11 +53,25 @@ def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32) -> Mod
     """Takes a model apart once; its parameters are made by `init`."""
 
     def build(key):
-        return ViT(shape, drop_path=drop_path, dtype=dtype, rngs=nnx.Rngs(key))
+        return _MODULES[type(shape)](shape, drop_path=drop_path, dtype=dtype, rngs=nnx.Rngs(key))
 
     graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
 
-    def apply(params, images, plan, key=None, visible=None):
-        return nnx.merge(graph, params)(images, plan, key=key, visible=visible)
+    def apply(params, images, plan, key=None, visible=None, swap=None):
+        return nnx.merge(graph, params)(images, plan, key=key, visible=visible, swap=swap)
 
     return Model(shape, jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))), apply)
+
+
+def with_statistics(params: Params, seen: dict) -> Params:
+    """Parameters with the running statistics that a pass in training left in `seen`; as they were, where it left none.
+
+    To be called after the optimizer's update, and before a moving average is taken.
+    """
+    return _overlaid(params, seen.get('statistics', {}))
+
+
+def _overlaid(tree, part):
+    if not isinstance(part, dict):
+        return part
+    return tree | {name: _overlaid(tree[name], below) for name, below in part.items()}

@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +112,57 @@ def drop_path(x: Array, rate: float, key: Array | None) -> Array:
         return x
     stays = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(stays, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Convolution(NamedTuple):
+    """A convolution of a stem, without bias; a norm follows it."""
+
+    side: int
+    stride: int
+    channels_in: int
+    channels_out: int
+
+    @property
+    def weights(self) -> int:
+        """How many; for each pixel that comes out, as many multiply-accumulates."""
+        return self.side**2 * self.channels_in * self.channels_out
+
+    def layer(self, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+        """Its pixels are those at every `stride`th place of the image, the border filled with 0."""
+        return nnx.Conv(self.channels_in, self.channels_out, (self.side, self.side), strides=self.stride,
+                        padding=self.side // 2, use_bias=False, dtype=dtype, rngs=rngs)
+
+
+class PatchEmbed(nnx.Module):
+    """Patches to tokens: one linear map of each patch, behind overlapping convolutions where there is a stem."""
+
+    def __init__(self, stem: Sequence[Convolution], patch_side: int, width: int, *, dtype, rngs: nnx.Rngs):
+        self.patch_side = patch_side
+        self.stem = nnx.List([convolution.layer(dtype=dtype, rngs=rngs) for convolution in stem])
+        # Over the pixels of an image: colour and brightness of the ground would else drown the strokes.
+        self.norms = nnx.List([nnx.InstanceNorm(convolution.channels_out, dtype=dtype, rngs=rngs)
+                               for convolution in stem])
+        channels = stem[-1].channels_out if stem else 3
+        self.proj = nnx.Linear(channels * patch_side**2, width, kernel_init=convolution_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Array) -> Array:
+        for convolution, norm in zip(self.stem, self.norms, strict=True):
+            images = jax.nn.gelu(norm(convolution(images)), approximate=False)
+        return self.proj(to_patches(images, self.patch_side))
+
+
+def swap_patches(x: Array, swap: Array) -> Array:
+    """MixToken: takes some patches of each image from its partner, its mirror position in a group of neighbours.
+
+    Args:
+      x: [B, P, D], of G equal groups of neighbours (the middle of an odd group is its own partner).
+      swap: bool [G, P], or [P] for one group.
+
+    Source: Token Labeling, arXiv 2104.10858, section 3.3.
+    """
+    swap = jnp.atleast_2d(swap)
+    grouped = x.reshape(len(swap), -1, *x.shape[1:])  # [G, B / G, P, D]
+    return jnp.where(swap[:, None, :, None], grouped[:, ::-1], grouped).reshape(x.shape)
 
 
 def to_patches(images: Array, size: int) -> Array:

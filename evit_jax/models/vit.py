@@ -4,7 +4,6 @@ Sources: DeiT, arXiv 2012.12877; EViT, arXiv 2202.07800. Parity with the PyTorch
 """
 
 import dataclasses
-import itertools
 import math
 
 import jax
@@ -13,9 +12,13 @@ from flax import nnx
 from jax import Array
 
 from evit_jax.models import layers
+from evit_jax.models.dynamicvit import Predictor, predictor_macs, predictor_parameters
+from evit_jax.models.layers import Convolution
 from evit_jax.tokens.plan import TokenPlan, block_parameters, blocks_macs
 from evit_jax.tokens.reducers import Evidence
 from evit_jax.tokens.reduction import Tokens, fused_origin
+
+_PER_REDUCTION = ('kept', 'home', 'class_attention', 'prediction', 'decisions', 'patch', 'origin')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +35,44 @@ class ViTShape:
     distilled: bool = False   # a distillation token with a head of its own
     init_std: float = 0.02    # of the initial weights in the blocks; DeiT's value starves a narrow model
     stem: tuple[int, ...] = ()  # channels of 3x3 convolutions, normalised; empty: one linear map of each patch
+    norm_epsilon: float = 1e-6  # of the blocks' norms and the last one
+    qkv_bias: bool = True
+    residual_scale: float = 1.0  # of what attention and MLP add
+    predictors: int = 0       # reductions, from the first on, that ask a predictor of their own (DynamicViT)
 
     def __post_init__(self):
         self.patches(self.image_size)
-        if self.stem and math.prod(self.strides) != self.patch_size:
-            raise ValueError(f'a stem of {len(self.stem)} convolutions makes patches of {math.prod(self.strides)}, not '
+        strides = math.prod(convolution.stride for convolution in self.convolutions)
+        if self.stem and strides != self.patch_size:
+            raise ValueError(f'a stem of {len(self.stem)} convolutions makes patches of {strides}, not '
                              f'{self.patch_size}: patch_size must be a power of 2, and the stem as long as that power')
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """Of the stem's convolutions: 2 until a patch is one pixel, then 1, which widens what a token sees."""
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """The stem: of stride 2 until a patch is one pixel, then 1, which widens what a token sees."""
         halvings = int(math.log2(self.patch_size))
-        return tuple(2 if number < halvings else 1 for number in range(len(self.stem)))
+        return tuple(Convolution(3, 2 if number < halvings else 1, *channels)
+                     for number, channels in enumerate(zip((3, *self.stem), self.stem)))
+
+    @property
+    def patch_side(self) -> int:
+        """Side of a patch in pixels of what the stem makes of the image."""
+        return self.patch_size // math.prod(convolution.stride for convolution in self.convolutions)
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch of what the stem makes of the image."""
+        return self.patch_side**2 * (self.convolutions[-1].channels_out if self.convolutions else 3)
+
+    @property
+    def classifiers(self) -> int:
+        """Heads that tell classes: one for each prefix token."""
+        return self.prefix
+
+    @property
+    def quarters(self) -> tuple[int, ...]:
+        """The blocks that reduce where nothing else is said: at a quarter, half and three quarters of the depth."""
+        return tuple(dict.fromkeys(self.depth * quarter // 4 for quarter in (1, 2, 3)))
 
     @property
     def prefix(self) -> int:
@@ -63,68 +92,62 @@ class ViTShape:
                              f'use {near}')
         return (image_size // self.patch_size) ** 2
 
+    def check_plan(self, plan: TokenPlan) -> None:
+        """Raises a ValueError where a plan asks for predictors that the model does not have."""
+        asked = len(plan.reductions) if plan.reducer.predicts else 0
+        if asked > self.predictors:
+            has = f'{self.predictors or "no"} predictor{"s" * (self.predictors != 1)}'
+            raise ValueError(
+                f'{plan.reducer} asks a trained predictor in front of each of the blocks {plan.reductions}, and this '
+                f'model has {has}: train one with config.reducer.name={plan.reducer} and as many blocks in '
+                f'config.model.reduce_at, or choose another reducer' + ' or fewer reductions' * bool(self.predictors))
+
     def macs(self, plan: TokenPlan) -> int:
         """Multiply-accumulates of one image under a plan."""
-        side, channels, stem = math.isqrt(plan.patches) * self.patch_size, 3, 0
-        for features, stride in zip(self.stem, self.strides):
-            side //= stride
-            stem, channels = stem + side * side * 9 * channels * features, features
-        patch = channels * (1 if self.stem else self.patch_size**2)
-        heads = self.prefix * self.width * self.classes
+        side, stem = math.isqrt(plan.patches) * self.patch_size, 0
+        for convolution in self.convolutions:
+            side //= convolution.stride
+            stem += side * side * convolution.weights
+        heads = self.classified(plan) * self.width * self.classes
         blocks = blocks_macs(plan, width=self.width, mlp_ratio=self.mlp_ratio, prefix=self.prefix)
-        return stem + plan.patches * patch * self.width + blocks + heads
+        if plan.reducer.predicts:
+            blocks += sum(predictor_macs(plan.entering[block], self.width) for block in plan.reductions)
+        return stem + plan.patches * self.patch_values * self.width + blocks + heads
+
+    def classified(self, plan: TokenPlan) -> int:
+        """Tokens that a head reads."""
+        return self.prefix
 
     def parameters(self) -> int:
         """Number of parameters."""
-        channels, stem = 3, 0
-        for features in self.stem:
-            stem, channels = stem + (9 * channels + 2) * features, features
-        patch = channels * (1 if self.stem else self.patch_size**2)
+        stem = sum(convolution.weights + 2 * convolution.channels_out for convolution in self.convolutions)
         tokens = self.prefix + self.prefix + self.patches(self.image_size)  # prefix tokens, and positions of all
-        heads = self.prefix * (self.width + 1) * self.classes
-        blocks = self.depth * block_parameters(self.width, self.mlp_ratio)
-        return stem + (patch + 1 + tokens + 2) * self.width + blocks + heads
-
-
-class PatchEmbed(nnx.Module):
-    """Patches to tokens: one linear map of each patch, behind overlapping convolutions where the shape has a stem."""
-
-    def __init__(self, shape: ViTShape, *, dtype, rngs: nnx.Rngs):
-        self.patch_size = 1 if shape.stem else shape.patch_size
-        channels = (3, *shape.stem)
-        self.stem = nnx.List([
-            nnx.Conv(c_in, c_out, (3, 3), strides=stride, padding=1, use_bias=False, dtype=dtype, rngs=rngs)
-            for (c_in, c_out), stride in zip(itertools.pairwise(channels), shape.strides)])
-        # Over the pixels of an image: colour and brightness of the ground would else drown the strokes.
-        self.norms = nnx.List([nnx.InstanceNorm(features, dtype=dtype, rngs=rngs) for features in shape.stem])
-        self.proj = nnx.Linear(channels[-1] * self.patch_size**2, shape.width, kernel_init=layers.convolution_init,
-                               dtype=dtype, rngs=rngs)
-
-    def __call__(self, images: Array) -> Array:
-        for convolution, norm in zip(self.stem, self.norms, strict=True):
-            images = jax.nn.gelu(norm(convolution(images)), approximate=False)
-        return self.proj(layers.to_patches(images, self.patch_size))
+        heads = self.classifiers * (self.width + 1) * self.classes
+        blocks = self.depth * block_parameters(self.width, self.mlp_ratio, self.qkv_bias)
+        blocks += self.predictors * predictor_parameters(self.width)
+        return stem + (self.patch_values + 1 + tokens + 2) * self.width + blocks + heads
 
 
 class Block(nnx.Module):
     """A transformer block; a reduction stands between attention and MLP."""
 
     def __init__(self, shape: ViTShape, drop_path: float, *, dtype, rngs: nnx.Rngs):
-        self.drop_path = drop_path
-        self.norm1 = nnx.LayerNorm(shape.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.attn = layers.Attention(shape.width, shape.heads, std=shape.init_std, dtype=dtype, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(shape.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.drop_path, self.scale = drop_path, shape.residual_scale
+        self.norm1 = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.attn = layers.Attention(shape.width, shape.heads, qkv_bias=shape.qkv_bias, std=shape.init_std, dtype=dtype,
+                                     rngs=rngs)
+        self.norm2 = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=dtype, rngs=rngs)
         self.mlp = layers.Mlp(shape.width, int(shape.width * shape.mlp_ratio), std=shape.init_std, dtype=dtype,
                               rngs=rngs)
 
     def attend(self, x: Array, key: Array | None, **counts: Array | None) -> tuple[Array, Array, Array]:
         """The attention branch, and the queries and keys in it; `counts` as `Attention` takes them."""
         branch, q, k = self.attn(self.norm1(x), **counts)
-        return x + layers.drop_path(branch, self.drop_path, key), q, k
+        return x + self.scale * layers.drop_path(branch, self.drop_path, key), q, k
 
     def think(self, x: Array, key: Array | None) -> Array:
         """The MLP branch."""
-        return x + layers.drop_path(self.mlp(self.norm2(x)), self.drop_path, key)
+        return x + self.scale * layers.drop_path(self.mlp(self.norm2(x)), self.drop_path, key)
 
 
 class ViT(nnx.Module):
@@ -144,16 +167,19 @@ class ViT(nnx.Module):
         if shape.distilled:
             self.dist_token = nnx.Param(init(rngs.params(), (1, 1, shape.width)))
         self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, shape.width)))
-        self.patch_embed = PatchEmbed(shape, dtype=dtype, rngs=rngs)
+        self.patch_embed = layers.PatchEmbed(shape.convolutions, shape.patch_side, shape.width, dtype=dtype, rngs=rngs)
         rates = [drop_path * block / max(shape.depth - 1, 1) for block in range(shape.depth)]
         self.blocks = nnx.List([Block(shape, rate, dtype=dtype, rngs=rngs) for rate in rates])
-        self.norm = nnx.LayerNorm(shape.width, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+        self.norm = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=jnp.float32, rngs=rngs)
         self.head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
         if shape.distilled:
             self.head_dist = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
+        if shape.predictors:
+            self.score_predictor = nnx.List([Predictor(shape.width, std=shape.init_std, dtype=dtype, rngs=rngs)
+                                             for _ in range(shape.predictors)])
 
     def __call__(self, images: Array, plan: TokenPlan, *, key: Array | None = None,
-                 visible: Array | None = None) -> tuple[Array, dict]:
+                 visible: Array | None = None, swap: Array | None = None) -> tuple[Array, dict]:
         """Classifies images.
 
         Args:
@@ -161,6 +187,7 @@ class ViT(nnx.Module):
           plan: static; made for the patches of S (or for so many as are visible) and this depth.
           key: for drop path; None in evaluation.
           visible: [B, P] int32, the patches that the first block gets; None: all.
+          swap: bool [P] or [G, P], patches that come from the image's partner: see `layers.swap_patches`.
 
         Returns:
           Logits [B, L] float32 (with distillation the mean of both heads), and what was seen on the way by name.
@@ -170,7 +197,11 @@ class ViT(nnx.Module):
               (0-based) is -1-s.
             home: per reduction, [B, P] int32: of each patch of the image, which of the tokens that leave it holds it;
               -1: none.
-            class_attention: per reduction, [B, N] float32 over the tokens that enter it.
+            class_attention: per reduction, [B, N] float32 over the tokens that enter it; () where it is in front of
+              the block.
+            prediction: likewise [B, N, 2], of the predictors, where they are asked.
+            decisions: per reduction that masks in place of dropping, [B, N] float32: 1 of what stays, or 0; it has a
+              gradient.
             patch: [B, N] int32 per reduction, the patch ids that enter it, in the order of class_attention.
             origin: per reduction that fuses, see `fused_origin`: how much of each patch is in the token fused there.
             cls_logits, dist_logits: [B, L] of each head.
@@ -178,29 +209,41 @@ class ViT(nnx.Module):
         Raises:
           ValueError: the image is not square, not divisible by the patch, or not what the plan is for.
         """
-        shape, seen = self.shape, {'kept': (), 'home': (), 'class_attention': (), 'patch': (), 'origin': ()}
+        shape, seen = self.shape, dict.fromkeys(_PER_REDUCTION, ())
         self._check(images, plan, visible)
-        x = seen['patch_embed'] = self.patch_embed(images.astype(self.dtype))
+        x = seen['patch_embed'] = self._embed(images.astype(self.dtype), seen, train=key is not None)
+        x = x if swap is None else layers.swap_patches(x, swap)
         x = seen['pos'] = self._add_prefix_and_positions(x)
         tokens = self._first_tokens(x, plan, visible)
         x, draws = self._with_prefix(x, tokens.x), _draws(images, key)
         for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
             attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
+            evidence = Evidence(None, None, None, draws, training=key is not None, prefix=shape.prefix)
+            if keep is not None and plan.reducer.predicts:
+                predict = self.score_predictor[plan.reductions.index(i)]
+                evidence = evidence._replace(prediction=predict(x[:, shape.prefix:], tokens.stays))
+                x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             counts = {'size': self._for_all(tokens.size), 'stays': self._for_all(tokens.stays)}
             x, q, k = block.attend(x, attend_key, **counts)
-            if keep is not None:
-                tokens = self._reduce(tokens._replace(x=x[:, shape.prefix:]), Evidence(
-                    attention=layers.class_attention(q, k, shape.prefix, counts['size']),
-                    keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:], prediction=None, draws=draws,
-                    training=key is not None), keep, plan, seen)
-                x = self._with_prefix(x, tokens.x)
+            if keep is not None and not plan.reducer.predicts:
+                evidence = evidence._replace(attention=layers.class_attention(q, k, shape.prefix, counts['size']),
+                                             keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:])
+                x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             x = seen[f'block{i:02d}'] = block.think(x, think_key)
         x = seen['norm'] = self.norm(x)
+        return self._classify(x, tokens, seen), seen
+
+    def _embed(self, images, seen, train):
+        """Images to tokens [B, P, D]."""
+        return self.patch_embed(images)
+
+    def _classify(self, x, tokens, seen):
+        """The last norm's tokens, prefix first, to logits; `tokens` says what those of the patches are."""
         logits = seen['cls_logits'] = self.head(x[:, 0])
-        if shape.distilled:
+        if self.shape.distilled:
             seen['dist_logits'] = self.head_dist(x[:, 1])
             logits = (logits + seen['dist_logits']) / 2
-        return logits, seen
+        return logits
 
     def _check(self, images, plan, visible):
         """Raises a ValueError where they do not go together."""
@@ -208,6 +251,7 @@ class ViT(nnx.Module):
         if height != width:
             raise ValueError(f'images are {height} x {width}: they must be square')
         patches = self.shape.patches(height) if visible is None else visible.shape[1]
+        self.shape.check_plan(plan)
         if patches != plan.patches or len(plan.keep) != self.shape.depth:
             raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
                              f'this input has {patches}, this model {self.shape.depth}')
@@ -233,18 +277,19 @@ class ViT(nnx.Module):
             home = jax.vmap(lambda ids: jnp.full(patches, -1, jnp.int32).at[ids].set(places))(visible)
         return Tokens(x, patch, home, jnp.ones(patch.shape, jnp.float32) if plan.reducer.merges else None)
 
-    def _reduce(self, tokens, evidence, keep, plan, seen):
-        """Asks the plan's reducer, and notes what it did."""
-        stage = len(seen['kept'])
+    def _reduce(self, x, tokens, evidence, keep, plan, seen):
+        """Asks the plan's reducer, and notes what it did; returns all tokens, and those of the patches."""
+        stage, tokens = len(seen['kept']), tokens._replace(x=x[:, self.shape.prefix:])
         evidence = evidence._replace(draws=jax.vmap(lambda draw: jax.random.fold_in(draw, stage))(evidence.draws))
         after = plan.reducer.reduce(tokens, evidence, keep, stage if plan.fused else None)
         if plan.fused:
             seen['origin'] += (fused_origin(tokens.patch, evidence.attention, after.patch, seen['origin'],
                                             tokens.home.shape[1]),)
         for name, found in (('patch', tokens.patch), ('kept', after.patch), ('home', after.home),
-                            ('class_attention', evidence.attention)):
-            seen[name] += (found,)
-        return after
+                            ('class_attention', evidence.attention), ('prediction', evidence.prediction),
+                            ('decisions', after.stays)):
+            seen[name] += () if found is None else (found,)
+        return self._with_prefix(x, after.x), after
 
     def _with_prefix(self, x, patches):
         return jnp.concatenate([x[:, :self.shape.prefix], patches], axis=1)

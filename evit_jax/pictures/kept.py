@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from evit_jax.pictures.groups import groups_filled, tokens_of
 from evit_jax.pictures.page import DARK, GREY, PAGE, draw_page, enlarged, lay_out
 
 DIM = 0.25               # share of a dropped patch's contrast that is left
@@ -33,13 +34,14 @@ def dim_dropped(image: np.ndarray, kept_ids: np.ndarray, patch_size: int, dim: f
     return np.where(kept[..., None], image, faded)
 
 
-def kept_row(image: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *, dim: float = DIM, scale: int = 1,
-             gap: int = 8) -> np.ndarray:
+def kept_row(image: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *,
+             home: Sequence[np.ndarray] | None = None, dim: float = DIM, scale: int = 1, gap: int = 8) -> np.ndarray:
     """The image, and beside it what each stage keeps, with a thin line around it.
 
     Args:
       image: [H, W, 3] uint8.
       kept: for each stage [K] int, see `dim_dropped`.
+      home: for each stage [N] int, see `groups_filled`, which is drawn in place of `kept` then.
       scale: pixels of the row for one of the image.
       gap: pixels between two pictures.
 
@@ -48,7 +50,10 @@ def kept_row(image: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *, 
     """
     space = np.full((image.shape[0] * scale, gap, 3), PAGE, np.uint8)
     parts = [enlarged(image, scale)]
-    for ids in kept:
+    for stage, ids in enumerate(kept):
+        if home is not None:
+            parts += [space, groups_filled(image, home[stage], patch_size, scale)]
+            continue
         picture = enlarged(dim_dropped(image, ids, patch_size, dim), scale)
         inside = np.pad(enlarged(_kept_pixels(image, ids, patch_size), scale), 1, mode='edge')
         beside = inside[:-2, 1:-1] | inside[2:, 1:-1] | inside[1:-1, :-2] | inside[1:-1, 2:]
@@ -58,6 +63,7 @@ def kept_row(image: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *, 
 
 
 def kept_grid(images: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *,
+              home: Sequence[np.ndarray] | None = None,
               predictions: Sequence[int] | None = None, truths: Sequence[int] | None = None,
               class_names: Sequence[str] | None = None, titles: Sequence[str] | None = None, heading: str | None = None,
               columns: int = 2, scale: int | None = None, dim: float = DIM) -> Image.Image:
@@ -68,6 +74,7 @@ def kept_grid(images: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *
     Args:
       images: [B, H, W, 3] uint8.
       kept: for each stage [B, K] int, see `dim_dropped`; rows of fewer patches are filled up with negative ids.
+      home: for each stage [B, N] int, of a reducer that merges: the groups are drawn, see `groups_filled`.
       predictions, truths: [B] class numbers; either may be missing.
       class_names: by class number; None shows the number.
       titles: of the stages; None names them 'stage 1', 'stage 2', ...
@@ -83,10 +90,12 @@ def kept_grid(images: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *
     _check_lengths(images, kept, titles, predictions, truths)
     patches = math.prod(_grid(images[0], patch_size))
     headers = [('image', f'{patches} patches')]
-    headers += [(title, _kept_of(ids, patches)) for title, ids in zip(titles, kept)]
+    headers += [(title, _kept_of(ids, patches)) for title, ids in zip(titles, kept)] if home is None else [
+        (title, _merged_into(of_stage, patches)) for title, of_stage in zip(titles, home, strict=True)]
     scale = scale or max(1, round(SIDE / images.shape[1]))
     layout = lay_out(images.shape[1] * scale, images.shape[2] * scale, len(headers), min(columns, len(images)))
-    rows = [kept_row(image, [ids[number] for ids in kept], patch_size, dim=dim, scale=scale, gap=layout.gap)
+    rows = [kept_row(image, [ids[number] for ids in kept], patch_size, dim=dim, scale=scale, gap=layout.gap,
+                     home=None if home is None else [of_stage[number] for of_stage in home])
             for number, image in enumerate(images)]
     captions = None
     if predictions is not None or truths is not None:
@@ -114,6 +123,12 @@ def _kept_of(ids: np.ndarray, patches: int) -> str:
     least, most = (round(x) for x in ((ids >= 0).sum(1).min(), (ids >= 0).sum(1).max()))
     kept = f'{least}' if least == most else f'{least} to {most}'
     return f'{kept} of {patches}, {100 * (ids >= 0).sum() / (len(ids) * patches):.0f} %'
+
+
+def _merged_into(home: np.ndarray, patches: int) -> str:
+    """'45 tokens, 70 %'; all images have as many."""
+    tokens = tokens_of(home[0])
+    return f'{tokens} tokens, {100 * tokens / patches:.0f} %'
 
 
 def _kept_pixels(image: np.ndarray, kept_ids: np.ndarray, patch_size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ const percent = (share) => `${(100 * share).toPrecision(share < 0.001 ? 1 : shar
 const colours = bytes(data.colours);
 const fuses = data.rows.some((row) => row.views.some((view) => view.stages.some((stage) => stage.origin)));
 const views = fuses ? ['kept', 'attention', 'origin'] : ['kept', 'attention'];
+const merges = data.rows.some((row) => row.views.some((view) => view.stages.some((stage) => stage.home)));
 const state = {setting: data.start, view: 'kept', blank: false};
 
 /* What the page holds as text becomes numbers by patch. */
@@ -14,11 +15,13 @@ for (const row of data.rows) {
   for (const view of row.views) {
     for (const stage of view.stages) {
       stage.kept = bytes(stage.kept);
+      if (stage.home) stage.home = new Uint16Array(bytes(stage.home).buffer);
       for (const map of [stage.attention, stage.origin]) if (map) map.of = bytes(map.of);
     }
   }
 }
 const isKept = (stage, patch) => (stage.kept[patch >> 3] >> (7 - (patch & 7))) & 1;
+const membersOf = (stage, patch) => [...stage.home.keys()].filter((other) => stage.home[other] === stage.home[patch]);
 const entered = (view, stage, patch) => stage === 0 || isKept(view.stages[stage - 1], patch);
 
 function make(parent, tag, kind, text) {
@@ -51,6 +54,7 @@ function makeRow(row) {
     const pen = row.grey.getContext('2d');
     pen.drawImage(row.image, 0, 0);
     const pixels = pen.getImageData(0, 0, size, size);
+    row.colours = coloursOf(row, pixels);
     for (let at = 0; at < pixels.data.length; at += 4) {
       const [r, g, b] = pixels.data.subarray(at, at + 3);
       pixels.data.fill(0.299 * r + 0.587 * g + 0.114 * b, at, at + 3);
@@ -67,6 +71,32 @@ function eachPatch(row, act) {
   }
 }
 
+/* The mean colour of every patch. */
+function coloursOf(row, pixels) {
+  const found = Array.from({length: row.side ** 2}, () => [0, 0, 0]), size = row.image.width;
+  for (let at = 0; at < size * size; at++) {
+    const patch = Math.floor(at / size / data.patch) * row.side + Math.floor(at % size / data.patch);
+    for (let channel = 0; channel < 3; channel++) found[patch][channel] += pixels.data[4 * at + channel] / data.patch ** 2;
+  }
+  return found;
+}
+
+/* Groups of merged patches in their mean colour. */
+function drawGroups(row, pen, stage) {
+  pen.drawImage(row.image, 0, 0, pen.canvas.width, pen.canvas.width);
+  const groups = new Map();
+  stage.home.forEach((token, patch) => groups.set(token, [...groups.get(token) || [], patch]));
+  const alone = (patch) => groups.get(stage.home[patch]).length === 1;
+  eachPatch(row, (patch, x, y, cell) => {
+    const members = groups.get(stage.home[patch]);
+    if (members.length === 1) return;
+    const mean = [0, 1, 2].map((channel) => members.reduce((sum, member) => sum + row.colours[member][channel], 0));
+    pen.fillStyle = `rgb(${mean.map((sum) => Math.round(sum / members.length)).join()})`;
+    pen.fillRect(x, y, cell, cell);
+  });
+  drawEdge(row, pen, (one, other) => stage.home[one] !== stage.home[other] && !(alone(one) && alone(other)), '#fff');
+}
+
 function colour(value) {
   const at = 3 * Math.round(value / 255 * (colours.length / 3 - 1));
   return `rgb(${colours.subarray(at, at + 3).join()})`;
@@ -76,6 +106,7 @@ function drawStage(row, view, number, style) {
   const {canvas} = row.pictures[number + 1], stage = view.stages[number], map = stage[state.view];
   const pen = canvas.getContext('2d'), side = canvas.width, hidden = state.blank && state.view === 'kept';
   pen.imageSmoothingEnabled = row.image.width >= 128;
+  if (stage.home && state.view === 'kept') return drawGroups(row, pen, stage);
   const fill = (paint, alpha, x, y, cell) => {
     pen.globalAlpha = alpha;
     pen.fillStyle = paint;
@@ -98,20 +129,20 @@ function drawStage(row, view, number, style) {
   pen.clip();
   if (state.view === 'kept') pen.drawImage(row.image, 0, 0, side, side);
   pen.restore();
-  if (state.view !== 'origin') drawEdge(row, pen, (patch) => isKept(stage, patch), style.edge);
+  if (state.view !== 'origin') drawEdge(row, pen, (one, other) => isKept(stage, one) !== isKept(stage, other), style.edge);
 }
 
-/* A line between the patches that are in a set and those that are not. */
-function drawEdge(row, pen, inside, paint) {
+/* A line between the neighbours that are to be parted. */
+function drawEdge(row, pen, parted, paint) {
   pen.strokeStyle = paint;
   pen.lineWidth = pen.canvas.width / 260;
   pen.beginPath();
   eachPatch(row, (patch, x, y, cell) => {
-    if ((patch + 1) % row.side && inside(patch) !== inside(patch + 1)) {
+    if ((patch + 1) % row.side && parted(patch, patch + 1)) {
       pen.moveTo(x + cell, y);
       pen.lineTo(x + cell, y + cell);
     }
-    if (patch + row.side < row.side ** 2 && inside(patch) !== inside(patch + row.side)) {
+    if (patch + row.side < row.side ** 2 && parted(patch, patch + row.side)) {
       pen.moveTo(x, y + cell);
       pen.lineTo(x + cell, y + cell);
     }
@@ -131,6 +162,7 @@ function saidOf(row, stage) {
     if (!stage.origin) return 'nothing fused';
     return `${count(row, (patch) => stage.origin.of[patch])} patches, ${percent(stage.origin.sum)} in all`;
   }
+  if (stage.home) return `${new Set(stage.home).size} tokens`;
   const fused = ['', ' and a fused token', ` and ${stage.fused} fused tokens`][Math.min(stage.fused, 2)];
   return `${count(row, (patch) => isKept(stage, patch))} patches${fused}`;
 }
@@ -184,7 +216,7 @@ function draw() {
   byId('score').hidden = !known.length;
   byId('right').textContent = `${known.filter((row) => row.views[state.setting].right).length} of ${known.length} shown`;
   document.querySelector(`[name=view][value=${state.view}]`).checked = true;
-  document.querySelector('.blank').hidden = state.view !== 'kept';
+  document.querySelector('.blank').hidden = merges || state.view !== 'kept';
   byId('blank').checked = state.blank;
   byId('scale').hidden = state.view === 'kept';
   for (const row of data.rows) drawRow(row, style);
@@ -206,12 +238,14 @@ function follow(row, canvas, number, event) {
   const at = (offset, length) => Math.min(Math.max(Math.floor(offset / length * row.side), 0), row.side - 1);
   const [line, column] = [at(event.offsetY, canvas.clientHeight), at(event.offsetX, canvas.clientWidth)];
   const patch = line * row.side + column, cell = data.patch * row.scale;
-  for (const {canvas} of row.pictures) {
-    const pen = canvas.getContext('2d');
+  row.pictures.forEach(({canvas}, place) => {
+    const pen = canvas.getContext('2d'), stage = place && row.views[state.setting].stages[place - 1];
     pen.lineWidth = canvas.width / 130;
     pen.strokeStyle = '#2f8cff';
-    pen.strokeRect(column * cell, line * cell, cell, cell);
-  }
+    for (const member of stage && stage.home ? membersOf(stage, patch) : [patch]) {
+      pen.strokeRect(member % row.side * cell, Math.floor(member / row.side) * cell, cell, cell);
+    }
+  });
   byId('tip').textContent = tipOf(row.views[state.setting], number, patch);
   const left = Math.min(event.clientX + 14, innerWidth - byId('tip').offsetWidth - 8);
   const top = Math.min(event.clientY + 16, innerHeight - byId('tip').offsetHeight - 8);
@@ -225,6 +259,10 @@ function tipOf(view, number, patch) {
       lines.push(`class attention ${percent(attention.of[patch] / 255 * attention.peak)}`);
     }
     if (origin && origin.of[patch]) lines.push(`in the fused token by ${percent(origin.of[patch] / 255 * origin.peak)}`);
+  }
+  if (merges) {
+    for (const stage of stages) lines.push(`in a token of ${membersOf(stage, patch).length}`);
+    return lines.join('\n');
   }
   const gone = view.stages.findIndex((stage) => !isKept(stage, patch));
   lines.push(gone < 0 ? 'kept to the end' : `dropped at stage ${gone + 1}`);
@@ -258,6 +296,7 @@ function listen() {
 
 function begin() {
   document.querySelector('[value=origin]').parentElement.hidden = !fuses;
+  if (merges) document.querySelector('[value=kept] + span').textContent = 'Merged';
   byId('rate').max = data.settings.length - 1;
   data.settings.forEach(({rate}, number) => {
     make(byId('marks'), 'span', '', rate).addEventListener('click', () => show({setting: number}));

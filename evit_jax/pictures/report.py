@@ -63,8 +63,9 @@ def _view(view: View, patches: int) -> dict[str, Any]:
 def _stage(stage: Stage, patches: int) -> dict[str, Any]:
     ids = np.array(stage.kept)
     bits = np.zeros(patches, bool)
-    bits[ids[ids >= 0]] = True
-    return {'kept': _text(np.packbits(bits)), 'fused': int((ids < 0).sum())} | {
+    bits[ids[ids >= 0] if stage.home is None else stage.home >= 0] = True
+    home = {} if stage.home is None else {'home': _text(stage.home.astype('<u2'))}  # -1 becomes the largest number
+    return {'kept': _text(np.packbits(bits)), 'fused': int((ids < 0).sum())} | home | {
         name: _levels(values) for name, values in (('attention', stage.attention), ('origin', stage.origin))
         if values is not None}
 

@@ -18,11 +18,11 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.inference.predictor import Predictor
-from evit_jax.inference.trained import Trained
 from evit_jax.serving import loader
 from evit_jax.serving.readme import readme
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import steps
+from evit_jax.training.trained import Trained
 from evit_jax.training.weights import by_name, fitted
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -141,8 +141,9 @@ def _manifest(trained, plans, platforms, kept, ema, convention):
 
 def _about_plan(trained, plan):
     macs, dense = trained.shape.macs(plan), trained.shape.macs(plan._replace(keep=(None,) * len(plan.keep)))
-    return {'patches': plan.patches, 'reductions': list(plan.reductions), 'fused': plan.fused,
-            'tokens': [plan.counts[block] for block in plan.reductions], 'macs': macs, 'macs_of_dense': macs / dense}
+    return {'patches': plan.patches, 'reducer': str(plan.reducer), 'reductions': list(plan.reductions),
+            'fused': plan.fused, 'tokens': [plan.counts[block] for block in plan.reductions],
+            'macs': macs, 'macs_of_dense': macs / dense}
 
 
 def _sha256(file):

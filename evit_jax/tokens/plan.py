@@ -4,10 +4,13 @@ A plan is static. XLA compiles one program for each plan that is run, and the sc
 every program a person starts are ways of choosing a plan.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from evit_jax.tokens.reducers import EVIT, Reducer
+from evit_jax.tokens.reducers import EVIT, TOME, Reducer
+
+_CLOSE = 0.01  # how near a wanted share of MACs a plan should come
 
 
 class TokenPlan(NamedTuple):
@@ -24,6 +27,8 @@ class TokenPlan(NamedTuple):
     @property
     def counts(self) -> tuple[int, ...]:
         """Tokens leaving each block; the fused token counts."""
+        if self.reducer.masks:
+            return (self.patches,) * len(self.keep)
         counts, n = [], self.patches
         for keep in self.keep:
             n = n if keep is None else keep + self.fused
@@ -31,18 +36,35 @@ class TokenPlan(NamedTuple):
         return tuple(counts)
 
     @property
+    def entering(self) -> tuple[int, ...]:
+        """Tokens that come to each block."""
+        return (self.patches, *self.counts[:-1])
+
+    @property
     def attending(self) -> tuple[int, ...]:
         """Tokens in the attention of each block."""
-        return self.counts if self.reducer.predicts else (self.patches, *self.counts[:-1])
+        return self.counts if self.reducer.predicts else self.entering
 
     @property
     def reductions(self) -> tuple[int, ...]:
         """Blocks that drop tokens."""
         return tuple(block for block, keep in enumerate(self.keep) if keep is not None)
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the patches, what each reduction keeps, or under a mask is to learn to keep."""
+        return tuple(self.keep[block] / self.patches for block in self.reductions)
+
+    def in_training(self) -> 'TokenPlan':
+        """What trains a model for this plan: itself, where its reducer is trained as it is used."""
+        return self._replace(reducer=self.reducer.training or self.reducer)
+
     def __str__(self) -> str:
         if not self.reductions:
             return f'{self.patches} tokens, nothing dropped'
+        if self.reducer.masks:
+            wanted = ' > '.join(str(self.keep[block]) for block in self.reductions)
+            return f'{self.patches} tokens, {wanted} of them wanted at blocks {self.reductions}, {self.reducer}'
         counts = ' > '.join(str(self.counts[block]) for block in self.reductions)
         how = (', fused' if self.fused else '') + ('' if self.reducer == EVIT else f', {self.reducer}')
         return f'{self.patches} > {counts} tokens at blocks {self.reductions}{how}'
@@ -53,7 +75,8 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
     """The plan of keep rates (or explicit token counts) at given blocks.
 
     EViT's reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them; where that is
-    all of them, nothing is dropped and nothing fused. Others may count in another way: `reducer.kept`.
+    all of them, nothing is dropped and nothing fused. Others may count in another way: `reducer.kept`. Predictors are
+    counted by the reductions: with any that drops, all ask theirs.
 
     Args:
       patches: patch tokens of the image.
@@ -87,9 +110,98 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
         if block in at:
             reduction = at.index(block)
             count = tokens[reduction] if tokens else reducer.kept(patches, n, rates[:reduction + 1])
+            _check_fewest(count, n, block, reducer)
         keep.append(count if count < n else None)
         n = count + fuse if count < n else n
+    if reducer.predicts and any(keep):
+        keep = _at_all(keep, patches, at)
     return TokenPlan(patches, tuple(keep), fuse, reducer)
+
+
+def merge_plan(patches: int, depth: int, *, r: float, decreasing: bool = False, progress: float = 1.0,
+               reducer: Reducer = TOME) -> TokenPlan:
+    """The plan that merges r tokens away in every block; where fewer than 2 r are left, half of them, as ToMe does.
+
+    Args:
+      patches: patch tokens of the image.
+      depth: blocks of the model.
+      r: a fraction is met on average: 0.5 is one token in every second block.
+      decreasing: from 2 r in the first block in a line to none in the last. All blocks together merge as many as
+        without; ToMe's code rounds each block's down, and merges a few less.
+      progress: of a schedule, the share of r that is merged.
+
+    Raises:
+      ValueError: the reducer does not merge, or r is more than half of the tokens.
+
+    Source: ToMe, arXiv 2210.09461, sections 3 and 4.1.
+    """
+    if not reducer.merges:
+        raise ValueError(f'r={r:g} is a count of merged tokens, and {reducer} merges none: give a keep rate, or r=0')
+    most = (2 if decreasing and depth > 1 else 1) * r
+    if not 0 <= most <= patches // 2:
+        raise ValueError(f'r={r:g} would merge {most:g} of {patches} tokens in the first block: a block merges at most '
+                         f'half of them, so give 0 <= r <= {patches // 2 / (most / r) if r > 0 else patches // 2:g}')
+    keep, n, wanted, merged = [], patches, 0.0, 0
+    for block in range(depth):
+        wanted += progress * (r if depth == 1 or not decreasing else 2 * r * (1 - block / (depth - 1)))
+        left = max(n - (round(wanted) - merged), reducer.fewest(n))
+        keep.append(left if left < n else None)
+        n, merged = left, round(wanted)
+    return TokenPlan(patches, tuple(keep), False, reducer)
+
+
+def plan_of_macs(macs: Callable[[TokenPlan], int], share: float, plan_at: Callable[[float], TokenPlan]) -> TokenPlan:
+    """The plan whose multiply-accumulates come nearest to a share of the dense model's.
+
+    Args:
+      macs: of a plan, as `shape.macs`.
+      share: in (0, 1].
+      plan_at: in [0, 1] -> plan; dense at 0, and the more it reduces the larger the number, as `plans_of` has them.
+
+    Raises:
+      ValueError: the share is out of range, or less than what is left at 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f'{share:g} of the MACs is outside (0, 1]: 1 is dense')
+    wanted = share * macs(plan_at(0))
+    if (least := macs(plan_at(1))) > wanted * (1 + _CLOSE):
+        raise ValueError(f'{plan_at(1)} has {least / macs(plan_at(0)):.3f} of the MACs, and fewer cannot be reached: '
+                         f'ask for more than {share:g}, or reduce in more or earlier blocks')
+    low, high = 0.0, 1.0
+    for _ in range(40):  # until neighbouring plans are told apart, whatever the counts
+        middle = (low + high) / 2
+        low, high = (middle, high) if macs(plan_at(middle)) >= wanted else (low, middle)
+    return min(plan_at(low), plan_at(high), key=lambda plan: abs(macs(plan) - wanted))
+
+
+def plans_of(reducer: Reducer, patches: int, depth: int, *, reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True,
+             decreasing: bool = False) -> Callable[[float], TokenPlan]:
+    """For `plan_of_macs`: one keep rate at these blocks, from 1 to the least that the reducer can keep.
+
+    Of a reducer that is `everywhere`: r tokens merged in every block, from none to half of the patches in the first.
+    """
+    if reducer.everywhere:
+        most = patches // 2 / (2 if decreasing and depth > 1 else 1)
+        return lambda amount: merge_plan(patches, depth, r=most * amount, decreasing=decreasing, reducer=reducer)
+    make = functools.partial(make_plan, patches, depth, reduce_at=reduce_at, fuse=fuse, reducer=reducer)
+    least = reducer.fewest(patches) / patches
+    return lambda amount: make(rate=1 - (1 - least) * amount)
+
+
+def _check_fewest(count, entering, block, reducer):
+    if count < (fewest := reducer.fewest(entering)):
+        raise ValueError(
+            f'block {block}: r={entering - count} of {entering} tokens cannot be merged by {reducer}, at most half of '
+            f'them, {entering - fewest}: keep {fewest} or more there, or reduce in more blocks')
+
+
+def _at_all(keep, patches, at):
+    """A reduction that drops nothing keeps what comes to it; without fusion."""
+    found, n = [], patches
+    for block, count in enumerate(keep):
+        n = n if count is None else count
+        found.append(n if block in at else None)
+    return found
 
 
 def _one_each(values, at, name):

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
-from evit_jax.tokens.reduction import Tokens, keep_top, keep_top_and_fuse
+from evit_jax.tokens.merging import fewest_of_matching, merge_matched, merge_runs
+from evit_jax.tokens.reduction import Tokens, keep_top, keep_top_and_fuse, moved
 
 
 class Evidence(NamedTuple):
@@ -23,6 +25,7 @@ class Evidence(NamedTuple):
     prediction: Array | None  # [B, N, 2] float32, log-probabilities of staying and of going, where a predictor is asked
     draws: Array              # [B] random keys, one for each image
     training: bool            # draws may be noise; False: what comes out is a function of the image
+    prefix: int = 1           # tokens in front of these: class, distillation
 
 
 class Reducer(NamedTuple):
@@ -37,6 +40,10 @@ class Reducer(NamedTuple):
     fuses: bool = False     # can blend what it drops into one token
     merges: bool = False    # tokens stand for several patches: attention counts each by its size
     predicts: bool = False  # asks a learned predictor, in front of the block; others stand between attention and MLP
+    masks: bool = False     # what goes stays in its place, unseen by the others: nothing gets fewer
+    training: 'Reducer | None' = None  # what a model is trained with in its place, where that is another
+    everywhere: bool = False  # reduces in every block, where a plan is free to choose
+    fewest: Callable[[int], int] = lambda entering: 1  # of so many tokens that enter, how many must stay at least
 
     def __str__(self) -> str:
         return self.name
@@ -60,6 +67,11 @@ def share_of_entering(patches: int, entering: int, rates: Sequence[float]) -> in
     return math.ceil(rates[-1] * entering)
 
 
+def share_of_patches(patches: int, entering: int, rates: Sequence[float]) -> int:
+    """DynamicViT's count: of all patches, rounded down, by the rates so far; at least one."""
+    return min(max(int(patches * math.prod(rates)), 1), entering)
+
+
 def _by_rank(score_of: Callable[[Evidence], Array]) -> Callable[..., Tokens]:
     """Keeps the tokens of highest score; what is fused is blended by class attention."""
 
@@ -77,8 +89,35 @@ def _random(evidence):
     return jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(evidence.draws)
 
 
+def _match(tokens, evidence, keep, stage):
+    return merge_matched(tokens, evidence.keys, keep, evidence.prefix)
+def _decide(tokens, evidence, keep, stage):
+    """DynamicViT in training: as many stay as the predictor says, whatever `keep`; the loss draws it there.
+
+    A straight-through hard Gumbel-softmax, tau 1; without the noise where it is no training.
+    """
+    logits = evidence.prediction
+    if evidence.training:
+        logits += jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(evidence.draws)
+    soft = jax.nn.softmax(logits)[..., 0]
+    hard = (logits[..., 0] >= logits[..., 1]).astype(soft.dtype)
+    decision = hard + (soft - jax.lax.stop_gradient(soft))
+    stays = decision if tokens.stays is None else decision * tokens.stays
+    place = jnp.where(stays > 0, jnp.arange(stays.shape[1], dtype=jnp.int32), -1)
+    return tokens._replace(stays=stays, home=moved(tokens.home, place))
+
+
 EVIT = Reducer('evit', _by_rank(lambda evidence: evidence.attention), share_of_entering, fuses=True)
+TOME = Reducer('tome', _match, share_of_entering, merges=True, everywhere=True,
+               fewest=fewest_of_matching)
+
+# Controls: dropping at random, dropping what is attended most, and means of neighbours. What they are told of the
+# tokens is nothing, the wrong way round, and nothing. POOL differs from TOME in what is merged and in nothing else.
 RANDOM = Reducer('random', _by_rank(_random), share_of_entering, fuses=True)
 LEAST = Reducer('least', _by_rank(lambda evidence: -evidence.attention), share_of_entering, fuses=True)
+POOL = Reducer('pool', lambda tokens, evidence, keep, stage: merge_runs(tokens, keep), share_of_entering, merges=True)
+MASKED = Reducer('dynamicvit', _decide, share_of_patches, predicts=True, masks=True)
+DYNAMICVIT = Reducer('dynamicvit', _by_rank(lambda evidence: evidence.prediction[..., 0]), share_of_patches,
+                     predicts=True, training=MASKED)
 
-REDUCERS = {reducer.name: reducer for reducer in (EVIT, RANDOM, LEAST)}
+REDUCERS = {reducer.name: reducer for reducer in (EVIT, TOME, DYNAMICVIT, RANDOM, LEAST, POOL)}

@@ -16,7 +16,8 @@ class Evaluation(NamedTuple):
     """What an evaluation found; shares are fractions of 1."""
 
     metrics: dict[str, float]
-    sample: dict[str, Any]  # of the first images: image, label, prediction, and kept: per reduction [B, K]
+    sample: dict[str, Any]  # of the first images: image, label, prediction, kept: per reduction [B, K],
+                            # and of a reducer that merges home: per reduction [B, N]
 
 
 def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Callable[[dict], dict], *, patches: int,
@@ -34,7 +35,8 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
     Returns:
       images (that counted), loss, top1, top5, images_per_second (the first batch, which may compile, left out), and
       where the data has masks, per reduction s from 1: object_kept_s (share of the object's patches still there) and
-      random_kept_s (what random dropping would leave).
+      random_kept_s (what random dropping would leave). Merged patches are there in parts, each by its share of the
+      token: object_kept_s is then the tokens that the object has, of those that it had.
     """
     sums: dict[str, float] = {}
     first: list[dict] = []
@@ -48,8 +50,8 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
         for name, value in _sums(out, batch, patches).items():
             sums[name] = sums.get(name, 0.0) + value
         if sum(len(part['image']) for part in first) < sample:
-            shown = {'image': batch['image'], 'label': batch['label'], 'prediction': out['prediction'],
-                     'kept': out['kept']}
+            shown = {'image': batch['image'], 'label': batch['label']} | {
+                name: out[name] for name in ('prediction', 'kept', 'home') if name in out}
             first.append(jax.tree.map(lambda rows: rows[batch['weight'] > 0], shown))  # noqa: B023, used in this turn
     seconds = time.perf_counter() - begin
     sums = parallel.total(sums | {'timed': timed})
@@ -74,9 +76,9 @@ def _sums(out, batch, patches):
     if 'mask' in batch:
         on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]
         sums['object'] = on_object.sum()
-    for stage, kept in enumerate(out['kept'], 1):
-        there = present(kept, patches)
-        sums[f'object_kept_{stage}'] = (there & on_object).sum()
+    shares = map(shares_of_tokens, out['home']) if 'home' in out else (present(kept, patches) for kept in out['kept'])
+    for stage, there in enumerate(shares, 1):
+        sums[f'object_kept_{stage}'] = (there * on_object).sum()
         sums[f'random_kept_{stage}'] = (there.mean(1) * weight).sum()
     return {name: float(value) for name, value in sums.items()}
 
@@ -94,3 +96,11 @@ def present(kept: np.ndarray, patches: int) -> np.ndarray:
     there = np.zeros((len(kept), patches + 1), bool)
     np.put_along_axis(there, np.where(kept < 0, patches, kept), True, axis=1)
     return there[:, :patches]
+
+
+def shares_of_tokens(home: np.ndarray) -> np.ndarray:
+    """What each patch has of the token that it is in, by the patches there: of [B, N] token numbers; -1 has none."""
+    batch, patches = home.shape
+    place = np.where(home < 0, patches, home) + (patches + 1) * np.arange(batch)[:, None]
+    size = np.bincount(place.ravel(), minlength=batch * (patches + 1))
+    return np.where(home < 0, 0, 1 / size[place])

@@ -1,5 +1,6 @@
 """What a run reads, made from its config: sources and transforms."""
 
+import math
 from typing import Any
 
 from absl import logging
@@ -36,8 +37,8 @@ def open_sources(config: Any) -> tuple[Source, Source]:
     return train, test
 
 
-def token_targets(config: Any, source: Source, grid: int) -> TokenTargets | None:
-    """What the tokens of the source's images are to be told, on a grid of this side; None where there are no maps.
+def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | None:
+    """What the tokens of the source's images are to be told, on a square grid; None where config has no maps.
 
     Raises:
       ValueError, FileNotFoundError: no label maps, unfinished ones, or those of other data.
@@ -46,7 +47,7 @@ def token_targets(config: Any, source: Source, grid: int) -> TokenTargets | None
         return None
     maps = LabelMaps(config.data.token_labels)
     maps.check(source)
-    return TokenTargets(maps, grid)
+    return TokenTargets(maps, math.isqrt(patches))
 
 
 def train_transform(config: Any) -> TrainTransform:

@@ -23,6 +23,7 @@ from evit_jax.training.programs import Programs
 from evit_jax.training.run import Run
 from evit_jax.training.state import TrainState
 from evit_jax.training.stopping import Stopped, Stopping
+from evit_jax.training.teachers import Teacher
 from evit_jax.training.writers import MetricWriter, create_writer
 
 _IN_FLIGHT = 2  # steps sent to the devices before the oldest one's loss is looked at
@@ -69,7 +70,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.classes = trained['model.classes']
-    run = runs.lay_out(config, trained_size=trained['model.image_size'])
+    run = runs.lay_out(config, trained=trained)
     workdirs.check_classes(workdir, trained, run.test_source.class_names)
     with Stopping() as stopping:
         return results.evaluate_state(run, run.trained_state(workdir), None, workdir, stopping)
@@ -78,6 +79,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float
 def _train(config, workdir, held):
     """In a claimed workdir; what is to be closed in the end is `held`."""
     run = runs.lay_out(config)
+    teacher = run.read_teacher()
     if not run.total_steps:
         raise ValueError(f'config.batch_size={config.batch_size} is larger than the data: {len(run.train_source)} '
                          f'examples in {config.epochs} epochs; lower the batch or add epochs')
@@ -94,7 +96,7 @@ def _train(config, workdir, held):
     writer.write_hparams(workdirs.flat(run.config.to_dict()))
     stopping = held.enter_context(Stopping())
     if int(state.step) < run.total_steps:
-        state = _Loop(run, workdir, checkpoints, best, writer, stopping).go(state)
+        state = _Loop(run, teacher, workdir, checkpoints, best, writer, stopping).go(state)
     metrics = results.evaluate_state(run, state, writer, workdir, stopping)
     best.offer(state, metrics, run.about)
     checkpoints.wait()
@@ -104,14 +106,14 @@ def _train(config, workdir, held):
 class _Loop:
     """The training loop's own moving parts."""
 
-    def __init__(self, run: Run, workdir: str | os.PathLike, checkpoints: Checkpoints, best: Best,
-                 writer: MetricWriter, stopping: Stopping):
+    def __init__(self, run: Run, teacher: Teacher | None, workdir: str | os.PathLike, checkpoints: Checkpoints,
+                 best: Best, writer: MetricWriter, stopping: Stopping):
         self._run, self._checkpoints, self._best = run, checkpoints, best
         self._writer, self._stopping = writer, stopping
         self._eval_step = run.eval_step()
-        step = run.train_step()
+        step, self._taught_by = run.train_step(teacher), (teacher.params,) if teacher else ()
         self._programs = Programs(run.stages, lambda plan: step.lower(
-            run.abstract_state(), run.abstract_batch(), plan).compile())
+            run.abstract_state(), run.abstract_batch(), plan, *self._taught_by).compile())
         self._pending: collections.deque = collections.deque()
         self._failures = runs.failures(run, run.train_source)
         self._nonfinite = NonFinite(run, checkpoints, workdir)
@@ -155,7 +157,7 @@ class _Loop:
         with pace.phase('input'):
             batch = next(placed)
         self._profile.before(step)
-        state, metrics = program(state, batch)
+        state, metrics = program(state, batch, *self._taught_by)
         self._profile.after(step, metrics)
         self._pending.append((step, stage, metrics))
         with pace.phase('devices'):

@@ -11,11 +11,17 @@ import jax.numpy as jnp
 import optax
 
 _NO_DECAY = ('cls_token', 'dist_token', 'pos_embed')
+_PREDICTORS = 'score_predictor'
 
 
 def decays(params: Any) -> Any:
     """A tree of bools: weight decay on matrices and kernels, none on biases, 1-D parameters, tokens and positions."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in _NO_DECAY, params)
+
+
+def backbone(params: Any) -> Any:
+    """A tree of bools: all but the predictors of tokens."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: path[0].key != _PREDICTORS, params)
 
 
 def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps: int, warmup_lr: float,
@@ -40,14 +46,20 @@ def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps:
 
 
 def adamw(schedule: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
-          clip_norm: float = 0.0, accumulate: int = 1) -> optax.GradientTransformation:
+          clip_norm: float = 0.0, accumulate: int = 1, backbone_scale: float = 1.0,
+          backbone_from: int = 0) -> optax.GradientTransformation:
     """AdamW with the decay mask above.
 
     Args:
       clip_norm: largest global norm of a gradient; 0 clips nothing.
       accumulate: steps whose gradients are averaged into one update. The schedule then counts updates.
+      backbone_scale: of the learning rate of all but the predictors of tokens (DynamicViT).
+      backbone_from: updates before which these parameters stay as they are; their moments do not.
     """
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     steps.append(optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays))
+    if backbone_scale != 1 or backbone_from:
+        steps.append(optax.masked(optax.scale_by_schedule(
+            lambda count: jnp.where(count < backbone_from, 0.0, backbone_scale)), backbone))
     chain = optax.chain(*steps)
     return optax.MultiSteps(chain, accumulate).gradient_transformation() if accumulate > 1 else chain

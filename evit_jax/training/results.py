@@ -36,8 +36,7 @@ def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, wor
     if state.ema is not None:
         average = evaluate_params(run, step, state.ema, stopping).metrics
         metrics |= {f'{name}_ema': average[name] for name in ('loss', 'top1', 'top5')}
-    metrics['macs'] = run.model.shape.macs(run.plan)
-    metrics['macs_dense'] = run.model.shape.macs(make_plan(run.patches, run.model.shape.depth, rate=(), reduce_at=()))
+    metrics |= costs(run)
     _report(run, int(state.step), metrics)
     if writer is not None:
         writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
@@ -70,6 +69,12 @@ def evaluate_params(run: Run, step: Callable, params: Any, stopping: Stopping, *
         batches.close()
 
 
+def costs(run: Run) -> dict[str, int]:
+    """Multiply-accumulates of an image under the run's plan, and of the dense model."""
+    shape = run.model.shape
+    return {'macs': shape.macs(run.plan), 'macs_dense': shape.macs(make_plan(run.patches, shape.depth, reduce_at=()))}
+
+
 def _report(run, step, metrics):
     average = f'  EMA top-1 {100 * metrics["top1_ema"]:.2f} %' if 'top1_ema' in metrics else ''
     speed = f'  {metrics["images_per_second"]:.1f} images/s' if 'images_per_second' in metrics else ''
@@ -79,18 +84,21 @@ def _report(run, step, metrics):
         logging.warning('%d images could not be read and are left out of these figures', metrics['left_out'])
     logging.info('MACs of an image: %.2f M, dense %.2f M (%.0f %%); %s', metrics['macs'] / 1e6,
                  metrics['macs_dense'] / 1e6, 100 * metrics['macs'] / metrics['macs_dense'], run.plan)
+    merged = 'stage %d: the object has %.1f %% of the tokens it had, the whole image %.1f %%'
+    said = merged if run.plan.reducer.merges else (
+            "stage %d: %.1f %% of the object's patches are still there; random dropping would leave %.1f %%")
     stage = 1
     while f'object_kept_{stage}' in metrics:
-        logging.info("stage %d: %.1f %% of the object's patches are still there; random dropping would leave %.1f %%",
-                     stage, 100 * metrics[f'object_kept_{stage}'], 100 * metrics[f'random_kept_{stage}'])
+        logging.info(said, stage, 100 * metrics[f'object_kept_{stage}'], 100 * metrics[f'random_kept_{stage}'])
         stage += 1
 
 
 def _draw(run, sample, workdir):
     if sample and sample['kept']:
         size = run.model.shape.patch_size
-        page = kept_grid(sample['image'], sample['kept'], size, predictions=sample['prediction'],
-                         truths=sample['label'], class_names=run.test_source.class_names)
+        page = kept_grid(sample['image'], sample['kept'], size, home=sample.get('home'),
+                         predictions=sample['prediction'], truths=sample['label'],
+                         class_names=run.test_source.class_names)
         _keep_picture(workdir / 'kept.png', lambda file: page.save(file, 'PNG'))
         logging.info('what is kept: %s', workdir / 'kept.png')
     if (metrics := workdir / METRICS_FILE).exists() and (records := read_metrics(metrics)):

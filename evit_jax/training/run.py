@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,14 +20,15 @@ from evit_jax.data.sources import Source
 from evit_jax.data.token_targets import TokenTargets
 from evit_jax.models import Model
 from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
-from evit_jax.training import best, inputs, profile, steps, weights, writers
+from evit_jax.training import inputs, limits, profile, steps, teaching, weights
 from evit_jax.training import optimizer as optimizers
+from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step
+from evit_jax.training.objectives import Targets
 from evit_jax.training.state import TrainState, create_state
-
-_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+from evit_jax.training.teachers import Teacher
 
 
 class Run(NamedTuple):
@@ -101,34 +101,56 @@ class Run(NamedTuple):
         """Where each array of the state lies."""
         return parallel.state_shardings(self._shapes(), self.mesh, self.config.sharding)
 
-    def train_step(self) -> Callable:
-        """The training step, jitted."""
-        config = self.config
-        mix = functools.partial(mixing.mix_batch, mixing=inputs.mixing_of(config), groups=self.mesh.size,
-                                classes=self.model.shape.classes)
+    def read_teacher(self) -> Teacher | None:
+        """The teacher, with its parameters on all devices; None where the config has none.
+
+        Raises:
+          ValueError: it cannot be read, or is none for this run.
+        """
+        found = teaching.read_teacher(self.config, self.plan, self.model.shape.width, self.train_source.class_names,
+                                      limits.DTYPES[self.config.model.dtype])
+        if found is None:
+            return None
+        places = parallel.state_shardings(found.params, self.mesh, self.config.sharding)
+        return found._replace(model=self._placed(found.model),
+                              params=jax.jit(lambda tree: tree, out_shardings=places)(found.params))
+
+    def train_step(self, teacher: Teacher | None = None) -> Callable:
+        """The training step, jitted; with a teacher it takes that one's parameters last."""
+        config, model = self.config, self._placed(self.model)
+        if teacher is None and config.distill.kind != 'none':
+            raise ValueError(f'config.distill.kind={config.distill.kind} needs a teacher, and there is none here: give '
+                             '--config.distill.kind=none')
+        teach = teacher and functools.partial(teacher.teach, mean=tuple(config.data.mean), std=tuple(config.data.std))
         step = steps.make_train_step(
-            self._placed_model(), self.optimizer, self.schedule, prepare=self.prepare, mix=mix,
-            ema_decay=config.ema_decay, seed=config.seed, updates_every=config.optimizer.accumulate,
-            skip_nonfinite=config.nonfinite == 'skip')
+            model, self.optimizer, self.schedule, prepare=self.prepare, mix=self._mix, teach=teach,
+            objective=functools.partial(teaching.objective, config, model.shape.prefix), ema_decay=config.ema_decay,
+            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
         state, whole, batch = self.shardings(), parallel.replicated(self.mesh), parallel.split_batch(self.mesh)
-        return jax.jit(parallel.seen(self.mesh, step), static_argnums=2, in_shardings=(state, batch),
+        taught_by = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []
+        return jax.jit(parallel.seen(self.mesh, step), static_argnums=2, in_shardings=(state, batch, *taught_by),
                        out_shardings=(state, whole), donate_argnums=0)
 
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
-        step = steps.make_eval_step(self._placed_model(), prepare=self.prepare)
+        step = steps.make_eval_step(self._placed(self.model), prepare=self.prepare)
         batch = parallel.split_batch(self.mesh)
         return jax.jit(parallel.seen(self.mesh, step), static_argnums=2,
                        in_shardings=(self.shardings().params, batch), out_shardings=batch)
 
-    def _placed_model(self):
-        """The model with the logits where their images are: of a divided head, XLA would divide them by class."""
+    def _placed(self, model):
+        """A model with the logits where their images are: of a divided head, XLA would divide them by class."""
 
-        def apply(*inputs):
-            logits, seen = self.model.apply(*inputs)
+        def apply(*inputs, **asked):
+            logits, seen = model.apply(*inputs, **asked)
             return jax.lax.with_sharding_constraint(logits, parallel.split_batch(self.mesh)), seen
 
-        return self.model._replace(apply=apply)
+        return model._replace(apply=apply)
+
+    def _mix(self, images, batch, key):
+        images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_of(self.config),
+                                           groups=self.mesh.size, classes=self.model.shape.classes)
+        return steps.Mixed(images, Targets(targets))
 
     def _state_of(self, params):
         return create_state(params, self.optimizer, ema=self.config.ema_decay > 0)
@@ -137,12 +159,13 @@ class Run(NamedTuple):
         return jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0)))
 
 
-def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None = None,
+def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | None = None,
             sources: tuple[Source, Source] | None = None) -> Run:
     """Makes the run of a config.
 
     Args:
-      trained_size: image size that the position embeddings were trained for, where it is not the config's.
+      trained: the flat config that the model was trained with, where it is not this one; it decides image size and
+        predictors of what is trained.
       mesh: of devices that are not this machine's; where it is not given, of all that are.
       sources: to train on and to evaluate on, in place of those that the config names.
 
@@ -155,7 +178,7 @@ def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None =
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.classes = train_source.num_classes
-    shape, plan_at = _shape_and_plans(config, trained_size)
+    shape, plan_at = _shape_and_plans(config, trained)
     total_steps = order.train_steps(len(train_source), config.batch_size, config.epochs, config.data.repeats)
     per_epoch = _steps_per_epoch(config, train_source)
     keep = KeepSchedule(round(config.keep.start_epoch * per_epoch), round(config.keep.shrink_epochs * per_epoch),
@@ -166,16 +189,20 @@ def lay_out(config: Any, *, trained_size: int | None = None, mesh: Mesh | None =
         warmup_steps=round(config.optimizer.warmup_epochs * per_epoch / config.optimizer.accumulate),
         warmup_lr=config.optimizer.warmup_lr, min_lr=config.optimizer.min_lr)
     optimizer = optimizers.adamw(schedule, weight_decay=config.optimizer.weight_decay, b2=config.optimizer.b2,
-                                 clip_norm=config.optimizer.clip_norm, accumulate=config.optimizer.accumulate)
-    model = models.create(shape, drop_path=config.model.drop_path, dtype=_DTYPES[config.model.dtype])
+                                 clip_norm=config.optimizer.clip_norm, accumulate=config.optimizer.accumulate,
+                                 backbone_scale=config.optimizer.backbone_scale, backbone_from=round(
+                                     config.optimizer.backbone_from_epoch * per_epoch / config.optimizer.accumulate))
+    model = models.create(shape, drop_path=config.model.drop_path, dtype=limits.DTYPES[config.model.dtype])
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
-    targets = inputs.token_targets(config, train_source, math.isqrt(plan_at(1.0).patches))
-    return Run(config, mesh, model, train_source, test_source, plan_at(1.0), stages(keep, plan_at, total_steps),
-               total_steps, optimizer, schedule, prepare, targets)
+    targets = inputs.token_targets(config, train_source, plan_at(1.0).patches)
+    return Run(config, mesh, model, train_source, test_source, plan_at(1.0),
+               stages(keep, lambda progress: plan_at(progress).in_training(), total_steps), total_steps,
+               optimizer, schedule, prepare, targets)
 
 
 def check_start(config: Any, workdir: str | os.PathLike) -> None:
-    """Raises a ValueError if a run that begins in this workdir lacks the weights that it is to begin from."""
+    """Raises a ValueError if a run in this workdir lacks its teacher, or the weights that it is to begin from."""
+    teaching.check_teacher(config)
     if newest_step(workdir) is not None:
         return
     if config.init_from is None:
@@ -208,8 +235,13 @@ def failures(run: Run, source: Source) -> Failures:
 
 
 def keep_rate(run: Run, stage: Stage) -> float:
-    """The rate of a stage, for the log; with several rates the first, with token counts their share."""
-    keep = run.config.keep
+    """The rate of a stage, for the log; with several rates the first, with token counts their share.
+
+    Where r tokens are merged in every block, or the MACs decide, what the first reduction keeps.
+    """
+    keep, plan = run.config.keep, stage.plan
+    if run.config.reducer.r or keep.macs:
+        return plan.keep[plan.reductions[0]] / run.patches if plan.reductions else 1.0
     if keep.tokens:
         return 1 - (1 - keep.tokens[0] / run.patches) * stage.progress
     return 1 - (1 - (keep.rates[0] if keep.rates else keep.rate)) * stage.progress
@@ -226,18 +258,30 @@ def _steps_per_epoch(config, train_source):
     return order.epoch_samples(len(train_source), config.data.repeats) / config.batch_size
 
 
-def _shape_and_plans(config, trained_size=None):
+def _shape_and_plans(config, trained=None):
+    trained = trained or workdirs.flat(config.to_dict())
+    asks = reducers.named(trained.get('reducer.name', 'evit')).predicts
     shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
-                                distilled=config.model.distilled,
-                                image_size=trained_size or config.model.image_size)
-    return shape, _plan_at(config, shape.patches(config.model.image_size), shape.depth)
+                                distilled=config.model.distilled, image_size=trained['model.image_size'],
+                                predictors=len(trained['model.reduce_at']) if asks else 0)
+    plan_at = _plan_at(config, shape)
+    shape.check_plan(plan_at(1.0))
+    return shape, plan_at
 
 
-def _plan_at(config, patches, depth):
+def _plan_at(config, shape):
     """Progress of the schedule -> plan; at 1 the config's own."""
-    keep, at = config.keep, tuple(config.model.reduce_at)
-    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse,
-                             reducer=reducers.named(config.reducer.name))
+    keep, at, reducer = config.keep, tuple(config.model.reduce_at), reducers.named(config.reducer.name)
+    patches, depth = shape.patches(config.model.image_size), shape.depth
+    if keep.macs:
+        plans = plans_of(reducer, patches, depth, reduce_at=at, fuse=config.model.fuse,
+                         decreasing=config.reducer.decreasing)
+        return lambda progress: plan_of_macs(shape.macs, 1 - (1 - keep.macs) * progress, plans)
+    if config.reducer.r:
+        merge = functools.partial(merge_plan, patches, depth, r=config.reducer.r, decreasing=config.reducer.decreasing,
+                                  reducer=reducer)
+        return lambda progress: merge(progress=progress)
+    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse, reducer=reducer)
     rates = tuple(keep.rates) or (keep.rate,) * len(at)
     final = make(tokens=tuple(keep.tokens)) if keep.tokens else make(rate=rates)
     if keep.tokens:
@@ -249,36 +293,11 @@ def _plan_at(config, patches, depth):
 
 def check(config: Any) -> None:
     """Raises a ValueError for a value outside its limits; reads and writes nothing."""
-    share, count, amount = (0, 1), (1, math.inf), (0, math.inf)
-    limits = {
-        'batch_size': count, 'epochs': count, 'label_smoothing': (0, 0.999), 'ema_decay': (0, 0.999999),
-        'model.drop_path': (0, 0.999), 'model.classes': (2 if config.model.classes else 0, math.inf),
-        'keep.start_epoch': amount, 'keep.shrink_epochs': amount, 'data.repeats': count, 'data.workers': amount,
-        'data.flip': share, 'data.eval_crop': share, 'data.max_failed': share, 'mixing.erase': share,
-        'mixing.mixup': amount, 'mixing.cutmix': amount, 'mixing.switch': share, 'optimizer.lr': amount,
-        'optimizer.warmup_epochs': amount, 'optimizer.warmup_lr': amount, 'optimizer.min_lr': amount,
-        'optimizer.weight_decay': amount, 'optimizer.b2': (0, 0.9999999), 'optimizer.clip_norm': amount,
-        'optimizer.accumulate': count, 'log.every': count, 'log.eval_epochs': (1e-9, math.inf),
-        'log.pictures': amount, 'checkpoint.every': count, 'checkpoint.minutes': amount, 'checkpoint.keep': count}
-    for key, (low, high) in limits.items():
-        value = functools.reduce(lambda node, part: node[part], key.split('.'), config)
-        if not low <= value <= high:
-            raise ValueError(f'config.{key}={value} is outside [{low}, {high}]')
-    for key, lengths in {'crop': (0, 2), 'ratio': (2,), 'mean': (3,), 'std': (3,)}.items():
-        if len(config.data[key]) not in lengths:
-            raise ValueError(f'config.data.{key}={tuple(config.data[key])} has {len(config.data[key])} values, not '
-                             f'{" or ".join(map(str, lengths))}')
-    averaged = config.ema_decay > 0
-    for key, value, known in (
-            ('model.dtype', config.model.dtype, _DTYPES), ('sharding', config.sharding, parallel.SHARDINGS),
-            ('log.writer', config.log.writer, writers.KINDS), ('nonfinite', config.nonfinite, steps.NONFINITE),
-            ('checkpoint.best', config.checkpoint.best, ('', *best.METRICS) if averaged else ('', best.METRICS[0]))):
-        if value not in known:
-            raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(filter(None, known))}')
+    limits.check(config)
     profile.steps_of(config.profile_steps)
+    teaching.check(config)
     inputs.train_transform(config)
     inputs.eval_transform(config)
     _, plan_at = _shape_and_plans(config)
-    plan_at(1.0)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
     parallel.data_mesh(config.batch_size)

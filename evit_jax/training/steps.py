@@ -1,19 +1,27 @@
 """The jitted steps. A token plan is static: each plan is a program of its own."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from evit_jax.models import Model
+from evit_jax.models import Model, with_statistics
 from evit_jax.tokens.plan import TokenPlan
-from evit_jax.training import losses
+from evit_jax.training.objectives import Objective, Targets, Taught
 from evit_jax.training.state import TrainState, average
 
 NONFINITE = ('stop', 'skip')  # what becomes of a step whose loss or gradient is not finite
+
+
+class Mixed(NamedTuple):
+    """What a step trains on."""
+
+    images: Array     # [B, S, S, 3]
+    targets: Targets
+    asked: dict = {}  # what more the model is given, by name
 
 
 def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
@@ -22,33 +30,40 @@ def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
 
 
 def make_train_step(model: Model, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *,
-                    prepare: Callable[[Array], Array], mix: Callable[[Array, Array, Array], tuple[Array, Array]],
-                    ema_decay: float, seed: int, updates_every: int = 1,
+                    prepare: Callable[[Array], Array], mix: Callable[[Array, dict, Array], Mixed],
+                    objective: Callable[[TokenPlan], Objective], ema_decay: float, seed: int,
+                    teach: Callable[[Any, Array], Taught] | None = None, updates_every: int = 1,
                     skip_nonfinite: bool = False) -> Callable[..., tuple[TrainState, dict]]:
     """Makes `step(state, batch, plan) -> (state, metrics)`; jit it with `plan` static and the state donated.
 
+    With a teacher it is `step(state, batch, plan, taught_by)`, with the parameters of that one.
+
     Args:
       prepare: uint8 images to what the model takes.
-      mix: prepared images, labels and a key to the images trained on and their targets [B, L].
+      mix: prepared images, the batch and a key to what is trained on.
+      objective: of a plan.
+      teach: the teacher's parameters and the images trained on to what it says of them.
       seed: all draws of step s come from (seed, s).
       updates_every: steps between two updates of the optimizer, for the reported learning rate.
       skip_nonfinite: a step whose loss or gradient is not finite changes nothing but the count of steps.
     """
 
-    def step(state: TrainState, batch: dict, plan: TokenPlan) -> tuple[TrainState, dict]:
+    def step(state: TrainState, batch: dict, plan: TokenPlan, taught_by: Any = None) -> tuple[TrainState, dict]:
         drop_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        images, targets = mix(prepare(batch['image']), batch['label'], mix_key)
+        images, targets, asked = mix(prepare(batch['image']), batch, mix_key)
+        taught = teach(taught_by, images) if teach else None
 
         def loss_of(params):
-            logits, _ = model.apply(params, images, plan, drop_key)
-            return losses.cross_entropy(logits, targets), logits
+            logits, seen = model.apply(params, images, plan, drop_key, **asked)
+            loss, parts = objective(plan)(logits, seen, targets, taught)
+            return loss, (logits, parts, seen.get('statistics', {}))
 
-        (loss, logits), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, (logits, parts, statistics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = with_statistics(optax.apply_updates(state.params, updates), {'statistics': statistics})
         ema = None if state.ema is None else average(state.ema, params, ema_decay)
-        right = logits.argmax(-1) == targets.argmax(-1)  # of two mixed classes, the one with more weight
-        metrics = {'loss': loss, 'accuracy': jnp.mean(right),
+        right = logits.argmax(-1) == targets.label.argmax(-1)  # of two mixed classes, the one with more weight
+        metrics = {'loss': loss, **parts, 'accuracy': jnp.mean(right),
                    'grad_norm': optax.global_norm(gradient), 'lr': schedule(state.step // updates_every)}
         after = TrainState(state.step, params, ema, opt_state)
         if skip_nonfinite:
@@ -69,13 +84,15 @@ def places(logits: Array, labels: Array) -> Array:
 def make_eval_step(model: Model, *, prepare: Callable[[Array], Array]) -> Callable[..., dict[str, Any]]:
     """Makes `step(params, batch, plan) -> dict`; jit it with `plan` static.
 
-    It returns, per image: loss, right (top-1), right5 (top-5), prediction, and kept: per reduction [B, K] patch ids.
+    It returns, per image: loss, right (top-1), right5 (top-5), prediction, and kept: per reduction [B, K] patch ids;
+    where the plan's reducer merges, home too: per reduction [B, N], of each patch the number of its token.
     """
 
     def step(params: Any, batch: dict, plan: TokenPlan) -> dict[str, Any]:
         logits, seen = model.apply(params, prepare(batch['image']), plan)
         place = places(logits, batch['label'])
         return {'loss': optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), 'right': place < 1,
-                'right5': place < 5, 'prediction': logits.argmax(-1), 'kept': seen['kept']}
+                'right5': place < 5, 'prediction': logits.argmax(-1), 'kept': seen['kept']} | (
+                    {'home': seen['home']} if plan.reducer.merges else {})
 
     return step

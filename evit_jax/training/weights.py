@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from evit_jax.models import Params
+from evit_jax.models.dynamicvit import WEIGHTS as PREDICTORS
 from evit_jax.models.layers import resize_positions
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import Checkpoints, read_newest
@@ -17,7 +18,7 @@ from evit_jax.training.state import TrainState
 # What weights that came without a config are taken to need: DeiT's values.
 AS_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 1.0,
            'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
-_HEADS = ('head', 'head_dist')
+_HEADS = ('head', 'head_dist', 'aux_head')
 _SAID = 5  # problems named in one message
 
 
@@ -73,7 +74,8 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
                class_names: tuple[str, ...] = ()) -> Params:
     """The weights of a run's newest checkpoint, in place of a model's initial ones.
 
-    Heads for another number of classes stay fresh; position embeddings of another image size are resized.
+    Heads for another number of classes stay fresh, and predictors of tokens that are not there; those that this model
+    does not have are left out. Position embeddings of another image size are resized.
 
     Args:
       fresh: the model's initial parameters.
@@ -91,13 +93,20 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     leaves = by_name(fresh)
     replaced = [name for name, leaf in leaves.items() if name.split('.')[0] in _HEADS and name in weights
                 and weights[name].shape[-1] != leaf.shape[-1]]
-    weights |= {name: np.asarray(leaves[name]) for name in replaced}
+    added = [name for name in leaves if name.startswith(PREDICTORS) and name not in weights]
+    left_out = [name for name in weights if name.startswith(PREDICTORS) and name not in leaves]
+    weights |= {name: np.asarray(leaves[name]) for name in replaced + added}
+    weights = {name: value for name, value in weights.items() if name not in left_out}
     if 'pos_embed' in weights:
         weights['pos_embed'] = _resized(weights['pos_embed'], leaves['pos_embed'].shape, prefix)
     params = fitted(weights, fresh, workdir)
     names = tuple(about.get('class_names', ()))
     logging.info('starting from the %s of %s at step %d%s', 'moving average' if ema else 'weights', workdir,
                  about['next_step'], f'; fresh for other classes: {", ".join(replaced)}' if replaced else '')
+    if added:
+        logging.info('fresh, as they are not there: %s', ', '.join(added))
+    if left_out:
+        logging.info('left out, as this model asks no such predictors: %s', ', '.join(left_out))
     if not replaced and names and class_names and names != class_names:
         logging.warning('the head is kept, as there are %d classes in both, but their names differ', len(names))
     return params

@@ -10,16 +10,18 @@ import jax
 from evit_jax import models
 from evit_jax.data.classes import names_of, readable
 from evit_jax.models import Params
+from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.models.vit import ViTShape
 from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.tokens.reducers import Reducer
 from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
 from evit_jax.training.weights import AS_DEIT, fitted
 
-_UNSAID = AS_DEIT | {'model.distilled': False, 'model.dtype': 'float32', 'keep.rates': (), 'keep.tokens': ()}
+_UNSAID = AS_DEIT | {'model.distilled': False, 'model.dtype': 'float32', 'keep.rates': (), 'keep.tokens': (),
+                     'keep.macs': 0.0, 'reducer.r': 0, 'reducer.decreasing': False}
 
 
 class Trained(NamedTuple):
@@ -41,17 +43,41 @@ class Trained(NamedTuple):
     reducer: Reducer
     rates: tuple[float, ...]      # one for each reduction
     tokens: tuple[int, ...]       # kept at each reduction, in place of rates
+    r: int = 0                    # tokens merged in every block, in place of all these
+    decreasing: bool = False      # see `merge_plan`
+    macs: float = 0.0             # share of the dense model's, in place of all these
 
-    def plan(self, *, rate: float | None = None, rates: Sequence[float] = (), tokens: Sequence[int] = ()) -> TokenPlan:
-        """The plan of one rate, or of a rate or a token count for each reduction; of none of these, as trained.
+    def with_reducer(self, name: str | None) -> 'Trained':
+        """The same weights with the tokens reduced by another method; None: as trained.
 
         Raises:
-          ValueError: more than one of them, or a value out of range.
+          ValueError: there is no method of this name.
         """
-        asked = {'rate': rate is not None, 'rates': len(rates) > 0, 'tokens': len(tokens) > 0}
+        if name is None:
+            return self
+        reducer = reducers.named(name)
+        return self._replace(reducer=reducer, r=self.r if reducer.merges else 0)
+
+    def plan(self, *, rate: float | None = None, rates: Sequence[float] = (), tokens: Sequence[int] = (),
+             r: int | None = None) -> TokenPlan:
+        """The plan of one rate, of a rate or a token count for each reduction, or of r tokens merged in every block.
+
+        Of none of these, as trained.
+
+        Raises:
+          ValueError: more than one of them, a value out of range, or a plan that asks predictors that are not there.
+        """
+        asked = {'rate': rate is not None, 'rates': len(rates) > 0, 'tokens': len(tokens) > 0, 'r': r is not None}
         given = [name for name, said in asked.items() if said]
         if len(given) > 1:
             raise ValueError(f'give only one of {" and ".join(given)}')
+        if self.macs and not given:
+            return plan_of_macs(self.shape.macs, self.macs, plans_of(
+                self.reducer, self.shape.patches(self.image_size), self.shape.depth, reduce_at=self.reduce_at,
+                fuse=self.fuse, decreasing=self.decreasing))
+        if r or (self.r and not given):
+            return merge_plan(self.shape.patches(self.image_size), self.shape.depth, r=r or self.r,
+                              decreasing=self.decreasing, reducer=self.reducer)
         if given and not self.reduce_at:
             raise ValueError(f'the model in {self.path} drops nothing at any block (model.reduce_at is empty): make a '
                              f'plan with blocks of your own, or leave {given[0]} out')
@@ -59,8 +85,10 @@ class Trained(NamedTuple):
             rates, tokens = self.rates, self.tokens
         elif rate is not None:
             rates = (rate,) * len(self.reduce_at)
-        return make_plan(self.shape.patches(self.image_size), self.shape.depth, rate=tuple(rates), tokens=tuple(tokens),
+        plan = make_plan(self.shape.patches(self.image_size), self.shape.depth, rate=tuple(rates), tokens=tuple(tokens),
                          reduce_at=self.reduce_at, fuse=self.fuse, reducer=self.reducer)
+        self.shape.check_plan(plan)
+        return plan
 
 
 def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
@@ -83,6 +111,7 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
     name, at = told['model.name'], tuple(told['model.reduce_at'])
     shape = models.named_shape(name)
     shape = dataclasses.replace(shape, classes=weights['head.bias'].size, distilled=told['model.distilled'],
+                                predictors=predictors_in(weights),
                                 image_size=told.get('model.image_size', shape.image_size))
     like = jax.eval_shape(models.create(shape).init, jax.random.key(0))
     names = about.get('class_names') or names_of(shape.classes)
@@ -93,7 +122,7 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
         readable(names), shape.image_size, tuple(told['data.mean']),
         tuple(told['data.std']), told['data.eval_crop'] or None, told['model.dtype'], at, told['model.fuse'],
         reducers.named(told['reducer.name']), tuple(told['keep.rates']) or (told['keep.rate'],) * len(at),
-        tuple(told['keep.tokens']))
+        tuple(told['keep.tokens']), told['reducer.r'], told['reducer.decreasing'], told['keep.macs'])
 
 
 def _check_place(path):

@@ -1,0 +1,139 @@
+"""LV-ViT: a ViT with a convolutional stem and a head for every token, which token labels train.
+
+Source: Token Labeling, arXiv 2104.10858; zihangJiang/TokenLabeling. Parity with it is held by tests/test_lvvit.py.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from evit_jax.models import layers
+from evit_jax.models.layers import Convolution
+from evit_jax.models.vit import ViT, ViTShape
+from evit_jax.tokens.plan import TokenPlan
+
+MOMENTUM = 0.9  # of the running statistics; PyTorch calls it 0.1
+TOKEN_SHARE = 0.5  # of the tokens' logits in those of the image
+
+
+@dataclasses.dataclass(frozen=True)
+class LVViTShape(ViTShape):
+    """Everything that decides an LV-ViT's parameters."""
+
+    depth: int = 16
+    mlp_ratio: float = 3.0
+    norm_epsilon: float = 1e-5
+    qkv_bias: bool = False
+    residual_scale: float = 0.5
+    stem_width: int = 64  # channels of the stem's three convolutions
+
+    def __post_init__(self):
+        if self.distilled or self.stem or self.patch_size % 2:
+            raise ValueError(f'an LV-ViT has no distillation token, a stem of stem_width channels and an even patch '
+                             f'size, not distilled={self.distilled}, stem={self.stem}, patch_size={self.patch_size}')
+        super().__post_init__()
+
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """The stem, which halves the image."""
+        again = Convolution(3, 1, self.stem_width, self.stem_width)
+        return (Convolution(7, 2, 3, self.stem_width), again, again)
+
+    @property
+    def classifiers(self) -> int:
+        """Heads that tell classes: of the class token, and of every other."""
+        return 2
+
+    def classified(self, plan: TokenPlan) -> int:
+        """Tokens that a head reads."""
+        return 1 + plan.counts[-1]
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, as PyTorch's.
+
+    The running mean and variance lie among the parameters, so that all that keeps, averages and moves these does so
+    with them; no gradient reaches them. The batch is all of it, on however many devices it lies.
+    """
+
+    def __init__(self, features: int, *, epsilon: float = 1e-5, dtype):
+        self.epsilon, self.dtype = epsilon, dtype
+        self.scale, self.bias = nnx.Param(jnp.ones(features)), nnx.Param(jnp.zeros(features))
+        self.mean, self.var = nnx.Param(jnp.zeros(features)), nnx.Param(jnp.ones(features))
+
+    def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+        """Normalises by the batch's statistics in training, else by the running ones; both are float32.
+
+        Returns:
+          The normalised values, and in training what the running mean and variance are to be from now on ({} else).
+        """
+        wide = x.astype(jnp.float32)
+        mean, var = jax.lax.stop_gradient((self.mean[...], self.var[...]))
+        after = {}
+        if train:
+            axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            now = wide.mean(axes), wide.var(axes)
+            unbiased = now[1] * count / max(count - 1, 1)
+            after = {name: jax.lax.stop_gradient(MOMENTUM * old + (1 - MOMENTUM) * new)
+                     for name, old, new in (('mean', mean, now[0]), ('var', var, unbiased))}
+            mean, var = now
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        return ((wide - mean) * scale + self.bias[...]).astype(self.dtype), after
+
+
+class Stem(nnx.Module):
+    """Patches to tokens: three normalised convolutions, then a linear map of what became of each patch."""
+
+    def __init__(self, shape: LVViTShape, *, dtype, rngs: nnx.Rngs):
+        self.patch_side = shape.patch_side
+        self.conv1, self.conv2, self.conv3 = (part.layer(dtype=dtype, rngs=rngs) for part in shape.convolutions)
+        self.bn1, self.bn2, self.bn3 = (BatchNorm(part.channels_out, dtype=dtype) for part in shape.convolutions)
+        self.proj = nnx.Linear(shape.patch_values, shape.width, kernel_init=layers.convolution_init, dtype=dtype,
+                               rngs=rngs)
+
+    def __call__(self, images: Array, train: bool) -> tuple[Array, dict]:
+        """[B, S, S, 3] to [B, P, D], and the running statistics as of now."""
+        x, statistics = images, {}
+        for name, convolution, norm in (('bn1', self.conv1, self.bn1), ('bn2', self.conv2, self.bn2),
+                                        ('bn3', self.conv3, self.bn3)):
+            x, statistics[name] = norm(convolution(x), train)
+            x = jax.nn.relu(x)
+        return self.proj(layers.to_patches(x, self.patch_side)), statistics
+
+
+class LVViT(ViT):
+    """An LV-ViT that follows a token plan.
+
+    Its logits are those of the class token and half the largest that any patch has, class by class; in training too,
+    where `seen['cls_logits']` and `seen['token_logits']` are what its losses are of. A fused token is not asked: its
+    head was trained on none, as EViT's authors leave it out of the token labels. Further things that are seen:
+
+      token_logits: [B, N, L] of the tokens that leave the last block.
+      token_patch: [B, N] int32, their patch ids; a fused token's is negative.
+      statistics: in training, the running statistics as of now, a part of the tree of parameters.
+    """
+
+    def __init__(self, shape: LVViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+        super().__init__(shape, drop_path=drop_path, dtype=dtype, rngs=rngs)
+        self.patch_embed = Stem(shape, dtype=dtype, rngs=rngs)
+        self.aux_head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
+
+    def _embed(self, images, seen, train):
+        x, statistics = self.patch_embed(images, train)
+        if train:
+            seen['statistics'] = {'patch_embed': statistics}
+        return x
+
+    def _classify(self, x, tokens, seen):
+        logits = super()._classify(x, tokens, seen)
+        of_tokens = seen['token_logits'] = self.aux_head(x[:, self.shape.prefix:])
+        seen['token_patch'] = tokens.patch
+        asked = tokens.patch >= 0
+        if tokens.stays is not None:
+            asked &= tokens.stays > 0
+        most = jnp.where(asked[..., None], of_tokens, -jnp.inf).max(axis=1)
+        # A plan may leave nothing but fused tokens.
+        return logits + TOKEN_SHARE * jnp.where(asked.any(axis=1, keepdims=True), most, 0)

@@ -1,0 +1,50 @@
+"""The limits of each value of a config by itself."""
+
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from evit_jax import parallel
+from evit_jax.training import best, steps, teaching, writers
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def check(config: Any) -> None:
+    """Raises a ValueError for a value outside its limits."""
+    _check_numbers(config)
+    for key, lengths in {'crop': (0, 2), 'ratio': (2,), 'mean': (3,), 'std': (3,)}.items():
+        if len(config.data[key]) not in lengths:
+            raise ValueError(f'config.data.{key}={tuple(config.data[key])} has {len(config.data[key])} values, not '
+                             f'{" or ".join(map(str, lengths))}')
+    averaged = config.ema_decay > 0
+    for key, value, known in (
+            ('model.dtype', config.model.dtype, DTYPES), ('sharding', config.sharding, parallel.SHARDINGS),
+            ('log.writer', config.log.writer, writers.KINDS), ('nonfinite', config.nonfinite, steps.NONFINITE),
+            ('distill.kind', config.distill.kind, teaching.KINDS),
+            ('checkpoint.best', config.checkpoint.best, ('', *best.METRICS) if averaged else ('', best.METRICS[0]))):
+        if value not in known:
+            raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(filter(None, known))}')
+
+
+def _check_numbers(config):
+    share, count, amount = (0, 1), (1, math.inf), (0, math.inf)
+    limits = {
+        'batch_size': count, 'epochs': count, 'label_smoothing': (0, 0.999), 'ema_decay': (0, 0.999999),
+        'model.drop_path': (0, 0.999), 'model.classes': (2 if config.model.classes else 0, math.inf),
+        'keep.macs': share, 'reducer.r': amount, 'reducer.share_weight': amount, 'keep.start_epoch': amount, 'keep.shrink_epochs': amount,
+        'distill.alpha': share, 'distill.tau': (1e-3, math.inf), 'distill.weight': amount,
+        'distill.token_weight': amount, 'data.repeats': count, 'data.workers': amount,
+        'data.flip': share, 'data.eval_crop': share, 'data.max_failed': share, 'mixing.erase': share,
+        'mixing.mixup': amount, 'mixing.cutmix': amount, 'mixing.switch': share, 'optimizer.lr': amount,
+        'optimizer.warmup_epochs': amount, 'optimizer.warmup_lr': amount, 'optimizer.min_lr': amount,
+        'optimizer.weight_decay': amount, 'optimizer.b2': (0, 0.9999999), 'optimizer.clip_norm': amount,
+        'optimizer.accumulate': count, 'optimizer.backbone_scale': amount, 'optimizer.backbone_from_epoch': amount,
+        'log.every': count, 'log.eval_epochs': (1e-9, math.inf), 'log.pictures': amount, 'checkpoint.every': count,
+        'checkpoint.minutes': amount, 'checkpoint.keep': count}
+    for key, (low, high) in limits.items():
+        value = functools.reduce(lambda node, part: node[part], key.split('.'), config)
+        if not low <= value <= high:
+            raise ValueError(f'config.{key}={value} is outside [{low}, {high}]')

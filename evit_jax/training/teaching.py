@@ -1,0 +1,94 @@
+"""What a run learns from, made from its config: the objective, and the teacher if there is one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from evit_jax.tokens import reducers
+from evit_jax.tokens.plan import TokenPlan
+from evit_jax.training import objectives, teachers
+from evit_jax.training.checkpoints import newest_step
+from evit_jax.training.objectives import Objective
+from evit_jax.training.teachers import Teacher
+
+KINDS = ('none', 'hard', 'soft', 'self')  # of distillation
+
+
+def check(config: Any) -> None:
+    """Raises a ValueError for values that do not go together; reads nothing."""
+    distill, kind = config.distill, config.distill.kind
+    if kind in ('hard', 'soft') and not config.model.distilled:
+        raise ValueError(f'config.distill.kind={kind} teaches a distillation token, which this model lacks: give '
+                         '--config.model.distilled=True, or --config.distill.kind=self to teach the class token')
+    if kind == 'none' and config.teacher.path:
+        raise ValueError(f'nothing is learned from the teacher in {config.teacher.path}: give --config.distill.kind='
+                         f'{", ".join(KINDS[1:-1])} or {KINDS[-1]}, or no config.teacher.path')
+    if kind == 'self' and distill.token_weight and not config.teacher.dense:
+        raise ValueError(f'config.distill.token_weight={distill.token_weight} compares tokens with those of a teacher '
+                         'that drops none: give --config.teacher.dense=True, or --config.distill.token_weight=0')
+
+    scaled = config.optimizer.backbone_scale != 1 or config.optimizer.backbone_from_epoch
+    if scaled and not reducers.named(config.reducer.name).predicts:
+        raise ValueError(f'config.optimizer.backbone_scale and backbone_from_epoch are of all parameters but the '
+                         f'predictors of tokens, and reducer {config.reducer.name} has none: leave them at 1 and 0')
+
+
+def check_teacher(config: Any) -> None:
+    """Raises a ValueError where the config needs a teacher and there is none."""
+    if config.distill.kind == 'none':
+        return
+    path, _ = _place(config)
+    if not path:
+        raise ValueError('this recipe learns from a teacher: give --config.teacher.path=WORKDIR of a trained run, or '
+                         '--config.distill.kind=none to learn from the labels alone')
+    if newest_step(path) is None:
+        raise ValueError(f'config.teacher.path={path} holds no checkpoint: give the workdir of a trained run')
+
+
+def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence[str],
+                 dtype: Any) -> Teacher | None:
+    """The teacher, or None where the config has none.
+
+    Args:
+      plan, width: of the student.
+      class_names: that it is to tell apart.
+      dtype: of the teacher's computation.
+
+    Raises:
+      ValueError: it cannot be read, or is none for this student.
+    """
+    if config.distill.kind == 'none':
+        return None
+    path, ema = _place(config)
+    teacher = teachers.read(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
+                            class_names=class_names, dtype=dtype)
+    if config.distill.kind == 'self' and config.distill.token_weight:
+        there, here = (teacher.plan.patches, teacher.model.shape.width), (plan.patches, width)
+        if there != here:
+            raise ValueError(f'the teacher in {path} has {there[0]} tokens of width {there[1]}, this model {here[0]} '
+                             f'of width {here[1]}: they can be compared with --config.distill.token_weight=0 alone')
+    return teacher
+
+
+def objective(config: Any, prefix: int, plan: TokenPlan) -> Objective:
+    """What is made less under a plan.
+
+    Args:
+      prefix: tokens in front of the patches.
+    """
+    distill = config.distill
+    if distill.kind in ('hard', 'soft'):
+        found = objectives.distilled(distill.kind, alpha=distill.alpha, tau=distill.tau)
+    elif distill.kind == 'self':
+        found = objectives.imitating(weight=distill.weight, token_weight=distill.token_weight, prefix=prefix)
+    else:
+        found = objectives.plain()
+    if plan.reducer.masks and plan.reductions:
+        found = Objective((*found.parts, objectives.keeping(plan.shares, config.reducer.share_weight)))
+    return found
+
+
+def _place(config):
+    """Where the teacher is, and whether it is the average there; by default, of itself, what the student begins as."""
+    if config.distill.kind == 'self' and not config.teacher.path:
+        return config.init_from, config.init_ema
+    return config.teacher.path, config.teacher.ema
