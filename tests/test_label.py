@@ -22,8 +22,9 @@ from evit_jax.data.sources import DigitsSource
 from evit_jax.data.transforms import EvalTransform
 from evit_jax.inference.annotator import Annotator, likeliest
 from evit_jax.interchange import published_labels
+from evit_jax.models.lvvit import LVViTShape
 from evit_jax.tokens.plan import make_plan
-from evit_jax.training import run, steps, weights
+from evit_jax.training import loop, run, steps, weights, writers
 from evit_jax.training.trained import read_trained
 from tests import doors, layouts
 from tests.test_torch_file import plain, storage, tensor
@@ -127,6 +128,30 @@ def test_the_door_makes_maps_that_a_training_reads(checkpoint, made, tmp_path, d
         name: (of.shape, of.dtype) for name, of in laid.abstract_batch().items()}
     assert batch['token_value'].shape == (8, 16, 10) and batch['label_index'].shape == (8, 10)
     assert not batch['failed'].size
+
+
+TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'epochs': 1, 'log__pictures': 0,
+                   'ema_decay': 0.0, 'checkpoint__best': ''}
+
+
+def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTShape(
+        image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))
+    config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder))
+    loop.train(config, tmp_path)
+    found = [row for row in writers.read_metrics(tmp_path / 'metrics.jsonl') if 'train/loss' in row]
+    assert len(found) == 5
+    for row in found:
+        np.testing.assert_allclose(row['train/loss'], row['train/loss/labels'] + row['train/loss/tokens'], rtol=1e-5)
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'model__name': 'vit_layouts'}, 'a head for tokens, which vit_layouts lacks'),
+    ({'distill__kind': 'self'}, 'both say what is learned'), ({'mixing__mixup': 0.8}, 'in place of mixing images')])
+def test_what_token_labels_do_not_go_with_is_told(monkeypatch, changes, said):
+    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTShape(image_size=16, patch_size=4, width=16, heads=2))
+    with pytest.raises(ValueError, match=said):
+        run.check(layouts.config_of(**TOKENS | {'data__token_labels': 'x'} | changes))
 
 
 def test_without_token_labels_a_batch_is_what_it_was():

@@ -80,6 +80,7 @@ class LabelMaps:
     """The finished maps in a folder, by the ids of their examples. Pickled to worker processes, which open it anew.
 
     Attributes:
+      folder: where they are.
       about: what they are.
 
     Raises:
@@ -88,8 +89,8 @@ class LabelMaps:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self._folder = _local(folder)
-        found = _read_about(self._folder)
+        self.folder = _local(folder)
+        found = _read_about(self.folder)
         if found is None:
             raise FileNotFoundError(f'there are no label maps in {os.fspath(folder)!r}: make them with '
                                     'python -m evit_jax.label')
@@ -97,25 +98,25 @@ class LabelMaps:
         if done < self.about.examples:
             raise ValueError(f'the label maps in {os.fspath(folder)!r} are of {done:,} of {self.about.examples:,} '
                              'examples so far: give the command that makes them once more, it goes on there')
-        keys, self._values, self._indices = _open(self._folder, self.about, 'r')
+        keys, self._values, self._indices = _open(self.folder, self.about, 'r')
         self._order = np.argsort(keys, kind='stable')
         self._keys = keys[self._order]
 
     def __getitem__(self, example: str) -> LabelMap:
         row = self._row(example)
         if row is None:
-            raise ValueError(f'{os.fspath(self._folder)!r} holds no label map of example {example!r}')
+            raise ValueError(f'{os.fspath(self.folder)!r} holds no label map of example {example!r}')
         return LabelMap(self._values[row].astype(np.float32), np.asarray(self._indices[row]))
 
     def __contains__(self, example: str) -> bool:
         return self._row(example) is not None
 
     def __reduce__(self):
-        return LabelMaps, (self._folder,)
+        return LabelMaps, (self.folder,)
 
     def check(self, source: Source) -> None:
         """Raises a ValueError where these are not the maps of the source; some of its examples are looked for."""
-        about, where = self.about, f'the label maps in {os.fspath(self._folder)!r}'
+        about, where = self.about, f'the label maps in {os.fspath(self.folder)!r}'
         if about.classes != source.num_classes:
             raise ValueError(f'{where} are of {about.classes} classes, the data have {source.num_classes}: make maps '
                              'of these data with python -m evit_jax.label')

@@ -34,9 +34,10 @@ def _check_numbers(config):
     limits = {
         'batch_size': count, 'epochs': count, 'label_smoothing': (0, 0.999), 'ema_decay': (0, 0.999999),
         'model.drop_path': (0, 0.999), 'model.classes': (2 if config.model.classes else 0, math.inf),
-        'keep.macs': share, 'reducer.r': amount, 'reducer.share_weight': amount, 'keep.start_epoch': amount, 'keep.shrink_epochs': amount,
+        'keep.macs': share, 'reducer.r': amount, 'reducer.share_weight': amount,
+        'keep.start_epoch': amount, 'keep.shrink_epochs': amount,
         'distill.alpha': share, 'distill.tau': (1e-3, math.inf), 'distill.weight': amount,
-        'distill.token_weight': amount, 'data.repeats': count, 'data.workers': amount,
+        'distill.token_weight': amount, 'data.repeats': count, 'data.workers': amount, 'data.token_weight': amount,
         'data.flip': share, 'data.eval_crop': share, 'data.max_failed': share, 'mixing.erase': share,
         'mixing.mixup': amount, 'mixing.cutmix': amount, 'mixing.switch': share, 'optimizer.lr': amount,
         'optimizer.warmup_epochs': amount, 'optimizer.warmup_lr': amount, 'optimizer.min_lr': amount,

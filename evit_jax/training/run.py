@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from evit_jax import models, parallel
-from evit_jax.data import mixing, order, pipeline
+from evit_jax.data import mixing, order, pipeline, token_labels
 from evit_jax.data.failures import Failures
 from evit_jax.data.sources import Source
 from evit_jax.data.token_targets import TokenTargets
@@ -148,6 +148,14 @@ class Run(NamedTuple):
         return model._replace(apply=apply)
 
     def _mix(self, images, batch, key):
+        if self.targets:
+            erase_key, swap_key = jax.random.split(key)
+            if self.config.mixing.erase:
+                images = mixing.random_erasing(images, erase_key, self.config.mixing.erase)
+            label, tokens, swap = token_labels.mix_batch(
+                batch, swap_key, patches=self.patches, classes=self.model.shape.classes, groups=self.mesh.size,
+                smoothing=self.config.label_smoothing)
+            return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
         images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_of(self.config),
                                            groups=self.mesh.size, classes=self.model.shape.classes)
         return steps.Mixed(images, Targets(targets))
