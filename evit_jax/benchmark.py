@@ -167,7 +167,7 @@ def _generated(config):
 
 
 def _parameters(run):
-    return sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
+    return run.model.shape.parameters()
 
 
 def _source(config):

@@ -67,7 +67,7 @@ def kept(checkpoint: str, *words: str) -> None:
     """Writes the page."""
     out, pictures = _writable(_OUT.value or 'kept.html', '--out'), _PNG.value and _folder(_PNG.value)
     trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
-    if not trained.reduce_at:
+    if not trained.keeping.reduce_at:
         raise ValueError(f'the model in {checkpoint} drops nothing at any block (model.reduce_at is empty)')
     subjects = _of_files(words, trained) if words else _of_test_split(checkpoint, trained)
     rates = _rates(trained)
@@ -77,11 +77,11 @@ def kept(checkpoint: str, *words: str) -> None:
         logging.warning('cannot be read: %s', problem)
     if not examples:
         raise ValueError('none of the images can be read')
-    stages = [f'block {block}' for block in sorted(trained.reduce_at)]
+    stages = [f'block {block}' for block in sorted(trained.keeping.reduce_at)]
     start = next((number for number, setting in enumerate(settings) if setting.trained and setting.share < 1),
                  len(rates) // 2)
     size, side, average = trained.image_size, trained.shape.patch_size, ', moving average' if _EMA.value else ''
-    does = 'merges' if trained.reducer.merges else 'keeps'
+    does = 'merges' if trained.keeping.reducer.merges else 'keeps'
     page = report_page(
         examples, settings, patch_size=side, start=start, stages=stages, title=f'What {trained.name} {does}',
         about=f'{checkpoint}, step {trained.step:,}{average}: {_images(len(examples))} of {size} x {size}, patches of '
@@ -162,9 +162,9 @@ def _test_split(checkpoint: str, trained: Trained) -> Source:
 
 def _rates(trained: Trained) -> list[float]:
     if _RATES.value is None:
-        own = {rate for rate in trained.rates if len(set(trained.rates)) == 1 and not trained.tokens}
+        own = {trained.keeping.rate} - {None}
         patches = trained.shape.patches(trained.image_size)
-        least = trained.reducer.fewest(patches) / patches
+        least = trained.keeping.reducer.fewest(patches) / patches
         return sorted(rate for rate in {number / 10 for number in range(3, 11)} | own if rate >= least)
     return sorted(set(_numbers('rates', _RATES.value)))
 

@@ -14,7 +14,7 @@ import pytest
 from configs import base
 from evit_jax import commandline, models, parallel
 from evit_jax.data import sources
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.training import loop
 from evit_jax.training.stopping import Stopped
 

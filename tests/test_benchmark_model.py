@@ -14,7 +14,7 @@ from configs import digits
 from evit_jax import models
 from evit_jax.benchmarks import clock, model, model_tables, report, subjects
 from evit_jax.benchmarks.cases import Case, choices, combine, numbers
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from tests import doors
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from evit_jax import models
 from evit_jax.benchmarks import model, model_tables, subjects, torch_evit
+from evit_jax.models.lvvit import LVViTShape
 from tests.test_benchmark_model import cases, measure, tiny  # noqa: F401
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec('torch') is None,
@@ -22,8 +24,10 @@ def test_without_torch_the_way_out_is_said(monkeypatch):
 
 @needs_torch
 @pytest.mark.parametrize('rate, fused', [(1.0, True), (0.5, True), (0.5, False)])
-@pytest.mark.parametrize('name', ['tiny', 'vit_digits'])
-def test_plain_torch_gives_our_logits(name, rate, fused):
+@pytest.mark.parametrize('name', ['tiny', 'vit_digits', 'lvvit_least'])
+def test_plain_torch_gives_our_logits(name, rate, fused, monkeypatch):
+    least = LVViTShape(image_size=32, patch_size=8, width=16, depth=4, heads=2, stem_width=4, init_std=0.2)
+    monkeypatch.setitem(models.SHAPES, 'lvvit_least', least)
     torch_evit.set_up('cpu', threads=2, programs=1)
     stock, (case,) = subjects.Stock(), cases(names=[name], rates=[rate], fuse=[fused])
     ours = subjects.inference(case, stock)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from evit_jax import models
 from evit_jax.interchange import conversion, vit
 from evit_jax.models import create, named_shape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.training import loop, weights, workdir
 from tests import layouts
 
@@ -143,8 +143,6 @@ def test_a_model_without_head_gets_a_fresh_one_for_the_classes_that_are_named(tm
     (tmp_path / 'names.txt').write_text('ant\nbee\n')
     conversion.from_file(file, tmp_path / 'new', class_names=tmp_path / 'names.txt', allow_missing=['head.*'])
     assert workdir.saved_config(tmp_path / 'new')['model.classes'] == 2
-
-
 
 
 def test_what_cannot_be_converted_is_said_and_leaves_nothing(tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from evit_jax.benchmarks import cases
 from evit_jax.models import create, dynamicvit, named_shape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.reducers import DYNAMICVIT, EVIT, MASKED, Evidence
 from evit_jax.tokens.reduction import Tokens
@@ -190,3 +191,11 @@ def test_losses_are_those_of_loops():
     np.testing.assert_allclose(losses.token_distance(tokens, taught, decisions[0]), np.mean(apart), rtol=1e-5)
     assert losses.token_distance(tokens, taught, np.zeros((4, 6), np.float32)) == 0
     assert not np.any(jax.grad(losses.token_distance, argnums=2)(tokens, taught, decisions[0]))
+
+
+def test_a_benchmark_measures_a_model_that_has_the_predictors():
+    dense, case = cases.combine(names=['deit_t'], rates=[1, 0.7], fuse=[False], sizes=(), batches=[1],
+                                dtypes=['float32'], methods=['dynamicvit'])
+    assert (dense.shape.predictors, case.shape.predictors) == (0, 3)
+    case.shape.check_plan(case.plan)
+    assert case._replace(train=True).macs > dense.macs > case.macs  # a mask saves nothing

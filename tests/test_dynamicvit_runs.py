@@ -10,11 +10,13 @@ from safetensors.numpy import load_file
 
 from evit_jax import models
 from evit_jax.inference import Predictor, read_trained
+from evit_jax.inference.looking import Subject, look
 from evit_jax.interchange import about, conversion, safetensors_file, vit
 from evit_jax.training import run, weights, workdir
 from tests import layouts
 
-CONFIG = {'reducer__name': 'dynamicvit', 'model__reduce_at': (0, 1), 'keep__rate': 0.5, 'batch_size': 16, 'epochs': 1}
+CONFIG = {'reducer__name': 'dynamicvit', 'model__reduce_at': (0, 1), 'keep__rate': 0.5, 'batch_size': 16, 'epochs': 1,
+          'ema_decay': 0.0, 'log__pictures': 0}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -66,10 +68,15 @@ def test_training_masks_and_evaluation_drops():
 def test_a_run_from_a_plain_model_is_read_with_its_predictors(trained):
     folder, metrics = trained
     found = read_trained(folder)
-    assert found.shape.predictors == 2 and found.reducer.name == 'dynamicvit' and found.plan().counts == (8, 4)
+    assert found.shape.predictors == 2 and found.keeping.reducer.name == 'dynamicvit' and found.plan().counts == (8, 4)
     assert 0 < metrics['top1'] <= 1
-    for prediction in Predictor(found, batch_size=5).predict(pixels()):
+    predictor = Predictor(found, batch_size=5)
+    predictions = predictor.predict(pixels())
+    for prediction in predictions:
         assert [len(ids) for ids in prediction.kept] == [8, 4] and {*prediction.kept[1]} <= {*prediction.kept[0]}
+    (example,), _, _ = look(predictor, [Subject('first', pixels()[0], None)], [0.5])
+    assert [stage.kept for stage in example.views[0].stages] == [tuple(ids) for ids in predictions[0].kept]
+    assert [stage.attention for stage in example.views[0].stages] == [None, None]
 
 
 def test_a_start_keeps_what_both_have_and_says_what_is_fresh_or_left_out(plain, trained, log):
@@ -102,6 +109,7 @@ def test_weights_with_predictors_are_a_dynamicvit_where_nothing_else_is_said(tmp
 
 def test_a_model_without_predictors_cannot_be_asked_for_them(plain):
     found = read_trained(plain)
-    asked = found._replace(reducer=read_trained(plain).reducer._replace(name='mine', predicts=True))
+    asked = found._replace(keeping=found.keeping._replace(
+        reducer=found.keeping.reducer._replace(name='mine', predicts=True)))
     with pytest.raises(ValueError, match=r'mine asks a trained predictor .* blocks \(1,\), .* has no predictors'):
         asked.plan(rate=0.5)

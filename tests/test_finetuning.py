@@ -10,7 +10,7 @@ import pytest
 from configs import base, deit_s_finetune
 from evit_jax import models
 from evit_jax.data import sources
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.training import loop, run
 from evit_jax.training.checkpoints import newest_step, read_newest
 from evit_jax.training.weights import start_from

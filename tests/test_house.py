@@ -14,7 +14,7 @@ ROOMS = {  # each with what it may import beside itself
     'inference': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'},
     'serving': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'},
     'benchmarks': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference', 'interchange'},
-    'commandline': set()}
+    'comparison': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'}, 'commandline': set()}
 HEAVY = {'tensorflow', 'torch', 'torchvision', 'timm', 'keras', 'clu'}  # clu imports TensorFlow
 
 

@@ -193,7 +193,7 @@ def test_a_plan_that_cannot_be_is_refused(model, asked, said):
 
 
 def test_a_rate_for_a_model_without_reductions_is_refused(model):
-    dense = model.trained._replace(reduce_at=(), rates=())
+    dense = model.trained._replace(keeping=model.trained.keeping._replace(reduce_at=(), rates=()))
     assert not dense.plan().reductions
     with pytest.raises(ValueError, match=r'drops nothing at any block .* leave rate out'):
         dense.plan(rate=0.5)
@@ -221,7 +221,7 @@ def test_what_a_checkpoint_does_not_say_is_as_in_deit(tmp_path):
     params = models.create(models.named_shape('vit_layouts')).init(jax.random.key(0))
     weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_layouts', 'reduce_at': (1,)}}, 'class_names': []})
     trained = read_trained(tmp_path)
-    assert (trained.mean, trained.eval_crop, trained.rates) == ((0.485, 0.456, 0.406), 0.875, (1.0,))
+    assert (trained.mean, trained.eval_crop, trained.keeping.rates) == ((0.485, 0.456, 0.406), 0.875, (1.0,))
     assert trained.class_names[207] == 'golden retriever'  # 1,000 classes
     with pytest.raises(ValueError, match='holds no moving average'):
         read_trained(tmp_path, ema=True)

@@ -14,7 +14,7 @@ from evit_jax.interchange import detect, files, layouts, vit
 from evit_jax.interchange.pickles import Inert
 from evit_jax.interchange.stored import Stored
 from evit_jax.models import create, named_shape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.plan import make_plan
 
 FILES = pathlib.Path(__file__).parent / 'golden_files'

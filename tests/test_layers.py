@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evit_jax.models import create, layers, vit
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.plan import make_plan
 
 SMALL = {'image_size': 16, 'patch_size': 4, 'width': 8, 'depth': 3, 'heads': 2, 'classes': 5}

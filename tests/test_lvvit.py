@@ -14,7 +14,7 @@ import pytest
 from evit_jax.interchange.vit import from_torch, to_torch
 from evit_jax.models import create, layers, named_shape
 from evit_jax.models.lvvit import LVViTShape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import make_plan
 from tests.golden import golden_rule

@@ -5,8 +5,9 @@ import jax
 import pytest
 
 from evit_jax.models import SHAPES, create, named_shape
-from evit_jax.models.vit import ViTShape
-from evit_jax.tokens.plan import make_plan
+from evit_jax.models.shape import ViTShape
+from evit_jax.tokens.plan import make_plan, merge_plan, plan_of_macs, plans_of
+from evit_jax.tokens.reducers import EVIT, POOL, REDUCERS, TOME
 
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 MACS = {'deit_t': (1.25, 1.09, 0.94, 0.82, 0.72, 0.63), 'deit_s': (4.60, 4.02, 3.48, 3.03, 2.64, 2.31),
@@ -116,3 +117,61 @@ def test_image_size_that_is_no_multiple_of_the_patch_gives_the_nearest(size, mes
         named_shape('deit_s').patches(size)
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(named_shape('deit_s'), image_size=size)
+
+
+def test_r_tokens_are_merged_in_every_block():
+    assert merge_plan(196, 12, r=13).counts == tuple(196 - 13 * block for block in range(1, 13))
+
+
+def test_a_decreasing_schedule_merges_as_many_in_all_from_twice_r_to_none():
+    plan = merge_plan(196, 12, r=13, decreasing=True)
+    merged = [n - left for n, left in zip(plan.entering, plan.counts)]
+    assert sum(merged) == 12 * 13 and merged[0] == 26 and merged[-1] == 0
+    line = [26 * (1 - block / 11) for block in range(12)]
+    assert all(abs(count - wanted) <= 1 for count, wanted in zip(merged, line))
+
+
+def test_progress_merges_a_share_of_r():
+    counts = [merge_plan(64, 6, r=4, progress=progress).counts[-1] for progress in (0, 0.25, 0.5, 1)]
+    assert counts == [64, 58, 52, 40]
+
+
+def test_where_few_are_left_half_of_them_is_merged():
+    assert merge_plan(16, 6, r=6).counts == (10, 5, 3, 2, 1, 1)
+
+
+@pytest.mark.parametrize('arguments, said', [
+    ({'r': 99}, r'r=99 would merge 99 of 196 tokens .* 0 <= r <= 98'),
+    ({'r': 50, 'decreasing': True}, r'r=50 would merge 100 of 196 .* 0 <= r <= 49'),
+    ({'r': -1}, r'r=-1 would merge'), ({'r': 5, 'reducer': EVIT}, 'evit merges none')])
+def test_r_that_cannot_be_is_an_error_that_names_the_limit(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        merge_plan(196, 12, **arguments)
+
+
+@pytest.mark.parametrize('arguments', [{'rate': 0.4}, {'tokens': (97, 60, 40)}])
+def test_a_matching_cannot_keep_less_than_half(arguments):
+    with pytest.raises(ValueError, match=r'block 3: r=\d+ of 196 tokens .* at most half of them, 98: keep 98 or more'):
+        make_plan(196, 12, reducer=TOME, **arguments)
+    assert make_plan(196, 12, reducer=POOL, **arguments).reductions == (3, 6, 9)
+
+
+@pytest.mark.parametrize('reducer', REDUCERS.values(), ids=str)
+@pytest.mark.parametrize('name, at', [('deit_s', (3, 6, 9)), ('vit_digits', (0, 2, 4))])
+@pytest.mark.parametrize('decreasing', [False, True])
+def test_a_plan_is_found_for_a_share_of_the_macs(name, at, reducer, decreasing):
+    shape = dataclasses.replace(named_shape(name), predictors=3 if reducer.predicts else 0)
+    plans = plans_of(reducer, shape.patches(shape.image_size), shape.depth, reduce_at=at, decreasing=decreasing)
+    dense = shape.macs(plans(0))
+    for share in (0.9, 0.8, 0.7, 0.6, 0.5):
+        plan = plan_of_macs(shape.macs, share, plans)
+        assert shape.macs(plan) / dense == pytest.approx(share, rel=0.01)
+    assert plan_of_macs(shape.macs, 1, plans).reductions == ()
+
+
+def test_a_share_of_macs_that_cannot_be_reached_is_an_error():
+    shape = named_shape('deit_s')
+    with pytest.raises(ValueError, match=r'has 0\.\d+ of the MACs, .* ask for more than 0\.4'):
+        plan_of_macs(shape.macs, 0.4, plans_of(TOME._replace(everywhere=False), 196, 12, reduce_at=(6, 9)))
+    with pytest.raises(ValueError, match=r'1\.2 of the MACs is outside'):
+        plan_of_macs(shape.macs, 1.2, plans_of(EVIT, 196, 12))

@@ -119,6 +119,18 @@ def test_flags_reach_the_plan(program, checkpoint, images):
         assert len(json.loads(out)['kept'][0]) == kept + 1
 
 
+def test_any_reducer_can_be_asked_of_a_checkpoint(program, checkpoint, images):
+    for flags, tokens in ((('--reducer=tome',), [8]), (('--reducer=tome', '--r=3'), [13, 10, 7, 5]),
+                          (('--reducer=pool', '--rate=0.25'), [4])):
+        code, out, _ = program(checkpoint, images / 'a.png', '--json', *flags)
+        told = json.loads(out)
+        assert code == 0 and [len(kept) for kept in told['kept']] == tokens[:len(told['kept'])]
+        assert [set(home) for home in told['home']] == [set(range(len(kept))) for kept in told['kept']]
+    for flags in ('--reducer=random', '--reducer=least', '--r=0'):
+        code, out, _ = program(checkpoint, images / 'a.png', '--json', flags)
+        assert code == 0 and 'home' not in json.loads(out)
+
+
 def test_pictures_are_named_after_the_images_and_replace_none(program, checkpoint, images, caplog):
     (images / 'below' / 'a.png').write_bytes((images / 'a.png').read_bytes())
     (images / 'b.png').write_bytes(b'torn')
@@ -142,6 +154,12 @@ def test_pictures_are_named_after_the_images_and_replace_none(program, checkpoin
     (('CHECKPOINT', 'a.png', '--kept=CHECKPOINT/config.json/x'), 'cannot be written (Not a directory)'),
     (('CHECKPOINT', 'a.png', '--ema'), 'holds no moving average'),
     (('CHECKPOINT', 'a.png', '--top=0'), '--top=0'),
+    (('CHECKPOINT', 'a.png', '--reducer=tomme'), "unknown reducer 'tomme': did you mean tome?"),
+    (('CHECKPOINT', 'a.png', '--reducer=dynamicvit'), 'this model has no predictors'),
+    (('CHECKPOINT', 'a.png', '--reducer=tome', '--rate=0.4'), 'r=9 of 16 tokens cannot be merged by tome'),
+    (('CHECKPOINT', 'a.png', '--reducer=tome', '--r=9'), 'r=9 would merge 9 of 16 tokens in the first block'),
+    (('CHECKPOINT', 'a.png', '--r=2'), 'evit merges none'),
+    (('CHECKPOINT', 'a.png', '--reducer=tome', '--r=2', '--rate=0.5'), 'give only one of rate and r'),
     (('CHECKPOINT', '-'), 'no file is named on standard input'),
     (('CHECKPOINT', '*.gif'), 'no file matches *.gif'),
     (('CHECKPOINT',), 'give CHECKPOINT and IMAGES..., not ')])

@@ -16,7 +16,7 @@ from evit_jax.data import mixing
 from evit_jax.training import loop, run, writers
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import Checkpoints
-from evit_jax.training.evaluation import evaluate, object_patches, present
+from evit_jax.training.evaluation import evaluate, object_patches, present, shares_of_tokens
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = {'batch_size': 256, 'epochs': 1, 'compilation_cache': '', 'ema_decay': 0.9, 'model.name': 'vit_digits',
@@ -248,3 +248,10 @@ def test_object_patches_and_presence_follow_the_grid():
     mask[0, 2:, :2] = True
     assert object_patches(mask, 4).tolist() == [[False, False, True, False]]
     assert present(np.array([[3, -1, 0]]), 4).tolist() == [[True, False, False, True]]
+
+
+def test_a_merged_patch_counts_by_its_share_of_the_token():
+    home = np.array([[0, 1, 1, 2], [0, 0, 0, -1]])
+    np.testing.assert_allclose(shares_of_tokens(home), [[1, 1 / 2, 1 / 2, 1], [1 / 3, 1 / 3, 1 / 3, 0]])
+    dropped = np.array([[-1, 0, -1, 1]])  # alone in their tokens: as when they are kept
+    np.testing.assert_array_equal(shares_of_tokens(dropped), present(np.array([[1, 3]]), 4))

@@ -151,8 +151,12 @@ def test_the_rates_are_tenths_and_the_one_trained_with(trained, visualize):
     flags.FLAGS.mark_as_parsed()
     tenths = [number / 10 for number in range(3, 11)]
     assert visualize._rates(trained) == tenths
-    assert visualize._rates(trained._replace(rates=(0.65, 0.65))) == sorted([*tenths, 0.65])
-    assert visualize._rates(trained._replace(rates=(0.9, 0.65))) == tenths
+
+    def rated(*rates):
+        return trained._replace(keeping=trained.keeping._replace(rates=rates))
+
+    assert visualize._rates(rated(0.65, 0.65)) == sorted([*tenths, 0.65])
+    assert visualize._rates(rated(0.9, 0.65)) == tenths
 
 
 def find(trained, source=None, **how):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from evit_jax import models
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.tokens.reducers import EVIT, Reducer
@@ -29,7 +29,8 @@ class Case(NamedTuple):
 
     @property
     def shape(self) -> ViTShape:
-        return dataclasses.replace(models.named_shape(self.model), image_size=self.size)
+        return dataclasses.replace(models.named_shape(self.model), image_size=self.size,
+                                   predictors=len(self.reduce_at) if self.reducer.predicts else 0)
 
     @property
     def plan(self) -> TokenPlan:
@@ -39,7 +40,7 @@ class Case(NamedTuple):
     @property
     def macs(self) -> int:
         """Of one image, forward."""
-        return self.shape.macs(self.plan)
+        return self.shape.macs(self.plan.in_training() if self.train else self.plan)
 
     @property
     def dense(self) -> 'Case':

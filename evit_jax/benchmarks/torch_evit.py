@@ -1,4 +1,4 @@
-"""EViT in plain PyTorch, to measure against: the same weights, the same plan, no more work than the model asks for.
+"""EViT, of a DeiT or an LV-ViT, in plain PyTorch, to measure against: the same weights, the same plan, no more work.
 
 It is written as functions over a dict of tensors, for torch may be imported only where it is used; beside the same
 model of `torch.nn` modules it lacks their bookkeeping, which favours PyTorch. Attention is
@@ -7,16 +7,17 @@ as in the papers' code, the whole N x N matrix (`plain`).
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.lvvit import TOKEN_SHARE, LVViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.plan import TokenPlan
 
 EAGER, PLAIN, COMPILED = RIVALS = 'torch', 'torch, plain attention', 'torch.compile'
-_EPSILON = 1e-6
 
 
 def import_torch() -> Any:
@@ -70,6 +71,7 @@ class TorchEViT:
         self._torch, self._shape = import_torch(), shape
         self._f = self._torch.nn.functional
         self._dtype, self._device = getattr(self._torch, dtype), 'cuda' if device == 'gpu' else device
+        self._in_lvvit = isinstance(shape, LVViTShape)
         self._weights = {name: self.tensor(np.array(value)) for name, value in weights.items()}
 
     def tensor(self, value: np.ndarray) -> Any:
@@ -93,29 +95,53 @@ class TorchEViT:
         x = self._patches(images)
         first = self._weights['cls_token'].expand(len(x), -1, -1)
         x = self._torch.cat([first, x], dim=1) + self._weights['pos_embed']
+        ranks = []
         for block, keep in enumerate(plan.keep):
-            x = self._block(x, f'blocks.{block}.', keep, plan.fused, plain)
-        return self._linear(self._norm(x[:, 0], 'norm'), 'head')
+            x = self._block(x, f'blocks.{block}.', keep, plan.fused, plain, ranks)
+        if not self._in_lvvit:
+            return self._linear(self._norm(x[:, 0], 'norm'), 'head')
+        x = self._norm(x, 'norm')
+        fused = self._which_are_fused(ranks, plan)
+        of_tokens = self._linear(x[:, 1:], 'aux_head')
+        of_tokens = of_tokens if fused is None else of_tokens.masked_fill(fused[..., None], -math.inf)
+        return self._linear(x[:, 0], 'head') + TOKEN_SHARE * of_tokens.amax(1)
+
+    def _which_are_fused(self, ranks, plan):
+        """Bool [B, N] of the tokens that are left; None where none can be."""
+        fused = None
+        for rank in ranks if plan.fused else ():
+            kept = self._torch.zeros_like(rank, dtype=self._torch.bool) if fused is None else fused.gather(1, rank)
+            fused = self._f.pad(kept, (0, 1), value=True)
+        return fused
 
     def _patches(self, images):
         """[B, N, D]."""
         for number, convolution in enumerate(self._shape.convolutions):
-            convolved = self._f.conv2d(images, self._weights[f'patch_embed.stem.{number}.weight'],
-                                       stride=convolution.stride, padding=1)
-            norm = f'patch_embed.norms.{number}.'
-            images = self._f.gelu(self._f.instance_norm(convolved, weight=self._weights[norm + 'weight'],
-                                                        bias=self._weights[norm + 'bias'], eps=_EPSILON))
+            layer, norm = ((f'conv{number + 1}', f'bn{number + 1}') if self._in_lvvit else
+                           (f'stem.{number}', f'norms.{number}'))
+            convolved = self._f.conv2d(images, self._weights[f'patch_embed.{layer}.weight'], stride=convolution.stride,
+                                       padding=convolution.side // 2)
+            images = (self._batch_norm if self._in_lvvit else self._instance_norm)(convolved, f'patch_embed.{norm}.')
         kernel, bias = (self._weights[f'patch_embed.proj.{part}'] for part in ('weight', 'bias'))
         return self._f.conv2d(images, kernel, bias, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)
 
-    def _block(self, x, name, keep, fused, plain):
-        """A transformer block; a reduction stands between attention and MLP."""
+    def _instance_norm(self, x, name):
+        return self._f.gelu(self._f.instance_norm(x, weight=self._weights[name + 'weight'],
+                                                  bias=self._weights[name + 'bias'], eps=1e-6))
+
+    def _batch_norm(self, x, name):
+        values = (self._weights[name + part] for part in ('running_mean', 'running_var', 'weight', 'bias'))
+        return self._f.relu(self._f.batch_norm(x, *values, eps=1e-5))
+
+    def _block(self, x, name, keep, fused, plain, ranks):
+        """A transformer block; a reduction stands between attention and MLP, and adds what it kept to `ranks`."""
         branch, attention = self._attend(self._norm(x, name + 'norm1'), name + 'attn.', keep is not None, plain)
-        x = x + branch
+        x = x.add(branch, alpha=self._shape.residual_scale)
         if keep is not None:
-            x = self._reduce(x, attention, keep, fused)
+            ranks.append(attention.topk(keep, dim=1).indices)
+            x = self._reduce(x, attention, ranks[-1], fused)
         hidden = self._f.gelu(self._linear(self._norm(x, name + 'norm2'), name + 'mlp.fc1'))
-        return x + self._linear(hidden, name + 'mlp.fc2')
+        return x.add(self._linear(hidden, name + 'mlp.fc2'), alpha=self._shape.residual_scale)
 
     def _attend(self, x, name, reduces, plain):
         """The branch [B, N, D], and where the class token looks, [B, N - 1], if tokens are to be dropped."""
@@ -136,18 +162,17 @@ class TorchEViT:
                 attention = row[:, :, 0, 1:].mean(1)
         return self._linear(mixed.transpose(1, 2).reshape(batch, n, width), name + 'proj'), attention
 
-    def _reduce(self, x, attention, keep, fused):
-        """The class token, the `keep` tokens it looks at most, and the sum of the others by attention."""
+    def _reduce(self, x, attention, rank, fused):
+        """The class token, the tokens of a rank, and the sum of the others by attention."""
         patches = x[:, 1:]
-        rank = attention.topk(keep, dim=1).indices
         parts = [x[:, :1], patches.gather(1, rank[..., None].expand(-1, -1, x.shape[-1]))]
         if fused:
             parts.append(attention.scatter(1, rank, 0)[:, None] @ patches)
         return self._torch.cat(parts, dim=1)
 
     def _linear(self, x, name):
-        return self._f.linear(x, self._weights[name + '.weight'], self._weights[name + '.bias'])
+        return self._f.linear(x, self._weights[name + '.weight'], self._weights.get(name + '.bias'))
 
     def _norm(self, x, name):
         return self._f.layer_norm(x, x.shape[-1:], self._weights[name + '.weight'], self._weights[name + '.bias'],
-                                  _EPSILON)
+                                  self._shape.norm_epsilon)

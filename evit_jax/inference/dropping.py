@@ -92,8 +92,8 @@ def drop_patches(trained: Trained, source: Source, *, shares: Sequence[float], r
     if wrong := [share for share in shares if not 0 <= share < 1]:
         raise ValueError(f'a share of {wrong[0]:g} of the patches cannot be dropped: give shares in [0, 1)')
     counts = sorted({min(round(share * patches), patches - 1) for share in shares})
-    plans = {count: make_plan(patches - count, trained.shape.depth, rate=rate, reduce_at=trained.reduce_at,
-                              fuse=trained.fuse, reducer=trained.reducer) for count in counts}
+    plans = {count: make_plan(patches - count, trained.shape.depth, rate=rate, reduce_at=trained.keeping.reduce_at,
+                              fuse=trained.keeping.fuse, reducer=trained.keeping.reducer) for count in counts}
     run = _Programs(trained, batch_size)
     batches = pipeline.eval_batches(source, batch_size=batch_size, transform=EvalTransform(
         trained.image_size, crop=trained.eval_crop))
@@ -150,7 +150,7 @@ class _Programs:
         self._params = jax.device_put(trained.params, parallel.replicated(self._mesh))
         depth = trained.shape.depth
         dense = make_plan(trained.shape.patches(trained.image_size), depth, reduce_at=())
-        self._whole = ranking_plan(dense, trained.reduce_at or range(depth))
+        self._whole = ranking_plan(dense, trained.keeping.reduce_at or range(depth))
         prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)
 
         def attend(params, images, plan):

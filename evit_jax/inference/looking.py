@@ -32,9 +32,9 @@ def settings_of(predictor: Predictor, rates: Sequence[float]) -> list[tuple[Toke
     found = []
     for rate in rates:
         plan = trained.plan(rate=rate)
-        counts = (plan.patches, *(plan.counts[block] for block in sorted(trained.reduce_at)))
+        counts = (plan.patches, *(plan.counts[block] for block in sorted(trained.keeping.reduce_at)))
         macs = trained.shape.macs(plan)
-        found.append((plan if plan.reductions else ranking_plan(plan, trained.reduce_at),
+        found.append((plan if plan.reductions else ranking_plan(plan, trained.keeping.reduce_at),
                       Setting(f'{rate:g}', counts, macs, macs / dense, trained=plan == trained.plan())))
     return found
 
@@ -68,7 +68,7 @@ def look(predictor: Predictor, subjects: Sequence[Subject],
         if seen[0].problem:
             problems.append(f'{subject.name}: {seen[0].problem}')
             continue
-        of_rates = tuple(_view(prediction, plan, predictor.trained.reduce_at, subject.truth)
+        of_rates = tuple(_view(prediction, plan, predictor.trained.keeping.reduce_at, subject.truth)
                          for prediction, (plan, _) in zip(seen, plans))
         examples.append(Example(subject.name, seen[0].image, subject.truth, of_rates))
     return examples, [setting for _, setting in plans], problems

@@ -48,7 +48,8 @@ class Prediction(NamedTuple):
     home: tuple[np.ndarray, ...] = ()     # per reduction [N] int32, of each patch the number of the token it is in; of
                                           # a reducer that merges
     attention: tuple[np.ndarray, ...] = ()  # per reduction [N] float32: of the class token, to each patch, or to the
-                                            # token that it is merged in; NaN: gone
+                                            # token that it is merged in; NaN: gone. None of a
+                                            # reducer in front of the block
     origin: tuple[np.ndarray, ...] = ()     # per reduction that fuses [N] float32: how much of each patch is in it
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import logging
 
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.training.weights import AS_DEIT
 
 METADATA = 'evit_jax'  # the key under which all of it stands in a safetensors file

@@ -102,8 +102,6 @@ def _check_places(src, dst):
         raise ValueError(f'{dst} is there already, and is left as it is: give another DST')
 
 
-
-
 def _types(arrays):
     kinds = sorted({value.dtype.name for value in arrays.values() if value.shape} - {'float32'})  # a counter has none
     return f'{" and ".join(kinds)} become float32' if kinds else 'float32'

@@ -9,7 +9,7 @@ from typing import Any
 from evit_jax.models import SHAPES
 from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.models.lvvit import LVViTShape
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 
 
 def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:

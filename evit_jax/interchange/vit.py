@@ -17,7 +17,7 @@ from absl import logging
 
 from evit_jax.models import Params, create
 from evit_jax.models.layers import resize_positions
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 _VARIANCE, _COUNTER = '.running_var', '.num_batches_tracked'  # of BatchNorm

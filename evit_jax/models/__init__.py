@@ -10,7 +10,8 @@ from flax import nnx
 from jax import Array
 
 from evit_jax.models.lvvit import LVViT, LVViTShape
-from evit_jax.models.vit import ViT, ViTShape
+from evit_jax.models.shape import ViTShape
+from evit_jax.models.vit import ViT
 
 Params = dict[str, Any]
 

@@ -12,7 +12,8 @@ from jax import Array
 
 from evit_jax.models import layers
 from evit_jax.models.layers import Convolution
-from evit_jax.models.vit import ViT, ViTShape
+from evit_jax.models.shape import ViTShape
+from evit_jax.models.vit import ViT
 from evit_jax.tokens.plan import TokenPlan
 
 MOMENTUM = 0.9  # of the running statistics; PyTorch calls it 0.1

@@ -5,9 +5,9 @@ const byId = (name) => document.getElementById(name);
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 const percent = (share) => `${(100 * share).toPrecision(share < 0.001 ? 1 : share < 0.995 ? 2 : 3)} %`;
 const colours = bytes(data.colours);
-const fuses = data.rows.some((row) => row.views.some((view) => view.stages.some((stage) => stage.origin)));
-const views = fuses ? ['kept', 'attention', 'origin'] : ['kept', 'attention'];
-const merges = data.rows.some((row) => row.views.some((view) => view.stages.some((stage) => stage.home)));
+const has = (map) => data.rows.some((row) => row.views.some((view) => view.stages.some((stage) => stage[map])));
+const merges = has('home');
+const views = ['kept', ...['attention', 'origin'].filter(has)];
 const state = {setting: data.start, view: 'kept', blank: false};
 
 /* What the page holds as text becomes numbers by patch. */
@@ -295,7 +295,7 @@ function listen() {
 }
 
 function begin() {
-  document.querySelector('[value=origin]').parentElement.hidden = !fuses;
+  for (const map of ['attention', 'origin']) document.querySelector(`[value=${map}]`).parentElement.hidden = !has(map);
   if (merges) document.querySelector('[value=kept] + span').textContent = 'Merged';
   byId('rate').max = data.settings.length - 1;
   data.settings.forEach(({rate}, number) => {

@@ -135,7 +135,7 @@ def merge_plan(patches: int, depth: int, *, r: float, decreasing: bool = False, 
 
     Source: ToMe, arXiv 2210.09461, sections 3 and 4.1.
     """
-    if not reducer.merges:
+    if r and not reducer.merges:
         raise ValueError(f'r={r:g} is a count of merged tokens, and {reducer} merges none: give a keep rate, or r=0')
     most = (2 if decreasing and depth > 1 else 1) * r
     if not 0 <= most <= patches // 2:
@@ -163,6 +163,8 @@ def plan_of_macs(macs: Callable[[TokenPlan], int], share: float, plan_at: Callab
     """
     if not 0 < share <= 1:
         raise ValueError(f'{share:g} of the MACs is outside (0, 1]: 1 is dense')
+    if share == 1:
+        return plan_at(0)  # where it costs the least to drop nothing
     wanted = share * macs(plan_at(0))
     if (least := macs(plan_at(1))) > wanted * (1 + _CLOSE):
         raise ValueError(f'{plan_at(1)} has {least / macs(plan_at(0)):.3f} of the MACs, and fewer cannot be reached: '
@@ -170,7 +172,7 @@ def plan_of_macs(macs: Callable[[TokenPlan], int], share: float, plan_at: Callab
     low, high = 0.0, 1.0
     for _ in range(40):  # until neighbouring plans are told apart, whatever the counts
         middle = (low + high) / 2
-        low, high = (middle, high) if macs(plan_at(middle)) >= wanted else (low, middle)
+        low, high = (middle, high) if macs(plan_at(middle)) > wanted else (low, middle)
     return min(plan_at(low), plan_at(high), key=lambda plan: abs(macs(plan) - wanted))
 
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from evit_jax.models.dynamicvit import WEIGHTS as PREDICTORS
+
 _NO_DECAY = ('cls_token', 'dist_token', 'pos_embed')
-_PREDICTORS = 'score_predictor'
 
 
 def decays(params: Any) -> Any:
@@ -21,7 +22,7 @@ def decays(params: Any) -> Any:
 
 def backbone(params: Any) -> Any:
     """A tree of bools: all but the predictors of tokens."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: path[0].key != _PREDICTORS, params)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: f'{path[0].key}.' != PREDICTORS, params)
 
 
 def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps: int, warmup_lr: float,

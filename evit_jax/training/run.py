@@ -20,7 +20,8 @@ from evit_jax.data.sources import Source
 from evit_jax.data.token_targets import TokenTargets
 from evit_jax.models import Model
 from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
+from evit_jax.tokens.keeping import Keeping
+from evit_jax.tokens.plan import TokenPlan
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
 from evit_jax.training import inputs, limits, profile, steps, teaching, weights
 from evit_jax.training import optimizer as optimizers
@@ -272,31 +273,10 @@ def _shape_and_plans(config, trained=None):
     shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
                                 distilled=config.model.distilled, image_size=trained['model.image_size'],
                                 predictors=len(trained['model.reduce_at']) if asks else 0)
-    plan_at = _plan_at(config, shape)
+    keeping = Keeping.of_config(workdirs.flat(config.to_dict()))
+    plan_at = keeping.plans(shape.patches(config.model.image_size), shape.depth, shape.macs)
     shape.check_plan(plan_at(1.0))
     return shape, plan_at
-
-
-def _plan_at(config, shape):
-    """Progress of the schedule -> plan; at 1 the config's own."""
-    keep, at, reducer = config.keep, tuple(config.model.reduce_at), reducers.named(config.reducer.name)
-    patches, depth = shape.patches(config.model.image_size), shape.depth
-    if keep.macs:
-        plans = plans_of(reducer, patches, depth, reduce_at=at, fuse=config.model.fuse,
-                         decreasing=config.reducer.decreasing)
-        return lambda progress: plan_of_macs(shape.macs, 1 - (1 - keep.macs) * progress, plans)
-    if config.reducer.r:
-        merge = functools.partial(merge_plan, patches, depth, r=config.reducer.r, decreasing=config.reducer.decreasing,
-                                  reducer=reducer)
-        return lambda progress: merge(progress=progress)
-    make = functools.partial(make_plan, patches, depth, reduce_at=at, fuse=config.model.fuse, reducer=reducer)
-    rates = tuple(keep.rates) or (keep.rate,) * len(at)
-    final = make(tokens=tuple(keep.tokens)) if keep.tokens else make(rate=rates)
-    if keep.tokens:
-        entering, rates = (patches, *final.counts[:-1]), []
-        for block in sorted(at):
-            rates.append((final.keep[block] or entering[block]) / entering[block])
-    return lambda progress: final if progress == 1 else make(rate=tuple(1 - (1 - r) * progress for r in rates))
 
 
 def check(config: Any) -> None:

@@ -11,7 +11,7 @@ from jax import Array
 from evit_jax import models
 from evit_jax.data.classes import readable
 from evit_jax.models import Model, Params
-from evit_jax.tokens.plan import TokenPlan
+from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.training.objectives import Taught
 from evit_jax.training.trained import read_trained
 
@@ -63,7 +63,8 @@ def read(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, cl
                          f'{here!r} in the data): give a teacher that was trained on the same classes')
     trained = trained._replace(image_size=image_size)
     model = models.create(trained.shape, dtype=dtype)
-    plan = trained.plan(rate=1.0) if dense and trained.reduce_at else trained.plan()
+    plan = (make_plan(trained.shape.patches(image_size), trained.shape.depth, reduce_at=()) if dense else
+            trained.plan())
     logging.info('the teacher is %s of %s at step %d: %s', trained.name, path, trained.step, plan)
     return Teacher(model, plan, trained.params, trained.mean, trained.std)
 

@@ -11,17 +11,16 @@ from evit_jax import models
 from evit_jax.data.classes import names_of, readable
 from evit_jax.models import Params
 from evit_jax.models.dynamicvit import predictors_in
-from evit_jax.models.vit import ViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
-from evit_jax.tokens.reducers import Reducer
+from evit_jax.tokens.keeping import Keeping
+from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
 from evit_jax.training.weights import AS_DEIT, fitted
 
-_UNSAID = AS_DEIT | {'model.distilled': False, 'model.dtype': 'float32', 'keep.rates': (), 'keep.tokens': (),
-                     'keep.macs': 0.0, 'reducer.r': 0, 'reducer.decreasing': False}
+_UNSAID = AS_DEIT | {'model.distilled': False, 'model.dtype': 'float32'}
 
 
 class Trained(NamedTuple):
@@ -38,14 +37,7 @@ class Trained(NamedTuple):
     std: tuple[float, ...]
     eval_crop: float | None       # see `EvalTransform`
     dtype: str                    # of the computation
-    reduce_at: tuple[int, ...]
-    fuse: bool
-    reducer: Reducer
-    rates: tuple[float, ...]      # one for each reduction
-    tokens: tuple[int, ...]       # kept at each reduction, in place of rates
-    r: int = 0                    # tokens merged in every block, in place of all these
-    decreasing: bool = False      # see `merge_plan`
-    macs: float = 0.0             # share of the dense model's, in place of all these
+    keeping: Keeping              # as it was trained
 
     def with_reducer(self, name: str | None) -> 'Trained':
         """The same weights with the tokens reduced by another method; None: as trained.
@@ -55,8 +47,8 @@ class Trained(NamedTuple):
         """
         if name is None:
             return self
-        reducer = reducers.named(name)
-        return self._replace(reducer=reducer, r=self.r if reducer.merges else 0)
+        reducer, keeping = reducers.named(name), self.keeping
+        return self._replace(keeping=keeping._replace(reducer=reducer, r=keeping.r if reducer.merges else 0))
 
     def plan(self, *, rate: float | None = None, rates: Sequence[float] = (), tokens: Sequence[int] = (),
              r: int | None = None) -> TokenPlan:
@@ -71,22 +63,16 @@ class Trained(NamedTuple):
         given = [name for name, said in asked.items() if said]
         if len(given) > 1:
             raise ValueError(f'give only one of {" and ".join(given)}')
-        if self.macs and not given:
-            return plan_of_macs(self.shape.macs, self.macs, plans_of(
-                self.reducer, self.shape.patches(self.image_size), self.shape.depth, reduce_at=self.reduce_at,
-                fuse=self.fuse, decreasing=self.decreasing))
-        if r or (self.r and not given):
-            return merge_plan(self.shape.patches(self.image_size), self.shape.depth, r=r or self.r,
-                              decreasing=self.decreasing, reducer=self.reducer)
-        if given and not self.reduce_at:
+        keeping = self.keeping
+        if given and r is None and not keeping.reduce_at:
             raise ValueError(f'the model in {self.path} drops nothing at any block (model.reduce_at is empty): make a '
                              f'plan with blocks of your own, or leave {given[0]} out')
-        if not given:
-            rates, tokens = self.rates, self.tokens
-        elif rate is not None:
-            rates = (rate,) * len(self.reduce_at)
-        plan = make_plan(self.shape.patches(self.image_size), self.shape.depth, rate=tuple(rates), tokens=tuple(tokens),
-                         reduce_at=self.reduce_at, fuse=self.fuse, reducer=self.reducer)
+        if rate is not None:
+            keeping = keeping.at(rate)
+        elif given:
+            dense = keeping.at(1.0)
+            keeping = dense._replace(rates=tuple(rates) or dense.rates, tokens=tuple(tokens), r=r or 0)
+        plan = keeping.plans(self.shape.patches(self.image_size), self.shape.depth, self.shape.macs)(1.0)
         self.shape.check_plan(plan)
         return plan
 
@@ -108,7 +94,7 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
     told = _UNSAID | workdirs.flat(about.get('config', {}))
     if 'model.name' not in told:
         raise ValueError(f'the checkpoint in {path} does not say of which model it is (model.name of its config)')
-    name, at = told['model.name'], tuple(told['model.reduce_at'])
+    name = told['model.name']
     shape = models.named_shape(name)
     shape = dataclasses.replace(shape, classes=weights['head.bias'].size, distilled=told['model.distilled'],
                                 predictors=predictors_in(weights),
@@ -120,9 +106,7 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
     return Trained(
         os.fspath(path), name, about['next_step'], fitted(weights, like, path), shape,
         readable(names), shape.image_size, tuple(told['data.mean']),
-        tuple(told['data.std']), told['data.eval_crop'] or None, told['model.dtype'], at, told['model.fuse'],
-        reducers.named(told['reducer.name']), tuple(told['keep.rates']) or (told['keep.rate'],) * len(at),
-        tuple(told['keep.tokens']), told['reducer.r'], told['reducer.decreasing'], told['keep.macs'])
+        tuple(told['data.std']), told['data.eval_crop'] or None, told['model.dtype'], Keeping.of_config(told))
 
 
 def _check_place(path):

@@ -1,0 +1,76 @@
+"""How many tokens are asked to stay where, as a config or a person says it, and the plans that come of it."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from evit_jax.tokens import reducers
+from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
+from evit_jax.tokens.reducers import Reducer
+
+# What configs say that have not heard of a key.
+_UNSAID = {'reducer.name': 'evit', 'reducer.r': 0, 'reducer.decreasing': False, 'keep.rates': (), 'keep.tokens': (),
+           'keep.macs': 0.0}
+
+
+class Keeping(NamedTuple):
+    """Of `macs`, `r` and `tokens` the first that is given counts; where none is, the rates do."""
+
+    reducer: Reducer
+    reduce_at: tuple[int, ...]    # blocks
+    fuse: bool                    # where the reducer can
+    rates: tuple[float, ...]      # one for each reduction
+    tokens: tuple[int, ...] = ()  # kept at each reduction
+    r: float = 0                  # tokens merged in every block
+    decreasing: bool = False      # see `merge_plan`
+    macs: float = 0.0             # share of the dense model's multiply-accumulates
+
+    @classmethod
+    def of_config(cls, flat: Mapping[str, Any]) -> 'Keeping':
+        """What the dotted keys of a config ask for.
+
+        Raises:
+          ValueError: no such reducer.
+        """
+        told = _UNSAID | dict(flat)
+        at = tuple(told['model.reduce_at'])
+        return cls(reducers.named(told['reducer.name']), at, told['model.fuse'],
+                   tuple(told['keep.rates']) or (told['keep.rate'],) * len(at), tuple(told['keep.tokens']),
+                   told['reducer.r'], told['reducer.decreasing'], told['keep.macs'])
+
+    @property
+    def rate(self) -> float | None:
+        """The one rate of all reductions, if that is what is asked."""
+        other = self.macs or self.r or self.tokens or len(set(self.rates)) != 1
+        return None if other else self.rates[0]
+
+    def at(self, rate: float) -> 'Keeping':
+        """The same at one rate."""
+        return self._replace(rates=(rate,) * len(self.reduce_at), tokens=(), r=0, macs=0.0)
+
+    def plans(self, patches: int, depth: int, macs: Callable[[TokenPlan], int]) -> Callable[[float], TokenPlan]:
+        """Progress of a schedule in [0, 1] -> plan: dense at 0, what is asked for at 1.
+
+        Args:
+          macs: of a plan.
+
+        Raises:
+          ValueError: now or when called, a value out of range; names it.
+        """
+        if self.macs:
+            family = plans_of(self.reducer, patches, depth, reduce_at=self.reduce_at, fuse=self.fuse,
+                              decreasing=self.decreasing)
+            return lambda progress: plan_of_macs(macs, 1 - (1 - self.macs) * progress, family)
+        if self.r:
+            merge = functools.partial(merge_plan, patches, depth, r=self.r, decreasing=self.decreasing,
+                                      reducer=self.reducer)
+            return lambda progress: merge(progress=progress)
+        make = functools.partial(make_plan, patches, depth, reduce_at=self.reduce_at, fuse=self.fuse,
+                                 reducer=self.reducer)
+        final = make(tokens=self.tokens) if self.tokens else make(rate=self.rates)
+        rates = self.rates
+        if self.tokens:
+            entering = (patches, *final.counts[:-1])
+            rates = [(final.keep[block] or entering[block]) / entering[block] for block in sorted(self.reduce_at)]
+        return lambda progress: (
+            final if progress == 1 else make(rate=tuple(1 - (1 - rate) * progress for rate in rates)))
