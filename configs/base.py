@@ -66,6 +66,8 @@ def get_config():
     config.data.flip = 0.5                # share of the images mirrored
     config.data.augment = 'rand-m9-mstd0.5-inc1'  # RandAugment; or 3a, jitter (of the digits), none
     config.data.colour_jitter = 0.4       # under RandAugment there is none
+    config.data.token_labels = ''         # folder of label maps (python -m evit_jax.label) to train on; '': none
+    config.data.token_weight = 1.0        # of their loss; the class token's has 1. LV-ViT's paper has 0.5, its code 1
     config.data.repeats = 3               # copies of an image in a row, each augmented by itself
     config.data.eval_crop = 224 / 256     # side of the centre crop, of the image's short side; 0: the whole, squeezed
     config.data.workers = 8               # processes that decode; 0: a thread

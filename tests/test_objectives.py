@@ -110,11 +110,11 @@ def test_a_teacher_and_the_tokens_of_it_get_no_gradient():
 def sparse(*shape, floor=0.0):
     value = softmax(normal(*shape, K + 1))[..., :K]
     index = np.argsort(RNG.random((*shape, L)))[..., :K].astype(np.int32)
-    return Sparse(value, index, floor)
+    return Sparse(value, index, np.full(shape, floor, np.float32) * RNG.random(shape).astype(np.float32))
 
 
 def dense_of(targets):
-    out = np.full((*targets.index.shape[:-1], L), targets.floor)
+    out = np.repeat(targets.floor[..., None], L, -1)
     for place in np.ndindex(targets.index.shape):
         out[(*place[:-1], targets.index[place])] += targets.value[place]
     return out
@@ -146,9 +146,10 @@ def test_masked_tokens_have_no_label():
 
 
 def test_a_label_map_is_smoothed_as_in_the_reference():
-    value, index, _ = sparse(B)
+    value, index, lacking = sparse(B)
     got = token_labels.dense(token_labels.smoothed(value, index, classes=L, smoothing=0.1), L)
-    maps = dense_of(Sparse(value, index))
+    maps = dense_of(Sparse(value, index, lacking + (1 - value.sum(-1)) / L))
+    np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
     np.testing.assert_allclose(got, maps * (1 - 0.1 + 0.1 / L) + 0.1 / L, rtol=1e-5)
 
 
@@ -165,9 +166,9 @@ def test_targets_of_swapped_patches_are_the_partners_and_the_images_is_shared_by
             source = partner if swap[group, patch] else image
             np.testing.assert_array_equal(mixed.value[image, patch], tokens.value[source, patch])
             np.testing.assert_array_equal(mixed.index[image, patch], tokens.index[source, patch])
+            assert mixed.floor[image, patch] == tokens.floor[source, patch]
         lam, maps = 1 - swap[group].mean(), dense_of(labels)
         np.testing.assert_allclose(label[image], lam * maps[image] + (1 - lam) * maps[partner], rtol=1e-5)
-    assert mixed.floor == 0.02
 
 
 def test_a_swap_is_one_box_on_the_grid_of_tokens_and_of_every_size():

@@ -4,6 +4,7 @@ Source: timm 0.4.12, `auto_augment.py` (RandAugment); DeiT III, `augment.py` (th
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -68,6 +69,36 @@ OPS = {
 }
 _NAMES = tuple(OPS)
 
+# Of those that move things: where in a square picture, in shares of its side, a place of the outcome was before.
+_SOURCES = {
+    'Rotate': lambda x, y, degrees: _turned(x, y, math.radians(degrees)),
+    'ShearX': lambda x, y, by: (x + by * y, y),
+    'ShearY': lambda x, y, by: (x, y + by * x),
+    'TranslateXRel': lambda x, y, by: (x + by, y),
+    'TranslateYRel': lambda x, y, by: (x, y + by),
+}
+
+Drawn = tuple[tuple[str, float], ...]  # operations to carry out, in order, each with its share of MAX_MAGNITUDE, signed
+
+
+def _turned(x, y, angle):
+    x, y, cosine, sine = x - 0.5, y - 0.5, math.cos(angle), math.sin(angle)
+    return cosine * x - sine * y + 0.5, sine * x + cosine * y + 0.5
+
+
+def sources(x: np.ndarray, y: np.ndarray, drawn: Drawn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where in a square picture, in shares of its side, places of what the operations made of it were before.
+
+    Returns:
+      x, y, and whether each was in the picture; other places hold what came in from beyond the border.
+    """
+    inside = np.ones(np.shape(x), bool)
+    for name, share in reversed(drawn):
+        if name in _SOURCES:
+            x, y = _SOURCES[name](x, y, OPS[name].level(share))
+            inside = inside & (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
+    return x, y, inside
+
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
@@ -92,20 +123,18 @@ class RandAugment:
             raise ValueError(f'RandAugment with {self.count} operations and a deviation of {self.deviation:g}: '
                              f'there must be at least 1, and it must not be negative')
 
-    def draw(self, rng: np.random.Generator) -> list[tuple[str, float]]:
-        """Names of the operations to carry out, in order, each with its share of MAX_MAGNITUDE, signed."""
+    def draw(self, rng: np.random.Generator) -> Drawn:
+        """What to do to a picture."""
         drawn = []
         for chosen in rng.integers(len(OPS), size=self.count).tolist():
             if rng.random() < APPLIED:
                 share = min(max(rng.normal(self.magnitude, self.deviation), 0), MAX_MAGNITUDE) / MAX_MAGNITUDE
                 negative = OPS[_NAMES[chosen]].signed and rng.random() < 0.5
                 drawn.append((_NAMES[chosen], -share if negative else share))
-        return drawn
+        return tuple(drawn)
 
     def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        for name, share in self.draw(rng):
-            picture = OPS[name].apply(picture, OPS[name].level(share))
-        return picture
+        return carry_out(picture, self.draw(rng))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +172,13 @@ class ThreeAugment:
             case 2:
                 picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR)))
         return self.jitter(picture, rng)
+
+
+def carry_out(picture: Image.Image, drawn: Drawn) -> Image.Image:
+    """What the operations make of the picture."""
+    for name, share in drawn:
+        picture = OPS[name].apply(picture, OPS[name].level(share))
+    return picture
 
 
 def from_policy(policy: str, colour_jitter: float = 0.0) -> Augment:

@@ -24,6 +24,7 @@ from absl import flags, logging
 from evit_jax.data import order
 from evit_jax.data.decode import decode
 from evit_jax.data.sources import Source
+from evit_jax.data.token_targets import TokenTargets
 
 TrainTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [H, W, 3] -> uint8 [S, S, 3]
 EvalTransform = Callable[[np.ndarray], np.ndarray]                        # and `mask(mask)` -> bool [S, S]
@@ -35,8 +36,8 @@ _DEATHS = {'-9': ' (killed, often for want of memory)', '-7': ' (no room in shar
 
 
 def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, transform: TrainTransform,
-                  repeats: int = 1, start_step: int = 0, num_workers: int = 0, process_index: int = 0,
-                  process_count: int = 1) -> 'Batches':
+                  repeats: int = 1, targets: TokenTargets | None = None, start_step: int = 0, num_workers: int = 0,
+                  process_index: int = 0, process_count: int = 1) -> 'Batches':
     """This process's share of the shuffled batches from `start_step` to the end of the last epoch.
 
     An example that cannot be read is replaced by another one, drawn from (seed, epoch, example).
@@ -47,12 +48,14 @@ def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, tr
       seed: of order and augmentation.
       transform: its Generator is a function of (seed, epoch, example, copy).
       repeats: copies of an image in a row, each augmented anew (repeated augmentation).
+      targets: of the tokens of each image; the transform is then asked to `show` (see `TrainTransform`).
       start_step: the first batch yielded is the one that an uninterrupted run has at this step.
       num_workers: processes that make batches; with 0 a thread does.
 
     Returns:
       {image: uint8 [b, S, S, 3], label: int32 [b], failed: str [f]}, where `failed` says for each sample that had to be
-      replaced which example could not be read, and why. Call `close()` on the iterator when done with it.
+      replaced which example could not be read, and why; and what `targets` make of each. Call `close()` on the iterator
+      when done with it.
 
     Raises:
       ValueError: sizes that do not fit together. While iterating: no replacement could be read either.
@@ -69,7 +72,7 @@ def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, tr
     if not 0 <= start_step <= steps:
         raise ValueError(f'start_step={start_step} is outside [0, {steps}], the steps of {epochs} epochs; '
                          f'has the batch size or the number of epochs changed since the run began?')
-    make = _TrainBatch(source, transform, seed, repeats, local, batch_size, process_index * local)
+    make = _TrainBatch(source, transform, seed, repeats, local, batch_size, process_index * local, targets)
     batches = Batches(grain.MapDataset.range(start_step, steps).map(make), num_workers)
     megabytes = local * math.prod(make.shape) / 1e6
     logging.info('input: %s at most %d batches of %.1f MB, %.0f MB in all, and an evaluation as many',
@@ -152,13 +155,16 @@ class _TrainBatch:
     local: int       # rows of the share
     batch_size: int
     first: int       # row of the global batch that is the share's first
+    targets: TokenTargets | None
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         return self.transform(_blank(), np.random.default_rng(0)).shape
 
     def __call__(self, step: int) -> dict:
-        images, labels = np.empty((self.local, *self.shape), np.uint8), np.empty(self.local, np.int32)
+        of_rows = {'image': (self.shape, np.uint8), 'label': ((), np.int32)} | (
+            self.targets.shapes if self.targets else {})
+        batch = {name: np.empty((self.local, *shape), dtype) for name, (shape, dtype) in of_rows.items()}
         failed: list[str] = []
         row = 0
         drawn = order.samples(step * self.batch_size + self.first, self.local, len(self.source), seed=self.seed,
@@ -167,23 +173,29 @@ class _TrainBatch:
             read = functools.cache(self.source.__getitem__)
             decoded = functools.cache(lambda number: decode(read(number)['image']))  # noqa: B023, used in this turn
             for _, _, copy in samples:
-                image, labels[row] = self._show(read, decoded, epoch, index, copy, failed)
-                _put(images, row, image)
+                for name, value in self._sample(read, decoded, epoch, index, copy, failed).items():
+                    _put(batch[name], row, value)
                 row += 1
-        return {'image': images, 'label': labels, 'failed': np.array(failed, str)}
+        return batch | {'failed': np.array(failed, str)}
 
-    def _show(self, read, decoded, epoch, index, copy, failed):
-        """Image and label of one sample, or of the first example that is readable in its place."""
+    def _sample(self, read, decoded, epoch, index, copy, failed):
+        """The rows of one sample, or of the first example that is readable in its place."""
         for attempt, number in enumerate(self._candidates(epoch, index)):
             example = None
             try:
                 example = read(number)
                 rng = order.stream(order.SAMPLE, self.seed, epoch, index, copy)
-                return self.transform(decoded(number), rng), example['label']
+                return self._rows(example, decoded(number), rng)
             except (ValueError, OSError) as error:
                 why = _why(number, example, error)
                 failed.extend([why] if attempt == 0 else [])
         raise ValueError(f'{attempt + 1} examples in a row cannot be read, the last one {why!r}; are the data damaged?')
+
+    def _rows(self, example, image, rng):
+        if self.targets is None:
+            return {'image': self.transform(image, rng), 'label': example['label']}
+        shown, part = self.transform.show(image, rng)
+        return {'image': shown, 'label': example['label']} | self.targets.rows(example['id'], part)
 
     def _candidates(self, epoch, index):
         yield index
@@ -240,9 +252,9 @@ def _blank() -> np.ndarray:
     return np.zeros((64, 64, 3), np.uint8)
 
 
-def _put(rows: np.ndarray, row: int, value: np.ndarray) -> None:
+def _put(rows: np.ndarray, row: int, value: np.ndarray | int) -> None:
     """Sets a row; numpy would broadcast what has another shape."""
-    assert value.shape == rows.shape[1:], f'a transform made {value.shape} once and {rows.shape[1:]} before'
+    assert np.shape(value) == rows.shape[1:], f'a transform made {value.shape} once and {rows.shape[1:]} before'
     rows[row] = value
 
 

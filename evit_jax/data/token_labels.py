@@ -18,21 +18,24 @@ from evit_jax.data import mixing
 class Sparse(NamedTuple):
     """Targets over L classes of which K have a value of their own."""
 
-    value: Array         # [..., K] float32
-    index: Array         # [..., K] int32; a class that is named twice has the sum
-    floor: float = 0.0   # added to the target of every class
+    value: Array  # [..., K] float32
+    index: Array  # [..., K] int32; a class that is named twice has the sum
+    floor: Array  # [...] float32, added to the target of every class
 
 
 def smoothed(value: Array, index: Array, *, classes: int, smoothing: float) -> Sparse:
-    """The targets of a label map's values; as in the reference, what these lack of a sum of 1 stays lacking."""
-    floor = smoothing / classes
-    return Sparse(value * (1 - smoothing + floor), index, floor)
+    """The targets of a label map's values, of which all classes share what they lack of a sum of 1 (`TokenTargets`).
+
+    Smoothed as in the reference, which makes a sum of 1 + smoothing / classes.
+    """
+    on, off = 1 - smoothing + smoothing / classes, smoothing / classes
+    return Sparse(value * on, index, (1 - value.sum(-1)) / classes * on + off)
 
 
 def dense(targets: Sparse, classes: int) -> Array:
     """The same as [..., L] float32."""
     named = jax.nn.one_hot(targets.index, classes, dtype=jnp.float32) * targets.value[..., None]
-    return named.sum(-2) + targets.floor
+    return named.sum(-2) + targets.floor[..., None]
 
 
 def mix_batch(batch: dict, key: Array, *, patches: int, classes: int, smoothing: float,
@@ -83,8 +86,8 @@ def mix_targets(labels: Sparse, tokens: Sparse, swap: Array, *, classes: int) ->
 
     def swapped(x):
         own = grouped(x)
-        return jnp.where(swap[:, None, :, None], own[:, ::-1], own).reshape(x.shape)
+        return jnp.where(swap.reshape(len(swap), 1, -1, *[1] * (x.ndim - 2)), own[:, ::-1], own).reshape(x.shape)
 
     share, own = 1 - swap.mean(axis=1)[:, None, None], grouped(dense(labels, classes))
     mixed = own * share + own[:, ::-1] * (1 - share)
-    return mixed.reshape(-1, classes), Sparse(swapped(tokens.value), swapped(tokens.index), tokens.floor)
+    return mixed.reshape(-1, classes), Sparse(*map(swapped, tokens))

@@ -6,6 +6,7 @@ Source: timm 0.4.12, `RandomResizedCropAndInterpolation`; DeiT, `build_transform
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,17 @@ SLENDER = 16     # of an image longer than this many times its width, evaluation
 
 _LEVELS = np.arange(256) - 127.5
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
+
+
+class Part(NamedTuple):
+    """What is shown of an image: a rectangle, in shares of height and width, or its mirror, moved by RandAugment."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
+    mirrored: bool
+    drawn: augment.Drawn = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +68,25 @@ class TrainTransform:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """uint8 [H, W, 3] to uint8 [size, size, 3]."""
+        return self.show(image, rng)[0]
+
+    def show(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Part]:
+        """As a call, and what part it is; that the digits' jitter shifts it, by less than a patch, is left out."""
+        high, wide = image.shape[:2]
+        top, left, height, width = 0, 0, high, wide
         if self.scale is not None:
-            top, left, height, width = random_crop(rng, *image.shape[:2], self.scale, self.ratio)
+            top, left, height, width = random_crop(rng, high, wide, self.scale, self.ratio)
             image = image[top:top + height, left:left + width]
         # Two steps, as in the reference: `resize(box=...)` would let pixels from beyond the part in at its edges.
         picture = Image.fromarray(image).resize((self.size, self.size), _BICUBIC)
-        if self.flip and rng.random() < self.flip:
+        mirrored = bool(self.flip) and rng.random() < self.flip
+        if mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(self._augment(picture, rng))
+        part = Part(top / high, left / wide, (top + height) / high, (left + width) / wide, mirrored)
+        if not isinstance(self._augment, augment.RandAugment):
+            return np.asarray(self._augment(picture, rng)), part
+        drawn = self._augment.draw(rng)
+        return np.asarray(augment.carry_out(picture, drawn)), part._replace(drawn=drawn)
 
 
 @dataclasses.dataclass(frozen=True)

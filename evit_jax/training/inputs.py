@@ -1,13 +1,16 @@
 """What a run reads, made from its config: sources and transforms."""
 
+import math
 from typing import Any
 
 from absl import logging
 
 from evit_jax import parallel
 from evit_jax.data import sources, splits
+from evit_jax.data.label_maps import LabelMaps
 from evit_jax.data.mixing import Mixing
 from evit_jax.data.sources import Source
+from evit_jax.data.token_targets import TokenTargets
 from evit_jax.data.transforms import EvalTransform, TrainTransform
 
 
@@ -32,6 +35,19 @@ def open_sources(config: Any) -> tuple[Source, Source]:
         logging.warning('%d of the examples to evaluate on are trained on, too: data.train_split=%r, '
                         'data.test_split=%r', shared, data.train_split, data.test_split)
     return train, test
+
+
+def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | None:
+    """What the tokens of the source's images are to be told, on a square grid; None where config has no maps.
+
+    Raises:
+      ValueError, FileNotFoundError: no label maps, unfinished ones, or those of other data.
+    """
+    if not config.data.token_labels:
+        return None
+    maps = LabelMaps(config.data.token_labels)
+    maps.check(source)
+    return TokenTargets(maps, math.isqrt(patches))
 
 
 def train_transform(config: Any) -> TrainTransform:

@@ -77,17 +77,17 @@ def soft_distillation(logits: Array, teacher: Array, tau: float) -> Array:
     return tau**2 * divergence(logits / tau, teacher / tau) / logits.shape[-1]
 
 
-def sparse_cross_entropy(logits: Array, value: Array, index: Array, floor: float = 0.0) -> Array:
+def sparse_cross_entropy(logits: Array, value: Array, index: Array, floor: Array) -> Array:
     """Cross entropy with targets of which few classes have a value of their own.
 
     Args:
       logits: [..., L] float32.
       value, index: [..., K], of these classes; a class that is named twice has the sum.
-      floor: added to the target of every class.
+      floor: [...], added to the target of every class.
 
     Returns:
       [...] float32.
     """
     logs = jax.nn.log_softmax(logits)
     named = (value * jnp.take_along_axis(logs, index, axis=-1)).sum(-1)
-    return -named - (floor * logs.sum(-1) if floor else 0)
+    return -named - floor * logs.sum(-1)

@@ -125,9 +125,9 @@ def token_cross_entropy(logits: Array, patch: Array, targets: Sparse, left: Arra
       targets: of each patch of the image, [B, P, K].
       left: [B, N] float32, 0 of what is masked.
     """
-    value, index = (_of_patches(field, patch) for field in (targets.value, targets.index))
+    value, index, floor = (_of_patches(field, patch) for field in targets)
     counts = (patch >= 0) * left
-    loss = losses.sparse_cross_entropy(logits, value, index, targets.floor)
+    loss = losses.sparse_cross_entropy(logits, value, index, floor)
     return (loss * counts).sum() / jnp.maximum(counts.sum(), 1)
 
 
@@ -149,4 +149,5 @@ def _left(seen):
 
 def _of_patches(values, patch):
     """Rows [B, N, ...] of [B, P, ...] by patch ids; of a fused token any."""
-    return jnp.take_along_axis(values, jnp.maximum(patch, 0)[..., None], axis=1)
+    place = jnp.maximum(patch, 0)
+    return jnp.take_along_axis(values, place.reshape(*place.shape, *[1] * (values.ndim - 2)), axis=1)

@@ -14,9 +14,10 @@ from absl import logging
 from jax.sharding import Mesh
 
 from evit_jax import models, parallel
-from evit_jax.data import mixing, order, pipeline
+from evit_jax.data import mixing, order, pipeline, token_labels
 from evit_jax.data.failures import Failures
 from evit_jax.data.sources import Source
+from evit_jax.data.token_targets import TokenTargets
 from evit_jax.models import Model
 from evit_jax.tokens import reducers
 from evit_jax.tokens.keeping import Keeping
@@ -45,6 +46,7 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     prepare: Callable
+    targets: TokenTargets | None   # of the tokens of images that are trained on
 
     @property
     def patches(self) -> int:
@@ -91,6 +93,8 @@ class Run(NamedTuple):
         """Shapes, dtypes and sharding of a batch."""
         batch, size = self.config.batch_size, self.config.model.image_size
         shapes = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
+        if self.targets:
+            shapes |= {name: ((batch, *row), dtype) for name, (row, dtype) in self.targets.shapes.items()}
         place = parallel.split_batch(self.mesh)
         return {name: jax.ShapeDtypeStruct(*of, sharding=place) for name, of in shapes.items()}
 
@@ -145,6 +149,14 @@ class Run(NamedTuple):
         return model._replace(apply=apply)
 
     def _mix(self, images, batch, key):
+        if self.targets:
+            erase_key, swap_key = jax.random.split(key)
+            if self.config.mixing.erase:
+                images = mixing.random_erasing(images, erase_key, self.config.mixing.erase)
+            label, tokens, swap = token_labels.mix_batch(
+                batch, swap_key, patches=self.patches, classes=self.model.shape.classes, groups=self.mesh.size,
+                smoothing=self.config.label_smoothing)
+            return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
         images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_of(self.config),
                                            groups=self.mesh.size, classes=self.model.shape.classes)
         return steps.Mixed(images, Targets(targets))
@@ -191,9 +203,10 @@ def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | 
                                      config.optimizer.backbone_from_epoch * per_epoch / config.optimizer.accumulate))
     model = models.create(shape, drop_path=config.model.drop_path, dtype=limits.DTYPES[config.model.dtype])
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
+    targets = inputs.token_targets(config, train_source, plan_at(1.0).patches)
     return Run(config, mesh, model, train_source, test_source, plan_at(1.0),
                stages(keep, lambda progress: plan_at(progress).in_training(), total_steps), total_steps,
-               optimizer, schedule, prepare)
+               optimizer, schedule, prepare, targets)
 
 
 def check_start(config: Any, workdir: str | os.PathLike) -> None:
@@ -213,8 +226,9 @@ def train_batches(run: Run, start_step: int) -> pipeline.Batches:
     config = run.config
     return pipeline.train_batches(
         run.train_source, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
-        transform=inputs.train_transform(config), repeats=config.data.repeats, start_step=start_step,
-        num_workers=config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
+        transform=inputs.train_transform(config), repeats=config.data.repeats, targets=run.targets,
+        start_step=start_step, num_workers=config.data.workers, process_index=jax.process_index(),
+        process_count=jax.process_count())
 
 
 def held_out_batches(run: Run) -> pipeline.Batches:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from evit_jax import models
+from evit_jax.models.lvvit import LVViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import objectives, teachers
@@ -25,11 +27,26 @@ def check(config: Any) -> None:
     if kind == 'self' and distill.token_weight and not config.teacher.dense:
         raise ValueError(f'config.distill.token_weight={distill.token_weight} compares tokens with those of a teacher '
                          'that drops none: give --config.teacher.dense=True, or --config.distill.token_weight=0')
+    _check_token_labels(config)
 
     scaled = config.optimizer.backbone_scale != 1 or config.optimizer.backbone_from_epoch
     if scaled and not reducers.named(config.reducer.name).predicts:
         raise ValueError(f'config.optimizer.backbone_scale and backbone_from_epoch are of all parameters but the '
                          f'predictors of tokens, and reducer {config.reducer.name} has none: leave them at 1 and 0')
+
+
+def _check_token_labels(config):
+    if not config.data.token_labels:
+        return
+    if not isinstance(models.named_shape(config.model.name), LVViTShape):
+        raise ValueError(f'config.data.token_labels={config.data.token_labels} is for models with a head for tokens, '
+                         f'which {config.model.name} lacks: take an lvvit, or give --config.data.token_labels=')
+    if config.distill.kind != 'none':
+        raise ValueError(f'config.distill.kind={config.distill.kind} and config.data.token_labels both say what is '
+                         'learned: give one of them')
+    if config.mixing.mixup or config.mixing.cutmix:
+        raise ValueError('with config.data.token_labels, patches are swapped in place of mixing images: give '
+                         '--config.mixing.mixup=0 --config.mixing.cutmix=0')
 
 
 def check_teacher(config: Any) -> None:
@@ -80,6 +97,8 @@ def objective(config: Any, prefix: int, plan: TokenPlan) -> Objective:
         found = objectives.distilled(distill.kind, alpha=distill.alpha, tau=distill.tau)
     elif distill.kind == 'self':
         found = objectives.imitating(weight=distill.weight, token_weight=distill.token_weight, prefix=prefix)
+    elif config.data.token_labels:
+        found = objectives.token_labelled(config.data.token_weight)
     else:
         found = objectives.plain()
     if plan.reducer.masks and plan.reductions:

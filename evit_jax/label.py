@@ -1,0 +1,99 @@
+"""Label maps of images to train on: python -m evit_jax.label CHECKPOINT --config FILE --out DIR
+                                  python -m evit_jax.label --published FOLDER --config FILE --out DIR
+
+Of the training split of the config's data. CHECKPOINT is the folder of a run, whose model says which classes it sees at
+each patch of an image; or FOLDER holds the published files, <class>/<image>.pt. DIR is made: train with
+--config.data.token_labels=DIR. Told to stop by SIGTERM or Ctrl-C it keeps what is done and ends with code 75; the same
+command goes on from there. Images that cannot be read are named and get no map.
+"""
+
+import functools
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from evit_jax import commandline
+from evit_jax.data import label_maps
+from evit_jax.data.classes import readable
+from evit_jax.data.label_maps import About, Entry, LabelMap
+from evit_jax.inference.annotator import Annotator
+from evit_jax.inference.held_out import spread
+from evit_jax.interchange import published_labels
+from evit_jax.training import inputs
+from evit_jax.training.claim import claim
+from evit_jax.training.stopping import Stopping
+from evit_jax.training.trained import read_trained
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, whose data are labelled.')
+_OUT = flags.DEFINE_string('out', None, 'Folder of the label maps.')
+_PUBLISHED = flags.DEFINE_string('published', None, 'Folder of published label maps, in place of a CHECKPOINT.')
+_EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
+_SIZE = flags.DEFINE_integer('size', None, 'Pixels a side of the images that the model is shown, squeezed to a square; '
+                             'as trained if not given. The map has a place for each patch.', lower_bound=1)
+_BATCH = flags.DEFINE_integer('batch', 64, 'Images computed at a time.', lower_bound=1)
+
+_LOOKED_FOR = 16  # published files that must be there before any is copied
+
+
+def main(checkpoint: str = '') -> None:
+    """Makes the maps, or goes on with them."""
+    if _CONFIG.value is None or not _OUT.value or bool(checkpoint) == bool(_PUBLISHED.value):
+        raise ValueError('give --config FILE, --out DIR, and either a CHECKPOINT or --published FOLDER, as in: python '
+                         '-m evit_jax.label runs/digits --config configs/digits.py --out data/digits_labels')
+    source, _ = inputs.open_sources(_CONFIG.value)
+    with Stopping() as stopping:
+        annotator, top, side, entries = (_published if _PUBLISHED.value else _by_model)(
+            checkpoint, source, stopping.check)
+        data = _CONFIG.value.data
+        about = About(annotator, ' '.join(filter(None, (
+            data.source, data.name if data.source == 'tfds' else '', data.train_split))), tuple(source.class_names),
+            source.num_classes, len(source), top, side)
+        logging.info('%s examples, %d classes at each of %d x %d places, by %s', f'{len(source):,}', top, side, side,
+                     annotator)
+        label_maps.check_begun(_OUT.value, about)
+        with claim(_OUT.value):
+            missing = label_maps.write(_OUT.value, about, entries)
+    if missing:
+        logging.warning('%d of %d examples have no label map', missing, len(source))
+
+
+def _by_model(checkpoint, source, check):
+    """Name, classes and side of the maps of a model, and what makes them."""
+    trained = read_trained(checkpoint, ema=_EMA.value)
+    if trained.shape.classes != source.num_classes:
+        raise ValueError(f'the model in {checkpoint} tells {trained.shape.classes} classes apart, the data have '
+                         f'{source.num_classes}: take an annotator that was trained on these classes')
+    if (ours := readable(source.class_names)) and ours != trained.class_names:
+        first = next(label for label, name in enumerate(ours) if name != trained.class_names[label])
+        raise ValueError(f'the model in {checkpoint} was trained on other classes: {trained.class_names[first]!r} is '
+                         f'its class {first}, {ours[first]!r} that of the data')
+    made = Annotator(trained._replace(image_size=_SIZE.value or trained.image_size), batch_size=_BATCH.value)
+    return str(made), made.top, made.side, functools.partial(made.entries, source, check=check)
+
+
+def _published(_, source, check):
+    """As `_by_model`, of published files. Some are looked for at once; the first tells the size of all."""
+    folder, classes, shape = _PUBLISHED.value, source.num_classes, None
+
+    def read(number):
+        nonlocal shape
+        example = source[number]['id']
+        value, index = published_labels.read(path := published_labels.place_of(folder, example), classes)
+        shape = shape or value.shape
+        if value.shape != shape:
+            raise ValueError(f'{path} holds a map of {list(value.shape)}, the one of the first image is of '
+                             f'{list(shape)}')
+        return Entry(example, LabelMap(value, index))
+
+    def entries(start):
+        for number in range(start, len(source)):
+            check()
+            yield read(number)
+
+    for number in spread(len(source), _LOOKED_FOR):
+        read(number)
+    return 'published files', *shape[:2], entries
+
+
+if __name__ == '__main__':
+    commandline.run(main, '[CHECKPOINT]')
