@@ -143,6 +143,8 @@ def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatc
     assert len(found) == 5
     for row in found:
         np.testing.assert_allclose(row['train/loss'], row['train/loss/labels'] + row['train/loss/tokens'], rtol=1e-5)
+    config.data.token_labels = str(tmp_path / 'moved away')
+    assert loop.evaluate_workdir(config, tmp_path)['images'] == SIZES['test']
 
 
 @pytest.mark.parametrize('changes, said', [

@@ -70,6 +70,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.classes = trained['model.classes']
+        config.data.token_labels = ''  # of training alone; they need not be here
     run = runs.lay_out(config, trained=trained)
     workdirs.check_classes(workdir, trained, run.test_source.class_names)
     with Stopping() as stopping:
