@@ -1,9 +1,11 @@
 """EViT-LV-ViT-S, keep rate 0.7, inattentive tokens fused. Paper: 83.0 top-1 on ImageNet. Here: not run on ImageNet.
 
-python -m evit_jax.main --config configs/lvvit_s.py --workdir runs/lvvit_s
+python -m evit_jax.label --published label_top5_train_nfnet --config configs/lvvit_s.py --out labels/imagenet
+python -m evit_jax.main --config configs/lvvit_s.py --workdir runs/lvvit_s --config.data.token_labels=labels/imagenet
 
 26.15 M parameters; 4.71 G MACs an image (dense 6.55: --config.keep.rate=1, paper 83.3). 300 epochs: 384 M images,
-375,300 steps.
+375,300 steps. The label maps are published, or made by any trained model: python -m evit_jax.label CHECKPOINT. Without
+them the class token's and the patches' heads learn the image's label together.
 """
 
 from configs import base

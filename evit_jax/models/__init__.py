@@ -22,6 +22,8 @@ SHAPES = {
     'lvvit_t': LVViTShape(width=240, depth=12, heads=4, residual_scale=1.0),
     'lvvit_s': LVViTShape(width=384, depth=16, heads=6),
     'lvvit_m': LVViTShape(width=512, depth=20, heads=8),
+    'lvvit_digits': LVViTShape(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
+                               stem_width=16),
     'vit_digits': ViTShape(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
                            stem=(16, 32, 64, 64)),
 }
