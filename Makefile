@@ -3,6 +3,7 @@
 PYTHON  ?= python3
 WORKDIR ?= runs/digits
 KILLS   ?= 200
+JOBS    ?= 2
 ARGS    ?=
 
 BIN   := .venv/bin
@@ -32,8 +33,8 @@ $(READY): requirements.txt
 train: $(READY)  ## Trains on digits; ARGS= for more flags, WORKDIR= for another folder
 	$(HUGE_PAGES) $(BIN)/python -m evit_jax.main --config configs/digits.py --workdir $(WORKDIR) $(ARGS)
 
-test: $(READY)  ## Runs the tests, without the slow ones; ARGS= for more flags
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## Runs the tests, without the slow ones, in JOBS= processes of about 3 GB; ARGS= for more flags
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(READY)  ## Runs the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
