@@ -102,7 +102,7 @@ def drop(checkpoint: str) -> None:
     table = _writable(str(out.with_suffix('.csv')), '--out')
     if table == out:
         raise ValueError(f'--out={_OUT.value} is for the plot: give a name that ends in .png, the table lies beside it')
-    shares = _numbers('shares', _SHARES.value)
+    shares = commandline.numbers('shares', _SHARES.value, float)
     trained = read_trained(checkpoint, ema=_EMA.value)
     source = _test_split(checkpoint, trained)
     if _MASKS.value:
@@ -166,18 +166,11 @@ def _rates(trained: Trained) -> list[float]:
         patches = trained.shape.patches(trained.image_size)
         least = trained.keeping.reducer.fewest(patches) / patches
         return sorted(rate for rate in {number / 10 for number in range(3, 11)} | own if rate >= least)
-    return sorted(set(_numbers('rates', _RATES.value)))
+    return sorted(set(commandline.numbers('rates', _RATES.value, float)))
 
 
 def _images(count: int) -> str:
     return f'{count:,} image{"s" * (count != 1)}'
-
-
-def _numbers(flag: str, texts: Sequence[str]) -> list[float]:
-    try:
-        return [float(text) for text in texts]
-    except ValueError:
-        raise ValueError(f'--{flag}={",".join(texts)} is no list of numbers: give them with commas between') from None
 
 
 def _writable(name: str, flag: str) -> pathlib.Path:

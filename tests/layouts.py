@@ -65,6 +65,14 @@ def prepare(patch):
     patch.setattr(sources, 'open_source', lambda name, split, **_: Colours(split))
 
 
+@pytest.fixture(scope='module', autouse=True)
+def least():
+    """The least model and data for a test file that says `least = layouts.least`."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(patch)
+        yield
+
+
 def train_here(workdir, **changes):
     """Trains to the end in this process, on its devices; the final metrics."""
     with pytest.MonkeyPatch.context() as patch:

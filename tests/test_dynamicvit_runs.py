@@ -19,11 +19,7 @@ CONFIG = {'reducer__name': 'dynamicvit', 'model__reduce_at': (0, 1), 'keep__rate
           'ema_decay': 0.0, 'log__pictures': 0}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def least():
-    with pytest.MonkeyPatch.context() as patch:
-        layouts.prepare(patch)
-        yield
+least = layouts.least
 
 
 @pytest.fixture

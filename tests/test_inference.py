@@ -40,11 +40,7 @@ class Photos(layouts.Colours):
         return {'image': self.paths[index].read_bytes(), 'label': index % 3, 'id': self.paths[index].name}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def least():
-    with pytest.MonkeyPatch.context() as patch:
-        layouts.prepare(patch)
-        yield
+least = layouts.least
 
 
 @pytest.fixture(scope='module')

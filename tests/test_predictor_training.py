@@ -20,11 +20,7 @@ RECIPE = QUIET | {'reducer__name': 'dynamicvit', 'distill__kind': 'self', 'disti
 PARAMS = {'head': {'kernel': jnp.ones((2, 3))}, 'score_predictor': {'0': {'kernel': jnp.ones((3, 2))}}}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def least():
-    with pytest.MonkeyPatch.context() as patch:
-        layouts.prepare(patch)
-        yield
+least = layouts.least
 
 
 @pytest.fixture(scope='module')

@@ -21,7 +21,7 @@ def compare(config: Any, out: str | os.PathLike) -> list[dict[str, Any]]:
     """Has every cell's result, from the folder or by running it.
 
     Returns:
-      A row for each cell: setting, method, share, seed, top1 (of 1), macs, macs_dense, plan.
+      A row for each cell: setting, method, share, seed, top1 (of 1), macs, macs_dense.
 
     Raises:
       ValueError: a cell that cannot be, before the first one runs.
@@ -62,8 +62,7 @@ def _run(config: Any, cell: Cell, folder: pathlib.Path, dense: str) -> dict[str,
         found |= results.costs(run)
     else:
         found = loop.train(config, folder)
-        run = runs.lay_out(config)
-    return {'top1': found['top1'], 'macs': found['macs'], 'macs_dense': found['macs_dense'], 'plan': str(run.plan)}
+    return {name: found[name] for name in ('top1', 'macs', 'macs_dense')}
 
 
 def _note(folder, found):

@@ -1,6 +1,5 @@
 """Models by name, each as pure functions over a plain tree of parameters."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from jax import Array
 from evit_jax.models.lvvit import LVViT, LVViTShape
 from evit_jax.models.shape import ViTShape
 from evit_jax.models.vit import ViT
+from evit_jax.tokens.names import look_up
 
 Params = dict[str, Any]
 
@@ -45,11 +45,7 @@ def named_shape(name: str) -> ViTShape:
     Raises:
       ValueError: no such model; names the nearest.
     """
-    if name not in SHAPES:
-        near = difflib.get_close_matches(name, SHAPES, n=1)
-        hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(SHAPES)}'
-        raise ValueError(f'unknown model {name!r}: {hint}')
-    return SHAPES[name]
+    return look_up('model', name, SHAPES)
 
 
 def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32) -> Model:

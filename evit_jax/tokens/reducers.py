@@ -4,7 +4,6 @@ A reducer is told what a block knows of its tokens and how many are to stay. It 
 by them, so that a plan stays a static argument of `jax.jit`.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from evit_jax.tokens.merging import fewest_of_matching, merge_matched, merge_runs
+from evit_jax.tokens.names import look_up
 from evit_jax.tokens.reduction import Tokens, keep_top, keep_top_and_fuse, moved
 
 
@@ -55,11 +55,7 @@ def named(name: str) -> Reducer:
     Raises:
       ValueError: there is none; names the nearest.
     """
-    if name not in REDUCERS:
-        near = difflib.get_close_matches(name, REDUCERS, n=1)
-        hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(REDUCERS)}'
-        raise ValueError(f'unknown reducer {name!r}: {hint}')
-    return REDUCERS[name]
+    return look_up('reducer', name, REDUCERS)
 
 
 def share_of_entering(patches: int, entering: int, rates: Sequence[float]) -> int:
