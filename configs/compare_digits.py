@@ -15,8 +15,9 @@ def get_config():
     config = ConfigDict()
     config.run = digits.get_config()   # of every run, under what follows
     with config.run.unlocked():
+        config.run.model.update(image_size=48)   # 36 patches: what the many runs cost is halved
         config.run.keep.update(start_epoch=0, shrink_epochs=0)
-        config.run.update(ema_decay=0.0)
+        config.run.update(epochs=12, ema_decay=0.0)
         config.run.log.update(eval_epochs=100.0, pictures=0)
     config.dense = ''                  # workdir of the trained dense model; '': one is trained
     config.seeds = (0, 1, 2)
@@ -39,7 +40,7 @@ def get_config():
         'shares': (0.5,), 'run': {'epochs': 1, 'optimizer': {'lr': 1e-3, 'warmup_epochs': 0.0}}})
     config.scratch = ConfigDict({
         'methods': ('EViT', 'EViT, not fused', 'ToMe', 'DynamicViT'),
-        'shares': (0.5,), 'run': {'epochs': 5, 'keep': {'start_epoch': 1, 'shrink_epochs': 1, 'levels': 3}}})
+        'shares': (0.5,), 'run': {'epochs': 3, 'keep': {'start_epoch': 1, 'shrink_epochs': 1, 'levels': 2}}})
     config.orderings = (
         ConfigDict({'better': 'EViT', 'worse': 'DynamicViT', 'setting': 'scratch'}),
         ConfigDict({'better': 'EViT', 'worse': 'DynamicViT, distilled', 'setting': 'finetuned'}),
