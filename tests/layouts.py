@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from configs import base
 from evit_jax import commandline, models, parallel
 from evit_jax.data import sources
 from evit_jax.models.shape import ViTShape
-from evit_jax.training import loop
+from evit_jax.training import loop, writers
 from evit_jax.training.stopping import Stopped
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -78,6 +79,19 @@ def train_here(workdir, **changes):
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch)
         return loop.train(config_of(**changes), workdir)
+
+
+def losses(workdir):
+    """Of every step that was logged."""
+    return [record['train/loss'] for record in writers.read_metrics(workdir / 'metrics.jsonl')
+            if 'train/loss' in record]
+
+
+def cut_off(workdir, to, step=5):
+    """Makes another folder what the workdir was when the checkpoint of a step had been written."""
+    (to / 'checkpoints').mkdir(parents=True)
+    shutil.copy(workdir / 'config.json', to)
+    shutil.copytree(workdir / 'checkpoints' / str(step), to / 'checkpoints' / str(step))
 
 
 def start(workdir, *, processes, devices, module='tests.layouts', arguments=(), **changes):

@@ -33,15 +33,10 @@ def least(monkeypatch):
     layouts.prepare(monkeypatch)
 
 
-def losses(workdir):
-    return [record['train/loss'] for record in writers.read_metrics(workdir / 'metrics.jsonl')
-            if 'train/loss' in record]
-
-
 def assert_agree(workdir, want):
     """Losses of every step, and what the last evaluation counted, against another run's."""
-    assert len(losses(want)) == layouts.STEPS
-    np.testing.assert_allclose(losses(workdir), losses(want), rtol=CLOSE)
+    assert len(layouts.losses(want)) == layouts.STEPS
+    np.testing.assert_allclose(layouts.losses(workdir), layouts.losses(want), rtol=CLOSE)
     last, first = (writers.read_metrics(folder / 'metrics.jsonl')[-1] for folder in (workdir, want))
     assert {name: last[name] for name in EXACT} == {name: first[name] for name in EXACT}
     np.testing.assert_allclose(last['eval/loss'], first['eval/loss'], rtol=CLOSE)
@@ -82,7 +77,7 @@ def trained(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_every_layout_agrees_with_one_device(trained, name):
-    got, want = np.array(losses(trained[name])), np.array(losses(trained['1x1']))
+    got, want = np.array(layouts.losses(trained[name])), np.array(layouts.losses(trained['1x1']))
     print(f'{name}: losses differ by {np.abs(got / want - 1).max():.1e} at most')
     assert_agree(trained[name], trained['1x1'])
 
@@ -91,11 +86,9 @@ def test_every_layout_agrees_with_one_device(trained, name):
 @pytest.mark.parametrize(('before', 'name'), itertools.permutations(LAYOUTS, 2))
 def test_a_run_begun_in_one_layout_continues_in_any_other(trained, tmp_path, before, name):
     workdir = tmp_path / 'run'
-    (workdir / 'checkpoints').mkdir(parents=True)
-    shutil.copy(trained[before] / 'config.json', workdir)
-    shutil.copytree(trained[before] / 'checkpoints' / '5', workdir / 'checkpoints' / '5')
+    layouts.cut_off(trained[before], workdir)
     layouts.train(workdir, **LAYOUTS[name])
-    np.testing.assert_allclose(losses(workdir), losses(trained['1x1'])[5:], rtol=CLOSE)
+    np.testing.assert_allclose(layouts.losses(workdir), layouts.losses(trained['1x1'])[5:], rtol=CLOSE)
     assert (writers.read_metrics(workdir / 'metrics.jsonl')[-1]['eval/top1']
             == writers.read_metrics(trained['1x1'] / 'metrics.jsonl')[-1]['eval/top1'])
 
@@ -185,8 +178,8 @@ def test_two_processes_begin_from_the_weights_of_another_run_as_one_does(eight, 
     changes = {'init_from': str(eight), 'epochs': 2}
     loop.train(layouts.config_of(**changes), tmp_path / 'one')
     layouts.train(tmp_path / 'two', **LAYOUTS['2x4 fsdp'], **changes)
-    np.testing.assert_allclose(losses(tmp_path / 'two'), losses(tmp_path / 'one'), rtol=CLOSE)
-    assert losses(tmp_path / 'two')[0] < losses(eight)[0] - 0.1
+    np.testing.assert_allclose(layouts.losses(tmp_path / 'two'), layouts.losses(tmp_path / 'one'), rtol=CLOSE)
+    assert layouts.losses(tmp_path / 'two')[0] < layouts.losses(eight)[0] - 0.1
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Training with a teacher as a user runs it, on 8 virtual devices: it is heard, never changed, and refused by name."""
 
 import dataclasses
-import shutil
 
 import jax
 import numpy as np
@@ -72,9 +71,7 @@ def test_the_teacher_is_no_part_of_the_checkpoint_and_stays_as_it_was(distilled,
 
 def test_a_run_with_a_teacher_that_was_cut_off_ends_with_the_same_bits(distilled, tmp_path):
     workdir, config, _ = distilled
-    (tmp_path / 'checkpoints').mkdir()
-    shutil.copy(workdir / 'config.json', tmp_path)
-    shutil.copytree(workdir / 'checkpoints' / '5', tmp_path / 'checkpoints' / '5')
+    layouts.cut_off(workdir, tmp_path)
     loop.train(config, tmp_path)
     for got, want in zip(weights_of(tmp_path), weights_of(workdir)):
         assert_equal(got, want)
