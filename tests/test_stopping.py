@@ -1,7 +1,6 @@
 """A run that is told to stop saves at the step it is at, ends with code 75, and continues to the bit."""
 
 import contextlib
-import json
 import os
 import signal
 from unittest import mock
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 from evit_jax.training import best, checksums, loop, results, run, stopping, writers
-from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step, read_about, read_newest
 from tests import layouts
 
@@ -146,9 +144,3 @@ def test_a_run_saves_when_its_minutes_are_over(tmp_path):
     loop.train(layouts.config_of(checkpoint__every=100, checkpoint__minutes=1e-9, checkpoint__keep=100,
                                  log__every=3), tmp_path)
     assert sorted(map(int, os.listdir(tmp_path / 'checkpoints'))) == [3, 6, 9, 10]
-
-
-def test_changed_minutes_are_no_other_config(tmp_path):
-    for minutes in (1.0, 2.0):
-        workdirs.open_workdir(tmp_path, layouts.config_of(checkpoint__minutes=minutes).to_dict(), accept_changes=False)
-    assert json.loads((tmp_path / 'config.json').read_text())['checkpoint.minutes'] == 2.0

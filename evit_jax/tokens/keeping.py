@@ -9,7 +9,7 @@ from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan, plan_of_macs,
 from evit_jax.tokens.reducers import Reducer
 
 # What configs say that have not heard of a key.
-_UNSAID = {'reducer.name': 'evit', 'reducer.r': 0, 'reducer.decreasing': False, 'keep.rates': (), 'keep.tokens': (),
+UNSAID = {'reducer.name': 'evit', 'reducer.r': 0, 'reducer.decreasing': False, 'keep.rates': (), 'keep.tokens': (),
            'keep.macs': 0.0}
 
 
@@ -32,7 +32,7 @@ class Keeping(NamedTuple):
         Raises:
           ValueError: no such reducer.
         """
-        told = _UNSAID | dict(flat)
+        told = UNSAID | dict(flat)
         at = tuple(told['model.reduce_at'])
         return cls(reducers.named(told['reducer.name']), at, told['model.fuse'],
                    tuple(told['keep.rates']) or (told['keep.rate'],) * len(at), tuple(told['keep.tokens']),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from evit_jax.tokens import keeping
 from evit_jax.training import storage
 from evit_jax.training.checkpoints import newest_step
 
@@ -16,6 +17,12 @@ _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.i
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
 # What decides the parameters' shapes: an evaluation may change everything else.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled')
+# What runs did that began before there were such keys; configs/base.py says the same.
+_UNSAID = keeping.UNSAID | {
+    'reducer.share_weight': 2.0, 'distill.kind': 'none', 'distill.alpha': 0.5, 'distill.tau': 3.0,
+    'distill.weight': 0.5, 'distill.token_weight': 0.0, 'teacher.path': '', 'teacher.ema': False, 'teacher.dense': True,
+    'data.token_labels': '', 'data.token_weight': 1.0, 'optimizer.b2': 0.999, 'optimizer.backbone_scale': 1.0,
+    'optimizer.backbone_from_epoch': 0.0}
 
 
 def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -32,6 +39,8 @@ def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_changes: bool) -> None:
     """Makes the workdir ready for training with a config; claim it first.
 
+    A key that was not there when the run in it began counts as what runs did then.
+
     Raises:
       ValueError: it holds a run with another config (a checkpoint of one), or cannot be reached.
     """
@@ -39,6 +48,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     old = saved_config(folder) if newest_step(folder) is not None else None
     new = flat(config)
     if old is not None:
+        old = flat(_UNSAID) | old
         new = _with_classes_of(old, new) | {key: old[key] for key in _BEGINNING if key in old}
         differ = [key for key in sorted(old.keys() | new.keys())
                   if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
