@@ -81,10 +81,13 @@ def train_here(workdir, **changes):
         return loop.train(config_of(**changes), workdir)
 
 
+def records(workdir):
+    """What was logged of the steps."""
+    return [record for record in writers.read_metrics(workdir / 'metrics.jsonl') if 'train/loss' in record]
+
+
 def losses(workdir):
-    """Of every step that was logged."""
-    return [record['train/loss'] for record in writers.read_metrics(workdir / 'metrics.jsonl')
-            if 'train/loss' in record]
+    return [record['train/loss'] for record in records(workdir)]
 
 
 def cut_off(workdir, to, step=5):

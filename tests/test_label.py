@@ -24,7 +24,7 @@ from evit_jax.inference.annotator import Annotator, likeliest
 from evit_jax.interchange import published_labels
 from evit_jax.models.lvvit import LVViTShape
 from evit_jax.tokens.plan import make_plan
-from evit_jax.training import loop, run, steps, weights, writers
+from evit_jax.training import loop, run, steps, weights
 from evit_jax.training.trained import read_trained
 from tests import doors, layouts
 from tests.test_torch_file import plain, storage, tensor
@@ -139,7 +139,7 @@ def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatc
         image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))
     config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder))
     loop.train(config, tmp_path)
-    found = [row for row in writers.read_metrics(tmp_path / 'metrics.jsonl') if 'train/loss' in row]
+    found = layouts.records(tmp_path)
     assert len(found) == 5
     for row in found:
         np.testing.assert_allclose(row['train/loss'], row['train/loss/labels'] + row['train/loss/tokens'], rtol=1e-5)

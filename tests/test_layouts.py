@@ -183,6 +183,20 @@ def test_two_processes_begin_from_the_weights_of_another_run_as_one_does(eight, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(('place', 'how'), [
+    ('init_from', {'distill__kind': 'self', 'distill__token_weight': 0.5, 'keep__rate': 0.5}),
+    ('teacher__path', {'distill__kind': 'hard', 'model__distilled': True})], ids=['self', 'hard'])
+def test_two_processes_with_a_divided_state_learn_from_a_teacher_as_one_does(eight, tmp_path, place, how):
+    changes = how | {place: str(eight), 'epochs': 2, 'log__pictures': 0}
+    loop.train(layouts.config_of(**changes), tmp_path / 'one')
+    layouts.train(tmp_path / 'two', **LAYOUTS['2x4 fsdp'], **changes)
+    taught = [[record['train/loss/teacher'] for record in layouts.records(tmp_path / name)] for name in ('two', 'one')]
+    assert min(taught[1]) > 1e-4
+    np.testing.assert_allclose(*taught, rtol=CLOSE)
+    np.testing.assert_allclose(*(layouts.losses(tmp_path / name) for name in ('two', 'one')), rtol=CLOSE)
+
+
+@pytest.mark.slow
 def test_processes_agree_that_a_checkpoint_cannot_be_read_and_use_the_one_before(trained, tmp_path):
     shutil.copytree(trained['2x4'], tmp_path / 'run')
     for file in (tmp_path / 'run' / 'checkpoints' / '10' / 'state').rglob('*'):

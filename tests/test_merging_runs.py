@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from evit_jax.training import loop, writers
+from evit_jax.training import loop
 from evit_jax.training.checkpoints import read_newest
 from tests import layouts
 
@@ -26,7 +26,7 @@ def run(request, tmp_path_factory):
 
 def test_the_loss_falls_while_more_and_more_is_merged(run):
     _, _, workdir, metrics = run
-    records = [record for record in writers.read_metrics(workdir / 'metrics.jsonl') if 'train/loss' in record]
+    records = layouts.records(workdir)
     assert len(records) == layouts.STEPS and records[-1]['train/loss'] < records[0]['train/loss'] - 0.2
     rates = [record['train/keep_rate'] for record in records]
     assert rates[0] == 1 > rates[-1] and rates == sorted(rates, reverse=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evit_jax import models
-from evit_jax.training import loop, run, teachers, writers
+from evit_jax.training import loop, run, teachers
 from evit_jax.training.checkpoints import read_newest
 from evit_jax.training.weights import save
 from tests import layouts
@@ -48,13 +48,9 @@ def assert_equal(got, want):
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
-def records(workdir):
-    return [record for record in writers.read_metrics(workdir / 'metrics.jsonl') if 'train/loss' in record]
-
-
 def test_a_distilled_model_learns_and_its_parts_are_logged(distilled):
     workdir, _, metrics = distilled
-    first, last = records(workdir)[0], records(workdir)[-1]
+    first, last = layouts.records(workdir)[0], layouts.records(workdir)[-1]
     assert last['train/loss/teacher'] < first['train/loss/teacher']
     assert last['train/loss/labels'] < first['train/loss/labels']
     np.testing.assert_allclose(
@@ -117,7 +113,7 @@ def test_self_distillation_and_dropped_tokens_go_together(teacher, tmp_path):
     metrics = loop.train(layouts.config_of(
         init_from=str(teacher), distill__kind='self', distill__token_weight=0.5, keep__rate=0.5, epochs=2,
         log__eval_epochs=9.0, log__pictures=0), tmp_path)
-    first = records(tmp_path)[0]
+    first = layouts.records(tmp_path)[0]
     assert first['train/loss/teacher'] > 1e-4 and first['train/loss/tokens'] > 1e-4 and np.isfinite(metrics['loss'])
     np.testing.assert_allclose(first['train/loss'], first['train/loss/labels'] + 0.5 * first['train/loss/teacher']
                                + 0.5 * first['train/loss/tokens'], rtol=1e-6)
