@@ -39,7 +39,7 @@ def get_config():
                     'pooling', 'random'),
         'shares': (0.5,), 'run': {'epochs': 1, 'optimizer': {'lr': 1e-3, 'warmup_epochs': 0.0}}})
     config.scratch = ConfigDict({
-        'methods': ('EViT', 'EViT, not fused', 'ToMe', 'DynamicViT'),
+        'methods': ('EViT', 'DynamicViT'),
         'shares': (0.5,), 'run': {'epochs': 3, 'keep': {'start_epoch': 1, 'shrink_epochs': 1, 'levels': 2}}})
     config.orderings = (
         ConfigDict({'better': 'EViT', 'worse': 'DynamicViT', 'setting': 'scratch'}),
