@@ -148,6 +148,26 @@ def test_origins_that_nobody_asks_for_cost_nothing(monkeypatch):
     assert with_origins['bytes accessed'] > kept['bytes accessed']
 
 
+@pytest.mark.parametrize('distilled', [True, False], ids=['distilled', 'plain'])
+@pytest.mark.parametrize('key', [None, jax.random.key(3)], ids=['evaluation', 'training'])
+def test_logits_are_those_of_a_whole_last_block_for_a_part_of_its_work(key, distilled):
+    model = create(ViTShape(**SMALL, distilled=distilled), drop_path=0.5)
+    params, plan = small_model(distilled=distilled)[1], make_plan(16, 3, rate=0.5, reduce_at=(0, 2))
+
+    def compiled(of):
+        return jax.jit(lambda params, images: of(*model.apply(params, images, plan, key))).lower(
+            params, make_images()).compile()
+
+    alone, whole = compiled(lambda logits, seen: logits), compiled(lambda logits, seen: (logits, seen['norm']))
+    logits, norm = whole(params, make_images())
+    heads = [params[name] for name in ('head', 'head_dist')[:1 + distilled]]
+    want = sum(norm[:, row] @ head['kernel'] + head['bias'] for row, head in enumerate(heads)) / len(heads)
+    np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(alone(params, make_images()), want, rtol=1e-5, atol=1e-5)
+    spared = 2 * 2 * 4 * plan.entering[2] * 8 * 8   # of its queries and its projection alone
+    assert alone.cost_analysis()['flops'] < whole.cost_analysis()['flops'] - spared
+
+
 def test_only_the_visible_patches_are_seen():
     apply, params = small_model()
     images, visible = make_images(), jnp.asarray(np.random.default_rng(2).permuted(np.tile(range(16), (4, 1)), axis=1))

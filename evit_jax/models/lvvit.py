@@ -14,7 +14,6 @@ from evit_jax.models import layers
 from evit_jax.models.layers import Convolution
 from evit_jax.models.shape import ViTShape
 from evit_jax.models.vit import ViT
-from evit_jax.tokens.plan import TokenPlan
 
 MOMENTUM = 0.9  # of the running statistics; PyTorch calls it 0.1
 TOKEN_SHARE = 0.5  # of the tokens' logits in those of the image
@@ -48,9 +47,10 @@ class LVViTShape(ViTShape):
         """Heads that tell classes: of the class token, and of every other."""
         return 2
 
-    def classified(self, plan: TokenPlan) -> int:
-        """Tokens that a head reads."""
-        return 1 + plan.counts[-1]
+    @property
+    def reads_all(self) -> bool:
+        """Every token that leaves the last block tells classes."""
+        return True
 
 
 class BatchNorm(nnx.Module):

@@ -57,6 +57,11 @@ class ViTShape:
         return self.prefix
 
     @property
+    def reads_all(self) -> bool:
+        """Whether the heads read every token that leaves the last block; else those of the prefix alone."""
+        return False
+
+    @property
     def quarters(self) -> tuple[int, ...]:
         """The blocks that reduce where nothing else is said: at a quarter, half and three quarters of the depth."""
         return tuple(dict.fromkeys(self.depth * quarter // 4 for quarter in (1, 2, 3)))
@@ -103,7 +108,7 @@ class ViTShape:
 
     def classified(self, plan: TokenPlan) -> int:
         """Tokens that a head reads."""
-        return self.prefix
+        return self.prefix + self.reads_all * plan.counts[-1]
 
     def parameters(self) -> int:
         """Number of parameters."""

@@ -32,10 +32,11 @@ class Block(nnx.Module):
         self.mlp = layers.Mlp(shape.width, int(shape.width * shape.mlp_ratio), std=shape.init_std, dtype=dtype,
                               rngs=rngs)
 
-    def attend(self, x: Array, key: Array | None, **counts: Array | None) -> tuple[Array, Array, Array]:
-        """The attention branch, and the queries and keys in it; `counts` as `Attention` takes them."""
-        branch, q, k = self.attn(self.norm1(x), **counts)
-        return x + self.scale * layers.drop_path(branch, self.drop_path, key), q, k
+    def attend(self, x: Array, key: Array | None, rows: int | None = None,
+               **counts: Array | None) -> tuple[Array, Array, Array]:
+        """The attention branch, and the queries and keys in it; `rows` and `counts` as `Attention` takes them."""
+        branch, q, k = self.attn(self.norm1(x), rows=rows, **counts)
+        return x[:, :rows] + self.scale * layers.drop_path(branch, self.drop_path, key), q, k
 
     def think(self, x: Array, key: Array | None) -> Array:
         """The MLP branch."""
@@ -83,7 +84,8 @@ class ViT(nnx.Module):
 
         Returns:
           Logits [B, L] float32 (with distillation the mean of both heads), and what was seen on the way by name.
-          Under `jax.jit` whatever of it is not returned costs nothing:
+          Under `jax.jit` whatever of it is not returned costs nothing, most of the last block where the heads read the
+          prefix alone:
             patch_embed, pos, block00.., norm: activations, prefix tokens first.
             kept: per reduction, [B, K] int32 patch ids that leave it, best first; the fused token of reduction s
               (0-based) is -1-s.
@@ -116,14 +118,18 @@ class ViT(nnx.Module):
                 evidence = evidence._replace(prediction=predict(x[:, shape.prefix:], tokens.stays))
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             counts = {'size': self._for_all(tokens.size), 'stays': self._for_all(tokens.stays)}
-            x, q, k = block.attend(x, attend_key, **counts)
+            before, (x, q, k) = x, block.attend(x, attend_key, **counts)
             if keep is not None and not plan.reducer.predicts:
                 evidence = evidence._replace(attention=layers.class_attention(q, k, shape.prefix, counts['size']),
                                              keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:])
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             x = seen[f'block{i:02d}'] = block.think(x, think_key)
-        x = seen['norm'] = self.norm(x)
-        return self._classify(x, tokens, seen), seen
+        seen['norm'] = self.norm(x)
+        if not shape.reads_all:
+            # The last block once more for what the heads read: the rest of it is then only computed if returned.
+            x, _, _ = block.attend(before, attend_key, rows=shape.prefix, **counts)
+            x = block.think(x, think_key)
+        return self._classify(self.norm(x), tokens, seen), seen
 
     def _embed(self, images, seen, train):
         """Images to tokens [B, P, D]."""
