@@ -48,6 +48,7 @@ _DTYPES = flags.DEFINE_list('dtypes', ['float32'], f'Of the computation: {", ".j
 _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, at a quarter, half and three '
                                'quarters of the model.')
 _REDUCERS = flags.DEFINE_list('reducers', ['evit'], f'How tokens are reduced: {", ".join(REDUCERS)}.')
+_R = flags.DEFINE_list('r', [], 'Tokens that every block merges, beside the rates, of the reducers that merge.')
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Times that everything is measured.', lower_bound=1)
 _TRAIN = flags.DEFINE_bool('train', False, "Measure the training step of --config, too, with each model, rate and so "
                            "on in place of the config's.")
@@ -79,12 +80,14 @@ def measure_input() -> None:
 
 def measure_model() -> None:
     """Prints and writes how fast models are."""
+    numbers = commandline.numbers
     chosen = cases.combine(
-        names=_MODELS.value, rates=cases.numbers('--rates', _RATES.value, float),
+        names=_MODELS.value, rates=numbers('rates', _RATES.value, float),
         fuse=cases.choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
-        sizes=cases.numbers('--sizes', _SIZES.value, int), batches=cases.numbers('--batches', _BATCHES.value, int),
+        sizes=numbers('sizes', _SIZES.value, int), batches=numbers('batches', _BATCHES.value, int),
         dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
-        reduce_at=cases.numbers('--reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value)
+        reduce_at=numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
+        merged=numbers('r', _R.value, int))
     if other := [case for case in chosen if _AGAINST.value and case.reducer != EVIT]:
         raise ValueError(f'--against={_AGAINST.value} is of an EViT and knows no {other[0].reducer}: leave one of them '
                          'out')
@@ -152,8 +155,8 @@ def _config_of(case):
     with config.unlocked():
         config.model.update(name=case.model, image_size=case.size, classes=case.shape.classes, distilled=False,
                             dtype=case.dtype, reduce_at=case.reduce_at, fuse=case.fused)
-        config.reducer.update(name=case.reducer.name, r=0)
-        config.keep.update(rate=case.rate, rates=(), tokens=(), start_epoch=0, shrink_epochs=0)
+        config.reducer.update(name=case.reducer.name, r=case.r, decreasing=False)
+        config.keep.update(rate=case.rate, rates=(), tokens=(), macs=0.0, start_epoch=0, shrink_epochs=0)
         config.batch_size = jax.device_count()  # whatever passes: a case is measured on one device
         runs.check(config)
         config.batch_size = case.batch

@@ -60,7 +60,9 @@ def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
     try:
         return tuple(map(kind, texts or ()))
     except ValueError:
-        raise ValueError(f'--{flag}={",".join(texts)} is no list of numbers: give them with commas between') from None
+        whole = 'whole ' if kind is int else ''
+        raise ValueError(f'--{flag}={",".join(texts)} is no list of {whole}numbers: give them with commas '
+                         'between') from None
 
 
 def _nobody_reads() -> bool:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from configs import digits
-from evit_jax import models
+from evit_jax import commandline, models
 from evit_jax.benchmarks import clock, model, model_tables, report, subjects
-from evit_jax.benchmarks.cases import Case, choices, combine, numbers
+from evit_jax.benchmarks.cases import Case, choices, combine
 from evit_jax.models.shape import ViTShape
 from tests import doors
 
@@ -63,6 +63,15 @@ def test_every_reducer_is_a_case_and_dense_is_one_of_all():
     assert {case.dense for case in found} == {found[0]} and len({str(case) for case in found}) == len(found)
 
 
+def test_r_is_a_case_of_every_reducer_that_merges_beside_the_rates_and_says_so():
+    found = cases(methods=['evit', 'tome', 'pool'], rates=[1.0], merged=[2, 0])
+    assert [str(case) for case in found] == [
+        f'tiny {how}, 32 px, batch 2, float32' for how in ('dense', 'r=2 merged, tome', 'r=2 merged, pool')]
+    assert found[1].plan.counts == (14, 12, 10, 8) and found[1].dense == found[0]
+    row = measure(found[:2])['rows'][1]
+    assert (row['r'], row['rate'], row['plan']) == (2, None, str(found[1].plan)) and row['speedup_over_dense'] > 0
+
+
 def test_blocks_that_drop_are_the_papers_in_a_model_as_deep():
     assert cases(names=['deit_s'])[0].reduce_at == (3, 6, 9)
     assert cases(names=['deit_s'], reduce_at=[2])[0].reduce_at == (2,)
@@ -72,6 +81,8 @@ def test_blocks_that_drop_are_the_papers_in_a_model_as_deep():
     ({'names': ['deit_x']}, "unknown model 'deit_x': did you mean deit_"), ({'rates': []}, '--rates is empty'),
     ({'methods': ['tomme']}, "unknown reducer 'tomme': did you mean tome?"), ({'methods': []}, '--reducers is empty'),
     ({'methods': ['tome'], 'rates': [0.4]}, 'block 1: r=9 of 16 tokens cannot be merged by tome'),
+    ({'merged': [2, 4]}, '--r=2,4 is of reducers that merge, and of --reducers=evit none does: add tome or pool'),
+    ({'methods': ['pool'], 'merged': [9]}, r'r=9 would merge 9 of 16 tokens .* give 0 <= r <= 8'),
     ({'rates': [1.5]}, r'keep rate 1.5 is outside \(0, 1\]'), ({'batches': [4, 0]}, '--batches=4,0: a batch of 0'),
     ({'sizes': [33]}, 'image size 33 is not divisible by the patch size 8: use 32 or 40'),
     ({'reduce_at': [9]}, r'reduce_at=\(9,\): block 9 is outside 0..3')])
@@ -81,11 +92,11 @@ def test_a_combination_that_cannot_be_is_refused(changes, said):
 
 
 def test_words_that_are_no_numbers_or_unknown_are_refused():
-    assert numbers('--rates', ['1', '.5'], float) == [1, 0.5]
-    with pytest.raises(ValueError, match=r"--rates=1,x: 'x' is no number"):
-        numbers('--rates', ['1', 'x'], float)
-    with pytest.raises(ValueError, match=r"--batches=1.5: '1.5' is no whole number"):
-        numbers('--batches', ['1.5'], int)
+    assert commandline.numbers('rates', ['1', '.5'], float) == (1, 0.5)
+    with pytest.raises(ValueError, match='--rates=1,x is no list of numbers: give them with commas between'):
+        commandline.numbers('rates', ['1', 'x'], float)
+    with pytest.raises(ValueError, match=r'--batches=1\.5 is no list of whole numbers'):
+        commandline.numbers('batches', ['1.5'], int)
     with pytest.raises(ValueError, match=r"--fuse=true,maybe: 'maybe' is unknown, there are true, false"):
         choices('--fuse', ['true', 'maybe'], {'true': True, 'false': False})
 
@@ -165,6 +176,17 @@ def test_the_training_step_is_the_runs_and_goes_on_from_its_own_state(benchmark,
     assert (row['step'], row['speedup_over_dense']) == ('train', None) and row['images_per_second'] > 0
     assert row['memory_bytes'] > 4 * 4 * row['parameters']  # weights, average, two moments
     assert any('No speed-up without rate 1' in line for line in model_tables.remarks(found))
+
+
+def test_a_training_step_that_merges_r_takes_nothing_of_the_configs_own_plan(benchmark, monkeypatch):
+    config = digits.get_config()
+    config.keep.macs, config.reducer.decreasing = 0.7, True
+    monkeypatch.setattr(benchmark, '_config', lambda example: config)
+    case = cases(rates=[1.0], methods=['tome'], merged=[2], train=True)[-1]
+    found = benchmark._config_of(case)
+    laid = benchmark.runs.lay_out(found, mesh=benchmark.parallel.data_mesh(2, jax.devices()[:1]),
+                                  sources=benchmark._generated(found))
+    assert case.train and laid.plan == case.plan
 
 
 def measured(**changes):

@@ -233,7 +233,7 @@ def test_weights_alone_in_orbax_are_a_run_to_all_that_reads_one(checkpoint, tmp_
     (('--tokens=3,4',), 'tokens=(3, 4) has 2 values for 1 reductions'),
     (('--reducer=tomme',), "unknown reducer 'tomme': did you mean tome?"),
     (('--r=2',), 'evit merges none'),
-    (('--tokens=',), '--tokens= is no list of numbers'),
+    (('--tokens=',), '--tokens= is no list of whole numbers'),
     (('--platforms=cpu,gpu',), "--platforms: 'gpu' is unknown, there are cpu, cuda, rocm, tpu"),
     (('--platforms=',), '--platforms is empty'),
     (('--dtype=int8',), 'dtype'),

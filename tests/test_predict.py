@@ -150,7 +150,7 @@ def test_pictures_are_named_after_the_images_and_replace_none(program, checkpoin
     (('CHECKPOINT', 'a.png', '--rate=1.5'), 'keep rate 1.5 is outside (0, 1]'),
     (('CHECKPOINT', 'a.png', '--rate=0.5', '--tokens=9'), 'give only one of rate and tokens'),
     (('CHECKPOINT', 'a.png', '--rates=0.5;0.7'), '--rates=0.5;0.7 is no list of numbers'),
-    (('CHECKPOINT', 'a.png', '--tokens=0.5'), '--tokens=0.5 is no list of numbers'),
+    (('CHECKPOINT', 'a.png', '--tokens=0.5'), '--tokens=0.5 is no list of whole numbers'),
     (('CHECKPOINT', 'a.png', '--kept=CHECKPOINT/config.json/x'), 'cannot be written (Not a directory)'),
     (('CHECKPOINT', 'a.png', '--ema'), 'holds no moving average'),
     (('CHECKPOINT', 'a.png', '--top=0'), '--top=0'),

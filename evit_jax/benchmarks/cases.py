@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evit_jax import models
 from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan
 from evit_jax.tokens.reducers import EVIT, Reducer
 
 DTYPES = 'float32', 'bfloat16'
@@ -26,6 +26,7 @@ class Case(NamedTuple):
     reduce_at: tuple[int, ...]
     train: bool = False  # the training step, in place of the forward pass
     reducer: Reducer = EVIT
+    r: int = 0           # tokens that every block merges, in place of the rate
 
     @property
     def shape(self) -> ViTShape:
@@ -34,8 +35,11 @@ class Case(NamedTuple):
 
     @property
     def plan(self) -> TokenPlan:
-        return make_plan(self.shape.patches(self.size), self.shape.depth, rate=self.rate, reduce_at=self.reduce_at,
-                         fuse=self.fused, reducer=self.reducer)
+        patches, depth = self.shape.patches(self.size), self.shape.depth
+        if self.r:
+            return merge_plan(patches, depth, r=self.r, reducer=self.reducer)
+        return make_plan(patches, depth, rate=self.rate, reduce_at=self.reduce_at, fuse=self.fused,
+                         reducer=self.reducer)
 
     @property
     def macs(self) -> int:
@@ -45,30 +49,15 @@ class Case(NamedTuple):
     @property
     def dense(self) -> 'Case':
         """The same without dropping."""
-        return self._replace(rate=1.0, fused=False, reducer=EVIT)
+        return self._replace(rate=1.0, fused=False, reducer=EVIT, r=0)
 
     def __str__(self) -> str:
         how = 'merged' if self.reducer.merges else 'fused' if self.fused else 'not fused'
-        kept = f'{self.rate:g} {how}' if self.plan.reductions else 'dense'
+        amount = f'r={self.r}' if self.r else f'{self.rate:g}'
+        kept = f'{amount} {how}' if self.plan.reductions else 'dense'
         kept += '' if self.reducer == EVIT else f', {self.reducer}'
         step = ', train' if self.train else ''
         return f'{self.model} {kept}, {self.size} px, batch {self.batch}, {self.dtype}{step}'
-
-
-def numbers(flag: str, words: Sequence[str], number: Callable[[str], Any]) -> list[Any]:
-    """The words of a flag as numbers.
-
-    Raises:
-      ValueError: one is none.
-    """
-    found = []
-    for word in words:
-        try:
-            found.append(number(word))
-        except ValueError:
-            kind = 'whole number' if number is int else 'number'
-            raise ValueError(f'{flag}={",".join(words)}: {word!r} is no {kind}; separate them by commas') from None
-    return found
 
 
 def choices(flag: str, words: Sequence[str], known: dict[str, Any]) -> list[Any]:
@@ -85,7 +74,7 @@ def choices(flag: str, words: Sequence[str], known: dict[str, Any]) -> list[Any]
 
 def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool], sizes: Sequence[int],
             batches: Sequence[int], dtypes: Sequence[str], reduce_at: Sequence[int] = (),
-            train: bool = False, methods: Sequence[str] = ('evit',)) -> list[Case]:
+            train: bool = False, methods: Sequence[str] = ('evit',), merged: Sequence[int] = ()) -> list[Case]:
     """Every combination once: where nothing is dropped, nothing is fused either, and every method is the same.
 
     Args:
@@ -94,6 +83,7 @@ def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool
       reduce_at: blocks that drop tokens; at a quarter, half and three quarters of each model, if there are none.
       train: each one's training step too.
       methods: names of reducers; one that cannot fuse does not.
+      merged: tokens that every block merges, beside the rates; of the reducers that merge.
 
     Raises:
       ValueError: an empty list, or a value that cannot be.
@@ -103,14 +93,19 @@ def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool
         raise ValueError(f'--{empty[0]} is empty: give at least one')
     if low := [batch for batch in batches if batch < 1]:
         raise ValueError(f'--batches={",".join(map(str, batches))}: a batch of {low[0]} has no image, give 1 or more')
+    reducing = [reducers.named(method) for method in methods]
+    if merged and not any(reducer.merges for reducer in reducing):
+        raise ValueError(f'--r={",".join(map(str, merged))} is of reducers that merge, and of '
+                         f'--reducers={",".join(methods)} none does: add tome or pool, or leave --r out')
+    ways = [(rate, 0, reducer) for rate, reducer in itertools.product(rates, reducing)]
+    ways += [(1.0, r, reducer) for r, reducer in itertools.product(merged, reducing) if reducer.merges]
     found = {}
     for name in names:
         shape = models.named_shape(name)
         at = tuple(reduce_at) or shape.quarters
-        for step, size, batch, dtype, rate, reducer, fused in itertools.product(
-                (False, True)[:1 + train], sizes or [shape.image_size], batches, dtypes, rates,
-                map(reducers.named, methods), fuse):
-            case = Case(name, rate, fused and reducer.fuses, size, batch, dtype, at, step, reducer)
+        for step, size, batch, dtype, (rate, r, reducer), fused in itertools.product(
+                (False, True)[:1 + train], sizes or [shape.image_size], batches, dtypes, ways, fuse):
+            case = Case(name, rate, fused and reducer.fuses, size, batch, dtype, at, step, reducer, r)
             case = case if case.plan.reductions else case.dense
             found[case] = None
     return list(found)
