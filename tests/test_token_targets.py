@@ -91,6 +91,17 @@ def test_align_is_torchvisions_in_its_loops(box, bins):
     np.testing.assert_allclose(got, roi_align(dense, cells, bins), atol=1e-5)
 
 
+@pytest.mark.parametrize('bins', [1, 3, 8])
+def test_each_bin_of_a_map_that_is_a_plane_tells_where_its_centre_is_in_the_image(bins):
+    centres = (np.arange(SIDE) + 0.5) / SIDE
+    plane = np.stack(np.meshgrid(centres, centres, indexing='ij'), -1).astype(np.float32)
+    top, left, bottom, right = 0.1, 0.35, 0.7, 0.9  # all within the centres, beyond which a map is flat
+    got = align(plane, axis_weights(top, bottom, SIDE, bins), axis_weights(left, right, SIDE, bins))
+    middle = (np.arange(bins) + 0.5) / bins
+    want = np.meshgrid(top + middle * (bottom - top), left + middle * (right - left), indexing='ij')
+    np.testing.assert_allclose(got, np.stack(want, -1), atol=1e-6)
+
+
 def test_a_whole_map_on_its_own_grid_stays_as_it_is():
     np.testing.assert_array_equal(axis_weights(0, 1, SIDE, SIDE), np.eye(SIDE))
 
