@@ -25,6 +25,7 @@ from evit_jax import commandline, parallel
 from evit_jax.benchmarks import cases, model, model_tables, report, tpu
 from evit_jax.benchmarks import input as input_speed
 from evit_jax.data.generated import GeneratedSource
+from evit_jax.tokens.planned import read_planned
 from evit_jax.tokens.reducers import EVIT, REDUCERS
 from evit_jax.training import inputs
 from evit_jax.training import run as runs
@@ -48,6 +49,8 @@ _DTYPES = flags.DEFINE_list('dtypes', ['float32'], f'Of the computation: {", ".j
 _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, at a quarter, half and three '
                                'quarters of the model.')
 _REDUCERS = flags.DEFINE_list('reducers', ['evit'], f'How tokens are reduced: {", ".join(REDUCERS)}.')
+_PLANS = flags.DEFINE_multi_string('plan', [], 'A file of the planner (python -m evit_jax.plan), to be measured beside '
+                                   'the rates; may be given again.')
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Times that everything is measured.', lower_bound=1)
 _TRAIN = flags.DEFINE_bool('train', False, "Measure the training step of --config, too, with each model, rate and so "
                            "on in place of the config's.")
@@ -84,7 +87,8 @@ def measure_model() -> None:
         fuse=cases.choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
         sizes=cases.numbers('--sizes', _SIZES.value, int), batches=cases.numbers('--batches', _BATCHES.value, int),
         dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
-        reduce_at=cases.numbers('--reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value)
+        reduce_at=cases.numbers('--reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
+        planned=[read_planned(file) for file in _PLANS.value])
     if other := [case for case in chosen if _AGAINST.value and case.reducer != EVIT]:
         raise ValueError(f'--against={_AGAINST.value} is of an EViT and knows no {other[0].reducer}: leave one of them '
                          'out')
@@ -153,7 +157,7 @@ def _config_of(case):
         config.model.update(name=case.model, image_size=case.size, classes=case.shape.classes, distilled=False,
                             dtype=case.dtype, reduce_at=case.reduce_at, fuse=case.fused)
         config.reducer.update(name=case.reducer.name, r=0)
-        config.keep.update(rate=case.rate, rates=(), tokens=(), start_epoch=0, shrink_epochs=0)
+        config.keep.update(rate=case.rate, rates=(), tokens=case.tokens, macs=0.0, start_epoch=0, shrink_epochs=0)
         config.batch_size = jax.device_count()  # whatever passes: a case is measured on one device
         runs.check(config)
         config.batch_size = case.batch

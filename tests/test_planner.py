@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from evit_jax.models import named_shape
 from evit_jax.tokens import planner
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.planner import Costs, Target, cliffs, curve, most_tokens, read_target
@@ -26,18 +27,18 @@ def smooth(patches, prefix=1):
     return Costs(100.0, n * 10 + n * n / 50, n * 20, n / 10, prefix)
 
 
-def every_plan(fuse, blocks, reductions):
+def every_plan(fuse, blocks, reductions, least):
     for count in range(reductions + 1):
         for at in itertools.combinations(blocks, count):
-            yield from plans_at(at, fuse)
+            yield from plans_at(at, fuse, least)
 
 
-def plans_at(at, fuse):
+def plans_at(at, fuse, least):
     def go(n, share, kept):
         if len(kept) == len(at):
             yield make_plan(PATCHES, DEPTH, tokens=kept, reduce_at=at, fuse=fuse)
             return
-        for keep in range(1, n):
+        for keep in range(max(math.ceil(least * n), 1), n):
             if keep + fuse < n and keep <= math.ceil(share[0] * n / share[1]):
                 yield from go(keep + fuse, (keep, n), (*kept, keep))
 
@@ -45,14 +46,15 @@ def plans_at(at, fuse):
 
 
 @pytest.mark.parametrize('fuse', [True, False])
-@pytest.mark.parametrize('seed', range(6))
-def test_the_search_finds_what_trying_everything_finds(seed, fuse):
+@pytest.mark.parametrize('seed, least', [(0, 0), (1, 0), (2, 0.3), (3, 0.5), (4, 0.5), (5, 0.7)])
+def test_the_search_finds_what_trying_everything_finds(seed, least, fuse):
     costs, blocks = rough(seed), (1, 2, 4)
-    plans = list(every_plan(fuse, blocks, 3))
+    plans = list(every_plan(fuse, blocks, 3, least))
     dense = costs.of(make_plan(PATCHES, DEPTH, reduce_at=()))
     for share in (0.3, 0.5, 0.7, 0.85, 0.97):
         within = [plan for plan in plans if costs.of(plan) <= share * dense]
-        found = most_tokens(costs, patches=PATCHES, depth=DEPTH, budget=share * dense, blocks=blocks, fuse=fuse)
+        found = most_tokens(costs, patches=PATCHES, depth=DEPTH, budget=share * dense, blocks=blocks, fuse=fuse,
+                            least_rate=least)
         if not within:
             assert found is None
             continue
@@ -62,7 +64,7 @@ def test_the_search_finds_what_trying_everything_finds(seed, fuse):
 
 def test_no_plain_keep_rate_within_the_budget_keeps_more_and_rates_do_not_rise():
     costs = smooth(196)
-    for rate in (0.9, 0.7, 0.5, 0.3):
+    for rate in (0.9, 0.7, 0.5):
         plain = make_plan(196, 12, rate=rate)
         found = most_tokens(costs, patches=196, depth=12, budget=costs.of(plain), blocks=range(3, 12))
         assert sum(found.counts) >= sum(plain.counts) and costs.of(found) <= costs.of(plain) * (1 + 1e-9)
@@ -74,12 +76,12 @@ def test_no_plain_keep_rate_within_the_budget_keeps_more_and_rates_do_not_rise()
 def test_fewer_reductions_are_obeyed_and_what_cannot_be_reached_is_none():
     costs = smooth(196)
     ask = {'patches': 196, 'depth': 12, 'blocks': range(3, 12)}
-    budget = costs.of(make_plan(196, 12)) * 0.6
+    budget = costs.of(make_plan(196, 12, reduce_at=())) * 0.7
     assert len(most_tokens(costs, budget=budget, reductions=1, **ask).reductions) == 1
-    least = planner.cheapest(costs, **ask)
-    assert least == make_plan(196, 12, tokens=(1,), reduce_at=(3,))
-    assert most_tokens(costs, budget=costs.of(least) - 1, **ask) is None
-    assert most_tokens(costs, budget=costs.of(least), reductions=1, **ask) == least
+    least = planner.cheapest(costs, least_rate=0.4, **ask)
+    assert least == make_plan(196, 12, rate=0.4, reduce_at=(3, 4, 5))
+    assert most_tokens(costs, budget=costs.of(least) - 1, least_rate=0.4, **ask) is None
+    assert most_tokens(costs, budget=costs.of(least), least_rate=0.4, **ask) == least
     with pytest.raises(ValueError, match='block 12 is outside'):
         most_tokens(costs, budget=1.0, patches=196, depth=12, blocks=(3, 12))
 
@@ -109,6 +111,24 @@ def test_the_plan_stops_at_the_edge_of_a_cliff():
     budget = costs.of(make_plan(196, 12, tokens=(126,), reduce_at=(3,)))  # with class and fused token 128
     found = most_tokens(costs, patches=196, depth=12, budget=budget * 1.01, blocks=range(3, 12))
     assert found == make_plan(196, 12, tokens=(126,), reduce_at=(3,))
+
+
+@pytest.mark.parametrize('text, limit', [('2x', 5.0), ('40img/s', 0.4), ('3GMACs', 3e9), ('3000MMACs', 3e9)])
+def test_a_target_is_a_budget_and_none_that_dense_has_already(text, limit):
+    dense = {'dense_seconds': 10.0, 'dense_macs': 4e9, 'batch': 16}
+    assert planner.budget_of(read_target(text), **dense) == limit
+    slower = {'2x': '0.5x', '40img/s': '1img/s', '3GMACs': '5GMACs', '3000MMACs': '5000MMACs'}[text]
+    has = {'2x': '1x', '40img/s': '1.6img/s', '3GMACs': '4GMACs', '3000MMACs': '4,000MMACs'}[text]
+    with pytest.raises(ValueError, match=f'--target={slower} is slower than the dense model, which has {has}: nothing'):
+        planner.budget_of(read_target(slower), **dense)
+
+
+def test_multiply_accumulates_as_costs_are_those_of_the_model():
+    shape = named_shape('deit_s')
+    macs = shape.macs(make_plan(196, 12, reduce_at=()))
+    costs = planner.mac_costs(macs, patches=196, depth=12, width=384, mlp_ratio=4.0, prefix=1)
+    for rate in (1.0, 0.7, 0.3):
+        assert costs.of(make_plan(196, 12, rate=rate)) == shape.macs(make_plan(196, 12, rate=rate))
 
 
 @pytest.mark.parametrize('text, target', [('2x', (2, 'x')), ('20000img/s', (2e4, 'img/s')),

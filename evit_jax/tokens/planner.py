@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.plan import TokenPlan, block_macs, make_plan
 
 UNITS = {'x': 'times as fast as dense', 'img/s': 'images per second', 'GMACs': '10^9 multiply-accumulates of an image',
          'MMACs': '10^6 of them'}
@@ -68,6 +68,31 @@ def read_target(text: str) -> Target:
     return Target(value, found[2])
 
 
+def budget_of(target: Target, *, dense_seconds: float, dense_macs: int, batch: int) -> float:
+    """Seconds of a batch, or multiply-accumulates of an image, that a plan may take for a target.
+
+    Raises:
+      ValueError: the dense model is there already.
+    """
+    budget, dense, reached = {
+        'x': (dense_seconds / target.value, dense_seconds, 1),
+        'img/s': (batch / target.value, dense_seconds, batch / dense_seconds),
+        'GMACs': (1e9 * target.value, dense_macs, dense_macs / 1e9),
+        'MMACs': (1e6 * target.value, dense_macs, dense_macs / 1e6)}[target.unit]
+    if budget > dense:
+        raise ValueError(f'--target={target} is slower than the dense model, which has {reached:,.4g}{target.unit}: '
+                         'nothing needs to be dropped for it')
+    return budget
+
+
+def mac_costs(dense_macs: int, *, patches: int, depth: int, width: int, mlp_ratio: float, prefix: int) -> Costs:
+    """Multiply-accumulates of an image, as costs."""
+    counts = range(patches + prefix + 1)
+    attention = np.array([block_macs(n, 0, width, mlp_ratio) for n in counts], float)
+    mlp = np.array([block_macs(0, n, width, mlp_ratio) for n in counts], float)
+    return Costs(dense_macs - depth * (attention[-1] + mlp[-1]), attention, mlp, np.zeros(len(attention)), prefix)
+
+
 def cliffs(known: Mapping[int, float]) -> list[tuple[int, int]]:
     """Neighbouring counts between which the cost leaps, as at the edge of a tile.
 
@@ -77,7 +102,7 @@ def cliffs(known: Mapping[int, float]) -> list[tuple[int, int]]:
     counts = sorted(known)
     pairs = list(itertools.pairwise(counts))
     rises = [(known[b] - known[a]) / (b - a) for a, b in pairs]
-    usual = statistics.median(map(abs, rises)) if rises else 0.0
+    usual = statistics.median([rise for rise in rises if rise > 0] or [0.0])
     return [(a, b) for (a, b), rise in zip(pairs, rises)
             if rise > _CLIFF * usual and known[b] - known[a] > _RISE * known[a]]
 
@@ -95,16 +120,19 @@ def curve(known: Mapping[int, float], most: int) -> np.ndarray:
 
 
 def most_tokens(costs: Costs, *, patches: int, depth: int, budget: float, blocks: Sequence[int], reductions: int = 3,
-                fuse: bool = True) -> TokenPlan | None:
+                least_rate: float = 0.5, fuse: bool = True) -> TokenPlan | None:
     """The plan within the budget that keeps the most tokens, summed over the blocks that they leave.
 
     No reduction keeps a larger share of what enters it than the one before, but for rounding up to a whole token, as
-    keep rates do: every plain keep rate is among the plans that are looked at. A fused token counts.
+    keep rates do: every plain keep rate from `least_rate` on is among the plans that are looked at. A fused token
+    counts.
 
     Args:
       budget: in the unit of the costs.
       blocks: that may reduce.
       reductions: at most.
+      least_rate: share of what enters it that every reduction keeps at least. Without such a limit the sum is largest
+        where all is dropped at once, by the little that the first block knows.
 
     Returns:
       None, if nothing that is looked at is within the budget.
@@ -118,17 +146,19 @@ def most_tokens(costs: Costs, *, patches: int, depth: int, budget: float, blocks
     budget *= 1 + 1e-12
     if costs.of(dense) <= budget:
         return dense
-    search = _Search(costs, patches, depth, budget, blocks, fuse)
+    search = _Search(costs, patches, depth, budget, blocks, least_rate, fuse)
     best = max((found for count in range(1, reductions + 1) if (found := search.best(count))), default=None,
                key=lambda found: found[:2])
     return best and make_plan(patches, depth, tokens=best[3], reduce_at=best[2], fuse=fuse)
 
 
-def cheapest(costs: Costs, *, patches: int, depth: int, blocks: Sequence[int], fuse: bool = True) -> TokenPlan:
-    """The plan of one reduction that costs the least."""
-    plans = (make_plan(patches, depth, tokens=(keep,), reduce_at=(block,), fuse=fuse)
-             for block in blocks for keep in range(1, patches - fuse))
-    return min(plans, key=costs.of, default=make_plan(patches, depth, reduce_at=()))
+def cheapest(costs: Costs, *, patches: int, depth: int, blocks: Sequence[int], reductions: int = 3,
+             least_rate: float = 0.5, fuse: bool = True) -> TokenPlan:
+    """The plan of least cost that keeps as little as may be at the first of the blocks."""
+    first = sorted(set(blocks))[:reductions]
+    plans = (make_plan(patches, depth, rate=least_rate, reduce_at=first[:count], fuse=fuse)
+             for count in range(len(first) + 1))
+    return min(plans, key=costs.of)
 
 
 class _States(NamedTuple):
@@ -145,9 +175,10 @@ class _States(NamedTuple):
 class _Search:
     """Exhaustive over blocks and counts; the last count, which all else decides, is found by bisection."""
 
-    def __init__(self, costs, patches, depth, budget, blocks, fuse):
+    def __init__(self, costs, patches, depth, budget, blocks, least_rate, fuse):
         self._patches, self._depth, self._blocks, self._fuse = patches, depth, blocks, int(fuse)
         self._budget = budget - costs.outside
+        self._fewest = np.array([max(math.ceil(least_rate * n), 1) for n in range(patches + 1)])  # kept of n
         self._attention, self._mlp, self._reduction = (
             np.asarray(part)[costs.prefix:costs.prefix + patches + 1]  # by patch tokens from here on
             for part in (costs.attention, costs.mlp, costs.reduction))
@@ -180,7 +211,8 @@ class _Search:
 
     def _expand(self, states, most, block, candidates):
         """Every state with every count that it may keep and pay for."""
-        source, place = np.nonzero(candidates <= most[:, None])
+        may = (candidates <= most[:, None]) & (candidates >= self._fewest[states.tokens][:, None])
+        source, place = np.nonzero(may)
         keep = candidates[place]
         tokens, cost = keep + self._fuse, states.cost[source] + self._mlp[keep + self._fuse]
         payable = cost + (self._depth - 1 - block) * self._block.min() <= self._budget
@@ -191,8 +223,8 @@ class _Search:
     def _last(self, states, most, at):
         """The best way through the last reduction and the blocks behind it."""
         tail, rest = self._tails[at[-1]], self._budget - states.cost
-        least = 1 + self._fuse
-        low, high = np.full(len(rest), least - 1), most + self._fuse
+        least, high = self._fewest[states.tokens] + self._fuse, most + self._fuse
+        low = least - 1
         limit = np.maximum(high, 0)
         while (low < high).any():  # the largest count at which, or at one above it, the rest suffices
             middle = (low + high + 1) // 2
