@@ -19,8 +19,8 @@ from evit_jax.training.stopping import Stopped
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/digits.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'Train (and evaluate at the end), or evaluate only.')
-_PLAN = flags.DEFINE_string('plan', None, 'File of the planner (python -m evit_jax.plan): the tokens that stay, in place '
-                            'of model.reduce_at, model.fuse, keep.rate and reducer.r.')
+_PLAN = flags.DEFINE_string('plan', None, 'File of the planner (python -m evit_jax.plan): the tokens that stay, in '
+                            'place of model.reduce_at, model.fuse, keep.rate and reducer.r.')
 _ACCEPT = flags.DEFINE_bool('accept_changes', False, 'Continue a run although its config was another.')
 
 

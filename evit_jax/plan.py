@@ -97,8 +97,8 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
     raise ValueError(
         f'--target={target} cannot be reached by dropping tokens at {_REDUCTIONS.value} of the blocks {min(blocks)} to '
         f'{max(blocks)}: the fastest plan, {least}, has {found["speed_up"]:.2f}x, '
-        f'{found["images_per_second"]:,.1f}img/s, {found["macs"] / 1e9:.3g}GMACs: ask for less, or give earlier --blocks, a lower --least_rate or more '
-        '--reductions')
+        f'{found["images_per_second"]:,.1f}img/s, {found["macs"] / 1e9:.3g}GMACs: ask for less, or give '
+        'earlier --blocks, a lower --least_rate or more --reductions')
 
 
 def _plain(asked: Asked, plan: TokenPlan, dense: TokenPlan) -> TokenPlan:

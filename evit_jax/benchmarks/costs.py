@@ -226,7 +226,7 @@ def _estimated(asked: Asked, chip: tpu.Chip) -> Table:
 
         return cost
 
-    found = _spread(shape.prefix + 1, asked.most)
+    found = spread(shape.prefix + 1, asked.most)
     table = {('outside', 0): seconds(parts.whole(shape, asked.image_size, batch, dtype, depth=0))}
     for name in parts.HALVES:
         table |= {(name, n): cost for n, cost in refined(halves(name), found).items()}
@@ -235,7 +235,7 @@ def _estimated(asked: Asked, chip: tpu.Chip) -> Table:
     return _table(table)
 
 
-def _spread(least: int, most: int) -> Sequence[int]:
+def spread(least: int, most: int) -> Sequence[int]:
     """A few counts to begin with, where each costs a compilation."""
     return sorted({least, most, *range(32, most, 32)})
 
