@@ -135,7 +135,7 @@ def _cells(rows: dict[str, dict]) -> tuple[tuple, list]:
 def _where(asked: Asked) -> str:
     if asked.device == THIS:
         return 'on this device'
-    return f'one {asked.device}, estimated by the compiler and not measured'
+    return f'one {asked.device}, estimated by the compiler and not measured, ranking and gathering left out'
 
 
 if __name__ == '__main__':

@@ -43,7 +43,7 @@ def test_what_is_no_plan_is_refused(tmp_path, text, said):
 
 
 def test_a_plan_for_another_model_names_both():
-    with pytest.raises(ValueError, match=r'the plan p.json is for vit_layouts with 16 patches and 2 blocks, and this is '
+    with pytest.raises(ValueError, match=r'p.json is for vit_layouts with 16 patches and 2 blocks, and this is '
                                          r'deit_s with 196 patches and 12 blocks: make one with .* --model=deit_s'):
         PLANNED._replace(path='p.json').check('deit_s', 196, 12)
 
