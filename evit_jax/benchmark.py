@@ -25,6 +25,7 @@ from evit_jax import commandline, parallel
 from evit_jax.benchmarks import cases, model, model_tables, report, tpu
 from evit_jax.benchmarks import input as input_speed
 from evit_jax.data.generated import GeneratedSource
+from evit_jax.tokens.planned import read_planned
 from evit_jax.tokens.reducers import EVIT, REDUCERS
 from evit_jax.training import inputs
 from evit_jax.training import run as runs
@@ -49,6 +50,8 @@ _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not
                                'quarters of the model.')
 _REDUCERS = flags.DEFINE_list('reducers', ['evit'], f'How tokens are reduced: {", ".join(REDUCERS)}.')
 _R = flags.DEFINE_list('r', [], 'Tokens that every block merges, beside the rates, of the reducers that merge.')
+_PLANS = flags.DEFINE_multi_string('plan', [], 'A file of the planner (python -m evit_jax.plan), to be measured beside '
+                                   'the rates; may be given again.')
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Times that everything is measured.', lower_bound=1)
 _TRAIN = flags.DEFINE_bool('train', False, "Measure the training step of --config, too, with each model, rate and so "
                            "on in place of the config's.")
@@ -87,7 +90,7 @@ def measure_model() -> None:
         sizes=numbers('sizes', _SIZES.value, int), batches=numbers('batches', _BATCHES.value, int),
         dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
         reduce_at=numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
-        merged=numbers('r', _R.value, int))
+        merged=numbers('r', _R.value, int), planned=[read_planned(file) for file in _PLANS.value])
     if other := [case for case in chosen if _AGAINST.value and case.reducer != EVIT]:
         raise ValueError(f'--against={_AGAINST.value} is of an EViT and knows no {other[0].reducer}: leave one of them '
                          'out')
@@ -156,7 +159,7 @@ def _config_of(case):
         config.model.update(name=case.model, image_size=case.size, classes=case.shape.classes, distilled=False,
                             dtype=case.dtype, reduce_at=case.reduce_at, fuse=case.fused)
         config.reducer.update(name=case.reducer.name, r=case.r, decreasing=False)
-        config.keep.update(rate=case.rate, rates=(), tokens=(), macs=0.0, start_epoch=0, shrink_epochs=0)
+        config.keep.update(rate=case.rate, rates=(), tokens=case.tokens, macs=0.0, start_epoch=0, shrink_epochs=0)
         config.batch_size = jax.device_count()  # whatever passes: a case is measured on one device
         runs.check(config)
         config.batch_size = case.batch

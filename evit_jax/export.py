@@ -24,6 +24,7 @@ from absl import flags, logging
 from evit_jax import commandline
 from evit_jax.serving import artifact
 from evit_jax.tokens.plan import TokenPlan
+from evit_jax.tokens.planned import read_planned
 from evit_jax.tokens.reducers import REDUCERS
 from evit_jax.training import storage, weights
 from evit_jax.training.checkpoints import read_about
@@ -31,9 +32,11 @@ from evit_jax.training.trained import Trained, read_trained
 
 _RATES = flags.DEFINE_list('rates', [], 'A plan for each: the share of the tokens that every reduction keeps.')
 _TOKENS = flags.DEFINE_multi_string('tokens', [], 'A plan of the tokens that each reduction keeps, as 137,96,67; may '
-                                    'be given again. Without --rates, --tokens and --r there is one plan, that of '
-                                    'training.')
+                                    'be given again. Without --rates, --tokens, --r and --plan there is one plan, '
+                                    'that of training.')
 _R = flags.DEFINE_list('r', [], 'A plan for each: the tokens that every block merges, of a reducer that merges.')
+_PLANS = flags.DEFINE_multi_string('plan', [], 'A plan of the planner (python -m evit_jax.plan), by its file, which '
+                                   'also names it; may be given again.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; as trained if not given. '
                                f'{", ".join(REDUCERS)}.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'],
@@ -42,7 +45,7 @@ _KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the patches t
 _DTYPE = flags.DEFINE_enum('dtype', None, list(artifact.TOLERANCE), 'Of the computation; as trained if not given.')
 _EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
 _FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'orbax'], 'What DIR is to hold.')
-_OF_PROGRAMS = _RATES, _TOKENS, _R, _REDUCER, _PLATFORMS, _KEPT, _DTYPE
+_OF_PROGRAMS = _RATES, _TOKENS, _R, _PLANS, _REDUCER, _PLATFORMS, _KEPT, _DTYPE
 
 
 def main(checkpoint: str, dst: str) -> None:
@@ -75,6 +78,7 @@ def _wanted_plans() -> dict[str, dict]:
     asked = [(str(rate), {'rate': rate}) for rate in commandline.numbers('rates', _RATES.value, float)]
     asked += [('-'.join(map(str, tokens)), {'tokens': tokens}) for tokens in counts]
     asked += [(f'r{r}', {'r': r}) for r in commandline.numbers('r', _R.value, int)]
+    asked += [(pathlib.Path(file).stem, {'planned': read_planned(file)}) for file in _PLANS.value]
     names = [name for name, _ in asked]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f'the plan {twice[0]} is asked for twice: give each once')

@@ -19,6 +19,7 @@ from evit_jax import commandline
 from evit_jax.data.progress import Progress
 from evit_jax.inference.images import find_images
 from evit_jax.inference.predictor import Prediction, Predictor
+from evit_jax.tokens.planned import read_planned
 from evit_jax.tokens.reducers import REDUCERS
 from evit_jax.training.trained import read_trained
 
@@ -29,6 +30,7 @@ _RATES = flags.DEFINE_list('rates', None, 'One for each reduction, as 0.9,0.7,0.
 _TOKENS = flags.DEFINE_list('tokens', None, 'Tokens kept at each reduction, as 137,96,67.')
 _R = flags.DEFINE_integer('r', None, 'Tokens that every block merges, of a reducer that merges; in place of these.',
                           lower_bound=0)
+_PLAN = flags.DEFINE_string('plan', None, 'File of the planner (python -m evit_jax.plan), in place of these.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; as trained if not given. '
                                f'{", ".join(REDUCERS)}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Images computed at a time.', lower_bound=1)
@@ -39,9 +41,11 @@ _KEPT = flags.DEFINE_string('kept', None, 'Folder for pictures of what is kept o
 def main(checkpoint: str, *words: str) -> None:
     """Predicts; ends with code 1 where images could not be read."""
     images = find_images(words, sys.stdin if '-' in words else ())
+    planned = read_planned(_PLAN.value) if _PLAN.value else None
     trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     plan = trained.plan(rate=_RATE.value, rates=commandline.numbers('rates', _RATES.value, float),
-                        tokens=commandline.numbers('tokens', _TOKENS.value, int), r=_R.value)
+                        tokens=commandline.numbers('tokens', _TOKENS.value, int), r=_R.value,
+                        planned=planned)
     pictures = _Pictures(_KEPT.value) if _KEPT.value else None
     logging.info('%s, step %d of %s: %s', trained.name, trained.step, checkpoint, plan)
     predictor = Predictor(trained, batch_size=min(_BATCH.value, len(images)))

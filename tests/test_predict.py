@@ -14,6 +14,8 @@ from PIL import Image
 
 from evit_jax import commandline, models
 from evit_jax.inference.images import find_images
+from evit_jax.tokens.plan import make_plan
+from evit_jax.tokens.planned import Planned
 from evit_jax.training import weights
 from tests import doors, layouts
 
@@ -202,3 +204,15 @@ def test_the_program_reads_names_from_a_pipe_and_goes_quietly_when_nobody_reads(
     done = subprocess.run([sys.executable, '-m', 'evit_jax.predict', folder, str(images)], stdout=writing,
                           stderr=subprocess.PIPE, cwd=layouts.ROOT, text=True)
     assert done.returncode == 141 and 'Traceback' not in done.stderr and 'rror' not in done.stderr
+
+
+def test_a_plan_of_the_planner_is_followed_and_one_for_another_model_refused(program, checkpoint, images, tmp_path):
+    planned = Planned.of(make_plan(16, 2, tokens=(6,), reduce_at=(0,)), 'vit_layouts', 16)
+    (tmp_path / 'plan.json').write_text(json.dumps(planned.about()))
+    _, out, _ = program(checkpoint, images / 'a.png', '--json', f'--plan={tmp_path / "plan.json"}')
+    assert len(json.loads(out)['kept'][0]) == 7
+    code, _, err = program(checkpoint, images, '--rate=0.5', f'--plan={tmp_path / "plan.json"}')
+    assert (code, err) == (2, 'error: give only one of rate and plan\n')
+    (tmp_path / 'plan.json').write_text(json.dumps(planned._replace(patches=64, image_size=32).about()))
+    code, _, err = program(checkpoint, images, f'--plan={tmp_path / "plan.json"}')
+    assert code == 2 and 'is for vit_layouts with 64 patches and 2 blocks, and this is vit_layouts with 16' in err

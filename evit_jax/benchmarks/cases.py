@@ -9,6 +9,7 @@ from evit_jax import models
 from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan
+from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.reducers import EVIT, Reducer
 
 DTYPES = 'float32', 'bfloat16'
@@ -27,6 +28,7 @@ class Case(NamedTuple):
     train: bool = False  # the training step, in place of the forward pass
     reducer: Reducer = EVIT
     r: int = 0           # tokens that every block merges, in place of the rate
+    tokens: tuple[int, ...] = ()  # kept at each reduction, in place of the rate
 
     @property
     def shape(self) -> ViTShape:
@@ -38,8 +40,8 @@ class Case(NamedTuple):
         patches, depth = self.shape.patches(self.size), self.shape.depth
         if self.r:
             return merge_plan(patches, depth, r=self.r, reducer=self.reducer)
-        return make_plan(patches, depth, rate=self.rate, reduce_at=self.reduce_at, fuse=self.fused,
-                         reducer=self.reducer)
+        return make_plan(patches, depth, rate=self.rate, tokens=self.tokens, reduce_at=self.reduce_at,
+                         fuse=self.fused, reducer=self.reducer)
 
     @property
     def macs(self) -> int:
@@ -49,12 +51,12 @@ class Case(NamedTuple):
     @property
     def dense(self) -> 'Case':
         """The same without dropping."""
-        return self._replace(rate=1.0, fused=False, reducer=EVIT, r=0)
+        return self._replace(rate=1.0, fused=False, reducer=EVIT, reduce_at=(), r=0, tokens=())
 
     def __str__(self) -> str:
         how = 'merged' if self.reducer.merges else 'fused' if self.fused else 'not fused'
-        amount = f'r={self.r}' if self.r else f'{self.rate:g}'
-        kept = f'{amount} {how}' if self.plan.reductions else 'dense'
+        asked = f'{"-".join(map(str, self.tokens))} at {self.reduce_at}' if self.tokens else f'{self.rate:g}'
+        kept = f'{f"r={self.r}" if self.r else asked} {how}' if self.plan.reductions else 'dense'
         kept += '' if self.reducer == EVIT else f', {self.reducer}'
         step = ', train' if self.train else ''
         return f'{self.model} {kept}, {self.size} px, batch {self.batch}, {self.dtype}{step}'
@@ -74,7 +76,8 @@ def choices(flag: str, words: Sequence[str], known: dict[str, Any]) -> list[Any]
 
 def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool], sizes: Sequence[int],
             batches: Sequence[int], dtypes: Sequence[str], reduce_at: Sequence[int] = (),
-            train: bool = False, methods: Sequence[str] = ('evit',), merged: Sequence[int] = ()) -> list[Case]:
+            train: bool = False, methods: Sequence[str] = ('evit',), merged: Sequence[int] = (),
+            planned: Sequence[Planned] = ()) -> list[Case]:
     """Every combination once: where nothing is dropped, nothing is fused either, and every method is the same.
 
     Args:
@@ -84,6 +87,7 @@ def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool
       train: each one's training step too.
       methods: names of reducers; one that cannot fuse does not.
       merged: tokens that every block merges, beside the rates; of the reducers that merge.
+      planned: plans that are measured beside the rates, each by every method.
 
     Raises:
       ValueError: an empty list, or a value that cannot be.
@@ -106,6 +110,18 @@ def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool
         for step, size, batch, dtype, (rate, r, reducer), fused in itertools.product(
                 (False, True)[:1 + train], sizes or [shape.image_size], batches, dtypes, ways, fuse):
             case = Case(name, rate, fused and reducer.fuses, size, batch, dtype, at, step, reducer, r)
-            case = case if case.plan.reductions else case.dense
-            found[case] = None
+            found[case if case.plan.reductions else case.dense] = None
+    for one, size, step, batch, dtype, reducer in itertools.product(
+            planned, sizes or [None], (False, True)[:1 + train], batches, dtypes, reducing):
+        case = _planned_case(one, names, size, batch, dtype, step, reducer)
+        found[case if case.plan.reductions else case.dense] = None
     return list(found)
+
+
+def _planned_case(planned, names, size, batch, dtype, step, reducer):
+    name = planned.model if planned.model in names else names[0]
+    shape = models.named_shape(name)
+    size = size or shape.image_size
+    planned.check(name, shape.patches(size), shape.depth)
+    return Case(name, 1.0, planned.fuse and reducer.fuses, size, batch, dtype, planned.reduce_at, step, reducer,
+                tokens=planned.tokens)

@@ -122,7 +122,8 @@ def _row(subject: Subject, taken: dict[tuple[Case, str], Times], memories: dict[
     flops = 2 * case.macs * case.batch * (_TRAIN_MACS if case.train else 1)
     return {
         'case': str(case), 'engine': engine, 'step': 'train' if case.train else 'inference', 'model': case.model,
-        'reducer': str(case.reducer), 'rate': None if case.r else case.rate, 'r': case.r, 'fused': case.fused,
+        'reducer': str(case.reducer), 'rate': None if case.r or case.tokens else case.rate, 'r': case.r,
+        'fused': case.fused,
         'plan': str(case.plan), 'image_size': case.size,
         'batch_size': case.batch, 'dtype': case.dtype, 'parameters': subject.parameters, 'macs': case.macs,
         'compile_seconds': subject.compile_seconds, 'memory_bytes': memory.bytes, 'memory_from': memory.source,

@@ -50,7 +50,7 @@ def cpus() -> int:
 def machine() -> dict[str, Any]:
     """Where and when something was measured, and with which versions."""
     return {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'), 'system': platform.platform(),
-            'processor': _processor(), 'cpus': cpus(), 'python': platform.python_version(),
+            'processor': processor(), 'cpus': cpus(), 'python': platform.python_version(),
             'versions': {name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
@@ -65,7 +65,7 @@ def write_json(file: str | os.PathLike, measured: dict[str, Any]) -> None:
     path.write_text(json.dumps({'machine': machine()} | measured, indent=1) + '\n')
 
 
-def _processor() -> str:
+def processor() -> str:
     info = pathlib.Path('/proc/cpuinfo')
     models = [line.partition(':')[2].strip() for line in info.read_text().splitlines()
               if line.startswith('model name')] if info.exists() else []

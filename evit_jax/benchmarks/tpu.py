@@ -5,11 +5,12 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
 from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
 from evit_jax.benchmarks.hlo import Program
 from evit_jax.tokens.plan import TokenPlan
@@ -121,6 +122,17 @@ def compile_step(run: Run, step: str, plan: TokenPlan, topology: str) -> Compile
     logging.info('%s step compiled in %.0f s', step, seconds)
     return _figures(program, chip, step=step, plan=str(plan), seconds=seconds,
                     images=run.config.batch_size * chip.devices // run.mesh.size)
+
+
+def cycles_of(function: Callable, device: jax.Device, arguments: Sequence[Any]) -> float:
+    """The compiler's estimate for a function of one device.
+
+    Args:
+      arguments: shapes.
+    """
+    place = SingleDeviceSharding(device)
+    placed = jax.tree.map(lambda of: jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=place), tuple(arguments))
+    return Program(_compiled(jax.jit(function), *placed).as_text()).cycles().total
 
 
 def _compiled(step: Callable, *arguments) -> jax.stages.Compiled:

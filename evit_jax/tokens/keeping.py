@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
+from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.reducers import Reducer
 
 # What configs say that have not heard of a key.
@@ -47,6 +48,11 @@ class Keeping(NamedTuple):
     def at(self, rate: float) -> 'Keeping':
         """The same at one rate."""
         return self._replace(rates=(rate,) * len(self.reduce_at), tokens=(), r=0, macs=0.0)
+
+    def following(self, planned: Planned) -> 'Keeping':
+        """The same reducer under a plan from a file."""
+        return self._replace(reduce_at=planned.reduce_at, fuse=planned.fuse, tokens=planned.tokens,
+                             rates=(1.0,) * len(planned.reduce_at), r=0, macs=0.0)
 
     def plans(self, patches: int, depth: int, macs: Callable[[TokenPlan], int]) -> Callable[[float], TokenPlan]:
         """Progress of a schedule in [0, 1] -> plan: dense at 0, what is asked for at 1.

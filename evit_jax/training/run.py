@@ -22,6 +22,7 @@ from evit_jax.models import Model
 from evit_jax.tokens import reducers
 from evit_jax.tokens.keeping import Keeping
 from evit_jax.tokens.plan import TokenPlan
+from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
 from evit_jax.training import inputs, limits, profile, steps, teaching, weights
 from evit_jax.training import optimizer as optimizers
@@ -207,6 +208,22 @@ def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | 
     return Run(config, mesh, model, train_source, test_source, plan_at(1.0),
                stages(keep, lambda progress: plan_at(progress).in_training(), total_steps), total_steps,
                optimizer, schedule, prepare, targets)
+
+
+def follow(config: Any, planned: Planned) -> Any:
+    """The config with a plan from a file in place of what it says of blocks, rates and fusion.
+
+    Raises:
+      ValueError: the plan is for another model.
+    """
+    shape = models.named_shape(config.model.name)
+    planned.check(config.model.name, shape.patches(config.model.image_size), shape.depth)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(reduce_at=planned.reduce_at, fuse=planned.fuse)
+        config.keep.update(tokens=planned.tokens, rates=(), macs=0.0)
+        config.reducer.r = 0
+    return config
 
 
 def check_start(config: Any, workdir: str | os.PathLike) -> None:

@@ -15,6 +15,7 @@ from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.keeping import Keeping
 from evit_jax.tokens.plan import TokenPlan
+from evit_jax.tokens.planned import Planned
 from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
@@ -51,28 +52,33 @@ class Trained(NamedTuple):
         return self._replace(keeping=keeping._replace(reducer=reducer, r=keeping.r if reducer.merges else 0))
 
     def plan(self, *, rate: float | None = None, rates: Sequence[float] = (), tokens: Sequence[int] = (),
-             r: int | None = None) -> TokenPlan:
+             r: int | None = None, planned: Planned | None = None) -> TokenPlan:
         """The plan of one rate, of a rate or a token count for each reduction, or of r tokens merged in every block.
 
-        Of none of these, as trained.
+        Or one that the planner has made. Of none of these, as trained.
 
         Raises:
-          ValueError: more than one of them, a value out of range, or a plan that asks predictors that are not there.
+          ValueError: more than one of them, a value out of range, a plan for another model, or one that asks predictors
+            that are not there.
         """
-        asked = {'rate': rate is not None, 'rates': len(rates) > 0, 'tokens': len(tokens) > 0, 'r': r is not None}
+        asked = {'rate': rate is not None, 'rates': len(rates) > 0, 'tokens': len(tokens) > 0, 'r': r is not None,
+                 'plan': planned is not None}
         given = [name for name, said in asked.items() if said]
         if len(given) > 1:
             raise ValueError(f'give only one of {" and ".join(given)}')
-        keeping = self.keeping
-        if given and r is None and not keeping.reduce_at:
+        keeping, patches = self.keeping, self.shape.patches(self.image_size)
+        if planned is not None:
+            planned.check(self.name, patches, self.shape.depth)
+            keeping = keeping.following(planned)
+        elif given and r is None and not keeping.reduce_at:
             raise ValueError(f'the model in {self.path} drops nothing at any block (model.reduce_at is empty): make a '
                              f'plan with blocks of your own, or leave {given[0]} out')
         if rate is not None:
             keeping = keeping.at(rate)
-        elif given:
+        elif given and planned is None:
             dense = keeping.at(1.0)
             keeping = dense._replace(rates=tuple(rates) or dense.rates, tokens=tuple(tokens), r=r or 0)
-        plan = keeping.plans(self.shape.patches(self.image_size), self.shape.depth, self.shape.macs)(1.0)
+        plan = keeping.plans(patches, self.shape.depth, self.shape.macs)(1.0)
         self.shape.check_plan(plan)
         return plan
 

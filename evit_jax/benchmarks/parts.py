@@ -1,0 +1,96 @@
+"""Parts of a model as programs of their own, to be timed or compiled: attention half, MLP half, reduction, the rest."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from evit_jax import models
+from evit_jax.models.layers import class_attention
+from evit_jax.models.shape import ViTShape
+from evit_jax.models.vit import Block
+from evit_jax.tokens.plan import make_plan
+from evit_jax.tokens.reducers import EVIT, Evidence
+from evit_jax.tokens.reduction import Tokens
+
+HALVES = 'attention', 'mlp'
+
+
+class Part(NamedTuple):
+    """A program that does a part of a model `times` over, each time with what the time before has left."""
+
+    run: Callable[..., Array]
+    arguments: tuple  # shapes: parameters first
+    times: int = 1
+
+    def filled(self, seed: int) -> tuple:
+        """Arguments of noise, small enough for whatever they are."""
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(lambda of: jnp.asarray(0.1 * rng.standard_normal(of.shape, np.float32), of.dtype),
+                            self.arguments)
+
+
+def half(shape: ViTShape, name: str, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
+    """One of HALVES of a block, with all tokens that are in it."""
+
+    def build(key):
+        return Block(shape, 0.0, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(key))
+
+    graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+
+    def run(params, x):
+        block = nnx.merge(graph, params)
+        step = {'attention': lambda x: block.attend(x, None)[0], 'mlp': lambda x: block.think(x, None)}[name]
+        return _again(step, x, times)
+
+    params = jax.eval_shape(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)), jax.random.key(0))
+    return Part(run, (params, _tokens(shape, tokens, batch, dtype)), times)
+
+
+def reduction(shape: ViTShape, tokens: int, batch: int, dtype: str, fuse: bool, times: int = 1) -> Part:
+    """Class attention, ranking and gathering half of the tokens, by EViT."""
+    prefix, depth = shape.prefix, shape.width // shape.heads
+    patches = tokens - prefix
+
+    def reduced(x, q, k):
+        patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
+        evidence = Evidence(class_attention(q, k, prefix), None, None, None, training=False, prefix=prefix)
+        after = EVIT.reduce(Tokens(x[:, prefix:], patch), evidence, -(-patches // 2), 0 if fuse else None)
+        return jnp.concatenate([x[:, :prefix], after.x], axis=1)
+
+    def run(params, x, q, k):
+        def step(state):  # the class token's query follows from what was kept
+            kept, q = state
+            return reduced(x, q + kept[:, -1].reshape(q.shape), k), q
+
+        return _again(step, (reduced(x, q, k), q), times - 1)[0]
+
+    return Part(run, ({}, _tokens(shape, tokens, batch, dtype),
+                      jax.ShapeDtypeStruct((batch, shape.heads, 1, depth), dtype),
+                      jax.ShapeDtypeStruct((batch, shape.heads, tokens, depth), dtype)), times)
+
+
+def whole(shape: ViTShape, image_size: int, batch: int, dtype: str, depth: int | None = None) -> Part:
+    """The dense model on normalised images; with a depth of 0, what is outside the blocks."""
+    shape = shape if depth is None else dataclasses.replace(shape, depth=depth)
+    model = models.create(shape, dtype=jnp.dtype(dtype))
+    plan = make_plan(shape.patches(image_size), shape.depth, reduce_at=())
+    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
+    return Part(lambda params, images: model.apply(params, images, plan)[0],
+                (jax.eval_shape(model.init, jax.random.key(0)), images))
+
+
+def _again(step, state, times):
+    """A loop, since it is compiled once; no loop of one turn, which hides from the compiler's estimate."""
+    if times <= 1:
+        return step(state) if times else state
+    return jax.lax.fori_loop(0, times, lambda _, state: step(state), state)
+
+
+def _tokens(shape, tokens, batch, dtype):
+    return jax.ShapeDtypeStruct((batch, tokens, shape.width), dtype)

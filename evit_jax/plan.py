@@ -1,0 +1,142 @@
+"""Plans for a speed: python -m evit_jax.plan --model deit_s --image_size 224 --target 2x --device this --out plan.json
+
+For who wants a model twice as fast (2x), 20000img/s or 3.0GMACs, and no keep rate. What a block costs by its tokens is
+measured on this device (once: it is kept), or with --device=tpu_v5e and its like estimated by the TPU compiler, without
+a TPU. Of all plans within the target, with keep rates that do not rise from block to block, it takes the one that keeps
+the most tokens, summed over the blocks, and sets it beside the plain keep rate of as many multiply-accumulates; on this
+device it then measures both. What --out writes is taken by --plan of main, predict, export and benchmark model.
+"""
+
+from typing import Any
+
+from absl import flags
+
+from evit_jax import commandline, models
+from evit_jax.benchmarks import costs, report
+from evit_jax.benchmarks.cases import DTYPES
+from evit_jax.benchmarks.costs import DEVICES, THIS, Asked
+from evit_jax.tokens import planner
+from evit_jax.tokens.names import look_up
+from evit_jax.tokens.plan import TokenPlan, make_plan, plan_of_macs, plans_of
+from evit_jax.tokens.planned import Planned
+from evit_jax.tokens.planner import Costs, Target
+from evit_jax.tokens.reducers import EVIT
+
+_MODEL = flags.DEFINE_string('model', None, 'Name of the model.')
+_IMAGE_SIZE = flags.DEFINE_integer('image_size', None, "Of the images; the model's own if not given.")
+flags.DEFINE_alias('image-size', 'image_size')
+_TARGET = flags.DEFINE_string('target', None, 'How fast: 2x, 20000img/s, 3.0GMACs, 18MMACs.')
+_DEVICE = flags.DEFINE_string('device', THIS, f'On what: {", ".join(DEVICES)}.')
+_BATCH = flags.DEFINE_integer('batch', 16, 'Images at a time.', lower_bound=1)
+_DTYPE = flags.DEFINE_enum('dtype', 'float32', DTYPES, 'Of the computation.')
+_FUSE = flags.DEFINE_bool('fuse', True, 'Dropped tokens become one.')
+_REDUCTIONS = flags.DEFINE_integer('reductions', 3, 'At most.', lower_bound=1, upper_bound=6)
+_BLOCKS = flags.DEFINE_list('blocks', [], 'Blocks that may drop tokens; if not given, those from a quarter of the '
+                            'model on: before, class attention says little.')
+_LEAST_RATE = flags.DEFINE_float('least_rate', 0.5, 'Share of the tokens that every reduction keeps at least.',
+                                 lower_bound=0.01, upper_bound=1)
+_COSTS = flags.DEFINE_string('costs', None, 'File that the costs are kept in; if not given, one in the cache of the '
+                             'user.')
+_OUT = flags.DEFINE_string('out', None, 'File that the plan is written to.')
+_MEASURE = flags.DEFINE_bool('measure', True, 'On this device: measure dense, plain rate and plan in the end.')
+_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Of measuring.', lower_bound=1)
+_SECONDS = flags.DEFINE_float('seconds', 30.0, 'Time to measure the plans, about; and the costs.', lower_bound=0.01)
+
+
+def main() -> None:
+    """Prints the plan, what it is predicted to do and what it does, and writes it."""
+    if not _MODEL.value or not _TARGET.value:
+        raise ValueError('give both --model NAME and --target SPEED, as in: python -m evit_jax.plan --model=deit_s '
+                         '--target=2x')
+    target, asked = planner.read_target(_TARGET.value), _asked()
+    report.check_writable('--out', _OUT.value)
+    blocks = commandline.numbers('blocks', _BLOCKS.value, int) or range(asked.shape.quarters[0], asked.shape.depth)
+    dense = make_plan(asked.patches, asked.shape.depth, reduce_at=blocks)  # refuses blocks that there are not
+    table = costs.find(asked, lambda asked: costs.make(asked, _SECONDS.value, _ROUNDS.value), _COSTS.value)
+    prices = table.costs(asked.most, asked.shape.prefix)
+    plan = _find(target, asked, prices, dense, blocks)
+    plans = {'dense': dense, 'plain rate': _plain(asked, plan, dense), 'plan': plan}
+    rows = {name: _predicted(asked, prices, one, dense) for name, one in plans.items()}
+    print(f'{asked.model}, {asked.image_size} px, batch {asked.batch}, {asked.dtype}, {_where(asked)}: {target}')
+    print(*(f'{name}: {one}' for name, one in plans.items()), sep='\n', flush=True)
+    if asked.device == THIS and _MEASURE.value:
+        _measure(asked, plans, rows)
+    print(report.table(*_cells(rows)))
+    if _OUT.value:
+        report.write_json(_OUT.value, Planned.of(plan, asked.model, asked.image_size).about() | {
+            'target': str(target), 'asked': asked._asdict(), 'speeds': rows})
+
+
+def _asked() -> Asked:
+    look_up('device', _DEVICE.value, DEVICES)
+    shape = models.named_shape(_MODEL.value)
+    size = _IMAGE_SIZE.value or shape.image_size
+    shape.patches(size)  # refuses one that does not fit
+    return Asked(_MODEL.value, size, _BATCH.value, _DTYPE.value, _DEVICE.value, _FUSE.value)
+
+
+def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks) -> TokenPlan:
+    """The plan for the target.
+
+    Raises:
+      ValueError: there is none; names the fastest.
+    """
+    shape, macs = asked.shape, asked.shape.macs(dense)
+    sizes = {'patches': asked.patches, 'depth': shape.depth}
+    if target.unit.endswith('MACs'):
+        searched = planner.mac_costs(macs, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=shape.prefix, **sizes)
+    else:
+        searched = prices
+    budget = planner.budget_of(target, dense_seconds=prices.of(dense), dense_macs=macs, batch=asked.batch)
+    how = sizes | {'blocks': blocks, 'reductions': _REDUCTIONS.value, 'least_rate': _LEAST_RATE.value,
+                   'fuse': asked.fuse}
+    if plan := planner.most_tokens(searched, budget=budget, **how):
+        return plan
+    least = planner.cheapest(searched, **how)
+    found = _predicted(asked, prices, least, dense)
+    raise ValueError(
+        f'--target={target} cannot be reached by dropping tokens at {_REDUCTIONS.value} of the blocks {min(blocks)} to '
+        f'{max(blocks)}: the fastest plan, {least}, has {found["speed_up"]:.2f}x, '
+        f'{found["images_per_second"]:,.1f}img/s, {found["macs"] / 1e9:.3g}GMACs: ask for less, or give '
+        'earlier --blocks, a lower --least_rate or more --reductions')
+
+
+def _plain(asked: Asked, plan: TokenPlan, dense: TokenPlan) -> TokenPlan:
+    """One keep rate at the usual blocks with as many multiply-accumulates, or as near as it can come."""
+    macs = asked.shape.macs
+    family = plans_of(EVIT, asked.patches, asked.shape.depth, reduce_at=asked.shape.quarters, fuse=asked.fuse)
+    return plan_of_macs(macs, max(macs(plan), macs(family(1.0))) / macs(dense), family)
+
+
+def _predicted(asked: Asked, prices: Costs, plan: TokenPlan, dense: TokenPlan) -> dict[str, Any]:
+    seconds = prices.of(plan)
+    return {'macs': asked.shape.macs(plan), 'tokens': sum(plan.counts) / sum(dense.counts),
+            'images_per_second': asked.batch / seconds, 'speed_up': prices.of(dense) / seconds}
+
+
+def _measure(asked: Asked, plans: dict[str, TokenPlan], rows: dict[str, dict]) -> None:
+    """Adds to the rows what is measured."""
+    measured = costs.side_by_side(asked, list(plans.values()), _SECONDS.value, _ROUNDS.value)
+    for row, times in zip(rows.values(), measured, strict=True):
+        row |= {'measured_images_per_second': asked.batch / times.median,
+                'measured_speed_up': times.faster_than(measured[0])}
+
+
+def _cells(rows: dict[str, dict]) -> tuple[tuple, list]:
+    said = {'macs': ('G MACs', lambda value: f'{value / 1e9:.3g}'), 'tokens': ('tokens', '{:.1%}'.format),
+            'images_per_second': ('predicted images/s', '{:,.1f}'.format), 'speed_up': ('x', '{:.2f}'.format),
+            'measured_images_per_second': ('measured images/s', '{:,.1f}'.format),
+            'measured_speed_up': ('x', '{:.2f}'.format)}
+    shown = [key for key in said if key in rows['dense']]
+    return ('', *(said[key][0] for key in shown)), [
+        (name, *(said[key][1](row[key]) for key in shown)) for name, row in rows.items()]
+
+
+def _where(asked: Asked) -> str:
+    if asked.device == THIS:
+        return 'on this device'
+    return f'one {asked.device}, estimated by the compiler and not measured, ranking and gathering left out'
+
+
+if __name__ == '__main__':
+    commandline.run(main)

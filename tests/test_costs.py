@@ -1,0 +1,168 @@
+"""The planner's tables of costs, and the program that plans."""
+
+
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from evit_jax import commandline
+from evit_jax.benchmarks import costs, parts
+from evit_jax.benchmarks.costs import Asked, Table
+from evit_jax.models.layers import class_attention
+from evit_jax.tokens.plan import make_plan
+from evit_jax.tokens.planned import read_planned
+from evit_jax.tokens.planner import cliffs
+from tests import doors, layouts
+
+least, plan = layouts.least, doors.imported('plan')
+ASKED = Asked('vit_layouts', 16, 2, 'float32', 'this')
+
+
+def leap(n):
+    """Of a block on a TPU, about: dear from 129 tokens on."""
+    return 10 * n + n * n / 50 + 400 * (n > 128)
+
+
+def test_a_cliff_is_looked_for_where_the_slope_jumps_and_found_to_the_token():
+    asked = []
+    found = costs.refined(lambda n: asked.append(n) or leap(n), costs.spread(2, 197))
+    assert (128, 129) in cliffs(found) and len(asked) == len(set(asked)) == len(found) < 20
+    assert found == {n: leap(n) for n in found}
+    smooth = costs.refined(lambda n: 10 * n + n * n / 50, costs.spread(2, 197))
+    assert len(smooth) <= len(costs.spread(2, 197)) + 2 and not cliffs(smooth)
+
+
+def test_every_fourth_count_is_measured_and_the_edges_of_tiles():
+    assert costs.counts(2, 20) == [2, 4, 8, 12, 16, 20]
+    found = costs.counts(2, 577)
+    assert {2, 128, 129, 256, 257, 512, 513, 577} <= set(found) and len(found) < 50 and found == sorted(found)
+
+
+def test_what_falls_with_the_count_is_levelled_and_the_mean_stays():
+    assert costs.rising({1: 1.0, 2: 3.0, 3: 2.0, 4: 2.5, 5: 9.0}) == {1: 1.0, 2: 2.5, 3: 2.5, 4: 2.5, 5: 9.0}
+    assert costs.rising({1: 3.0, 2: 2.0, 3: 1.0}) == {1: 2.0, 2: 2.0, 3: 2.0}
+
+
+def table(**changes):
+    known = {n: n / 10 for n in range(2, 18)}
+    return Table(**{'of': {'depth': 2}, 'outside': 1.0, 'dense': None, 'attention': known, 'mlp': known,
+                    'reduction': {4: 0.1, 17: 0.2}} | changes)
+
+
+def test_the_dense_model_costs_what_it_was_timed_to():
+    dense = jax.tree.map(float, table().costs(17, 1).of(layouts_plan()))
+    assert dense == pytest.approx(1 + 2 * 2 * 1.7)
+    scaled = table(dense=9.0).costs(17, 1)
+    assert scaled.of(layouts_plan()) == pytest.approx(9.0) and scaled.attention[10] == pytest.approx(8 / 6.8)
+
+
+def layouts_plan():
+    return costs.case_of(ASKED, make_plan(16, 2, reduce_at=())).plan
+
+
+def test_halves_make_a_block_and_a_reduction_keeps_half():
+    shape = layouts.SHAPE
+    for name in parts.HALVES:
+        once, twice = (parts.half(shape, name, 5, 2, 'float32', times) for times in (1, 2))
+        params, x = once.filled(0)
+        np.testing.assert_allclose(jax.jit(twice.run)(params, x), once.run(params, once.run(params, x)), atol=1e-5)
+    part = parts.reduction(shape, 9, 2, 'float32', fuse=True)
+    _, x, q, k = part.filled(0)
+    assert part.run({}, x, q, k).shape == (2, 1 + 4 + 1, 64)
+    first = class_attention(q, k, 1)[0].argmax()
+    np.testing.assert_array_equal(part.run({}, x, q, k)[0, 1], x[0, 1 + first])
+
+
+def test_a_table_is_made_once_and_not_taken_for_another(tmp_path):
+    file, made = tmp_path / 'below' / 'costs.json', []
+
+    def make(asked):
+        made.append(asked)
+        return table()
+
+    first = costs.find(ASKED, make, file)
+    assert costs.find(ASKED, make, file) == first and made == [ASKED] and first.attention[5] == 0.5
+    with pytest.raises(ValueError, match=r'--costs=.* are those of batch=2, and batch=8 is asked for: name another'):
+        costs.find(ASKED._replace(batch=8), make, file)
+    file.write_text('{}')
+    with pytest.raises(ValueError, match=r'holds no costs .*: delete it'):
+        costs.find(ASKED, make, file)
+
+
+def test_by_itself_a_table_lies_in_the_cache_of_the_user_under_what_it_is_of(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for batch in (2, 8, 2):
+        costs.find(ASKED._replace(batch=batch), lambda asked: table(), None)
+    assert len(list((tmp_path / '.cache/evit_jax/costs').glob('vit_layouts_*.json'))) == 2
+
+
+@pytest.fixture
+def program(plan, capsys, monkeypatch):
+    monkeypatch.setattr(commandline, '_log_our_own_lines', lambda: None)
+
+    def run(*words):
+        monkeypatch.setattr(sys, 'argv', ['plan', *map(str, words)])
+        with flagsaver.flagsaver():
+            try:
+                commandline.run(plan.main)
+                code = 0
+            except SystemExit as error:
+                code = error.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_the_program_measures_plans_measures_again_and_writes_what_others_read(program, tmp_path):
+    out, kept = tmp_path / 'plan.json', tmp_path / 'costs.json'
+    words = ['--model=vit_layouts', '--image-size=16', '--target=1.2MMACs', '--device=this', '--batch=2',
+             f'--costs={kept}', f'--out={out}', '--seconds=0.05', '--rounds=2', '--blocks=0,1']
+    code, said, err = program(*words)
+    assert code == 0, err
+    planned, told = read_planned(out), json.loads(out.read_text())
+    assert planned.model == 'vit_layouts' and planned.patches == 16 and planned.reduce_at
+    assert told['speeds']['plan']['macs'] <= 1.2e6 < told['speeds']['dense']['macs']
+    assert told['speeds']['plan']['measured_images_per_second'] > 0
+    assert [line.split(':')[0] for line in said.splitlines()[1:4]] == ['dense', 'plain rate', 'plan']
+    assert {2, 4, 16, 17} <= set(map(int, json.loads(kept.read_text())['attention']))
+    code, again, _ = program(*words, '--nomeasure')
+    assert code == 0 and 'measured' not in again and again.splitlines()[3] == said.splitlines()[3]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A file with costs that nobody has measured."""
+    costs.find(ASKED, lambda asked: table(), tmp_path / 'costs.json')
+    return tmp_path / 'costs.json'
+
+
+def test_the_speed_that_is_asked_for_is_met_by_the_table(program, kept, tmp_path):
+    for target, least in (('1.3x', 1.3), ('1.1x', 1.1)):
+        code, said, err = program('--model=vit_layouts', f'--target={target}', '--batch=2', f'--costs={kept}',
+                                  '--nomeasure', '--blocks=0,1', f'--out={tmp_path / "p.json"}')
+        assert code == 0, err
+        speeds = json.loads((tmp_path / 'p.json').read_text())['speeds']
+        assert least <= speeds['plan']['speed_up'] < least + 0.15
+        assert speeds['plan']['tokens'] >= speeds['plain rate']['tokens'] - 0.05
+
+
+@pytest.mark.parametrize('words, said', [
+    ((), 'give both --model NAME and --target SPEED'),
+    (('--target=99x',), 'cannot be reached by dropping tokens at 3 of the blocks 0 to 1: the fastest plan, 16 > .*'
+                        'tokens at blocks .*, has 1.*x, .*img/s, .*GMACs: ask for less'),
+    (('--target=0.5x',), '--target=0.5x is slower than the dense model, which has 1x'),
+    (('--target=2 parsecs',), 'is no number with one of the units x'),
+    (('--target=2x', '--device=tpu_v9'), "unknown device 'tpu_v9': did you mean tpu_v"),
+    (('--target=2x', '--image_size=17'), 'image size 17 is not divisible'),
+    (('--target=2x', '--blocks=5'), 'block 5 is outside 0..1'),
+    (('--target=2x', '--model=vit_layout'), "unknown model 'vit_layout': did you mean vit_layouts")])
+def test_what_cannot_be_is_told_in_a_line(program, kept, words, said):
+    code, _, err = program('--model=vit_layouts', '--batch=2', '--blocks=0,1', f'--costs={kept}', '--nomeasure', *words)
+    assert code == 2 and err.count('\n') == 1
+    assert re.search(said, err), err

@@ -1,0 +1,81 @@
+"""A plan in a file: written, read, refused, and what training makes of it."""
+
+import contextlib
+import json
+import sys
+
+import pytest
+from absl.testing import flagsaver
+
+from evit_jax import commandline, parallel
+from evit_jax.benchmarks import cases
+from evit_jax.tokens.plan import make_plan
+from evit_jax.tokens.planned import Planned, read_planned
+from evit_jax.training import loop
+from evit_jax.training import run as runs
+from tests import doors, layouts
+
+least, main = layouts.least, doors.imported('main')
+PLAN = make_plan(16, 2, tokens=(9, 5), reduce_at=(0, 1), fuse=False)
+PLANNED = Planned.of(PLAN, 'vit_layouts', 16)
+
+
+def write(file, planned=PLANNED):
+    file.write_text(json.dumps(planned.about() | {'machine': {}, 'target': '2x'}))
+    return file
+
+
+def test_what_was_written_is_read(tmp_path):
+    file = write(tmp_path / 'plan.json')
+    assert read_planned(file) == PLANNED._replace(path=str(file))
+    assert Planned.of(make_plan(16, 2, rate=1.0, reduce_at=(1,)), 'a', 16).tokens == ()
+
+
+@pytest.mark.parametrize('text, said', [
+    (None, 'cannot be read .No such file'), ('{', 'holds no plan .Expecting'), ('[]', 'holds no plan'),
+    ('{"model": "deit_s"}', 'holds no plan .*missing'),
+    (json.dumps(PLANNED._replace(reduce_at=(0, 7)).about()), 'block 7 is outside')])
+def test_what_is_no_plan_is_refused(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / 'plan.json').write_text(text)
+    with pytest.raises(ValueError, match=f'--plan=.*{said}.*python -m evit_jax.plan --out FILE'):
+        read_planned(tmp_path / 'plan.json')
+
+
+def test_a_plan_for_another_model_names_both():
+    with pytest.raises(ValueError, match=r'p.json is for vit_layouts with 16 patches and 2 blocks, and this is '
+                                         r'deit_s with 196 patches and 12 blocks: make one with .* --model=deit_s'):
+        PLANNED._replace(path='p.json').check('deit_s', 196, 12)
+
+
+def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tmp_path, monkeypatch):
+    seen, file = [], write(tmp_path / 'plan.json')
+    monkeypatch.setattr(commandline, '_log_our_own_lines', lambda: None)
+    monkeypatch.setattr(parallel, 'together', lambda agreed: contextlib.nullcontext())
+    monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: seen.append(config))
+    monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir: seen.append(config))
+    (tmp_path / 'recipe.py').write_text(
+        'from tests import layouts\n'
+        'def get_config():\n'
+        '    config = layouts.config_of(keep__macs=0.7, keep__rates=(0.5,), keep__tokens=(3,))\n'
+        '    return config.lock()\n')
+    for mode in ('train', 'evaluate'):
+        monkeypatch.setattr(sys, 'argv', ['main', f'--config={tmp_path / "recipe.py"}', f'--workdir={tmp_path}',
+                                          f'--plan={file}', f'--mode={mode}'])
+        with flagsaver.flagsaver():
+            commandline.run(main.main)
+    assert len(seen) == 2 and seen[0].is_locked
+    for config in seen:
+        runs.check(config)
+        assert runs.lay_out(config).plan == PLAN
+
+
+def test_the_benchmark_measures_a_plan_beside_the_rates():
+    asked = {'names': ['vit_layouts'], 'rates': [1.0, 0.5], 'fuse': [True], 'sizes': [], 'batches': [1, 2],
+             'dtypes': ['float32']}
+    found = cases.combine(**asked, planned=[PLANNED])
+    assert [str(case) for case in found[-2:]] == [
+        f'vit_layouts 9-5 at (0, 1) not fused, 16 px, batch {batch}, float32' for batch in (1, 2)]
+    assert len(found) == 6 and found[-1].plan == PLAN and found[-1].dense in found
+    with pytest.raises(ValueError, match=r'is for vit_layouts with 16 patches .*, and this is deit_s'):
+        cases.combine(**asked | {'names': ['deit_s']}, planned=[PLANNED])
