@@ -125,7 +125,7 @@ class ViT(nnx.Module):
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             x = seen[f'block{i:02d}'] = block.think(x, think_key)
         seen['norm'] = self.norm(x)
-        if not shape.reads_all:
+        if shape.depth and not shape.reads_all:
             # The last block once more for what the heads read: the rest of it is then only computed if returned.
             x, _, _ = block.attend(before, attend_key, rows=shape.prefix, **counts)
             x = block.think(x, think_key)
