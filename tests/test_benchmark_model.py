@@ -49,7 +49,7 @@ def test_macs_are_those_of_the_paper(name, size, rate, giga):
 def test_every_combination_comes_once_and_dense_is_neither_fused_nor_not():
     found = cases(fuse=[True, False], batches=[1, 2], dtypes=['float32', 'bfloat16'], train=True)
     assert len(found) == len(set(found)) == 2 * 2 * 2 * 3  # steps, batches, dtypes; dense, fused, not fused
-    assert found[0] == Case('tiny', 1.0, False, 32, 1, 'float32', (1, 2, 3))
+    assert found[0] == Case('tiny', 1.0, False, 32, 1, 'float32', ())
     assert {case.fused for case in found if case.rate == 1} == {False}
     assert all(case.dense in found for case in found)
     assert len({str(case) for case in found}) == len(found)
@@ -73,8 +73,8 @@ def test_r_is_a_case_of_every_reducer_that_merges_beside_the_rates_and_says_so()
 
 
 def test_blocks_that_drop_are_the_papers_in_a_model_as_deep():
-    assert cases(names=['deit_s'])[0].reduce_at == (3, 6, 9)
-    assert cases(names=['deit_s'], reduce_at=[2])[0].reduce_at == (2,)
+    assert cases(names=['deit_s'])[-1].reduce_at == (3, 6, 9)
+    assert cases(names=['deit_s'], reduce_at=[2])[-1].reduce_at == (2,)
 
 
 @pytest.mark.parametrize('changes, said', [
