@@ -31,8 +31,8 @@ def small(**changes):
 
 
 def rows_of(setting, method, *top1, share=0.5):
-    return [{'setting': setting, 'method': method, 'share': share, 'seed': seed, 'top1': value, 'macs': 51,
-             'macs_dense': 100} for seed, value in enumerate(top1)]
+    return [{'setting': setting, 'method': method, 'share': share, 'seed': seed, 'top1': value, 'images': 2000,
+             'macs': 51, 'macs_dense': 100} for seed, value in enumerate(top1)]
 
 
 def test_the_kept_comparison_has_every_method_in_every_setting_and_each_can_be_laid_out():
@@ -94,6 +94,14 @@ def test_an_ordering_holds_where_every_seed_says_so(worse, said):
     found = verdict.scores(rows_of('scratch', 'A', 0.5, 0.7) + rows_of('scratch', 'B', *worse))
     line, = verdict.orderings(found, [{'better': 'A', 'worse': 'B', 'setting': 'scratch'}])
     assert line.startswith('A from scratch over B from scratch at 50 % of the MACs: ') and said in line
+
+
+@pytest.mark.parametrize('better, said', [
+    (0.905, 'is open (+0.5'), (0.92, 'holds (+2.0'), (0.895, 'is open (-0.5'), (0.88, 'does not hold (-2.0')])
+def test_a_single_evaluation_tells_no_more_than_its_images_can(better, said):
+    found = verdict.scores(rows_of('untrained', 'A', better) + rows_of('untrained', 'B', 0.9))
+    assert found[1].error == pytest.approx(0.0067, abs=1e-4)
+    assert said in verdict.orderings(found, [{'better': 'A', 'worse': 'B', 'setting': 'untrained'}])[0]
 
 
 def test_training_is_compared_with_none_for_each_seed():

@@ -1,6 +1,5 @@
 """The planner's tables of costs, and the program that plans."""
 
-
 import json
 import re
 import sys

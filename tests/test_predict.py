@@ -198,7 +198,8 @@ def test_the_program_reads_names_from_a_pipe_and_goes_quietly_when_nobody_reads(
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith(f'{images}/a.png: ') and done.stdout.count('%') == 3
     assert 'cannot be read: absent.png: No such file or directory' in done.stderr
-    assert 'Traceback' not in done.stderr and len(done.stderr.splitlines()) == 3
+    said = [line for line in done.stderr.splitlines() if ' a second, ' not in line]  # of progress, on a slow machine
+    assert 'Traceback' not in done.stderr and len(said) == 3
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, '-m', 'evit_jax.predict', folder, str(images)], stdout=writing,

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from evit_jax import models
 from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan, make_plan, merge_plan
+from evit_jax.tokens.keeping import Keeping
+from evit_jax.tokens.plan import TokenPlan
 from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.reducers import EVIT, Reducer
 
@@ -37,11 +38,9 @@ class Case(NamedTuple):
 
     @property
     def plan(self) -> TokenPlan:
-        patches, depth = self.shape.patches(self.size), self.shape.depth
-        if self.r:
-            return merge_plan(patches, depth, r=self.r, reducer=self.reducer)
-        return make_plan(patches, depth, rate=self.rate, tokens=self.tokens, reduce_at=self.reduce_at,
-                         fuse=self.fused, reducer=self.reducer)
+        shape, rates = self.shape, (self.rate,) * len(self.reduce_at)
+        keeping = Keeping(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.r)
+        return keeping.plans(shape.patches(self.size), shape.depth, shape.macs)(1.0)
 
     @property
     def macs(self) -> int:

@@ -21,7 +21,7 @@ def compare(config: Any, out: str | os.PathLike) -> list[dict[str, Any]]:
     """Has every cell's result, from the folder or by running it.
 
     Returns:
-      A row for each cell: setting, method, share, seed, top1 (of 1), macs, macs_dense.
+      A row for each cell: setting, method, share, seed, top1 (of 1), images (it is of), macs, macs_dense.
 
     Raises:
       ValueError: a cell that cannot be, before the first one runs.
@@ -62,7 +62,7 @@ def _run(config: Any, cell: Cell, folder: pathlib.Path, dense: str) -> dict[str,
         found |= results.costs(run)
     else:
         found = loop.train(config, folder)
-    return {name: found[name] for name in ('top1', 'macs', 'macs_dense')}
+    return {name: found[name] for name in ('top1', 'images', 'macs', 'macs_dense')}
 
 
 def _note(folder, found):

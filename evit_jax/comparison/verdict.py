@@ -1,6 +1,7 @@
 """What a comparison says: means and spreads over the seeds, and whether the paper's orderings hold."""
 
 import collections
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ class Score(NamedTuple):
     share: float               # of the MACs of the dense model, asked for
     macs: float                # and had
     top1: tuple[float, ...]    # of each seed
+    images: int                # that each was evaluated on
 
     @property
     def mean(self) -> float:
@@ -28,13 +30,18 @@ class Score(NamedTuple):
         """Standard deviation over the seeds."""
         return statistics.stdev(self.top1) if len(self.top1) > 1 else 0.0
 
+    @property
+    def error(self) -> float:
+        """Standard error of one evaluation, from the choice of its images."""
+        return math.sqrt(self.mean * (1 - self.mean) / self.images)
+
 
 def scores(rows: Sequence[dict[str, Any]]) -> list[Score]:
     """The rows of `compare`, seeds together, in the order of the rows."""
     found = collections.defaultdict(list)
     for row in rows:
         found[row['setting'], row['method'], row['share']].append(row)
-    return [Score(*key, of[0]['macs'] / of[0]['macs_dense'], tuple(row['top1'] for row in of))
+    return [Score(*key, of[0]['macs'] / of[0]['macs_dense'], tuple(row['top1'] for row in of), of[0]['images'])
             for key, of in found.items()]
 
 
@@ -52,7 +59,8 @@ def table(found: Sequence[Score], setting: str) -> tuple[list[str], list[list[st
 def orderings(found: Sequence[Score], expected: Sequence[dict[str, str]]) -> list[str]:
     """A sentence for each ordering that the paper has: whether it holds here, at each cost.
 
-    An ordering holds where it does so for every seed, taken in pairs; it is open where the seeds disagree.
+    An ordering holds where it does so for every seed, taken in pairs; it is open where the seeds disagree. A pair alone
+    tells it if it differs by more than twice the standard error of its two evaluations.
 
     Args:
       expected: better, worse (methods), setting and, if it is another, the setting of the worse.
@@ -68,7 +76,8 @@ def orderings(found: Sequence[Score], expected: Sequence[dict[str, str]]) -> lis
                 continue
             high, low = known[here, better, share], known[there, worse, share]
             pairs = [a - b for a, b in zip(high.top1, low.top1 * len(high.top1) if len(low.top1) == 1 else low.top1)]
-            holds = 'holds' if min(pairs) > 0 else 'does not hold' if max(pairs) <= 0 else 'is open'
+            least = 2 * math.hypot(high.error, low.error) if len(pairs) == 1 else 0
+            holds = 'holds' if min(pairs) > least else 'does not hold' if max(pairs) <= -least else 'is open'
             said.append(f'{better} {_SETTINGS[here]} over {worse} {_SETTINGS[there]} at {100 * share:g} % of the MACs: '
                         f'{holds} ({100 * statistics.fmean(pairs):+.1f} points; '
                         f'{", ".join(f"{100 * pair:+.1f}" for pair in pairs)})')

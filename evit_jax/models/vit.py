@@ -124,12 +124,12 @@ class ViT(nnx.Module):
                                              keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:])
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             x = seen[f'block{i:02d}'] = block.think(x, think_key)
-        seen['norm'] = self.norm(x)
+        x = seen['norm'] = self.norm(x)
         if shape.depth and not shape.reads_all:
             # The last block once more for what the heads read: the rest of it is then only computed if returned.
             x, _, _ = block.attend(before, attend_key, rows=shape.prefix, **counts)
-            x = block.think(x, think_key)
-        return self._classify(self.norm(x), tokens, seen), seen
+            x = self.norm(block.think(x, think_key))
+        return self._classify(x, tokens, seen), seen
 
     def _embed(self, images, seen, train):
         """Images to tokens [B, P, D]."""

@@ -11,7 +11,7 @@ from evit_jax.tokens.reducers import Reducer
 
 # What configs say that have not heard of a key.
 UNSAID = {'reducer.name': 'evit', 'reducer.r': 0, 'reducer.decreasing': False, 'keep.rates': (), 'keep.tokens': (),
-           'keep.macs': 0.0}
+          'keep.macs': 0.0}
 
 
 class Keeping(NamedTuple):

@@ -87,6 +87,8 @@ def _random(evidence):
 
 def _match(tokens, evidence, keep, stage):
     return merge_matched(tokens, evidence.keys, keep, evidence.prefix)
+
+
 def _decide(tokens, evidence, keep, stage):
     """DynamicViT in training: as many stay as the predictor says, whatever `keep`; the loss draws it there.
 
