@@ -7,7 +7,7 @@ import pytest
 
 from evit_jax.training import writers
 from tests import layouts
-from tests.test_layouts import LAYOUTS, losses
+from tests.test_layouts import LAYOUTS
 
 pytestmark = pytest.mark.slow
 STEPS, HALF = 50, 25
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_layout_has_the_losses_and_the_accuracy_of_one_device(trained, name):
-    got, want = (np.array(losses(trained[of])) for of in (name, NAMES[0]))
+    got, want = (np.array(layouts.losses(trained[of])) for of in (name, NAMES[0]))
     apart = np.abs(got / want - 1)
     print(f'{name}: loss {want[0]:.4f} -> {want[-1]:.4f}; relative difference {apart[:10].max():.1e} in the first 10 '
           f'steps, {apart.max():.1e} in all; top-1 {last(trained[name])["eval/top1"]:.4f}')
@@ -52,5 +52,5 @@ def test_what_one_layout_began_the_next_one_continues(trained, tmp_path, before,
     left_out = shutil.ignore_patterns('metrics.jsonl', 'best', str(STEPS))
     shutil.copytree(trained[before], workdir, ignore=left_out)
     train(workdir, **LAYOUTS[name])
-    np.testing.assert_allclose(losses(workdir), losses(trained[before])[HALF:], rtol=CLOSE)
+    np.testing.assert_allclose(layouts.losses(workdir), layouts.losses(trained[before])[HALF:], rtol=CLOSE)
     assert last(workdir)['eval/top1'] == last(trained[before])['eval/top1']

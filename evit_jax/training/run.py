@@ -141,11 +141,11 @@ class Run(NamedTuple):
                        in_shardings=(self.shardings().params, batch), out_shardings=batch)
 
     def _placed(self, model):
-        """A model with the logits where their images are: of a divided head, XLA would divide them by class."""
+        """A model that has its weights whole where it uses them: of few tokens, XLA would exchange these instead."""
 
-        def apply(*inputs, **asked):
-            logits, seen = model.apply(*inputs, **asked)
-            return jax.lax.with_sharding_constraint(logits, parallel.split_batch(self.mesh)), seen
+        def apply(params, *inputs, **asked):
+            whole = jax.lax.with_sharding_constraint(params, parallel.replicated(self.mesh))
+            return model.apply(whole, *inputs, **asked)
 
         return model._replace(apply=apply)
 
