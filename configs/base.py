@@ -24,6 +24,7 @@ def get_config():
     config.model.distilled = False
     config.model.drop_path = 0.1          # share of residual branches dropped in training, at the last block
     config.model.dtype = 'bfloat16'       # of the computation: bfloat16 or float32
+    config.model.lowering = ''            # how reductions move tokens: gather, one_hot, product; '': as is best there
     config.model.reduce_at = (3, 6, 9)    # blocks that drop tokens, 0-based
     config.model.fuse = True              # dropped tokens become one, where the reducer can
 

@@ -25,6 +25,7 @@ from evit_jax import commandline, parallel
 from evit_jax.benchmarks import cases, model, model_tables, report, tpu
 from evit_jax.benchmarks import input as input_speed
 from evit_jax.data.generated import GeneratedSource
+from evit_jax.tokens.lowering import LOWERINGS
 from evit_jax.tokens.planned import read_planned
 from evit_jax.tokens.reducers import EVIT, REDUCERS
 from evit_jax.training import inputs
@@ -49,6 +50,8 @@ _DTYPES = flags.DEFINE_list('dtypes', ['float32'], f'Of the computation: {", ".j
 _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, at a quarter, half and three '
                                'quarters of the model.')
 _REDUCERS = flags.DEFINE_list('reducers', ['evit'], f'How tokens are reduced: {", ".join(REDUCERS)}.')
+_LOWERINGS = flags.DEFINE_list('lowerings', ['best'], 'How reductions move tokens: best (on this platform), '
+                               f'{", ".join(LOWERINGS)}.')
 _R = flags.DEFINE_list('r', [], 'Tokens that every block merges, beside the rates, of the reducers that merge.')
 _PLANS = flags.DEFINE_multi_string('plan', [], 'A file of the planner (python -m evit_jax.plan), to be measured beside '
                                    'the rates; may be given again.')
@@ -90,7 +93,8 @@ def measure_model() -> None:
         sizes=numbers('sizes', _SIZES.value, int), batches=numbers('batches', _BATCHES.value, int),
         dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
         reduce_at=numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
-        merged=numbers('r', _R.value, int), planned=[read_planned(file) for file in _PLANS.value])
+        merged=numbers('r', _R.value, int), planned=[read_planned(file) for file in _PLANS.value],
+        lowerings=cases.choices('--lowerings', _LOWERINGS.value, {'best': '', **{name: name for name in LOWERINGS}}))
     if other := [case for case in chosen if _AGAINST.value and case.reducer != EVIT]:
         raise ValueError(f'--against={_AGAINST.value} is of an EViT and knows no {other[0].reducer}: leave one of them '
                          'out')
@@ -157,7 +161,7 @@ def _config_of(case):
     config = _config('model --train --config configs/deit_s.py').copy_and_resolve_references()
     with config.unlocked():
         config.model.update(name=case.model, image_size=case.size, classes=case.shape.classes, distilled=False,
-                            dtype=case.dtype, reduce_at=case.reduce_at, fuse=case.fused)
+                            dtype=case.dtype, lowering=case.lowering, reduce_at=case.reduce_at, fuse=case.fused)
         config.reducer.update(name=case.reducer.name, r=case.r, decreasing=False)
         config.keep.update(rate=case.rate, rates=(), tokens=case.tokens, macs=0.0, start_epoch=0, shrink_epochs=0)
         config.batch_size = jax.device_count()  # whatever passes: a case is measured on one device

@@ -72,6 +72,14 @@ def test_r_is_a_case_of_every_reducer_that_merges_beside_the_rates_and_says_so()
     assert (row['r'], row['rate'], row['plan']) == (2, None, str(found[1].plan)) and row['speedup_over_dense'] > 0
 
 
+def test_a_lowering_is_a_case_of_what_keeps_by_rank_and_says_so():
+    found = cases(rates=[1.0, 0.7], methods=['evit', 'tome'], lowerings=['', 'gather', 'product'])
+    assert [(case.dense == case, str(case.reducer), case.lowering) for case in found] == [
+        (True, 'evit', ''), (False, 'evit', ''), (False, 'evit', 'gather'), (False, 'evit', 'product'),
+        (False, 'tome', '')]
+    assert 'by product' in str(found[3]) and {case.dense for case in found} == {found[0]}
+
+
 def test_blocks_that_drop_are_the_papers_in_a_model_as_deep():
     assert cases(names=['deit_s'])[-1].reduce_at == (3, 6, 9)
     assert cases(names=['deit_s'], reduce_at=[2])[-1].reduce_at == (2,)

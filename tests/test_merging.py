@@ -17,25 +17,25 @@ from evit_jax.tokens.reduction import Tokens
 from tests.test_golden import GOLDEN, images_of, reference_model
 
 CASES = {case['name']: case for case in json.loads((GOLDEN / 'tome.json').read_text())['cases']}
-MERGES = {'matched': lambda tokens, keep: merge_matched(tokens, tokens.x[..., :5], keep, 1), 'runs': merge_runs}
+MERGES = {'matched': lambda tokens, keep: merge_matched(tokens, tokens.x[:, 1:, :5], keep), 'runs': merge_runs}
 each_merge = pytest.mark.parametrize('merge', MERGES.values(), ids=MERGES)
 
 
-def make_tokens(batch=3, n=9, width=6, patches=12):
-    """Tokens of some of the patches, of one or two each."""
+def make_tokens(batch=3, n=9, width=6, patches=12, front=1):
+    """Tokens of some of the patches, of one or two each, behind those in front."""
     rng = np.random.default_rng(0)
     home = np.stack([rng.permutation([*range(n), 0, 3, -1]) for _ in range(batch)]).astype(np.int32)
     patch = np.stack([[row.tolist().index(token) for token in range(n)] for row in home]).astype(np.int32)
     size = np.stack([np.bincount(row[row >= 0], minlength=n) for row in home]).astype(np.float32)
-    x = jnp.asarray(rng.normal(size=(batch, n, width)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(batch, front + n, width)), jnp.float32)
     return Tokens(x, jnp.asarray(patch), jnp.asarray(home), jnp.asarray(size))
 
 
-def matched_in_a_loop(keys, keep, prefix):
+def matched_in_a_loop(keys, keep, front):
     """Of one image: groups of tokens, the destination first, in the order of what comes out."""
     n, unit = len(keys), keys / np.linalg.norm(keys, axis=1, keepdims=True)
-    a = [token for token in range(n) if (token + prefix) % 2 == 0]
-    b = [token for token in range(n) if (token + prefix) % 2]
+    a = [token for token in range(n) if (token + front) % 2 == 0]
+    b = [token for token in range(n) if (token + front) % 2]
     best = {token: max(b, key=lambda other, token=token: unit[token] @ unit[other]) for token in a}
     gone = sorted(a, key=lambda token: -unit[token] @ unit[best[token]])[:n - keep]
     return [[token] for token in a if token not in gone] + [
@@ -43,12 +43,14 @@ def matched_in_a_loop(keys, keep, prefix):
 
 
 def check_groups(tokens, got, groups):
-    """What comes out of one reduction holds these groups, image by image."""
+    """What comes out of one reduction holds these groups, image by image, behind what was in front."""
+    np.testing.assert_array_equal(got.x[:, :got.front], tokens.x[:, :tokens.front])
+    x, merged = tokens.x[:, tokens.front:], got.x[:, got.front:]
     for image, of_image in enumerate(groups):
         for place, group in enumerate(of_image):
             weight = np.asarray(tokens.size)[image, group]
-            mean = (weight[:, None] * np.asarray(tokens.x)[image, group]).sum(0) / weight.sum()
-            np.testing.assert_allclose(got.x[image, place], mean, rtol=1e-5, atol=1e-6)
+            mean = (weight[:, None] * np.asarray(x)[image, group]).sum(0) / weight.sum()
+            np.testing.assert_allclose(merged[image, place], mean, rtol=1e-5, atol=1e-6)
             assert got.size[image, place] == weight.sum()
             assert got.patch[image, place] == tokens.patch[image, group[0]]
             was = np.isin(tokens.home[image], group)
@@ -73,17 +75,17 @@ def test_groups_sizes_and_logits_are_those_of_the_reference(name):
     np.testing.assert_array_equal(sizes, want['size_final'][:, 1:])
 
 
-@pytest.mark.parametrize('prefix', [1, 2], ids=['class', 'class and distillation'])
+@pytest.mark.parametrize('front', [1, 2], ids=['class', 'class and distillation'])
 @pytest.mark.parametrize('keep', [5, 7, 9])
-def test_matching_merges_what_a_loop_merges(keep, prefix):
-    tokens = make_tokens()
+def test_matching_merges_what_a_loop_merges(keep, front):
+    tokens = make_tokens(front=front)
     keys = np.random.default_rng(1).normal(size=(3, 9, 5)).astype(np.float32)
-    got = merge_matched(tokens, jnp.asarray(keys), keep, prefix)
-    assert got.x.shape[1] == keep
+    got = merge_matched(tokens, jnp.asarray(keys), keep)
+    assert got.x.shape[1] == front + keep
     if keep == 9:  # nothing is merged, and nothing moved
         jax.tree.map(np.testing.assert_array_equal, got, tokens)
     else:
-        check_groups(tokens, got, [matched_in_a_loop(of_image, keep, prefix) for of_image in keys])
+        check_groups(tokens, got, [matched_in_a_loop(of_image, keep, front) for of_image in keys])
 
 
 @pytest.mark.parametrize('keep', [1, 4, 6, 9])
@@ -106,7 +108,7 @@ def test_no_patch_is_lost_and_the_mean_over_patches_stays(merge):
     tokens = make_tokens()
     got = merge(tokens, 6)
     np.testing.assert_array_equal(np.asarray(got.home) < 0, np.asarray(tokens.home) < 0)
-    totals = [jnp.einsum('bn,bnd->bd', of.size, of.x) for of in (tokens, got)]
+    totals = [jnp.einsum('bn,bnd->bd', of.size, of.x[:, 1:]) for of in (tokens, got)]
     np.testing.assert_allclose(*totals, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.size.sum(1), tokens.size.sum(1))
 

@@ -130,6 +130,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
     ({'model__reduce_at': (1, 2, 6)}, r'block 6 is outside 0\.\.5'),
     ({'model__image_size': 60}, 'image size 60 is not divisible by the patch size 8: use 56 or 64'),
     ({'batch_size': 60}, 'batch_size=60 is not divisible by the 8 devices: use 56 or 64'),
+    ({'model__lowering': 'scatter'}, "config.model.lowering='scatter' is unknown: there are gather, one_hot, product"),
     ({'model__dtype': 'float8'}, "config.model.dtype='float8' is unknown: there are float32, bfloat16"),
     ({'epochs': 0}, r'config.epochs=0 is outside \[1'),
     ({'model__classes': 1}, r'config.model.classes=1 is outside \[2'),

@@ -30,6 +30,7 @@ class Case(NamedTuple):
     reducer: Reducer = EVIT
     r: int = 0           # tokens that every block merges, in place of the rate
     tokens: tuple[int, ...] = ()  # kept at each reduction, in place of the rate
+    lowering: str = ''   # how reductions move tokens; '': as is best where it runs
 
     @property
     def shape(self) -> ViTShape:
@@ -50,13 +51,14 @@ class Case(NamedTuple):
     @property
     def dense(self) -> 'Case':
         """The same without dropping."""
-        return self._replace(rate=1.0, fused=False, reducer=EVIT, reduce_at=(), r=0, tokens=())
+        return self._replace(rate=1.0, fused=False, reducer=EVIT, reduce_at=(), r=0, tokens=(), lowering='')
 
     def __str__(self) -> str:
         how = 'merged' if self.reducer.merges else 'fused' if self.fused else 'not fused'
         asked = f'{"-".join(map(str, self.tokens))} at {self.reduce_at}' if self.tokens else f'{self.rate:g}'
         kept = f'{f"r={self.r}" if self.r else asked} {how}' if self.plan.reductions else 'dense'
         kept += '' if self.reducer == EVIT else f', {self.reducer}'
+        kept += f' by {self.lowering}' if self.lowering else ''
         step = ', train' if self.train else ''
         return f'{self.model} {kept}, {self.size} px, batch {self.batch}, {self.dtype}{step}'
 
@@ -76,7 +78,7 @@ def choices(flag: str, words: Sequence[str], known: dict[str, Any]) -> list[Any]
 def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool], sizes: Sequence[int],
             batches: Sequence[int], dtypes: Sequence[str], reduce_at: Sequence[int] = (),
             train: bool = False, methods: Sequence[str] = ('evit',), merged: Sequence[int] = (),
-            planned: Sequence[Planned] = ()) -> list[Case]:
+            planned: Sequence[Planned] = (), lowerings: Sequence[str] = ('',)) -> list[Case]:
     """Every combination once: where nothing is dropped, nothing is fused either, and every method is the same.
 
     Args:
@@ -87,6 +89,7 @@ def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool
       methods: names of reducers; one that cannot fuse does not.
       merged: tokens that every block merges, beside the rates; of the reducers that merge.
       planned: plans that are measured beside the rates, each by every method.
+      lowerings: ways to move what is kept, of the reducers that keep by rank; '': the platform's.
 
     Raises:
       ValueError: an empty list, or a value that cannot be.
@@ -109,12 +112,18 @@ def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool
         for step, size, batch, dtype, (rate, r, reducer), fused in itertools.product(
                 (False, True)[:1 + train], sizes or [shape.image_size], batches, dtypes, ways, fuse):
             case = Case(name, rate, fused and reducer.fuses, size, batch, dtype, at, step, reducer, r)
-            found[case if case.plan.reductions else case.dense] = None
+            found |= _moved(case, lowerings)
     for one, size, step, batch, dtype, reducer in itertools.product(
             planned, sizes or [None], (False, True)[:1 + train], batches, dtypes, reducing):
-        case = _planned_case(one, names, size, batch, dtype, step, reducer)
-        found[case if case.plan.reductions else case.dense] = None
+        found |= _moved(_planned_case(one, names, size, batch, dtype, step, reducer), lowerings)
     return list(found)
+
+
+def _moved(case, lowerings):
+    """The case by each lowering, as keys; once, where nothing is dropped or it is merged."""
+    if not case.plan.reductions:
+        return {case.dense: None}
+    return {case._replace(lowering='' if case.reducer.merges else lowering): None for lowering in lowerings}
 
 
 def _planned_case(planned, names, size, batch, dtype, step, reducer):

@@ -123,7 +123,7 @@ def _row(subject: Subject, taken: dict[tuple[Case, str], Times], memories: dict[
     return {
         'case': str(case), 'engine': engine, 'step': 'train' if case.train else 'inference', 'model': case.model,
         'reducer': str(case.reducer), 'rate': None if case.r or case.tokens else case.rate, 'r': case.r,
-        'fused': case.fused,
+        'fused': case.fused, 'lowering': case.lowering or None,
         'plan': str(case.plan), 'image_size': case.size,
         'batch_size': case.batch, 'dtype': case.dtype, 'parameters': subject.parameters, 'macs': case.macs,
         'compile_seconds': subject.compile_seconds, 'memory_bytes': memory.bytes, 'memory_from': memory.source,

@@ -59,9 +59,8 @@ def reduction(shape: ViTShape, tokens: int, batch: int, dtype: str, fuse: bool, 
 
     def reduced(x, q, k):
         patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
-        evidence = Evidence(class_attention(q, k, prefix), None, None, None, training=False, prefix=prefix)
-        after = EVIT.reduce(Tokens(x[:, prefix:], patch), evidence, -(-patches // 2), 0 if fuse else None)
-        return jnp.concatenate([x[:, :prefix], after.x], axis=1)
+        evidence = Evidence(class_attention(q, k, prefix), None, None, None, training=False)
+        return EVIT.reduce(Tokens(x, patch), evidence, -(-patches // 2), 0 if fuse else None).x
 
     def run(params, x, q, k):
         def step(state):  # the class token's query follows from what was kept

@@ -76,7 +76,8 @@ def device() -> jax.Device:
 
 def inference(case: Case, stock: Stock) -> Subject:
     """The forward pass: normalised float32 images to logits."""
-    model, plan, params = models.create(case.shape, dtype=jnp.dtype(case.dtype)), case.plan, stock.params(case.shape)
+    model = models.create(case.shape, dtype=jnp.dtype(case.dtype), lowering=case.lowering)
+    plan, params = case.plan, stock.params(case.shape)
     images = jax.device_put(stock.images(case.size, case.batch), device())
     forward = jax.jit(lambda params, images: model.apply(params, images, plan)[0])
     program, seconds = _compiled(forward, params, images[0])

@@ -46,14 +46,16 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """A DeiT that follows a token plan; the same weights run under any plan."""
 
-    def __init__(self, shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, lowering: str = '',
+                 rngs: nnx.Rngs):
         """Makes the parameters, in float32.
 
         Args:
           drop_path: share of residual branches dropped at the last block; linear in depth, from 0.
           dtype: of the computation; norms, softmax, class attention and the heads' logits stay float32.
+          lowering: how a reduction moves the tokens, as `lowering.chosen` takes it.
         """
-        self.shape, self.dtype = shape, dtype
+        self.shape, self.dtype, self.lowering = shape, dtype, lowering
         tokens = shape.prefix + shape.patches(shape.image_size)
         init = nnx.initializers.truncated_normal(stddev=0.02)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, shape.width)))
@@ -109,10 +111,10 @@ class ViT(nnx.Module):
         x = x if swap is None else layers.swap_patches(x, swap)
         x = seen['pos'] = self._add_prefix_and_positions(x)
         tokens = self._first_tokens(x, plan, visible)
-        x, draws = self._with_prefix(x, tokens.x), _draws(images, key)
+        x, draws = tokens.x, _draws(images, key)
         for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
             attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
-            evidence = Evidence(None, None, None, draws, training=key is not None, prefix=shape.prefix)
+            evidence = Evidence(None, None, None, draws, training=key is not None, lowering=self.lowering)
             if keep is not None and plan.reducer.predicts:
                 predict = self.score_predictor[plan.reductions.index(i)]
                 evidence = evidence._replace(prediction=predict(x[:, shape.prefix:], tokens.stays))
@@ -165,21 +167,21 @@ class ViT(nnx.Module):
         return jnp.concatenate([first, x], axis=1) + positions.astype(x.dtype)
 
     def _first_tokens(self, x, plan, visible):
-        """What the first block gets, of [B, prefix + P, D]."""
-        x = x[:, self.shape.prefix:]
-        batch, patches, _ = x.shape
+        """What the first block gets, of [B, F + P, D]."""
+        batch, patches = x.shape[0], x.shape[1] - self.shape.prefix
         patch = home = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
         if visible is not None:
-            x, patch = jnp.take_along_axis(x, visible[..., None], axis=1), visible
-            places = jnp.arange(visible.shape[1], dtype=jnp.int32)
+            in_front, x = jnp.split(x, [self.shape.prefix], axis=1)
+            x = jnp.concatenate([in_front, jnp.take_along_axis(x, visible[..., None], axis=1)], axis=1)
+            patch, places = visible, jnp.arange(visible.shape[1], dtype=jnp.int32)
             home = jax.vmap(lambda ids: jnp.full(patches, -1, jnp.int32).at[ids].set(places))(visible)
         return Tokens(x, patch, home, jnp.ones(patch.shape, jnp.float32) if plan.reducer.merges else None)
 
     def _reduce(self, x, tokens, evidence, keep, plan, seen):
-        """Asks the plan's reducer, and notes what it did; returns all tokens, and those of the patches."""
-        stage, tokens = len(seen['kept']), tokens._replace(x=x[:, self.shape.prefix:])
+        """Asks the plan's reducer, and notes what it did; returns the tokens' values, and what is known of them."""
+        stage = len(seen['kept'])
         evidence = evidence._replace(draws=jax.vmap(lambda draw: jax.random.fold_in(draw, stage))(evidence.draws))
-        after = plan.reducer.reduce(tokens, evidence, keep, stage if plan.fused else None)
+        after = plan.reducer.reduce(tokens._replace(x=x), evidence, keep, stage if plan.fused else None)
         if plan.fused:
             seen['origin'] += (fused_origin(tokens.patch, evidence.attention, after.patch, seen['origin'],
                                             tokens.home.shape[1]),)
@@ -187,10 +189,7 @@ class ViT(nnx.Module):
                             ('class_attention', evidence.attention), ('prediction', evidence.prediction),
                             ('decisions', after.stays)):
             seen[name] += () if found is None else (found,)
-        return self._with_prefix(x, after.x), after
-
-    def _with_prefix(self, x, patches):
-        return jnp.concatenate([x[:, :self.shape.prefix], patches], axis=1)
+        return after.x, after
 
     def _for_all(self, of_patches):
         """A value of each patch token, [B, N], with 1 for the tokens in front."""

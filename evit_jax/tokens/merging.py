@@ -13,10 +13,10 @@ def fewest_of_matching(tokens: int) -> int:
     return tokens - tokens // 2
 
 
-def merge_matched(tokens: Tokens, keys: Array, keep: int, prefix: int) -> Tokens:
+def merge_matched(tokens: Tokens, keys: Array, keep: int) -> Tokens:
     """Merges tokens of one half into those of the other half that they are most alike to.
 
-    Every second token, by its place among all with the prefix in front, is in set A, the first among them; the others
+    Every second token, by its place among all with those in front, is in set A, the first among them; the others
     are in set B. Each token of A points at the one of B whose key has the largest cosine with its own, and of these
     pairs the most alike are merged, by the mean of all patches in them. Class and distillation token have part in the
     places alone.
@@ -24,7 +24,6 @@ def merge_matched(tokens: Tokens, keys: Array, keep: int, prefix: int) -> Tokens
     Args:
       keys: [B, N, d] float32.
       keep: static; every new value compiles a new program.
-      prefix: tokens in front of the patches.
 
     Returns:
       keep tokens: of A what was not merged, in order, then B. A merged token has the patch id of that of B.
@@ -40,7 +39,7 @@ def merge_matched(tokens: Tokens, keys: Array, keep: int, prefix: int) -> Tokens
                          'goes into one of the other half')
     if keep == n:
         return tokens
-    first, r = prefix % 2, n - keep  # place of the first patch of A
+    first, r = tokens.front % 2, n - keep  # place of the first patch of A
     keys = keys * jax.lax.rsqrt(jnp.maximum(jnp.square(keys).sum(-1, keepdims=True), 1e-24))
     alike = jnp.einsum('bid,bjd->bij', keys[:, first::2], keys[:, 1 - first::2], precision='highest')  # [B, A, B]
     into = alike.argmax(-1).astype(jnp.int32)  # [B, A]
@@ -48,10 +47,9 @@ def merge_matched(tokens: Tokens, keys: Array, keep: int, prefix: int) -> Tokens
     gone, left = best_first[:, :r], jnp.sort(best_first[:, r:], axis=1)
     goes_into = jnp.take_along_axis(into, gone, axis=1)
 
-    size = _sizes(tokens)
-    total, sizes = _added(tokens.x[:, first::2], tokens.x[:, 1 - first::2], size[:, first::2], size[:, 1 - first::2],
-                          gone, goes_into)
-    x = jnp.concatenate([_at(tokens.x[:, first::2], left), (total / sizes[..., None]).astype(tokens.x.dtype)], axis=1)
+    size, (in_front, x) = _sizes(tokens), jnp.split(tokens.x, [tokens.front], axis=1)
+    total, sizes = _added(x[:, first::2], x[:, 1 - first::2], size[:, first::2], size[:, 1 - first::2], gone, goes_into)
+    x = jnp.concatenate([in_front, _at(x[:, first::2], left), (total / sizes[..., None]).astype(x.dtype)], axis=1)
     stays = jax.vmap(lambda gone: jnp.ones(into.shape[1], jnp.int32).at[gone].set(0))(gone)
     place = jnp.empty(keys.shape[:2], jnp.int32)
     place = place.at[:, first::2].set(jnp.where(stays, stays.cumsum(1) - 1, into + left.shape[1]))
@@ -71,7 +69,7 @@ def merge_runs(tokens: Tokens, keep: int) -> Tokens:
     Raises:
       ValueError: `keep` is outside [1, N].
     """
-    n = tokens.x.shape[1]
+    n = tokens.patch.shape[1]
     if not 1 <= keep <= n:
         raise ValueError(f'keep={keep} is outside [1, {n}]')
     run = np.arange(n) * keep // n
@@ -81,9 +79,10 @@ def merge_runs(tokens: Tokens, keep: int) -> Tokens:
     members, inside = np.minimum(place, n - 1), inside & (place < n)
     weight = _sizes(tokens)[:, members] * inside  # [B, keep, longest run]
     sizes = weight.sum(-1)
-    x = jnp.einsum('bkm,bkmd->bkd', weight, tokens.x[:, members], preferred_element_type=jnp.float32)
+    in_front, x = jnp.split(tokens.x, [tokens.front], axis=1)
+    total = jnp.einsum('bkm,bkmd->bkd', weight, x[:, members], preferred_element_type=jnp.float32)
     return Tokens(
-        (x / sizes[..., None]).astype(tokens.x.dtype), tokens.patch[:, first],
+        jnp.concatenate([in_front, (total / sizes[..., None]).astype(x.dtype)], axis=1), tokens.patch[:, first],
         moved(tokens.home, jnp.broadcast_to(jnp.asarray(run, jnp.int32), tokens.patch.shape)),
         None if tokens.size is None else sizes)
 

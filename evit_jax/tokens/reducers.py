@@ -25,7 +25,7 @@ class Evidence(NamedTuple):
     prediction: Array | None  # [B, N, 2] float32, log-probabilities of staying and of going, where a predictor is asked
     draws: Array              # [B] random keys, one for each image
     training: bool            # draws may be noise; False: what comes out is a function of the image
-    prefix: int = 1           # tokens in front of these: class, distillation
+    lowering: str = ''        # how what stays is moved: see `lowering.chosen`
 
 
 class Reducer(NamedTuple):
@@ -72,10 +72,10 @@ def _by_rank(score_of: Callable[[Evidence], Array]) -> Callable[..., Tokens]:
     """Keeps the tokens of highest score; what is fused is blended by class attention."""
 
     def reduce(tokens, evidence, keep, stage):
-        score = score_of(evidence)
+        score, how = score_of(evidence), (evidence.lowering, evidence.training)
         if stage is None:
-            return keep_top(tokens, score, keep)
-        return keep_top_and_fuse(tokens, score, keep, stage, weight=evidence.attention)
+            return keep_top(tokens, score, keep, *how)
+        return keep_top_and_fuse(tokens, score, keep, stage, evidence.attention, *how)
 
     return reduce
 
@@ -86,7 +86,7 @@ def _random(evidence):
 
 
 def _match(tokens, evidence, keep, stage):
-    return merge_matched(tokens, evidence.keys, keep, evidence.prefix)
+    return merge_matched(tokens, evidence.keys, keep)
 
 
 def _decide(tokens, evidence, keep, stage):

@@ -8,31 +8,42 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from evit_jax.tokens.lowering import chosen
+
 
 class Tokens(NamedTuple):
     """Patch tokens and where they come from. What is None is not followed."""
 
-    x: Array                   # [B, N, D]
+    x: Array                   # [B, F + N, D]: F tokens in front (class, distillation), which always stay
     patch: Array               # [B, N] int32: row-major patch id; -1-s is the token fused at reduction s (0-based)
     home: Array | None = None  # [B, P] int32: of each patch of the image, which token holds it; -1: none
     size: Array | None = None  # [B, N] float32: patches merged into each
     stays: Array | None = None  # [B, N] float32: 1, or 0 where the token is masked in place of being dropped
 
+    @property
+    def front(self) -> int:
+        """Tokens in front of those of the patches."""
+        return self.x.shape[1] - self.patch.shape[1]
 
-def keep_top(tokens: Tokens, score: Array, keep: int) -> Tokens:
+
+def keep_top(tokens: Tokens, score: Array, keep: int, lowering: str = '', training: bool = False) -> Tokens:
     """Keeps the `keep` tokens of highest score, best first.
 
     Args:
       score: [B, N] float32; only its order matters.
       keep: static; every new value compiles a new program.
+      lowering: how the tokens are moved, as `lowering.chosen` takes it; `training` likewise.
 
     Raises:
-      ValueError: `keep` is outside [1, N].
+      ValueError: `keep` is outside [1, N], or there is no such lowering.
     """
-    return _take(tokens, _rank(score, keep))
+    rank = _rank(score, keep)
+    x = chosen(lowering, training)(tokens.x, rank, None, tokens.front)
+    return _ranked(tokens, rank, nowhere=-1)._replace(x=x)
 
 
-def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int, weight: Array | None = None) -> Tokens:
+def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int, weight: Array | None = None,
+                      lowering: str = '', training: bool = False) -> Tokens:
     """Keeps the `keep` tokens of highest score and appends one that is the weighted sum of the others.
 
     The weights are not renormalised: the fused token is what the class token would have read from the dropped ones.
@@ -42,26 +53,22 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int, weigh
       keep: static; every new value compiles a new program.
       stage: how many reductions came before; the fused token's patch id is -1-stage.
       weight: [B, N] float32, of the sum; None: the score.
+      lowering: how the tokens are moved, as `lowering.chosen` takes it; `training` likewise.
 
     Returns:
       keep + 1 tokens.
 
     Raises:
-      ValueError: `keep` is outside [1, N].
+      ValueError: `keep` is outside [1, N], or there is no such lowering.
 
     Source: EViT, section 3.2.
     """
     rank = _rank(score, keep)
-    kept = _take(tokens, rank)
-    batch, patches = score.shape
-    # Image by image, or XLA would collect the ranks of all devices for the scatter.
-    dropped = jax.vmap(lambda kept: jnp.ones(patches, score.dtype).at[kept].set(0))(rank)
-    weight = score if weight is None else weight
-    fused = jnp.einsum('bn,bnd->bd', weight * dropped, tokens.x, preferred_element_type=jnp.float32)
-    return kept._replace(
-        x=jnp.concatenate([kept.x, fused[:, None].astype(kept.x.dtype)], axis=1),
-        patch=jnp.concatenate([kept.patch, jnp.full((batch, 1), -1 - stage, kept.patch.dtype)], axis=1),
-        home=moved(tokens.home, _places(rank, patches, nowhere=keep)))
+    weight = jnp.pad(score if weight is None else weight, ((0, 0), (tokens.front, 0)))
+    x = chosen(lowering, training)(tokens.x, rank, weight, tokens.front)
+    kept = _ranked(tokens, rank, nowhere=keep)
+    fused = jnp.full((len(rank), 1), -1 - stage, kept.patch.dtype)
+    return kept._replace(x=x, patch=jnp.concatenate([kept.patch, fused], axis=1))
 
 
 def moved(home: Array | None, place: Array) -> Array | None:
@@ -119,12 +126,11 @@ def _rank(score, keep):
     return jax.shard_map(rank, in_specs=batch, out_specs=batch, axis_names=set(mesh.auto_axes))(score)
 
 
-def _take(tokens, rank):
-    def take(a):
-        return jnp.take_along_axis(a, rank if a.ndim == 2 else rank[..., None], axis=1)
-
-    home = moved(tokens.home, _places(rank, tokens.x.shape[1], nowhere=-1))
-    return jax.tree.map(take, tokens._replace(home=None))._replace(home=home)
+def _ranked(tokens, rank, nowhere):
+    """What is known of the tokens of `rank`; `nowhere` is where the patches of the others are from now on."""
+    home = moved(tokens.home, _places(rank, tokens.patch.shape[1], nowhere))
+    known = tokens._replace(x=None, home=None)
+    return jax.tree.map(lambda of: jnp.take_along_axis(of, rank, axis=1), known)._replace(home=home)
 
 
 def _places(rank, tokens, nowhere):

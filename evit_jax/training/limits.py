@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from evit_jax import parallel
+from evit_jax.tokens.lowering import LOWERINGS
 from evit_jax.training import best, steps, teaching, writers
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -21,7 +22,8 @@ def check(config: Any) -> None:
                              f'{" or ".join(map(str, lengths))}')
     averaged = config.ema_decay > 0
     for key, value, known in (
-            ('model.dtype', config.model.dtype, DTYPES), ('sharding', config.sharding, parallel.SHARDINGS),
+            ('model.dtype', config.model.dtype, DTYPES), ('model.lowering', config.model.lowering, ('', *LOWERINGS)),
+            ('sharding', config.sharding, parallel.SHARDINGS),
             ('log.writer', config.log.writer, writers.KINDS), ('nonfinite', config.nonfinite, steps.NONFINITE),
             ('distill.kind', config.distill.kind, teaching.KINDS),
             ('checkpoint.best', config.checkpoint.best, ('', *best.METRICS) if averaged else ('', best.METRICS[0]))):
