@@ -84,7 +84,9 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
     shape, macs = asked.shape, asked.shape.macs(dense)
     sizes = {'patches': asked.patches, 'depth': shape.depth}
     if target.unit.endswith('MACs'):
-        searched = planner.mac_costs(macs, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=shape.prefix, **sizes)
+        head = shape.reads_all * shape.width * shape.classes
+        searched = planner.mac_costs(macs, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=shape.prefix, head=head,
+                                     **sizes)
     else:
         searched = prices
     budget = planner.budget_of(target, dense_seconds=prices.of(dense), dense_macs=macs, batch=asked.batch)
