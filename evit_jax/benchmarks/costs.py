@@ -170,8 +170,7 @@ def case_of(asked: Asked, plan: TokenPlan) -> Case:
 def counts(least: int, most: int) -> list[int]:
     """Token counts to be measured: every fourth or so, the edges of tiles, and both ends."""
     step = 4 * -(-most // _FINE)
-    edges = [edge + more for edge in range(_TILE, most, _TILE) for more in (0, 1)]
-    return sorted({least, most, *range(step, most, step), *edges} - {*range(least)})
+    return sorted({least, most, *range(step, most, step), *_edges(most)} - {*range(least)})
 
 
 def refined(cost_of: Callable[[int], float], first: Iterable[int]) -> dict[int, float]:
@@ -254,7 +253,12 @@ def _estimated(asked: Asked, chip: tpu.Chip) -> Table:
 
 def spread(least: int, most: int) -> Sequence[int]:
     """A few counts to begin with, where each costs a compilation."""
-    return sorted({least, most, *range(32, most, 32)})
+    return sorted({least, most, *range(32, most, 32), *_edges(most)})
+
+
+def _edges(most: int) -> list[int]:
+    """The most tokens that a tile holds, and one more."""
+    return [edge + more for edge in range(_TILE, most, _TILE) for more in (0, 1)]
 
 
 def _table(found: Mapping[tuple[str, int], float]) -> Table:
