@@ -24,6 +24,14 @@ least, plan = layouts.least, doors.imported('plan')
 ASKED = Asked('vit_layouts', 16, 2, 'float32', 'this')
 
 
+@pytest.fixture(autouse=True)
+def lvvit_tiny(monkeypatch):
+    """A model whose heads read all tokens."""
+    shape = LVViTShape(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)
+    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', shape)
+    return shape
+
+
 def leap(n):
     """Of a block on a TPU, about: dear from 129 tokens on."""
     return 10 * n + n * n / 50 + 400 * (n > 128)
@@ -81,9 +89,7 @@ def test_heads_that_read_all_tokens_cost_by_those_that_leave_the_last_block():
 
 
 @pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
-def test_the_end_is_measured_as_the_model_runs_it(name, monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', LVViTShape(image_size=16, patch_size=4, width=16, depth=2, heads=2,
-                                                                classes=5, stem_width=4))
+def test_the_end_is_measured_as_the_model_runs_it(name):
     shape = models.named_shape(name)
     model, plan = models.create(shape), make_plan(16, 2, tokens=(6,), reduce_at=(0,))
     params = model.init(jax.random.key(0))
@@ -106,9 +112,7 @@ def test_the_end_is_measured_as_the_model_runs_it(name, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
-def test_the_end_done_again_begins_with_what_it_left(name, monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', LVViTShape(image_size=16, patch_size=4, width=16, depth=2, heads=2,
-                                                                classes=5, stem_width=4))
+def test_the_end_done_again_begins_with_what_it_left(name):
     shape = models.named_shape(name)
     _, end = costs._end(shape)
     once, twice = (end(shape, 5, 2, 'float32', times) for times in (1, 2))
@@ -220,6 +224,15 @@ def test_the_speed_that_is_asked_for_is_met_by_the_table(program, kept, tmp_path
         speeds = json.loads((tmp_path / 'p.json').read_text())['speeds']
         assert least <= speeds['plan']['speed_up'] < least + 0.06
         assert speeds['plan']['tokens'] >= speeds['plain rate']['tokens'] - 0.05
+
+
+def test_a_target_in_multiply_accumulates_has_heads_by_what_they_read(program, lvvit_tiny, tmp_path):
+    wanted, kept = make_plan(16, 2, tokens=(8,), reduce_at=(1,)), tmp_path / 'costs.json'
+    costs.find(ASKED._replace(model='lvvit_tiny'), lambda asked: table(short={}, heads={2: 0.1, 17: 0.4}), kept)
+    code, _, err = program('--model=lvvit_tiny', f'--target={lvvit_tiny.macs(wanted) / 1e6}MMACs', '--batch=2',
+                           '--blocks=1', '--nomeasure', f'--costs={kept}', f'--out={tmp_path / "p.json"}')
+    assert code == 0, err
+    assert read_planned(tmp_path / 'p.json').tokens == (8,)
 
 
 def test_it_says_which_tokens_its_counts_are_and_where_a_block_leaps(program, tmp_path):

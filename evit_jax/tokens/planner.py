@@ -48,10 +48,10 @@ class BlockCosts(NamedTuple):
 class Costs(NamedTuple):
     """What the parts of a model cost, in one unit; arrays are by all tokens, prefix included."""
 
-    outside: float    # the blocks, and what is in none of these
-    block: BlockCosts  # every one but the last
-    last: BlockCosts  # with the heads that read the tokens that leave it
-    prefix: int = 1   # tokens beside the patches
+    outside: float     # what no count decides
+    block: BlockCosts  # each but the last
+    last: BlockCosts   # with the heads that read all that leaves it, if any does
+    prefix: int = 1    # tokens beside the patches
 
     def of(self, plan: TokenPlan) -> float:
         """Of a whole model under a plan."""
