@@ -14,7 +14,6 @@ tpu: what the TPU compiler makes of the training and the evaluation step on a sl
 FLOPs, what the chips exchange, and its own estimate of the speed. Reads no data; needs the extra [tpu-aot].
 """
 
-import importlib.metadata
 import pathlib
 
 import jax
@@ -133,8 +132,7 @@ def compile_for_tpu() -> None:
     run = runs.lay_out(config, mesh=mesh, sources=_generated(config))
     about = {'measurement': 'tpu', 'estimate': 'of the compiler, not measured', 'topology': topology,
              'chips': len(devices) // chip.devices, 'model': config.model.name, 'parameters': _parameters(run),
-             'batch_size': config.batch_size, 'sharding': config.sharding,
-             'libtpu': importlib.metadata.version('libtpu')}
+             'batch_size': config.batch_size, 'sharding': config.sharding, 'libtpu': tpu.version()}
     print(', '.join(f'{name} {value}' for name, value in about.items()), flush=True)
     plans = [stage.plan for stage in run.stages] if _STAGES.value else [run.plan.in_training()]
     programs = [tpu.compile_step(run, step, plan, topology) for step in _STEPS.value

@@ -58,7 +58,7 @@ def main() -> None:
     plans = {'dense': dense, 'plain rate': _plain(asked, plan, dense), 'plan': plan}
     rows = {name: _predicted(asked, prices, one, dense) for name, one in plans.items()}
     print(f'{asked.model}, {asked.image_size} px, batch {asked.batch}, {asked.dtype}, {_where(asked)}: {target}')
-    print(*(f'{name}: {one}' for name, one in plans.items()), sep='\n', flush=True)
+    print(*(f'{name}: {one}' for name, one in plans.items()), _counting(prices), sep='\n', flush=True)
     if asked.device == THIS and _MEASURE.value:
         _measure(asked, plans, rows)
     print(report.table(*_cells(rows)))
@@ -84,7 +84,9 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
     shape, macs = asked.shape, asked.shape.macs(dense)
     sizes = {'patches': asked.patches, 'depth': shape.depth}
     if target.unit.endswith('MACs'):
-        searched = planner.mac_costs(macs, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=shape.prefix, **sizes)
+        head = shape.reads_all * shape.width * shape.classes
+        searched = planner.mac_costs(macs, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=shape.prefix, head=head,
+                                     **sizes)
     else:
         searched = prices
     budget = planner.budget_of(target, dense_seconds=prices.of(dense), dense_macs=macs, batch=asked.batch)
@@ -112,6 +114,14 @@ def _predicted(asked: Asked, prices: Costs, plan: TokenPlan, dense: TokenPlan) -
     seconds = prices.of(plan)
     return {'macs': asked.shape.macs(plan), 'tokens': sum(plan.counts) / sum(dense.counts),
             'images_per_second': asked.batch / seconds, 'speed_up': prices.of(dense) / seconds}
+
+
+def _counting(prices: Costs) -> str:
+    """Which tokens the counts of a plan are, and where the cost of a block leaps."""
+    of = prices.block.whole.tolist()
+    leaps = [f'a block with {high} tokens costs {of[high] / of[low] - 1:.0%} more than with {low}'
+             for low, high in planner.cliffs(dict(enumerate(of)))]
+    return 'counts are without the class token' + (f'; with it, {", ".join(leaps)}' if leaps else '')
 
 
 def _measure(asked: Asked, plans: dict[str, TokenPlan], rows: dict[str, dict]) -> None:

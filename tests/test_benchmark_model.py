@@ -110,10 +110,11 @@ def test_words_that_are_no_numbers_or_unknown_are_refused():
 
 
 def test_rows_say_what_was_measured_and_add_up():
-    found = measure(cases(batches=[1, 4]))
+    asked = cases(batches=[1, 4])
+    found, found_plans = measure(asked), {case.rate: case.plan for case in asked}
     rows = {(row['rate'], row['batch_size']): row for row in found['rows']}
     assert set(rows) == {(1.0, 1), (0.5, 1), (1.0, 4), (0.5, 4)}
-    for (_, batch), row in rows.items():
+    for (rate, batch), row in rows.items():
         shape = models.named_shape('tiny')
         assert row['parameters'] == shape.parameters() and row['compile_seconds'] > 0
         assert row['memory_bytes'] > 4 * row['parameters'] and row['memory_from'] == 'compiler'
@@ -124,6 +125,7 @@ def test_rows_say_what_was_measured_and_add_up():
         assert row['macs_dense_over_this'] == dense['macs'] / row['macs'] >= 1
         ratios = np.divide(dense['seconds_per_call'], row['seconds_per_call'])
         assert row['speedup_over_dense'] == pytest.approx(np.median(ratios))
+        assert 0 < row['executed_macs'] == shape.executed_macs(found_plans[rate]) < row['macs']
         assert row['share_of_matmul'] > 0 and row['ours_over_this'] == 1
     assert found['threads'] == report.cpus() and found['matmul_flops_per_second'].keys() == {'float32'}
 
@@ -181,7 +183,8 @@ def test_the_training_step_is_the_runs_and_goes_on_from_its_own_state(benchmark,
     found = measure([case], run_of=lambda case: benchmark.runs.lay_out(config, mesh=mesh,
                                                                             sources=benchmark._generated(config)))
     row, = found['rows']
-    assert (row['step'], row['speedup_over_dense']) == ('train', None) and row['images_per_second'] > 0
+    assert (row['step'], row['speedup_over_dense'], row['executed_macs']) == ('train', None, None)
+    assert row['images_per_second'] > 0
     assert row['memory_bytes'] > 4 * 4 * row['parameters']  # weights, average, two moments
     assert any('No speed-up without rate 1' in line for line in model_tables.remarks(found))
 
@@ -199,6 +202,7 @@ def test_a_training_step_that_merges_r_takes_nothing_of_the_configs_own_plan(ben
 
 def measured(**changes):
     row = {'case': 'a case', 'engine': 'jax', 'step': 'inference', 'parameters': 22_050_000, 'macs': 4_600_000_000,
+           'executed_macs': 4_310_000_000,
            'compile_seconds': 12.34, 'memory_bytes': 1.2e8, 'memory_from': 'compiler', 'images_per_second': 1234.56,
            'latency_p50_ms': None, 'latency_p95_ms': None, 'speedup_over_dense': 1.5, 'macs_dense_over_this': 1.518,
            'share_of_matmul': 0.4, 'ours_over_this': 1.0}
@@ -210,14 +214,15 @@ def measured(**changes):
 def test_tables_set_speed_beside_macs_and_engines_side_by_side():
     (headers, rows), (engines, beside) = model_tables.tables(measured())
     assert dict(zip(headers, rows[0])) == {
-        '': 'a case', 'M params': '22.05', 'G MACs': '4.60', 'compile s': '12.3', 'MB': '120.0', 'images/s': '1,234.6',
-        'p50 ms': '-', 'p95 ms': '-', 'speed-up': '1.50', 'fewer MACs': '1.52', 'of product': '40.0%'}
+        '': 'a case', 'M params': '22.05', 'G MACs': '4.60', 'executed': '4.31', 'compile s': '12.3', 'MB': '120.0',
+        'images/s': '1,234.6', 'p50 ms': '-', 'p95 ms': '-', 'speed-up': '1.50', 'fewer MACs': '1.52',
+        'of product': '40.0%'}
     assert (engines, beside) == (('images/s', 'jax', 'torch'), [('a case', '1,234.6', '1,000.0 (1.23)')])
 
 
 def test_the_markdown_has_tables_machine_versions_and_date():
     text = model_tables.markdown(measured())
-    assert '| a case | 22.05 | 4.60 |' in text and '| --- | ---: | ---: |' in text
+    assert '| a case | 22.05 | 4.60 | 4.31 |' in text and '| --- | ---: | ---: |' in text
     assert re.search(r'\n20\d\d-\d\d-\d\d, .*, 2 threads on both sides, .*jax \d.*torch 2.13\n', text)
     assert "by the compiler's analysis" in text and '200 GFLOP/s in float32' in text
 
@@ -242,7 +247,7 @@ def test_the_program_prints_a_table_and_writes_both_files(tmp_path):
     done = run('--models=vit_digits', '--rates=0.5', '--batches=1', '--rounds=2', '--seconds=0.2',
                f'--json={tmp_path / "m.json"}', f'--markdown={tmp_path / "m.md"}')
     assert done.returncode == 0, done.stderr
-    assert re.search(r'vit_digits 0.5 fused, 64 px, batch 1, float32 +0\.37 +0\.0163 ', done.stdout)
+    assert re.search(r'vit_digits 0.5 fused, 64 px, batch 1, float32 +0\.37 +0\.0163 +0\.0159 ', done.stdout)
     assert 'about' in done.stderr and 'round 2 of 2' in done.stderr
     written = json.loads((tmp_path / 'm.json').read_text())
     assert written['machine']['date'] and written['rows'][0]['macs'] == 16300160

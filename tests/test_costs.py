@@ -1,5 +1,6 @@
 """The planner's tables of costs, and the program that plans."""
 
+import importlib.metadata
 import json
 import re
 import sys
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from evit_jax import commandline
-from evit_jax.benchmarks import costs, parts
+from evit_jax import commandline, models
+from evit_jax.benchmarks import costs, parts, tpu
 from evit_jax.benchmarks.costs import Asked, Table
 from evit_jax.models.layers import class_attention
+from evit_jax.models.lvvit import LVViTShape
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.planned import read_planned
 from evit_jax.tokens.planner import cliffs
@@ -20,6 +22,14 @@ from tests import doors, layouts
 
 least, plan = layouts.least, doors.imported('plan')
 ASKED = Asked('vit_layouts', 16, 2, 'float32', 'this')
+
+
+@pytest.fixture(autouse=True)
+def lvvit_tiny(monkeypatch):
+    """A model whose heads read all tokens."""
+    shape = LVViTShape(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)
+    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', shape)
+    return shape
 
 
 def leap(n):
@@ -30,6 +40,7 @@ def leap(n):
 def test_a_cliff_is_looked_for_where_the_slope_jumps_and_found_to_the_token():
     asked = []
     found = costs.refined(lambda n: asked.append(n) or leap(n), costs.spread(2, 197))
+    assert {128, 129} <= set(costs.spread(2, 197))  # the compiler has a smaller leap from 127 to 128, too
     assert (128, 129) in cliffs(found) and len(asked) == len(set(asked)) == len(found) < 20
     assert found == {n: leap(n) for n in found}
     smooth = costs.refined(lambda n: 10 * n + n * n / 50, costs.spread(2, 197))
@@ -50,14 +61,64 @@ def test_what_falls_with_the_count_is_levelled_and_the_mean_stays():
 def table(**changes):
     known = {n: n / 10 for n in range(2, 18)}
     return Table(**{'of': {'depth': 2}, 'outside': 1.0, 'dense': None, 'attention': known, 'mlp': known,
-                    'reduction': {4: 0.1, 17: 0.2}} | changes)
+                    'reduction': {4: 0.1, 17: 0.2}, 'short': {2: 0.3, 17: 0.6}, 'heads': {}} | changes)
 
 
 def test_the_dense_model_costs_what_it_was_timed_to():
     dense = jax.tree.map(float, table().costs(17, 1).of(layouts_plan()))
-    assert dense == pytest.approx(1 + 2 * 2 * 1.7)
+    assert dense == pytest.approx(1 + 2 * 1.7 + 0.6)
     scaled = table(dense=9.0).costs(17, 1)
-    assert scaled.of(layouts_plan()) == pytest.approx(9.0) and scaled.attention[10] == pytest.approx(8 / 6.8)
+    assert scaled.of(layouts_plan()) == pytest.approx(9.0) and scaled.block.entering[10] == pytest.approx(8 / 4)
+
+
+def test_the_last_block_costs_what_it_does_alone_and_dropping_in_it_nothing():
+    prices = table().costs(17, 1)
+    first, last = (make_plan(16, 2, tokens=(6,), reduce_at=(block,)) for block in (0, 1))
+    reduction = 0.1 + 0.1 * 13 / 13
+    assert prices.of(first) == pytest.approx(1 + 1.7 + reduction + 0.8 + (0.3 + 0.3 * 6 / 15))  # 6, fused and class: 8
+    assert prices.of(last) == pytest.approx(prices.of(layouts_plan()))
+
+
+def test_heads_that_read_all_tokens_cost_by_those_that_leave_the_last_block():
+    prices = table(short={}, heads={2: 0.1, 17: 0.4}).costs(17, 1)
+    assert prices.of(layouts_plan()) == pytest.approx(1 + 2 * 2 * 1.7)  # the heads of all are in what is outside
+    last = make_plan(16, 2, tokens=(6,), reduce_at=(1,))
+    assert prices.of(last) == pytest.approx(1 + 2 * 1.7 + 1.7 + 0.2 + 0.8 - (0.4 - (0.1 + 0.3 * 6 / 15)))
+    scaled = table(dense=9.0, short={}, heads={2: 0.1, 17: 0.4}).costs(17, 1)
+    assert scaled.of(layouts_plan()) == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
+def test_the_end_is_measured_as_the_model_runs_it(name):
+    shape = models.named_shape(name)
+    model, plan = models.create(shape), make_plan(16, 2, tokens=(6,), reduce_at=(0,))
+    params = model.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+
+    @jax.jit
+    def applied(params, images):
+        logits, seen = model.apply(params, images, plan)
+        return logits, {name: seen[name] for name in ('block00', 'block01', 'kept')}
+
+    logits, seen = applied(params, images)
+    if name == 'vit_layouts':
+        x = parts.short_block(shape, 8, 2, 'float32').run(params['blocks'][1], seen['block00'])
+        assert x.shape == (2, 1, 64)
+        np.testing.assert_allclose(x, seen['block01'][:, :1], atol=1e-5)
+    else:
+        part = parts.heads(shape, 8, 2, 'float32')
+        found = part.run(params | {'blocks': {}}, seen['block01'], seen['kept'][-1])
+        np.testing.assert_allclose(found, logits, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
+def test_the_end_done_again_begins_with_what_it_left(name):
+    shape = models.named_shape(name)
+    _, end = costs._end(shape)
+    once, twice = (end(shape, 5, 2, 'float32', times) for times in (1, 2))
+    arguments = once.filled(0)
+    first, second = jax.jit(once.run)(*arguments), jax.jit(twice.run)(*arguments)
+    assert first.shape == second.shape and np.abs(first - second).max() > 1e-6
 
 
 def layouts_plan():
@@ -98,6 +159,20 @@ def test_by_itself_a_table_lies_in_the_cache_of_the_user_under_what_it_is_of(tmp
     for batch in (2, 8, 2):
         costs.find(ASKED._replace(batch=batch), lambda asked: table(), None)
     assert len(list((tmp_path / '.cache/evit_jax/costs').glob('vit_layouts_*.json'))) == 2
+
+
+def test_an_estimate_of_another_compiler_is_another(monkeypatch):
+    asked, keys = ASKED._replace(device='tpu_v5e'), []
+    for version in ('0.0.42', '0.0.43'):
+        monkeypatch.setattr(tpu.importlib.metadata, 'version', lambda package, version=version: version)
+        keys.append(asked.key())
+    assert [key['libtpu'] for key in keys] == ['0.0.42', '0.0.43'] and 'libtpu' not in ASKED.key()
+
+    def absent(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(tpu.importlib.metadata, 'version', absent)
+    assert asked.key()['libtpu'] == ''
 
 
 @pytest.fixture
@@ -142,13 +217,32 @@ def kept(tmp_path):
 
 
 def test_the_speed_that_is_asked_for_is_met_by_the_table(program, kept, tmp_path):
-    for target, least in (('1.3x', 1.3), ('1.1x', 1.1)):
+    for target, least in (('1.1x', 1.1), ('1.04x', 1.04)):
         code, said, err = program('--model=vit_layouts', f'--target={target}', '--batch=2', f'--costs={kept}',
                                   '--nomeasure', '--blocks=0,1', f'--out={tmp_path / "p.json"}')
         assert code == 0, err
         speeds = json.loads((tmp_path / 'p.json').read_text())['speeds']
-        assert least <= speeds['plan']['speed_up'] < least + 0.15
+        assert least <= speeds['plan']['speed_up'] < least + 0.06
         assert speeds['plan']['tokens'] >= speeds['plain rate']['tokens'] - 0.05
+
+
+def test_a_target_in_multiply_accumulates_has_heads_by_what_they_read(program, lvvit_tiny, tmp_path):
+    wanted, kept = make_plan(16, 2, tokens=(8,), reduce_at=(1,)), tmp_path / 'costs.json'
+    costs.find(ASKED._replace(model='lvvit_tiny'), lambda asked: table(short={}, heads={2: 0.1, 17: 0.4}), kept)
+    code, _, err = program('--model=lvvit_tiny', f'--target={lvvit_tiny.macs(wanted) / 1e6}MMACs', '--batch=2',
+                           '--blocks=1', '--nomeasure', f'--costs={kept}', f'--out={tmp_path / "p.json"}')
+    assert code == 0, err
+    assert read_planned(tmp_path / 'p.json').tokens == (8,)
+
+
+def test_it_says_which_tokens_its_counts_are_and_where_a_block_leaps(program, tmp_path):
+    stairs = {n: 1 + n / 100 + (n > 8) for n in range(2, 18)}
+    costs.find(ASKED, lambda asked: table(attention=stairs), tmp_path / 'stairs.json')
+    costs.find(ASKED, lambda asked: table(), tmp_path / 'line.json')
+    words = ['--model=vit_layouts', '--target=1.04x', '--batch=2', '--nomeasure', '--blocks=0,1']
+    _, said, _ = program(*words, f'--costs={tmp_path / "stairs.json"}')
+    assert '\ncounts are without the class token; with it, a block with 9 tokens costs 59% more than with 8\n' in said
+    assert '\ncounts are without the class token\n' in program(*words, f'--costs={tmp_path / "line.json"}')[1]
 
 
 @pytest.mark.parametrize('words, said', [

@@ -2,12 +2,13 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from evit_jax.models import SHAPES, create, named_shape
 from evit_jax.models.shape import ViTShape
-from evit_jax.tokens.plan import make_plan, merge_plan, plan_of_macs, plans_of
-from evit_jax.tokens.reducers import EVIT, POOL, REDUCERS, TOME
+from evit_jax.tokens.plan import TokenPlan, block_macs, make_plan, merge_plan, plan_of_macs, plans_of
+from evit_jax.tokens.reducers import DYNAMICVIT, EVIT, POOL, REDUCERS, TOME
 
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 MACS = {'deit_t': (1.25, 1.09, 0.94, 0.82, 0.72, 0.63), 'deit_s': (4.60, 4.02, 3.48, 3.03, 2.64, 2.31),
@@ -31,6 +32,34 @@ def test_counts_are_those_of_the_paper(rate, fuse, counts):
 def test_macs_are_those_of_the_paper(name, column):
     plan = make_plan(196, 12, rate=RATES[column])
     assert round(named_shape(name).macs(plan) / 1e9, 2) == MACS[name][column]
+
+
+@pytest.mark.parametrize('rate, spared', [(1.0, 0.063), (0.7, 0.032), (0.5, 0.016)])
+def test_the_short_last_block_spares_what_no_head_reads(rate, spared):
+    shape, plan = named_shape('deit_s'), make_plan(196, 12, rate=rate)
+    assert 1 - shape.executed_macs(plan) / shape.macs(plan) == pytest.approx(spared, abs=5e-4)
+    wide = named_shape('lvvit_t')
+    assert wide.executed_macs(plan) == wide.macs(plan)
+
+
+def test_where_a_predictor_stands_in_front_of_the_short_last_block_only_what_it_keeps_comes_there():
+    shape = dataclasses.replace(named_shape('deit_s'), predictors=1)
+    plan = TokenPlan(196, (None,) * 11 + (100,), False, DYNAMICVIT)
+    whole, short = block_macs(101, 101, 384, 4.0), block_macs(101, 1, 384, 4.0, rows=1)
+    assert shape.macs(plan) - shape.executed_macs(plan) == whole - short
+    assert short == (3 * 101 + 1 + 8) * 384**2 + 2 * 101 * 384
+
+
+@pytest.mark.parametrize('keep', [(None, None), (30, None), (30, 20)])
+def test_what_is_executed_is_what_the_compiler_counts(keep):
+    shape = ViTShape(image_size=64, patch_size=8, width=128, depth=2, heads=2)
+    model, plan = create(shape), TokenPlan(64, keep, False)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    program = jax.jit(lambda params, images: model.apply(params, images, plan)[0]).lower(
+        jax.eval_shape(model.init, jax.random.key(0)), images).compile()
+    # Norms, softmax and GELU are in the compiler's count and not in this one.
+    assert program.cost_analysis()['flops'] / 2 / 2 == pytest.approx(shape.executed_macs(plan), rel=0.08)
+    assert shape.macs(plan) > 1.15 * shape.executed_macs(plan)
 
 
 @pytest.mark.parametrize('rate, size, macs', [(0.7, 272, 4.56), (0.6, 288, 4.50), (0.5, 304, 4.44)])

@@ -10,21 +10,23 @@ import pytest
 from evit_jax.models import named_shape
 from evit_jax.tokens import planner
 from evit_jax.tokens.plan import make_plan
-from evit_jax.tokens.planner import Costs, Target, cliffs, curve, most_tokens, read_target
+from evit_jax.tokens.planner import BlockCosts, Costs, Target, cliffs, curve, most_tokens, read_target
 
 PATCHES, DEPTH = 9, 5
 
 
 def rough(seed, most=PATCHES + 1):
-    """Costs that go up and down."""
+    """Costs that go up and down; those of the last block have nothing to do with the others'."""
     rng = np.random.default_rng(seed)
-    return Costs(3.0, *(np.arange(most + 1) * scale + rng.uniform(0, spread, most + 1)
-                        for scale, spread in ((1.0, 4.0), (2.0, 4.0), (0.1, 1.0))))
+    return Costs(3.0, *(BlockCosts(*(np.arange(most + 1) * scale + rng.uniform(0, spread, most + 1)
+                                     for scale, spread in scales))
+                        for scales in (((1.0, 4.0), (2.0, 4.0), (0.1, 1.0)), ((0.5, 6.0), (seed % 3, 9.0), (0, 1.0)))))
 
 
 def smooth(patches, prefix=1):
     n = np.arange(patches + prefix + 1.0)
-    return Costs(100.0, n * 10 + n * n / 50, n * 20, n / 10, prefix)
+    block = BlockCosts(n * 10 + n * n / 50, n * 20, n / 10)
+    return Costs(100.0, block, block, prefix)
 
 
 def every_plan(fuse, blocks, reductions, least):
@@ -107,7 +109,8 @@ def test_a_cliff_is_found_and_nothing_is_interpolated_across_it():
 
 
 def test_the_plan_stops_at_the_edge_of_a_cliff():
-    costs = Costs(1.0, curve(STAIRS, 197), curve(STAIRS, 197), np.zeros(198))
+    block = BlockCosts(curve(STAIRS, 197), curve(STAIRS, 197), np.zeros(198))
+    costs = Costs(1.0, block, block)
     budget = costs.of(make_plan(196, 12, tokens=(126,), reduce_at=(3,)))  # with class and fused token 128
     found = most_tokens(costs, patches=196, depth=12, budget=budget * 1.01, blocks=range(3, 12))
     assert found == make_plan(196, 12, tokens=(126,), reduce_at=(3,))
@@ -123,12 +126,26 @@ def test_a_target_is_a_budget_and_none_that_dense_has_already(text, limit):
         planner.budget_of(read_target(slower), **dense)
 
 
-def test_multiply_accumulates_as_costs_are_those_of_the_model():
-    shape = named_shape('deit_s')
+@pytest.mark.parametrize('name, head', [('deit_s', 0), ('lvvit_t', 240 * 1000)])
+def test_multiply_accumulates_as_costs_are_those_of_the_model(name, head):
+    shape = named_shape(name)
     macs = shape.macs(make_plan(196, 12, reduce_at=()))
-    costs = planner.mac_costs(macs, patches=196, depth=12, width=384, mlp_ratio=4.0, prefix=1)
+    costs = planner.mac_costs(macs, patches=196, depth=12, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=1,
+                              head=head)
     for rate in (1.0, 0.7, 0.3):
         assert costs.of(make_plan(196, 12, rate=rate)) == shape.macs(make_plan(196, 12, rate=rate))
+
+
+def test_the_last_block_has_a_cost_of_its_own_and_dropping_in_it_is_not_worth_it_where_it_spares_nothing():
+    whole = smooth(196)
+    costs = whole._replace(last=BlockCosts(*(part * 0 for part in whole.block)))
+    dense, at_last = make_plan(196, 12, reduce_at=()), make_plan(196, 12, rate=0.5, reduce_at=(11,))
+    assert costs.of(dense) == 100 + 11 * whole.block.whole[197] == whole.of(dense) - whole.block.whole[197]
+    assert costs.of(at_last) == costs.of(dense) and whole.of(at_last) < whole.of(dense)
+    ask = {'patches': 196, 'depth': 12, 'reductions': 1}
+    assert most_tokens(whole, budget=whole.of(dense) - 1000, blocks=(11,), **ask).reductions == (11,)
+    assert most_tokens(costs, budget=costs.of(dense) - 1000, blocks=(11,), **ask) is None
+    assert most_tokens(costs, budget=costs.of(dense) - 1000, blocks=(10, 11), **ask).reductions == (10,)
 
 
 @pytest.mark.parametrize('text, target', [('2x', (2, 'x')), ('20000img/s', (2e4, 'img/s')),

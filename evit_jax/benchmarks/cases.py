@@ -45,8 +45,13 @@ class Case(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """Of one image, forward."""
+        """Of one image, forward, as the papers count them."""
         return self.shape.macs(self.plan.in_training() if self.train else self.plan)
+
+    @property
+    def executed_macs(self) -> int:
+        """Of one image's logits, as the model computes them."""
+        return self.shape.executed_macs(self.plan)
 
     @property
     def dense(self) -> 'Case':

@@ -27,7 +27,7 @@ from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.names import look_up
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.tokens.planned import Planned
-from evit_jax.tokens.planner import Costs, curve
+from evit_jax.tokens.planner import BlockCosts, Costs, curve
 
 THIS = 'this'
 DEVICES = {THIS: None} | {f'tpu_{kind}': chip for kind, chip in tpu.CHIPS.items()}
@@ -65,35 +65,48 @@ class Asked(NamedTuple):
 
     def key(self) -> dict[str, Any]:
         """All that decides the costs; touches the device, if it is this one."""
-        about = self._asdict() | {'shape': repr(self.shape), 'jax': jax.__version__}
-        if self.device == THIS:
-            device = subjects.device()
-            about |= {'kind': device.device_kind, 'processor': report.processor()}
-            about |= {'threads': report.cpus()} if device.platform == 'cpu' else {}
-        return about
+        about = self._asdict() | {'shape': repr(self.shape), 'jax': jax.__version__, 'parts': _COUNTED}
+        if self.device != THIS:
+            return about | {'libtpu': tpu.version()}
+        device = subjects.device()
+        about |= {'kind': device.device_kind, 'processor': report.processor()}
+        return about | ({'threads': report.cpus()} if device.platform == 'cpu' else {})
 
 
 class Table(NamedTuple):
     """Seconds of one batch; by all tokens in the part, where a part has a count."""
 
     of: dict[str, Any]           # what it is a table of
-    outside: float               # the blocks
+    outside: float               # the blocks, heads with all tokens included
     dense: float | None          # the whole model as it was timed; None: nobody has
     attention: dict[int, float]
     mlp: dict[int, float]
     reduction: dict[int, float]
+    short: dict[int, float]      # the last block, where the heads read the prefix alone; else empty
+    heads: dict[int, float]      # where they read all tokens; else empty
 
     def costs(self, most: int, prefix: int) -> Costs:
         """For the planner, up to so many tokens; drawn out so that the dense model takes as long as it did.
 
         In a whole model the parts find caches and memory as others leave them.
         """
-        known = self.attention, self.mlp, self.reduction
-        attention, mlp, reduction = (curve(rising(part) if self.dense else part, most) for part in known)
+        def drawn(part):
+            return curve(rising(part) if self.dense else part, most)
+
+        block = BlockCosts(drawn(self.attention), drawn(self.mlp), drawn(self.reduction))
+        nothing = np.zeros(most + 1)
+        # A last block of which the prefix alone is asked drops nothing that anything reads.
+        last, heads = (BlockCosts(drawn(self.short), nothing, nothing), nothing) if self.short else (
+            block, drawn(self.heads))
         scale = 1.0
         if self.dense and self.dense > self.outside:
-            scale = (self.dense - self.outside) / (self.of['depth'] * (attention[most] + mlp[most]))
-        return Costs(self.outside, attention * scale, mlp * scale, reduction * scale, prefix)
+            blocks = (self.of['depth'] - 1) * block.whole[most] + last.whole[most]
+            scale = (self.dense - self.outside) / blocks
+        block, last = (BlockCosts(*(part * scale for part in of)) for of in (block, last))
+        return Costs(self.outside - heads[most], block, last._replace(leaving=last.leaving + heads), prefix)
+
+
+_COUNTED = Table._fields[3:]  # the parts with a count
 
 
 def rising(known: Mapping[int, float]) -> dict[int, float]:
@@ -157,8 +170,7 @@ def case_of(asked: Asked, plan: TokenPlan) -> Case:
 def counts(least: int, most: int) -> list[int]:
     """Token counts to be measured: every fourth or so, the edges of tiles, and both ends."""
     step = 4 * -(-most // _FINE)
-    edges = [edge + more for edge in range(_TILE, most, _TILE) for more in (0, 1)]
-    return sorted({least, most, *range(step, most, step), *edges} - {*range(least)})
+    return sorted({least, most, *range(step, most, step), *_edges(most)} - {*range(least)})
 
 
 def refined(cost_of: Callable[[int], float], first: Iterable[int]) -> dict[int, float]:
@@ -188,8 +200,10 @@ def _timed(asked: Asked, seconds: float, rounds: int) -> Table:
         macs = batch * n * shape.width * shape.width * 2 * shape.mlp_ratio
         times = 1 if macs > _LARGE else _CHAIN
         wanted |= {(name, n): parts.half(shape, name, n, batch, dtype, times) for name in parts.HALVES}
+    name, end = _end(shape)
     for n in [*found[1:-1:4], found[-1]]:
         wanted['reduction', n] = parts.reduction(shape, n, batch, dtype, asked.fuse, _CHAIN)
+        wanted[name, n] = end(shape, n, batch, dtype, _CHAIN)
     logging.info('the costs of %s in batches of %d, %s, are measured once: %d programs are compiled, then timed',
                  asked.model, batch, dtype, len(wanted))
     progress, contenders = Progress('compiling', len(wanted), 'programs'), []
@@ -219,17 +233,19 @@ def _estimated(asked: Asked, chip: tpu.Chip) -> Table:
     def seconds(part):
         return tpu.cycles_of(part.run, device, part.arguments) / chip.clock
 
-    def halves(name):
+    def costs(name, part):
         def cost(n):
             logging.info('compiling %s with %d tokens', name, n)
-            return seconds(parts.half(shape, name, n, batch, dtype))
+            return seconds(part(n))
 
-        return cost
+        return {(name, n): cost for n, cost in refined(cost, found).items()}
 
     found = spread(shape.prefix + 1, asked.most)
     table = {('outside', 0): seconds(parts.whole(shape, asked.image_size, batch, dtype, depth=0))}
     for name in parts.HALVES:
-        table |= {(name, n): cost for n, cost in refined(halves(name), found).items()}
+        table |= costs(name, lambda n, name=name: parts.half(shape, name, n, batch, dtype))
+    name, end = _end(shape)
+    table |= costs(name, lambda n: end(shape, n, batch, dtype))
     for n in found[1::4]:
         table['reduction', n] = seconds(parts.reduction(shape, n, batch, dtype, asked.fuse))
     return _table(table)
@@ -237,21 +253,30 @@ def _estimated(asked: Asked, chip: tpu.Chip) -> Table:
 
 def spread(least: int, most: int) -> Sequence[int]:
     """A few counts to begin with, where each costs a compilation."""
-    return sorted({least, most, *range(32, most, 32)})
+    return sorted({least, most, *range(32, most, 32), *_edges(most)})
+
+
+def _edges(most: int) -> list[int]:
+    """The most tokens that a tile holds, and one more."""
+    return [edge + more for edge in range(_TILE, most, _TILE) for more in (0, 1)]
 
 
 def _table(found: Mapping[tuple[str, int], float]) -> Table:
     def by_count(name):
         return {n: cost for (kind, n), cost in found.items() if kind == name}
 
-    return Table({}, found['outside', 0], found.get(('dense', 0)), by_count('attention'), by_count('mlp'),
-                 by_count('reduction'))
+    return Table({}, found['outside', 0], found.get(('dense', 0)), *map(by_count, _COUNTED))
+
+
+def _end(shape: ViTShape) -> tuple[str, Callable[..., Part]]:
+    """What the tokens that the heads read decide of the model's end: its name in the table, and the part."""
+    return ('heads', parts.heads) if shape.reads_all else ('short', parts.short_block)
 
 
 def _read(place: pathlib.Path) -> Table:
     try:
         told = json.loads(place.read_text())
-        known = {name: {int(n): cost for n, cost in told[name].items()} for name in (*parts.HALVES, 'reduction')}
+        known = {name: {int(n): cost for n, cost in told[name].items()} for name in _COUNTED}
         return Table(told['of'], told['outside'], told['dense'], **known)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f'--costs={place} holds no costs ({error}): delete it, and they are measured anew') from error

@@ -119,13 +119,15 @@ def _row(subject: Subject, taken: dict[tuple[Case, str], Times], memories: dict[
     case, engine = subject.case, subject.engine
     times, dense, ours = taken[case, engine], taken.get((case.dense, engine)), taken[case, OURS]
     memory = memories[case] if engine == OURS else Memory(None, None)
-    flops = 2 * case.macs * case.batch * (_TRAIN_MACS if case.train else 1)
+    executed = None if case.train else case.executed_macs if engine == OURS else case.macs
+    flops = 2 * case.batch * (executed or _TRAIN_MACS * case.macs)
     return {
         'case': str(case), 'engine': engine, 'step': 'train' if case.train else 'inference', 'model': case.model,
         'reducer': str(case.reducer), 'rate': None if case.r or case.tokens else case.rate, 'r': case.r,
         'fused': case.fused, 'lowering': case.lowering or None,
         'plan': str(case.plan), 'image_size': case.size,
         'batch_size': case.batch, 'dtype': case.dtype, 'parameters': subject.parameters, 'macs': case.macs,
+        'executed_macs': executed,
         'compile_seconds': subject.compile_seconds, 'memory_bytes': memory.bytes, 'memory_from': memory.source,
         'images_per_second': case.batch / times.median,
         'latency_p50_ms': 1e3 * times.percentile(50) if case.batch == 1 else None,

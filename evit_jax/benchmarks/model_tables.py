@@ -11,6 +11,7 @@ _NOTHING = '-'
 _COLUMNS = {
     'M params': ('parameters', lambda value: f'{value / 1e6:,.2f}'),
     'G MACs': ('macs', lambda value: f'{value / 1e9:#,.3g}'),
+    'executed': ('executed_macs', lambda value: f'{value / 1e9:#,.3g}'),
     'compile s': ('compile_seconds', lambda value: f'{value:,.1f}'),
     'MB': ('memory_bytes', lambda value: f'{value / 1e6:,.1f}'),
     'images/s': ('images_per_second', lambda value: f'{value:,.1f}'),
@@ -46,7 +47,9 @@ def remarks(measured: dict[str, Any]) -> list[str]:
         f'images/s: median of {measured["rounds"]} rounds, in each of which everything is timed once, in another '
         'order; ratios are medians of those in each round. Latency: of single calls at batch 1.',
         'speed-up: over dense, realised; fewer MACs: what it would be if time were as MACs.',
-        f'of product: share of the speed of a large matrix product, timed in turns with the rest: {products}.',
+        'G MACs: as the papers count them; executed: in inference, without what of the last block no head reads.',
+        'of product: share of the speed of a large matrix product, by what is executed, timed in turns with the rest: '
+        f'{products}.',
         f'MB: weights, input and what the program needs, at the peak, {" or ".join(memory[name] for name in sources)}.']
     if any(row['speedup_over_dense'] is None for row in rows):
         said.append('No speed-up without rate 1 among --rates.')

@@ -1,4 +1,4 @@
-"""Parts of a model as programs of their own, to be timed or compiled: attention half, MLP half, reduction, the rest."""
+"""Parts of a model as programs of their own, to be timed or compiled: halves of a block, reduction, end, the rest."""
 
 import dataclasses
 from collections.abc import Callable
@@ -38,18 +38,41 @@ class Part(NamedTuple):
 def half(shape: ViTShape, name: str, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
     """One of HALVES of a block, with all tokens that are in it."""
 
-    def build(key):
-        return Block(shape, 0.0, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(key))
-
-    graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
-
-    def run(params, x):
-        block = nnx.merge(graph, params)
+    def run(block, x):
         step = {'attention': lambda x: block.attend(x, None)[0], 'mlp': lambda x: block.think(x, None)}[name]
         return _again(step, x, times)
 
-    params = jax.eval_shape(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)), jax.random.key(0))
-    return Part(run, (params, _tokens(shape, tokens, batch, dtype)), times)
+    return _of(Block, shape, dtype, run, times, _tokens(shape, tokens, batch, dtype))
+
+
+def short_block(shape: ViTShape, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
+    """The last block with all tokens that come to it, where the heads read the prefix alone."""
+    prefix = shape.prefix
+
+    def run(block, x):
+        def asked(x):
+            return block.think(block.attend(x, None, rows=prefix)[0], None)
+
+        return asked(_again(lambda x: x.at[:, :prefix].set(asked(x)), x, times - 1))
+
+    return _of(Block, shape, dtype, run, times, _tokens(shape, tokens, batch, dtype))
+
+
+def heads(shape: ViTShape, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
+    """The last norm and the heads, with all tokens that leave the last block."""
+    shape = dataclasses.replace(shape, depth=0)
+
+    def run(model, x, patch):
+        def logits(x):
+            return model.classify(model.norm(x), Tokens(x[:, shape.prefix:], patch), {})
+
+        def more(x):
+            return x.at[:, 0, 0].add(logits(x).mean(axis=1).astype(x.dtype))
+
+        return logits(_again(more, x, times - 1))
+
+    return _of(models.MODULES[type(shape)], shape, dtype, run, times, _tokens(shape, tokens, batch, dtype),
+               jax.ShapeDtypeStruct((batch, tokens - shape.prefix), jnp.int32))
 
 
 def reduction(shape: ViTShape, tokens: int, batch: int, dtype: str, fuse: bool, times: int = 1) -> Part:
@@ -82,6 +105,17 @@ def whole(shape: ViTShape, image_size: int, batch: int, dtype: str, depth: int |
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
     return Part(lambda params, images: model.apply(params, images, plan)[0],
                 (jax.eval_shape(model.init, jax.random.key(0)), images))
+
+
+def _of(module, shape, dtype, run, times, *arguments):
+    """A part that runs a module, `run(module, *arguments)`."""
+
+    def build(key):
+        return module(shape, drop_path=0.0, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(key))
+
+    graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+    params = jax.eval_shape(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)), jax.random.key(0))
+    return Part(lambda params, *arguments: run(nnx.merge(graph, params), *arguments), (params, *arguments), times)
 
 
 def _again(step, state, times):

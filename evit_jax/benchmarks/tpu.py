@@ -1,6 +1,7 @@
 """What the TPU compiler makes of a run's steps for a slice that need not be there. Estimates; nothing is measured."""
 
 import collections
+import importlib.metadata
 import importlib.util
 import os
 import time
@@ -79,6 +80,14 @@ def chip_of(topology: str) -> Chip:
     if kind not in CHIPS:
         raise ValueError(f'--topology={topology} names no TPU that is known here: there are {_examples()}')
     return CHIPS[kind]
+
+
+def version() -> str:
+    """Of the compiler; '' where it is not installed."""
+    try:
+        return importlib.metadata.version('libtpu')
+    except importlib.metadata.PackageNotFoundError:
+        return ''
 
 
 def devices_of(topology: str) -> Sequence[jax.Device]:

@@ -28,7 +28,7 @@ SHAPES = {
                            stem=(16, 32, 64, 64)),
 }
 
-_MODULES = {ViTShape: ViT, LVViTShape: LVViT}
+MODULES = {ViTShape: ViT, LVViTShape: LVViT}
 
 
 class Model(NamedTuple):
@@ -52,7 +52,7 @@ def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, loweri
     """Takes a model apart once; its parameters are made by `init`. The arguments are those of `ViT`."""
 
     def build(key):
-        return _MODULES[type(shape)](shape, drop_path=drop_path, dtype=dtype, lowering=lowering, rngs=nnx.Rngs(key))
+        return MODULES[type(shape)](shape, drop_path=drop_path, dtype=dtype, lowering=lowering, rngs=nnx.Rngs(key))
 
     graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
 

@@ -46,30 +46,61 @@ class Attention(nnx.Module):
         Returns:
           The output [B, N, D] and the scaled queries [B, H, N, d], both of the rows that look, and all keys.
         """
-        batch, n, width = x.shape
-        # Heads in front before the products: einsum over [B, N, H, d] takes 1.6 times as long on a CPU.
-        qkv = self.qkv(x).reshape(batch, n, 3, self.heads, width // self.heads).transpose(2, 0, 3, 1, 4)
-        q, k, v = qkv  # each [B, H, N, d]
-        q = q[:, :, :rows] * (width // self.heads) ** -0.5
-        logits = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32)
-        # Dividing after the product with V spares a pass over the N x N weights.
-        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-        if size is not None:
-            weights = weights * size[:, None, None, :]
-        if stays is not None:
-            weights = weights * _visible(stays)[:, None, :rows] + _MASK_EPSILON / n
-        total = weights.sum(axis=-1, keepdims=True)
-        mixed = jnp.einsum('bhqk,bhkd->bhqd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-        return self.proj(mixed.astype(v.dtype).transpose(0, 2, 1, 3).reshape(batch, -1, width)), q, k
+        qkv = self.qkv(x)
+        mixed = jax.lax.platform_dependent(
+            qkv, size, stays, tpu=functools.partial(_head_by_head, heads=self.heads, rows=rows),
+            default=functools.partial(_heads_at_once, heads=self.heads, rows=rows))
+        q, k, _ = _in_front(qkv, self.heads)
+        return self.proj(mixed), _scaled(q[:, :, :rows]), k
+
+
+def _heads_at_once(qkv, size, stays, heads, rows):
+    """Attention of all heads in the same products, [B, N, 3 D] to [B, rows, D]."""
+    q, k, v = _in_front(qkv, heads)
+    size, stays = (None if of is None else of[:, None] for of in (size, stays))
+    mixed = _attended(_scaled(q[:, :, :rows]), k, v, size, stays)
+    return mixed.transpose(0, 2, 1, 3).reshape(len(qkv), -1, qkv.shape[-1] // 3)
+
+
+def _head_by_head(qkv, size, stays, heads, rows):
+    """The same, without an array that has the heads in front: TPUs take longer to make it than to multiply."""
+    parts = jnp.split(qkv, 3 * heads, axis=-1)  # each [B, N, d]
+    q, k, v = parts[:heads], parts[heads:2 * heads], parts[2 * heads:]
+    mixed = [_attended(_scaled(q[:, :rows]), k, v, size, stays) for q, k, v in zip(q, k, v, strict=True)]
+    return jnp.concatenate(mixed, axis=-1)
+
+
+def _in_front(qkv, heads):
+    """Queries, keys and values, each [B, H, N, d]: einsum over [B, N, H, d] takes 1.6 times as long on a CPU."""
+    return qkv.reshape(*qkv.shape[:2], 3, heads, -1).transpose(2, 0, 3, 1, 4)
+
+
+def _scaled(q):
+    return q * q.shape[-1]**-0.5
+
+
+def _attended(q, k, v, size, stays):
+    """Softmax of the products, on the values: q [..., R, d], k and v [..., N, d]; size, stays [..., N]."""
+    logits = jnp.einsum('...qd,...kd->...qk', q, k, preferred_element_type=jnp.float32)
+    # Dividing after the product with V spares a pass over the N x N weights.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    if size is not None:
+        weights = weights * size[..., None, :]
+    if stays is not None:
+        rows, n = weights.shape[-2:]
+        weights = weights * _visible(stays)[..., :rows, :] + _MASK_EPSILON / n
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum('...qk,...kd->...qd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return mixed.astype(v.dtype)
 
 
 def _visible(stays: Array) -> Array:
-    """Which token each one sees: those that stay, and itself. [B, N] to [B, N, N].
+    """Which token each one sees: those that stay, and itself. [..., N] to [..., N, N].
 
     Source: DynamicViT, `softmax_with_policy`.
     """
-    itself = jnp.eye(stays.shape[1], dtype=stays.dtype)
-    return stays[:, None, :] * (1 - itself) + itself
+    itself = jnp.eye(stays.shape[-1], dtype=stays.dtype)
+    return stays[..., None, :] * (1 - itself) + itself
 
 
 def class_attention(q: Array, k: Array, prefix: int, size: Array | None = None) -> Array:

@@ -14,6 +14,7 @@ from evit_jax.models import layers
 from evit_jax.models.layers import Convolution
 from evit_jax.models.shape import ViTShape
 from evit_jax.models.vit import ViT
+from evit_jax.tokens.reduction import Tokens
 
 MOMENTUM = 0.9  # of the running statistics; PyTorch calls it 0.1
 TOKEN_SHARE = 0.5  # of the tokens' logits in those of the image
@@ -123,14 +124,8 @@ class LVViT(ViT):
         self.patch_embed = Stem(shape, dtype=dtype, rngs=rngs)
         self.aux_head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
 
-    def _embed(self, images, seen, train):
-        x, statistics = self.patch_embed(images, train)
-        if train:
-            seen['statistics'] = {'patch_embed': statistics}
-        return x
-
-    def _classify(self, x, tokens, seen):
-        logits = super()._classify(x, tokens, seen)
+    def classify(self, x: Array, tokens: Tokens, seen: dict) -> Array:
+        logits = super().classify(x, tokens, seen)
         of_tokens = seen['token_logits'] = self.aux_head(x[:, self.shape.prefix:])
         seen['token_patch'] = tokens.patch
         asked = tokens.patch >= 0
@@ -139,3 +134,9 @@ class LVViT(ViT):
         most = jnp.where(asked[..., None], of_tokens, -jnp.inf).max(axis=1)
         # A plan may leave nothing but fused tokens.
         return logits + TOKEN_SHARE * jnp.where(asked.any(axis=1, keepdims=True), most, 0)
+
+    def _embed(self, images, seen, train):
+        x, statistics = self.patch_embed(images, train)
+        if train:
+            seen['statistics'] = {'patch_embed': statistics}
+        return x

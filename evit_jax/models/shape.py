@@ -5,7 +5,7 @@ import math
 
 from evit_jax.models.dynamicvit import predictor_macs, predictor_parameters
 from evit_jax.models.layers import Convolution
-from evit_jax.tokens.plan import TokenPlan, block_parameters, blocks_macs
+from evit_jax.tokens.plan import TokenPlan, block_macs, block_parameters, blocks_macs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ViTShape:
                 f'config.model.reduce_at, or choose another reducer' + ' or fewer reductions' * bool(self.predictors))
 
     def macs(self, plan: TokenPlan) -> int:
-        """Multiply-accumulates of one image under a plan."""
+        """Multiply-accumulates of one image under a plan, as the papers count them: every block is whole."""
         side, stem = math.isqrt(plan.patches) * self.patch_size, 0
         for convolution in self.convolutions:
             side //= convolution.stride
@@ -105,6 +105,15 @@ class ViTShape:
         if plan.reducer.predicts:
             blocks += sum(predictor_macs(plan.entering[block], self.width) for block in plan.reductions)
         return stem + plan.patches * self.patch_values * self.width + blocks + heads
+
+    def executed_macs(self, plan: TokenPlan) -> int:
+        """Those that the logits of one image take: where the heads read the prefix alone, the last block is short."""
+        if self.reads_all or not self.depth:
+            return self.macs(plan)
+        tokens = plan.attending[-1] + self.prefix
+        whole, short = (block_macs(tokens, leaving, self.width, self.mlp_ratio, rows) for leaving, rows in (
+            (plan.counts[-1] + self.prefix, None), (self.prefix, self.prefix)))
+        return self.macs(plan) - whole + short
 
     def classified(self, plan: TokenPlan) -> int:
         """Tokens that a head reads."""

@@ -131,19 +131,19 @@ class ViT(nnx.Module):
             # The last block once more for what the heads read: the rest of it is then only computed if returned.
             x, _, _ = block.attend(before, attend_key, rows=shape.prefix, **counts)
             x = self.norm(block.think(x, think_key))
-        return self._classify(x, tokens, seen), seen
+        return self.classify(x, tokens, seen), seen
 
-    def _embed(self, images, seen, train):
-        """Images to tokens [B, P, D]."""
-        return self.patch_embed(images)
-
-    def _classify(self, x, tokens, seen):
+    def classify(self, x: Array, tokens: Tokens, seen: dict) -> Array:
         """The last norm's tokens, prefix first, to logits; `tokens` says what those of the patches are."""
         logits = seen['cls_logits'] = self.head(x[:, 0])
         if self.shape.distilled:
             seen['dist_logits'] = self.head_dist(x[:, 1])
             logits = (logits + seen['dist_logits']) / 2
         return logits
+
+    def _embed(self, images, seen, train):
+        """Images to tokens [B, P, D]."""
+        return self.patch_embed(images)
 
     def _check(self, images, plan, visible):
         """Raises a ValueError where they do not go together."""

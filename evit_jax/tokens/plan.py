@@ -212,15 +212,17 @@ def _one_each(values, at, name):
     return tuple(values)
 
 
-def block_macs(tokens_in: int, tokens_out: int, width: int, mlp_ratio: float) -> int:
+def block_macs(tokens_in: int, tokens_out: int, width: int, mlp_ratio: float, rows: int | None = None) -> int:
     """Multiply-accumulates of one block on one image; a reduction stands between attention and MLP.
 
     Args:
       tokens_in: all tokens in the attention, class token included.
       tokens_out: all tokens that leave.
+      rows: tokens that look at all, as `Attention` takes it (which makes the queries of the others too); None: all.
     """
-    projections = 4 * tokens_in * width * width
-    products = 2 * tokens_in * tokens_in * width
+    rows = tokens_in if rows is None else rows
+    projections = (3 * tokens_in + rows) * width * width
+    products = 2 * rows * tokens_in * width
     mlp = 2 * tokens_out * width * int(width * mlp_ratio)
     return projections + products + mlp
 

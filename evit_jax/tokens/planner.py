@@ -32,21 +32,34 @@ class Target(NamedTuple):
         return f'{self.value:g}{self.unit}'
 
 
+class BlockCosts(NamedTuple):
+    """What a block costs; arrays [N + 1]."""
+
+    entering: np.ndarray   # by the tokens that enter it: attention
+    leaving: np.ndarray    # by those that leave it: MLP
+    reduction: np.ndarray  # by those that enter it, where it drops some
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Where nothing is dropped."""
+        return self.entering + self.leaving
+
+
 class Costs(NamedTuple):
     """What the parts of a model cost, in one unit; arrays are by all tokens, prefix included."""
 
-    outside: float         # the blocks
-    attention: np.ndarray  # [N + 1], by the tokens that enter a block
-    mlp: np.ndarray        # [N + 1], by those that leave it
-    reduction: np.ndarray  # [N + 1], by those that enter it
-    prefix: int = 1        # tokens beside the patches
+    outside: float     # what no count decides
+    block: BlockCosts  # each but the last
+    last: BlockCosts   # with the heads that read all that leaves it, if any does
+    prefix: int = 1    # tokens beside the patches
 
     def of(self, plan: TokenPlan) -> float:
         """Of a whole model under a plan."""
-        blocks = zip(plan.entering, plan.counts, plan.keep, strict=True)
+        costs = [self.block] * (len(plan.keep) - 1) + [self.last]
         return self.outside + float(sum(
-            self.attention[n_in + self.prefix] + self.mlp[n_out + self.prefix]
-            + (self.reduction[n_in + self.prefix] if keep is not None else 0) for n_in, n_out, keep in blocks))
+            cost.entering[n_in + self.prefix] + cost.leaving[n_out + self.prefix]
+            + (cost.reduction[n_in + self.prefix] if keep is not None else 0)
+            for cost, n_in, n_out, keep in zip(costs, plan.entering, plan.counts, plan.keep, strict=True)))
 
 
 def read_target(text: str) -> Target:
@@ -85,12 +98,19 @@ def budget_of(target: Target, *, dense_seconds: float, dense_macs: int, batch: i
     return budget
 
 
-def mac_costs(dense_macs: int, *, patches: int, depth: int, width: int, mlp_ratio: float, prefix: int) -> Costs:
-    """Multiply-accumulates of an image, as costs."""
+def mac_costs(dense_macs: int, *, patches: int, depth: int, width: int, mlp_ratio: float, prefix: int,
+              head: int = 0) -> Costs:
+    """Multiply-accumulates of an image as the papers count them, as costs.
+
+    Args:
+      head: those of what reads every patch token that leaves the last block, for one token.
+    """
     counts = range(patches + prefix + 1)
     attention = np.array([block_macs(n, 0, width, mlp_ratio) for n in counts], float)
     mlp = np.array([block_macs(0, n, width, mlp_ratio) for n in counts], float)
-    return Costs(dense_macs - depth * (attention[-1] + mlp[-1]), attention, mlp, np.zeros(len(attention)), prefix)
+    block = BlockCosts(attention, mlp, np.zeros(len(attention)))
+    last = block._replace(leaving=mlp + head * (np.arange(len(mlp)) - prefix))
+    return Costs(dense_macs - (depth - 1) * block.whole[-1] - last.whole[-1], block, last, prefix)
 
 
 def cliffs(known: Mapping[int, float]) -> list[tuple[int, int]]:
@@ -179,10 +199,9 @@ class _Search:
         self._patches, self._depth, self._blocks, self._fuse = patches, depth, blocks, int(fuse)
         self._budget = budget - costs.outside
         self._fewest = np.array([max(math.ceil(least_rate * n), 1) for n in range(patches + 1)])  # kept of n
-        self._attention, self._mlp, self._reduction = (
-            np.asarray(part)[costs.prefix:costs.prefix + patches + 1]  # by patch tokens from here on
-            for part in (costs.attention, costs.mlp, costs.reduction))
-        self._block = self._attention + self._mlp
+        self._block, self._last_block = (
+            BlockCosts(*(np.asarray(part)[costs.prefix:costs.prefix + patches + 1] for part in block))
+            for block in (costs.block, costs.last))  # by patch tokens from here on
         self._tails = {block: self._tail(block) for block in blocks}
 
     def best(self, reductions: int) -> tuple[int, float, tuple[int, ...], tuple[int, ...]] | None:
@@ -205,7 +224,8 @@ class _Search:
     def _enter(self, states, block, between):
         """States in front of a reduction, after so many blocks that are whole, and the most that it may keep."""
         n = states.tokens
-        cost = states.cost + between * self._block[n] + self._attention[n] + self._reduction[n]
+        costs = self._of(block)
+        cost = states.cost + between * self._block.whole[n] + costs.entering[n] + costs.reduction[n]
         most = np.minimum(-(-states.limit * n // states.entering), n - self._fuse - 1)
         return states._replace(cost=cost, total=states.total + between * n), most
 
@@ -214,8 +234,8 @@ class _Search:
         may = (candidates <= most[:, None]) & (candidates >= self._fewest[states.tokens][:, None])
         source, place = np.nonzero(may)
         keep = candidates[place]
-        tokens, cost = keep + self._fuse, states.cost[source] + self._mlp[keep + self._fuse]
-        payable = cost + (self._depth - 1 - block) * self._block.min() <= self._budget
+        tokens, cost = keep + self._fuse, states.cost[source] + self._of(block).leaving[keep + self._fuse]
+        payable = cost + self._behind(block).min() <= self._budget
         source, keep, tokens, cost = source[payable], keep[payable], tokens[payable], cost[payable]
         return _States(tokens, keep, states.tokens[source], cost, states.total[source] + tokens,
                        (*(kept[source] for kept in states.kept), keep))
@@ -241,10 +261,18 @@ class _Search:
 
     def _tail(self, block):
         """[limit, n]: the least that any count from n to the limit costs behind the reduction of a block."""
-        cost = self._mlp + (self._depth - 1 - block) * self._block
+        cost = self._of(block).leaving + self._behind(block)
         counts = np.arange(len(cost))
         table = np.where(counts <= counts[:, None], cost, np.inf)
         return np.minimum.accumulate(table[:, ::-1], axis=1)[:, ::-1]
+
+    def _of(self, block):
+        return self._last_block if block == self._depth - 1 else self._block
+
+    def _behind(self, block):
+        """What all blocks behind one cost, by the tokens in them."""
+        between = self._depth - 2 - block
+        return between * self._block.whole + self._last_block.whole if between >= 0 else 0 * self._last_block.whole
 
     def _candidates(self, reductions):
         """Counts that a reduction with others behind it may keep: all, or so many that it does not take minutes."""
@@ -252,5 +280,5 @@ class _Search:
         number = int((_STATES * math.factorial(free)) ** (1 / free))
         if number >= self._patches:
             return np.arange(1, self._patches)
-        edges = [low - self._fuse for low, _ in cliffs(dict(enumerate(self._block.tolist()))) if low > self._fuse]
+        edges = [low - self._fuse for low, _ in cliffs(dict(enumerate(self._block.whole.tolist()))) if low > self._fuse]
         return np.unique(np.append(np.linspace(1, self._patches - 1, number).round().astype(int), edges)).astype(int)
