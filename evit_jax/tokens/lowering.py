@@ -18,27 +18,27 @@ Move = Callable[[Array, Array, Array | None], Array]
 
 x: [B, F + N, D], F tokens in front of those that are ranked.
 rank: [B, K] int32, places among the N.
-weight: [B, F + N] float32 of each token, 0 in front; None: nothing is fused.
+weight: [B, N] float32; None: nothing is fused.
 Returns [B, F + K (+ 1), D] of the dtype of x.
 """
 
 
 def gather(x: Array, rank: Array, weight: Array | None, front: int) -> Array:
     """Kept rows are looked up; the others are summed under a mask."""
-    places = _places(rank, front)
-    kept = jnp.take_along_axis(x, places[..., None], axis=1)
-    if weight is None:
-        return kept
-    # Image by image, or XLA would collect the ranks of all devices for the scatter.
-    weight = jax.vmap(lambda row, kept: row.at[kept].set(0))(weight, places)
-    return _with_sum(kept, weight, x)
+    in_front, ranked = jnp.split(x, [front], axis=1)
+    rows = [in_front, jnp.take_along_axis(ranked, rank[..., None], axis=1)]
+    if weight is not None:
+        # Image by image, or XLA would collect the ranks of all devices for the scatter.
+        weight = jax.vmap(lambda row, kept: row.at[kept].set(0))(weight, rank)
+        rows.append(_sum(weight, ranked))
+    return jnp.concatenate(rows, axis=1)
 
 
 def one_hot(x: Array, rank: Array, weight: Array | None, front: int) -> Array:
     """Kept rows are a product with unit rows; the others are summed under a mask."""
     rows = _unit_rows(x, rank, front)
     kept = _product(rows, x)
-    return kept if weight is None else _with_sum(kept, _of_the_rest(weight, rows), x)
+    return kept if weight is None else jnp.concatenate([kept, _sum(_of_the_rest(weight, rows), x)], axis=1)
 
 
 def product(x: Array, rank: Array, weight: Array | None, front: int) -> Array:
@@ -71,17 +71,13 @@ def _by_platform(x, rank, weight, front, tpu):
                                       default=functools.partial(gather, front=front))
 
 
-def _places(rank, front):
-    """Of all tokens that stay, those in front first: [B, F + K] int32."""
-    first = jnp.broadcast_to(jnp.arange(front, dtype=rank.dtype), (len(rank), front))
-    return jnp.concatenate([first, rank + front], axis=1)
-
-
 def _unit_rows(x, rank, front):
-    return jax.nn.one_hot(_places(rank, front), x.shape[1], dtype=x.dtype)  # [B, F + K, F + N]
+    first = jnp.broadcast_to(jnp.arange(front, dtype=rank.dtype), (len(rank), front))
+    return jax.nn.one_hot(jnp.concatenate([first, front + rank], axis=1), x.shape[1], dtype=x.dtype)
 
 
 def _of_the_rest(weight, rows):
+    weight = jnp.pad(weight, ((0, 0), (rows.shape[2] - weight.shape[1], 0)))
     return weight * (1 - rows.sum(1, dtype=weight.dtype))
 
 
@@ -91,6 +87,5 @@ def _product(rows, x):
     return jnp.einsum('bkn,bnd->bkd', rows, x, precision=precision)
 
 
-def _with_sum(kept, weight, x):
-    fused = jnp.einsum('bn,bnd->bd', weight, x, preferred_element_type=jnp.float32)
-    return jnp.concatenate([kept, fused[:, None].astype(kept.dtype)], axis=1)
+def _sum(weight, x):
+    return jnp.einsum('bn,bnd->bd', weight, x, preferred_element_type=jnp.float32).astype(x.dtype)[:, None]

@@ -64,8 +64,7 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int, weigh
     Source: EViT, section 3.2.
     """
     rank = _rank(score, keep)
-    weight = jnp.pad(score if weight is None else weight, ((0, 0), (tokens.front, 0)))
-    x = chosen(lowering, training)(tokens.x, rank, weight, tokens.front)
+    x = chosen(lowering, training)(tokens.x, rank, score if weight is None else weight, tokens.front)
     kept = _ranked(tokens, rank, nowhere=keep)
     fused = jnp.full((len(rank), 1), -1 - stage, kept.patch.dtype)
     return kept._replace(x=x, patch=jnp.concatenate([kept.patch, fused], axis=1))
