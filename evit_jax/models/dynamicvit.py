@@ -13,9 +13,6 @@ from jax import Array
 
 from evit_jax.models import layers
 
-_gelu = functools.partial(jax.nn.gelu, approximate=False)
-
-
 WEIGHTS = 'score_predictor.'  # how the names of their weights begin
 
 
@@ -30,9 +27,9 @@ class Predictor(nnx.Module):
     def __init__(self, width: int, *, std: float = 0.02, dtype, rngs: nnx.Rngs):
         linear = functools.partial(layers.linear, std=std, rngs=rngs)
         self.in_conv = nnx.List([nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs),
-                                 linear(width, width, dtype=dtype), _gelu])
-        self.out_conv = nnx.List([linear(width, width // 2, dtype=dtype), _gelu,
-                                  linear(width // 2, width // 4, dtype=dtype), _gelu,
+                                 linear(width, width, dtype=dtype), layers.gelu])
+        self.out_conv = nnx.List([linear(width, width // 2, dtype=dtype), layers.gelu,
+                                  linear(width // 2, width // 4, dtype=dtype), layers.gelu,
                                   linear(width // 4, 2, dtype=jnp.float32)])
 
     def __call__(self, x: Array, stays: Array | None = None) -> Array:

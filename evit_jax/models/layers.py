@@ -118,6 +118,12 @@ def class_attention(q: Array, k: Array, prefix: int, size: Array | None = None) 
     return jax.nn.softmax(logits, axis=-1).mean(axis=1)[:, prefix:]
 
 
+def gelu(x: Array) -> Array:
+    """The exact one, in float32. `jax.nn.gelu` asks for `erfc`, which takes about twice as long on CPU and TPU."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
 class Mlp(nnx.Module):
     """Linear, exact GELU, linear."""
 
@@ -126,7 +132,7 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden, width, std=std, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 def drop_path(x: Array, rate: float, key: Array | None) -> Array:
@@ -175,7 +181,7 @@ class PatchEmbed(nnx.Module):
 
     def __call__(self, images: Array) -> Array:
         for convolution, norm in zip(self.stem, self.norms, strict=True):
-            images = jax.nn.gelu(norm(convolution(images)), approximate=False)
+            images = gelu(norm(convolution(images)))
         return self.proj(to_patches(images, self.patch_side))
 
 
