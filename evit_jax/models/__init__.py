@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from evit_jax.models.lvvit import LVViT, LVViTShape
+from evit_jax.models.lvvit import LVViT, LVViTShape, fold
 from evit_jax.models.shape import ViTShape
 from evit_jax.models.vit import ViT
 from evit_jax.tokens.names import look_up
@@ -60,6 +60,14 @@ def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32) -> Mod
         return nnx.merge(graph, params)(images, plan, key=key, visible=visible, swap=swap)
 
     return Model(shape, jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))), apply)
+
+
+def folded(shape: ViTShape, params: Params) -> tuple[ViTShape, Params]:
+    """Shape and parameters to be served: without batch normalisation, which convolutions can do; others as they are.
+
+    Not to be trained, nor kept: checkpoints hold what was trained.
+    """
+    return fold(shape, params) if isinstance(shape, LVViTShape) else (shape, params)
 
 
 def with_statistics(params: Params, seen: dict) -> Params:
