@@ -48,11 +48,11 @@ def named_shape(name: str) -> ViTShape:
     return look_up('model', name, SHAPES)
 
 
-def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32) -> Model:
-    """Takes a model apart once; its parameters are made by `init`."""
+def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False) -> Model:
+    """Takes a model apart once; its parameters are made by `init`. The arguments are those of `ViT`."""
 
     def build(key):
-        return _MODULES[type(shape)](shape, drop_path=drop_path, dtype=dtype, rngs=nnx.Rngs(key))
+        return _MODULES[type(shape)](shape, drop_path=drop_path, dtype=dtype, remat=remat, rngs=nnx.Rngs(key))
 
     graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
 

@@ -148,8 +148,9 @@ class LVViT(ViT):
       statistics: in training, the running statistics as of now, a part of the tree of parameters.
     """
 
-    def __init__(self, shape: LVViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
-        super().__init__(shape, drop_path=drop_path, dtype=dtype, rngs=rngs)
+    def __init__(self, shape: LVViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
+                 rngs: nnx.Rngs):
+        super().__init__(shape, drop_path=drop_path, dtype=dtype, remat=remat, rngs=rngs)
         self.patch_embed = Stem(shape, dtype=dtype, rngs=rngs)
         self.aux_head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
 
