@@ -13,6 +13,7 @@ def get_config():
     config.init_from = ''        # workdir of the run whose newest weights are the initial ones
     config.init_ema = False      # start from their moving average
     config.sharding = 'replicated'  # of the state: whole on every device, or divided among them ('fsdp')
+    config.remat = False         # training makes activations of the blocks again where it needs them: memory for time
     config.nonfinite = 'stop'    # at a loss that is not finite: end the run, or 'skip' the step and count it
     config.profile_steps = ''    # '10:20' traces these steps, in WORKDIR/profile
     config.compilation_cache = '~/.cache/evit_jax'  # '': none

@@ -42,7 +42,7 @@ def main(checkpoint: str, *words: str) -> None:
     """Predicts; ends with code 1 where images could not be read."""
     images = find_images(words, sys.stdin if '-' in words else ())
     planned = read_planned(_PLAN.value) if _PLAN.value else None
-    trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
+    trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value).folded()
     plan = trained.plan(rate=_RATE.value, rates=commandline.numbers('rates', _RATES.value, float),
                         tokens=commandline.numbers('tokens', _TOKENS.value, int), r=_R.value,
                         planned=planned)

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from evit_jax import parallel
-from evit_jax.models import create, with_statistics
+from evit_jax.models import create, folded, with_statistics
 from evit_jax.models.lvvit import LVViTShape
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens.plan import make_plan
 from evit_jax.training import optimizer as optimizers
 
@@ -128,3 +129,39 @@ def test_bfloat16_has_its_statistics_in_float32(params):
         assert other.dtype == jnp.float32
         assert (other.astype(jnp.bfloat16).astype(jnp.float32) != other).any()
         np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02)
+
+
+def operations(shape, params):
+    """How often each operation stands in the program of an evaluation."""
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    program = jax.jit(create(shape).apply, static_argnums=2).lower(params, images, PLAN).as_text()
+    return {name: program.count(f'stablehlo.{name} ') for name in ('rsqrt', 'subtract', 'multiply')}
+
+
+@pytest.mark.parametrize('how', [np.asarray, jnp.asarray], ids=['numpy', 'jax'])
+def test_folded_into_the_convolutions_it_gives_the_same_logits(params, how):
+    shape, less = folded(SHAPE, jax.tree.map(how, params))
+    assert all(isinstance(leaf, type(how(0.0))) and leaf.dtype == np.float32 for leaf in jax.tree.leaves(less))
+    got, want = (jax.jit(create(of).apply, static_argnums=2)(values, images_of(), PLAN)[0]
+                 for of, values in ((shape, less), (SHAPE, params)))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    assert np.ptp(want, axis=0).min() > 1e-3
+
+
+def test_folded_there_is_nothing_left_of_it_to_compute_or_to_keep(params):
+    shape, less = folded(SHAPE, params)
+    before, after = operations(SHAPE, params), operations(shape, less)
+    assert {name: before[name] - after[name] for name in before} == {'rsqrt': 3, 'subtract': 3, 'multiply': 6}
+    assert not any(is_running(path) for path, _ in jax.tree_util.tree_leaves_with_path(less))
+    assert jax.tree.map(np.shape, less) == jax.tree.map(np.shape, jax.eval_shape(create(shape).init, KEY))
+    assert shape.parameters() == sum(leaf.size for leaf in jax.tree.leaves(less)) == SHAPE.parameters() - 12
+    assert shape.macs(PLAN) == SHAPE.macs(PLAN)
+
+
+def test_folding_leaves_what_was_trained_as_it_is_and_has_nothing_more_to_do_the_second_time(params):
+    before = jax.tree.map(np.copy, params)
+    once = folded(SHAPE, params)
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    assert folded(*once) == once
+    other = ViTShape(image_size=8, patch_size=4, width=8, depth=1, heads=2, classes=5)
+    assert folded(other, params) == (other, params)

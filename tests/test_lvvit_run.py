@@ -1,13 +1,15 @@
 """An LV-ViT goes through the doors: trained, evaluated, fine-tuned, predicted with, and exported."""
 
 import dataclasses
+import json
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 
 from evit_jax import models
-from evit_jax.inference import Predictor, read_trained
+from evit_jax.inference import Predictor, load, read_trained
 from evit_jax.models.lvvit import LVViTShape
 from evit_jax.serving import artifact
 from evit_jax.training import run as runs
@@ -99,3 +101,22 @@ def test_trained_weights_predict_and_are_exported(run, tmp_path):
     assert all(np.isfinite(prediction.logits).all() and len(prediction.kept[0]) == 9 for prediction in found)
     artifact.write(tmp_path, trained, plans, platforms=[jax.default_backend()], kept=True)
     assert all(difference < 1e-5 for _, difference in artifact.check(tmp_path, trained, plans))
+
+
+def test_what_is_served_has_its_normalisation_folded_and_what_is_read_has_not(run, tmp_path):
+    trained = read_trained(run[0])
+    artifact.write(tmp_path, trained, {'1.0': trained.plan(rate=1.0)}, platforms=[jax.default_backend()], kept=False)
+    served = dict(np.load(tmp_path / 'weights.npz'))
+    stem = {name.removeprefix('patch_embed.') for name in served if name.startswith('patch_embed.')}
+    assert stem == {'proj.kernel', 'proj.bias', *(f'conv{number}.{part}' for number in (1, 2, 3)
+                                                  for part in ('kernel', 'bias'))}
+    told = json.loads((tmp_path / 'manifest.json').read_text(encoding='utf-8'))
+    assert told['model']['parameters'] == sum(leaf.size for leaf in served.values())
+    program = jax.export.deserialize(bytearray((tmp_path / 'plan_1.0.jaxexport').read_bytes())).mlir_module()
+    assert program.count('stablehlo.rsqrt ') == 2 * SHAPE.depth + 1  # of the blocks' norms and the last
+    assert set(statistics(read_trained(run[0]).params)) == set(statistics(trained.params)) != set()
+    images = [np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8) for seed in range(2)]
+    model = load(run[0])
+    assert model.trained.shape.folded
+    for got, want in zip(model.predict(images), Predictor(trained).predict(images), strict=True):
+        np.testing.assert_allclose(got.logits, want.logits, rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 """Rates and waits of a run, and the line about a step that takes far longer than usual."""
 
 import pathlib
+import re
 import time
 
 import jax
@@ -44,6 +45,17 @@ def test_the_scalars_are_about_the_steps_since_the_last_line(pace):
     assert 0.1 < writer.scalars['train/input_wait'] < 0.9 and writer.scalars['train/save_wait'] == 0
     pace.write(15, 0.5, METRICS, 0.7, writer)
     assert writer.scalars['train/step_seconds'] < 0.1 and writer.scalars['train/input_wait'] == 0
+
+
+def test_the_line_has_the_share_of_the_time_that_was_spent_on_waiting_for_a_program(pace, caplog):
+    caplog.set_level('INFO')
+    pace.restart(0)
+    with pace.phase('compile'):
+        time.sleep(0.2)
+    pace.write(1, 0.5, METRICS, 0.7, Written())
+    pace.write(2, 0.5, METRICS, 0.7, Written())
+    waited, none = (float(share) for share in re.findall(r'compile wait (\S+) %', caplog.text))
+    assert waited > 50 and none == 0
 
 
 def test_a_slow_step_is_said_while_it_lasts_with_what_it_waits_for_and_once_it_is_over(pace, caplog):

@@ -13,7 +13,9 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from evit_jax import commandline, models
+from evit_jax.inference import Predictor
 from evit_jax.inference.images import find_images
+from evit_jax.models.lvvit import LVViTShape
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.planned import Planned
 from evit_jax.training import weights
@@ -71,6 +73,16 @@ def run(predict, capsys, monkeypatch, *words, stdin=''):
 @pytest.fixture
 def program(predict, capsys, monkeypatch):
     return lambda *words, **how: run(predict, capsys, monkeypatch, *words, **how)
+
+
+def test_what_predicts_has_its_batch_normalisation_folded(predict, tmp_path, images, program, monkeypatch):
+    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTShape(image_size=16, patch_size=4, width=16, depth=2,
+                                                                 heads=2, classes=3, stem_width=4))
+    made = []
+    monkeypatch.setattr(predict, 'Predictor', lambda trained, **how: made.append(trained) or Predictor(trained, **how))
+    code, said, _ = program(save(tmp_path / 'weights', 'lvvit_least'), images)
+    assert code == 0 and said.count('%') == 6
+    assert [trained.shape.folded for trained in made] == [True]
 
 
 def test_a_folder_means_the_images_below_it_without_hidden_ones(images):

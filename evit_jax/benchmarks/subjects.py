@@ -75,9 +75,9 @@ def device() -> jax.Device:
 
 
 def inference(case: Case, stock: Stock) -> Subject:
-    """The forward pass: normalised float32 images to logits."""
-    model = models.create(case.shape, dtype=jnp.dtype(case.dtype), lowering=case.lowering)
-    plan, params = case.plan, stock.params(case.shape)
+    """The forward pass as it is served: normalised float32 images to logits."""
+    shape, params = models.folded(case.shape, stock.params(case.shape))
+    model, plan = models.create(shape, dtype=jnp.dtype(case.dtype), lowering=case.lowering), case.plan
     images = jax.device_put(stock.images(case.size, case.batch), device())
     forward = jax.jit(lambda params, images: model.apply(params, images, plan)[0])
     program, seconds = _compiled(forward, params, images[0])

@@ -18,4 +18,4 @@ def load(path: str | os.PathLike, *, ema: bool = False, batch_size: int = 16) ->
     Raises:
       ValueError: as of `read_trained`.
     """
-    return Predictor(read_trained(path, ema=ema), batch_size=batch_size)
+    return Predictor(read_trained(path, ema=ema).folded(), batch_size=batch_size)

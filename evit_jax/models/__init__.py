@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from evit_jax.models.lvvit import LVViT, LVViTShape
+from evit_jax.models.lvvit import LVViT, LVViTShape, fold
 from evit_jax.models.shape import ViTShape
 from evit_jax.models.vit import ViT
 from evit_jax.tokens.names import look_up
@@ -48,11 +48,13 @@ def named_shape(name: str) -> ViTShape:
     return look_up('model', name, SHAPES)
 
 
-def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, lowering: str = '') -> Model:
+def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
+           lowering: str = '') -> Model:
     """Takes a model apart once; its parameters are made by `init`. The arguments are those of `ViT`."""
 
     def build(key):
-        return MODULES[type(shape)](shape, drop_path=drop_path, dtype=dtype, lowering=lowering, rngs=nnx.Rngs(key))
+        return MODULES[type(shape)](shape, drop_path=drop_path, dtype=dtype, remat=remat, lowering=lowering,
+                                    rngs=nnx.Rngs(key))
 
     graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
 
@@ -60,6 +62,14 @@ def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, loweri
         return nnx.merge(graph, params)(images, plan, key=key, visible=visible, swap=swap)
 
     return Model(shape, jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))), apply)
+
+
+def folded(shape: ViTShape, params: Params) -> tuple[ViTShape, Params]:
+    """Shape and parameters to be served: without batch normalisation, which convolutions can do; others as they are.
+
+    Not to be trained, nor kept: checkpoints hold what was trained.
+    """
+    return fold(shape, params) if isinstance(shape, LVViTShape) else (shape, params)
 
 
 def with_statistics(params: Params, seen: dict) -> Params:

@@ -149,7 +149,7 @@ def drop_path(x: Array, rate: float, key: Array | None) -> Array:
 
 
 class Convolution(NamedTuple):
-    """A convolution of a stem, without bias; a norm follows it."""
+    """A convolution of a stem, which a norm follows."""
 
     side: int
     stride: int
@@ -161,10 +161,10 @@ class Convolution(NamedTuple):
         """How many; for each pixel that comes out, as many multiply-accumulates."""
         return self.side**2 * self.channels_in * self.channels_out
 
-    def layer(self, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+    def layer(self, *, bias: bool = False, dtype, rngs: nnx.Rngs) -> nnx.Conv:
         """Its pixels are those at every `stride`th place of the image, the border filled with 0."""
         return nnx.Conv(self.channels_in, self.channels_out, (self.side, self.side), strides=self.stride,
-                        padding=self.side // 2, use_bias=False, dtype=dtype, rngs=rngs)
+                        padding=self.side // 2, use_bias=bias, dtype=dtype, rngs=rngs)
 
 
 class PatchEmbed(nnx.Module):

@@ -17,6 +17,7 @@ from evit_jax.models.vit import ViT
 from evit_jax.tokens.reduction import Tokens
 
 MOMENTUM = 0.9  # of the running statistics; PyTorch calls it 0.1
+EPSILON = 1e-5  # beside the variance
 TOKEN_SHARE = 0.5  # of the tokens' logits in those of the image
 
 
@@ -30,6 +31,7 @@ class LVViTShape(ViTShape):
     qkv_bias: bool = False
     residual_scale: float = 0.5
     stem_width: int = 64  # channels of the stem's three convolutions
+    folded: bool = False  # these do the batch normalisation, too: see `fold`
 
     def __post_init__(self):
         if self.distilled or self.stem or self.patch_size % 2:
@@ -42,6 +44,10 @@ class LVViTShape(ViTShape):
         """The stem, which halves the image."""
         again = Convolution(3, 1, self.stem_width, self.stem_width)
         return (Convolution(7, 2, 3, self.stem_width), again, again)
+
+    def parameters(self) -> int:
+        """Number of parameters; of a folded channel the bias alone is left of scale and bias."""
+        return super().parameters() - self.folded * sum(part.channels_out for part in self.convolutions)
 
     @property
     def classifiers(self) -> int:
@@ -61,8 +67,8 @@ class BatchNorm(nnx.Module):
     with them; no gradient reaches them. The batch is all of it, on however many devices it lies.
     """
 
-    def __init__(self, features: int, *, epsilon: float = 1e-5, dtype):
-        self.epsilon, self.dtype = epsilon, dtype
+    def __init__(self, features: int, *, dtype):
+        self.dtype = dtype
         self.scale, self.bias = nnx.Param(jnp.ones(features)), nnx.Param(jnp.zeros(features))
         self.mean, self.var = nnx.Param(jnp.zeros(features)), nnx.Param(jnp.ones(features))
 
@@ -82,17 +88,22 @@ class BatchNorm(nnx.Module):
             after = {name: jax.lax.stop_gradient(MOMENTUM * old + (1 - MOMENTUM) * new)
                      for name, old, new in (('mean', mean, now[0]), ('var', var, unbiased))}
             mean, var = now
-        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        scale = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
         return ((wide - mean) * scale + self.bias[...]).astype(self.dtype), after
 
 
 class Stem(nnx.Module):
-    """Patches to tokens: three normalised convolutions, then a linear map of what became of each patch."""
+    """Patches to tokens: three normalised convolutions, then a linear map of what became of each patch.
+
+    Of a folded shape the convolutions have a bias, and no norms follow.
+    """
 
     def __init__(self, shape: LVViTShape, *, dtype, rngs: nnx.Rngs):
         self.patch_side = shape.patch_side
-        self.conv1, self.conv2, self.conv3 = (part.layer(dtype=dtype, rngs=rngs) for part in shape.convolutions)
-        self.bn1, self.bn2, self.bn3 = (BatchNorm(part.channels_out, dtype=dtype) for part in shape.convolutions)
+        self.conv1, self.conv2, self.conv3 = (part.layer(bias=shape.folded, dtype=dtype, rngs=rngs)
+                                              for part in shape.convolutions)
+        self.bn1, self.bn2, self.bn3 = (None if shape.folded else BatchNorm(part.channels_out, dtype=dtype)
+                                        for part in shape.convolutions)
         self.proj = nnx.Linear(shape.patch_values, shape.width, kernel_init=layers.convolution_init, dtype=dtype,
                                rngs=rngs)
 
@@ -101,9 +112,29 @@ class Stem(nnx.Module):
         x, statistics = images, {}
         for name, convolution, norm in (('bn1', self.conv1, self.bn1), ('bn2', self.conv2, self.bn2),
                                         ('bn3', self.conv3, self.bn3)):
-            x, statistics[name] = norm(convolution(x), train)
+            x = convolution(x)
+            if norm is not None:
+                x, statistics[name] = norm(x, train)
             x = jax.nn.relu(x)
         return self.proj(layers.to_patches(x, self.patch_side)), statistics
+
+
+def fold(shape: LVViTShape, params: dict) -> tuple[LVViTShape, dict]:
+    """Shape and parameters of a model of the same logits in evaluation, whose convolutions normalise by themselves.
+
+    There the running statistics are constants, so that (w * x - mean) * scale + bias is a convolution with a bias.
+
+    Args:
+      params: of that shape; stay as they are.
+    """
+    if shape.folded:
+        return shape, params
+    stem = dict(params['patch_embed'])
+    for conv, bn in (('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3')):
+        norm = stem.pop(bn)
+        scale = norm['scale'] / (norm['var'] + EPSILON) ** 0.5
+        stem[conv] = {'kernel': stem[conv]['kernel'] * scale, 'bias': norm['bias'] - norm['mean'] * scale}
+    return dataclasses.replace(shape, folded=True), params | {'patch_embed': stem}
 
 
 class LVViT(ViT):
@@ -118,9 +149,8 @@ class LVViT(ViT):
       statistics: in training, the running statistics as of now, a part of the tree of parameters.
     """
 
-    def __init__(self, shape: LVViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, lowering: str = '',
-                 rngs: nnx.Rngs):
-        super().__init__(shape, drop_path=drop_path, dtype=dtype, lowering=lowering, rngs=rngs)
+    def __init__(self, shape: LVViTShape, *, dtype=jnp.float32, rngs: nnx.Rngs, **others):
+        super().__init__(shape, dtype=dtype, rngs=rngs, **others)
         self.patch_embed = Stem(shape, dtype=dtype, rngs=rngs)
         self.aux_head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
 

@@ -46,16 +46,19 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """A DeiT that follows a token plan; the same weights run under any plan."""
 
-    def __init__(self, shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, lowering: str = '',
+    def __init__(self, shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
+                 lowering: str = '',
                  rngs: nnx.Rngs):
         """Makes the parameters, in float32.
 
         Args:
           drop_path: share of residual branches dropped at the last block; linear in depth, from 0.
           dtype: of the computation; norms, softmax, class attention and the heads' logits stay float32.
+          remat: in training, of a block only what its two branches begin with is kept for the backward pass, which
+            makes the rest again.
           lowering: how a reduction moves the tokens, as `lowering.chosen` takes it.
         """
-        self.shape, self.dtype, self.lowering = shape, dtype, lowering
+        self.shape, self.dtype, self.remat, self.lowering = shape, dtype, remat, lowering
         tokens = shape.prefix + shape.patches(shape.image_size)
         init = nnx.initializers.truncated_normal(stddev=0.02)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, shape.width)))
@@ -114,24 +117,31 @@ class ViT(nnx.Module):
         x, draws = tokens.x, _draws(images, key)
         for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
             attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
+            attend, think = self._branches(block, train=key is not None)
             evidence = Evidence(None, None, None, draws, training=key is not None, lowering=self.lowering)
             if keep is not None and plan.reducer.predicts:
                 predict = self.score_predictor[plan.reductions.index(i)]
                 evidence = evidence._replace(prediction=predict(x[:, shape.prefix:], tokens.stays))
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             counts = {'size': self._for_all(tokens.size), 'stays': self._for_all(tokens.stays)}
-            before, (x, q, k) = x, block.attend(x, attend_key, **counts)
+            before, (x, q, k) = x, attend(x, attend_key, None, **counts)
             if keep is not None and not plan.reducer.predicts:
                 evidence = evidence._replace(attention=layers.class_attention(q, k, shape.prefix, counts['size']),
                                              keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:])
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
-            x = seen[f'block{i:02d}'] = block.think(x, think_key)
+            x = seen[f'block{i:02d}'] = think(x, think_key)
         x = seen['norm'] = self.norm(x)
         if shape.depth and not shape.reads_all:
             # The last block once more for what the heads read: the rest of it is then only computed if returned.
-            x, _, _ = block.attend(before, attend_key, rows=shape.prefix, **counts)
-            x = self.norm(block.think(x, think_key))
+            x, _, _ = attend(before, attend_key, shape.prefix, **counts)
+            x = self.norm(think(x, think_key))
         return self.classify(x, tokens, seen), seen
+
+    def _branches(self, block, train):
+        """A block's `attend`, with `rows` in its place, and `think`."""
+        if not (self.remat and train):
+            return block.attend, block.think
+        return jax.checkpoint(block.attend, static_argnums=2), jax.checkpoint(block.think)
 
     def classify(self, x: Array, tokens: Tokens, seen: dict) -> Array:
         """The last norm's tokens, prefix first, to logits; `tokens` says what those of the patches are."""

@@ -34,7 +34,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'Pillow')
 
 def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan], *, platforms: Sequence[str],
           kept: bool, ema: bool = False) -> None:
-    """Fills an empty folder.
+    """Fills an empty folder; what is written has no batch normalisation left, see `models.folded`.
 
     Args:
       plans: by the names that they are asked for with; the first is the one that runs if none is.
@@ -45,6 +45,7 @@ def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]
     Raises:
       OSError: no room, or no permission.
     """
+    trained = trained.folded()
     weights = by_name(trained.params)
     np.savez(folder / _WEIGHTS, **weights)
     logging.info('%s: %.2f M parameters, %.1f MB', _WEIGHTS, sum(leaf.size for leaf in weights.values()) / 1e6,

@@ -75,8 +75,9 @@ class Pace:
         seconds = max((time.perf_counter() - self._begin) / (done - self._from), 1e-9)
         waits = {name: spent / seconds / (done - self._from) for name, spent in self._spent.items()}
         logging.info('step %d/%d  epoch %.2f  loss %.4f  lr %.2e  keep %.2f  %.0f images/s  %.0f ms/step  '
-                     'input wait %.1f %%  ETA %s', done, self._total_steps, epoch, metrics['loss'], metrics['lr'],
-                     keep_rate, self._batch_size / seconds, 1e3 * seconds, 100 * waits['input'],
+                     'input wait %.1f %%  compile wait %.1f %%  ETA %s', done, self._total_steps, epoch,
+                     metrics['loss'], metrics['lr'], keep_rate, self._batch_size / seconds, 1e3 * seconds,
+                     100 * waits['input'], 100 * waits['compile'],
                      tqdm.format_interval(seconds * (self._total_steps - done)))
         writer.write_scalars(done, {f'train/{name}': value for name, value in metrics.items()} | {
             'train/keep_rate': keep_rate, 'train/images_per_second': self._batch_size / seconds,

@@ -1,4 +1,4 @@
-"""The compiled programs of a run: one for each stage of the keep-rate schedule, the next one made while one runs."""
+"""The compiled programs of a run: one for each stage of the keep-rate schedule, the later ones made while one runs."""
 
 import bisect
 import concurrent.futures
@@ -12,7 +12,9 @@ from evit_jax.tokens.schedule import Stage
 
 
 class Programs:
-    """Compiles ahead, in a background thread.
+    """Compiles ahead, in a background thread, one after the other.
+
+    All that are to come, since a stage may be shorter than the next one's program takes to compile.
 
     Args:
       stages: of the schedule, in order.
@@ -31,8 +33,8 @@ class Programs:
         """The stage of a step and its program; waits where that is not ready."""
         number = bisect.bisect_right([stage.start for stage in self.stages], step) - 1
         program = self._ask(number).result()
-        if number + 1 < len(self.stages):
-            self._ask(number + 1)
+        for later in range(number + 1, len(self.stages)):
+            self._ask(later)
         return self.stages[number], program
 
     def close(self) -> None:

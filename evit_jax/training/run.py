@@ -203,7 +203,7 @@ def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | 
                                  backbone_scale=config.optimizer.backbone_scale, backbone_from=round(
                                      config.optimizer.backbone_from_epoch * per_epoch / config.optimizer.accumulate))
     model = models.create(shape, drop_path=config.model.drop_path, dtype=limits.DTYPES[config.model.dtype],
-                          lowering=config.model.lowering)
+                          remat=config.remat, lowering=config.model.lowering)
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
     targets = inputs.token_targets(config, train_source, plan_at(1.0).patches)
     return Run(config, mesh, model, train_source, test_source, plan_at(1.0),

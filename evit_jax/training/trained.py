@@ -51,6 +51,11 @@ class Trained(NamedTuple):
         reducer, keeping = reducers.named(name), self.keeping
         return self._replace(keeping=keeping._replace(reducer=reducer, r=keeping.r if reducer.merges else 0))
 
+    def folded(self) -> 'Trained':
+        """The same model as it is served, without batch normalisation: see `models.folded`."""
+        shape, params = models.folded(self.shape, self.params)
+        return self._replace(shape=shape, params=params)
+
     def plan(self, *, rate: float | None = None, rates: Sequence[float] = (), tokens: Sequence[int] = (),
              r: int | None = None, planned: Planned | None = None) -> TokenPlan:
         """The plan of one rate, of a rate or a token count for each reduction, or of r tokens merged in every block.
