@@ -59,7 +59,7 @@ def _heads_at_once(qkv, size, stays, heads, rows):
     size, stays = (None if of is None else of[:, None] for of in (size, stays))
     q = _scaled(q[:, :, :rows])
     mixed = _attended(q, k, v, size, stays)
-    return mixed.transpose(0, 2, 1, 3).reshape(len(qkv), mixed.shape[2], -1), q, k
+    return mixed.transpose(0, 2, 1, 3).reshape(qkv.shape[0], mixed.shape[2], -1), q, k
 
 
 def _head_by_head(qkv, size, stays, heads, rows):

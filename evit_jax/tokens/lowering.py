@@ -72,7 +72,7 @@ def _by_platform(x, rank, weight, front, tpu):
 
 
 def _unit_rows(x, rank, front):
-    first = jnp.broadcast_to(jnp.arange(front, dtype=rank.dtype), (len(rank), front))
+    first = jnp.broadcast_to(jnp.arange(front, dtype=rank.dtype), (rank.shape[0], front))
     return jax.nn.one_hot(jnp.concatenate([first, front + rank], axis=1), x.shape[1], dtype=x.dtype)
 
 

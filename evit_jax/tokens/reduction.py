@@ -66,7 +66,7 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int, weigh
     rank = _rank(score, keep)
     x = chosen(lowering, training)(tokens.x, rank, score if weight is None else weight, tokens.front)
     kept = _ranked(tokens, rank, nowhere=keep)
-    fused = jnp.full((len(rank), 1), -1 - stage, kept.patch.dtype)
+    fused = jnp.full((rank.shape[0], 1), -1 - stage, kept.patch.dtype)
     return kept._replace(x=x, patch=jnp.concatenate([kept.patch, fused], axis=1))
 
 
