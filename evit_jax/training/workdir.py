@@ -13,7 +13,7 @@ from evit_jax.training.checkpoints import newest_step
 CONFIG_FILE = 'config.json'
 # What a run may change when it goes on: none of it alters the parameters at the end, but for rounding.
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
-                     'compilation_cache', 'sharding', 'remat', 'profile_steps', 'nonfinite')
+                     'compilation_cache', 'sharding', 'remat', 'model.lowering', 'profile_steps', 'nonfinite')
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
 # What decides the parameters' shapes: an evaluation may change everything else.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled')
