@@ -13,10 +13,10 @@ from jax import Array
 
 from evit_jax.tokens.names import look_up
 
-Move = Callable[[Array, Array, Array | None], Array]
-"""(x, rank, weight) -> the tokens in front, those of `rank`, and where there are weights one more, the sum of the rest.
+Move = Callable[[Array, Array, Array | None, int], Array]
+"""(x, rank, weight, front) -> the tokens in front, those of `rank`, and with weights one more, the sum of the rest.
 
-x: [B, F + N, D], F tokens in front of those that are ranked.
+x: [B, F + N, D], F = `front` tokens in front of those that are ranked.
 rank: [B, K] int32, places among the N.
 weight: [B, N] float32; None: nothing is fused.
 Returns [B, F + K (+ 1), D] of the dtype of x.
@@ -52,7 +52,7 @@ def product(x: Array, rank: Array, weight: Array | None, front: int) -> Array:
 LOWERINGS = {'gather': gather, 'one_hot': one_hot, 'product': product}
 
 
-def chosen(name: str, training: bool) -> Callable[..., Array]:
+def chosen(name: str, training: bool) -> Move:
     """The lowering of a name; of '', on each platform the fastest.
 
     Args:
