@@ -3,7 +3,7 @@
 python -m evit_jax.compare --config configs/compare_digits.py --out runs/compare
 
 The dense model is trained for 12 epochs, or taken from --config.dense=WORKDIR. 73 runs and evaluations: on two slow CPU
-cores 65 minutes without those from scratch, and about 75 for these, of which two of the three seeds were run.
+cores 65 minutes without those from scratch, and about 115 for these.
 """
 
 from ml_collections import ConfigDict
