@@ -1,4 +1,7 @@
-"""The suite runs on CPU, on 8 virtual devices, so that sharding is exercised everywhere; programs are compiled once."""
+"""The suite runs on CPU, on 8 virtual devices, so that sharding is exercised everywhere.
+
+Most of its time goes to compiling: each program is compiled once, and with little care for its speed.
+"""
 
 import gc
 import os
@@ -7,8 +10,12 @@ import signal
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='evit_jax_programs_')  # inherited by processes
+os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
+                                    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'))
+# Inherited by the processes that run tests beside each other, and by those that tests start.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = (
+    os.environ['JAX_COMPILATION_CACHE_DIR'] if 'PYTEST_XDIST_WORKER' in os.environ
+    else tempfile.mkdtemp(prefix='evit_jax_programs_'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax
@@ -33,4 +40,5 @@ def signals():
 
 
 def pytest_unconfigure():
-    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+    if 'PYTEST_XDIST_WORKER' not in os.environ:
+        shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)

@@ -59,14 +59,14 @@ def test_positions_of_the_same_size_are_left_alone():
     np.testing.assert_array_equal(layers.resize_positions(grid, 4), grid)
 
 
-@pytest.mark.parametrize('prefix', [1, 2])
-def test_class_attention_is_the_class_row_of_the_softmax_averaged_over_heads(prefix):
-    q, k = np.random.default_rng(0).normal(size=(2, 3, 2, 6, 4)).astype(np.float32)
-    weights = np.exp(np.einsum('bhqd,bhkd->bhqk', q, k))
+def test_the_class_row_is_that_of_the_softmax_and_the_keys_are_the_means_over_heads():
+    qkv = np.random.default_rng(0).normal(size=(3, 6, 24)).astype(np.float32)
+    q, k, _ = qkv.reshape(3, 6, 3, 2, 4).transpose(2, 0, 3, 1, 4)
+    weights = np.exp(np.einsum('bhqd,bhkd->bhqk', q / 2, k))
     weights /= weights.sum(axis=-1, keepdims=True)
-    got = layers.class_attention(jnp.asarray(q), jnp.asarray(k), prefix)
-    np.testing.assert_allclose(got, weights.mean(axis=1)[:, 0, prefix:], rtol=1e-5)
-    assert (np.asarray(got).sum(axis=1) < 1).all()
+    _, class_row, keys = layers._heads_at_once(jnp.asarray(qkv), None, None, heads=2, rows=None)
+    np.testing.assert_allclose(class_row, weights.mean(axis=1)[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(keys, k.mean(axis=1), rtol=1e-5)
 
 
 def test_drop_path_without_a_key_or_a_rate_is_the_identity():

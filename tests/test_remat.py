@@ -23,13 +23,13 @@ BARRIER = 'optimization_barrier'  # keeps XLA from making one of what is compute
 least = layouts.least
 
 
-def loss_and_gradients(shape, reducer, remat):
-    """Of a batch in training, in which drop path draws."""
+def training_loss(shape, reducer, remat):
+    """The loss of a batch in training, in which drop path draws, as a function of the parameters; and these."""
     model = models.create(shape, drop_path=0.5, remat=remat)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape, scale=0.1).astype(np.float32),
                           model.init(jax.random.key(0)))
-    plan = make_plan(16, 4, rate=0.6, reduce_at=(1, 2), reducer=reducer).in_training()
+    plan = make_plan(16, shape.depth, rate=0.6, reduce_at=(1, 2), reducer=reducer).in_training()
     images = jnp.asarray(rng.normal(size=(6, 16, 16, 3)), jnp.float32)
 
     def loss_of(params):
@@ -37,7 +37,19 @@ def loss_and_gradients(shape, reducer, remat):
         tokens = seen.get('token_logits', jnp.zeros(()))
         return (logits**2).mean() + jnp.abs(tokens).mean() + sum(decided.mean() for decided in seen['decisions'])
 
+    return loss_of, params
+
+
+def loss_and_gradients(*asked):
+    loss_of, params = training_loss(*asked)
     return jax.jit(jax.value_and_grad(loss_of))(params)
+
+
+def kept_bytes(*asked):
+    """What the backward pass is given, but for the parameters themselves."""
+    loss_of, params = training_loss(*asked)
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return size(jax.eval_shape(lambda params: jax.vjp(loss_of, params)[1], params)) - size(params)
 
 
 @pytest.mark.parametrize(('shape', 'reducer'), [
@@ -51,6 +63,12 @@ def test_loss_and_gradients_are_the_same(shape, reducer):
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6 * largest), gradients_again, gradients)
     assert np.abs(gradients['blocks'][0]['mlp']['fc1']['kernel']).max() > 1e-6 * largest
+
+
+def test_of_a_block_little_is_kept():
+    deep, deeper = (dataclasses.replace(VIT, depth=depth) for depth in (4, 8))
+    without, with_it = (kept_bytes(deeper, EVIT, remat) - kept_bytes(deep, EVIT, remat) for remat in (False, True))
+    assert 0 < with_it < without / 10
 
 
 @pytest.fixture(scope='module')

@@ -4,6 +4,7 @@ A table is made once and kept as JSON, and found again by what it is of.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -65,7 +66,8 @@ class Asked(NamedTuple):
 
     def key(self) -> dict[str, Any]:
         """All that decides the costs; touches the device, if it is this one."""
-        about = self._asdict() | {'shape': repr(self.shape), 'jax': jax.__version__, 'parts': _COUNTED}
+        about = self._asdict() | {'shape': repr(self.shape), 'jax': jax.__version__, 'parts': _COUNTED,
+                                  'sources': _sources()}
         if self.device != THIS:
             return about | {'libtpu': tpu.version()}
         device = subjects.device()
@@ -107,6 +109,14 @@ class Table(NamedTuple):
 
 
 _COUNTED = Table._fields[3:]  # the parts with a count
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of the code that decides what the parts cost."""
+    root = pathlib.Path(models.__file__).parents[1]
+    files = sorted([*root.glob('models/*.py'), *root.glob('tokens/*.py'), root / 'benchmarks/parts.py'])
+    return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def rising(known: Mapping[int, float]) -> dict[int, float]:

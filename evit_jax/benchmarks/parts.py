@@ -82,7 +82,8 @@ def reduction(shape: ViTShape, tokens: int, batch: int, dtype: str, fuse: bool, 
 
     def reduced(x, q, k):
         patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
-        evidence = Evidence(class_attention(q, k, prefix), None, None, None, training=False)
+        class_row = class_attention(q, k).mean(axis=1)[:, prefix:]
+        evidence = Evidence(class_row, None, None, None, training=False)
         return EVIT.reduce(Tokens(x, patch), evidence, -(-patches // 2), 0 if fuse else None).x
 
     def run(params, x, q, k):
@@ -93,7 +94,7 @@ def reduction(shape: ViTShape, tokens: int, batch: int, dtype: str, fuse: bool, 
         return _again(step, (reduced(x, q, k), q), times - 1)[0]
 
     return Part(run, ({}, _tokens(shape, tokens, batch, dtype),
-                      jax.ShapeDtypeStruct((batch, shape.heads, 1, depth), dtype),
+                      jax.ShapeDtypeStruct((batch, shape.heads, depth), dtype),
                       jax.ShapeDtypeStruct((batch, shape.heads, tokens, depth), dtype)), times)
 
 

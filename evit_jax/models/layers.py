@@ -23,7 +23,7 @@ def linear(features_in: int, features_out: int, *, bias: bool = True, std: float
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention that shows its queries and keys."""
+    """Multi-head self-attention that shows where the class token looks, and its keys."""
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, std: float = 0.02, dtype,
                  rngs: nnx.Rngs):
@@ -44,31 +44,35 @@ class Attention(nnx.Module):
           stays: [B, N] float32: where it is 0, no other token sees this one.
 
         Returns:
-          The output [B, N, D] and the scaled queries [B, H, N, d], both of the rows that look, and all keys.
+          The output of the rows that look, [B, N, D]; and, means over the heads, float32, the class token's row of the
+          softmax [B, N] and the keys [B, N, d]. Under `jax.jit` neither costs anything where nobody reads it.
         """
-        mixed, q, k = jax.lax.platform_dependent(
+        mixed, class_row, keys = jax.lax.platform_dependent(
             self.qkv(x), size, stays, tpu=functools.partial(_head_by_head, heads=self.heads, rows=rows),
             default=functools.partial(_heads_at_once, heads=self.heads, rows=rows))
-        return self.proj(mixed), q, k
+        return self.proj(mixed), class_row, keys
 
 
 def _heads_at_once(qkv, size, stays, heads, rows):
-    """Attention of all heads in the same products: [B, N, 3 D] to [B, rows, D], and the scaled queries and the keys."""
+    """Attention of all heads in the same products, from [B, N, 3 D], to what `Attention` returns."""
     # Heads in front before the products: einsum over [B, N, H, d] takes 1.6 times as long on a CPU.
     q, k, v = qkv.reshape(*qkv.shape[:2], 3, heads, -1).transpose(2, 0, 3, 1, 4)  # each [B, H, N, d]
     size, stays = (None if of is None else of[:, None] for of in (size, stays))
     q = _scaled(q[:, :, :rows])
-    mixed = _attended(q, k, v, size, stays)
-    return mixed.transpose(0, 2, 1, 3).reshape(qkv.shape[0], mixed.shape[2], -1), q, k
+    mixed = _attended(q, k, v, size, stays).transpose(0, 2, 1, 3)
+    class_row = class_attention(q[:, :, 0], k, size).mean(axis=1)
+    return mixed.reshape(*mixed.shape[:2], -1), class_row, k.mean(axis=1, dtype=jnp.float32)
 
 
 def _head_by_head(qkv, size, stays, heads, rows):
     """The same, without an array of all heads in front: a TPU takes longer to make it than to multiply."""
     parts = jnp.split(qkv, 3 * heads, axis=-1)  # each [B, N, d]
-    q, k, v = parts[:heads], parts[heads:2 * heads], parts[2 * heads:]
-    q = [_scaled(q[:, :rows]) for q in q]
-    mixed = [_attended(q, k, v, size, stays) for q, k, v in zip(q, k, v, strict=True)]
-    return jnp.concatenate(mixed, axis=-1), jnp.stack(q, axis=1), jnp.stack(k, axis=1)
+    each = [(_scaled(q[:, :rows]), k, v)
+            for q, k, v in zip(parts[:heads], parts[heads:2 * heads], parts[2 * heads:], strict=True)]
+    mixed = [_attended(q, k, v, size, stays) for q, k, v in each]
+    class_row = sum(class_attention(q[:, 0], k, size) for q, k, _ in each) / heads
+    keys = sum(k.astype(jnp.float32) for _, k, _ in each) / heads
+    return jnp.concatenate(mixed, axis=-1), class_row, keys
 
 
 def _scaled(q):
@@ -99,23 +103,21 @@ def _visible(stays: Array) -> Array:
     return stays[..., None, :] * (1 - itself) + itself
 
 
-def class_attention(q: Array, k: Array, prefix: int, size: Array | None = None) -> Array:
-    """Where the class token looks: its row of the softmax, averaged over heads, without the prefix tokens.
+def class_attention(q: Array, k: Array, size: Array | None = None) -> Array:
+    """Where the class token looks: its row of the softmax.
 
     A product of its own, so that no N x N matrix has to be kept for it.
 
     Args:
-      q: [B, H, N, d], scaled.
-      k: [B, H, N, d].
-      size: [B, N] float32, as `Attention` takes it.
+      q: [..., d], scaled.
+      k: [..., N, d].
+      size: [..., N] float32, as `Attention` takes it.
 
     Returns:
-      [B, N - prefix] float32; a row sums to less than 1, since the prefix took its part.
+      [..., N] float32.
     """
-    logits = jnp.einsum('bhd,bhkd->bhk', q[:, :, 0], k, preferred_element_type=jnp.float32)
-    if size is not None:
-        logits = logits + jnp.log(size)[:, None]
-    return jax.nn.softmax(logits, axis=-1).mean(axis=1)[:, prefix:]
+    logits = jnp.einsum('...d,...nd->...n', q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits if size is None else logits + jnp.log(size))
 
 
 def gelu(x: Array) -> Array:

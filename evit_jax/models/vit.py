@@ -34,9 +34,9 @@ class Block(nnx.Module):
 
     def attend(self, x: Array, key: Array | None, rows: int | None = None,
                **counts: Array | None) -> tuple[Array, Array, Array]:
-        """The attention branch, and the queries and keys in it; `rows` and `counts` as `Attention` takes them."""
-        branch, q, k = self.attn(self.norm1(x), rows=rows, **counts)
-        return x[:, :rows] + self.scale * layers.drop_path(branch, self.drop_path, key), q, k
+        """The attention branch, and what `Attention` shows; `rows` and `counts` as it takes them."""
+        branch, class_row, keys = self.attn(self.norm1(x), rows=rows, **counts)
+        return x[:, :rows] + self.scale * layers.drop_path(branch, self.drop_path, key), class_row, keys
 
     def think(self, x: Array, key: Array | None) -> Array:
         """The MLP branch."""
@@ -124,10 +124,9 @@ class ViT(nnx.Module):
                 evidence = evidence._replace(prediction=predict(x[:, shape.prefix:], tokens.stays))
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             counts = {'size': self._for_all(tokens.size), 'stays': self._for_all(tokens.stays)}
-            before, (x, q, k) = x, attend(x, attend_key, None, **counts)
+            before, (x, class_row, keys) = x, attend(x, attend_key, None, **counts)
             if keep is not None and not plan.reducer.predicts:
-                evidence = evidence._replace(attention=layers.class_attention(q, k, shape.prefix, counts['size']),
-                                             keys=k.mean(1, dtype=jnp.float32)[:, shape.prefix:])
+                evidence = evidence._replace(attention=class_row[:, shape.prefix:], keys=keys[:, shape.prefix:])
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             x = seen[f'block{i:02d}'] = think(x, think_key)
         x = seen['norm'] = self.norm(x)

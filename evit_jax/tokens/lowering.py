@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from evit_jax.tokens.names import look_up
 
@@ -67,8 +68,11 @@ def chosen(name: str, training: bool) -> Move:
 
 
 def _by_platform(x, rank, weight, front, tpu):
-    return jax.lax.platform_dependent(x, rank, weight, tpu=functools.partial(tpu, front=front),
-                                      default=functools.partial(gather, front=front))
+    def multiplied(x, rank, weight):
+        # Left to itself XLA lays out image by image what a product has left, and anew for every linear layer.
+        return with_layout_constraint(tpu(x, rank, weight, front), Layout((1, 0, 2)))
+
+    return jax.lax.platform_dependent(x, rank, weight, tpu=multiplied, default=functools.partial(gather, front=front))
 
 
 def _unit_rows(x, rank, front):
