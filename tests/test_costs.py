@@ -13,7 +13,6 @@ from absl.testing import flagsaver
 from evit_jax import commandline, models
 from evit_jax.benchmarks import costs, parts, tpu
 from evit_jax.benchmarks.costs import Asked, Table
-from evit_jax.models.layers import class_attention
 from evit_jax.models.lvvit import LVViTShape
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.planned import read_planned
@@ -132,10 +131,9 @@ def test_halves_make_a_block_and_a_reduction_keeps_half():
         params, x = once.filled(0)
         np.testing.assert_allclose(jax.jit(twice.run)(params, x), once.run(params, once.run(params, x)), atol=1e-5)
     part = parts.reduction(shape, 9, 2, 'float32', fuse=True)
-    _, x, q, k = part.filled(0)
-    assert part.run({}, x, q, k).shape == (2, 1 + 4 + 1, 64)
-    first = class_attention(q, k).mean(axis=1)[0, 1:].argmax()
-    np.testing.assert_array_equal(part.run({}, x, q, k)[0, 1], x[0, 1 + first])
+    _, x, score = part.filled(0)
+    assert part.run({}, x, score).shape == (2, 1 + 4 + 1, 64)
+    np.testing.assert_array_equal(part.run({}, x, score)[0, 1], x[0, 1 + score[0].argmax()])
 
 
 def test_a_table_is_made_once_and_not_taken_for_another(tmp_path):

@@ -11,7 +11,6 @@ from flax import nnx
 from jax import Array
 
 from evit_jax import models
-from evit_jax.models.layers import class_attention
 from evit_jax.models.shape import ViTShape
 from evit_jax.models.vit import Block
 from evit_jax.tokens.plan import make_plan
@@ -76,26 +75,23 @@ def heads(shape: ViTShape, tokens: int, batch: int, dtype: str, times: int = 1) 
 
 
 def reduction(shape: ViTShape, tokens: int, batch: int, dtype: str, fuse: bool, times: int = 1) -> Part:
-    """Class attention, ranking and gathering half of the tokens, by EViT."""
-    prefix, depth = shape.prefix, shape.width // shape.heads
-    patches = tokens - prefix
+    """Ranking half of the tokens and moving them, by EViT; class attention is made where attention is."""
+    patches = tokens - shape.prefix
 
-    def reduced(x, q, k):
+    def reduced(x, class_row):
         patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
-        class_row = class_attention(q, k).mean(axis=1)[:, prefix:]
         evidence = Evidence(class_row, None, None, None, training=False)
         return EVIT.reduce(Tokens(x, patch), evidence, -(-patches // 2), 0 if fuse else None).x
 
-    def run(params, x, q, k):
-        def step(state):  # the class token's query follows from what was kept
-            kept, q = state
-            return reduced(x, q + kept[:, -1].reshape(q.shape), k), q
+    def run(params, x, class_row):
+        def step(state):  # the scores follow from what was kept
+            kept, class_row = state
+            return reduced(x, class_row + kept[:, -1, :1]), class_row
 
-        return _again(step, (reduced(x, q, k), q), times - 1)[0]
+        return _again(step, (reduced(x, class_row), class_row), times - 1)[0]
 
-    return Part(run, ({}, _tokens(shape, tokens, batch, dtype),
-                      jax.ShapeDtypeStruct((batch, shape.heads, depth), dtype),
-                      jax.ShapeDtypeStruct((batch, shape.heads, tokens, depth), dtype)), times)
+    return Part(run, ({}, _tokens(shape, tokens, batch, dtype), jax.ShapeDtypeStruct((batch, patches), jnp.float32)),
+                times)
 
 
 def whole(shape: ViTShape, image_size: int, batch: int, dtype: str, depth: int | None = None) -> Part:

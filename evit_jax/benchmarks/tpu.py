@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
 from evit_jax.benchmarks.hlo import Program
@@ -134,14 +135,14 @@ def compile_step(run: Run, step: str, plan: TokenPlan, topology: str) -> Compile
 
 
 def cycles_of(function: Callable, device: jax.Device, arguments: Sequence[Any]) -> float:
-    """The compiler's estimate for a function of one device.
+    """The compiler's estimate for a function of one device, whose arrays lie as suits it: as within a larger program.
 
     Args:
       arguments: shapes.
     """
-    place = SingleDeviceSharding(device)
-    placed = jax.tree.map(lambda of: jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=place), tuple(arguments))
-    return Program(_compiled(jax.jit(function), *placed).as_text()).cycles().total
+    anyhow = Format(Layout.AUTO, SingleDeviceSharding(device))
+    step = jax.jit(function, in_shardings=anyhow, out_shardings=anyhow)
+    return Program(_compiled(step, *arguments).as_text()).cycles().total
 
 
 def _compiled(step: Callable, *arguments) -> jax.stages.Compiled:

@@ -37,8 +37,9 @@ Computed in {dtype}; the weights are float32.
 ## How long it lasts
 
 The programs are StableHLO, written by `jax.export` of jax {jax} (calling convention {convention}). JAX promises that
-they run with a jax and jaxlib up to six months newer, and up to three weeks older, than what wrote them. Others may
-work; to be certain keep the checkpoint, and export again.
+they run with a jax and jaxlib up to six months newer, and up to three weeks older, than what wrote them; all but the
+operation `LayoutConstraint`, which only a TPU runs. Others may work; to be certain keep the checkpoint, and export
+again.
 
 Made of {source}, step {step} ({average} weights).
 `manifest.json` has all of this for programs, and the SHA-256 of every file.
