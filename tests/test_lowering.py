@@ -70,10 +70,13 @@ def test_a_tpu_multiplies_where_others_look_up(training):
     tokens, score = make_tokens()
     reduce = jax.jit(functools.partial(keep_top_and_fuse, keep=20, stage=0, training=training))
 
-    def products(platform):
+    def operations(platform, name):
         lowered = reduce.trace(tokens, score).lower(lowering_platforms=(platform,)).as_text()
-        return [line for line in lowered.splitlines() if 'dot_general' in line]
+        return [line for line in lowered.splitlines() if name in line]
 
+    products = functools.partial(operations, name='dot_general')
+    outermost, = operations('tpu', '@LayoutConstraint')
+    assert 'result_layouts = [dense<[2, 0, 1]>' in outermost and not operations('cpu', '@LayoutConstraint')
     wide = f'tensor<3x{22 if training else 23}x51x'
     assert any(wide in line for line in products('tpu'))
     assert not any(wide in line for platform in ('cpu', 'cuda') for line in products(platform))

@@ -70,7 +70,9 @@ def chosen(name: str, training: bool) -> Move:
 def _by_platform(x, rank, weight, front, tpu):
     def multiplied(x, rank, weight):
         # Left to itself XLA lays out image by image what a product has left, and anew for every linear layer.
-        return with_layout_constraint(tpu(x, rank, weight, front), Layout((1, 0, 2)))
+        after = tpu(x, rank, weight, front)
+        image_by_image = after.shape[1] % 128 == 0  # suits a TPU where the tokens fill its lanes
+        return with_layout_constraint(after, Layout((0, 1, 2) if image_by_image else (1, 0, 2)))
 
     return jax.lax.platform_dependent(x, rank, weight, tpu=multiplied, default=functools.partial(gather, front=front))
 
