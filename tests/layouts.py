@@ -108,7 +108,8 @@ def start(workdir, *, processes, devices, module='tests.layouts', arguments=(), 
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}',
         'LAYOUT': json.dumps([str(workdir), changes])}
     started = []
     for number in range(processes):

@@ -152,6 +152,19 @@ def test_a_table_is_made_once_and_not_taken_for_another(tmp_path):
         costs.find(ASKED, make, file)
 
 
+def test_other_code_has_other_costs(tmp_path, monkeypatch):
+    for name in ('models/__init__', 'tokens/plan', 'benchmarks/parts', 'benchmarks/tpu', 'benchmarks/hlo'):
+        file = tmp_path / f'{name}.py'
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(name)
+    monkeypatch.setattr(costs.models, '__file__', str(tmp_path / 'models/__init__.py'))
+    monkeypatch.setattr(costs, '_sources', costs._sources.__wrapped__)  # asked anew
+    before = ASKED.key()
+    assert ASKED.key() == before
+    file.write_text('changed')
+    assert ASKED.key() != before
+
+
 def test_by_itself_a_table_lies_in_the_cache_of_the_user_under_what_it_is_of(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     for batch in (2, 8, 2):

@@ -107,6 +107,7 @@ def test_prefix_tokens_are_never_dropped_fused_or_ranked(distilled, fuse):
     assert first.min() >= 0 and first.max() < 16
     assert seen['class_attention'][0].shape == (4, 16)
     assert seen['class_attention'][1].shape == (4, plan.counts[0])
+    assert all((row.sum(1) < 1).all() for row in seen['class_attention'])  # those in front took their part
     came_from = np.take_along_axis(np.asarray(seen['pos'])[:, prefix:], first[..., None], axis=1)
     np.testing.assert_array_equal(seen['block00'][:, prefix:prefix + 3], came_from)
 

@@ -65,18 +65,29 @@ def test_a_model_keeps_the_same_patches(lowering, dtype):
     np.testing.assert_allclose(logits, want, rtol=0, atol=1e-5 if dtype == jnp.float32 else 0.05)
 
 
+def operations(reduce, tokens, score, platform, name):
+    """The lines of the lowered program that have the name in them."""
+    lowered = reduce.trace(tokens, score).lower(lowering_platforms=(platform,)).as_text()
+    return [line for line in lowered.splitlines() if name in line]
+
+
+@pytest.mark.parametrize(('keep', 'minor_to_major'), [(20, '2, 0, 1'), (125, '2, 1, 0')])
+def test_on_a_tpu_tokens_lie_outermost_unless_they_fill_its_lanes(keep, minor_to_major):
+    tokens, score = make_tokens(n=140)
+    reduce = jax.jit(functools.partial(keep_top_and_fuse, keep=keep, stage=0))
+    told, = operations(reduce, tokens, score, 'tpu', '@LayoutConstraint')
+    assert f'result_layouts = [dense<[{minor_to_major}]>' in told
+    assert not operations(reduce, tokens, score, 'cpu', '@LayoutConstraint')
+
+
 @pytest.mark.parametrize('training', [False, True])
 def test_a_tpu_multiplies_where_others_look_up(training):
     tokens, score = make_tokens()
     reduce = jax.jit(functools.partial(keep_top_and_fuse, keep=20, stage=0, training=training))
 
-    def operations(platform, name):
-        lowered = reduce.trace(tokens, score).lower(lowering_platforms=(platform,)).as_text()
-        return [line for line in lowered.splitlines() if name in line]
+    def products(platform):
+        return operations(reduce, tokens, score, platform, 'dot_general')
 
-    products = functools.partial(operations, name='dot_general')
-    outermost, = operations('tpu', '@LayoutConstraint')
-    assert 'result_layouts = [dense<[2, 0, 1]>' in outermost and not operations('cpu', '@LayoutConstraint')
     wide = f'tensor<3x{22 if training else 23}x51x'
     assert any(wide in line for line in products('tpu'))
     assert not any(wide in line for platform in ('cpu', 'cuda') for line in products(platform))

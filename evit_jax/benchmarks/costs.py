@@ -113,9 +113,10 @@ _COUNTED = Table._fields[3:]  # the parts with a count
 
 @functools.cache
 def _sources() -> str:
-    """A digest of the code that decides what the parts cost."""
+    """A digest of the code that decides what the parts cost, and what they are estimated to."""
     root = pathlib.Path(models.__file__).parents[1]
-    files = sorted([*root.glob('models/*.py'), *root.glob('tokens/*.py'), root / 'benchmarks/parts.py'])
+    files = [*sorted(root.glob('models/*.py')), *sorted(root.glob('tokens/*.py')),
+             *(root / 'benchmarks' / f'{name}.py' for name in ('parts', 'tpu', 'hlo'))]
     return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
