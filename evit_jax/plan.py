@@ -84,7 +84,7 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
     shape, macs = asked.shape, asked.shape.macs(dense)
     sizes = {'patches': asked.patches, 'depth': shape.depth}
     if target.unit.endswith('MACs'):
-        head = shape.reads_all * shape.width * shape.classes
+        head = shape.has_token_head * shape.width * shape.classes
         searched = planner.mac_costs(macs, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=shape.prefix, head=head,
                                      **sizes)
     else:

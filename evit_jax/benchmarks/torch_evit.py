@@ -68,6 +68,9 @@ class TorchEViT:
           device: cpu or gpu.
         """
         assert not shape.distilled
+        if (shape.activation, shape.pooling) != ('gelu', 'token'):
+            raise ValueError(f'--against=torch computes exact GELU and reads the class token, and this model has '
+                             f'activation={shape.activation} and pooling={shape.pooling}: leave it out')
         self._torch, self._shape = import_torch(), shape
         self._f = self._torch.nn.functional
         self._dtype, self._device = getattr(self._torch, dtype), 'cuda' if device == 'gpu' else device

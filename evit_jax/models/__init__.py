@@ -1,6 +1,7 @@
 """Models by name, each as pure functions over a plain tree of parameters."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,10 @@ SHAPES = {
 
 MODULES = {ViTShape: ViT, LVViTShape: LVViT}
 
+# Fields of a shape that decide logits and that no array of the weights shows. Each is a key of config.model, where 0,
+# '' and False mean the value of the named model.
+UNSHAPED = ('heads', 'norm_epsilon', 'activation', 'pooling', 'one_head')
+
 
 class Model(NamedTuple):
     """A model taken apart into what JAX works on: pure functions and a shape."""
@@ -46,6 +51,24 @@ def named_shape(name: str) -> ViTShape:
       ValueError: no such model; names the nearest.
     """
     return look_up('model', name, SHAPES)
+
+
+def configured_shape(config: Mapping[str, Any]) -> ViTShape:
+    """The shape of the model in a flat config; a key that is absent has the value of the named model.
+
+    Raises:
+      ValueError: no such model, or a value out of range.
+    """
+    values = {key: config.get(f'model.{key}') for key in ('image_size', 'classes', 'distilled', *UNSHAPED)}
+    shape = named_shape(config['model.name'])
+    return dataclasses.replace(shape, **{key: value for key, value in values.items() if value})
+
+
+def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config with the values of the named model where the keys of UNSHAPED leave them open, for comparison."""
+    named = SHAPES.get(config.get('model.name'))
+    return dict(config) | {f'model.{key}': config.get(f'model.{key}') or getattr(named, key)
+                           for key in UNSHAPED if named is not None}
 
 
 def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,

@@ -126,15 +126,31 @@ def gelu(x: Array) -> Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-class Mlp(nnx.Module):
-    """Linear, exact GELU, linear."""
+def gelu_tanh(x: Array) -> Array:
+    """The approximation of GELU by tanh, in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
-    def __init__(self, width: int, hidden: int, *, std: float = 0.02, dtype, rngs: nnx.Rngs):
+
+def quick_gelu(x: Array) -> Array:
+    """The approximation of GELU by a sigmoid, as in CLIP, in float32."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
+
+
+ACTIVATIONS = {'gelu': gelu, 'gelu_tanh': gelu_tanh, 'quick_gelu': quick_gelu}
+
+
+class Mlp(nnx.Module):
+    """Linear, activation (one of ACTIVATIONS), linear."""
+
+    def __init__(self, width: int, hidden: int, *, activation: str = 'gelu', std: float = 0.02, dtype,
+                 rngs: nnx.Rngs):
+        self.activation = ACTIVATIONS[activation]
         self.fc1 = linear(width, hidden, std=std, dtype=dtype, rngs=rngs)
         self.fc2 = linear(hidden, width, std=std, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 def drop_path(x: Array, rate: float, key: Array | None) -> Array:

@@ -34,6 +34,9 @@ class LVViTShape(ViTShape):
     folded: bool = False  # these do the batch normalisation, too: see `fold`
 
     def __post_init__(self):
+        if self.pooling != 'token':
+            raise ValueError(f'an LV-ViT has heads for the class token and for each patch: pooling={self.pooling} is '
+                             'for other models, give pooling=token')
         if self.distilled or self.stem or self.patch_size % 2:
             raise ValueError(f'an LV-ViT has no distillation token, a stem of stem_width channels and an even patch '
                              f'size, not distilled={self.distilled}, stem={self.stem}, patch_size={self.patch_size}')
@@ -55,7 +58,7 @@ class LVViTShape(ViTShape):
         return 2
 
     @property
-    def reads_all(self) -> bool:
+    def has_token_head(self) -> bool:
         """Every token that leaves the last block tells classes."""
         return True
 

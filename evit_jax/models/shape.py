@@ -4,13 +4,18 @@ import dataclasses
 import math
 
 from evit_jax.models.dynamicvit import predictor_macs, predictor_parameters
-from evit_jax.models.layers import Convolution
+from evit_jax.models.layers import ACTIVATIONS, Convolution
 from evit_jax.tokens.plan import TokenPlan, block_macs, block_parameters, blocks_macs
+
+POOLINGS = {
+    'token': 'the last norm, then the prefix tokens',
+    'avg': "the last norm, then the mean of the patch tokens (timm's global_pool='avg' with fc_norm=False)",
+    'avg_fc_norm': "the mean of the patch tokens, then a norm (timm's global_pool='avg', as MAE is fine-tuned)"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTShape:
-    """Everything that decides a ViT's parameters."""
+    """Everything that decides a ViT's parameters, and the logits that they give."""
 
     image_size: int = 224     # the size that the position embeddings are made for
     patch_size: int = 16
@@ -26,13 +31,34 @@ class ViTShape:
     qkv_bias: bool = True
     residual_scale: float = 1.0  # of what attention and MLP add
     predictors: int = 0       # reductions, from the first on, that ask a predictor of their own (DynamicViT)
+    activation: str = 'gelu'  # in the MLPs: one of layers.ACTIVATIONS
+    pooling: str = 'token'    # the input of the head: one of POOLINGS
+    one_head: bool = False    # a distilled model whose class token alone has a head
 
     def __post_init__(self):
         self.patches(self.image_size)
+        self._check_values()
         strides = math.prod(convolution.stride for convolution in self.convolutions)
         if self.stem and strides != self.patch_size:
             raise ValueError(f'a stem of {len(self.stem)} convolutions makes patches of {strides}, not '
                              f'{self.patch_size}: patch_size must be a power of 2, and the stem as long as that power')
+
+    def _check_values(self):
+        """Raises a ValueError where a value that has no array shape is out of range."""
+        if self.heads < 1 or self.width % self.heads:
+            fit = ', '.join(str(heads) for heads in range(1, self.width + 1) if self.width % heads == 0)
+            raise ValueError(f'a width of {self.width} cannot be divided among {self.heads} heads: give one of {fit}')
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(f'norm_epsilon={self.norm_epsilon:g} is outside (0, 1): 1e-6 is usual')
+        for key, value, known in (('activation', self.activation, ACTIVATIONS), ('pooling', self.pooling, POOLINGS)):
+            if value not in known:
+                raise ValueError(f'{key}={value!r} is unknown: there are {", ".join(known)}')
+        if self.distilled and self.pooling != 'token':
+            raise ValueError(f'pooling={self.pooling} reads no distillation token: give pooling=token, or '
+                             'distilled=False')
+        if self.one_head and not self.distilled:
+            raise ValueError('one_head=True is for a model with a distillation token: give distilled=True, or '
+                             'one_head=False')
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
@@ -54,12 +80,17 @@ class ViTShape:
     @property
     def classifiers(self) -> int:
         """Heads that tell classes: one for each prefix token."""
-        return self.prefix
+        return 1 if self.one_head else self.prefix
+
+    @property
+    def has_token_head(self) -> bool:
+        """Whether a head of its own tells the class of each patch token."""
+        return False
 
     @property
     def reads_all(self) -> bool:
         """Whether the heads read every token that leaves the last block; else those of the prefix alone."""
-        return False
+        return self.has_token_head or self.pooling != 'token'
 
     @property
     def quarters(self) -> tuple[int, ...]:
@@ -116,8 +147,8 @@ class ViTShape:
         return self.macs(plan) - whole + short
 
     def classified(self, plan: TokenPlan) -> int:
-        """Tokens that a head reads."""
-        return self.prefix + self.reads_all * plan.counts[-1]
+        """Vectors that a head is applied to; the mean of the patch tokens is one."""
+        return 1 if self.one_head else self.prefix + self.has_token_head * plan.counts[-1]
 
     def parameters(self) -> int:
         """Number of parameters."""

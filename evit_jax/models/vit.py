@@ -29,8 +29,8 @@ class Block(nnx.Module):
         self.attn = layers.Attention(shape.width, shape.heads, qkv_bias=shape.qkv_bias, std=shape.init_std, dtype=dtype,
                                      rngs=rngs)
         self.norm2 = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=dtype, rngs=rngs)
-        self.mlp = layers.Mlp(shape.width, int(shape.width * shape.mlp_ratio), std=shape.init_std, dtype=dtype,
-                              rngs=rngs)
+        self.mlp = layers.Mlp(shape.width, int(shape.width * shape.mlp_ratio), activation=shape.activation,
+                              std=shape.init_std, dtype=dtype, rngs=rngs)
 
     def attend(self, x: Array, key: Array | None, rows: int | None = None,
                **counts: Array | None) -> tuple[Array, Array, Array]:
@@ -69,8 +69,10 @@ class ViT(nnx.Module):
         rates = [drop_path * block / max(shape.depth - 1, 1) for block in range(shape.depth)]
         self.blocks = nnx.List([Block(shape, rate, dtype=dtype, rngs=rngs) for rate in rates])
         self.norm = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=jnp.float32, rngs=rngs)
+        if shape.pooling == 'avg_fc_norm':
+            self.fc_norm, self.norm = self.norm, _as_float32
         self.head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
-        if shape.distilled:
+        if shape.distilled and not shape.one_head:
             self.head_dist = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
         if shape.predictors:
             self.score_predictor = nnx.List([Predictor(shape.width, std=shape.init_std, dtype=dtype, rngs=rngs)
@@ -91,7 +93,8 @@ class ViT(nnx.Module):
           Logits [B, L] float32 (with distillation the mean of both heads), and what was seen on the way by name.
           Under `jax.jit` whatever of it is not returned costs nothing, most of the last block where the heads read the
           prefix alone:
-            patch_embed, pos, block00.., norm: activations, prefix tokens first.
+            patch_embed, pos, block00.., norm: activations, prefix tokens first. With pooling avg_fc_norm nothing
+              normalises them, and norm is the last block's.
             kept: per reduction, [B, K] int32 patch ids that leave it, best first; the fused token of reduction s
               (0-based) is -1-s.
             home: per reduction, [B, P] int32: of each patch of the image, which of the tokens that leave it holds it;
@@ -144,11 +147,28 @@ class ViT(nnx.Module):
 
     def classify(self, x: Array, tokens: Tokens, seen: dict) -> Array:
         """The last norm's tokens, prefix first, to logits; `tokens` says what those of the patches are."""
-        logits = seen['cls_logits'] = self.head(x[:, 0])
-        if self.shape.distilled:
+        logits = seen['cls_logits'] = self.head(self._pooled(x, tokens))
+        if self.shape.distilled and not self.shape.one_head:
             seen['dist_logits'] = self.head_dist(x[:, 1])
             logits = (logits + seen['dist_logits']) / 2
         return logits
+
+    def _pooled(self, x, tokens):
+        """The vector that the head reads, [B, D].
+
+        The mean is over the patch tokens that leave the last block. A merged token counts as many times as it has
+        patches, as in ToMe's code for MAE. A masked token does not count. EViT's fused token counts once, as it does
+        in attention.
+        """
+        if self.shape.pooling == 'token':
+            return x[:, 0]
+        patches = x[:, self.shape.prefix:].astype(jnp.float32)
+        weight = jnp.ones(patches.shape[:2], jnp.float32)
+        for factor in (tokens.size, tokens.stays):
+            weight = weight if factor is None else weight * factor
+        total = jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # every token of an image may be masked
+        mean = jnp.einsum('bnd,bn->bd', patches, weight / total, precision='highest')
+        return self.fc_norm(mean) if self.shape.pooling == 'avg_fc_norm' else mean
 
     def _embed(self, images, seen, train):
         """Images to tokens [B, P, D]."""
@@ -205,6 +225,10 @@ class ViT(nnx.Module):
         if of_patches is None:
             return None
         return jnp.pad(of_patches, ((0, 0), (self.shape.prefix, 0)), constant_values=1)
+
+
+def _as_float32(x):
+    return x.astype(jnp.float32)
 
 
 def _draws(images, key):

@@ -71,6 +71,7 @@ class Run(NamedTuple):
         config, whole = self.config, parallel.replicated(self.mesh)
         params = jax.jit(self.model.init, out_shardings=whole)(jax.random.key(config.seed))
         if config.init_from:
+            weights.check_values(config.init_from, self.model.shape)
             params = weights.start_from(config.init_from, params, prefix=self.model.shape.prefix, ema=config.init_ema,
                                         class_names=self.train_source.class_names)
         return jax.jit(self._state_of, out_shardings=self.shardings())(params)
@@ -235,8 +236,12 @@ def check_start(config: Any, workdir: str | os.PathLike) -> None:
     if config.init_from is None:
         raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of the run that '
                          'has them, or --config.init_from= to start from nothing')
-    if config.init_from and newest_step(config.init_from) is None:
+    if not config.init_from:
+        return
+    weights.check_is_workdir('config.init_from', config.init_from)
+    if newest_step(config.init_from) is None:
         raise ValueError(f'config.init_from={config.init_from} holds no checkpoint: give the workdir of a trained run')
+    weights.check_values(config.init_from, models.configured_shape(workdirs.flat(config.to_dict())))
 
 
 def train_batches(run: Run, start_step: int) -> pipeline.Batches:
@@ -286,12 +291,12 @@ def _steps_per_epoch(config, train_source):
 
 
 def _shape_and_plans(config, trained=None):
-    trained = trained or workdirs.flat(config.to_dict())
+    flat = workdirs.flat(config.to_dict())
+    trained = trained or flat
     asks = reducers.named(trained.get('reducer.name', 'evit')).predicts
-    shape = dataclasses.replace(models.named_shape(config.model.name), classes=config.model.classes,
-                                distilled=config.model.distilled, image_size=trained['model.image_size'],
-                                predictors=len(trained['model.reduce_at']) if asks else 0)
-    keeping = Keeping.of_config(workdirs.flat(config.to_dict()))
+    shape = models.configured_shape(flat | {'model.image_size': trained['model.image_size']})
+    shape = dataclasses.replace(shape, predictors=len(trained['model.reduce_at']) if asks else 0)
+    keeping = Keeping.of_config(flat)
     plan_at = keeping.plans(shape.patches(config.model.image_size), shape.depth, shape.macs)
     shape.check_plan(plan_at(1.0))
     return shape, plan_at

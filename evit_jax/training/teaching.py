@@ -7,7 +7,7 @@ from evit_jax import models
 from evit_jax.models.lvvit import LVViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.plan import TokenPlan
-from evit_jax.training import objectives, teachers
+from evit_jax.training import objectives, teachers, weights
 from evit_jax.training.checkpoints import newest_step
 from evit_jax.training.objectives import Objective
 from evit_jax.training.teachers import Teacher
@@ -21,6 +21,9 @@ def check(config: Any) -> None:
     if kind in ('hard', 'soft') and not config.model.distilled:
         raise ValueError(f'config.distill.kind={kind} teaches a distillation token, which this model lacks: give '
                          '--config.model.distilled=True, or --config.distill.kind=self to teach the class token')
+    if kind in ('hard', 'soft') and config.model.one_head:
+        raise ValueError(f'config.distill.kind={kind} teaches the head of the distillation token, which this model '
+                         'lacks: give --config.model.one_head=False, or --config.distill.kind=self')
     if kind == 'none' and config.teacher.path:
         raise ValueError(f'nothing is learned from the teacher in {config.teacher.path}: give --config.distill.kind='
                          f'{", ".join(KINDS[1:-1])} or {KINDS[-1]}, or no config.teacher.path')
@@ -57,6 +60,7 @@ def check_teacher(config: Any) -> None:
     if not path:
         raise ValueError(f'this recipe learns from a teacher: give --config.{key}=WORKDIR of a trained run, or '
                          '--config.distill.kind=none to learn from the labels alone')
+    weights.check_is_workdir(f'config.{key}', path)
     if newest_step(path) is None:
         raise ValueError(f'config.{key}={path} holds no checkpoint: give the workdir of a trained run')
 

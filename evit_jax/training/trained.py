@@ -19,9 +19,9 @@ from evit_jax.tokens.planned import Planned
 from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
-from evit_jax.training.weights import AS_DEIT, fitted
+from evit_jax.training.weights import AS_DEIT, check_is_workdir, fitted
 
-_UNSAID = AS_DEIT | {'model.distilled': False, 'model.dtype': 'float32'}
+_UNSAID = AS_DEIT | {'model.dtype': 'float32'}
 
 
 class Trained(NamedTuple):
@@ -106,10 +106,8 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
     if 'model.name' not in told:
         raise ValueError(f'the checkpoint in {path} does not say of which model it is (model.name of its config)')
     name = told['model.name']
-    shape = models.named_shape(name)
-    shape = dataclasses.replace(shape, classes=weights['head.bias'].size, distilled=told['model.distilled'],
-                                predictors=predictors_in(weights),
-                                image_size=told.get('model.image_size', shape.image_size))
+    shape = dataclasses.replace(models.configured_shape(told), classes=weights['head.bias'].size,
+                                predictors=predictors_in(weights))
     like = jax.eval_shape(models.create(shape).init, jax.random.key(0))
     names = about.get('class_names') or names_of(shape.classes)
     if len(names) != shape.classes:
@@ -125,8 +123,6 @@ def _check_place(path):
     if storage.is_remote(path):
         return
     place = storage.place(path)
-    if place.is_file():
-        raise ValueError(f'{path} is a file: give the folder of a run; weights of PyTorch or safetensors are first '
-                         'made one by python -m evit_jax.convert')
+    check_is_workdir('the path of the weights', path)
     if not place.is_dir():
         raise ValueError(f'there is no folder {path}: give the folder of a run')

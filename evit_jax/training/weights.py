@@ -1,6 +1,7 @@
 """The weights of a run by themselves: kept, read, or the start of another run (of other classes or image size)."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,17 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from evit_jax import models
 from evit_jax.models import Params
 from evit_jax.models.dynamicvit import WEIGHTS as PREDICTORS
 from evit_jax.models.layers import resize_positions
+from evit_jax.models.shape import ViTShape
+from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
-from evit_jax.training.checkpoints import Checkpoints, read_newest
+from evit_jax.training.checkpoints import Checkpoints, newest_step, read_newest
 from evit_jax.training.state import TrainState
 
 # What weights that came without a config are taken to need: DeiT's values.
 AS_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 1.0,
            'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
 _HEADS = ('head', 'head_dist', 'aux_head')
+_FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # of other programs
 _SAID = 5  # problems named in one message
 
 
@@ -110,6 +115,55 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     if not replaced and names and class_names and names != class_names:
         logging.warning('the head is kept, as there are %d classes in both, but their names differ', len(names))
     return params
+
+
+def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
+    """Raises a ValueError for a file, or for a folder with weights of another program; names `convert`.
+
+    Args:
+      setting: that the path was given by, for the message.
+    """
+    if storage.is_remote(path):
+        return
+    place = storage.place(path)
+    convert = f'python -m evit_jax.convert {os.fspath(path)} NEW_FOLDER'
+    if place.is_file():
+        raise ValueError(f'{setting}: {path} is a file: give the folder of a run; {convert} makes one of weights of '
+                         'PyTorch or safetensors')
+    if place.suffix in _FILES and not place.is_dir():
+        raise ValueError(f'{setting}: {path} is not there, and a file of weights is no run: give the folder that '
+                         f'{convert} makes of one')
+    if place.is_dir() and newest_step(path) is None and any(file.suffix in _FILES for file in place.iterdir()):
+        raise ValueError(f'{setting}: {path} holds weights of another program, not a run: give the folder that '
+                         f'{convert} makes of it')
+
+
+def check_values(workdir: str | os.PathLike, shape: ViTShape) -> None:
+    """Raises a ValueError where the weights in a workdir were trained with other values that no array shows.
+
+    Args:
+      shape: of the model that is to start from them.
+    """
+    config = workdirs.saved_config(workdir)
+    if config is None or config.get('model.name') not in models.SHAPES:
+        return
+    there = models.configured_shape(config)
+    differ = [key for key in models.UNSHAPED if getattr(there, key) != getattr(shape, key)]
+    if differ:
+        said = ', '.join(f'{key} {getattr(there, key)} there, {getattr(shape, key)} here' for key in differ)
+        keys = ' '.join(f'--config.model.{key}={getattr(there, key)}' for key in differ)
+        raise ValueError(f'the weights of {workdir} are of a model with other values ({said}), with which their '
+                         f'numbers mean something else: give {keys}')
+
+
+def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises a ValueError that names the arrays in which NaN or infinity stands."""
+    counts = {name: value.size - int(np.isfinite(value).sum()) for name, value in arrays.items()}
+    bad = [f'{name} ({count:,} of {arrays[name].size:,} values)' for name, count in sorted(counts.items()) if count]
+    if bad:
+        more = f' and {len(bad) - _SAID} more' if len(bad) > _SAID else ''
+        raise ValueError(f'NaN or infinity stands in {len(bad)} of {len(arrays)} arrays: {", ".join(bad[:_SAID])}{more}'
+                         '. Such weights give no result: take a checkpoint from before they broke')
 
 
 def _dotted(path):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from evit_jax import models
 from evit_jax.tokens import keeping
 from evit_jax.training import storage
 from evit_jax.training.checkpoints import newest_step
@@ -15,10 +16,11 @@ CONFIG_FILE = 'config.json'
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
                      'compilation_cache', 'sharding', 'remat', 'model.lowering', 'profile_steps', 'nonfinite')
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
-# What decides the parameters' shapes: an evaluation may change everything else.
-_MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled')
+# The model's identity: its parameters' shapes, and what else decides logits. An evaluation may change all other keys.
+_MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.UNSHAPED))
 # What runs did that began before there were such keys; configs/base.py says the same.
 _UNSAID = keeping.UNSAID | {
+    'model.heads': 0, 'model.norm_epsilon': 0.0, 'model.activation': '', 'model.pooling': '', 'model.one_head': False,
     'reducer.share_weight': 2.0, 'distill.kind': 'none', 'distill.alpha': 0.5, 'distill.tau': 3.0,
     'distill.weight': 0.5, 'distill.token_weight': 0.0, 'teacher.path': '', 'teacher.ema': False, 'teacher.dense': True,
     'data.token_labels': '', 'data.token_weight': 1.0, 'optimizer.b2': 0.999, 'optimizer.backbone_scale': 1.0,
@@ -50,9 +52,10 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     if old is not None:
         old = flat(_UNSAID) | old
         new = _with_classes_of(old, new) | {key: old[key] for key in _BEGINNING if key in old}
-        differ = [key for key in sorted(old.keys() | new.keys())
-                  if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
-        said = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)
+        there, here = models.resolved(old), models.resolved(new)
+        differ = [key for key in sorted(there.keys() | here.keys())
+                  if there.get(key) != here.get(key) and not key.startswith(_FREE_IN_TRAINING)]
+        said = ', '.join(f'{key} {there.get(key)} -> {here.get(key)}' for key in differ)
         if any(key in (*_MODEL_KEYS, 'model.image_size') for key in differ):
             raise ValueError(f'workdir {folder} holds a run of another model ({said}): give another --workdir')
         if differ and not accept_changes:
@@ -125,9 +128,9 @@ def trained_config(path: str | os.PathLike, config: dict[str, Any]) -> dict[str,
     old = saved_config(path)
     if old is None:
         raise ValueError(f'workdir {path} holds no run (no {CONFIG_FILE}): train first, or give the right --workdir')
-    new = _with_classes_of(old, flat(config))
-    if differ := [key for key in _MODEL_KEYS if old.get(key) != new.get(key)]:
-        said = ', '.join(f'{key} {old.get(key)} there, {new.get(key)} here' for key in differ)
+    there, here = models.resolved(old), models.resolved(_with_classes_of(old, flat(config)))
+    if differ := [key for key in _MODEL_KEYS if there.get(key) != here.get(key)]:
+        said = ', '.join(f'{key} {there.get(key)} there, {here.get(key)} here' for key in differ)
         raise ValueError(f'workdir {path} holds another model ({said}): use the config that it was trained with')
     return old
 
