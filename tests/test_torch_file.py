@@ -3,6 +3,7 @@
 tests/golden_files/README.md tells how PyTorch wrote the files there.
 """
 
+import collections
 import io
 import os
 import pathlib
@@ -120,7 +121,18 @@ def hostile(tmp_path):
     yield 'a nested pickle', name('_pickle loads') + plain((b'cos\nsystem\n.',)) + b'R', '_codecs.encode|_pickle.loads'
     yield 'a nested load', name('torch.serialization load') + plain(('x',)) + b'R', 'torch.serialization.load'
     yield 'numpy', plain(np.ones(2)), r'numpy\..*_reconstruct'
-    yield 'a numpy scalar', plain(np.float64(1)), r'numpy\..*scalar'
+    scalar = name('numpy.core.multiarray scalar')
+    kind = name('numpy dtype') + plain(('f8', False, True)) + b'R' + plain((3, '<', None, None, None, -1, -1, 0)) + b'b'
+    yield 'a numpy scalar of too little', scalar + b'(' + kind + b'C\x04aaaatR', 'type f8 has 4 bytes'
+    yield 'a numpy scalar without a type', scalar + b'(' + plain('f8') + b'C\x08aaaaaaaatR', 'not made of a type'
+    yield 'the type of a numpy array', name('numpy dtype') + b')\x81' + plain({'a': 1}) + b'b' + b')R', 'calls a Inert'
+    yield 'bytes in another encoding', name('_codecs encode') + plain(('a', 'rot13')) + b'R', 'latin1'
+    yield 'bytes of a number', name('_codecs encode') + plain((1, 'latin1')) + b'R', 'latin1'
+    yield 'a defaultdict of a call', name('collections defaultdict') + b'(' + name('os system') + b'tR', 'os.system'
+    yield 'a defaultdict of text', name('collections defaultdict') + plain(('list',)) + b'R', 'not made of the type'
+    yield 'a defaultdict of a deep tuple', name('collections defaultdict') + b'(' + b')' + b'\x85' * 100_000 + b'tR', (
+        'not made of the type')
+    yield 'the type of a defaultdict, called', name('builtins list') + b')R', 'calls builtins.list, which is only a'
     yield 'functools.partial', name('functools partial') + b'(' + name('os system') + b'tR', 'functools.partial'
     yield 'a class of a model', name('models.vit ViT') + b')\x81}b', r'models.vit.ViT.*state_dict'
     yield 'attributes by a dotted name', plain('collections') + plain('OrderedDict.__init__.__globals__') + b'\x93', (
@@ -196,6 +208,18 @@ def test_a_few_objects_are_allowed_and_stay_inert(tmp_path):
     found = read_whole(write(tmp_path / 'a.pth', b'(' + setting + name('torch device') + plain(('cuda',)) + b'Rt'))
     assert [type(value) for value in found] == [Inert, Inert]
     assert found[0].state == {'__setstate__': 'os.system', 'rate': 0.7} and found[1].arguments == ('cuda',)
+
+
+def test_numpy_scalars_and_default_dicts_are_read_as_plain_data(tmp_path):
+    values = [np.float64(0.5), np.float32(-2), np.int64(2**40), np.bool_(True), np.uint8(7), np.float16(1.5),
+              np.array(3, '>i4')[()]]
+    counted = collections.defaultdict(list, {'a': [1]})
+    held = {'values': values, 'counted': counted, 'empty': collections.defaultdict(None), 'text': np.str_('a')}
+    found = read_whole(write(tmp_path / 'a.pth', plain(held)))
+    assert found['values'] == [0.5, -2.0, 2**40, True, 7, 1.5, 3]
+    assert [type(value) for value in found['values']] == [float, float, int, bool, int, float, int]
+    assert found['counted'] == {'a': [1]} and type(found['counted']) is dict and found['empty'] == {}
+    assert type(found['text']) is Inert
 
 
 def test_what_holds_itself_and_what_would_grow_when_unfolded_is_read_as_it_stands(tmp_path):

@@ -23,8 +23,11 @@ _TYPES = {f'torch.{name}Storage': np.dtype(dtype) for name, dtype in {
     'Float': np.float32, 'Double': np.float64, 'Half': np.float16, 'BFloat16': jnp.bfloat16, 'Long': np.int64,
     'Int': np.int32, 'Short': np.int16, 'Char': np.int8, 'Byte': np.uint8, 'Bool': np.bool_}.items()}
 _DTYPES = {f'torch.{name}' for name in ('float32', 'float64', 'float16', 'bfloat16', 'int64', 'int32', 'uint8')}
-_INERT = {'argparse.Namespace', 'types.SimpleNamespace', 'torch.device', 'pathlib.PosixPath', 'pathlib.WindowsPath',
-          'pathlib.PurePosixPath', 'pathlib.PureWindowsPath'}
+_INERT = {'argparse.Namespace', 'types.SimpleNamespace', 'torch.device', 'numpy.dtype', 'pathlib.PosixPath',
+          'pathlib.WindowsPath', 'pathlib.PurePosixPath', 'pathlib.PureWindowsPath'}
+_FACTORIES = {f'{module}.{name}' for module in ('builtins', '__builtin__') for name in (
+    'bool', 'dict', 'float', 'int', 'list', 'str', 'tuple')}  # of a defaultdict
+_SCALARS = {'b1', 'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'}  # NumPy's types of one number
 _MAX_PICKLE = 4 * 2**20  # of a model with its optimizer it takes a tenth of that; filled with opcodes, a few 100 MB
 _MAX_MEMBERS = 100_000
 _MAX_DIMENSIONS = 32
@@ -92,8 +95,10 @@ def _contents(archive):
         calls={'torch._utils._rebuild_tensor_v2': rebuild, 'torch._utils._rebuild_tensor': rebuild,
                'torch._utils._rebuild_parameter': _parameter, 'torch.Size': _one(tuple, ()),
                'collections.OrderedDict': _one(_pairs, ()), 'collections.Counter': _one(dict, {}),
+               'collections.defaultdict': _defaultdict, '_codecs.encode': _encoded,
+               'numpy.core.multiarray.scalar': _scalar, 'numpy._core.multiarray.scalar': _scalar,
                '__builtin__.set': _one(_set, ()), 'builtins.set': _one(_set, ())},
-        types=_TYPES.keys() | _DTYPES, inert=_INERT, persistent=storage_of)
+        types=_TYPES.keys() | _DTYPES | _FACTORIES, inert=_INERT, persistent=storage_of)
     try:
         return pickles.load(archive.read(members[file]), allowed)
     except ValueError as error:
@@ -190,6 +195,35 @@ def _pairs(items):
 
 def _set(items):
     return {pickles.checked_key(item) for item in items}
+
+
+def _defaultdict(arguments):
+    """An empty dict in place of defaultdict(factory); its items follow by themselves, and nobody calls the factory."""
+    if len(arguments) > 1 or any(
+            factory is not None and (type(factory) is not pickles.Name or factory not in _FACTORIES) for factory in arguments):
+        raise ValueError('a defaultdict is not made of the type of its values')
+    return {}
+
+
+def _encoded(arguments):
+    """Bytes, as pickles of protocol 2 write them: text in latin1."""
+    if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] != 'latin1':
+        raise ValueError('bytes are not written as text in latin1')
+    return arguments[0].encode('latin1')
+
+
+def _scalar(arguments):
+    """numpy.core.multiarray.scalar(dtype, bytes), as Python's own number; text and dates stay inert."""
+    kind, content = arguments if len(arguments) == 2 else (None, None)
+    if type(kind) is not pickles.Inert or kind.name != 'numpy.dtype' or type(content) is not bytes:
+        raise ValueError('a numpy scalar is not made of a type and bytes')
+    code = kind.arguments[0] if kind.arguments else None
+    order = kind.state[1] if type(kind.state) is tuple and len(kind.state) > 1 else None
+    if type(code) is not str or code not in _SCALARS:
+        return pickles.Inert('numpy.scalar', ())
+    if order not in ('<', '>', '|') or int(code[1:]) != len(content):
+        raise ValueError(f'a numpy scalar of type {code} has {len(content)} bytes, or no byte order')
+    return np.frombuffer(content, np.dtype(code).newbyteorder(order))[0].item()
 
 
 def _is_count(value):
