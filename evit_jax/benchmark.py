@@ -1,5 +1,6 @@
 """Measures: python -m evit_jax.benchmark input --config configs/deit_s.py --workers 4
           python -m evit_jax.benchmark model --models deit_s --rates 1,0.7,0.5 --batches 1,16 --dtypes float32
+          python -m evit_jax.benchmark model --models runs/digits --batches 16 --json speed.json
           python -m evit_jax.benchmark tpu --config configs/deit_s.py --topology v5e:16x16
 
 input: images per second, and per CPU-second, of each stage of the input, of the whole pipeline with so many worker
@@ -8,12 +9,15 @@ is none.
 
 model: parameters, MACs, compile time, memory, images per second and latency of every combination of the lists given,
 all in turns, on one device; with --train of the config's training step as well, with --against=torch of a plain
-PyTorch EViT beside it. On a CPU, `taskset` says how many threads there are.
+PyTorch EViT beside it. --models takes names, and folders of runs or of converted weights: these are measured with their
+own model config, image size, blocks and reducer, and under their own plan beside the rates. What --json writes is taken
+by `visualize tradeoff`, with the run. On a CPU, `taskset` says how many threads there are.
 
 tpu: what the TPU compiler makes of the training and the evaluation step on a slice of TPUs, without a TPU: memory,
 FLOPs, what the chips exchange, and its own estimate of the speed. Reads no data; needs the extra [tpu-aot].
 """
 
+import dataclasses
 import pathlib
 
 import jax
@@ -40,15 +44,18 @@ _BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'In place of conf
                                        'chips.', lower_bound=1)
 _STEPS = flags.DEFINE_multi_enum('step', tpu.STEPS, tpu.STEPS, 'Which to compile for TPU.')
 _STAGES = flags.DEFINE_bool('stages', False, 'Compile for every stage of the keep-rate schedule, not the last alone.')
-_MODELS = flags.DEFINE_list('models', ['deit_s'], 'Models to measure.')
-_RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], 'Keep rates; 1 is dense.')
-_FUSE = flags.DEFINE_list('fuse', ['true'], 'Whether dropped tokens are fused: true, false or both.')
-_SIZES = flags.DEFINE_list('sizes', [], "Image sizes; each model's own if not given.")
+_MODELS = flags.DEFINE_list('models', ['deit_s'], 'Models to measure: names, and folders of runs or converted weights.')
+_RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], "Keep rates; 1 is dense. A run's own plan is measured too.")
+_FUSE = flags.DEFINE_list('fuse', None, 'Whether dropped tokens are fused: true, false or both. If not given, as the '
+                          'run was trained; true for a named model.')
+_SIZES = flags.DEFINE_list('image_sizes', [], "Image sizes; each model's own if not given.")
 _BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes.')
-_DTYPES = flags.DEFINE_list('dtypes', ['float32'], f'Of the computation: {", ".join(cases.DTYPES)}.')
-_REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, at a quarter, half and three '
-                               'quarters of the model.')
-_REDUCERS = flags.DEFINE_list('reducers', ['evit'], f'How tokens are reduced: {", ".join(REDUCERS)}.')
+_DTYPES = flags.DEFINE_list('dtypes', None, f'Of the computation: {", ".join(cases.DTYPES)}. If not given, as the run '
+                            'was trained; float32 for a named model.')
+_REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, those of the run, and at a '
+                               'quarter, half and three quarters of a named model.')
+_REDUCERS = flags.DEFINE_list('reducers', None, f'How tokens are reduced: {", ".join(REDUCERS)}. If not given, as the '
+                              'run was trained; evit for a named model.')
 _LOWERINGS = flags.DEFINE_list('lowerings', ['best'], 'How reductions move tokens: best (on this platform), '
                                f'{", ".join(LOWERINGS)}.')
 _R = flags.DEFINE_list('r', [], 'Tokens that every block merges, beside the rates, of the reducers that merge.')
@@ -89,7 +96,7 @@ def measure_model() -> None:
     chosen = cases.combine(
         names=_MODELS.value, rates=numbers('rates', _RATES.value, float),
         fuse=cases.choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
-        sizes=numbers('sizes', _SIZES.value, int), batches=numbers('batches', _BATCHES.value, int),
+        sizes=numbers('image_sizes', _SIZES.value, int), batches=numbers('batches', _BATCHES.value, int),
         dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
         reduce_at=numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
         merged=numbers('r', _R.value, int), planned=[read_planned(file) for file in _PLANS.value],
@@ -97,6 +104,9 @@ def measure_model() -> None:
     if other := [case for case in chosen if _AGAINST.value and case.reducer != EVIT]:
         raise ValueError(f'--against={_AGAINST.value} is of an EViT and knows no {other[0].reducer}: leave one of them '
                          'out')
+    if two_heads := [case for case in chosen if _AGAINST.value and case.shape.distilled]:
+        raise ValueError(f'--against={_AGAINST.value} has no distillation token, and {two_heads[0]} has one: leave one '
+                         'of them out')
     configs = {case: _config_of(case) for case in chosen if case.train}
     report.check_writable('--json', _JSON.value)
     report.check_writable('--markdown', _MARKDOWN.value)
@@ -158,8 +168,10 @@ def _config_of(case):
     """The config with what a case measures in place of its own."""
     config = _config('model --train --config configs/deit_s.py').copy_and_resolve_references()
     with config.unlocked():
-        config.model.update(name=case.model, image_size=case.size, classes=case.shape.classes, distilled=False,
-                            dtype=case.dtype, lowering=case.lowering, reduce_at=case.reduce_at, fuse=case.fused)
+        for field in {field.name for field in dataclasses.fields(case.shape)} & {*config.model}:
+            config.model[field] = getattr(case.shape, field)
+        config.model.update(name=case.model, dtype=case.dtype, lowering=case.lowering, reduce_at=case.reduce_at,
+                            fuse=case.fused)
         config.reducer.update(name=case.reducer.name, r=case.r, decreasing=False)
         config.keep.update(rate=case.rate, rates=(), tokens=case.tokens, macs=0.0, start_epoch=0, shrink_epochs=0)
         config.batch_size = jax.device_count()  # whatever passes: a case is measured on one device

@@ -1,4 +1,8 @@
 """Plans for a speed: python -m evit_jax.plan --model deit_s --image_size 224 --target 2x --device this --out plan.json
+                      python -m evit_jax.plan --model runs/digits --target 1.5x --out fast.json
+
+--model takes a name, or the folder of a run or of converted weights. A run is planned with its own model config, image
+size, blocks, fusion and dtype, and its plan is measured with its own reducer and weights.
 
 For who wants a model twice as fast (2x), 20000img/s or 3.0GMACs, and no keep rate. What a block costs by its tokens is
 measured on this device (once: it is kept), or with --device=tpu_v5e and its like estimated by the TPU compiler, without
@@ -9,12 +13,13 @@ device it then measures both. What --out writes is taken by --plan of main, pred
 
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
-from evit_jax import commandline, models
+from evit_jax import commandline
 from evit_jax.benchmarks import costs, report
 from evit_jax.benchmarks.cases import DTYPES
 from evit_jax.benchmarks.costs import DEVICES, THIS, Asked
+from evit_jax.benchmarks.measured import MeasuredModel, find_model
 from evit_jax.tokens import planner
 from evit_jax.tokens.names import look_up
 from evit_jax.tokens.plan import TokenPlan, make_plan, plan_of_macs, plans_of
@@ -22,17 +27,19 @@ from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.planner import Costs, Target
 from evit_jax.tokens.reducers import EVIT
 
-_MODEL = flags.DEFINE_string('model', None, 'Name of the model.')
+_MODEL = flags.DEFINE_string('model', None, 'Name of the model, or folder of a run or of converted weights.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', None, "Of the images; the model's own if not given.")
 flags.DEFINE_alias('image-size', 'image_size')
 _TARGET = flags.DEFINE_string('target', None, 'How fast: 2x, 20000img/s, 3.0GMACs, 18MMACs.')
 _DEVICE = flags.DEFINE_string('device', THIS, f'On what: {", ".join(DEVICES)}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Images at a time.', lower_bound=1)
-_DTYPE = flags.DEFINE_enum('dtype', 'float32', DTYPES, 'Of the computation.')
-_FUSE = flags.DEFINE_bool('fuse', True, 'Dropped tokens become one.')
+_DTYPE = flags.DEFINE_enum('dtype', None, DTYPES, 'Of the computation; if not given, as the run was trained, and '
+                           'float32 for a named model.')
+_FUSE = flags.DEFINE_bool('fuse', None, 'Dropped tokens become one; if not given, as the run was trained, and true for '
+                          'a named model.')
 _REDUCTIONS = flags.DEFINE_integer('reductions', 3, 'At most.', lower_bound=1, upper_bound=6)
-_BLOCKS = flags.DEFINE_list('blocks', [], 'Blocks that may drop tokens; if not given, those from a quarter of the '
-                            'model on: before, class attention says little.')
+_BLOCKS = flags.DEFINE_list('blocks', [], 'Blocks that may drop tokens; if not given, those of the run, and for a '
+                            'named model those from a quarter of it on: before, class attention says little.')
 _LEAST_RATE = flags.DEFINE_float('least_rate', 0.5, 'Share of the tokens that every reduction keeps at least.',
                                  lower_bound=0.01, upper_bound=1)
 _COSTS = flags.DEFINE_string('costs', None, 'File that the costs are kept in; if not given, one in the cache of the '
@@ -50,29 +57,56 @@ def main() -> None:
                          '--target=2x')
     target, asked = planner.read_target(_TARGET.value), _asked()
     report.check_writable('--out', _OUT.value)
-    blocks = commandline.numbers('blocks', _BLOCKS.value, int) or range(asked.shape.quarters[0], asked.shape.depth)
+    blocks = commandline.numbers('blocks', _BLOCKS.value, int) or _own_blocks(asked) or range(
+        asked.shape.quarters[0], asked.shape.depth)
     dense = make_plan(asked.patches, asked.shape.depth, reduce_at=blocks)  # refuses blocks that there are not
     table = costs.find(asked, lambda asked: costs.make(asked, _SECONDS.value, _ROUNDS.value), _COSTS.value)
     prices = table.costs(asked.most, asked.shape.prefix)
     plan = _find(target, asked, prices, dense, blocks)
     plans = {'dense': dense, 'plain rate': _plain(asked, plan, dense), 'plan': plan}
     rows = {name: _predicted(asked, prices, one, dense) for name, one in plans.items()}
-    print(f'{asked.model}, {asked.image_size} px, batch {asked.batch}, {asked.dtype}, {_where(asked)}: {target}')
+    print(f'{_called(asked)}, {asked.image_size} px, batch {asked.batch}, {asked.dtype}, {_where(asked)}: {target}')
     print(*(f'{name}: {one}' for name, one in plans.items()), _counting(prices), sep='\n', flush=True)
     if asked.device == THIS and _MEASURE.value:
         _measure(asked, plans, rows)
     print(report.table(*_cells(rows)))
     if _OUT.value:
         report.write_json(_OUT.value, Planned.of(plan, asked.model, asked.image_size).about() | {
-            'target': str(target), 'asked': asked._asdict(), 'speeds': rows})
+            'target': str(target), 'run': asked.run and asked.run.run, 'asked': asked.about(), 'speeds': rows})
 
 
 def _asked() -> Asked:
     look_up('device', _DEVICE.value, DEVICES)
-    shape = models.named_shape(_MODEL.value)
-    size = _IMAGE_SIZE.value or shape.image_size
-    shape.patches(size)  # refuses one that does not fit
-    return Asked(_MODEL.value, size, _BATCH.value, _DTYPE.value, _DEVICE.value, _FUSE.value)
+    model = find_model('--model', _MODEL.value)
+    size = _IMAGE_SIZE.value or model.image_size
+    model.shape.patches(size)  # refuses one that does not fit
+    _check_reducer(model)
+    fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.keeping.reducer.fuses
+    return Asked(model.name, size, _BATCH.value, _DTYPE.value or model.dtype, _DEVICE.value, fuse,
+                 model if model.run else None)
+
+
+def _check_reducer(model: MeasuredModel) -> None:
+    """Raises a ValueError where plans of the search cannot be those of the run's reducer."""
+    reducer = model.keeping.reducer
+    if reducer.predicts:
+        raise ValueError(f'--model={model.run} reduces by {reducer}, whose predictors were trained at the blocks '
+                         f'{model.blocks}, and the search chooses among blocks: measure keep rates instead, by '
+                         f'python -m evit_jax.benchmark model --models={model.run}')
+    if reducer.merges:
+        if _LEAST_RATE.value < 0.5 and reducer.fewest(100) > 1:
+            raise ValueError(f'--least_rate={_LEAST_RATE.value:g}: {model.run} reduces by {reducer}, which keeps at '
+                             'least half of the tokens: give 0.5 or more')
+        logging.warning('%s reduces by %s, and the search takes the cost of a reduction from EViT: compare the '
+                        'predicted speed with the measured one', model.run, reducer)
+
+
+def _own_blocks(asked: Asked) -> tuple[int, ...]:
+    return asked.run.blocks if asked.run else ()
+
+
+def _called(asked: Asked) -> str:
+    return f'{asked.run.run} ({asked.model})' if asked.run else asked.model
 
 
 def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks) -> TokenPlan:
@@ -106,7 +140,9 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
 def _plain(asked: Asked, plan: TokenPlan, dense: TokenPlan) -> TokenPlan:
     """One keep rate at the usual blocks with as many multiply-accumulates, or as near as it can come."""
     macs = asked.shape.macs
-    family = plans_of(EVIT, asked.patches, asked.shape.depth, reduce_at=asked.shape.quarters, fuse=asked.fuse)
+    reducer = asked.run.keeping.reducer if asked.run else EVIT
+    family = plans_of(reducer, asked.patches, asked.shape.depth, reduce_at=_own_blocks(asked) or asked.shape.quarters,
+                      fuse=asked.fuse)
     return plan_of_macs(macs, max(macs(plan), macs(family(1.0))) / macs(dense), family)
 
 

@@ -11,9 +11,10 @@ if it is named as a class. What cannot be read is told, and in the end by exit c
 drop: patches are removed before the first block: on the object first, off it first, anywhere, by class attention. The
 data must have masks, or --masks gives a folder with one for each image, at the same place below it: white is object.
 
-tradeoff: FILES are workdirs of runs (of their last evaluation), and JSON with {"rows": [{"name": ..., "top1": ...,
-"macs": ..., "images_per_second": ...}, ...]}, as evit_jax.benchmark writes it. A row without an accuracy has that of
-the run with the same MACs.
+tradeoff: FILES are workdirs of runs (their last evaluation, and their evaluate-*.json of other plans), and JSON with
+{"rows": [{"name": ..., "top1": ..., "macs": ..., "images_per_second": ...}, ...]}, as evit_jax.benchmark model writes
+it. A row without an accuracy gives its speed to the evaluations of the same model, image size and plan; a row without a
+plan, to those with the same MACs. Speeds that belong to no evaluation are listed, with the plans of both sides.
 
 The data are those of the checkpoint's config, or of --config FILE.
 """
@@ -125,9 +126,11 @@ def drop(checkpoint: str) -> None:
 def tradeoff(*files: str) -> None:
     """Writes the plot of accuracy against cost."""
     out = _writable(_OUT.value or 'tradeoff.png', '--out')
-    results, lost = read_results(files, ema=_EMA.value)
-    if lost:
-        logging.warning('%d rows are left out: they have no top1, nor the MACs of a run that has one', lost)
+    read = read_results(files, ema=_EMA.value)
+    results = read.results
+    if results and read.unmatched:
+        logging.warning('%d speeds are left out, as they belong to no evaluation: %s', len(read.unmatched),
+                        read.explain())
     tradeoff_plot(results, out, published=PUBLISHED if _REFERENCE.value else ())
     print(report.table(('', 'top-1', 'MACs', 'images/s'), [
         (f'{result.series} {result.label}', f'{100 * result.top1:.1f}', f'{result.macs:,.0f}' if result.macs else '',

@@ -82,10 +82,6 @@ def test_each_reduction_can_have_its_own_rate():
     assert plan.counts == (90, 90, 90, 45)
 
 
-def test_rates_follow_the_blocks_from_the_ground_up():
-    assert make_plan(100, 4, rate=(0.9, 0.5), reduce_at=(3, 1)) == make_plan(100, 4, rate=(0.9, 0.5), reduce_at=(1, 3))
-
-
 def test_token_counts_are_kept_by_rank_and_the_fused_token_comes_on_top():
     plan = make_plan(16, 4, tokens=(10, 4), reduce_at=(1, 2), rate=0.9)
     assert plan.keep == (None, 10, 4, None)

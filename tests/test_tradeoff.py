@@ -13,6 +13,9 @@ from evit_jax.pictures.result import Result
 from evit_jax.tokens.plan import make_plan
 from evit_jax.training import writers
 
+SHAPE = models.named_shape('vit_digits')
+PLAN = make_plan(64, 6, rate=0.7, reduce_at=(0, 2, 4))
+
 
 def make_run(folder, *, macs=1000, top1=0.5, **config):
     folder.mkdir()
@@ -33,19 +36,20 @@ def test_results_are_read_from_runs_and_measurements(tmp_path):
     run_of = make_run(tmp_path / 'run', **{'keep.rates': [0.9, 0.5], 'model.fuse': False})
     rows = make_rows(tmp_path / 'a.json', {'model': 'deit_s', 'rate': 0.5, 'top1': 78.5, 'macs': 5e9},
                      {'name': 'mine', 'top1': 0.8, 'images_per_second': 12.0})
-    assert read_results([run_of, rows]) == ([
+    read = read_results([run_of, rows])
+    assert read.results == [
         Result('vit, not fused', '0.9/0.5', 0.5, 1000, 7), Result('deit_s', '0.5', 0.785, 5e9, None, True),
-        Result('mine', 'mine', 0.8, None, 12.0, True)], 0)
-    assert read_results([run_of / 'metrics.jsonl'], ema=True)[0][0].top1 == 0.6
+        Result('mine', 'mine', 0.8, None, 12.0, True)] and not read.unmatched
+    assert read_results([run_of / 'metrics.jsonl'], ema=True).results[0].top1 == 0.6
 
 
-def test_a_speed_of_ours_goes_to_the_run_of_the_same_macs(tmp_path):
+def test_a_speed_without_a_plan_goes_to_the_run_of_the_same_macs(tmp_path):
     measured = [{'model': 'vit', 'macs': macs, 'images_per_second': speed}
                 for macs, speed in ((1000, 3), (1000, 5), (1000, 4), (999, 100))]
     measured += [{'macs': 1000, 'step': 'train', 'images_per_second': 50},
                  {'macs': 1000, 'engine': 'torch', 'images_per_second': 60}]
-    results, lost = read_results([make_rows(tmp_path / 'a.json', *measured), make_run(tmp_path / 'run')])
-    assert [(result.label, result.speed) for result in results] == [('0.7', 5)] and lost == 1
+    read = read_results([make_rows(tmp_path / 'a.json', *measured), make_run(tmp_path / 'run')])
+    assert [(result.label, result.speed) for result in read.results] == [('0.7', 5)] and len(read.unmatched) == 1
 
 
 def test_the_plot_has_a_panel_for_each_cost_that_is_known(tmp_path):
@@ -66,3 +70,84 @@ def test_our_models_cost_what_is_published():
         if result.series == 'EViT-DeiT-S':
             rate = float(result.label) if result.label != 'DeiT-S' else 1.0
             assert shape.macs(make_plan(196, 12, rate=rate)) == pytest.approx(result.macs, rel=0.02)
+
+
+def known_run(folder, plan=PLAN, **config):
+    """A run of a model that is known, so that its plan is."""
+    return make_run(folder, macs=SHAPE.macs(plan), **{
+        'model.name': 'vit_digits', 'model.image_size': 64, 'model.classes': 10, 'model.reduce_at': [0, 2, 4],
+        'model.fuse': True} | config)
+
+
+def speed_of(plan, speed=100, **changes):
+    return {'model': 'vit_digits', 'image_size': 64, 'plan': str(plan), 'macs': SHAPE.macs(plan),
+            'images_per_second': speed} | changes
+
+
+def write_evaluation(workdir, plan, top1, **changes):
+    metrics = {'top1': top1, 'top1_ema': top1 / 2, 'macs': SHAPE.macs(plan), 'images_per_second': 3}
+    (workdir / f'evaluate-{sum(plan.counts)}.json').write_text(json.dumps({
+        'metrics': metrics, 'plan': {'description': str(plan), 'tokens': [plan.keep[at] for at in plan.reductions]},
+        'preprocessing': {'image_size': 64}} | changes))
+
+
+def at_rate(rate, reduce_at=(0, 2, 4), **changes):
+    return make_plan(64, 6, rate=rate, reduce_at=reduce_at, **changes)
+
+
+def test_measured_speed_goes_to_the_evaluation_of_its_plan_and_not_by_macs(tmp_path):
+    other = speed_of(at_rate(0.7, (1, 3, 4)), 300, macs=SHAPE.macs(PLAN))  # as many MACs by chance
+    rows = make_rows(tmp_path / 'a.json', other, speed_of(PLAN, 50), speed_of(PLAN, 70),
+                     speed_of(PLAN, 200, image_size=32), speed_of(PLAN, 200, model='lvvit_digits'),
+                     speed_of(at_rate(0.7, fuse=False), 200))
+    read = read_results([known_run(tmp_path / 'run'), rows])
+    assert [(result.label, result.speed) for result in read.results] == [('0.7', 70)]
+    assert len(read.unmatched) == 4
+    assert str(at_rate(0.7, (1, 3, 4))) in read.explain() and f'evaluated: vit_digits, 64 px, {PLAN}' in read.explain()
+
+
+def test_run_has_a_curve_from_the_files_of_its_evaluations(tmp_path):
+    run_of = known_run(tmp_path / 'run')
+    write_evaluation(run_of, PLAN, 0.4)  # the plan of training counts once
+    write_evaluation(run_of, at_rate(1.0), 0.6)
+    write_evaluation(run_of, at_rate(0.5), 0.3)
+    write_evaluation(run_of, make_plan(64, 6, tokens=(60, 20), reduce_at=(1, 5)), 0.2)
+    (run_of / 'evaluate-old.json').write_text('{"metrics": {}}')
+    rows = make_rows(tmp_path / 'a.json', *(speed_of(at_rate(rate), 100 / rate) for rate in (1.0, 0.5)))
+    found = read_results([run_of, rows])
+    assert {(result.label, result.top1, result.speed) for result in found.results} == {
+        ('0.7', 0.5, 7), ('1', 0.6, 100), ('0.5', 0.3, 200), ('60-20', 0.2, 3)}
+    assert {result.series for result in found.results} == {'vit_digits'} and not found.unmatched
+    assert {result.top1 for result in read_results([run_of], ema=True).results} == {0.6, 0.3, 0.15, 0.1}
+    beside = read_results([run_of, known_run(tmp_path / 'b')]).results
+    assert {result.series for result in beside} == {'vit_digits (run)', 'vit_digits (b)'}
+
+
+def test_speed_of_one_run_stays_with_it(tmp_path):
+    one, other = known_run(tmp_path / 'one'), known_run(tmp_path / 'other')
+    rows = make_rows(tmp_path / 'a.json', speed_of(PLAN, 50, run=str(other)))
+    assert [result.speed for result in read_results([one, other, rows]).results] == [7, 50]
+    assert [result.speed for result in read_results([one, rows]).results] == [50]  # a copy, or the folder was renamed
+
+
+def test_speeds_that_belong_to_nothing_are_an_error_that_lists_both_sides(tmp_path):
+    rows = make_rows(tmp_path / 'a.json', speed_of(at_rate(0.7, (1, 3, 4))))
+    with pytest.raises(ValueError, match=r'none of the 1 speeds belongs to an evaluation: measured: vit_digits, 64 px, '
+                                         r'64 > .* at blocks \(1, 3, 4\), fused; evaluated: vit_digits, 64 px, '
+                                         r'64 > .* at blocks \(0, 2, 4\), fused'):
+        read_results([known_run(tmp_path / 'run'), rows])
+
+
+def test_evaluation_under_another_plan_than_the_config_has_no_identity_by_it(tmp_path):
+    run_of = known_run(tmp_path / 'run', at_rate(0.5))
+    with pytest.raises(ValueError, match='plan unknown'):
+        read_results([run_of, make_rows(tmp_path / 'a.json', speed_of(PLAN))])
+
+
+@pytest.mark.parametrize('told, said', [
+    ({'measurement': 'input', 'rows': [{'name': 'decode'}]}, 'holds the measurement of input, .* model --json'),
+    ({'model': 'vit_digits', 'tokens': [9]}, 'is no JSON with "rows"'), ([1], 'is no JSON with "rows"')])
+def test_json_of_another_kind_is_refused(tmp_path, told, said):
+    (tmp_path / 'a.json').write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=said):
+        read_results([tmp_path / 'a.json'])

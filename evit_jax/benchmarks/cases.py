@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evit_jax import models
+from evit_jax.benchmarks.measured import MeasuredModel, find_model
 from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.keeping import Keeping
@@ -31,10 +32,12 @@ class Case(NamedTuple):
     r: int = 0           # tokens that every block merges, in place of the rate
     tokens: tuple[int, ...] = ()  # kept at each reduction, in place of the rate
     lowering: str = ''   # how reductions move tokens; '': as is best where it runs
+    run: str = ''        # folder of the run whose model it is; '': the named model
+    run_shape: ViTShape | None = None  # of the run's model
 
     @property
     def shape(self) -> ViTShape:
-        return dataclasses.replace(models.named_shape(self.model), image_size=self.size,
+        return dataclasses.replace(self.run_shape or models.named_shape(self.model), image_size=self.size,
                                    predictors=len(self.reduce_at) if self.reducer.predicts else 0)
 
     @property
@@ -65,31 +68,38 @@ class Case(NamedTuple):
         kept += '' if self.reducer == EVIT else f', {self.reducer}'
         kept += f' by {self.lowering}' if self.lowering else ''
         step = ', train' if self.train else ''
-        return f'{self.model} {kept}, {self.size} px, batch {self.batch}, {self.dtype}{step}'
+        return f'{self.run or self.model} {kept}, {self.size} px, batch {self.batch}, {self.dtype}{step}'
 
 
-def choices(flag: str, words: Sequence[str], known: dict[str, Any]) -> list[Any]:
-    """What the words of a flag stand for.
+def choices(flag: str, words: Sequence[str] | None, known: dict[str, Any]) -> list[Any] | None:
+    """What the words of a flag stand for; None for a flag that is not given.
 
     Raises:
       ValueError: one is unknown.
     """
+    if words is None:
+        return None
     for word in words:
         if word not in known:
             raise ValueError(f'{flag}={",".join(words)}: {word!r} is unknown, there are {", ".join(known)}')
     return [known[word] for word in words]
 
 
-def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool], sizes: Sequence[int],
-            batches: Sequence[int], dtypes: Sequence[str], reduce_at: Sequence[int] = (),
-            train: bool = False, methods: Sequence[str] = ('evit',), merged: Sequence[int] = (),
-            planned: Sequence[Planned] = (), lowerings: Sequence[str] = ('',)) -> list[Case]:
+def combine(*, names: Sequence[str], rates: Sequence[float], batches: Sequence[int],
+            fuse: Sequence[bool] | None = None, sizes: Sequence[int] = (), dtypes: Sequence[str] | None = None,
+            reduce_at: Sequence[int] = (), train: bool = False, methods: Sequence[str] | None = None,
+            merged: Sequence[int] = (), planned: Sequence[Planned] = (),
+            lowerings: Sequence[str] = ('',)) -> list[Case]:
     """Every combination once: where nothing is dropped, nothing is fused either, and every method is the same.
 
+    The plan of a run is a case beside those of the rates.
+
     Args:
-      names: of models.
-      sizes: of images; each model's own, if there are none.
-      reduce_at: blocks that drop tokens; at a quarter, half and three quarters of each model, if there are none.
+      names: models by name, and folders of runs.
+      fuse, sizes, dtypes, reduce_at, methods: each model's own, where they are not given. A named model fuses, is
+        computed in float32, and reduces by EViT at a quarter, half and three quarters of its depth.
+      sizes: image sizes.
+      reduce_at: blocks that drop tokens.
       train: each one's training step too.
       methods: names of reducers; one that cannot fuse does not.
       merged: tokens that every block merges, beside the rates; of the reducers that merge.
@@ -100,28 +110,70 @@ def combine(*, names: Sequence[str], rates: Sequence[float], fuse: Sequence[bool
       ValueError: an empty list, or a value that cannot be.
     """
     lists = {'models': names, 'reducers': methods, 'rates': rates, 'fuse': fuse, 'batches': batches, 'dtypes': dtypes}
-    if empty := [flag for flag, values in lists.items() if not values]:
+    if empty := [flag for flag, values in lists.items() if values is not None and not values]:
         raise ValueError(f'--{empty[0]} is empty: give at least one')
     if low := [batch for batch in batches if batch < 1]:
         raise ValueError(f'--batches={",".join(map(str, batches))}: a batch of {low[0]} has no image, give 1 or more')
-    reducing = [reducers.named(method) for method in methods]
+    reducing = None if methods is None else [reducers.named(method) for method in methods]
+    measured = [find_model('--models', name) for name in names]
+    _check_merging(merged, [reducer for one in measured for reducer in reducing or [one.keeping.reducer]])
+    unclaimed = [plan for plan in planned if plan.model not in {one.name for one in measured}]
+    found = {}
+    for one in measured:
+        sizes_of, reducers_of = sizes or [one.image_size], reducing or [one.keeping.reducer]
+        plans = [plan for plan in planned if plan.model == one.name] + unclaimed  # these are refused
+        for plan, size in itertools.product(plans, sizes_of):
+            plan.check(one.name, one.shape.patches(size), one.shape.depth)
+        by_plan = [_way(reducer, plan.fuse, plan.reduce_at, tokens=plan.tokens)
+                   for plan, reducer in itertools.product(plans, reducers_of)]
+        by_rate = _ways(one, rates, merged, reducers_of, tuple(sorted(reduce_at)) or one.blocks,
+                        [one.keeping.fuse] if fuse is None else fuse)
+        own_size = [one.image_size] if one.run and one.image_size in sizes_of else []
+        for ways, of in ((by_rate, sizes_of), ([_own(one)], own_size), (by_plan, sizes_of)):
+            for step, size, batch, dtype in itertools.product((False, True)[:1 + train], of, batches,
+                                                              dtypes or [one.dtype]):
+                case = Case(one.name, 1.0, False, size, batch, dtype, (), step, run=one.run,
+                            run_shape=one.shape if one.run else None)
+                for way in ways:
+                    found |= _moved(case._replace(**way), lowerings)
+    return list(found)
+
+
+def _ways(one: MeasuredModel, rates, merged, reducing, at, fuse) -> list[dict[str, Any]]:
+    """Fields of a case for each rate, then for each r, by each reducer.
+
+    Raises:
+      ValueError: there is no block that could drop tokens.
+    """
+    if not at and any(rate != 1 for rate in rates):
+        raise ValueError(f'{one.run} drops tokens at no block (model.reduce_at is empty), and '
+                         f'--rates={",".join(f"{rate:g}" for rate in rates)} would all be dense: give --reduce_at, or '
+                         '--rates=1')
+    amounts = [(rate, 0, reducer) for rate, reducer in itertools.product(rates, reducing)]
+    amounts += [(1.0, r, reducer) for r, reducer in itertools.product(merged, reducing) if reducer.merges]
+    return [_way(reducer, fused, at, rate=rate, r=r) for (rate, r, reducer), fused in itertools.product(amounts, fuse)]
+
+
+def _own(one: MeasuredModel) -> dict[str, Any]:
+    """The plan of a run, as fields of a case."""
+    keeping = one.keeping
+    if keeping.rate is not None:
+        return _way(keeping.reducer, keeping.fuse, one.blocks, rate=keeping.rate)
+    if keeping.r and not keeping.macs and not keeping.decreasing and keeping.r == int(keeping.r):
+        return _way(keeping.reducer, keeping.fuse, one.blocks, r=int(keeping.r))
+    plan = one.plan()
+    return _way(keeping.reducer, plan.fused, plan.reductions, tokens=tuple(plan.keep[at] for at in plan.reductions))
+
+
+def _way(reducer, fused, reduce_at, **amounts):
+    return {'reducer': reducer, 'fused': fused and reducer.fuses, 'reduce_at': reduce_at} | amounts
+
+
+def _check_merging(merged, reducing):
     if merged and not any(reducer.merges for reducer in reducing):
         raise ValueError(f'--r={",".join(map(str, merged))} is of reducers that merge, and of '
-                         f'--reducers={",".join(methods)} none does: add tome or pool, or leave --r out')
-    ways = [(rate, 0, reducer) for rate, reducer in itertools.product(rates, reducing)]
-    ways += [(1.0, r, reducer) for r, reducer in itertools.product(merged, reducing) if reducer.merges]
-    found = {}
-    for name in names:
-        shape = models.named_shape(name)
-        at = tuple(reduce_at) or shape.quarters
-        for step, size, batch, dtype, (rate, r, reducer), fused in itertools.product(
-                (False, True)[:1 + train], sizes or [shape.image_size], batches, dtypes, ways, fuse):
-            case = Case(name, rate, fused and reducer.fuses, size, batch, dtype, at, step, reducer, r)
-            found |= _moved(case, lowerings)
-    for one, size, step, batch, dtype, reducer in itertools.product(
-            planned, sizes or [None], (False, True)[:1 + train], batches, dtypes, reducing):
-        found |= _moved(_planned_case(one, names, size, batch, dtype, step, reducer), lowerings)
-    return list(found)
+                         f'--reducers={",".join(dict.fromkeys(map(str, reducing)))} none does: add tome or pool, or '
+                         'leave --r out')
 
 
 def _moved(case, lowerings):
@@ -129,12 +181,3 @@ def _moved(case, lowerings):
     if not case.plan.reductions:
         return {case.dense: None}
     return {case._replace(lowering='' if case.reducer.merges else lowering): None for lowering in lowerings}
-
-
-def _planned_case(planned, names, size, batch, dtype, step, reducer):
-    name = planned.model if planned.model in names else names[0]
-    shape = models.named_shape(name)
-    size = size or shape.image_size
-    planned.check(name, shape.patches(size), shape.depth)
-    return Case(name, 1.0, planned.fuse and reducer.fuses, size, batch, dtype, planned.reduce_at, step, reducer,
-                tokens=planned.tokens)

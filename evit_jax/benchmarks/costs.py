@@ -22,6 +22,7 @@ from evit_jax import models
 from evit_jax.benchmarks import clock, parts, report, subjects, tpu
 from evit_jax.benchmarks.cases import Case
 from evit_jax.benchmarks.clock import Contender, Times
+from evit_jax.benchmarks.measured import MeasuredModel
 from evit_jax.benchmarks.parts import Part
 from evit_jax.data.progress import Progress
 from evit_jax.models.shape import ViTShape
@@ -50,10 +51,16 @@ class Asked(NamedTuple):
     dtype: str
     device: str  # of DEVICES
     fuse: bool = True
+    run: MeasuredModel | None = None  # whose model it is; None: the named model
 
     @property
     def shape(self) -> ViTShape:
-        return dataclasses.replace(models.named_shape(self.model), image_size=self.image_size)
+        return dataclasses.replace(self.run.shape if self.run else models.named_shape(self.model),
+                                   image_size=self.image_size)
+
+    def about(self) -> dict[str, Any]:
+        """The values for JSON; costs do not depend on which run it is."""
+        return {name: value for name, value in self._asdict().items() if name != 'run'}
 
     @property
     def patches(self) -> int:
@@ -66,7 +73,7 @@ class Asked(NamedTuple):
 
     def key(self) -> dict[str, Any]:
         """All that decides the costs; touches the device, if it is this one."""
-        about = self._asdict() | {'shape': repr(self.shape), 'jax': jax.__version__, 'parts': _COUNTED,
+        about = self.about() | {'shape': repr(self.shape), 'jax': jax.__version__, 'parts': _COUNTED,
                                   'sources': _sources()}
         if self.device != THIS:
             return about | {'libtpu': tpu.version()}
@@ -174,8 +181,11 @@ def side_by_side(asked: Asked, plans: Sequence[TokenPlan], seconds: float, round
 def case_of(asked: Asked, plan: TokenPlan) -> Case:
     """A plan as what `benchmark model` measures."""
     planned = Planned.of(plan, asked.model, asked.image_size)
-    return Case(asked.model, 1.0, planned.fuse, asked.image_size, asked.batch, asked.dtype, planned.reduce_at,
+    case = Case(asked.model, 1.0, planned.fuse, asked.image_size, asked.batch, asked.dtype, planned.reduce_at,
                 tokens=planned.tokens)
+    if asked.run:
+        case = case._replace(run=asked.run.run, run_shape=asked.run.shape, reducer=asked.run.keeping.reducer)
+    return case if plan.reductions else case.dense
 
 
 def counts(least: int, most: int) -> list[int]:

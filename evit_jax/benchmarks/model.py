@@ -123,9 +123,11 @@ def _row(subject: Subject, taken: dict[tuple[Case, str], Times], memories: dict[
     flops = 2 * case.batch * (executed or _TRAIN_MACS * case.macs)
     return {
         'case': str(case), 'engine': engine, 'step': 'train' if case.train else 'inference', 'model': case.model,
+        'run': case.run or None,
         'reducer': str(case.reducer), 'rate': None if case.r or case.tokens else case.rate, 'r': case.r,
         'fused': case.fused, 'lowering': case.lowering or None,
-        'plan': str(case.plan), 'image_size': case.size,
+        'plan': str(case.plan), 'reduce_at': list(case.plan.reductions),
+        'tokens': [case.plan.keep[block] for block in case.plan.reductions], 'image_size': case.size,
         'batch_size': case.batch, 'dtype': case.dtype, 'parameters': subject.parameters, 'macs': case.macs,
         'executed_macs': executed,
         'compile_seconds': subject.compile_seconds, 'memory_bytes': memory.bytes, 'memory_from': memory.source,

@@ -1,81 +1,113 @@
-"""Accuracy, cost and speed of models from the files that runs and measurements leave."""
+"""Accuracy, cost and speed of models from the files that runs, evaluations and measurements leave."""
 
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from evit_jax.benchmarks.evaluated import Evaluated, Identity, evaluated_in
 from evit_jax.pictures.result import Result
-from evit_jax.training import storage, writers
-from evit_jax.training import workdir as workdirs
+from evit_jax.training import storage
+
+_SHOWN = 8  # plans in a message
 
 
-def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> tuple[list[Result], int]:
-    """Reads workdirs of runs, and JSON files with rows of measurements.
+class Results(NamedTuple):
+    """Everything that has an accuracy, and the speeds that belong to none of it."""
 
-    A run says what its last full evaluation found. A row has any of name (or case), model, rate, top1 (fraction or
-    percent), macs and images_per_second; without top1 it gives its speed to the run with the same MACs, of several the
-    fastest.
+    results: list[Result]
+    unmatched: list[str]  # speeds, in words
+    evaluated: list[str]  # what they were compared with, in words
+
+    def explain(self) -> str:
+        """The plans of both sides."""
+        return (f'measured: {_some(self.unmatched)}; evaluated: {_some(self.evaluated)}. A speed belongs to the '
+                'evaluations of the same model, image size and plan: measure the run itself (python -m '
+                'evit_jax.benchmark model --models=WORKDIR), or evaluate it under the measured plan (python -m '
+                'evit_jax.main --mode=evaluate)')
+
+
+def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Results:
+    """Reads workdirs of runs, files of evaluations, and JSON files with rows of measurements.
+
+    A workdir has its last full evaluation and its `evaluate-*.json`. A row has any of name (or case), model, rate, top1
+    (fraction or percent), macs, images_per_second, image_size, plan and run. A row without top1 gives its speed to the
+    evaluations of the same model, image size and plan; without a plan, to those with the same MACs. Of several rows the
+    fastest counts.
 
     Args:
       ema: accuracy of the moving average of a run's weights.
 
-    Returns:
-      What has an accuracy, and the number of rows that found none.
-
     Raises:
-      ValueError, OSError: a file is not there or not what is expected.
+      ValueError, OSError: a file is not there or not what is expected; none of the speeds belongs to an accuracy.
     """
-    found, speeds = [], []
+    groups, speeds = [], []
     for path in paths:
         place = storage.place(path)
         if not place.exists():
             raise FileNotFoundError(f'there is no {path}: give workdirs of runs and JSON files of measurements')
         if place.is_dir() or place.suffix == '.jsonl':
-            found.append(_of_run(place if place.is_dir() else place.parent, ema))
+            groups.append(evaluated_in(place if place.is_dir() else place.parent, ema))
             continue
-        for row in _rows(path):
-            (found if row.top1 is not None else speeds).append(row)
-    lost = 0
-    for row in speeds:
-        same = [number for number, result in enumerate(found) if row.macs and result.macs == row.macs]
-        lost += not same
+        rows = _rows(path)
+        groups.append([row for row in rows if row.result.top1 is not None])
+        speeds += [row for row in rows if row.result.top1 is None]
+    found = _told_apart(groups)
+    runs, unmatched = {one.run for one in found}, []
+    for speed in speeds:
+        same = [number for number, one in enumerate(found) if _same(speed, one, runs)]
         for number in same:
-            before = found[number]
-            fastest = max(row.speed or 0, before.speed or 0) if before.measured else row.speed
-            found[number] = before._replace(speed=fastest, measured=True)
-    return found, lost
+            found[number] = found[number]._replace(result=_with_speed(found[number].result, speed.result.speed))
+        if not same:
+            unmatched.append(str(speed))
+    read = Results([one.result for one in found], unmatched, [str(one) for one in found])
+    if found and speeds and len(unmatched) == len(speeds):
+        raise ValueError(f'none of the {len(speeds)} speeds belongs to an evaluation: {read.explain()}')
+    return read
 
 
-def _of_run(workdir: Any, ema: bool) -> Result:
-    if not (workdir / writers.METRICS_FILE).exists():
-        raise FileNotFoundError(f'{workdir} is no workdir of a run: it has no {writers.METRICS_FILE}')
-    evaluations = [record for record in writers.read_metrics(workdir / writers.METRICS_FILE) if 'eval/macs' in record]
-    if not evaluations:
-        raise ValueError(f'the run in {workdir} has not been evaluated to its end yet')
-    last, name = evaluations[-1], 'eval/top1_ema' if ema else 'eval/top1'
-    if name not in last:
-        raise ValueError(f'the run in {workdir} kept no moving average: leave --ema out')
-    told = workdirs.saved_config(workdir) or {}
-    rates = told.get('keep.tokens') or told.get('keep.rates') or [told.get('keep.rate', 1.0)]
-    series = told.get('model.name', workdir.name) + ('' if told.get('model.fuse', True) else ', not fused')
-    return Result(series, '/'.join(f'{rate:g}' for rate in rates), last[name], last['eval/macs'],
-                  last.get('eval/images_per_second'))
+def _same(speed: Evaluated, one: Evaluated, runs: set[str]) -> bool:
+    """Whether a speed is that of an evaluation."""
+    if speed.run in runs and speed.run != one.run:
+        return False
+    macs = speed.result.macs, one.result.macs
+    if speed.identity.plan and one.identity.plan:
+        return speed.identity == one.identity and (None in macs or macs[0] == macs[1])
+    models = {speed.identity.model, one.identity.model} - {''}
+    return bool(macs[0]) and macs[0] == macs[1] and len(models) < 2
 
 
-def _rows(path: str | os.PathLike) -> list[Result]:
+def _with_speed(result: Result, speed: float | None) -> Result:
+    fastest = max(speed or 0, result.speed or 0) if result.measured else speed
+    return result._replace(speed=fastest, measured=True)
+
+
+def _told_apart(groups: Sequence[list[Evaluated]]) -> list[Evaluated]:
+    """All of them; the lines of runs that have one each bear the runs' names, where there are several runs."""
+    if sum(bool(group) for group in groups) > 1 and any(len(group) > 1 and group[0].run for group in groups):
+        groups = [[one._replace(result=one.result._replace(
+            series=f'{one.result.series} ({os.path.basename(one.run)})')) if one.run else one for one in group]
+            for group in groups]
+    return [one for group in groups for one in group]
+
+
+def _rows(path: str | os.PathLike) -> list[Evaluated]:
     with open(path, encoding='utf-8') as file:
         try:
-            rows = json.load(file)['rows']
-        except (ValueError, KeyError, TypeError):
+            told = json.load(file)
+            kind, rows = told.get('measurement', 'model'), told['rows']
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f'{path} is no JSON with "rows", as evit_jax.benchmark model --json writes it') from None
+    if kind != 'model':
+        raise ValueError(f'{path} holds the measurement of {kind}, by evit_jax.benchmark {kind}: give what '
+                         'evit_jax.benchmark model --json has written')
     if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
         raise ValueError(f'{path} has no rows')
-    ours = (row for row in rows if row.get('step') != 'train' and row.get('engine', 'jax') == 'jax')
+    ours = [row for row in rows if row.get('step') != 'train' and row.get('engine', 'jax') == 'jax']
     return [_of_row(path, row) for row in ours]
 
 
-def _of_row(path: str | os.PathLike, row: dict[str, Any]) -> Result:
+def _of_row(path: str | os.PathLike, row: dict[str, Any]) -> Evaluated:
     values = [row.get(name) for name in ('top1', 'macs', 'images_per_second')]
     if wrong := [value for value in values if not (value is None or (isinstance(value, int | float) and value >= 0))]:
         raise ValueError(f'{path}: {wrong[0]!r} is neither an accuracy, nor MACs, nor images a second')
@@ -83,5 +115,14 @@ def _of_row(path: str | os.PathLike, row: dict[str, Any]) -> Result:
     name = str(row.get('name') or row.get('case') or row.get('model') or os.path.basename(path))
     rate = row.get('rate')
     series = str(row.get('model', name)) + (', not fused' if row.get('fused') is False and rate != 1 else '')
-    return Result(series, name if rate is None else f'{rate:g}', top1 / 100 if top1 and top1 > 1 else top1, macs, speed,
-                  measured=True)
+    result = Result(series, name if rate is None else f'{rate:g}', top1 / 100 if top1 and top1 > 1 else top1, macs,
+                    speed, measured=True)
+    run = os.path.realpath(os.path.expanduser(str(row['run']))) if row.get('run') else ''
+    identity = Identity(str(row.get('model') or ''), row.get('image_size'), str(row.get('plan') or ''))
+    return Evaluated(result, identity, run)
+
+
+def _some(texts: Sequence[str]) -> str:
+    texts = list(dict.fromkeys(texts))
+    more = f' and {len(texts) - _SHOWN} more' if len(texts) > _SHOWN else ''
+    return ' | '.join(texts[:_SHOWN]) + more or 'nothing'

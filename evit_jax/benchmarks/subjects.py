@@ -18,6 +18,7 @@ from evit_jax.benchmarks.cases import Case
 from evit_jax.benchmarks.clock import Contender
 from evit_jax.interchange import vit
 from evit_jax.training.run import Run
+from evit_jax.training.trained import read_trained
 
 OURS = 'jax'
 INPUTS = 4          # batches that take turns
@@ -56,7 +57,10 @@ class Stock:
         self.images = functools.cache(self._images)
         self.torch_model = functools.cache(self._torch_model)
 
-    def _params(self, shape):
+    def _params(self, shape, run):
+        """The weights of a run where its model has this shape, else fresh ones, which take as long."""
+        if run and (trained := read_trained(run)).shape == shape:
+            return jax.device_put(trained.params, device())
         return jax.device_put(models.create(shape).init(jax.random.key(0)), device())
 
     def _images(self, size, batch):
@@ -64,8 +68,8 @@ class Stock:
         rng = np.random.default_rng(0)
         return [rng.standard_normal((batch, size, size, 3), np.float32) for _ in range(INPUTS)]
 
-    def _torch_model(self, shape, dtype):
-        weights = vit.to_torch(jax.device_get(self.params(shape)), shape)
+    def _torch_model(self, shape, run, dtype):
+        weights = vit.to_torch(jax.device_get(self.params(shape, run)), shape)
         return torch_evit.TorchEViT(weights, shape, dtype=dtype, device=device().platform)
 
 
@@ -76,7 +80,7 @@ def device() -> jax.Device:
 
 def inference(case: Case, stock: Stock) -> Subject:
     """The forward pass as it is served: normalised float32 images to logits."""
-    shape, params = models.folded(case.shape, stock.params(case.shape))
+    shape, params = models.folded(case.shape, stock.params(case.shape, case.run))
     model, plan = models.create(shape, dtype=jnp.dtype(case.dtype), lowering=case.lowering), case.plan
     images = jax.device_put(stock.images(case.size, case.batch), device())
     forward = jax.jit(lambda params, images: model.apply(params, images, plan)[0])
@@ -107,7 +111,7 @@ def training(case: Case, run: Run) -> Subject:
 
 def rival(case: Case, engine: str, stock: Stock) -> Subject:
     """PyTorch's forward pass, on the same weights and images."""
-    model, plan = stock.torch_model(case.shape, case.dtype), case.plan
+    model, plan = stock.torch_model(case.shape, case.run, case.dtype), case.plan
     images = [model.tensor(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
               for batch in stock.images(case.size, case.batch)]
     forward, wait = model.forward(plan, engine), model.wait

@@ -1,7 +1,7 @@
 """How many tokens are asked to stay where, as a config or a person says it, and the plans that come of it."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evit_jax.tokens import reducers
@@ -18,10 +18,10 @@ class Keeping(NamedTuple):
     """Of `macs`, `r` and `tokens` the first that is given counts; where none is, the rates do."""
 
     reducer: Reducer
-    reduce_at: tuple[int, ...]    # blocks
+    reduce_at: tuple[int, ...]    # blocks, in any order
     fuse: bool                    # where the reducer can
-    rates: tuple[float, ...]      # one for each reduction
-    tokens: tuple[int, ...] = ()  # kept at each reduction
+    rates: tuple[float, ...]      # one for each block of `reduce_at`, in its order
+    tokens: tuple[int, ...] = ()  # kept at each block of `reduce_at`, in its order
     r: float = 0                  # tokens merged in every block
     decreasing: bool = False      # see `merge_plan`
     macs: float = 0.0             # share of the dense model's multiply-accumulates
@@ -77,6 +77,23 @@ class Keeping(NamedTuple):
         rates = self.rates
         if self.tokens:
             entering = (patches, *final.counts[:-1])
-            rates = [(final.keep[block] or entering[block]) / entering[block] for block in sorted(self.reduce_at)]
+            rates = [(final.keep[block] or entering[block]) / entering[block] for block in self.reduce_at]
         return lambda progress: (
             final if progress == 1 else make(rate=tuple(1 - (1 - rate) * progress for rate in rates)))
+
+
+def check_predictors(plan: TokenPlan, trained_at: Sequence[int]) -> None:
+    """Raises a ValueError if a reduction of the plan would use the predictor that was trained for another block.
+
+    Predictors are numbered by reduction, in ascending order of the blocks.
+
+    Args:
+      trained_at: blocks that the predictors were trained at, in any order.
+    """
+    trained_at = tuple(sorted(trained_at))
+    wrong = [pair for pair in zip(plan.reductions, trained_at) if pair[0] != pair[1]]
+    if plan.reducer.predicts and wrong:
+        block, trained = wrong[0]
+        raise ValueError(f'{plan.reducer} would use the predictor trained at block {trained} at block {block}: its '
+                         f'predictors were trained at the blocks {trained_at}, and the plan reduces at '
+                         f'{plan.reductions}: keep the trained blocks, or choose another reducer')

@@ -5,11 +5,12 @@ every program a person starts are ways of choosing a plan.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence, Set
+from typing import NamedTuple, TypeVar
 
 from evit_jax.tokens.reducers import EVIT, TOME, Reducer
 
+T = TypeVar('T')
 _CLOSE = 0.01  # how near a wanted share of MACs a plan should come
 
 
@@ -81,9 +82,10 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
     Args:
       patches: patch tokens of the image.
       depth: blocks of the model.
-      rate: in (0, 1]; one for all reductions, or one for each.
-      tokens: kept tokens at each reduction, in place of `rate`; a count that is not below n drops nothing.
-      reduce_at: blocks (0-based) that reduce.
+      rate: in (0, 1]; one for all reductions, or one for each block of `reduce_at`, in its order.
+      tokens: kept tokens at each block of `reduce_at`, in its order and in place of `rate`; a count that is not below n
+        drops nothing.
+      reduce_at: blocks (0-based) that reduce, in any order.
       fuse: blend the dropped tokens into one extra token, where the reducer can.
 
     Raises:
@@ -91,25 +93,25 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
 
     Source: EViT, section 3; youweiliang/evit, evit.py.
     """
-    at, fuse = tuple(sorted(reduce_at)), fuse and reducer.fuses
-    if len(set(at)) < len(at):
-        raise ValueError(f'reduce_at={tuple(reduce_at)} names a block twice: give each block once')
-    if outside := [block for block in at if not 0 <= block < depth]:
-        raise ValueError(f'reduce_at={tuple(reduce_at)}: block {outside[0]} is outside 0..{depth - 1} of this model')
-    if tokens:
-        tokens = _one_each(tokens, at, 'tokens')
+    fuse, counted = fuse and reducer.fuses, tokens is not None and len(tokens) > 0
+    _check_blocks(reduce_at, depth)
+    if counted:
+        tokens = by_depth(reduce_at, tokens, 'tokens')
+        if bad := [count for count in tokens if count % 1]:
+            raise ValueError(f'tokens={tokens}: {bad[0]} is no whole number of tokens')
         if low := [count for count in tokens if count < 1]:
             raise ValueError(f'tokens={tokens}: {low[0]} tokens cannot be kept, the least is 1')
     else:
-        rates = _one_each(rate if isinstance(rate, Sequence) else (rate,) * len(at), at, 'rate')
+        one_each = isinstance(rate, Sequence) or getattr(rate, 'ndim', 0)  # an array is no Sequence
+        rates = by_depth(reduce_at, rate, 'rate') if one_each else (rate,) * len(reduce_at)
         if bad := [r for r in rates if not 0 < r <= 1]:
             raise ValueError(f'keep rate {bad[0]} is outside (0, 1]: 1 keeps every token, 0.7 keeps 70 %')
-    keep, n = [], patches
+    at, keep, n = tuple(sorted(reduce_at)), [], patches
     for block in range(depth):
         count = n
         if block in at:
             reduction = at.index(block)
-            count = tokens[reduction] if tokens else reducer.kept(patches, n, rates[:reduction + 1])
+            count = int(tokens[reduction]) if counted else reducer.kept(patches, n, rates[:reduction + 1])
             _check_fewest(count, n, block, reducer)
         keep.append(count if count < n else None)
         n = count + fuse if count < n else n
@@ -206,10 +208,32 @@ def _at_all(keep, patches, at):
     return found
 
 
-def _one_each(values, at, name):
-    if len(values) != len(at):
-        raise ValueError(f'{name}={tuple(values)} has {len(values)} values for {len(at)} reductions at blocks {at}')
-    return tuple(values)
+def by_depth(reduce_at: Sequence[int], values: Sequence[T], name: str) -> tuple[T, ...]:
+    """The values of the blocks, one for each, in ascending order of the blocks.
+
+    Args:
+      reduce_at: blocks, in any order.
+      values: one for each block, in the same order.
+      name: what they are, for the message.
+
+    Raises:
+      ValueError: there are more or fewer values than blocks, or the blocks are a set, which has no order.
+    """
+    if len(values) != len(reduce_at):
+        raise ValueError(f'{name}={tuple(values)} has {len(values)} values for {len(reduce_at)} reductions at blocks '
+                         f'{tuple(reduce_at)}')
+    if isinstance(reduce_at, Set):
+        raise ValueError(f'reduce_at={reduce_at} is a set, which has no order, and {name}={tuple(values)} has a value '
+                         'for each block: give the blocks as a tuple')
+    pairs = zip(reduce_at, values, strict=True)
+    return tuple(value for _, value in sorted(pairs, key=lambda pair: pair[0]))
+
+
+def _check_blocks(reduce_at, depth):
+    if len(set(reduce_at)) < len(reduce_at):
+        raise ValueError(f'reduce_at={tuple(reduce_at)} names a block twice: give each block once')
+    if outside := [block for block in reduce_at if not 0 <= block < depth]:
+        raise ValueError(f'reduce_at={tuple(reduce_at)}: block {outside[0]} is outside 0..{depth - 1} of this model')
 
 
 def block_macs(tokens_in: int, tokens_out: int, width: int, mlp_ratio: float, rows: int | None = None) -> int:

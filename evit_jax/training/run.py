@@ -20,8 +20,8 @@ from evit_jax.data.sources import Source
 from evit_jax.data.token_targets import TokenTargets
 from evit_jax.models import Model
 from evit_jax.tokens import reducers
-from evit_jax.tokens.keeping import Keeping
-from evit_jax.tokens.plan import TokenPlan
+from evit_jax.tokens.keeping import Keeping, check_predictors
+from evit_jax.tokens.plan import TokenPlan, by_depth
 from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
 from evit_jax.training import inputs, limits, profile, steps, teaching, weights
@@ -267,16 +267,19 @@ def failures(run: Run, source: Source) -> Failures:
 
 
 def keep_rate(run: Run, stage: Stage) -> float:
-    """The rate of a stage, for the log; with several rates the first, with token counts their share.
+    """The rate of a stage, for the log; with several rates that of the first reduction, with token counts its share.
 
     Where r tokens are merged in every block, or the MACs decide, what the first reduction keeps.
     """
     keep, plan = run.config.keep, stage.plan
     if run.config.reducer.r or keep.macs:
         return plan.keep[plan.reductions[0]] / run.patches if plan.reductions else 1.0
+    at, rate = run.config.model.reduce_at, keep.rate
     if keep.tokens:
-        return 1 - (1 - keep.tokens[0] / run.patches) * stage.progress
-    return 1 - (1 - (keep.rates[0] if keep.rates else keep.rate)) * stage.progress
+        rate = by_depth(at, keep.tokens, 'tokens')[0] / run.patches
+    elif keep.rates:
+        rate = by_depth(at, keep.rates, 'rates')[0]
+    return 1 - (1 - rate) * stage.progress
 
 
 def _open_sources(config):
@@ -299,6 +302,7 @@ def _shape_and_plans(config, trained=None):
     keeping = Keeping.of_config(flat)
     plan_at = keeping.plans(shape.patches(config.model.image_size), shape.depth, shape.macs)
     shape.check_plan(plan_at(1.0))
+    check_predictors(plan_at(1.0), trained['model.reduce_at'])
     return shape, plan_at
 
 

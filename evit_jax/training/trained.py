@@ -13,7 +13,7 @@ from evit_jax.models import Params
 from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
-from evit_jax.tokens.keeping import Keeping
+from evit_jax.tokens.keeping import Keeping, check_predictors
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.tokens.planned import Planned
 from evit_jax.training import storage
@@ -85,6 +85,7 @@ class Trained(NamedTuple):
             keeping = dense._replace(rates=tuple(rates) or dense.rates, tokens=tuple(tokens), r=r or 0)
         plan = keeping.plans(patches, self.shape.depth, self.shape.macs)(1.0)
         self.shape.check_plan(plan)
+        check_predictors(plan, self.keeping.reduce_at)
         return plan
 
 

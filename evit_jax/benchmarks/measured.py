@@ -1,0 +1,64 @@
+"""Models to measure: named ones, and the models of runs with their plans."""
+
+import os
+from typing import NamedTuple
+
+from absl import logging
+
+from evit_jax import models
+from evit_jax.models.shape import ViTShape
+from evit_jax.tokens.keeping import Keeping
+from evit_jax.tokens.plan import TokenPlan
+from evit_jax.tokens.reducers import EVIT
+from evit_jax.training import storage
+from evit_jax.training.trained import read_trained
+
+
+class MeasuredModel(NamedTuple):
+    """A model, and the plan settings that apply where no flag names others."""
+
+    name: str
+    shape: ViTShape
+    image_size: int
+    dtype: str
+    keeping: Keeping  # a named model drops nothing
+    run: str = ''     # folder of the run, or of weights alone; '': a named model
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks that drop tokens, in ascending order."""
+        return tuple(sorted(self.keeping.reduce_at))
+
+    @property
+    def fuse(self) -> bool:
+        return self.keeping.fuse and self.keeping.reducer.fuses
+
+    def plan(self) -> TokenPlan:
+        """The plan of the run."""
+        return self.keeping.plans(self.shape.patches(self.image_size), self.shape.depth, self.shape.macs)(1.0)
+
+
+def find_model(flag: str, word: str) -> MeasuredModel:
+    """The model of a name, or of the run in a folder; a word that is both is the name.
+
+    Args:
+      flag: that the word was given to, for messages.
+
+    Raises:
+      ValueError: neither a model nor a run.
+    """
+    folder = storage.place(word) if word else None
+    if word in models.SHAPES:
+        if folder.is_dir():
+            logging.warning('%s=%s is the named model; for the run in the folder %s give %s=%s', flag, word, word, flag,
+                            os.path.join('.', word))
+        shape = models.named_shape(word)
+        keeping = Keeping(EVIT, shape.quarters, True, (1.0,) * len(shape.quarters))
+        return MeasuredModel(word, shape, shape.image_size, 'float32', keeping)
+    if os.sep not in word and not (word and folder.exists()):
+        models.named_shape(word)  # raises the error that names the nearest
+    trained = read_trained(word)
+    found = MeasuredModel(trained.name, trained.shape, trained.image_size, trained.dtype, trained.keeping, word)
+    logging.info('%s: %s, images of %d, %s; its plan: %s', word, trained.name, found.image_size, found.dtype,
+                 found.plan())
+    return found
