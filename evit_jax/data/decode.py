@@ -2,22 +2,25 @@
 
 JPEG goes through simplejpeg, which gives the pixels that Pillow gives and is faster; PNG, WebP, GIF (the first frame),
 BMP and TIFF through Pillow. Colours become RGB as by `convert('RGB')` in PyTorch's ImageFolder; colour profiles are
-ignored. Departures from ImageFolder, towards what a viewer shows: the EXIF orientation is applied, transparent pixels
-are laid over white (dropped alpha makes many a drawing black), and 16-bit grey is scaled and not clipped. And a JPEG
-whose data end early is refused even where it closes properly, with the rest grey.
+ignored. Departures from ImageFolder, towards what a viewer shows: the orientation (that of EXIF, else that of XMP) is
+applied, transparent pixels are laid over white (dropped alpha makes many a drawing black), and 16-bit grey is scaled
+and not clipped. And a JPEG whose data end early is refused even where it closes properly, with the rest grey.
 """
 
 import io
-from collections.abc import Callable
+import re
 
 import numpy as np
 import simplejpeg
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 MAX_PIXELS = 100_000_000  # decoded, 300 MB
+# Suffixes of image files. One list for training, evaluation and prediction; masks are looked for in this order.
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.jfif', '.webp', '.gif', '.bmp', '.tif', '.tiff')
 
 _JPEG = b'\xff\xd8'
 _ORIENTATION = 0x112  # the EXIF tag
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')  # an attribute or an element, as Pillow finds it
 _UPRIGHT = {  # from the tag's value to how the stored rows and columns are put right
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
@@ -70,7 +73,7 @@ def from_picture(picture: Image.Image) -> np.ndarray:
     Raises:
       ValueError, OSError: it has pixels of 32 bits; its file is damaged.
     """
-    return _upright(np.asarray(_as_rgb(picture)), _orientation(picture.getexif))
+    return _upright(np.asarray(_as_rgb(picture)), _orientation(picture))
 
 
 def decode_mask(mask: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
@@ -98,7 +101,7 @@ def _decode_jpeg(encoded: bytes, max_pixels: int) -> np.ndarray:
     if image.shape[2] == 4:  # inverted, as Adobe stores it: 255 for no ink
         inks = Image.frombytes('CMYK', (width, height), image.tobytes(), 'raw', 'CMYK;I')
         image = np.asarray(inks.convert('RGB'))
-    return _upright(image, _orientation(lambda: _jpeg_exif(encoded)))
+    return _upright(image, _orientation(JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))))  # reads the header only
 
 
 def _decode_by_pillow(encoded: bytes, max_pixels: int) -> np.ndarray:
@@ -130,23 +133,22 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ValueError(f'{width} x {height} pixels, more than max_pixels={max_pixels}: shrink it, or raise the limit')
 
 
-def _jpeg_exif(encoded: bytes) -> Image.Exif:
-    exif, at = Image.Exif(), 2  # at the marker of a segment
-    while encoded[at:at + 1] == b'\xff' and encoded[at + 1:at + 2] not in (b'\xda', b''):  # up to the first scan
-        end = at + 2 + int.from_bytes(encoded[at + 2:at + 4], 'big')
-        if encoded[at + 1] == 0xe1 and encoded[at + 4:at + 10] == b'Exif\0\0':
-            exif.load(encoded[at + 4:end])
-            break
-        at = end
-    return exif
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation; where EXIF has none or cannot be read, XMP's; else 1, upright.
 
-
-def _orientation(read_exif: Callable[[], Image.Exif]) -> int:
-    """1, upright, where there is none or it cannot be read: viewers show such an image as it is stored."""
+    A PNG must be loaded first, as both may follow the pixels. `serving.loader` has the same rule.
+    """
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return 1  # Pillow turns a TIFF when it loads it
     try:
-        return read_exif().get(_ORIENTATION, 1)
-    except Exception:
-        return 1
+        found = picture.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises many kinds for broken EXIF
+        found = None
+    if found is None:
+        xmp = picture.info.get('XML:com.adobe.xmp') or picture.info.get('xmp') or b''
+        match = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+        found = int(match[1]) if match else 1
+    return found
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -5,12 +5,34 @@ Needs jax, flatbuffers and Pillow. In Python: Served('.')(images, '0.7')['probab
 
 import json
 import pathlib
+import re
 import sys
 
 import jax
 import jax.export
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+TURNS = {  # from the orientation of EXIF to what puts the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90}
+
+
+def upright(image):
+    """Turns an image by the orientation in its EXIF; where EXIF has none or cannot be read, by that in its XMP."""
+    image.load()
+    if image.format == 'TIFF':  # Pillow turns it when it loads it
+        return image
+    try:
+        orientation = image.getexif().get(0x112)
+    except Exception:  # Pillow raises many kinds for broken EXIF
+        orientation = None
+    if orientation is None:
+        xmp = image.info.get('XML:com.adobe.xmp') or image.info.get('xmp') or b''
+        found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp.encode() if isinstance(xmp, str) else xmp)
+        orientation = int(found[1]) if found else 1
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 class Served:
@@ -29,7 +51,7 @@ class Served:
     def read(self, path):
         """An image file as the model is to see it: uint8 [size, size, 3]."""
         size, crop = self.about['image']['size'], self.about['image']['crop']
-        image = ImageOps.exif_transpose(Image.open(path))
+        image = upright(Image.open(path))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
         image, wide, high = image.convert('RGB'), size, size
