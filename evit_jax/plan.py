@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from evit_jax import commandline, models
+from evit_jax import backend, commandline, models
 from evit_jax.benchmarks import costs, report
 from evit_jax.benchmarks.cases import DTYPES
 from evit_jax.benchmarks.costs import DEVICES, THIS, Asked
@@ -49,6 +49,8 @@ def main() -> None:
         raise ValueError('give both --model NAME and --target SPEED, as in: python -m evit_jax.plan --model=deit_s '
                          '--target=2x')
     target, asked = planner.read_target(_TARGET.value), _asked()
+    if asked.device == THIS:
+        backend.start()
     report.check_writable('--out', _OUT.value)
     blocks = commandline.numbers('blocks', _BLOCKS.value, int) or range(asked.shape.quarters[0], asked.shape.depth)
     dense = make_plan(asked.patches, asked.shape.depth, reduce_at=blocks)  # refuses blocks that there are not
