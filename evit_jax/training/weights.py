@@ -1,6 +1,7 @@
 """The weights of a run by themselves: kept, read, or the start of another run (of other classes or image size)."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -45,9 +46,10 @@ def read(workdir: str | os.PathLike, like: Params) -> tuple[Params, Params | Non
       like: a tree of what has their shapes.
 
     Raises:
-      ValueError: no readable checkpoint, or weights that do not fit; names them.
+      ValueError: no readable checkpoint, or weights that do not fit or are not finite; names them.
     """
     params, ema, about = read_newest(workdir, 'params', 'ema')
+    check_finite(params | {f'ema.{name}': value for name, value in ema.items()}, workdir)
     return fitted(params, like, workdir), fitted(ema, like, workdir) if ema else None, about['next_step']
 
 
@@ -70,6 +72,22 @@ def fitted(weights: dict[str, np.ndarray], like: Params, workdir: str | os.PathL
     return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], like)
 
 
+def check_finite(weights: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """Raises a ValueError that names the arrays with NaN or infinity, if there are any.
+
+    Args:
+      weights: arrays by dotted path.
+      path: of the folder that holds them, for the message.
+    """
+    bad = sorted(name for name, value in weights.items()
+                 if jnp.issubdtype(value.dtype, jnp.inexact) and not np.isfinite(value).all())
+    if bad:
+        more = f' and {len(bad) - _SAID} more' if len(bad) > _SAID else ''
+        raise ValueError(f'{len(bad)} of the {len(weights)} arrays of weights in {path} hold NaN or infinity: '
+                         f'{", ".join(bad[:_SAID])}{more}. Their results would mean nothing: take an earlier '
+                         'checkpoint, or the file that the weights came from')
+
+
 def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: bool,
                class_names: tuple[str, ...] = ()) -> Params:
     """The weights of a run's newest checkpoint, in place of a model's initial ones.
@@ -84,12 +102,13 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
       class_names: that the model is to tell apart.
 
     Raises:
-      ValueError: no readable checkpoint, no average in it, or weights that do not fit; names them.
+      ValueError: no readable checkpoint, no average in it, or weights that do not fit or are not finite; names them.
     """
     weights, about = read_newest(workdir, 'ema' if ema else 'params')
     if not weights:
         raise ValueError(f'the run in {workdir} kept no moving average: start from its weights with '
                          '--config.init_ema=False')
+    check_finite(weights, workdir)
     leaves = by_name(fresh)
     replaced = [name for name, leaf in leaves.items() if name.split('.')[0] in _HEADS and name in weights
                 and weights[name].shape[-1] != leaf.shape[-1]]
