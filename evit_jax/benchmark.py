@@ -24,7 +24,7 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from evit_jax import commandline, parallel
+from evit_jax import backend, commandline, parallel
 from evit_jax.benchmarks import cases, model, model_tables, report, tpu
 from evit_jax.benchmarks import input as input_speed
 from evit_jax.data.generated import GeneratedSource
@@ -92,6 +92,7 @@ def measure_input() -> None:
 
 def measure_model() -> None:
     """Prints and writes how fast models are."""
+    backend.start()
     numbers = commandline.numbers
     chosen = cases.combine(
         names=_MODELS.value, rates=numbers('rates', _RATES.value, float),

@@ -9,7 +9,7 @@ predict. PyTorch is not needed, and nothing that a file holds is run. Or SRC is 
 
 from absl import flags
 
-from evit_jax import commandline
+from evit_jax import backend, commandline
 from evit_jax.interchange import conversion
 from evit_jax.training import storage
 
@@ -28,6 +28,7 @@ _STD = flags.DEFINE_list('std', None, 'As mean.')
 
 def main(src: str, dst: str) -> None:
     """Converts one way or the other, by what SRC is."""
+    backend.start()
     inward = not storage.place(src).is_dir()
     given = [flag.name for flag in (_CLASS_NAMES, _ALLOW_MISSING, _ALLOW_EXTRA, _MEAN, _STD) if flag.value]
     if given and not inward:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from evit_jax import commandline
+from evit_jax import backend, commandline
 from evit_jax.data import mixing
 from evit_jax.data.decode import decode
 from evit_jax.data.survey import classes_said, sizes_said, survey
@@ -35,6 +35,7 @@ def main() -> None:
     if config is None:
         raise ValueError('give --config FILE, as in: python -m evit_jax.describe --config configs/folder.py '
                          '--config.data.path=DIR')
+    backend.start()
     inputs.train_transform(config)
     if not pathlib.Path(_PICTURE.value).absolute().parent.is_dir():
         raise ValueError(f'--picture={_PICTURE.value}: there is no folder for it')

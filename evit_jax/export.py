@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from evit_jax import commandline
+from evit_jax import backend, commandline
 from evit_jax.serving import artifact
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.tokens.planned import read_planned
@@ -50,6 +50,7 @@ _OF_PROGRAMS = _RATES, _TOKENS, _R, _PLANS, _REDUCER, _PLATFORMS, _KEPT, _DTYPE
 
 def main(checkpoint: str, dst: str) -> None:
     """Writes DIR, whole or not at all."""
+    backend.start()
     if storage.is_remote(dst):
         raise ValueError(f'{dst} is no folder of this machine: export to one, then copy it')
     folder = pathlib.Path(dst).expanduser().absolute()

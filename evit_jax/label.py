@@ -12,7 +12,7 @@ import functools
 from absl import flags, logging
 from ml_collections import config_flags
 
-from evit_jax import commandline
+from evit_jax import backend, commandline
 from evit_jax.data import label_maps
 from evit_jax.data.classes import readable
 from evit_jax.data.label_maps import About, Entry, LabelMap
@@ -40,6 +40,7 @@ def main(checkpoint: str = '') -> None:
     if _CONFIG.value is None or not _OUT.value or bool(checkpoint) == bool(_PUBLISHED.value):
         raise ValueError('give --config FILE, --out DIR, and either a CHECKPOINT or --published FOLDER, as in: python '
                          '-m evit_jax.label runs/digits --config configs/digits.py --out data/digits_labels')
+    backend.start()
     source, _ = inputs.open_sources(_CONFIG.value)
     with Stopping() as stopping:
         annotator, top, side, entries = (_published if _PUBLISHED.value else _by_model)(

@@ -18,6 +18,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from evit_jax import backend
+
 Result = TypeVar('Result')
 SHARDINGS = ('replicated', 'fsdp')
 _SMALL = 2**14        # elements; FSDP leaves less than this whole: collecting it costs more time than it saves memory
@@ -29,7 +31,7 @@ _GONE = re.compile(r'Gloo|NCCL|[Cc]onnection (closed|reset)')
 
 
 def start() -> None:
-    """Joins the processes of a run; to be called before anything touches a device.
+    """Joins the processes of a run and starts the backend; to be called before anything touches a device.
 
     JAX itself finds the others on Cloud TPU, under Slurm, Open MPI and Kubernetes. Elsewhere, and before what it finds,
     the environment says who they are: COORDINATOR_ADDRESS (host:port at which process 0 listens), NUM_PROCESSES and
@@ -38,7 +40,7 @@ def start() -> None:
     JAX aborts a process that waits in vain for the others to come, and one that later loses process 0.
 
     Raises:
-      ValueError: one of these variables is missing or cannot be; names it.
+      ValueError: one of these variables is missing or cannot be; names it. Or there is no backend.
     """
     if told := _told(os.environ):
         logging.info('process %d waits up to %d s for all %d, which meet at %s', told['process_id'], _JOIN_SECONDS,
@@ -49,7 +51,9 @@ def start() -> None:
     except ValueError as error:
         if told or 'coordinator_address' not in str(error):
             raise
+        backend.start()
         return  # JAX has found no cluster
+    backend.start()
     logging.info('process %d of %d, %d of %d devices', jax.process_index(), jax.process_count(),
                  jax.local_device_count(), jax.device_count())
 
@@ -73,7 +77,7 @@ def together(agreed: type[BaseException] | tuple = ()) -> Iterator[None]:
             atexit.register(_leave, error.code if isinstance(error, SystemExit) else 2)
             if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
                 raise ConnectionError(
-                    f'another process of this run is gone, see its log ({str(error).splitlines()[0]}): start all of '
+                    f'another process of this run is gone, see its log ({backend.first_line(error)}): start all of '
                     'them again, the run continues from its newest checkpoint') from error
         raise
 

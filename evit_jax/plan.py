@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from evit_jax import commandline
+from evit_jax import backend, commandline
 from evit_jax.benchmarks import costs, report
 from evit_jax.benchmarks.cases import DTYPES
 from evit_jax.benchmarks.costs import DEVICES, THIS, Asked
@@ -56,6 +56,8 @@ def main() -> None:
         raise ValueError('give both --model NAME and --target SPEED, as in: python -m evit_jax.plan --model=deit_s '
                          '--target=2x')
     target, asked = planner.read_target(_TARGET.value), _asked()
+    if asked.device == THIS:
+        backend.start()
     report.check_writable('--out', _OUT.value)
     blocks = commandline.numbers('blocks', _BLOCKS.value, int) or _own_blocks(asked) or range(
         asked.shape.quarters[0], asked.shape.depth)

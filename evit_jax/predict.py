@@ -15,7 +15,7 @@ import tempfile
 
 from absl import flags, logging
 
-from evit_jax import commandline
+from evit_jax import backend, commandline
 from evit_jax.data.progress import Progress
 from evit_jax.inference.images import find_images
 from evit_jax.inference.predictor import Prediction, Predictor
@@ -40,6 +40,7 @@ _KEPT = flags.DEFINE_string('kept', None, 'Folder for pictures of what is kept o
 
 def main(checkpoint: str, *words: str) -> None:
     """Predicts; ends with code 1 where images could not be read."""
+    backend.start()
     images = find_images(words, sys.stdin if '-' in words else ())
     planned = read_planned(_PLAN.value) if _PLAN.value else None
     trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value).folded()

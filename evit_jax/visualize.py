@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from absl import flags, logging
 from ml_collections import config_flags
 
-from evit_jax import commandline
+from evit_jax import backend, commandline
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.results import read_results
 from evit_jax.data.classes import readable
@@ -66,6 +66,7 @@ _PNG = flags.DEFINE_string('png', None, 'kept: folder for a picture of each imag
 
 def kept(checkpoint: str, *words: str) -> None:
     """Writes the page."""
+    backend.start()
     out, pictures = _writable(_OUT.value or 'kept.html', '--out'), _PNG.value and _folder(_PNG.value)
     trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     if not trained.keeping.reduce_at:
@@ -99,6 +100,7 @@ def kept(checkpoint: str, *words: str) -> None:
 
 def drop(checkpoint: str) -> None:
     """Writes accuracy against the share of the patches dropped, as a plot and beside it as CSV."""
+    backend.start()
     out = _writable(_OUT.value or 'drop.png', '--out')
     table = _writable(str(out.with_suffix('.csv')), '--out')
     if table == out:

@@ -8,12 +8,14 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'evit_jax'
 ROOMS = {  # each with what it may import beside itself
-    'tokens': set(), 'parallel': set(), 'models': {'tokens', 'parallel'}, 'data': {'tokens', 'parallel'},
-    'pictures': set(), 'training': {'tokens', 'parallel', 'models', 'data', 'pictures'},
+    'backend': set(), 'tokens': set(), 'parallel': {'backend'}, 'models': {'tokens', 'parallel'},
+    'data': {'tokens', 'parallel'}, 'pictures': set(),
+    'training': {'backend', 'tokens', 'parallel', 'models', 'data', 'pictures'},
     'interchange': {'tokens', 'parallel', 'models', 'training'},
     'inference': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'},
     'serving': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'},
-    'benchmarks': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference', 'interchange'},
+    'benchmarks': {'backend', 'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference',
+                   'interchange'},
     'comparison': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'}, 'commandline': set()}
 HEAVY = {'tensorflow', 'torch', 'torchvision', 'timm', 'keras', 'clu'}  # clu imports TensorFlow
 
@@ -78,7 +80,7 @@ def test_walk_tells_guarded_imports_from_others():
 
 def test_every_room_has_a_place_in_the_order():
     folders = {part for part, path in parts() if path.parent != PACKAGE}
-    assert folders | {'parallel', 'commandline'} == set(ROOMS)
+    assert folders | {'backend', 'parallel', 'commandline'} == set(ROOMS)
 
 
 def test_imports_point_down_and_doors_do_not_import_each_other():

@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -55,14 +56,23 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(file: str | os.PathLike, measured: dict[str, Any]) -> None:
-    """Writes what was measured, with the machine.
+    """Writes what was measured, with the machine; null stands for a number that is not finite.
 
     Raises:
       OSError: the file cannot be written.
     """
     path = pathlib.Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({'machine': machine()} | measured, indent=1) + '\n')
+    path.write_text(json.dumps(_without_nan({'machine': machine()} | measured), indent=1, allow_nan=False) + '\n')
+
+
+def _without_nan(value: Any) -> Any:
+    """The value with None for each number in it that JSON has no sign for."""
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def processor() -> str:

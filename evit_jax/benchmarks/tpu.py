@@ -14,6 +14,7 @@ from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
+from evit_jax.backend import first_line
 from evit_jax.benchmarks.hlo import Program
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training.run import Run
@@ -106,7 +107,7 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise ValueError(f'--topology={topology} is no slice that the compiler knows ({str(error).splitlines()[0]}): '
+        raise ValueError(f'--topology={topology} is no slice that the compiler knows ({first_line(error)}): '
                          f'name one as {_examples()}') from error
 
 
@@ -127,7 +128,7 @@ def compile_step(run: Run, step: str, plan: TokenPlan, topology: str) -> Compile
     try:
         program = _compiled(make(), first, run.abstract_batch(), plan)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f'the {step} step does not compile for {topology}: {str(error).splitlines()[0]}') from error
+        raise ValueError(f'the {step} step does not compile for {topology}: {first_line(error)}') from error
     seconds = time.perf_counter() - begin
     logging.info('%s step compiled in %.0f s', step, seconds)
     return _figures(program, chip, step=step, plan=str(plan), seconds=seconds,

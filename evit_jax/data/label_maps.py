@@ -152,7 +152,7 @@ def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterato
       Rows without a map, of those written by this call.
 
     Raises:
-      ValueError: the folder holds maps of or from something else, or there is no room.
+      ValueError: the folder holds maps of or from something else, there is no room, or none of the maps can be made.
     """
     folder = _local(folder)
     done = _begin(folder, about)
@@ -164,9 +164,10 @@ def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterato
     secured = time.monotonic()
     try:
         for entry in make(done):
-            if entry.made is None:
+            problem = entry.problem if entry.made is None else _problem(entry.made)
+            if problem:
                 missing += 1
-                logging.warning('no label map of %s: %s', entry.example, entry.problem)
+                logging.warning('no label map of %s: %s', entry.example, problem)
             else:
                 values[done] = np.clip(entry.made.value, -_LARGEST, _LARGEST)
                 indices[done], keys[done] = entry.made.index, _key(entry.example)
@@ -178,7 +179,13 @@ def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterato
     finally:
         _secure(folder, about, files, done)
     assert done == about.examples, f'{done} of {about.examples} entries were made'
+    if missing == about.examples:
+        raise ValueError(f'none of the {missing:,} examples has a label map, the last one as: {problem}')
     return missing
+
+
+def _problem(made: LabelMap) -> str:
+    return '' if np.isfinite(made.value).all() else 'its values are not finite (NaN or infinity)'
 
 
 def check_begun(folder: str | os.PathLike, about: About) -> None:

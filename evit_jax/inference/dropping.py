@@ -87,6 +87,7 @@ def drop_patches(trained: Trained, source: Source, *, shares: Sequence[float], r
 
     Raises:
       ValueError: a share or rate out of range, or no image with an object.
+      FloatingPointError: logits are not finite.
     """
     patches = trained.shape.patches(trained.image_size)
     if wrong := [share for share in shares if not 0 <= share < 1]:
@@ -157,7 +158,8 @@ class _Programs:
             return [model.apply(params, prepare(images), plan)[1][name] for name in ('patch', 'class_attention')]
 
         def predict(params, images, visible, plan):
-            return model.apply(params, prepare(images), plan, visible=visible)[0].argmax(-1)
+            logits = model.apply(params, prepare(images), plan, visible=visible)[0]
+            return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
         jitted = functools.partial(jax.jit, out_shardings=parallel.split_batch(self._mesh))
         self._attend = jitted(parallel.seen(self._mesh, attend), static_argnums=2)
@@ -174,5 +176,13 @@ class _Programs:
         return total
 
     def predict(self, images: jax.Array, visible: np.ndarray, plan: TokenPlan) -> np.ndarray:
-        """Classes [B] by the visible patches [B, K]."""
-        return np.asarray(self._predict(self._params, images, self.place(np.sort(visible, 1)), plan))
+        """Classes [B] by the visible patches [B, K].
+
+        Raises:
+          FloatingPointError: logits are not finite.
+        """
+        classes = np.asarray(self._predict(self._params, images, self.place(np.sort(visible, 1)), plan))
+        if (classes < 0).any():
+            raise FloatingPointError(f'the logits of {(classes < 0).sum()} of {len(classes)} images are not finite: '
+                                     'the computation overflows')
+        return classes

@@ -65,8 +65,8 @@ def look(predictor: Predictor, subjects: Sequence[Subject],
             progress.add(1)
     examples, problems = [], []
     for subject, *seen in zip(subjects, *views, strict=True):
-        if seen[0].problem:
-            problems.append(f'{subject.name}: {seen[0].problem}')
+        if problem := next((prediction.problem for prediction in seen if prediction.problem), ''):
+            problems.append(f'{subject.name}: {problem}')
             continue
         of_rates = tuple(_view(prediction, plan, predictor.trained.keeping.reduce_at, subject.truth)
                          for prediction, (plan, _) in zip(seen, plans))

@@ -25,6 +25,7 @@ from evit_jax.training.trained import Trained
 Picture = str | os.PathLike | Image.Image | np.ndarray  # a file, or what stands in one: uint8 [H, W, 3]
 
 _AHEAD = 2  # batches that are read while one is computed
+_NOT_FINITE = 'its logits are not finite: the computation overflows, which float32 (model.dtype) may prevent'
 _PILLOW = threading.Lock()  # it reads a file at the first use of an image, and the same one may come twice
 
 
@@ -37,10 +38,10 @@ class Guess(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What became of one image. Of one that could not be read only name and problem are there."""
+    """The outcome of one image. Without a prediction only name and problem are there, and the image if it was read."""
 
     name: str                             # its path; 'image 3' of what has none
-    problem: str = ''                     # why it could not be read
+    problem: str = ''                     # why there is no prediction
     top: tuple[Guess, ...] = ()           # best first
     logits: np.ndarray | None = None      # [L] float32
     image: np.ndarray | None = None       # [S, S, 3] uint8: what the model saw
@@ -108,10 +109,10 @@ class Predictor:
         """The image, what each reduction keeps of it, and the best guess.
 
         Raises:
-          ValueError: it is of an image that could not be read.
+          ValueError: it is of an image without a prediction.
         """
         if prediction.problem:
-            raise ValueError(f'{prediction.name} could not be read: there is nothing to draw')
+            raise ValueError(f'{prediction.name} has no prediction ({prediction.problem}): there is nothing to draw')
         kept, home = ([rows[None] for rows in found] for found in (prediction.kept, prediction.home))
         return kept_grid(prediction.image[None], kept, self.trained.shape.patch_size, home=home or None,
                          predictions=[prediction.top[0].label], class_names=self.trained.class_names)
@@ -139,6 +140,9 @@ class Predictor:
         out = jax.tree.map(np.asarray, self._step(self._params, placed, plan))
         for row, image in enumerate(images):
             logits = out['logits'][row]
+            if not np.isfinite(logits).all():
+                yield Prediction('', problem=_NOT_FINITE, image=image)
+                continue
             entered, attention, kept, origin, home = (
                 tuple(of[row] for of in out[name]) for name in ('patch', 'class_attention', 'kept', 'origin', 'home'))
             if plan.reducer.merges:
@@ -186,9 +190,9 @@ def _pixels(picture: Picture, name: str) -> np.ndarray:
         with open(picture, 'rb') as file:
             return decode(file.read())
     except OSError as error:
-        raise _Unreadable(error.strerror or error) from error
+        raise _Unreadable(error.strerror or str(error) or repr(error)) from error
     except Exception as error:  # Pillow lets out many kinds of a damaged file that it reads this late
-        raise _Unreadable(error) from error
+        raise _Unreadable(str(error) or repr(error)) from error
 
 
 def _by_patch(entered, attention, patches):

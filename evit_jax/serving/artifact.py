@@ -89,12 +89,14 @@ def check(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]
       A plan's name, and the largest difference of a probability under it.
 
     Raises:
-      ValueError: it is larger than `TOLERANCE`.
+      ValueError: it is larger than `TOLERANCE`, or the model's logits are not finite.
     """
     served, predictor = loader.Served(folder), Predictor(trained, batch_size=1)
     image = np.random.default_rng(0).integers(0, 256, (trained.image_size, trained.image_size, 3), np.uint8)
     for name, plan in plans.items():
         prediction, = predictor.predict([image], plan=plan)
+        if prediction.problem:
+            raise ValueError(f'plan {name} cannot be checked ({prediction.problem}): nothing is kept')
         want = np.asarray(jax.nn.softmax(prediction.logits))
         got, = np.asarray(served(prediction.image[None], name)['probabilities'])
         difference, most = float(np.abs(got - want).max()), TOLERANCE[trained.dtype]

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from evit_jax import parallel
+from evit_jax import backend, parallel
 from evit_jax.training import checksums, storage
 from evit_jax.training.state import TrainState
 
@@ -32,12 +32,18 @@ def newest_step(workdir: str | os.PathLike) -> int | None:
 
 
 def read_about(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The JSON kept beside the newest checkpoint of a run; {} where there is none, or it cannot be read."""
+    """The JSON kept beside the newest checkpoint of a run; {} where there is none, or it is damaged.
+
+    Raises:
+      ValueError: this machine cannot read it.
+    """
     if (step := newest_step(workdir)) is None:
         return {}
     try:
         return _read_meta(_folder_in(workdir) / str(step))
     except Exception as error:  # as in `Checkpoints.restore`
+        if storage.blames_machine(error):
+            raise ValueError(_not_damaged(_folder_in(workdir), step, error)) from error
         logging.warning('the checkpoint of step %d in %s cannot be read: %s', step, _folder_in(workdir), error)
         return {}
 
@@ -52,13 +58,15 @@ def read_newest(workdir: str | os.PathLike, *fields: str) -> tuple[dict[str, Any
       For each field its arrays by dotted path (none where the run has no such field); and the JSON kept beside them.
 
     Raises:
-      ValueError: no checkpoint, or one that cannot be read.
+      ValueError: no checkpoint, one that cannot be read, or no backend.
     """
+    backend.start()  # Orbax starts it, too, and its failure must not be told as the checkpoint's
     folder, step = _folder_in(workdir), newest_step(workdir)
     if step is None:
         raise ValueError(f'{workdir} holds no checkpoint: give the workdir of a run')
+    whole = False
     try:
-        checksums.check(folder / str(step))
+        whole = checksums.check(folder / str(step))
         meta = _read_meta(folder / str(step))
         names = [name for name in meta['leaves'] if _FIELD.match(name)[1] in fields]
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -66,7 +74,9 @@ def read_newest(workdir: str | os.PathLike, *fields: str) -> tuple[dict[str, Any
                 dict.fromkeys(names, 0), partial_restore=True,
                 restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})) if names else {}
     except Exception as error:  # as in `restore`
-        raise ValueError(f'the checkpoint of step {step} in {folder} cannot be read: {str(error).splitlines()[0]}; '
+        if whole or storage.blames_machine(error):
+            raise ValueError(_not_damaged(folder, step, error)) from error
+        raise ValueError(f'the checkpoint of step {step} in {folder} cannot be read: {backend.first_line(error)}; '
                          'move it away to use the one before') from error
     found = {field: {} for field in fields}
     for name, value in arrays.items():
@@ -137,20 +147,23 @@ class Checkpoints:
           like: abstract arrays with shapes, dtypes and shardings.
 
         Raises:
-          ValueError: there are checkpoints and none can be read, or the newest readable one has other arrays; that
-            one is left where it is.
+          ValueError: there are checkpoints and none can be read, or the newest readable one has other arrays, or this
+            machine cannot read a whole one; both are left where they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            problem = self._damage(step)
-            if not parallel.total({'damaged': bool(problem)})['damaged']:  # or some would wait for others in `restore`
+            problem, whole = self._damage(step)
+            found = parallel.total({'damaged': bool(problem), 'whole': whole})
+            if not found['damaged']:  # or some would wait for others in `restore`
                 try:
                     meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
                     saved = meta['leaves']
                     if fits := saved == _shapes(like):
                         restored = self._manager.restore(step, args=ocp.args.Composite(
                             state=ocp.args.StandardRestore(_named(like))))['state']
-                except Exception as error:  # Orbax and tensorstore raise many kinds; all mean that it is unusable
+                except Exception as error:  # Orbax and tensorstore raise many kinds
+                    if found['whole'] or storage.blames_machine(error):
+                        raise ValueError(_not_damaged(self._folder, step, error)) from error
                     problem = _reason(error)
             if parallel.total({'problems': bool(problem)})['problems']:
                 logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
@@ -204,13 +217,16 @@ class Checkpoints:
                      time.perf_counter() - self._begun)
 
     def _damage(self, step):
-        """What the sums find, in process 0; nothing in the others."""
+        """The damage that the sums show, and whether they show that there is none; in process 0 alone."""
+        whole = False
         try:
-            if parallel.is_first() and not checksums.check(self._folder / str(step)):
+            if parallel.is_first() and not (whole := checksums.check(self._folder / str(step))):
                 logging.info('the checkpoint of step %d has no sums: an older version wrote it', step)
         except (ValueError, OSError) as error:
-            return _reason(error)
-        return ''
+            if storage.blames_machine(error):
+                raise ValueError(_not_damaged(self._folder, step, error)) from error
+            return _reason(error), False
+        return '', whole
 
     def _finish(self):
         """Waits for the save under way; one that failed is told, and what is left of it removed, by all processes."""
@@ -252,8 +268,13 @@ def _folder_in(workdir):
     return storage.place(workdir) / 'checkpoints'
 
 
+def _not_damaged(folder: epath.Path, step: int, error: Exception) -> str:
+    return (f'the checkpoint of step {step} in {folder} shows no damage, and this machine failed to read it '
+            f'({_reason(error)}): leave it where it is, solve that, and start again')
+
+
 def _reason(error: Exception) -> str:
-    line = str(error).partition('\n')[0] or repr(error)
+    line = backend.first_line(error)
     return said[1].strip() if (said := _SYSTEM.search(line)) else line
 
 

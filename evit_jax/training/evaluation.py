@@ -37,6 +37,10 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
       where the data has masks, per reduction s from 1: object_kept_s (share of the object's patches still there) and
       random_kept_s (what random dropping would leave). Merged patches are there in parts, each by its share of the
       token: object_kept_s is then the tokens that the object has, of those that it had.
+
+    Raises:
+      ValueError: no image could be read.
+      FloatingPointError: the outputs for some images are not finite, although the weights are.
     """
     sums: dict[str, float] = {}
     first: list[dict] = []
@@ -55,9 +59,13 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
             first.append(jax.tree.map(lambda rows: rows[batch['weight'] > 0], shown))  # noqa: B023, used in this turn
     seconds = time.perf_counter() - begin
     sums = parallel.total(sums | {'timed': timed})
-    images, objects, timed = (sums.pop(name) for name in ('images', 'object', 'timed'))
+    images, objects, timed, bad = (sums.pop(name) for name in ('images', 'object', 'timed', 'nonfinite'))
     if not images:
         raise ValueError('none of the images to evaluate on could be read: mend them, or name others in data.path')
+    if bad:
+        raise FloatingPointError(f'the logits of {bad:.0f} of {images:.0f} images are not finite: the accuracy would '
+                                 'mean nothing. Compute in float32 (--config.model.dtype=float32), or take an earlier '
+                                 'checkpoint')
     metrics = {'images': images} | {name: value / images for name, value in sums.items() if '_kept_' not in name}
     if objects:
         metrics |= {name: value / (objects if name.startswith('object') else images)
@@ -70,8 +78,10 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
 
 def _sums(out, batch, patches):
     weight = batch['weight']
-    sums = {'images': weight.sum(), 'loss': (out['loss'] * weight).sum(), 'top1': (out['right'] * weight).sum(),
-            'top5': (out['right5'] * weight).sum(), 'object': 0}
+    finite = np.isfinite(out['loss'])  # it is not where a logit is NaN or infinity
+    sums = {'images': weight.sum(), 'loss': (np.where(finite, out['loss'], 0) * weight).sum(),
+            'top1': (out['right'] * weight).sum(), 'top5': (out['right5'] * weight).sum(), 'object': 0,
+            'nonfinite': (~finite & (weight > 0)).sum()}
     on_object = np.zeros((len(weight), patches), bool)  # no masks where a share of the data is but padding
     if 'mask' in batch:
         on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]

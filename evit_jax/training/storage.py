@@ -1,19 +1,24 @@
 """Where a run may keep its files: a folder of this machine, or a bucket of Google Cloud Storage (`gs://bucket/run`)."""
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 
 from etils import epath
+from jax.errors import JaxRuntimeError
 
 _NEEDED = ('fsspec', 'gcsfs', 'google.cloud.storage')  # by etils; the last by Orbax
 _NEED_FREE = 64 * 2**20
+_OF_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG}  # a file is not whole
+_SYSTEM = re.compile(r"os_error_code='?(\w+)")  # as tensorstore reports an error of the system
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -100,6 +105,16 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
             copy = target / file.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
+
+
+def blames_machine(error: BaseException) -> bool:
+    """Whether a read failed by a limit of this machine (memory, permission, open files, JAX) and not by the file."""
+    if isinstance(error, MemoryError | JaxRuntimeError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno not in _OF_FILES
+    found = _SYSTEM.search(str(error))
+    return bool(found) and getattr(errno, found[1], None) not in _OF_FILES
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from evit_jax.tokens.planned import Planned
 from evit_jax.training import storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
-from evit_jax.training.weights import AS_DEIT, check_is_workdir, fitted
+from evit_jax.training.weights import AS_DEIT, check_finite, check_is_workdir, fitted
 
 _UNSAID = AS_DEIT | {'model.dtype': 'float32'}
 
@@ -97,12 +97,13 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
       ema: the moving average of the weights.
 
     Raises:
-      ValueError: no readable checkpoint, one of another model, or no average in it.
+      ValueError: no readable checkpoint, one of another model, no average in it, or weights that are not finite.
     """
     _check_place(path)
     weights, about = read_newest(path, 'ema' if ema else 'params')
     if not weights:
         raise ValueError(f'{path} holds no moving average: take its weights')
+    check_finite(weights, path)
     told = _UNSAID | workdirs.flat(about.get('config', {}))
     if 'model.name' not in told:
         raise ValueError(f'the checkpoint in {path} does not say of which model it is (model.name of its config)')

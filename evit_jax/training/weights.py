@@ -50,9 +50,10 @@ def read(workdir: str | os.PathLike, like: Params) -> tuple[Params, Params | Non
       like: a tree of what has their shapes.
 
     Raises:
-      ValueError: no readable checkpoint, or weights that do not fit; names them.
+      ValueError: no readable checkpoint, or weights that do not fit or are not finite; names them.
     """
     params, ema, about = read_newest(workdir, 'params', 'ema')
+    check_finite(params | {f'ema.{name}': value for name, value in ema.items()}, workdir)
     return fitted(params, like, workdir), fitted(ema, like, workdir) if ema else None, about['next_step']
 
 
@@ -75,6 +76,22 @@ def fitted(weights: dict[str, np.ndarray], like: Params, workdir: str | os.PathL
     return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], like)
 
 
+def check_finite(weights: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """Raises a ValueError that names the arrays with NaN or infinity, if there are any.
+
+    Args:
+      weights: arrays by dotted path.
+      path: of the folder that holds them, for the message.
+    """
+    bad = sorted(name for name, value in weights.items()
+                 if jnp.issubdtype(value.dtype, jnp.inexact) and not np.isfinite(value).all())
+    if bad:
+        more = f' and {len(bad) - _SAID} more' if len(bad) > _SAID else ''
+        raise ValueError(f'{len(bad)} of the {len(weights)} arrays of weights in {path} hold NaN or infinity: '
+                         f'{", ".join(bad[:_SAID])}{more}. Their results would mean nothing: take an earlier '
+                         'checkpoint, or the file that the weights came from')
+
+
 def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: bool,
                class_names: tuple[str, ...] = ()) -> Params:
     """The weights of a run's newest checkpoint, in place of a model's initial ones.
@@ -89,12 +106,13 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
       class_names: that the model is to tell apart.
 
     Raises:
-      ValueError: no readable checkpoint, no average in it, or weights that do not fit; names them.
+      ValueError: no readable checkpoint, no average in it, or weights that do not fit or are not finite; names them.
     """
     weights, about = read_newest(workdir, 'ema' if ema else 'params')
     if not weights:
         raise ValueError(f'the run in {workdir} kept no moving average: start from its weights with '
                          '--config.init_ema=False')
+    check_finite(weights, workdir)
     leaves = by_name(fresh)
     replaced = [name for name, leaf in leaves.items() if name.split('.')[0] in _HEADS and name in weights
                 and weights[name].shape[-1] != leaf.shape[-1]]
@@ -154,16 +172,6 @@ def check_values(workdir: str | os.PathLike, shape: ViTShape) -> None:
         keys = ' '.join(f'--config.model.{key}={getattr(there, key)}' for key in differ)
         raise ValueError(f'the weights of {workdir} are of a model with other values ({said}), with which their '
                          f'numbers mean something else: give {keys}')
-
-
-def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises a ValueError that names the arrays in which NaN or infinity stands."""
-    counts = {name: value.size - int(np.isfinite(value).sum()) for name, value in arrays.items()}
-    bad = [f'{name} ({count:,} of {arrays[name].size:,} values)' for name, count in sorted(counts.items()) if count]
-    if bad:
-        more = f' and {len(bad) - _SAID} more' if len(bad) > _SAID else ''
-        raise ValueError(f'NaN or infinity stands in {len(bad)} of {len(arrays)} arrays: {", ".join(bad[:_SAID])}{more}'
-                         '. Such weights give no result: take a checkpoint from before they broke')
 
 
 def _dotted(path):
