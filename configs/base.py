@@ -29,7 +29,7 @@ def get_config():
     config.model.pooling = ''             # the head's input: token, or the mean of the patches: avg or avg_fc_norm
     config.model.one_head = False         # distilled: the class token alone has a head, as in Hugging Face's DeiT
     config.model.drop_path = 0.1          # share of residual branches dropped in training, at the last block
-    config.model.dtype = 'bfloat16'       # of the computation: bfloat16 or float32
+    config.model.dtype = 'auto'           # float32, bfloat16, or auto: float32 on a CPU, bfloat16 elsewhere
     config.model.lowering = ''            # how reductions move tokens: gather, one_hot, product; '': as is best there
     config.model.reduce_at = (3, 6, 9)    # blocks that drop tokens, 0-based
     config.model.fuse = True              # dropped tokens become one, where the reducer can
@@ -77,7 +77,7 @@ def get_config():
     config.data.token_weight = 1.0        # of their loss; the class token's has 1. LV-ViT's paper has 0.5, its code 1
     config.data.repeats = 3               # copies of an image in a row, each augmented by itself
     config.data.eval_crop = 224 / 256     # side of the centre crop, of the image's short side; 0: the whole, squeezed
-    config.data.workers = 8               # processes that decode; 0: a thread
+    config.data.workers = -1              # processes that decode; 0: a thread; -1: by the number of cores, 8 at most
     config.data.max_failed = 0.01         # share of unreadable images that stops the run
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)

@@ -5,6 +5,7 @@ python -m evit_jax.main --config configs/folder.py --workdir runs/mine --config.
 
 images/train/<class>/ and images/val/<class>/ hold the pictures; the classes are read from there, the head is new.
 22.05 M parameters (a head of 1000 classes counted); 3.03 G MACs an image. Not tried on a real data set here.
+It needs a GPU or TPU; on a machine without one take configs/folder_small.py.
 """
 
 from ml_collections import config_dict

@@ -31,12 +31,12 @@ from evit_jax.data.generated import GeneratedSource
 from evit_jax.tokens.lowering import LOWERINGS
 from evit_jax.tokens.planned import read_planned
 from evit_jax.tokens.reducers import EVIT, REDUCERS
-from evit_jax.training import inputs
+from evit_jax.training import inputs, machine
 from evit_jax.training import run as runs
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/deit_s.py.')
-_WORKERS = flags.DEFINE_integer('workers', None, 'Processes of the input; as config.data.workers if not given.',
-                                lower_bound=0)
+_WORKERS = flags.DEFINE_integer('workers', None, 'Processes of the input, -1: by the number of cores; as '
+                                'config.data.workers if not given.', lower_bound=-1)
 _SECONDS = flags.DEFINE_float('seconds', 30.0, 'Time to measure, about.', lower_bound=0.1)
 _BATCH = flags.DEFINE_integer('batch', 128, 'Batch size; small enough for many batches in the time.', lower_bound=1)
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'Slice of TPUs to compile for, as v5e:16x16.')
@@ -75,7 +75,7 @@ def measure_input() -> None:
     """Prints and writes how fast the input of the config is."""
     config = _config('input --config configs/deit_s.py')
     source, said = _source(config)
-    workers = config.data.workers if _WORKERS.value is None else _WORKERS.value
+    workers = machine.resolve_workers(config.data.workers if _WORKERS.value is None else _WORKERS.value)
     about = {'measurement': 'input', 'images': said, 'image_size': config.model.image_size, 'batch_size': _BATCH.value,
              'repeats': config.data.repeats, 'augment': config.data.augment, 'workers': workers}
     print(', '.join(f'{name} {value}' for name, value in about.items()), flush=True)

@@ -17,7 +17,7 @@ from evit_jax.data import mixing
 from evit_jax.data.decode import decode
 from evit_jax.data.survey import classes_said, sizes_said, survey
 from evit_jax.pictures.batch import batch_page
-from evit_jax.training import inputs, steps
+from evit_jax.training import inputs, machine, steps
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/folder.py.')
 _SAMPLE = flags.DEFINE_integer('sample', 500, 'Images of a split that are read.', lower_bound=1)
@@ -41,7 +41,7 @@ def main() -> None:
         raise ValueError(f'--picture={_PICTURE.value}: there is no folder for it')
     train, test = inputs.open_sources(config)
     for split, source in ((config.data.train_split, train), (config.data.test_split, test)):
-        _describe(split, source, config.data.workers)
+        _describe(split, source, machine.resolve_workers(config.data.workers))
     _draw(config, train)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from evit_jax import parallel
 from evit_jax.tokens.lowering import LOWERINGS
-from evit_jax.training import best, steps, teaching, writers
+from evit_jax.training import best, machine, steps, teaching, writers
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -22,7 +22,8 @@ def check(config: Any) -> None:
                              f'{" or ".join(map(str, lengths))}')
     averaged = config.ema_decay > 0
     for key, value, known in (
-            ('model.dtype', config.model.dtype, DTYPES), ('model.lowering', config.model.lowering, ('', *LOWERINGS)),
+            ('model.dtype', config.model.dtype, (machine.AUTO, *DTYPES)),
+            ('model.lowering', config.model.lowering, ('', *LOWERINGS)),
             ('sharding', config.sharding, parallel.SHARDINGS),
             ('log.writer', config.log.writer, writers.KINDS), ('nonfinite', config.nonfinite, steps.NONFINITE),
             ('distill.kind', config.distill.kind, teaching.KINDS),
@@ -38,7 +39,8 @@ def _check_numbers(config):
         'model.drop_path': (0, 0.999), 'model.classes': (2 if config.model.classes else 0, math.inf),
         'reducer.r': amount, 'reducer.share_weight': amount, 'keep.macs': share, 'keep.start_epoch': amount,
         'keep.shrink_epochs': amount, 'distill.alpha': share, 'distill.tau': (1e-3, math.inf),
-        'distill.weight': amount, 'distill.token_weight': amount, 'data.repeats': count, 'data.workers': amount,
+        'distill.weight': amount, 'distill.token_weight': amount, 'data.repeats': count,
+        'data.workers': (machine.BY_CORES, math.inf),
         'data.flip': share, 'data.eval_crop': share, 'data.max_failed': share, 'data.token_weight': amount,
         'mixing.erase': share,
         'mixing.mixup': amount, 'mixing.cutmix': amount, 'mixing.switch': share, 'optimizer.lr': amount,

@@ -6,11 +6,12 @@ import os
 import time
 from typing import Any
 
+import jax
 from absl import logging
 from tqdm import tqdm
 
 from evit_jax import parallel
-from evit_jax.training import results
+from evit_jax.training import machine, results
 from evit_jax.training import run as runs
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.best import Best
@@ -47,6 +48,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
     runs.check(config)
+    config = machine.with_dtype(config, jax.devices()[0].platform, workdirs.recorded_dtype(workdir))
     with contextlib.ExitStack() as held:
         def open_workdir():
             runs.check_start(config, workdir)
@@ -67,6 +69,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float
     """
     runs.check(config)
     trained = workdirs.trained_config(workdir, config.to_dict())
+    config = machine.with_dtype(config, jax.devices()[0].platform, trained.get('model.dtype'))
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.classes = trained['model.classes']

@@ -24,7 +24,7 @@ from evit_jax.tokens.keeping import Keeping, check_predictors
 from evit_jax.tokens.plan import TokenPlan, by_depth
 from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
-from evit_jax.training import inputs, limits, profile, steps, teaching, weights
+from evit_jax.training import inputs, limits, machine, profile, steps, teaching, weights
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step
@@ -184,6 +184,7 @@ def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | 
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
     mesh = mesh or parallel.data_mesh(config.batch_size)
+    config = machine.with_dtype(config, mesh.devices.flat[0].platform)
     train_source, test_source = sources or _open_sources(config)
     if not config.model.classes:
         config = config.copy_and_resolve_references()
@@ -250,15 +251,16 @@ def train_batches(run: Run, start_step: int) -> pipeline.Batches:
     return pipeline.train_batches(
         run.train_source, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
         transform=inputs.train_transform(config), repeats=config.data.repeats, targets=run.targets,
-        start_step=start_step, num_workers=config.data.workers, process_index=jax.process_index(),
-        process_count=jax.process_count())
+        start_step=start_step, num_workers=machine.resolve_workers(config.data.workers),
+        process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def held_out_batches(run: Run) -> pipeline.Batches:
     """The test split once; call `close()` on it."""
     return pipeline.eval_batches(
         run.test_source, batch_size=run.config.batch_size, transform=inputs.eval_transform(run.config),
-        num_workers=run.config.data.workers, process_index=jax.process_index(), process_count=jax.process_count())
+        num_workers=machine.resolve_workers(run.config.data.workers), process_index=jax.process_index(),
+        process_count=jax.process_count())
 
 
 def failures(run: Run, source: Source) -> Failures:

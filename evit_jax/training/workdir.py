@@ -102,6 +102,15 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f'{file} is no JSON ({error}): restore it, or give another --workdir') from error
 
 
+def recorded_dtype(path: str | os.PathLike) -> str | None:
+    """The dtype of the run that a training in this workdir continues; None where it begins one.
+
+    Raises:
+      ValueError: the workdir cannot be reached, or its config cannot be read.
+    """
+    return None if newest_step(path) is None else (saved_config(path) or {}).get('model.dtype')
+
+
 def write_config(path: str | os.PathLike, about: dict[str, Any]) -> None:
     """Makes a folder the workdir of a run that is known by its weights alone.
 
