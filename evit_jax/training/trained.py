@@ -16,7 +16,7 @@ from evit_jax.tokens import reducers
 from evit_jax.tokens.keeping import Keeping
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.tokens.planned import Planned
-from evit_jax.training import storage
+from evit_jax.training import preprocessing, storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
 from evit_jax.training.weights import AS_DEIT, fitted
@@ -116,8 +116,8 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
         raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {shape.classes} apart')
     return Trained(
         os.fspath(path), name, about['next_step'], fitted(weights, like, path), shape,
-        readable(names), shape.image_size, tuple(told['data.mean']),
-        tuple(told['data.std']), told['data.eval_crop'] or None, told['model.dtype'], Keeping.of_config(told))
+        readable(names), shape.image_size, *preprocessing.normalisation(told),
+        told['data.eval_crop'] or None, told['model.dtype'], Keeping.of_config(told))
 
 
 def _check_place(path):

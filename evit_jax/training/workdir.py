@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from evit_jax.data import splits
 from evit_jax.tokens import keeping
 from evit_jax.training import storage
 from evit_jax.training.checkpoints import newest_step
@@ -15,7 +16,7 @@ CONFIG_FILE = 'config.json'
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
                      'compilation_cache', 'sharding', 'remat', 'model.lowering', 'profile_steps', 'nonfinite')
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
-# What decides the parameters' shapes: an evaluation may change everything else.
+# What decides the parameters' shapes.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled')
 # What runs did that began before there were such keys; configs/base.py says the same.
 _UNSAID = keeping.UNSAID | {
@@ -83,7 +84,7 @@ def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequenc
 
 
 def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The flat config of the run in a workdir, or None where there is none.
+    """The flat config of the run in a workdir, or None where there is none; see `splits.from_record`.
 
     Raises:
       ValueError: the file cannot be read as JSON, or not be reached.
@@ -94,9 +95,11 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
             return None
         content = file.read_bytes()
     try:
-        return json.loads(content)
+        config = json.loads(content)
     except ValueError as error:
         raise ValueError(f'{file} is no JSON ({error}): restore it, or give another --workdir') from error
+    split = {'data.test_split': splits.from_record(config['data.test_split'])} if 'data.test_split' in config else {}
+    return config | split
 
 
 def write_config(path: str | os.PathLike, about: dict[str, Any]) -> None:
@@ -116,20 +119,18 @@ def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:
     _write(to, saved_config(path))
 
 
-def trained_config(path: str | os.PathLike, config: dict[str, Any]) -> dict[str, Any]:
-    """The saved config of a run that is to be evaluated with `config`.
+def trained_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The saved config of a run that is to be evaluated.
 
     Raises:
-      ValueError: there is no run, or it has another model.
+      ValueError: there is no run, or no checkpoint of it.
     """
-    old = saved_config(path)
-    if old is None:
+    saved = saved_config(path)
+    if saved is None:
         raise ValueError(f'workdir {path} holds no run (no {CONFIG_FILE}): train first, or give the right --workdir')
-    new = _with_classes_of(old, flat(config))
-    if differ := [key for key in _MODEL_KEYS if old.get(key) != new.get(key)]:
-        said = ', '.join(f'{key} {old.get(key)} there, {new.get(key)} here' for key in differ)
-        raise ValueError(f'workdir {path} holds another model ({said}): use the config that it was trained with')
-    return old
+    if newest_step(path) is None:
+        raise ValueError(f'workdir {path} holds no checkpoint: train first, or give the right --workdir')
+    return saved
 
 
 def _with_classes_of(old, new):
