@@ -84,7 +84,8 @@ def _result(run, step, metrics, workdir):
         'plan': {'name': plan_name(plan), 'description': str(plan), 'reducer': plan.reducer.name,
                  'patches': plan.patches, 'reduce_at': list(plan.reductions),
                  'tokens': [plan.keep[block] for block in plan.reductions], 'fused': plan.fused},
-        'data': {'source': config.data.source, 'path': config.data.path, 'name': config.data.name,
+        'data': {'source': config.data.source, 'path': config.data.path,
+                 'name': config.data.name if config.data.source == 'tfds' else '',
                  'split': split_of(run.test_source, config.data.test_split), 'images': len(run.test_source)},
         'preprocessing': {'image_size': config.model.image_size, 'mean': list(config.data.mean),
                           'std': list(config.data.std), 'eval_crop': config.data.eval_crop}}
