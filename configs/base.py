@@ -67,7 +67,7 @@ def get_config():
     config.data.path = 'data'             # folder of the data
     config.data.index_cache = '~/.cache/evit_jax/data'  # lists of files, where they cannot be kept beside the data
     config.data.train_split = 'train'
-    config.data.test_split = 'test'       # validation or val, where the data have it
+    config.data.test_split = 'auto'       # validation, val or test, the first there is; else a tenth of train
     config.data.crop = (0.08, 1.0)        # area of the random crop; (): the whole image, squeezed to a square
     config.data.ratio = (3 / 4, 4 / 3)    # width / height of the random crop
     config.data.flip = 0.5                # share of the images mirrored
@@ -79,8 +79,8 @@ def get_config():
     config.data.eval_crop = 224 / 256     # side of the centre crop, of the image's short side; 0: the whole, squeezed
     config.data.workers = -1              # processes that decode; 0: a thread; -1: by the number of cores, 8 at most
     config.data.max_failed = 0.01         # share of unreadable images that stops the run
-    config.data.mean = (0.485, 0.456, 0.406)
-    config.data.std = (0.229, 0.224, 0.225)
+    config.data.mean = ()                 # of the channels, of values in 0..1; (): of init_from, else of ImageNet
+    config.data.std = ()                  # likewise
 
     config.mixing = ConfigDict()
     config.mixing.erase = 0.25   # share of the images with a box erased

@@ -15,9 +15,10 @@ from ml_collections import config_flags
 from evit_jax import backend, commandline
 from evit_jax.data import mixing
 from evit_jax.data.decode import decode
+from evit_jax.data.sources import split_of
 from evit_jax.data.survey import classes_said, sizes_said, survey
 from evit_jax.pictures.batch import batch_page
-from evit_jax.training import inputs, machine, steps
+from evit_jax.training import inputs, machine, preprocessing, steps
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/folder.py.')
 _SAMPLE = flags.DEFINE_integer('sample', 500, 'Images of a split that are read.', lower_bound=1)
@@ -31,17 +32,17 @@ _NAMED = 10  # unreadable images that are named where not all are
 
 def main() -> None:
     """Prints what is in both splits and draws a batch of the first."""
-    config = _CONFIG.value
-    if config is None:
+    if _CONFIG.value is None:
         raise ValueError('give --config FILE, as in: python -m evit_jax.describe --config configs/folder.py '
                          '--config.data.path=DIR')
     backend.start()
+    config = preprocessing.filled(_CONFIG.value)
     inputs.train_transform(config)
     if not pathlib.Path(_PICTURE.value).absolute().parent.is_dir():
         raise ValueError(f'--picture={_PICTURE.value}: there is no folder for it')
     train, test = inputs.open_sources(config)
     for split, source in ((config.data.train_split, train), (config.data.test_split, test)):
-        _describe(split, source, machine.resolve_workers(config.data.workers))
+        _describe(split_of(source, split), source, machine.resolve_workers(config.data.workers))
     _draw(config, train)
 
 

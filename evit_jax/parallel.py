@@ -155,6 +155,22 @@ def total(values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(values, every.reshape(-1, len(own)).sum(0).tolist()))
 
 
+def gathered(arrays: Any) -> Any:
+    """A tree of numpy arrays with those of all processes one after the other along the first axis.
+
+    All processes call this at the same point with arrays of the same shapes, of at most 32 bits an element.
+    """
+    return arrays if is_alone() else multihost_utils.process_allgather(arrays, tiled=True)
+
+
+def sent(arrays: Any, *, sender: bool) -> Any:
+    """A tree of numpy arrays of one process, in all of them; of at most 32 bits an element.
+
+    All processes call this at the same point with arrays of the same shapes, one of them as the sender.
+    """
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(arrays, is_source=sender))
+
+
 def data_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the one axis `data`, on which the devices of a process are neighbours.
 

@@ -14,7 +14,7 @@ import pytest
 
 from configs import base
 from evit_jax import commandline, models, parallel
-from evit_jax.data import sources
+from evit_jax.data import sources, splits
 from evit_jax.models.shape import ViTShape
 from evit_jax.training import loop, writers
 from evit_jax.training.stopping import Stopped
@@ -39,7 +39,7 @@ class Colours:
     broken = False
 
     def __init__(self, split):
-        self.split = split
+        self.split = splits.resolve(split, self.sizes)
 
     def __len__(self):
         return self.sizes[self.split]

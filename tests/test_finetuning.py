@@ -9,7 +9,7 @@ import pytest
 
 from configs import base, deit_s_finetune
 from evit_jax import models
-from evit_jax.data import sources
+from evit_jax.data import sources, splits
 from evit_jax.models.shape import ViTShape
 from evit_jax.training import loop, run
 from evit_jax.training.checkpoints import newest_step, read_newest
@@ -34,7 +34,7 @@ class Birds(sources.GeneratedSource):
     names = ('jay', 'rook', 'wren')
 
     def __init__(self, split, classes):
-        super().__init__(split, 32, classes or len(self.names))
+        super().__init__(splits.resolve(split, self.sizes), 32, classes or len(self.names))
         if classes in (0, len(self.names)):
             self.class_names = self.names
 

@@ -60,15 +60,24 @@ def test_classes_are_sorted_and_images_keep_their_names(pets):
 
 
 def test_labels_to_evaluate_on_are_those_of_training(pets):
-    assert [(example['label'], example['id']) for example in examples(pets, 'test')] == [
+    assert [(example['label'], example['id']) for example in examples(pets, 'auto')] == [
         (1, 'val/cat/000.jpg'), (1, 'val/cat/001.jpg'), (2, 'val/dog/000.jpg')]
-    assert ids(pets, 'val') == ids(pets, 'test')
+    assert ids(pets, 'val') == ids(pets, 'auto')
+
+
+def test_an_explicit_split_opens_the_folder_of_that_name(pets):
+    fill(pets / 'test', {'ape': 4})
+    opened = {split: FolderSource(pets, split) for split in ('auto', 'val', 'test', 'test[:50%]', 'val+test')}
+    assert {split: (source.split, len(source)) for split, source in opened.items()} == {
+        'auto': ('val', 3), 'val': ('val', 3), 'test': ('test', 4), 'test[:50%]': ('test[:50%]', 2),
+        'val+test': ('val+test', 7)}
+    assert {example['id'] for example in examples(pets, 'test')} == {f'test/ape/00{i}.jpg' for i in range(4)}
 
 
 @pytest.mark.parametrize('name', ['val', 'validation', 'test'])
 def test_folder_to_evaluate_on_may_have_any_of_three_names(pets, name):
     (pets / 'val').rename(pets / name)
-    assert len(ids(pets, 'test')) == 3 and len(ids(pets)) == 33
+    assert len(ids(pets, 'auto')) == len(ids(pets, name)) == 3 and len(ids(pets)) == 33
 
 
 def test_suffix_counts_in_any_case_and_depth_and_hidden_files_do_not(pets):
@@ -109,15 +118,15 @@ def test_slices_divide_a_folder_without_rest_and_with_every_class_in_proportion(
 def test_without_a_folder_to_evaluate_on_a_tenth_of_train_is_held_out(tmp_path):
     fill(tmp_path / 'train', {'ape': 40, 'cat': 20})
     assert ids(tmp_path, 'train') == ids(tmp_path, 'train[:90%]')
-    assert ids(tmp_path, 'test') == ids(tmp_path, 'train[90%:]')
-    assert len(ids(tmp_path, 'test')) == 6
+    assert ids(tmp_path, 'auto') == ids(tmp_path, 'train[90%:]')
+    assert len(ids(tmp_path, 'auto')) == 6
 
 
 def test_an_image_more_moves_few_others_to_the_other_side(tmp_path):
     fill(tmp_path / 'train', {'ape': 100})
-    before = set(ids(tmp_path, 'test'))
+    before = set(ids(tmp_path, 'auto'))
     fill(tmp_path / 'train', {'ape': 101})
-    assert len(before ^ set(ids(tmp_path, 'test'))) <= 2
+    assert len(before ^ set(ids(tmp_path, 'auto'))) <= 2
 
 
 def test_slices_of_two_splits_come_one_after_the_other(pets):
@@ -211,11 +220,12 @@ def test_folders_laid_out_otherwise_are_refused_with_the_reason(pets, spoil, err
 def test_classes_unknown_in_training_are_named(pets):
     fill(pets / 'val', {'yak': 1, 'zebra': 1})
     with pytest.raises(ValueError, match=r"val' has 2 classes \(yak, zebra\) that train/ does not have"):
-        FolderSource(pets, 'test')
+        FolderSource(pets, 'auto')
 
 
 @pytest.mark.parametrize('split, message', [
-    ('dev', "no split 'dev' .there are train, val"), ('train[:x]', 'Unrecognized split format'),
+    ('dev', "no split 'dev' .there are train, val"), ('test', "no split 'test' .there are train, val"),
+    ('train[:x]', 'Unrecognized split format'),
     ('val[:0]', 'holds no examples .there are 3 in')])
 def test_splits_that_are_not_there_are_refused(pets, split, message):
     with pytest.raises(ValueError, match=message):

@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 
 from evit_jax import commandline, models
 from evit_jax.data import digits as builder
-from evit_jax.data import label_maps, sources
+from evit_jax.data import label_maps, sources, splits
 from evit_jax.data.label_maps import About, Entry, LabelMap, LabelMaps
 from evit_jax.data.sources import DigitsSource
 from evit_jax.data.transforms import EvalTransform
@@ -42,7 +42,8 @@ def digits(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, 'BANK', 80)
         layouts.prepare(patch)
-        patch.setattr(sources, 'open_source', lambda name, split, **_: DigitsSource(path, split, SIZES))
+        patch.setattr(sources, 'open_source', lambda name, split, **_: DigitsSource(
+            path, splits.resolve(split, SIZES), SIZES))
         yield path
 
 

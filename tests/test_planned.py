@@ -53,7 +53,8 @@ def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tm
     monkeypatch.setattr(commandline, '_log_our_own_lines', lambda: None)
     monkeypatch.setattr(parallel, 'together', lambda agreed: contextlib.nullcontext())
     monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: seen.append(config))
-    monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir: seen.append(config))
+    monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, planned, **_: seen.append(
+        runs.follow(config, planned)))
     (tmp_path / 'recipe.py').write_text(
         'from tests import layouts\n'
         'def get_config():\n'

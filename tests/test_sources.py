@@ -47,16 +47,20 @@ def test_generated_files_without_extent_are_refused():
 
 @pytest.mark.parametrize('split, have, meaning', [
     ('train', ['train', 'validation', 'test'], 'train'),
-    ('test', ['train', 'validation', 'test'], 'validation'),
-    ('test', ['train', 'val', 'test'], 'val'),
-    ('test', ['test', 'train'], 'test'),
+    ('auto', ['train', 'validation', 'test'], 'validation'),
+    ('auto', ['train', 'val', 'test'], 'val'),
+    ('auto', ['test', 'train'], 'test'),
+    ('test', ['train', 'validation', 'val', 'test'], 'test'),
+    ('val', ['train', 'validation', 'val', 'test'], 'val'),
+    ('test', ['train', 'val'], 'test'),
+    ('test', ['train'], 'test'),
     ('train', ['train'], 'train[:90%]'),
-    ('test', ['train'], 'train[90%:]'),
+    ('auto', ['train'], 'train[90%:]'),
     ('test[:100%]', ['train', 'validation', 'test'], 'test[:100%]'),
     ('train[:100%]', ['train'], 'train[:100%]'),
     ('train[:80%]', ['train', 'test'], 'train[:80%]'),
 ])
-def test_train_and_test_mean_what_the_data_have(split, have, meaning):
+def test_resolve_of_a_split_is_what_the_data_have(split, have, meaning):
     assert splits.resolve(split, have) == meaning
 
 

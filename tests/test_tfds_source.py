@@ -74,14 +74,16 @@ def test_slices_divide_a_split_without_rest(data_dir):
         'train_8.JPEG', 'train_9.JPEG', 'validation_2.JPEG', 'validation_3.JPEG', 'validation_4.JPEG']
 
 
-def test_test_means_validation_where_there_is_one(data_dir):
-    assert ids(TfdsSource(data_dir, 'test', 'insects'))[0] == 'validation_0.JPEG'
-    assert ids(TfdsSource(data_dir, 'test[:100%]', 'insects')) == ['test_0.JPEG', 'test_1.JPEG']
+def test_auto_is_validation_where_there_is_one_and_test_is_test(data_dir):
+    assert ids(TfdsSource(data_dir, 'auto', 'insects'))[0] == 'validation_0.JPEG'
+    for split in ('test', 'test[:100%]'):
+        assert ids(TfdsSource(data_dir, split, 'insects')) == ['test_0.JPEG', 'test_1.JPEG']
+    assert TfdsSource(data_dir, 'auto', 'insects').split == 'validation'
 
 
 def test_data_without_a_split_to_evaluate_on_give_up_a_tenth_of_train(tmp_path):
     prepared.write_data_set(tmp_path / 'one' / '1.0.0', {'train': shards_of('train', [10])})
-    train, test = (ids(TfdsSource(tmp_path, split, 'one')) for split in ('train', 'test'))
+    train, test = (ids(TfdsSource(tmp_path, split, 'one')) for split in ('train', 'auto'))
     assert (len(train), len(test)) == (9, 1) and not set(train) & set(test)
     assert len(TfdsSource(tmp_path, 'train[:100%]', 'one')) == 10
 

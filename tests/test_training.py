@@ -219,7 +219,8 @@ def test_evaluation_counts_each_image_once_and_padding_never():
     mask = np.zeros((4, 4, 4), bool)
     mask[:, :2, :2] = True
     batches = [{'image': np.zeros((4, 4, 4, 3), np.uint8), 'label': np.array(labels), 'weight': np.array(weights),
-                'mask': mask} for labels, weights in (([1, 1, 0, 0], [1., 1, 1, 1]), ([1, 1, 1, 1], [1., 0, 0, 0]))]
+                'mask': mask, 'index': np.arange(4)}
+               for labels, weights in (([1, 1, 0, 0], [1., 1, 1, 1]), ([1, 1, 1, 1], [1., 0, 0, 0]))]
     found = evaluate(step, batches, lambda batch: batch, patches=4, sample=8)
     assert found.metrics['top1'] == 3 / 5
     assert len(found.sample['image']) == len(found.sample['kept'][0]) == 5  # padding is in no picture

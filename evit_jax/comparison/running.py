@@ -9,8 +9,9 @@ from typing import Any
 from absl import logging
 
 from evit_jax.comparison.cells import Cell, cells_of, config_of, dense_config
-from evit_jax.training import loop, results, storage
+from evit_jax.training import evaluation_config, loop, results, storage
 from evit_jax.training import run as runs
+from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step
 from evit_jax.training.stopping import Stopping
 
@@ -55,7 +56,7 @@ def compare(config: Any, out: str | os.PathLike) -> list[dict[str, Any]]:
 def _run(config: Any, cell: Cell, folder: pathlib.Path, dense: str) -> dict[str, Any]:
     """What is found in a cell."""
     if cell.setting == 'untrained':
-        run = runs.lay_out(config)
+        run = runs.lay_out(evaluation_config.merge(config, workdirs.trained_config(dense), dense))
         with Stopping() as stopping:
             state = run.trained_state(dense)
             found = results.evaluate_params(run, run.eval_step(), state.params, stopping).metrics

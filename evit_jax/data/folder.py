@@ -30,9 +30,10 @@ class FolderSource:
 
     Attributes:
       labels: int32 [N], of all examples, without reading them.
+      split: the split with 'train' and 'auto' resolved.
 
     Args:
-      split: 'train' or 'test' (see `splits.resolve`), or a split or slice as tfds writes it, by the folders' names.
+      split: 'train' or 'auto' (see `splits.resolve`), or a split or slice as tfds writes it, by the folders' names.
       cache: folder for the list of files where it cannot be kept in `path`.
 
     Raises:
@@ -46,9 +47,9 @@ class FolderSource:
         have = _splits(self._path)
         self.class_names = _classes(os.path.join(self._path, 'train' if 'train' in have else have[0]))
         self.num_classes = len(self.class_names)
-        split = splits.resolve(split, have)
-        found = {name: self._index(name, cache) for name in splits.names(split, have)}
-        self.parts = splits.parts(split, {name: len(index['name']) for name, index in found.items()})
+        self.split = splits.resolve(split, have)
+        found = {name: self._index(name, cache) for name in splits.names(self.split, have)}
+        self.parts = splits.parts(self.split, {name: len(index['name']) for name, index in found.items()})
         chosen = [(part.split, _slice(found[part.split], part.start, part.stop)) for part in self.parts]
         self._folders = [name for name, _ in chosen]
         self._ends = np.cumsum([len(positions) for _, positions in chosen])

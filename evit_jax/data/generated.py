@@ -30,6 +30,11 @@ class GeneratedSource:
         self._split, self._seed, self._size = split, seed, self.sizes[split] if size is None else size
         self._side, self._encoded = image_size, encoded
 
+    @property
+    def split(self) -> str:
+        """'train' or 'test'."""
+        return self._split
+
     def __len__(self) -> int:
         return self._size
 

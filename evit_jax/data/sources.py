@@ -20,6 +20,8 @@ class Source(Protocol):
     `source[i]` is a dict: image (encoded bytes, or uint8 [H, W, 3]), label (int), id (str, unique), and, where it is
     known, mask (encoded bytes, or uint8 [H, W]; above 127 on the object).
 
+    Sources of this package have an attribute `split`, the split or slice that was opened, see `split_of`.
+
     Raises:
       OSError, ValueError: `source[i]` cannot be read, or is wrong; the message names the example.
     """
@@ -44,7 +46,7 @@ class DigitsSource:
     image_size = digits.CANVAS
 
     def __init__(self, path: str | os.PathLike, split: str, sizes: dict[str, int] | None = None):
-        self._arguments = os.fspath(path), split, sizes
+        self.split, self._arguments = split, (os.fspath(path), split, sizes)
         skip = tfds.decode.SkipDecoding()
         self._records = digits.prepare(path, sizes).as_data_source(split, decoders={'image': skip, 'mask': skip})
         self._seen: dict[int, dict] = {}
@@ -78,13 +80,14 @@ class _Asked(NamedTuple):
 
 
 def _open_digits(asked: _Asked) -> DigitsSource:
-    splits.names(asked.split, DigitsSource.splits)
+    split = splits.resolve(asked.split, DigitsSource.splits)
+    splits.names(split, DigitsSource.splits)
     _agree('digits', asked.num_classes, DigitsSource.num_classes)  # before a build that takes a minute
-    return DigitsSource(asked.path, asked.split)
+    return DigitsSource(asked.path, split)
 
 
 def _open_generated(asked: _Asked) -> GeneratedSource:
-    first, *more = splits.parts(asked.split, GeneratedSource.sizes)
+    first, *more = splits.parts(splits.resolve(asked.split, GeneratedSource.sizes), GeneratedSource.sizes)
     if more or first.start:
         raise ValueError(f"split {asked.split!r}: generated images are cut at the end only, as in 'train[:640]'")
     return GeneratedSource(first.split, asked.image_size, asked.num_classes, asked.seed, first.stop)
@@ -104,7 +107,7 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
 
     Args:
       name: 'tfds', 'folder', 'digits' or 'generated'.
-      split: 'train', or 'test' for what is evaluated; of stored sources also a slice, see `splits`.
+      split: 'train', or 'auto' for the split to evaluate on; of stored sources also a slice, see `splits`.
       path: folder of the data; 'digits' is built there if absent. Unused by 'generated'.
       dataset: of 'tfds', where `path` is a data_dir: 'imagenet2012', 'imagenet2012:5.1.0', 'name/config:1.0.0'.
       image_size: pixels a side of generated images; a stored source has its own, and the pipeline resizes.
@@ -123,6 +126,17 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
     source = _OPEN[name](_Asked(split, path, dataset, image_size, num_classes, seed, cache))
     _agree(name, num_classes, source.num_classes)
     return source
+
+
+def split_of(source: Source, asked: str) -> str:
+    """The split that a source holds, for messages; the text that it was opened by where it does not tell."""
+    return splits.title(getattr(source, 'split', asked))
+
+
+def check_classes(name: str, check: Callable[[tuple[str, ...]], None]) -> None:
+    """Checks the class names of a source that takes long to open, before it is opened."""
+    if name == 'digits':
+        check(DigitsSource.class_names)
 
 
 def _agree(name: str, wanted: int, has: int) -> None:

@@ -1,12 +1,14 @@
-"""Names and slices of splits as tfds writes them: 'train', 'train[:90%]', 'test[:1000]', 'train+test'."""
+"""Names and slices of splits as tfds writes them: 'train', 'train[:90%]', 'test[:1000]', 'train+test'; and 'auto'."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-HELD_OUT = ('validation', 'val', 'test')  # of these, the first that the data has is evaluated
-_WITHOUT = {'train': 'train[:90%]', 'test': 'train[90%:]'}  # where it has none
+AUTO = 'auto'  # the split to evaluate on
+HELD_OUT = ('validation', 'val', 'test')  # 'auto' is the first of these that the data have
+_WITHOUT = {'train': 'train[:90%]', AUTO: 'train[90%:]'}  # where they have none
+_WHOLE = '[:100%]'
 
 
 class Part(NamedTuple):
@@ -17,16 +19,38 @@ class Part(NamedTuple):
 
 
 def resolve(split: str, have: Collection[str]) -> str:
-    """What 'train' and 'test' mean for data with the splits `have`; other names and slices pass as they are.
+    """The split that 'train' or 'auto' means for data with the splits `have`; other names and slices pass as they are.
 
-    'test' is the split to evaluate on: 'validation' (or 'val') before 'test', which often has no labels. Where there is
-    neither, it is the last tenth of 'train', and 'train' then is the rest. 'train[:100%]' and 'test[:100%]' mean
-    what they say.
+    'auto' is the split to evaluate on: 'validation' (or 'val') before 'test', which often has no labels. Without these
+    it is the last tenth of 'train', and 'train' is the rest. 'train[:100%]' is always all of 'train'.
     """
     held_out = [name for name in HELD_OUT if name in have]
     if not held_out:
         return _WITHOUT.get(split, split)
-    return held_out[0] if split == 'test' else split
+    return held_out[0] if split == AUTO else split
+
+
+def recorded(split: str) -> str:
+    """The text that a run's config keeps for a split: 'test[:100%]' for 'test'.
+
+    Until there was 'auto', 'test' had its meaning: a bare 'test' in a config that was kept is from then.
+    """
+    return f'{split}{_WHOLE}' if split == 'test' else split
+
+
+def from_record(split: str) -> str:
+    """The split that a kept config names, see `recorded`."""
+    return AUTO if split == 'test' else split
+
+
+def title(split: str) -> str:
+    """The split for messages: a whole split by its name alone."""
+    return split.removesuffix(_WHOLE)
+
+
+def base_names(split: str) -> list[str]:
+    """The splits that a text names, without their slices; looks nothing up."""
+    return [part.partition('[')[0].strip() for part in split.split('+')]
 
 
 def names(split: str, have: Collection[str]) -> list[str]:
@@ -35,7 +59,7 @@ def names(split: str, have: Collection[str]) -> list[str]:
     Raises:
       ValueError: one of them is not there.
     """
-    found = [part.partition('[')[0].strip() for part in split.split('+')]
+    found = base_names(split)
     for name in found:
         if name not in have:
             raise ValueError(f'no split {name!r} (there are {", ".join(have) or "none"})')

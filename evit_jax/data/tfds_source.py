@@ -29,7 +29,7 @@ class TfdsSource:
 
     Args:
       path: tfds' data_dir, or the data set's own folder in it.
-      split: 'train' or 'test' (see `splits.resolve`), or a split or slice as tfds writes it.
+      split: 'train' or 'auto' (see `splits.resolve`), or a split or slice as tfds writes it.
       dataset: 'imagenet2012', 'imagenet2012:5.1.0' or 'name/config:1.0.0', to be found in a data_dir.
       cache: folder for the index of TFRecord files where it cannot be kept beside them.
     """
@@ -42,7 +42,8 @@ class TfdsSource:
         self.num_classes = len(self.class_names)
         height, width, _ = info.features['image'].shape
         self.image_size = height if height == width else None
-        self.parts = splits.parts(splits.resolve(split, info.splits), {
+        self.split = splits.resolve(split, info.splits)
+        self.parts = splits.parts(self.split, {
             name: of.num_examples for name, of in info.splits.items()})
         self._ends = np.cumsum([part.stop - part.start for part in self.parts])
         self._records = {part.split: _open(builder, part.split, cache) for part in self.parts}

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from evit_jax.data import sources
+from evit_jax.data import sources, splits
 from evit_jax.data.sources import Source
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_about
 
-_UNSAID = {'data.path': '', 'data.name': '', 'data.test_split': 'test', 'data.index_cache': None, 'seed': 0,
+_UNSAID = {'data.path': '', 'data.name': '', 'data.test_split': splits.AUTO, 'data.index_cache': None, 'seed': 0,
            'model.image_size': 224}
 
 
 def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, Any] | None = None) -> Source:
-    """Opens the test split of a run's data.
+    """Opens the split of a run's data that it is evaluated on.
 
     Args:
       classes: of the model.
@@ -27,6 +27,8 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
       OSError: the data are not there.
     """
     told = _UNSAID | workdirs.flat(config or read_about(checkpoint).get('config', {}))
+    if not config:
+        told['data.test_split'] = splits.from_record(told['data.test_split'])
     if 'data.source' not in told:
         raise ValueError(f'the checkpoint in {checkpoint} does not say what it was trained on: give --config FILE')
     return sources.open_source(

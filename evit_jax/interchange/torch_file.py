@@ -199,8 +199,8 @@ def _set(items):
 
 def _defaultdict(arguments):
     """An empty dict in place of defaultdict(factory); its items follow by themselves, and nobody calls the factory."""
-    if len(arguments) > 1 or any(
-            factory is not None and (type(factory) is not pickles.Name or factory not in _FACTORIES) for factory in arguments):
+    if len(arguments) > 1 or any(factory is not None and (
+            type(factory) is not pickles.Name or factory not in _FACTORIES) for factory in arguments):
         raise ValueError('a defaultdict is not made of the type of its values')
     return {}
 

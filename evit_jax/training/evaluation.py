@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from evit_jax import parallel
+from evit_jax.training.examples import Examples
 
 OBJECT_COVER = 0.1  # a patch belongs to the object when its mask covers more than this share of it
 
@@ -16,12 +16,12 @@ class Evaluation(NamedTuple):
     """What an evaluation found; shares are fractions of 1."""
 
     metrics: dict[str, float]
-    sample: dict[str, Any]  # of the first images: image, label, prediction, kept: per reduction [B, K],
+    sample: dict[str, Any]  # see `Examples`: image, label, prediction, kept: per reduction [B, K],
                             # and of a reducer that merges home: per reduction [B, N]
 
 
 def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Callable[[dict], dict], *, patches: int,
-             sample: int = 0) -> Evaluation:
+             sample: int = 0, classes: int = 0) -> Evaluation:
     """Runs over the batches; each image counts once, padding (weight 0) does not.
 
     Each process goes through its own rows of the batches; their sums are added up at the end.
@@ -30,7 +30,8 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
       step: placed batch -> what `make_eval_step`'s step returns.
       place: puts image and label of a batch on the devices.
       patches: of an image.
-      sample: images kept for pictures, of this process.
+      sample: images for pictures, spread over the classes.
+      classes: number of them in the data.
 
     Returns:
       images (that counted), loss, top1, top5, images_per_second (the first batch, which may compile, left out), and
@@ -43,7 +44,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
       FloatingPointError: the outputs for some images are not finite, although the weights are.
     """
     sums: dict[str, float] = {}
-    first: list[dict] = []
+    examples = Examples(sample, classes)
     begin, timed = time.perf_counter(), 0
     for number, batch in enumerate(batches):
         out = parallel.own_rows(step(place({'image': batch['image'], 'label': batch['label']})))
@@ -53,10 +54,8 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
             timed += len(batch['weight'])
         for name, value in _sums(out, batch, patches).items():
             sums[name] = sums.get(name, 0.0) + value
-        if sum(len(part['image']) for part in first) < sample:
-            shown = {'image': batch['image'], 'label': batch['label']} | {
-                name: out[name] for name in ('prediction', 'kept', 'home') if name in out}
-            first.append(jax.tree.map(lambda rows: rows[batch['weight'] > 0], shown))  # noqa: B023, used in this turn
+        examples.add({'image': batch['image'], 'label': batch['label']} | {
+            name: out[name] for name in ('prediction', 'kept', 'home') if name in out}, batch)
     seconds = time.perf_counter() - begin
     sums = parallel.total(sums | {'timed': timed})
     images, objects, timed, bad = (sums.pop(name) for name in ('images', 'object', 'timed', 'nonfinite'))
@@ -72,8 +71,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
                     for name, value in sums.items() if '_kept_' in name}
     if timed:
         metrics['images_per_second'] = timed / seconds
-    merged = jax.tree.map(lambda *parts: np.concatenate(parts)[:sample], *first) if first else {}
-    return Evaluation(metrics, merged)
+    return Evaluation(metrics, examples.chosen())
 
 
 def _sums(out, batch, patches):

@@ -17,24 +17,51 @@ from evit_jax.data.transforms import EvalTransform, TrainTransform
 def open_sources(config: Any) -> tuple[Source, Source]:
     """The examples to train on and those to evaluate on.
 
-    Process 0 opens them first: what it builds or lists of them is there when the others come.
-
     Raises:
       ValueError, OSError: no such source, nothing at its path, or other classes than the model has.
     """
+    train, test = _open(config, config.data.train_split, config.data.test_split)
+    _warn_of_overlap(config, train, test)
+    return train, test
+
+
+def open_held_out(config: Any) -> Source:
+    """The examples to evaluate on; those to train on need not be there.
+
+    Raises:
+      ValueError, OSError: as in `open_sources`.
+    """
+    test, = _open(config, config.data.test_split)
+    if {part.split for part in getattr(test, 'parts', ())} & {*splits.base_names(config.data.train_split)}:
+        train, = _open(config, config.data.train_split)
+        _warn_of_overlap(config, train, test)
+    logging.info('data: %s images to evaluate on: split %s of %s, %d classes', f'{len(test):,}',
+                 sources.split_of(test, config.data.test_split), described(config), test.num_classes)
+    return test
+
+
+def described(config: Any) -> str:
+    """The data of a config for messages, as in 'folder images'."""
+    data = config.data
+    return ' '.join((data.source, *{'folder': (data.path,), 'tfds': (data.name, data.path)}.get(data.source, ())))
+
+
+def _open(config, *split_names):
+    """Opens splits. Process 0 opens them first: what it builds or lists of them is there when the others come."""
     data = config.data
 
-    def open_both():
-        return tuple(sources.open_source(
+    def open_all():
+        return [sources.open_source(
             data.source, split, path=data.path, dataset=data.name, image_size=config.model.image_size,
-            num_classes=config.model.classes, seed=config.seed, cache=data.index_cache)
-            for split in (data.train_split, data.test_split))
+            num_classes=config.model.classes, seed=config.seed, cache=data.index_cache) for split in split_names]
 
-    train, test = parallel.first_decides(open_both) or open_both()
+    return parallel.first_decides(open_all) or open_all()
+
+
+def _warn_of_overlap(config, train, test):
     if shared := splits.overlap(getattr(train, 'parts', ()), getattr(test, 'parts', ())):
         logging.warning('%d of the examples to evaluate on are trained on, too: data.train_split=%r, '
-                        'data.test_split=%r', shared, data.train_split, data.test_split)
-    return train, test
+                        'data.test_split=%r', shared, config.data.train_split, config.data.test_split)
 
 
 def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | None:

@@ -16,7 +16,7 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 def check(config: Any) -> None:
     """Raises a ValueError for a value outside its limits."""
     _check_numbers(config)
-    for key, lengths in {'crop': (0, 2), 'ratio': (2,), 'mean': (3,), 'std': (3,)}.items():
+    for key, lengths in {'crop': (0, 2), 'ratio': (2,), 'mean': (3, 0), 'std': (3, 0)}.items():
         if len(config.data[key]) not in lengths:
             raise ValueError(f'config.data.{key}={tuple(config.data[key])} has {len(config.data[key])} values, not '
                              f'{" or ".join(map(str, lengths))}')

@@ -2,8 +2,10 @@
 
 import collections
 import contextlib
+import functools
 import os
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -11,7 +13,9 @@ from absl import logging
 from tqdm import tqdm
 
 from evit_jax import parallel
-from evit_jax.training import machine, results
+from evit_jax.data import sources
+from evit_jax.tokens.planned import Planned
+from evit_jax.training import evaluation_config, evaluation_files, inputs, machine, preprocessing, results
 from evit_jax.training import run as runs
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.best import Best
@@ -48,6 +52,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
     runs.check(config)
+    config = preprocessing.resolve(config, workdir)
     config = machine.with_dtype(config, jax.devices()[0].platform, workdirs.recorded_dtype(workdir))
     with contextlib.ExitStack() as held:
         def open_workdir():
@@ -59,25 +64,35 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
         return _train(config, workdir, held)
 
 
-def evaluate_workdir(config: Any, workdir: str | os.PathLike) -> dict[str, float]:
-    """Evaluates the newest checkpoint under the config's plan, image size and data; the weights are as trained.
+def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Collection[str] | None = None,
+                     from_file: bool = True, planned: Planned | None = None,
+                     out: str | os.PathLike | None = None) -> dict[str, float]:
+    """Evaluates the newest checkpoint of a run and writes `evaluate-PLAN.json` and `.png`; the run's files stay.
 
-    A run may go on meanwhile: of its checkpoints nothing is changed.
+    Model and preprocessing are those of the run; data, plan and image size are the config's. A run may go on meanwhile.
+
+    Args:
+      config: see `evaluation_config.merge`, as for `explicit` and `from_file`.
+      planned: plan of a file, in place of the config's.
+      out: a file that ends in .json, or a folder, in place of the workdir.
 
     Raises:
-      ValueError: no run, no checkpoint, or another model.
+      ValueError: no run, no checkpoint, another model, other classes, or `out` cannot be written.
     """
+    trained = workdirs.trained_config(workdir)
+    config = evaluation_config.merge(config, trained, os.fspath(workdir), explicit=explicit, from_file=from_file)
+    if planned is not None:
+        config = runs.follow(config, planned)
     runs.check(config)
-    trained = workdirs.trained_config(workdir, config.to_dict())
-    config = machine.with_dtype(config, jax.devices()[0].platform, trained.get('model.dtype'))
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.classes = trained['model.classes']
-        config.data.token_labels = ''  # of training alone; they need not be here
-    run = runs.lay_out(config, trained=trained)
-    workdirs.check_classes(workdir, trained, run.test_source.class_names)
+    parallel.first_decides(lambda: evaluation_files.check_out(out))
+    check = functools.partial(workdirs.check_classes, workdir, trained)
+    sources.check_classes(config.data.source, check)
+    held_out = inputs.open_held_out(config)
+    check(held_out.class_names)
+    run = runs.lay_out(config, trained=trained, sources=(held_out, held_out))
+    files = evaluation_files.files_of(workdir, run.plan, out)
     with Stopping() as stopping:
-        return results.evaluate_state(run, run.trained_state(workdir), None, workdir, stopping)
+        return results.evaluate_into(run, run.trained_state(workdir), files, stopping, workdir=workdir)
 
 
 def _train(config, workdir, held):

@@ -2,18 +2,22 @@
 
 import functools
 import io
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 from absl import logging
 
 from evit_jax import parallel
+from evit_jax.data.sources import split_of
 from evit_jax.pictures.curves import training_curves
 from evit_jax.pictures.kept import kept_grid
 from evit_jax.tokens.plan import make_plan
 from evit_jax.training import run as runs
 from evit_jax.training import storage
 from evit_jax.training.evaluation import Evaluation, evaluate
+from evit_jax.training.evaluation_files import Files, plan_name
 from evit_jax.training.run import Run
 from evit_jax.training.state import TrainState
 from evit_jax.training.stopping import Stopping
@@ -30,6 +34,35 @@ def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, wor
     Raises:
       Stopped: the run was told to.
     """
+    metrics, sample = _evaluated(run, state, stopping)
+    if writer is not None:
+        writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
+        writer.flush()
+    if parallel.is_first():
+        _draw(run, sample, storage.place(workdir))
+    return metrics
+
+
+def evaluate_into(run: Run, state: TrainState, files: Files, stopping: Stopping, *,
+                  workdir: str | os.PathLike) -> dict[str, float]:
+    """As `evaluate_state`, of a run that is only evaluated: its result goes to files of its own.
+
+    Args:
+      workdir: of the weights, for the result.
+
+    Raises:
+      Stopped: the run was told to.
+      OSError, ValueError: files that are required cannot be written.
+    """
+    metrics, sample = _evaluated(run, state, stopping)
+    if parallel.is_first():
+        page = _kept_page(run, sample)
+        files.write(_result(run, int(state.step), metrics, workdir), page and _png(page.save, 'PNG'))
+    return metrics
+
+
+def _evaluated(run, state, stopping):
+    """Metrics of weights and moving average, and images for a picture."""
     step = run.eval_step()
     found = evaluate_params(run, step, state.params, stopping, sample=run.config.log.pictures)
     metrics = dict(found.metrics)
@@ -38,12 +71,24 @@ def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, wor
         metrics |= {f'{name}_ema': average[name] for name in ('loss', 'top1', 'top5')}
     metrics |= costs(run)
     _report(run, int(state.step), metrics)
-    if writer is not None:
-        writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
-        writer.flush()
-    if parallel.is_first():
-        _draw(run, found.sample, storage.place(workdir))
-    return metrics
+    return metrics, found.sample
+
+
+def _result(run, step, metrics, workdir):
+    """What an evaluation found, and of what, in JSON's types."""
+    config, plan = run.config, run.plan
+    return {
+        'workdir': os.fspath(workdir), 'step': step, 'weights': ['params', 'ema'][:1 + ('top1_ema' in metrics)],
+        'metrics': metrics | {name: int(metrics[name]) for name in ('images', 'left_out')},
+        'model': {'name': config.model.name, 'classes': run.test_source.num_classes, 'dtype': config.model.dtype},
+        'plan': {'name': plan_name(plan), 'description': str(plan), 'reducer': plan.reducer.name,
+                 'patches': plan.patches, 'reduce_at': list(plan.reductions),
+                 'tokens': [plan.keep[block] for block in plan.reductions], 'fused': plan.fused},
+        'data': {'source': config.data.source, 'path': config.data.path,
+                 'name': config.data.name if config.data.source == 'tfds' else '',
+                 'split': split_of(run.test_source, config.data.test_split), 'images': len(run.test_source)},
+        'preprocessing': {'image_size': config.model.image_size, 'mean': list(config.data.mean),
+                          'std': list(config.data.std), 'eval_crop': config.data.eval_crop}}
 
 
 def evaluate_params(run: Run, step: Callable, params: Any, stopping: Stopping, *, sample: int = 0) -> Evaluation:
@@ -63,7 +108,8 @@ def evaluate_params(run: Run, step: Callable, params: Any, stopping: Stopping, *
     batches, failures = runs.held_out_batches(run), runs.failures(run, run.test_source)
     try:
         found = evaluate(outputs_of, failures.checked(batches),
-                         functools.partial(parallel.place_batch, mesh=run.mesh), patches=run.patches, sample=sample)
+                         functools.partial(parallel.place_batch, mesh=run.mesh), patches=run.patches, sample=sample,
+                         classes=run.test_source.num_classes)
         return found._replace(metrics=found.metrics | {'left_out': len(run.test_source) - int(found.metrics['images'])})
     finally:
         batches.close()
@@ -80,6 +126,8 @@ def _report(run, step, metrics):
     speed = f'  {metrics["images_per_second"]:.1f} images/s' if 'images_per_second' in metrics else ''
     logging.info('evaluation at step %d: top-1 %.2f %%  top-5 %.2f %%%s%s', step, 100 * metrics['top1'],
                  100 * metrics['top5'], average, speed)
+    if not math.isfinite(metrics['loss']):
+        logging.warning('the loss is %s: weights or images hold values that are not finite', metrics['loss'])
     if metrics['left_out']:
         logging.warning('%d images could not be read and are left out of these figures', metrics['left_out'])
     logging.info('MACs of an image: %.2f M, dense %.2f M (%.0f %%); %s', metrics['macs'] / 1e6,
@@ -93,20 +141,24 @@ def _report(run, step, metrics):
         stage += 1
 
 
+def _kept_page(run, sample):
+    """The picture of images and the patches that are kept; None without reductions, or without images."""
+    if not sample or not sample['kept']:
+        return None
+    return kept_grid(sample['image'], sample['kept'], run.model.shape.patch_size, home=sample.get('home'),
+                     predictions=sample['prediction'], truths=sample['label'], class_names=run.test_source.class_names)
+
+
 def _draw(run, sample, workdir):
-    if sample and sample['kept']:
-        size = run.model.shape.patch_size
-        page = kept_grid(sample['image'], sample['kept'], size, home=sample.get('home'),
-                         predictions=sample['prediction'], truths=sample['label'],
-                         class_names=run.test_source.class_names)
-        _keep_picture(workdir / 'kept.png', lambda file: page.save(file, 'PNG'))
+    if page := _kept_page(run, sample):
+        storage.write_whole(workdir / 'kept.png', _png(page.save, 'PNG'))
         logging.info('what is kept: %s', workdir / 'kept.png')
     if (metrics := workdir / METRICS_FILE).exists() and (records := read_metrics(metrics)):
-        _keep_picture(workdir / 'curves.png', functools.partial(training_curves, records))
+        storage.write_whole(workdir / 'curves.png', _png(functools.partial(training_curves, records)))
         logging.info('curves: %s', workdir / 'curves.png')
 
 
-def _keep_picture(path, draw):
-    png = io.BytesIO()
-    draw(png)
-    storage.write_whole(path, png.getvalue())
+def _png(draw, *arguments):
+    file = io.BytesIO()
+    draw(file, *arguments)
+    return file.getvalue()

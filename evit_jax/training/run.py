@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from evit_jax import models, parallel
 from evit_jax.data import mixing, order, pipeline, token_labels
 from evit_jax.data.failures import Failures
-from evit_jax.data.sources import Source
+from evit_jax.data.sources import Source, split_of
 from evit_jax.data.token_targets import TokenTargets
 from evit_jax.models import Model
 from evit_jax.tokens import reducers
@@ -24,7 +24,7 @@ from evit_jax.tokens.keeping import Keeping, check_predictors
 from evit_jax.tokens.plan import TokenPlan, by_depth
 from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
-from evit_jax.training import inputs, limits, machine, profile, steps, teaching, weights
+from evit_jax.training import inputs, limits, machine, preprocessing, profile, steps, teaching, weights
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step
@@ -184,7 +184,7 @@ def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | 
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
     mesh = mesh or parallel.data_mesh(config.batch_size)
-    config = machine.with_dtype(config, mesh.devices.flat[0].platform)
+    config = machine.with_dtype(preprocessing.filled(config), mesh.devices.flat[0].platform)
     train_source, test_source = sources or _open_sources(config)
     if not config.model.classes:
         config = config.copy_and_resolve_references()
@@ -286,8 +286,9 @@ def keep_rate(run: Run, stage: Stage) -> float:
 
 def _open_sources(config):
     train, test = inputs.open_sources(config)
-    logging.info('data: %s examples to train on, %s to evaluate on, %d classes', f'{len(train):,}', f'{len(test):,}',
-                 train.num_classes)
+    counts = [f'{len(source):,} examples to {use} on (split {split_of(source, asked)})' for source, use, asked in (
+        (train, 'train', config.data.train_split), (test, 'evaluate', config.data.test_split))]
+    logging.info('data: %s, %s, %d classes', *counts, train.num_classes)
     return train, test
 
 

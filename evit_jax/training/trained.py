@@ -16,7 +16,7 @@ from evit_jax.tokens import reducers
 from evit_jax.tokens.keeping import Keeping, check_predictors
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.tokens.planned import Planned
-from evit_jax.training import machine, storage
+from evit_jax.training import machine, preprocessing, storage
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
 from evit_jax.training.weights import AS_DEIT, check_finite, check_is_workdir, fitted
@@ -116,8 +116,7 @@ def read_trained(path: str | os.PathLike, *, ema: bool = False) -> Trained:
         raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {shape.classes} apart')
     return Trained(
         os.fspath(path), name, about['next_step'], fitted(weights, like, path), shape,
-        readable(names), shape.image_size, tuple(told['data.mean']),
-        tuple(told['data.std']), told['data.eval_crop'] or None,
+        readable(names), shape.image_size, *preprocessing.normalisation(told), told['data.eval_crop'] or None,
         machine.resolve_dtype(told['model.dtype'], jax.default_backend()), Keeping.of_config(told))
 
 

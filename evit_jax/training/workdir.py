@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evit_jax import models
+from evit_jax.data import splits
 from evit_jax.tokens import keeping
 from evit_jax.training import storage
 from evit_jax.training.checkpoints import newest_step
@@ -16,7 +17,7 @@ CONFIG_FILE = 'config.json'
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
                      'compilation_cache', 'sharding', 'remat', 'model.lowering', 'profile_steps', 'nonfinite')
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
-# The model's identity: its parameters' shapes, and what else decides logits. An evaluation may change all other keys.
+# The model's identity: its parameters' shapes, and what else decides logits.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.UNSHAPED))
 # What runs did that began before there were such keys; configs/base.py says the same.
 _UNSAID = keeping.UNSAID | {
@@ -86,7 +87,7 @@ def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequenc
 
 
 def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The flat config of the run in a workdir, or None where there is none.
+    """The flat config of the run in a workdir, or None where there is none; see `splits.from_record`.
 
     Raises:
       ValueError: the file cannot be read as JSON, or not be reached.
@@ -97,9 +98,11 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
             return None
         content = file.read_bytes()
     try:
-        return json.loads(content)
+        config = json.loads(content)
     except ValueError as error:
         raise ValueError(f'{file} is no JSON ({error}): restore it, or give another --workdir') from error
+    split = {'data.test_split': splits.from_record(config['data.test_split'])} if 'data.test_split' in config else {}
+    return config | split
 
 
 def recorded_dtype(path: str | os.PathLike) -> str | None:
@@ -128,20 +131,18 @@ def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:
     _write(to, saved_config(path))
 
 
-def trained_config(path: str | os.PathLike, config: dict[str, Any]) -> dict[str, Any]:
-    """The saved config of a run that is to be evaluated with `config`.
+def trained_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The saved config of a run that is to be evaluated.
 
     Raises:
-      ValueError: there is no run, or it has another model.
+      ValueError: there is no run, or no checkpoint of it.
     """
-    old = saved_config(path)
-    if old is None:
+    saved = saved_config(path)
+    if saved is None:
         raise ValueError(f'workdir {path} holds no run (no {CONFIG_FILE}): train first, or give the right --workdir')
-    there, here = models.resolved(old), models.resolved(_with_classes_of(old, flat(config)))
-    if differ := [key for key in _MODEL_KEYS if there.get(key) != here.get(key)]:
-        said = ', '.join(f'{key} {there.get(key)} there, {here.get(key)} here' for key in differ)
-        raise ValueError(f'workdir {path} holds another model ({said}): use the config that it was trained with')
-    return old
+    if newest_step(path) is None:
+        raise ValueError(f'workdir {path} holds no checkpoint: train first, or give the right --workdir')
+    return saved
 
 
 def _with_classes_of(old, new):

@@ -79,7 +79,7 @@ class JsonlWriter:
         self._file.close()
 
     def _write(self, record: dict) -> None:
-        self._file.write(json.dumps(_to_json(record), allow_nan=False, default=str).encode() + b'\n')
+        self._file.write(json.dumps(to_json(record), allow_nan=False, default=str).encode() + b'\n')
 
 
 class TensorboardWriter:
@@ -269,12 +269,12 @@ def _parse(line: bytes) -> dict | None:
     return record if isinstance(record, dict) else None
 
 
-def _to_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """The same with strings for the floats that JSON has no number for."""
     if isinstance(value, Mapping):
-        return {name: _to_json(part) for name, part in value.items()}
+        return {name: to_json(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_json(part) for part in value]
+        return [to_json(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
     return value
