@@ -6,6 +6,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from evit_jax.data.fingerprint import digest
+
 _PICTURES = 8   # different ones where they are encoded, so that none is made while it is measured
 _QUALITY = 95   # of these; 500x375 pixels then take about 110 kB, as a file of ImageNet does
 
@@ -29,6 +31,11 @@ class GeneratedSource:
         self.class_names = tuple(f'class {label}' for label in range(num_classes))
         self._split, self._seed, self._size = split, seed, self.sizes[split] if size is None else size
         self._side, self._encoded = image_size, encoded
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the parameters: they decide every image."""
+        return digest(*map(str, (self._split, self._seed, self._size, self.num_classes, self._side, self._encoded)))
 
     def __len__(self) -> int:
         return self._size

@@ -12,6 +12,7 @@ from evit_jax.data.mixing import Mixing
 from evit_jax.data.sources import Source
 from evit_jax.data.token_targets import TokenTargets
 from evit_jax.data.transforms import EvalTransform, TrainTransform
+from evit_jax.training import agreement, identity
 
 
 def open_sources(config: Any) -> tuple[Source, Source]:
@@ -20,7 +21,8 @@ def open_sources(config: Any) -> tuple[Source, Source]:
     Process 0 opens them first: what it builds or lists of them is there when the others come.
 
     Raises:
-      ValueError, OSError: no such source, nothing at its path, or other classes than the model has.
+      ValueError, OSError: no such source, nothing at its path, other classes than the model has, or other data in
+        another process.
     """
     data = config.data
 
@@ -30,7 +32,9 @@ def open_sources(config: Any) -> tuple[Source, Source]:
             num_classes=config.model.classes, seed=config.seed, cache=data.index_cache)
             for split in (data.train_split, data.test_split))
 
-    train, test = parallel.first_decides(open_both) or open_both()
+    opened = parallel.first_decides(open_both)
+    train, test = agreement.each_decides(lambda: opened or open_both())
+    agreement.check_same(identity.of_sources(train, test), 'give all processes the same data')
     if shared := splits.overlap(getattr(train, 'parts', ()), getattr(test, 'parts', ())):
         logging.warning('%d of the examples to evaluate on are trained on, too: data.train_split=%r, '
                         'data.test_split=%r', shared, data.train_split, data.test_split)
@@ -45,8 +49,16 @@ def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | N
     """
     if not config.data.token_labels:
         return None
-    maps = LabelMaps(config.data.token_labels)
-    maps.check(source)
+
+    def opened():
+        maps = LabelMaps(config.data.token_labels)
+        maps.check(source)
+        return maps
+
+    maps = agreement.each_decides(opened)
+    if not parallel.is_alone():
+        agreement.check_same({f'the label maps in {config.data.token_labels}': maps.fingerprint},
+                            'give all processes the same maps')
     return TokenTargets(maps, math.isqrt(patches))
 
 
