@@ -59,5 +59,5 @@ def describe_change(before: Segment, now: Segment, step: int, epochs: int) -> st
     left = max(epochs * now.epoch_samples - now.samples, 0) // now.batch_size
     counted = step * now.batch_size / now.epoch_samples
     return (f'{", ".join(changed)}: at step {step:,}, {before.epoch(step):.2f} epochs are trained. The run goes on at '
-            f'epoch {now.epoch(step):.2f} of {epochs} (not at {counted:.2f}, where this many steps of the new size '
-            f'end), with {left:,} steps to go; learning rate and keep rate are those of that epoch')
+            f'epoch {now.epoch(step):.2f} of {epochs} (by the number of steps it would be {counted:.2f}) and trains '
+            f'{left:,} more steps; learning rate and keep rate are those of that epoch')
