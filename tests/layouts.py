@@ -40,6 +40,8 @@ class Colours:
 
     def __init__(self, split):
         self.split = splits.resolve(split, self.sizes)
+        if not len(self):
+            raise FileNotFoundError('there is no folder')
 
     def __len__(self):
         return self.sizes[self.split]
@@ -102,7 +104,8 @@ def start(workdir, *, processes, devices, module='tests.layouts', arguments=(), 
 
     Args:
       module: with its arguments, what is run.
-      changes: of the settings; and `broken_in`, a process whose disk is broken.
+      changes: of the settings; and `broken_in`, a process whose disk is broken; and `second`, what is other in process
+        1: settings, or the number of `examples` (0: there are no data).
     """
     with socket.socket() as free:
         free.bind(('localhost', 0))
@@ -150,7 +153,11 @@ def main():
     """One process of a training."""
     workdir, changes = json.loads(os.environ['LAYOUT'])
     Colours.broken = changes.pop('broken_in', None) == int(os.environ.get('PROCESS_ID', 0))
+    second = changes.pop('second', {})
     prepare(pytest.MonkeyPatch())
+    if os.environ.get('PROCESS_ID') == '1':
+        Colours.sizes = Colours.sizes | {'train': second.pop('examples', Colours.sizes['train'])}
+        changes |= second
     with parallel.together(agreed=Stopped):
         loop.train(config_of(**changes), workdir)
 

@@ -34,7 +34,8 @@ def compare(config: Any, out: str | os.PathLike) -> list[dict[str, Any]]:
         raise ValueError(f'config.dense={config.dense} holds no checkpoint: give the workdir of a trained dense model, '
                          "or '' to have one trained")
     for cell in cells:
-        runs.check(config_of(config, cell, dense))
+        check = runs.check if cell.setting == 'untrained' else runs.check_training
+        check(config_of(config, cell, dense))
     if not config.dense and not (out / 'dense' / _DONE).exists():
         logging.info('first the dense model, in %s', dense)
         loop.train(dense_config(config), dense)

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from evit_jax.data import index_cache, progress, splits
+from evit_jax.data.fingerprint import digest
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
 _SCANS = 16               # classes listed at the same time
@@ -70,6 +71,12 @@ class FolderSource:
     def _labels_of(self, index: index_cache.Index) -> np.ndarray:
         place = {name: label for label, name in enumerate(self.class_names)}
         return np.array([place[os.fsdecode(name)] for name in index['class']], np.int32)[index['kind']]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the files' names in their order; a file written over keeps it."""
+        parts = zip(self._folders, np.split(self._names, self._ends[:-1]))
+        return digest(*(text for folder, names in parts for text in (folder, b'\0'.join(names.tolist()))))
 
     def __len__(self) -> int:
         return len(self._names)

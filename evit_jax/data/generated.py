@@ -6,6 +6,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from evit_jax.data.fingerprint import digest
+
 _PICTURES = 8   # different ones where they are encoded, so that none is made while it is measured
 _QUALITY = 95   # of these; 500x375 pixels then take about 110 kB, as a file of ImageNet does
 
@@ -34,6 +36,11 @@ class GeneratedSource:
     def split(self) -> str:
         """'train' or 'test'."""
         return self._split
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the parameters: they decide every image."""
+        return digest(*map(str, (self._split, self._seed, self._size, self.num_classes, self._side, self._encoded)))
 
     def __len__(self) -> int:
         return self._size

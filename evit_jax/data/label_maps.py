@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from evit_jax.data.fingerprint import digest
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
 
@@ -113,6 +114,13 @@ class LabelMaps:
 
     def __reduce__(self):
         return LabelMaps, (self.folder,)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of their origin, of the ids of all examples, and of the maps of some."""
+        rows = np.unique(np.linspace(0, self.about.examples - 1, _LOOKED_FOR).astype(int))
+        about = json.dumps(dataclasses.asdict(self.about))
+        return digest(about, self._keys.tobytes(), self._values[rows].tobytes(), self._indices[rows].tobytes())
 
     def check(self, source: Source) -> None:
         """Raises a ValueError where these are not the maps of the source; some of its examples are looked for."""

@@ -16,9 +16,13 @@ def epoch_samples(examples: int, repeats: int = 1) -> int:
     return examples if repeats == 1 else examples // _SELECTED * _SELECTED or examples
 
 
-def train_steps(examples: int, batch_size: int, epochs: int, repeats: int = 1) -> int:
-    """Full global batches in so many epochs; a batch may straddle two epochs, the rest is dropped."""
-    return epoch_samples(examples, repeats) * epochs // batch_size
+def train_steps(examples: int, batch_size: int, epochs: int, repeats: int = 1, offset: int = 0) -> int:
+    """Full global batches in so many epochs; a batch may straddle two epochs, the rest is dropped.
+
+    Args:
+      offset: samples by which step s begins after sample s * batch_size; not 0 after a change of batch size.
+    """
+    return (epoch_samples(examples, repeats) * epochs - offset) // batch_size
 
 
 def samples(begin: int, count: int, examples: int, *, seed: int, repeats: int) -> Iterator[tuple[int, int, int]]:
@@ -30,13 +34,17 @@ def samples(begin: int, count: int, examples: int, *, seed: int, repeats: int) -
         yield epoch, int(_permutation(examples, seed, epoch)[place]), copy
 
 
-def batch_ids(source: Source, step: int, *, batch_size: int, seed: int, repeats: int = 1) -> list[str]:
+def batch_ids(source: Source, step: int, *, batch_size: int, seed: int, repeats: int = 1,
+              offset: int = 0) -> list[str]:
     """Ids of the examples in the global batch of a training step, each once.
 
     One that cannot be read, in whose place another was shown, is called by its number.
+
+    Args:
+      offset: as in `train_steps`.
     """
     ids = []
-    drawn = samples(step * batch_size, batch_size, len(source), seed=seed, repeats=repeats)
+    drawn = samples(step * batch_size + offset, batch_size, len(source), seed=seed, repeats=repeats)
     for index in dict.fromkeys(index for _, index, _ in drawn):
         try:
             ids.append(source[index]['id'])

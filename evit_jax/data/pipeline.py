@@ -36,8 +36,8 @@ _DEATHS = {'-9': ' (killed, often for want of memory)', '-7': ' (no room in shar
 
 
 def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, transform: TrainTransform,
-                  repeats: int = 1, targets: TokenTargets | None = None, start_step: int = 0, num_workers: int = 0,
-                  process_index: int = 0, process_count: int = 1) -> 'Batches':
+                  repeats: int = 1, targets: TokenTargets | None = None, start_step: int = 0, offset: int = 0,
+                  num_workers: int = 0, process_index: int = 0, process_count: int = 1) -> 'Batches':
     """This process's share of the shuffled batches from `start_step` to the end of the last epoch.
 
     An example that cannot be read is replaced by another one, drawn from (seed, epoch, example).
@@ -50,6 +50,7 @@ def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, tr
       repeats: copies of an image in a row, each augmented anew (repeated augmentation).
       targets: of the tokens of each image; the transform is then asked to `show` (see `TrainTransform`).
       start_step: the first batch yielded is the one that an uninterrupted run has at this step.
+      offset: samples by which step s begins after sample s * batch_size, see `training.positions`.
       num_workers: processes that make batches; with 0 a thread does.
 
     Returns:
@@ -68,11 +69,11 @@ def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, tr
     if samples < batch_size:
         raise ValueError(f'batch_size={batch_size} is larger than the data: {samples} samples in {epochs} epochs of '
                          f'{len(source)} examples; lower the batch or add epochs')
-    steps = order.train_steps(len(source), batch_size, epochs, repeats)
+    steps = order.train_steps(len(source), batch_size, epochs, repeats, offset)
     if not 0 <= start_step <= steps:
         raise ValueError(f'start_step={start_step} is outside [0, {steps}], the steps of {epochs} epochs; '
                          f'has the batch size or the number of epochs changed since the run began?')
-    make = _TrainBatch(source, transform, seed, repeats, local, batch_size, process_index * local, targets)
+    make = _TrainBatch(source, transform, seed, repeats, local, batch_size, process_index * local + offset, targets)
     batches = Batches(grain.MapDataset.range(start_step, steps).map(make), num_workers)
     megabytes = local * math.prod(make.shape) / 1e6
     logging.info('input: %s at most %d batches of %.1f MB, %.0f MB in all, and an evaluation as many',
@@ -154,7 +155,7 @@ class _TrainBatch:
     repeats: int
     local: int       # rows of the share
     batch_size: int
-    first: int       # row of the global batch that is the share's first
+    first: int       # row of the global batch that is the share's first, plus the offset of the steps
     targets: TokenTargets | None
 
     @functools.cached_property

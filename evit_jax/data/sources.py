@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from evit_jax.data import digits, splits
 from evit_jax.data.decode import decode
+from evit_jax.data.fingerprint import digest
 from evit_jax.data.folder import FolderSource
 from evit_jax.data.generated import GeneratedSource
 from evit_jax.data.tfds_source import TfdsSource
@@ -21,6 +22,10 @@ class Source(Protocol):
     known, mask (encoded bytes, or uint8 [H, W]; above 127 on the object).
 
     Sources of this package have an attribute `split`, the split or slice that was opened, see `split_of`.
+
+    A source may have an attribute `fingerprint`, a short text that differs where the examples or their order do, made
+    without reading them: a run records it, and refuses to go on with other data. Without it the number of examples and
+    the class names are compared.
 
     Raises:
       OSError, ValueError: `source[i]` cannot be read, or is wrong; the message names the example.
@@ -47,8 +52,9 @@ class DigitsSource:
 
     def __init__(self, path: str | os.PathLike, split: str, sizes: dict[str, int] | None = None):
         self.split, self._arguments = split, (os.fspath(path), split, sizes)
-        skip = tfds.decode.SkipDecoding()
-        self._records = digits.prepare(path, sizes).as_data_source(split, decoders={'image': skip, 'mask': skip})
+        skip, builder = tfds.decode.SkipDecoding(), digits.prepare(path, sizes)
+        self._records = builder.as_data_source(split, decoders={'image': skip, 'mask': skip})
+        self.fingerprint = digest(builder.info.full_name, split)
         self._seen: dict[int, dict] = {}
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from evit_jax.data import splits, tfrecord
+from evit_jax.data.fingerprint import digest
 
 _ASKED = re.compile(r'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -47,6 +48,7 @@ class TfdsSource:
             name: of.num_examples for name, of in info.splits.items()})
         self._ends = np.cumsum([part.stop - part.start for part in self.parts])
         self._records = {part.split: _open(builder, part.split, cache) for part in self.parts}
+        self.fingerprint = _fingerprint(info, self.parts)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -166,6 +168,13 @@ def _keys(info: tfds.core.DatasetInfo) -> tuple[str, ...]:
                          f'needed, it has {kinds}')
     texts = [key for key in _IDS if isinstance(features.get(key), tfds.features.Text)]
     return 'image', 'label', *texts, *(['mask'] if isinstance(features.get('mask'), tfds.features.Image) else [])
+
+
+def _fingerprint(info: tfds.core.DatasetInfo, parts: Sequence[splits.Part]) -> str:
+    """A digest of name, version, slices, and the sizes of the splits; the same as TFRecord and as array_record."""
+    used = {name: info.splits[name] for name in dict.fromkeys(part.split for part in parts)}
+    sizes = [f'{name} {split.shard_lengths} {split.num_bytes}' for name, split in used.items()]
+    return digest(info.full_name, *(f'{part.split}[{part.start}:{part.stop}]' for part in parts), *sizes)
 
 
 def _open(builder: tfds.core.DatasetBuilder, split: str, cache: str | None) -> ArrayRecords | tfrecord.TFRecords:

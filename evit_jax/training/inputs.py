@@ -12,15 +12,17 @@ from evit_jax.data.mixing import Mixing
 from evit_jax.data.sources import Source
 from evit_jax.data.token_targets import TokenTargets
 from evit_jax.data.transforms import EvalTransform, TrainTransform
+from evit_jax.training import agreement, identity
 
 
 def open_sources(config: Any) -> tuple[Source, Source]:
     """The examples to train on and those to evaluate on.
 
     Raises:
-      ValueError, OSError: no such source, nothing at its path, or other classes than the model has.
+      ValueError, OSError: no such source, nothing at its path, other classes than the model has, or other data in
+        another process.
     """
-    train, test = _open(config, config.data.train_split, config.data.test_split)
+    train, test = _open(config, 'train', 'test')
     _warn_of_overlap(config, train, test)
     return train, test
 
@@ -31,9 +33,9 @@ def open_held_out(config: Any) -> Source:
     Raises:
       ValueError, OSError: as in `open_sources`.
     """
-    test, = _open(config, config.data.test_split)
+    test, = _open(config, 'test')
     if {part.split for part in getattr(test, 'parts', ())} & {*splits.base_names(config.data.train_split)}:
-        train, = _open(config, config.data.train_split)
+        train, = _open(config, 'train')
         _warn_of_overlap(config, train, test)
     logging.info('data: %s images to evaluate on: split %s of %s, %d classes', f'{len(test):,}',
                  sources.split_of(test, config.data.test_split), described(config), test.num_classes)
@@ -46,16 +48,20 @@ def described(config: Any) -> str:
     return ' '.join((data.source, *{'folder': (data.path,), 'tfds': (data.name, data.path)}.get(data.source, ())))
 
 
-def _open(config, *split_names):
-    """Opens splits. Process 0 opens them first: what it builds or lists of them is there when the others come."""
+def _open(config, *names):
+    """Opens the splits for `train`, `test` or both. Process 0 goes first: it builds and lists what the others read."""
     data = config.data
 
     def open_all():
         return [sources.open_source(
             data.source, split, path=data.path, dataset=data.name, image_size=config.model.image_size,
-            num_classes=config.model.classes, seed=config.seed, cache=data.index_cache) for split in split_names]
+            num_classes=config.model.classes, seed=config.seed, cache=data.index_cache)
+            for split in (data[f'{name}_split'] for name in names)]
 
-    return parallel.first_decides(open_all) or open_all()
+    opened = parallel.first_decides(open_all)
+    found = agreement.each_decides(lambda: opened or open_all())
+    agreement.check_same(identity.of_sources(dict(zip(names, found))), 'give all processes the same data')
+    return found
 
 
 def _warn_of_overlap(config, train, test):
@@ -72,8 +78,16 @@ def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | N
     """
     if not config.data.token_labels:
         return None
-    maps = LabelMaps(config.data.token_labels)
-    maps.check(source)
+
+    def opened():
+        maps = LabelMaps(config.data.token_labels)
+        maps.check(source)
+        return maps
+
+    maps = agreement.each_decides(opened)
+    if not parallel.is_alone():
+        agreement.check_same({f'the label maps in {config.data.token_labels}': maps.fingerprint},
+                            'give all processes the same maps')
     return TokenTargets(maps, math.isqrt(patches))
 
 

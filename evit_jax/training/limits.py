@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+from absl import logging
 
 from evit_jax import parallel
 from evit_jax.tokens.lowering import LOWERINGS
@@ -30,6 +31,33 @@ def check(config: Any) -> None:
             ('checkpoint.best', config.checkpoint.best, ('', *best.METRICS) if averaged else ('', best.METRICS[0]))):
         if value not in known:
             raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(filter(None, known))}')
+
+
+def mixes(config: Any) -> bool:
+    """Whether images of a batch are mixed: by mixup, cutmix or MixToken."""
+    return bool(config.mixing.mixup or config.mixing.cutmix or config.data.token_labels)
+
+
+def check_mixing(config: Any, devices: int) -> None:
+    """Checks that each image has a partner to be mixed with, on its own device; logs how many have none.
+
+    Raises:
+      ValueError: there is one image on a device.
+    """
+    each = config.batch_size // devices
+    if not mixes(config) or each % 2 == 0:
+        return
+    given = (f'config.data.token_labels={config.data.token_labels} (MixToken)' if config.data.token_labels else
+             f'config.mixing.mixup={config.mixing.mixup}, config.mixing.cutmix={config.mixing.cutmix}')
+    off = ('--config.data.token_labels=' if config.data.token_labels else
+           '--config.mixing.mixup=0 --config.mixing.cutmix=0')
+    if each == 1:
+        raise ValueError(f'config.batch_size={config.batch_size} puts one image on each of {devices} devices, and '
+                         f'{given} mixes images of one device: nothing would be mixed. Give --config.batch_size='
+                         f'{2 * devices} or a larger multiple of it, use fewer devices, or give {off}')
+    logging.warning('%d of the %d images of a batch are not mixed: on each of %d devices there are %d, and the middle '
+                    'one has no partner. --config.batch_size=%d or %d mixes all', devices, config.batch_size, devices,
+                    each, config.batch_size - devices, config.batch_size + devices)
 
 
 def _check_numbers(config):

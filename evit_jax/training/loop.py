@@ -15,11 +15,21 @@ from tqdm import tqdm
 from evit_jax import parallel
 from evit_jax.data import sources
 from evit_jax.tokens.planned import Planned
-from evit_jax.training import evaluation_config, evaluation_files, inputs, machine, preprocessing, results
+from evit_jax.training import (
+    agreement,
+    evaluation_config,
+    evaluation_files,
+    history,
+    identity,
+    inputs,
+    machine,
+    preprocessing,
+    results,
+)
 from evit_jax.training import run as runs
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.best import Best
-from evit_jax.training.checkpoints import Checkpoints
+from evit_jax.training.checkpoints import Checkpoints, newest_step
 from evit_jax.training.claim import claim
 from evit_jax.training.nonfinite import NonFinite
 from evit_jax.training.pace import Pace
@@ -51,8 +61,9 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: loss or gradient is not finite; names the step. Checkpoints from before it stay.
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
-    runs.check(config)
-    config = preprocessing.resolve(config, workdir)
+    agreement.each_decides(lambda: runs.check_training(config))
+    identity.check_processes(config, workdir, accept_changes=accept_changes)
+    config = agreement.each_decides(lambda: preprocessing.resolve(config, workdir))
     config = machine.with_dtype(config, jax.devices()[0].platform, workdirs.recorded_dtype(workdir))
     with contextlib.ExitStack() as held:
         def open_workdir():
@@ -61,7 +72,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
             workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
 
         parallel.first_decides(open_workdir)
-        return _train(config, workdir, held)
+        return _train(config, workdir, held, accept_changes)
 
 
 def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Collection[str] | None = None,
@@ -84,31 +95,41 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     if planned is not None:
         config = runs.follow(config, planned)
     runs.check(config)
+    identity.check_processes(config, workdir)
     parallel.first_decides(lambda: evaluation_files.check_out(out))
     check = functools.partial(workdirs.check_classes, workdir, trained)
     sources.check_classes(config.data.source, check)
     held_out = inputs.open_held_out(config)
     check(held_out.class_names)
+    history.tell_of_other_data(trained, held_out)
     run = runs.lay_out(config, trained=trained, sources=(held_out, held_out))
     files = evaluation_files.files_of(workdir, run.plan, out)
     with Stopping() as stopping:
         return results.evaluate_into(run, run.trained_state(workdir), files, stopping, workdir=workdir)
 
 
-def _train(config, workdir, held):
+def _train(config, workdir, held, accept_changes):
     """In a claimed workdir; what is to be closed in the end is `held`."""
     run = runs.lay_out(config)
     teacher = run.read_teacher()
     if not run.total_steps:
         raise ValueError(f'config.batch_size={config.batch_size} is larger than the data: {len(run.train_source)} '
                          f'examples in {config.epochs} epochs; lower the batch or add epochs')
-    parallel.first_decides(lambda: workdirs.record_classes(workdir, run.train_source.class_names))
+    record = history.of_run(run, teacher)
+
+    def compare_with_workdir():
+        workdirs.record_classes(workdir, run.train_source.class_names)
+        history.compare(workdir, record, accept_changes=accept_changes)
+
+    parallel.first_decides(compare_with_workdir)
+    agreement.check_same({'the newest checkpoint in the workdir': newest_step(workdir)},
+                         'give all processes one workdir that they share')
     checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, keep=config.checkpoint.keep)))
     state = checkpoints.restore(run.abstract_state())
     if state is None:
         state = run.new_state()
     else:
-        logging.info('continuing at step %d of %d', int(state.step), run.total_steps)
+        run = _moved(run, workdir, int(state.step))
     best = held.enter_context(contextlib.closing(Best(workdir, config.checkpoint.best)))
     writer = held.enter_context(contextlib.closing(create_writer(
         workdir if parallel.is_first() else None, config.log.writer, resumed_at=int(state.step))))
@@ -120,6 +141,18 @@ def _train(config, workdir, held):
     best.offer(state, metrics, run.about)
     checkpoints.wait()
     return metrics
+
+
+def _moved(run, workdir, step):
+    """The run as it goes on from a checkpoint: at the place in its data where the steps so far have brought it."""
+    offset = parallel.first_decides(lambda: history.go_on(workdir, run, step))
+    run = run.moved(int(parallel.total({'offset': offset or 0})['offset']))  # the others have None
+    logging.info('continuing at step %d of %d, epoch %.2f of %d', step, run.total_steps, run.epoch(step),
+                 run.config.epochs)
+    if step > run.total_steps:
+        logging.warning('the run has trained for more than the %d epochs of its config: it is evaluated as it is',
+                        run.config.epochs)
+    return run
 
 
 class _Loop:
@@ -222,5 +255,5 @@ class _Loop:
             metrics = {name: float(value) for name, value in metrics.items()}
             self._nonfinite.look(step, metrics)
             if (step + 1) % self._run.config.log.every == 0:
-                self._pace.write(step + 1, (step + 1) / self._run.steps_per_epoch, metrics,
+                self._pace.write(step + 1, self._run.epoch(step + 1), metrics,
                                  runs.keep_rate(self._run, stage), self._writer)

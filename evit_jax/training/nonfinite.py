@@ -55,7 +55,7 @@ class NonFinite:
             return ''
         config = self._run.config
         ids = order.batch_ids(self._run.train_source, step, batch_size=config.batch_size, seed=config.seed,
-                              repeats=config.data.repeats)
+                              repeats=config.data.repeats, offset=self._run.offset)
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f'{step}.json'
         said = {name: str(value) for name, value in metrics.items()} | {'examples': ids}

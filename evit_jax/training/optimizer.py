@@ -26,7 +26,7 @@ def backbone(params: Any) -> Any:
 
 
 def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps: int, warmup_lr: float,
-                  min_lr: float) -> optax.Schedule:
+                  min_lr: float, begun_at: float = 0) -> optax.Schedule:
     """Warm-up, then a cosine evaluated at the absolute step (the warm-up is not a prefix of it).
 
     The reference steps once after each epoch, so that epoch e + 1 runs at this curve's value of epoch e; here every
@@ -34,10 +34,12 @@ def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps:
 
     Args:
       lr: of 512 images; scaled linearly to the batch. `warmup_lr` and `min_lr` are not scaled.
+      begun_at: point of the curve at step 0; not 0 after a change of batch size, which counts the steps on.
     """
     peak = lr * batch_size / 512
 
     def schedule(step):
+        step = step + begun_at if begun_at else step
         warm = warmup_lr + (peak - warmup_lr) * step / max(warmup_steps, 1)
         left = jnp.maximum(total_steps - step, 0) / total_steps
         cosine = jnp.sin(math.pi / 2 * left) ** 2  # (1 + cos(pi * (1 - left))) / 2 without its cancellation in float32
@@ -64,3 +66,22 @@ def adamw(schedule: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2:
             lambda count: jnp.where(count < backbone_from, 0.0, backbone_scale)), backbone))
     chain = optax.chain(*steps)
     return optax.MultiSteps(chain, accumulate).gradient_transformation() if accumulate > 1 else chain
+
+
+def from_config(config: Any, batch_size: int, total_steps: int, steps_per_epoch: float,
+                begun_at: float) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of a config and its learning rate.
+
+    Args:
+      config: the group `optimizer`.
+      total_steps: number of steps in a run that has had this batch size from its start.
+      begun_at: steps of this size that the place of step 0 is behind the start (see `positions`).
+    """
+    updates = config.accumulate  # steps to one
+    schedule = learning_rate(
+        lr=config.lr, batch_size=batch_size * updates, total_steps=max(total_steps // updates, 1),
+        warmup_steps=round(config.warmup_epochs * steps_per_epoch / updates), warmup_lr=config.warmup_lr,
+        min_lr=config.min_lr, begun_at=begun_at / updates)
+    backbone_from = round((config.backbone_from_epoch * steps_per_epoch - begun_at) / updates)
+    return adamw(schedule, weight_decay=config.weight_decay, b2=config.b2, clip_norm=config.clip_norm,
+                 accumulate=updates, backbone_scale=config.backbone_scale, backbone_from=backbone_from), schedule

@@ -24,7 +24,7 @@ from evit_jax.tokens.keeping import Keeping, check_predictors
 from evit_jax.tokens.plan import TokenPlan, by_depth
 from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
-from evit_jax.training import inputs, limits, machine, preprocessing, profile, steps, teaching, weights
+from evit_jax.training import agreement, inputs, limits, machine, preprocessing, profile, steps, teaching, weights
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step
@@ -48,6 +48,7 @@ class Run(NamedTuple):
     schedule: optax.Schedule
     prepare: Callable
     targets: TokenTargets | None   # of the tokens of images that are trained on
+    offset: int = 0                # samples by which step s begins after sample s * batch_size (see `positions`)
 
     @property
     def patches(self) -> int:
@@ -56,6 +57,15 @@ class Run(NamedTuple):
     @property
     def steps_per_epoch(self) -> float:
         return _steps_per_epoch(self.config, self.train_source)
+
+    def epoch(self, step: int) -> float:
+        """The epochs that are done at a step."""
+        return (step + self.offset / self.config.batch_size) / self.steps_per_epoch
+
+    def moved(self, offset: int) -> 'Run':
+        """The same run where step s begins `offset` samples after sample s * batch_size."""
+        return self if offset == self.offset else lay_out(
+            self.config, mesh=self.mesh, sources=(self.train_source, self.test_source), offset=offset)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -72,8 +82,9 @@ class Run(NamedTuple):
         params = jax.jit(self.model.init, out_shardings=whole)(jax.random.key(config.seed))
         if config.init_from:
             weights.check_values(config.init_from, self.model.shape)
-            params = weights.start_from(config.init_from, params, prefix=self.model.shape.prefix, ema=config.init_ema,
-                                        class_names=self.train_source.class_names)
+            params = agreement.same_weights(config.init_from, functools.partial(
+                weights.start_from, config.init_from, params, prefix=self.model.shape.prefix, ema=config.init_ema,
+                class_names=self.train_source.class_names))
         return jax.jit(self._state_of, out_shardings=self.shardings())(params)
 
     def trained_state(self, workdir: str | os.PathLike) -> TrainState:
@@ -82,7 +93,8 @@ class Run(NamedTuple):
         Raises:
           ValueError: no readable checkpoint, or weights that do not fit.
         """
-        params, ema, step = weights.read(workdir, self._shapes().params)
+        params, ema, step = agreement.same_weights(
+            workdir, functools.partial(weights.read, workdir, self._shapes().params))
         place = jax.jit(lambda tree: tree, out_shardings=self.shardings().params)
         return TrainState(jnp.int32(step), place(params), None if ema is None else place(ema), ())
 
@@ -110,11 +122,14 @@ class Run(NamedTuple):
         Raises:
           ValueError: it cannot be read, or is none for this run.
         """
-        found = teaching.read_teacher(self.config, self.plan, self.model.shape.width, self.train_source.class_names,
-                                      limits.DTYPES[self.config.model.dtype])
+        config = self.config
+        found = agreement.same_weights(config.teacher.path or config.init_from, functools.partial(
+            teaching.read_teacher, config, self.plan, self.model.shape.width, self.train_source.class_names,
+            limits.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
         if found is None:
             return None
-        places = parallel.state_shardings(found.params, self.mesh, self.config.sharding)
+        found = found._replace(digest=agreement.digest_of(found.arrays))
+        places = parallel.state_shardings(found.params, self.mesh, config.sharding)
         return found._replace(model=self._placed(found.model),
                               params=jax.jit(lambda tree: tree, out_shardings=places)(found.params))
 
@@ -171,7 +186,7 @@ class Run(NamedTuple):
 
 
 def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | None = None,
-            sources: tuple[Source, Source] | None = None) -> Run:
+            sources: tuple[Source, Source] | None = None, offset: int = 0) -> Run:
     """Makes the run of a config.
 
     Args:
@@ -179,6 +194,7 @@ def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | 
         predictors of what is trained.
       mesh: of devices that are not this machine's; where it is not given, of all that are.
       sources: to train on and to evaluate on, in place of those that the config names.
+      offset: samples by which step s begins after sample s * batch_size.
 
     Raises:
       ValueError: a value that cannot work; names it, its limit and the way out.
@@ -191,26 +207,20 @@ def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | 
         with config.unlocked():
             config.model.classes = train_source.num_classes
     shape, plan_at = _shape_and_plans(config, trained)
-    total_steps = order.train_steps(len(train_source), config.batch_size, config.epochs, config.data.repeats)
-    per_epoch = _steps_per_epoch(config, train_source)
+    batch_size, per_epoch = config.batch_size, _steps_per_epoch(config, train_source)
+    whole, total_steps = (order.train_steps(len(train_source), batch_size, config.epochs, config.data.repeats, samples)
+                          for samples in (0, offset))
     keep = KeepSchedule(round(config.keep.start_epoch * per_epoch), round(config.keep.shrink_epochs * per_epoch),
                         config.keep.levels)
-    updates = max(total_steps // config.optimizer.accumulate, 1)
-    schedule = optimizers.learning_rate(
-        lr=config.optimizer.lr, batch_size=config.batch_size * config.optimizer.accumulate, total_steps=updates,
-        warmup_steps=round(config.optimizer.warmup_epochs * per_epoch / config.optimizer.accumulate),
-        warmup_lr=config.optimizer.warmup_lr, min_lr=config.optimizer.min_lr)
-    optimizer = optimizers.adamw(schedule, weight_decay=config.optimizer.weight_decay, b2=config.optimizer.b2,
-                                 clip_norm=config.optimizer.clip_norm, accumulate=config.optimizer.accumulate,
-                                 backbone_scale=config.optimizer.backbone_scale, backbone_from=round(
-                                     config.optimizer.backbone_from_epoch * per_epoch / config.optimizer.accumulate))
+    programs = tuple(stage._replace(start=max(-((offset - stage.start * batch_size) // batch_size), 0))
+                     for stage in stages(keep, lambda progress: plan_at(progress).in_training(), whole))
+    optimizer, schedule = optimizers.from_config(config.optimizer, batch_size, whole, per_epoch, offset / batch_size)
     model = models.create(shape, drop_path=config.model.drop_path, dtype=limits.DTYPES[config.model.dtype],
                           remat=config.remat, lowering=config.model.lowering)
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
     targets = inputs.token_targets(config, train_source, plan_at(1.0).patches)
-    return Run(config, mesh, model, train_source, test_source, plan_at(1.0),
-               stages(keep, lambda progress: plan_at(progress).in_training(), total_steps), total_steps,
-               optimizer, schedule, prepare, targets)
+    return Run(config, mesh, model, train_source, test_source, plan_at(1.0), programs, max(total_steps, 0), optimizer,
+               schedule, prepare, targets, offset)
 
 
 def follow(config: Any, planned: Planned) -> Any:
@@ -251,7 +261,7 @@ def train_batches(run: Run, start_step: int) -> pipeline.Batches:
     return pipeline.train_batches(
         run.train_source, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
         transform=inputs.train_transform(config), repeats=config.data.repeats, targets=run.targets,
-        start_step=start_step, num_workers=machine.resolve_workers(config.data.workers),
+        start_step=start_step, offset=run.offset, num_workers=machine.resolve_workers(config.data.workers),
         process_index=jax.process_index(), process_count=jax.process_count())
 
 
@@ -307,6 +317,12 @@ def _shape_and_plans(config, trained=None):
     shape.check_plan(plan_at(1.0))
     check_predictors(plan_at(1.0), trained['model.reduce_at'])
     return shape, plan_at
+
+
+def check_training(config: Any) -> None:
+    """Raises a ValueError for a value outside its limits, or one that training cannot do with; reads nothing."""
+    check(config)
+    limits.check_mixing(config, jax.device_count())
 
 
 def check(config: Any) -> None:

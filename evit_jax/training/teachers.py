@@ -24,6 +24,12 @@ class Teacher(NamedTuple):
     params: Params             # numpy arrays
     mean: tuple[float, ...]    # of the channels that it was trained on
     std: tuple[float, ...]
+    digest: str = ''           # of `arrays`
+
+    @property
+    def arrays(self) -> tuple:
+        """All that decides its answers beside the model, as a tree of arrays, numbers and texts."""
+        return self.params, self.mean, self.std, str(self.plan)
 
     def teach(self, params: Params, images: Array, mean: Sequence[float], std: Sequence[float]) -> Taught:
         """What it says, as in evaluation.

@@ -6,11 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
+
 from evit_jax import models
 from evit_jax.data import splits
 from evit_jax.tokens import keeping
 from evit_jax.training import storage
 from evit_jax.training.checkpoints import newest_step
+from evit_jax.training.positions import Segment
 
 CONFIG_FILE = 'config.json'
 # What a run may change when it goes on: none of it alters the parameters at the end, but for rounding.
@@ -19,6 +22,8 @@ _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.i
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
 # The model's identity: its parameters' shapes, and what else decides logits.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.UNSHAPED))
+# Recorded beside the config: what the data told of themselves, and the history of the run (see `history`).
+RECORDED = ('class_names', 'recorded', 'segments')
 # What runs did that began before there were such keys; configs/base.py says the same.
 _UNSAID = keeping.UNSAID | {
     'model.heads': 0, 'model.norm_epsilon': 0.0, 'model.activation': '', 'model.pooling': '', 'model.one_head': False,
@@ -59,10 +64,26 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
         said = ', '.join(f'{key} {there.get(key)} -> {here.get(key)}' for key in differ)
         if any(key in (*_MODEL_KEYS, 'model.image_size') for key in differ):
             raise ValueError(f'workdir {folder} holds a run of another model ({said}): give another --workdir')
+        if 'optimizer.accumulate' in differ:
+            raise ValueError(f'workdir {folder} holds a run whose optimizer counts its updates by another '
+                             f'optimizer.accumulate ({said}): keep the old value, or give another --workdir and '
+                             f'--config.init_from={folder} to start from its weights')
         if differ and not accept_changes:
             raise ValueError(f'workdir {folder} holds a run with another config ({said}): give another --workdir, or '
-                             f'--accept_changes to go on with the new values')
-    _write(folder, new)
+                             f'--accept_changes to go on with the new values{_in_epochs(differ)}')
+        if differ:
+            logging.warning('going on with another config than the run began with: %s', said)
+        if 'segments' not in old and {'batch_size', 'data.repeats'} & {*differ}:
+            begun = Segment(0, 0, old['batch_size'], old['data.repeats'], None)
+            new['segments'] = [begun._asdict()]
+    write_flat(folder, new)
+
+
+def _in_epochs(differ):
+    """The meaning of changed keys for the position of a run, for a message."""
+    if not {'batch_size', 'data.repeats', 'epochs'} & {*differ}:
+        return ''
+    return ', from the place in the epoch that it has reached (examples are counted, not steps)'
 
 
 def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
@@ -73,7 +94,7 @@ def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
     """
     saved = saved_config(path)
     check_classes(path, saved, names)
-    _write(path, saved | {'model.classes': len(names), 'class_names': list(names)})
+    write_flat(path, saved | {'model.classes': len(names), 'class_names': list(names)})
 
 
 def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequence[str]) -> None:
@@ -122,13 +143,13 @@ def write_config(path: str | os.PathLike, about: dict[str, Any]) -> None:
     """
     storage.place(path).mkdir(parents=True, exist_ok=True)
     names = {'class_names': list(about['class_names'])} if 'class_names' in about else {}
-    _write(path, flat(about['config']) | names)
+    write_flat(path, flat(about['config']) | names)
 
 
 def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:
     """Makes another folder a workdir of the same config."""
     storage.place(to).mkdir(parents=True, exist_ok=True)
-    _write(to, saved_config(path))
+    write_flat(to, saved_config(path))
 
 
 def trained_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -147,11 +168,12 @@ def trained_config(path: str | os.PathLike) -> dict[str, Any]:
 
 def _with_classes_of(old, new):
     """What the data told an earlier start about the classes, where the config leaves it to the data."""
-    known = {'class_names': old['class_names']} if 'class_names' in old else {}
+    known = {key: old[key] for key in RECORDED if key in old}
     return new | known | ({} if new['model.classes'] else {'model.classes': old['model.classes']})
 
 
-def _write(path, config):
+def write_flat(path: str | os.PathLike, config: dict[str, Any]) -> None:
+    """Writes a flat config."""
     with storage.reaching(path):
         storage.write_whole(storage.place(path) / CONFIG_FILE,
                             (json.dumps(config, indent=1, sort_keys=True) + '\n').encode())
