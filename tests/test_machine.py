@@ -1,12 +1,16 @@
 """Defaults that follow the machine: dtype and data workers, and a run that continues elsewhere."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from configs import base
-from evit_jax.training import limits, loop, machine
+from evit_jax.training import limits, loop, machine, weights
 from evit_jax.training import run as runs
+from evit_jax.training import workdir as workdirs
+from evit_jax.training.trained import read_trained
 from tests import layouts
 
 least = layouts.least
@@ -62,9 +66,21 @@ def test_limits_allow_automatic_values_and_name_others():
         limits.check(config)
 
 
-def test_lay_out_resolves_the_dtype_by_the_platform_of_its_mesh():
-    run = runs.lay_out(layouts.config_of(model__dtype='auto'))
-    assert run.config.model.dtype == run.about['config']['model']['dtype'] == 'float32'
+@pytest.mark.parametrize(('platform', 'dtype'), [('cpu', 'float32'), ('tpu', 'bfloat16')])
+def test_lay_out_resolves_the_dtype_by_the_platform_of_its_mesh(platform, dtype):
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))  # a slice that is not this machine
+    run = runs.lay_out(layouts.config_of(model__dtype='auto'), mesh=mesh)
+    assert run.config.model.dtype == run.about['config']['model']['dtype'] == dtype
+
+
+def test_read_trained_resolves_a_dtype_that_a_file_left_automatic(tmp_path):
+    run = runs.lay_out(layouts.config_of())
+    about = run.about
+    about['config']['model']['dtype'] = 'auto'
+    weights.save(tmp_path, run.new_state().params, about)
+    assert read_trained(tmp_path).dtype == 'float32'
+    assert workdirs.recorded_dtype(tmp_path) == 'auto'
+    assert machine.with_dtype(layouts.config_of(model__dtype='auto'), 'cpu', 'auto').model.dtype == 'float32'
 
 
 def test_automatic_run_records_its_dtype_and_continues_with_it_on_another_platform(tmp_path, monkeypatch, caplog):
