@@ -33,7 +33,7 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
     A workdir has its last full evaluation and its `evaluate-*.json`. A row has any of name (or case), model, rate, top1
     (fraction or percent), macs, images_per_second, image_size, plan and run. A row without top1 gives its speed to the
     evaluations of the same model, image size and plan; without a plan, to those with the same MACs. Of several rows the
-    fastest counts.
+    fastest counts. Where a speed is joined, the speeds of evaluations, which include reading the images, are left out.
 
     Args:
       ema: accuracy of the moving average of a run's weights.
@@ -60,8 +60,10 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
             found[number] = found[number]._replace(result=_with_speed(found[number].result, speed.result.speed))
         if not same:
             unmatched.append(str(speed))
-    read = Results([one.result for one in found], unmatched, [str(one) for one in found])
-    if found and speeds and len(unmatched) == len(speeds):
+    joined = len(unmatched) < len(speeds)
+    results = [one.result if one.result.measured or not joined else one.result._replace(speed=None) for one in found]
+    read = Results(results, unmatched, [str(one) for one in found])
+    if found and speeds and not joined:
         raise ValueError(f'none of the {len(speeds)} speeds belongs to an evaluation: {read.explain()}')
     return read
 
