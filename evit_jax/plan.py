@@ -133,10 +133,16 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
     least = planner.cheapest(searched, **how)
     found = _predicted(asked, prices, least, dense)
     raise ValueError(
-        f'--target={target} cannot be reached by dropping tokens at {_REDUCTIONS.value} of the blocks {min(blocks)} to '
-        f'{max(blocks)}: the fastest plan, {least}, has {found["speed_up"]:.2f}x, '
+        f'--target={target} cannot be reached by dropping tokens at {_REDUCTIONS.value} of the blocks '
+        f'{_shown(blocks)}: the fastest plan, {least}, has {found["speed_up"]:.2f}x, '
         f'{found["images_per_second"]:,.1f}img/s, {found["macs"] / 1e9:.3g}GMACs: ask for less, or give '
         'earlier --blocks, a lower --least_rate or more --reductions')
+
+
+def _shown(blocks) -> str:
+    blocks = sorted(blocks)
+    whole = len(blocks) == blocks[-1] - blocks[0] + 1
+    return f'{blocks[0]} to {blocks[-1]}' if whole else ', '.join(map(str, blocks))
 
 
 def _plain(asked: Asked, plan: TokenPlan, dense: TokenPlan) -> TokenPlan:

@@ -140,3 +140,12 @@ def test_trained_model_refuses_a_plan_file_that_shifts_its_predictors():
     planned = Planned('deit_s', 224, 196, 12, (6, 9), (120, 80), False)
     with pytest.raises(ValueError, match='the predictor trained at block 3 at block 6'):
         trained.plan(planned=planned)
+
+
+def test_evaluation_at_other_blocks_than_the_predictors_were_trained_at_is_refused():
+    trained = {'model.image_size': 16, 'model.reduce_at': [1, 0], 'reducer.name': 'dynamicvit'}
+    same = layouts.config_of(reducer__name='dynamicvit', model__reduce_at=(0, 1), keep__rates=(0.75, 0.5))
+    assert runs.lay_out(same, trained=trained).plan.keep == (12, 6)
+    other = layouts.config_of(reducer__name='dynamicvit', model__reduce_at=(1,), keep__rate=0.5)
+    with pytest.raises(ValueError, match='the predictor trained at block 0 at block 1'):
+        runs.lay_out(other, trained=trained)

@@ -110,6 +110,12 @@ def test_training_is_compared_with_none_for_each_seed():
     assert 'holds (+15.0 points; +5.0, +25.0)' in verdict.orderings(found, [claim])[0]
 
 
+def test_seeds_are_paired_one_with_one_and_other_numbers_of_them_are_refused():
+    assert verdict._differences((3.0,), (1.0, 2.0)) == [2, 1] and verdict._differences((3.0, 4.0), (1.0,)) == [2, 3]
+    with pytest.raises(ValueError, match='3 seeds cannot be paired with 2'):
+        verdict._differences((1.0, 2.0, 3.0), (1.0, 2.0))
+
+
 def test_tables_plot_and_figures_are_written(tmp_path, compare):
     rows = rows_of('untrained', 'A', 0.5) + rows_of('scratch', 'A', 0.5, 0.7) + rows_of('scratch', 'B', 0.4, 0.6)
     compare.write(rows, [{'better': 'A', 'worse': 'B', 'setting': 'scratch'}], tmp_path)

@@ -84,9 +84,9 @@ def speed_of(plan, speed=100, **changes):
             'images_per_second': speed} | changes
 
 
-def write_evaluation(workdir, plan, top1, **changes):
+def write_evaluation(folder, plan, top1, **changes):
     metrics = {'top1': top1, 'top1_ema': top1 / 2, 'macs': SHAPE.macs(plan), 'images_per_second': 3}
-    (workdir / f'evaluate-{sum(plan.counts)}.json').write_text(json.dumps({
+    (folder / f'evaluate-{sum(plan.counts)}.json').write_text(json.dumps({
         'metrics': metrics, 'plan': {'description': str(plan), 'tokens': [plan.keep[at] for at in plan.reductions]},
         'preprocessing': {'image_size': 64}} | changes))
 
@@ -116,17 +116,32 @@ def test_run_has_a_curve_from_the_files_of_its_evaluations(tmp_path):
     rows = make_rows(tmp_path / 'a.json', *(speed_of(at_rate(rate), 100 / rate) for rate in (1.0, 0.5)))
     found = read_results([run_of, rows])
     assert {(result.label, result.top1, result.speed) for result in found.results} == {
-        ('0.7', 0.5, 7), ('1', 0.6, 100), ('0.5', 0.3, 200), ('60-20', 0.2, 3)}
+        ('0.7', 0.5, None), ('1', 0.6, 100), ('0.5', 0.3, 200), ('60-20', 0.2, None)}  # these include reading images
     assert {result.series for result in found.results} == {'vit_digits'} and not found.unmatched
     assert {result.top1 for result in read_results([run_of], ema=True).results} == {0.6, 0.3, 0.15, 0.1}
     beside = read_results([run_of, known_run(tmp_path / 'b')]).results
     assert {result.series for result in beside} == {'vit_digits (run)', 'vit_digits (b)'}
 
 
+def test_evaluation_elsewhere_and_a_folder_of_weights_alone_have_results(tmp_path):
+    run_of = known_run(tmp_path / 'run')
+    write_evaluation(run_of, at_rate(0.5), 0.3, workdir=str(run_of), model={'name': 'vit_digits'})
+    file, = run_of.glob('evaluate-*.json')
+    (tmp_path / 'own.json').write_text(file.read_text())
+    rows = make_rows(tmp_path / 'a.json', speed_of(at_rate(0.5), 200))
+    assert [(result.label, result.top1, result.speed) for result in read_results(
+        [tmp_path / 'own.json', rows]).results] == [('0.5', 0.3, 200)]
+    (run_of / writers.METRICS_FILE).unlink()
+    assert [result.label for result in read_results([run_of, rows]).results] == ['0.5']
+    (tmp_path / 'own.json').write_text('{"metrics": {"top1": 3}}')
+    with pytest.raises(ValueError, match=r'own.json holds no evaluation'):
+        read_results([tmp_path / 'own.json'])
+
+
 def test_speed_of_one_run_stays_with_it(tmp_path):
     one, other = known_run(tmp_path / 'one'), known_run(tmp_path / 'other')
     rows = make_rows(tmp_path / 'a.json', speed_of(PLAN, 50, run=str(other)))
-    assert [result.speed for result in read_results([one, other, rows]).results] == [7, 50]
+    assert [result.speed for result in read_results([one, other, rows]).results] == [None, 50]
     assert [result.speed for result in read_results([one, rows]).results] == [50]  # a copy, or the folder was renamed
 
 

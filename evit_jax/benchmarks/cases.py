@@ -109,11 +109,7 @@ def combine(*, names: Sequence[str], rates: Sequence[float], batches: Sequence[i
     Raises:
       ValueError: an empty list, or a value that cannot be.
     """
-    lists = {'models': names, 'reducers': methods, 'rates': rates, 'fuse': fuse, 'batches': batches, 'dtypes': dtypes}
-    if empty := [flag for flag, values in lists.items() if values is not None and not values]:
-        raise ValueError(f'--{empty[0]} is empty: give at least one')
-    if low := [batch for batch in batches if batch < 1]:
-        raise ValueError(f'--batches={",".join(map(str, batches))}: a batch of {low[0]} has no image, give 1 or more')
+    _check_lists(models=names, reducers=methods, rates=rates, fuse=fuse, batches=batches, dtypes=dtypes)
     reducing = None if methods is None else [reducers.named(method) for method in methods]
     measured = [find_model('--models', name) for name in names]
     _check_merging(merged, [reducer for one in measured for reducer in reducing or [one.keeping.reducer]])
@@ -167,6 +163,14 @@ def _own(one: MeasuredModel) -> dict[str, Any]:
 
 def _way(reducer, fused, reduce_at, **amounts):
     return {'reducer': reducer, 'fused': fused and reducer.fuses, 'reduce_at': reduce_at} | amounts
+
+
+def _check_lists(**lists):
+    if empty := [flag for flag, values in lists.items() if values is not None and not values]:
+        raise ValueError(f'--{empty[0]} is empty: give at least one')
+    if low := [batch for batch in lists['batches'] if batch < 1]:
+        raise ValueError(f'--batches={",".join(map(str, lists["batches"]))}: a batch of {low[0]} has no image, give 1 '
+                         'or more')
 
 
 def _check_merging(merged, reducing):

@@ -11,8 +11,8 @@ from evit_jax import models
 from evit_jax.pictures.result import Result
 from evit_jax.tokens.keeping import Keeping
 from evit_jax.tokens.plan import TokenPlan
+from evit_jax.training import storage, writers
 from evit_jax.training import workdir as workdirs
-from evit_jax.training import writers
 
 _FILES = 'evaluate-*.json'
 _NEAR = 0.01  # by which the MACs of an evaluation may differ from those of its plan
@@ -66,6 +66,19 @@ def evaluated_in(workdir: Any, ema: bool) -> list[Evaluated]:
     return found
 
 
+def evaluation_of(file: Any, ema: bool) -> Evaluated:
+    """The evaluation in a file that lies elsewhere than in the workdir, which it names.
+
+    Raises:
+      ValueError: it holds none.
+    """
+    told = json.loads(file.read_text())
+    workdir = storage.place(told.get('workdir') or file.parent)
+    if found := _of_file(workdir, workdirs.saved_config(workdir) or {}, file, ema):
+        return found
+    raise ValueError(f'{file} holds no evaluation: give what evit_jax.main --mode=evaluate has written')
+
+
 def _of_training(workdir: Any, told: Mapping[str, Any], record: Mapping[str, Any], ema: bool) -> Evaluated:
     rates = told.get('keep.tokens') or told.get('keep.rates') or [told.get('keep.rate', 1.0)]
     metrics = {key.removeprefix('eval/'): value for key, value in record.items()}
@@ -85,6 +98,7 @@ def _of_file(workdir: Any, told: Mapping[str, Any], file: Any, ema: bool) -> Eva
         metrics, plan = found['metrics'], found.get('plan') or {}
         plan = plan if isinstance(plan, dict) else {'description': str(plan)}
         size = (found.get('preprocessing') or {}).get('image_size')
+        told = {**told, **({'model.name': found['model']['name']} if found.get('model') else {})}
         if not 0 <= metrics['top1'] <= 1 or not metrics['macs'] > 0:
             raise ValueError('top1 is outside [0, 1], or macs is not positive')
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from evit_jax.benchmarks.evaluated import Evaluated, Identity, evaluated_in
+from evit_jax.benchmarks.evaluated import Evaluated, Identity, evaluated_in, evaluation_of
 from evit_jax.pictures.result import Result
 from evit_jax.training import storage
 
@@ -33,7 +33,7 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
     A workdir has its last full evaluation and its `evaluate-*.json`. A row has any of name (or case), model, rate, top1
     (fraction or percent), macs, images_per_second, image_size, plan and run. A row without top1 gives its speed to the
     evaluations of the same model, image size and plan; without a plan, to those with the same MACs. Of several rows the
-    fastest counts.
+    fastest counts. Where a speed is joined, the speeds of evaluations, which include reading the images, are left out.
 
     Args:
       ema: accuracy of the moving average of a run's weights.
@@ -49,7 +49,11 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
         if place.is_dir() or place.suffix == '.jsonl':
             groups.append(evaluated_in(place if place.is_dir() else place.parent, ema))
             continue
-        rows = _rows(path)
+        told = _read(path)
+        if 'metrics' in told:
+            groups.append([evaluation_of(place, ema)])
+            continue
+        rows = _rows(path, told)
         groups.append([row for row in rows if row.result.top1 is not None])
         speeds += [row for row in rows if row.result.top1 is None]
     found = _told_apart(groups)
@@ -60,8 +64,10 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
             found[number] = found[number]._replace(result=_with_speed(found[number].result, speed.result.speed))
         if not same:
             unmatched.append(str(speed))
-    read = Results([one.result for one in found], unmatched, [str(one) for one in found])
-    if found and speeds and len(unmatched) == len(speeds):
+    joined = len(unmatched) < len(speeds)
+    results = [one.result if one.result.measured or not joined else one.result._replace(speed=None) for one in found]
+    read = Results(results, unmatched, [str(one) for one in found])
+    if found and speeds and not joined:
         raise ValueError(f'none of the {len(speeds)} speeds belongs to an evaluation: {read.explain()}')
     return read
 
@@ -91,13 +97,19 @@ def _told_apart(groups: Sequence[list[Evaluated]]) -> list[Evaluated]:
     return [one for group in groups for one in group]
 
 
-def _rows(path: str | os.PathLike) -> list[Evaluated]:
+def _read(path: str | os.PathLike) -> dict[str, Any]:
     with open(path, encoding='utf-8') as file:
         try:
             told = json.load(file)
-            kind, rows = told.get('measurement', 'model'), told['rows']
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f'{path} is no JSON with "rows", as evit_jax.benchmark model --json writes it') from None
+        except ValueError:
+            told = None
+    if not isinstance(told, dict) or not {'rows', 'metrics'} & told.keys():
+        raise ValueError(f'{path} is no JSON with "rows", as evit_jax.benchmark model --json writes it')
+    return told
+
+
+def _rows(path: str | os.PathLike, told: dict[str, Any]) -> list[Evaluated]:
+    kind, rows = told.get('measurement', 'model'), told['rows']
     if kind != 'model':
         raise ValueError(f'{path} holds the measurement of {kind}, by evit_jax.benchmark {kind}: give what '
                          'evit_jax.benchmark model --json has written')

@@ -75,13 +75,27 @@ def orderings(found: Sequence[Score], expected: Sequence[dict[str, str]]) -> lis
             if (there, worse, share) not in known:
                 continue
             high, low = known[here, better, share], known[there, worse, share]
-            pairs = [a - b for a, b in zip(high.top1, low.top1 * len(high.top1) if len(low.top1) == 1 else low.top1)]
+            pairs = _differences(high.top1, low.top1)
             least = 2 * math.hypot(high.error, low.error) if len(pairs) == 1 else 0
             holds = 'holds' if min(pairs) > least else 'does not hold' if max(pairs) <= -least else 'is open'
             said.append(f'{better} {_SETTINGS[here]} over {worse} {_SETTINGS[there]} at {100 * share:g} % of the MACs: '
                         f'{holds} ({100 * statistics.fmean(pairs):+.1f} points; '
                         f'{", ".join(f"{100 * pair:+.1f}" for pair in pairs)})')
     return said
+
+
+def _differences(high: Sequence[float], low: Sequence[float]) -> list[float]:
+    """The differences seed by seed; one evaluation (without training) stands beside every seed of the other.
+
+    Raises:
+      ValueError: the two have other numbers of seeds, so that none belongs to another.
+    """
+    seeds = max(len(high), len(low))
+    high, low = (values * seeds if len(values) == 1 else values for values in (tuple(high), tuple(low)))
+    if len(high) != len(low):
+        raise ValueError(f'{len(high)} seeds cannot be paired with {len(low)}: run the comparison again, which makes '
+                         'the missing ones')
+    return [a - b for a, b in zip(high, low, strict=True)]
 
 
 def settings(found: Sequence[Score]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
@@ -33,7 +34,7 @@ def dropping_plot(shares: Sequence[float], accuracy: Mapping[str, np.ndarray], p
     ax = figure.add_axes((0.075, 0.115, 0.69, 0.755))
     bare(ax, '')
     percent = 100 * np.asarray(shares)
-    for (name, values), colour in zip(accuracy.items(), _COLOURS):
+    for (name, values), colour in zip(accuracy.items(), itertools.cycle(_COLOURS)):
         ax.plot(percent, 100 * np.asarray(values), color=colour, linewidth=1.8, marker='o', markersize=3.5,
                 clip_on=False, label=name)
     ax.set_xlim(0, max(percent[-1], 1))

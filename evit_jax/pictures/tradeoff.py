@@ -66,7 +66,7 @@ def _draw(ax: Axes, cost: _Cost, results: Sequence[Result], published: Sequence[
     costs = [getattr(result, cost.field) for result in (*results, *published)]
     if max(costs) > _LOG * min(costs):
         ax.set_xscale('log')
-    for marker, points in zip(_MARKERS, _by_series(published, cost)):
+    for marker, points in zip(itertools.cycle(_MARKERS), _by_series(published, cost)):
         _line(ax, points, cost, _FAINT, marker=marker, markersize=4, linewidth=1.1)
         _label(ax, [result for result in points if not result.label.startswith('0.')], cost, _FAINT)
     series = _by_series(results, cost)

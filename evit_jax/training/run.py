@@ -315,7 +315,7 @@ def _shape_and_plans(config, trained=None):
     keeping = Keeping.of_config(flat)
     plan_at = keeping.plans(shape.patches(config.model.image_size), shape.depth, shape.macs)
     shape.check_plan(plan_at(1.0))
-    check_predictors(plan_at(1.0), trained['model.reduce_at'])
+    check_predictors(plan_at(1.0), trained.get('model.reduce_at', ()))
     return shape, plan_at
 
 
