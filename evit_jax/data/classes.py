@@ -4,22 +4,36 @@ Source: `imagenet_classes.txt` holds the synsets of ImageNet-1k in the order of 
 the names are the well-known list that tells all thousand apart (a crane that is a bird from one that lifts).
 """
 
+import collections
 import functools
 import pathlib
 from collections.abc import Sequence
 
+from absl import logging
+
+from evit_jax.data.names import displayed
+
 
 def names_of(count: int) -> tuple[str, ...]:
-    """The names of so many classes of which nothing else is known: those of ImageNet-1k, else their numbers."""
+    """Names for weights that were recorded without: those of ImageNet-1k for 1,000 classes, else their numbers."""
     names = tuple(_imagenet().values())
-    return names if count == len(names) else tuple(map(str, range(count)))
+    if count != len(names):
+        return tuple(map(str, range(count)))
+    logging.info('the weights have no class names: their %d classes are assumed to be those of ImageNet-1k', count)
+    return names
 
 
 def readable(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, with words for ImageNet's synsets (n01440764) and for the bare numbers of its 1,000 classes."""
-    if all(name == str(label) for label, name in enumerate(names)):
-        return names_of(len(names))
-    return tuple(_imagenet().get(name, name) for name in names)
+    """The names as displayed, with words for ImageNet's synsets (n01440764) unless another class has the same name."""
+    found = tuple(_imagenet().get(name, displayed(name)) for name in names)
+    counts = collections.Counter(found)
+    return tuple(name if counts[name] == 1 else displayed(old) for name, old in zip(found, names))
+
+
+def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether the names can be those of the same classes; the bare numbers of 1,000 classes can be ImageNet's."""
+    numbers, imagenet = (tuple(names) for names in (map(str, range(len(_imagenet()))), _imagenet().values()))
+    return tuple(one) == tuple(other) or {tuple(one), tuple(other)} == {numbers, imagenet}
 
 
 @functools.cache
