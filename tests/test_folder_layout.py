@@ -160,6 +160,13 @@ def test_classes_below_folders_of_batches_are_warned_of(tmp_path, caplog):
     assert 'no class folder (one, two) holds images itself, and all of them hold 2 folders (cat, dog)' in caplog.text
 
 
+def test_val_that_is_a_link_to_train_is_warned_of(pets, caplog):
+    shutil.rmtree(pets / 'val')
+    (pets / 'val').symlink_to(pets / 'train')
+    open_source('folder', 'test', path=pets)
+    assert 'val/ is the same folder as train/, all its images are trained on, too' in caplog.text
+
+
 def test_packed_files_beside_the_classes_are_warned_of(pets, caplog):
     (pets / 'train' / 'owl.tar').write_text('')
     open_source('folder', 'train', path=pets)

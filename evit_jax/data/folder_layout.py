@@ -95,6 +95,9 @@ def check_classes(path: str) -> None:
                          + _classes_below(folder, classes[0]))
     for one, other in lookalikes(map(displayed, classes)):
         logging.warning('%r has two classes whose names differ only in case or spaces: %r and %r', folder, one, other)
+    for split in have:
+        if split != 'train' and 'train' in have and os.path.samefile(folder, os.path.join(path, split)):
+            logging.warning('%r: %s/ is the same folder as train/, all its images are trained on, too', path, split)
     if packed := [entry.name for entry in entries(folder) if entry.name.lower().endswith(_PACKED)]:
         logging.warning('%r holds %s: what is in them is not used, unpack or remove them', folder,
                         few(packed, 'packed file'))
