@@ -107,3 +107,17 @@ def test_load_or_build_keeps_no_index_that_is_not_current(tmp_path, caplog):
                                               is_current=lambda index: False)
             assert index['value'] == 3
     assert not list(tmp_path.iterdir()) and 'is not kept and will be made again' in caplog.text
+
+
+@pytest.mark.parametrize('kind, trusted', [('ext4', True), ('fuseblk', True), ('fuse.gcsfuse', False), ('fuse', False),
+                                           ('squashfs', False), ('overlay', True)])
+def test_folder_source_list_on_fuse_mounts_and_disk_images_is_not_kept(pets, monkeypatch, kind, trusted):
+    device = os.stat(pets).st_dev
+    number = f'{os.major(device)}:{os.minor(device)}'
+    (pets / 'mounts').write_text('21 1 259:99 / /other rw - fuse other rw\n'
+                                 f'36 35 {number} / /a\\040b rw shared:1 - {kind} /dev/x rw\n')
+    monkeypatch.setattr(index_cache, '_MOUNTS', pets / 'mounts')
+    ids(pets)
+    assert (pets / KEPT).exists() == trusted
+    monkeypatch.setattr(index_cache, '_MOUNTS', pets / 'nowhere')
+    assert index_cache.tells_changes(pets)

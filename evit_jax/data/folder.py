@@ -28,8 +28,8 @@ class FolderSource:
 
     The list of files is kept, and used again while the classes and the times of every folder in it are the same: files
     and folders added, removed or renamed are noticed. A file written over is not, nor need it be: the list holds names.
-    Where the times do not tell changes (all class folders have one time, or a time before 1981 or in the future, as on
-    disk images and FUSE mounts), nothing is kept and the files are listed at each start.
+    Where the times do not tell changes (on disk images and FUSE mounts, or where all class folders have one time, or a
+    time before 1981 or in the future), nothing is kept and the files are listed at each start.
 
     Attributes:
       class_names: names of the folders as `names.displayed`, sorted.
@@ -148,16 +148,16 @@ def _times(status: os.stat_result) -> tuple[int, int]:
 def _is_current(folder: str, classes: Sequence[str], index: index_cache.Index) -> bool:
     if index['class'].tolist() != [*map(os.fsencode, classes)] or index['suffixes'].tolist() != [*SUFFIXES]:
         return False
-    if not _tells_changes(index):
-        return False
     try:
+        if not (_has_times_of_changes(index) and index_cache.tells_changes(folder)):
+            return False
         return all(_times(os.stat(os.path.join(folder, os.fsdecode(name)))) == tuple(times)
                    for name, times in zip(index['folder'], index['times'].tolist()))
     except OSError:
         return False
 
 
-def _tells_changes(index: index_cache.Index) -> bool:
+def _has_times_of_changes(index: index_cache.Index) -> bool:
     """Whether the folders' times can be those of their last changes, and were old enough when the files were listed."""
     changed = index['times'][:, 0]  # the first is the time of the split's folder
     return (len(np.unique(changed[1:])) > 1 and changed.min() > _EARLIEST

@@ -13,6 +13,9 @@ from absl import logging
 
 Index = dict[str, np.ndarray]
 
+_MOUNTS = '/proc/self/mountinfo'  # Linux; elsewhere nothing is known of file systems
+_IMAGES = ('squashfs', 'iso9660', 'erofs', 'cramfs', 'romfs')
+
 
 def load_or_build(name: str, *, beside: str, cache: str | None, is_current: Callable[[Index], bool],
                   build: Callable[[], Index]) -> Index:
@@ -50,6 +53,22 @@ def load_or_build(name: str, *, beside: str, cache: str | None, is_current: Call
     logging.warning('the index %s of %s is kept nowhere and will be built again; give a cache folder that can be '
                     'written', name, beside)
     return index
+
+
+def tells_changes(folder: str) -> bool:
+    """Whether the file system can be expected to change a folder's time with its entries.
+
+    FUSE mounts of buckets show the time of the mount or of the first look; disk images show what their maker wrote.
+    """
+    device = os.stat(folder).st_dev
+    try:
+        with open(_MOUNTS, encoding='utf-8', errors='replace') as mounts:
+            mounted = [line.split() for line in mounts]
+    except OSError:
+        return True
+    number = f'{os.major(device)}:{os.minor(device)}'
+    kinds = [words[words.index('-') + 1] for words in mounted if words[2] == number and '-' in words]
+    return not any(kind in _IMAGES or kind.split('.')[0] == 'fuse' for kind in kinds)
 
 
 def files(name: str, beside: str, cache: str | None) -> list[pathlib.Path]:
