@@ -31,7 +31,7 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether the names can be those of the same classes; the bare numbers of 1,000 classes can be ImageNet's."""
+    """Compares two lists of class names; the bare numbers of 1,000 classes count as ImageNet's names."""
     numbers, imagenet = (tuple(names) for names in (map(str, range(len(_imagenet()))), _imagenet().values()))
     return tuple(one) == tuple(other) or {tuple(one), tuple(other)} == {numbers, imagenet}
 

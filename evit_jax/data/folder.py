@@ -158,7 +158,7 @@ def _is_current(folder: str, classes: Sequence[str], index: index_cache.Index) -
 
 
 def _has_times_of_changes(index: index_cache.Index) -> bool:
-    """Whether the folders' times can be those of their last changes, and were old enough when the files were listed."""
+    """True if the folders' times can be those of their last changes, and were old enough when the files were listed."""
     changed = index['times'][:, 0]  # the first is the time of the split's folder
     return (len(np.unique(changed[1:])) > 1 and changed.min() > _EARLIEST
             and changed.max() <= index['listed'] - _SETTLED)

@@ -34,7 +34,7 @@ def entries(folder: str) -> list[os.DirEntry]:
 
 
 def is_image(name: str) -> bool:
-    """Whether the suffix is that of an image."""
+    """True if the suffix is that of an image."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -93,14 +93,10 @@ def check_classes(path: str) -> None:
     if len(classes) == 1:
         raise ValueError(f'{folder!r} has one class only ({printable(classes[0])}), and a model needs two or more'
                          + _classes_below(folder, classes[0]))
-    for one, other in lookalikes(map(displayed, classes)):
-        logging.warning('%r has two classes whose names differ only in case or spaces: %r and %r', folder, one, other)
+    _warn_of_classes(folder, classes)
     for split in have:
         if split != 'train' and 'train' in have and os.path.samefile(folder, os.path.join(path, split)):
             logging.warning('%r: %s/ is the same folder as train/, all its images are trained on, too', path, split)
-    if packed := [entry.name for entry in entries(folder) if entry.name.lower().endswith(_PACKED)]:
-        logging.warning('%r holds %s: what is in them is not used, unpack or remove them', folder,
-                        few(packed, 'packed file'))
 
 
 def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> None:
@@ -113,7 +109,8 @@ def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> No
     Raises:
       ValueError: a class is not among them.
     """
-    unknown = [name for name in classes if displayed(name) not in known]
+    names = {*known}
+    unknown = [name for name in classes if displayed(name) not in names]
     if not unknown:
         return
     keys = {lookalike_key(name): name for name in known}
@@ -170,6 +167,15 @@ def warn_of_depth(folder: str, images: Sequence[str]) -> None:
                         few(sorted(shared), 'folder'))
 
 
+def _warn_of_classes(folder: str, classes: Sequence[str]) -> None:
+    for one, other in lookalikes(map(displayed, classes)):
+        logging.warning('%r has two classes whose names differ only in case or spaces: %r and %r', folder, one, other)
+    packed = [entry.name for entry in entries(folder) if entry.name.lower().endswith(_PACKED)]
+    if packed := [name for name in packed if name not in classes]:
+        logging.warning('%r holds %s: what is in them is not used, unpack or remove them', folder,
+                        few(packed, 'packed file'))
+
+
 def _warn_of_unused(path: str) -> None:
     if unused := [entry.name for entry in entries(path) if entry.is_dir() and entry.name != 'train']:
         logging.warning('%r has no folder %s to evaluate on, so a tenth of train/ is held out; not used: %s', path,
@@ -220,7 +226,7 @@ def _folders(folder: str) -> list[str]:
 
 
 def _has_image(folder: str, levels: int = _LEVELS) -> bool:
-    """Whether an image is in a folder, or in one of the first folders below it."""
+    """True if an image is in a folder, or in one of the first folders below it."""
     try:
         found = entries(folder)
     except OSError:

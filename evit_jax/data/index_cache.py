@@ -56,7 +56,7 @@ def load_or_build(name: str, *, beside: str, cache: str | None, is_current: Call
 
 
 def tells_changes(folder: str) -> bool:
-    """Whether the file system can be expected to change a folder's time with its entries.
+    """True unless the file system is known to keep a folder's time when its entries change.
 
     FUSE mounts of buckets show the time of the mount or of the first look; disk images show what their maker wrote.
     """
