@@ -7,11 +7,12 @@ the names are the well-known list that tells all thousand apart (a crane that is
 import collections
 import functools
 import pathlib
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 from absl import logging
 
-from evit_jax.data.names import displayed
+from evit_jax.data.names import in_one_line
 
 
 def names_of(count: int) -> tuple[str, ...]:
@@ -30,10 +31,30 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name if counts[name] == 1 else displayed(old) for name, old in zip(found, names))
 
 
+def displayed(name: str) -> str:
+    """The name of a class folder as it is displayed, recorded and compared: in one line, in Unicode's composed form.
+
+    File systems and archives disagree about the form: 'é' is one character on Linux, and often two on a Mac.
+    """
+    return unicodedata.normalize('NFC', in_one_line(name))
+
+
 def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
     """Compares two lists of class names; the bare numbers of 1,000 classes count as ImageNet's names."""
     numbers, imagenet = (tuple(names) for names in (map(str, range(len(_imagenet()))), _imagenet().values()))
     return tuple(one) == tuple(other) or {tuple(one), tuple(other)} == {numbers, imagenet}
+
+
+def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ only in case, in spaces, or in characters that cannot be told apart."""
+    first: dict[str, str] = {}
+    return [(first[key], name) for name in names if first.setdefault(key := lookalike_key(name), name) != name]
+
+
+def lookalike_key(name: str) -> str:
+    """A text that lookalikes share."""
+    visible = ''.join(letter for letter in name if unicodedata.category(letter) != 'Cf')  # no byte order mark
+    return ''.join(unicodedata.normalize('NFKC', visible).casefold().split())
 
 
 @functools.cache

@@ -15,8 +15,9 @@ import numpy as np
 from absl import logging
 
 from evit_jax.data import folder_layout, index_cache, progress, splits
+from evit_jax.data.classes import displayed
 from evit_jax.data.decode import SUFFIXES
-from evit_jax.data.names import displayed, printable
+from evit_jax.data.names import in_one_line
 
 _SCANS = 16               # classes listed at the same time
 _SETTLED = 2_000_000_000  # ns; a folder that changed so shortly before it was listed may have changed once more
@@ -32,7 +33,7 @@ class FolderSource:
     time before 1981 or in the future), nothing is kept and the files are listed at each start.
 
     Attributes:
-      class_names: names of the folders as `names.displayed`, sorted.
+      class_names: names of the folders as `classes.displayed`, sorted.
       labels: int32 [N], of all examples, without reading them.
 
     Args:
@@ -89,7 +90,7 @@ class FolderSource:
         name = os.path.join(folder, os.fsdecode(self._names[index]))
         with open(os.path.join(self._path, name), 'rb') as file:
             image = file.read()
-        return {'image': image, 'label': int(self.labels[index]), 'id': printable(name)}
+        return {'image': image, 'label': int(self.labels[index]), 'id': in_one_line(name)}
 
 
 def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:

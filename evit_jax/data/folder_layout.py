@@ -8,8 +8,9 @@ import numpy as np
 from absl import logging
 
 from evit_jax.data import splits
+from evit_jax.data.classes import displayed, lookalike_key, lookalikes
 from evit_jax.data.decode import SUFFIXES
-from evit_jax.data.names import displayed, few, lookalike_key, lookalikes, printable
+from evit_jax.data.names import in_one_line
 
 _NOT_DATA = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'lost+found')  # folders that archives and disks add; left out
 _PACKED = ('.tar', '.zip', '.gz', '.tgz', '.7z', '.rar')
@@ -49,7 +50,7 @@ def split_folders(path: str) -> list[str]:
     present = [entry.name for entry in entries(path)]
     have = [name for name in ('train', *splits.HELD_OUT) if name in present]
     if not have:
-        raise FileNotFoundError(f'{path!r} has no folder train/, but {few(present, "entry", "entries")}: images are '
+        raise FileNotFoundError(f'{path!r} has no folder train/, but {_few(present, "entry", "entries")}: images are '
                                 'expected as train/<class>/*.jpg, and as val/<class>/*.jpg to evaluate on'
                                 + _way_out(path))
     return have
@@ -64,10 +65,10 @@ def class_folders(folder: str) -> tuple[str, ...]:
     found = entries(folder)
     classes = tuple(entry.name for entry in found if entry.is_dir())
     if broken := [entry.name for entry in found if not os.path.exists(entry.path)]:
-        raise ValueError(f'{folder!r} holds {few(broken, "link")} that lead nowhere: mend or remove them')
+        raise ValueError(f'{folder!r} holds {_few(broken, "link")} that lead nowhere: mend or remove them')
     stray = [entry.name for entry in found if is_image(entry.name) and entry.name not in classes]
     if stray:
-        raise ValueError(f'{folder!r} holds {few(stray, "image")} outside of any class: move to {folder}/<class>/')
+        raise ValueError(f'{folder!r} holds {_few(stray, "image")} outside of any class: move to {folder}/<class>/')
     if not classes:
         raise ValueError(f'{folder!r} holds no folders of classes: images are expected as {folder}/<class>/*.jpg')
     by_name: dict[str, str] = {}
@@ -91,7 +92,7 @@ def check_classes(path: str) -> None:
         raise ValueError(f'{folder!r} holds folders of splits ({", ".join(classes)}) and not of classes: give '
                          f'--config.data.path={shlex.quote(folder)}')
     if len(classes) == 1:
-        raise ValueError(f'{folder!r} has one class only ({printable(classes[0])}), and a model needs two or more'
+        raise ValueError(f'{folder!r} has one class only ({in_one_line(classes[0])}), and a model needs two or more'
                          + _classes_below(folder, classes[0]))
     _warn_of_classes(folder, classes)
     for split in have:
@@ -120,7 +121,7 @@ def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> No
     else:
         places = [place for name in unknown[:_LOOKED_AT] if (place := _place_of(known, os.path.join(folder, name)))]
         hint = f'; the classes are in {places[0]!r}: move its folders up into {folder!r}' if places else ''
-    raise ValueError(f'{folder!r} has {few(unknown, "class")} that train/ does not have: move or remove '
+    raise ValueError(f'{folder!r} has {_few(unknown, "class")} that train/ does not have: move or remove '
                      f'{"it" if len(unknown) == 1 else "them"}{hint}')
 
 
@@ -134,7 +135,7 @@ def check_labels(path: str, split: str, resolved: str, class_names: Sequence[str
       ValueError: images of train/ are held out to evaluate on, and a class has no other ones.
     """
     counts = np.bincount(labels, minlength=len(class_names))
-    missing = few([name for name, count in zip(class_names, counts) if not count], 'class')
+    missing = _few([name for name, count in zip(class_names, counts) if not count], 'class')
     held_out = resolved != split and resolved.startswith('train[')
     if held_out and split != 'train':
         _warn_of_unused(path)
@@ -163,8 +164,8 @@ def warn_of_depth(folder: str, images: Sequence[str]) -> None:
     shared = set.intersection(*below.values())
     if len(below) > 1 and len(shared) > 1:
         logging.warning('%r: no class folder (%s) holds images itself, and all of them hold %s: if these are the '
-                        'classes, move them up', folder, ', '.join(map(printable, list(below)[:5])),
-                        few(sorted(shared), 'folder'))
+                        'classes, move them up', folder, ', '.join(map(in_one_line, list(below)[:5])),
+                        _few(sorted(shared), 'folder'))
 
 
 def _warn_of_classes(folder: str, classes: Sequence[str]) -> None:
@@ -173,13 +174,13 @@ def _warn_of_classes(folder: str, classes: Sequence[str]) -> None:
     packed = [entry.name for entry in entries(folder) if entry.name.lower().endswith(_PACKED)]
     if packed := [name for name in packed if name not in classes]:
         logging.warning('%r holds %s: what is in them is not used, unpack or remove them', folder,
-                        few(packed, 'packed file'))
+                        _few(packed, 'packed file'))
 
 
 def _warn_of_unused(path: str) -> None:
     if unused := [entry.name for entry in entries(path) if entry.is_dir() and entry.name != 'train']:
         logging.warning('%r has no folder %s to evaluate on, so a tenth of train/ is held out; not used: %s', path,
-                        ' or '.join(splits.HELD_OUT), few(unused, 'folder'))
+                        ' or '.join(splits.HELD_OUT), _few(unused, 'folder'))
 
 
 def _way_out(path: str) -> str:
@@ -190,11 +191,11 @@ def _way_out(path: str) -> str:
         return f'. This is the folder of a split: give --config.data.path={shlex.quote(home)}'
     if within := [each for each in below if os.path.isdir(os.path.join(path, each, 'train'))]:
         inner = shlex.quote(os.path.join(path, within[0]))
-        return f'. {few(within, "folder")} in it with train/: give --config.data.path={inner}'
+        return f'. {_few(within, "folder")} in it with train/: give --config.data.path={inner}'
     if near := [each for each in below if each.strip().lower().startswith('train')]:
         return f'. Rename {near[0]!r} to train'
     if classes := [each for each in below if _has_image(os.path.join(path, each))]:
-        return (f'. {few(classes, "folder")} in it with images: if these are the classes, move them into '
+        return (f'. {_few(classes, "folder")} in it with images: if these are the classes, move them into '
                 f'{os.path.join(path, "train")}; or make a new folder with a link named train to {path!r}, and give '
                 'the new folder')
     return ''
@@ -213,8 +214,17 @@ def _classes_below(folder: str, name: str) -> str:
     with_images = [each for each in below if _has_image(os.path.join(place, each))]
     if len(with_images) < 2:
         return f': images are expected as {folder}/<class>/*.jpg'
-    return (f'. The level below looks like the classes: {few(with_images, "folder")} in {place!r}: move them up into '
+    return (f'. The level below looks like the classes: {_few(with_images, "folder")} in {place!r}: move them up into '
             f'{folder!r}')
+
+
+def _few(names: Sequence[str], one: str, many: str = '') -> str:
+    """'2 classes (yak, zebra)'; names the first five."""
+    if not names:
+        return f'no {many or one + "s"}'
+    shown = ', '.join(map(in_one_line, names[:5])) + (', ...' if len(names) > 5 else '')
+    plural = many or (one + 'es' if one.endswith('s') else one + 's')
+    return f'{len(names)} {one if len(names) == 1 else plural} ({shown})'
 
 
 def _folders(folder: str) -> list[str]:

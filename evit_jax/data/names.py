@@ -1,48 +1,74 @@
-"""Names of files, folders and classes: printed on one line, and compared as a reader compares them."""
+"""Names that come from outside, as lines of text, in JSON, and in the names of files that are written."""
 
-import re
+import base64
+import os
+import pathlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-_ESCAPED = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
-
-
-def printable(name: str) -> str:
-    r"""The name on one line: line ends, control characters and bytes that are no UTF-8 become \n, \x1b, \xe9."""
-    return _ESCAPED.sub(_escape, name)
+_UNSAFE = {'Cc', 'Cs', 'Zl', 'Zp'}  # categories of Unicode: controls, half characters, ends of lines and paragraphs
+_BIDI = set('\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')  # they change the order in which a line is shown
+_LONGEST = 255  # bytes of a file's name, where the system does not tell
 
 
-def displayed(name: str) -> str:
-    """The name of a class folder as it is displayed, recorded and compared: printable, in Unicode's composed form.
+def valid_text(name: str) -> str:
+    r"""The name as text that can be encoded: its bytes that are not UTF-8 become \xff and the like."""
+    try:
+        return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+    except UnicodeEncodeError:  # halves of characters that stand for no bytes
+        return name.encode('utf-8', 'backslashreplace').decode()
 
-    File systems and archives disagree about the form: 'é' is one character on Linux, and often two on a Mac.
+
+def in_one_line(name: str) -> str:
+    r"""The name as text of one line: controls and line ends become \n, \x1b and the like."""
+    return ''.join(letter.encode('unicode_escape').decode() if letter in _BIDI
+                   or unicodedata.category(letter) in _UNSAFE else letter for letter in valid_text(name))
+
+
+def in_json(name: str) -> dict[str, str]:
+    """The fields of a JSON object that give an image's exact name.
+
+    Returns:
+      `image`, the name; where it is not UTF-8, with escapes, and `image_base64` has its bytes.
     """
-    return unicodedata.normalize('NFC', printable(name))
+    text = valid_text(name)
+    return {'image': text} if text == name else {
+        'image': text, 'image_base64': base64.b64encode(os.fsencode(name)).decode()}
 
 
-def few(names: Sequence[str], one: str, many: str = '') -> str:
-    """'2 classes (yak, zebra)'; names the first five."""
-    if not names:
-        return f'no {many or one + "s"}'
-    shown = ', '.join(map(printable, names[:5])) + (', ...' if len(names) > 5 else '')
-    plural = many or (one + 'es' if one.endswith('s') else one + 's')
-    return f'{len(names)} {one if len(names) == 1 else plural} ({shown})'
+class FileNames:
+    """Names for files in one folder that are called after something else; no two are the same, on any file system.
+
+    Args:
+      folder: that they are in.
+      taken: paths of files that must not be replaced.
+    """
+
+    def __init__(self, folder: str | os.PathLike, taken: Iterable[str] = ()):
+        try:
+            self._longest = os.pathconf(folder, 'PC_NAME_MAX')
+        except (OSError, ValueError, AttributeError):
+            self._longest = _LONGEST
+        here = os.path.realpath(folder)
+        self._taken = {_key(os.path.basename(path)) for path in taken
+                       if os.path.realpath(os.path.dirname(os.path.abspath(path))) == here}
+
+    def of(self, path: str, suffix: str) -> str:
+        """A new name: the path's own without its folders and its suffix, then `suffix`; cut where it is too long."""
+        stem = ''.join('_' if unicodedata.category(letter) in _UNSAFE else letter
+                       for letter in pathlib.PurePath(path).stem or 'image')
+        begin, _, end = suffix.rpartition('.')
+        number = 1
+        while True:
+            tail = f'{begin}{f"_{number}" if number > 1 else ""}.{end}'
+            room = self._longest - len(tail.encode())
+            name = stem.encode()[:room].decode(errors='ignore') + tail
+            if _key(name) not in self._taken:
+                self._taken.add(_key(name))
+                return name
+            number += 1
 
 
-def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ only in case, in spaces, or in characters that cannot be told apart."""
-    first: dict[str, str] = {}
-    return [(first[key], name) for name in names if first.setdefault(key := lookalike_key(name), name) != name]
-
-
-def lookalike_key(name: str) -> str:
-    """A text that lookalikes share."""
-    visible = ''.join(letter for letter in name if unicodedata.category(letter) != 'Cf')  # no byte order mark
-    return ''.join(unicodedata.normalize('NFKC', visible).casefold().split())
-
-
-def _escape(match: re.Match) -> str:
-    code = ord(match[0])
-    if 0xdc80 <= code <= 0xdcff:  # Python's stand-in for a byte that is no UTF-8
-        return f'\\x{code - 0xdc00:02x}'
-    return match[0].encode('unicode_escape').decode() if code < 0x80 else f'\\u{code:04x}'
+def _key(name: str) -> str:
+    """The same for names that some file system takes for one: by case, or by how accents are written."""
+    return unicodedata.normalize('NFC', name).casefold()
