@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from evit_jax import backend, commandline
 from evit_jax.data import label_maps
-from evit_jax.data.classes import readable
+from evit_jax.data.classes import readable, same_classes
 from evit_jax.data.label_maps import About, Entry, LabelMap
 from evit_jax.inference.annotator import Annotator
 from evit_jax.inference.held_out import spread
@@ -64,7 +64,7 @@ def _by_model(checkpoint, source, check):
     if trained.shape.classes != source.num_classes:
         raise ValueError(f'the model in {checkpoint} tells {trained.shape.classes} classes apart, the data have '
                          f'{source.num_classes}: take an annotator that was trained on these classes')
-    if (ours := readable(source.class_names)) and ours != trained.class_names:
+    if (ours := readable(source.class_names)) and not same_classes(ours, trained.class_names):
         first = next(label for label, name in enumerate(ours) if name != trained.class_names[label])
         raise ValueError(f'the model in {checkpoint} was trained on other classes: {trained.class_names[first]!r} is '
                          f'its class {first}, {ours[first]!r} that of the data')

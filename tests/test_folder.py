@@ -83,8 +83,8 @@ def test_folder_to_evaluate_on_may_have_any_of_three_names(pets, name):
 def test_suffix_counts_in_any_case_and_depth_and_hidden_files_do_not(pets):
     ape = pets / 'train' / 'ape'
     shutil.rmtree(ape)
-    images = ['a.JPG', 'b.jpeg', 'below/deep/e.jpg', 'c.Png', 'd.webp']
-    for name in (*images, '.f.jpg', '.hidden/g.jpg', 'h.gif', 'i.txt'):
+    images = ['a.JPG', 'b.jpeg', 'below/deep/e.jpg', 'c.Png', 'd.webp', 'h.gif', 'j.BMP', 'k.tif', 'l.tiff']
+    for name in (*images, '.f.jpg', '.hidden/g.jpg', 'i.txt'):
         (ape / name).parent.mkdir(parents=True, exist_ok=True)
         (ape / name).write_text(name)
     assert [name[10:] for name in ids(pets) if '/ape/' in name] == images

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evit_jax.data import order
+from evit_jax.data.transforms import EvalTransform
 from tests.toys import (
     SIDE,
     Broken,
@@ -134,6 +135,17 @@ def test_evaluation_shows_images_as_they_are_with_their_masks():
     assert batches[0]['mask'].dtype == bool
     assert not batches[1]['mask'][1:].any() and not batches[1]['image'][1:].any()
     assert 'mask' not in evaluate(Numbered(5))[0]
+
+
+@pytest.mark.parametrize('shape, fits', [((8, 8), True), ((16, 16), True), ((8, 16), False), ((16, 12), False)])
+def test_evaluation_mask_of_other_proportions_than_the_image_is_refused(shape, fits):
+    class Misfit(Numbered):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | ({'mask': np.full(shape, 255, np.uint8)} if index == 1 else {})
+
+    batch, = evaluate(Misfit(2, masked=True), transform=EvalTransform(SIDE, crop=None))
+    assert batch['weight'].tolist() == [1, int(fits), 0, 0]
+    assert fits or f'its mask has {shape[1]} x {shape[0]} pixels, and the image' in batch['failed'][0]
 
 
 def test_images_come_at_the_size_of_the_transform():

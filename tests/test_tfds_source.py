@@ -262,3 +262,13 @@ def test_info_of_another_format_is_refused(tmp_path):
     folder = prepared.write_data_set(tmp_path / 'odd' / '1.0.0', {'train': [[b'']]}, file_format='riegeli')
     with pytest.raises(ValueError, match='stored as riegeli: prepare it as array_record or TFRecord'):
         TfdsSource(folder, 'train')
+
+
+def test_tfds_source_names_from_outside_are_lines_without_a_byte_order_mark(tmp_path):
+    features = prepared.FEATURES | {'label': tfds.features.ClassLabel(names=['ant', 'bee', 'cat'])}
+    folder = prepared.write_data_set(tmp_path / 'insects' / '1.0.0', {
+        'train': [[record('train', 0, file_name=b'a\nb\xe9.jpg')]], 'test': [[record('test', 0)]]}, features)
+    (names,) = folder.glob('*label*.txt')
+    names.write_text('\ufeffant\nbee\x1b[31m\ncafe\u0301\n', encoding='utf-8')
+    source = open_source('tfds', 'train', path=tmp_path, dataset='insects')
+    assert source.class_names == ('ant', r'bee\x1b[31m', 'caf\xe9') and source[0]['id'] == r'a\nb\xe9.jpg'

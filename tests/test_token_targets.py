@@ -237,3 +237,9 @@ def test_an_example_without_a_map_is_replaced_and_named(tmp_path):
     failed = np.concatenate([batch['failed'] for batch in batches]).tolist()
     assert 2 <= len(failed) <= 3 and all('no label map of example \'number 9\'' in why for why in failed)
     assert 9 not in np.concatenate([batch['label'] for batch in batches])
+
+
+def test_label_maps_of_two_examples_with_one_id_are_refused(tmp_path):
+    maps = [random_map(seed) for seed in range(3)]
+    with pytest.raises(ValueError, match='1 ids twice, so a map may be that of another example: give each example'):
+        write(tmp_path, maps, ids=['a.jpg', 'b.jpg', 'a.jpg'])

@@ -14,22 +14,27 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from evit_jax.data import index_cache, progress, splits
+from evit_jax.data import folder_layout, index_cache, progress, splits
+from evit_jax.data.classes import displayed
+from evit_jax.data.decode import SUFFIXES
 from evit_jax.data.fingerprint import digest
+from evit_jax.data.names import in_one_line
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
 _SCANS = 16               # classes listed at the same time
 _SETTLED = 2_000_000_000  # ns; a folder that changed so shortly before it was listed may have changed once more
+_EARLIEST = 347_155_200_000_000_000  # ns, 1981: earlier times (0, FAT's 1980-01-01) are no time of a change
 
 
 class FolderSource:
     """The images of a split, in the order of their names; ids are their paths below `path`.
 
-    The list of files is kept, and used again while the modification time of every folder in it is the same: files and
-    folders added, removed or renamed are noticed. A file written over is not, nor need it be: the list holds names.
-    Noticed late, or not at all, are changes on file systems that do not keep these times.
+    The list of files is kept, and used again while the classes and the times of every folder in it are the same: files
+    and folders added, removed or renamed are noticed. A file written over is not, nor need it be: the list holds names.
+    Where the times do not tell changes (on disk images and FUSE mounts, or where all class folders have one time, or a
+    time before 1981 or in the future), nothing is kept and the files are listed at each start.
 
     Attributes:
+      class_names: names of the folders as `classes.displayed`, sorted.
       labels: int32 [N], of all examples, without reading them.
       split: the split with 'train' and 'auto' resolved.
 
@@ -45,32 +50,37 @@ class FolderSource:
 
     def __init__(self, path: str | os.PathLike, split: str, cache: str | None = None):
         self._path = os.path.expanduser(path)
-        have = _splits(self._path)
-        self.class_names = _classes(os.path.join(self._path, 'train' if 'train' in have else have[0]))
+        have = folder_layout.split_folders(self._path)
+        classes = folder_layout.class_folders(os.path.join(self._path, 'train' if 'train' in have else have[0]))
+        self.class_names = tuple(sorted(map(displayed, classes)))
         self.num_classes = len(self.class_names)
         self.split = splits.resolve(split, have)
         found = {name: self._index(name, cache) for name in splits.names(self.split, have)}
-        self.parts = splits.parts(self.split, {name: len(index['name']) for name, index in found.items()})
+        try:
+            self.parts = splits.parts(self.split, {name: len(index['name']) for name, index in found.items()})
+        except ValueError as error:
+            if self.split == split:
+                raise
+            raise ValueError(f'{self._path!r} has no val/, so a tenth of train/ is held out to evaluate on: {error}; '
+                             'make val/<class>/, or add images') from error
         chosen = [(part.split, _slice(found[part.split], part.start, part.stop)) for part in self.parts]
         self._folders = [name for name, _ in chosen]
         self._ends = np.cumsum([len(positions) for _, positions in chosen])
         self._names = np.concatenate([found[name]['name'][positions] for name, positions in chosen])
         self.labels = np.concatenate([self._labels_of(found[name])[positions] for name, positions in chosen])
+        folder_layout.check_labels(self._path, split, self.split, self.class_names, self.labels)
 
     def _index(self, split: str, cache: str | None) -> index_cache.Index:
         folder = os.path.join(self._path, split)
-        classes = _classes(folder)
-        unknown = sorted(set(classes) - set(self.class_names))
-        if unknown:
-            raise ValueError(f'{folder!r} has {_few(unknown, "class")} that train/ does not have: move or remove '
-                             f'{"it" if len(unknown) == 1 else "them"}')
+        classes = folder_layout.class_folders(folder)
+        folder_layout.check_known(folder, classes, self.class_names)
         return index_cache.load_or_build(
             f'folder_{split}', beside=self._path, cache=cache, build=lambda: _list(folder, classes),
-            is_current=lambda index: _is_current(folder, index))
+            is_current=lambda index: _is_current(folder, classes, index))
 
     def _labels_of(self, index: index_cache.Index) -> np.ndarray:
         place = {name: label for label, name in enumerate(self.class_names)}
-        return np.array([place[os.fsdecode(name)] for name in index['class']], np.int32)[index['kind']]
+        return np.array([place[displayed(os.fsdecode(name))] for name in index['class']], np.int32)[index['kind']]
 
     @property
     def fingerprint(self) -> str:
@@ -88,41 +98,7 @@ class FolderSource:
         name = os.path.join(folder, os.fsdecode(self._names[index]))
         with open(os.path.join(self._path, name), 'rb') as file:
             image = file.read()
-        return {'image': image, 'label': int(self.labels[index]), 'id': _printable(name)}
-
-
-def _splits(path: str) -> list[str]:
-    """The folders of splits that there are."""
-    if '://' in path:
-        raise ValueError(f"{path!r}: source 'folder' reads mounted folders; mount the bucket, or use source 'tfds'")
-    present = sorted(entry.name for entry in _entries(path))
-    have = [name for name in ('train', *splits.HELD_OUT) if name in present]
-    if not have:
-        raise FileNotFoundError(f'{path!r} has no folder train/, but {_few(present, "entry", "entries")}: images are '
-                                'expected as train/<class>/*.jpg, and as val/<class>/*.jpg to evaluate on')
-    return have
-
-
-def _entries(folder: str) -> list[os.DirEntry]:
-    """What is not hidden, by name."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith('.')), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        raise FileNotFoundError(f'there is no folder {folder!r}') from None
-    except NotADirectoryError:
-        raise NotADirectoryError(f'{folder!r} is a file, but a folder is expected there') from None
-
-
-def _classes(folder: str) -> tuple[str, ...]:
-    entries = _entries(folder)
-    classes = tuple(entry.name for entry in entries if entry.is_dir())
-    stray = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES) and entry.name not in classes]
-    if stray:
-        raise ValueError(f'{folder!r} holds {_few(stray, "image")} outside of any class: move to {folder}/<class>/')
-    if not classes:
-        raise ValueError(f'{folder!r} holds no folders of classes: images are expected as {folder}/<class>/*.jpg')
-    return classes
+        return {'image': image, 'label': int(self.labels[index]), 'id': in_one_line(name)}
 
 
 def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
@@ -130,7 +106,7 @@ def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
     now = time.time_ns()
     said = progress.Progress(f'listing {folder!r}', len(classes), 'classes')
     files, kinds = [], []
-    folders = {'': os.stat(folder).st_mtime_ns}
+    folders = {'': _times(os.stat(folder))}
     ignored: collections.Counter[str] = collections.Counter()
     with concurrent.futures.ThreadPoolExecutor(_SCANS) as pool:
         for kind, (mine, below, others) in enumerate(pool.map(lambda name: _walk(folder, name), classes)):
@@ -145,41 +121,56 @@ def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
     if ignored:
         logging.info('%s: %d files are no images and were left out: %s', folder, ignored.total(),
                      ', '.join(f'{count} {suffix or "without suffix"}' for suffix, count in ignored.most_common(5)))
+    folder_layout.warn_of_depth(folder, files)
     return {'name': np.array([os.fsencode(name) for name in files]), 'kind': np.array(kinds, np.int32),
             'class': np.array([os.fsencode(name) for name in classes]), 'listed': np.array(now),
             'folder': np.array([os.fsencode(name) for name in folders]),
-            'changed': np.array([*folders.values()], np.int64)}
+            'times': np.array([*folders.values()], np.int64), 'suffixes': np.array(SUFFIXES)}
 
 
-def _walk(root: str, name: str, above: tuple = ()) -> tuple[list[str], dict[str, int], collections.Counter]:
+def _walk(root: str, name: str, above: tuple = ()) -> tuple[list[str], dict[str, tuple], collections.Counter]:
     """Images at and below a folder, the times at which the folders changed, and the suffixes of what is no image."""
     place = os.stat(os.path.join(root, name))
     if (place.st_dev, place.st_ino) in above:
         raise ValueError(f'{os.path.join(root, name)!r} is a link to a folder that it lies in: remove it')
     above += ((place.st_dev, place.st_ino),)
-    images, folders, others = [], {name: place.st_mtime_ns}, collections.Counter()
-    for entry in _entries(os.path.join(root, name)):
+    images, folders, others = [], {name: _times(place)}, collections.Counter()
+    for entry in folder_layout.entries(os.path.join(root, name)):
         inner = f'{name}/{entry.name}'
         if entry.is_dir():
             below = _walk(root, inner, above)
             images += below[0]
             folders |= below[1]
             others += below[2]
-        elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+        elif folder_layout.is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
             images.append(inner)  # a link that leads nowhere, too: it is reported when it is read
         else:
             others[os.path.splitext(entry.name)[1].lower()] += 1
     return images, folders, others
 
 
-def _is_current(folder: str, index: index_cache.Index) -> bool:
-    if index['changed'].max() > index['listed'] - _SETTLED:
+def _times(status: os.stat_result) -> tuple[int, int]:
+    """Times of a folder's last change: of its entries, which programs can set, and of its inode, which none can."""
+    return status.st_mtime_ns, status.st_ctime_ns
+
+
+def _is_current(folder: str, classes: Sequence[str], index: index_cache.Index) -> bool:
+    if index['class'].tolist() != [*map(os.fsencode, classes)] or index['suffixes'].tolist() != [*SUFFIXES]:
         return False
     try:
-        return all(os.stat(os.path.join(folder, os.fsdecode(name))).st_mtime_ns == changed
-                   for name, changed in zip(index['folder'], index['changed'].tolist()))
+        if not (_has_times_of_changes(index) and index_cache.tells_changes(folder)):
+            return False
+        return all(_times(os.stat(os.path.join(folder, os.fsdecode(name)))) == tuple(times)
+                   for name, times in zip(index['folder'], index['times'].tolist()))
     except OSError:
         return False
+
+
+def _has_times_of_changes(index: index_cache.Index) -> bool:
+    """True if the folders' times can be those of their last changes, and were old enough when the files were listed."""
+    changed = index['times'][:, 0]  # the first is the time of the split's folder
+    return (len(np.unique(changed[1:])) > 1 and changed.min() > _EARLIEST
+            and changed.max() <= index['listed'] - _SETTLED)
 
 
 def _slice(index: index_cache.Index, start: int, stop: int) -> np.ndarray:
@@ -194,15 +185,3 @@ def _slice(index: index_cache.Index, start: int, stop: int) -> np.ndarray:
     share = np.empty(len(names))
     share[by_class] = (rank + 0.5) / np.repeat(sizes, sizes)
     return np.sort(np.lexsort((kind, share))[start:stop])
-
-
-def _few(names: Sequence[str], one: str, many: str = '') -> str:
-    if not names:
-        return f'no {many or one + "s"}'
-    shown = ', '.join(map(_printable, names[:5])) + (', ...' if len(names) > 5 else '')
-    plural = many or (one + 'es' if one.endswith('s') else one + 's')
-    return f'{len(names)} {one if len(names) == 1 else plural} ({shown})'
-
-
-def _printable(name: str) -> str:
-    return os.fsencode(name).decode('utf-8', 'backslashreplace')

@@ -102,6 +102,9 @@ class LabelMaps:
         keys, self._values, self._indices = _open(self.folder, self.about, 'r')
         self._order = np.argsort(keys, kind='stable')
         self._keys = keys[self._order]
+        if twice := int(np.count_nonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != 0))):
+            raise ValueError(f'the label maps in {os.fspath(folder)!r} have {twice:,} ids twice, so a map may be that '
+                             'of another example: give each example an id of its own and make the maps anew')
 
     def __getitem__(self, example: str) -> LabelMap:
         row = self._row(example)

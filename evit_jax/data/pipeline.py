@@ -228,8 +228,9 @@ class _EvalBatch:
             example = None
             try:
                 example = self.source[index]
-                image = self.transform(decode(example['image']))
-                mask = self.transform.mask(example['mask']) if 'mask' in example else None
+                stored = decode(example['image'])
+                image = self.transform(stored)
+                mask = self.transform.mask(_mask_of(example, stored)) if 'mask' in example else None
             except (ValueError, OSError) as error:
                 failed.append(_why(index, example, error))
                 continue
@@ -240,6 +241,17 @@ class _EvalBatch:
                 _put(masks, row, mask)
         return {'image': images, 'label': labels, 'index': indices, 'weight': weights,
                 'failed': np.array(failed, str)} | ({} if masks is None else {'mask': masks})
+
+
+def _mask_of(example: dict, image: np.ndarray) -> np.ndarray:
+    """The example's mask, uint8 [H, W], after a check that it has the proportions of the image."""
+    mask = example['mask']
+    mask = mask if isinstance(mask, np.ndarray) else decode(mask)[..., 0]
+    (height, width), (rows, columns) = image.shape[:2], mask.shape
+    if abs(rows - columns * height / width) > max(1, 0.02 * rows):
+        raise ValueError(f'its mask has {columns} x {rows} pixels, and the image {width} x {height}: give a mask of '
+                         'the same proportions')
+    return mask
 
 
 def _begin_worker(index: int, count: int) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import tensorflow_datasets as tfds
 
-from evit_jax.data import digits, splits
+from evit_jax.data import digits, folder_layout, splits
 from evit_jax.data.decode import decode
 from evit_jax.data.fingerprint import digest
 from evit_jax.data.folder import FolderSource
@@ -99,11 +99,16 @@ def _open_generated(asked: _Asked) -> GeneratedSource:
     return GeneratedSource(first.split, asked.image_size, asked.num_classes, asked.seed, first.stop)
 
 
+def _open_folder(asked: _Asked) -> FolderSource:
+    folder_layout.check_classes(os.path.expanduser(asked.path))  # before the files are listed
+    return FolderSource(asked.path, asked.split, asked.cache)
+
+
 _OPEN: dict[str, Callable[[_Asked], Source]] = {
     'digits': _open_digits,
     'generated': _open_generated,
     'tfds': lambda asked: TfdsSource(asked.path, asked.split, asked.dataset, asked.cache),
-    'folder': lambda asked: FolderSource(asked.path, asked.split, asked.cache),
+    'folder': _open_folder,
 }
 
 
@@ -131,6 +136,8 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
         raise ValueError(f'unknown source {name!r}{hint} (there are {", ".join(_OPEN)})')
     source = _OPEN[name](_Asked(split, path, dataset, image_size, num_classes, seed, cache))
     _agree(name, num_classes, source.num_classes)
+    if source.num_classes < 2:
+        raise ValueError(f'source {name!r} has {source.num_classes} class, and a model needs two or more to tell apart')
     return source
 
 

@@ -13,7 +13,9 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from evit_jax.data import splits, tfrecord
+from evit_jax.data.classes import displayed
 from evit_jax.data.fingerprint import digest
+from evit_jax.data.names import in_one_line
 
 _ASKED = re.compile(r'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -39,7 +41,7 @@ class TfdsSource:
         builder = load_builder(locate(path, dataset))
         info = builder.info
         self._keys = _keys(info)
-        self.class_names = tuple(info.features['label'].names)
+        self.class_names = tuple(displayed(name.lstrip('\ufeff')) for name in info.features['label'].names)
         self.num_classes = len(self.class_names)
         height, width, _ = info.features['image'].shape
         self.image_size = height if height == width else None
@@ -67,7 +69,7 @@ class TfdsSource:
         image, label = first.get('image'), first.get('label')
         if not isinstance(image, bytes) or not isinstance(label, int):
             raise ValueError(f'example {name!r} has no image, or no label')
-        name = next((first[key].decode('utf-8', 'backslashreplace') for key in _IDS if first.get(key)), name)
+        name = next((in_one_line(os.fsdecode(first[key])) for key in _IDS if first.get(key)), name)
         if not 0 <= label < self.num_classes:
             raise ValueError(f'example {name!r}: label {label} is outside [0, {self.num_classes - 1}]'
                              + ('; are the labels of this split withheld?' if label == -1 else ''))

@@ -58,8 +58,8 @@ def open_file(path: str) -> LocalFile | RemoteFile:
 class TFRecords:
     """The records of a split, as bytes, numbered through all its files. Opens each file once a process, when needed."""
 
-    def __init__(self, files: Sequence[str], index: index_cache.Index):
-        self._files = tuple(files)
+    def __init__(self, files: Sequence[str], index: index_cache.Index, index_files: Sequence[str | os.PathLike] = ()):
+        self._files, self._index_files = tuple(files), tuple(map(str, index_files))
         self._ends, self._offset, self._length = np.cumsum(index['count']), index['offset'], index['length']
         self._forget_files()
 
@@ -77,8 +77,9 @@ class TFRecords:
         offset, length = int(self._offset[number]), int(self._length[number])
         record = self._open(file).read(offset, _HEAD + length + _TAIL)
         if len(record) != _HEAD + length + _TAIL or int.from_bytes(record[:8], 'little') != length:
+            remove = f'remove the index ({" or ".join(self._index_files)}) and ' if self._index_files else ''
             raise ValueError(f'{self._files[file]!r} has changed since it was indexed: there is no record of {length} '
-                             f'bytes at byte {offset} any more; start again')
+                             f'bytes at byte {offset} any more; {remove}start again')
         return record[_HEAD:-_TAIL]
 
     def _open(self, file: int) -> LocalFile | RemoteFile:
@@ -129,9 +130,9 @@ def open_records(files: Sequence[str], counts: Sequence[int], *, name: str, cach
         offset, length = (np.concatenate(arrays) for arrays in zip(*found))
         return {'name': names, 'size': sizes, 'count': np.array(counts), 'offset': offset, 'length': length}
 
-    index = index_cache.load_or_build(f'tfrecord_{name}', beside=os.path.dirname(files[0]), cache=cache,
-                                      is_current=is_current, build=build)
-    return TFRecords(files, index)
+    place = {'name': f'tfrecord_{name}', 'beside': os.path.dirname(files[0]), 'cache': cache}
+    index = index_cache.load_or_build(**place, is_current=is_current, build=build)
+    return TFRecords(files, index, index_cache.files(**place))
 
 
 def scan(path: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from absl import logging
 
 from evit_jax import models, parallel
 from evit_jax.data import pipeline
+from evit_jax.data.decode import SUFFIXES
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms import EvalTransform
@@ -24,7 +25,6 @@ from evit_jax.training.evaluation import object_patches
 from evit_jax.training.trained import Trained
 
 ORDERS = ('on the object first', 'off the object first', 'at random', 'least attended first', 'most attended first')
-_MASKS = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff'
 
 
 class Dropped(NamedTuple):
@@ -51,8 +51,8 @@ class Masked:
     def __getitem__(self, index: int) -> dict:
         example = self._source[index]
         place = self._folder / example['id']
-        place = place.with_suffix('') if place.suffix.lower() in _MASKS else place
-        found = next((file for suffix in _MASKS if (file := place.with_name(place.name + suffix)).is_file()), None)
+        place = place.with_suffix('') if place.suffix.lower() in SUFFIXES else place
+        found = next((file for suffix in SUFFIXES if (file := place.with_name(place.name + suffix)).is_file()), None)
         if found is None:
             raise FileNotFoundError(f'there is no mask {place}.png')
         return example | {'mask': found.read_bytes()}

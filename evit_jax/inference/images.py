@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Iterable
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff')  # of what `data.decode` reads
+from evit_jax.data.decode import SUFFIXES
 
 
 def find_images(words: Iterable[str], lines: Iterable[str] = ()) -> list[str]:
