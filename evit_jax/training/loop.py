@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+import jax
 from absl import logging
 from tqdm import tqdm
 
@@ -87,6 +88,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     sources.check_classes(config.data.source, check)
     held_out = inputs.open_held_out(config)
     check(held_out.class_names)
+    config = evaluation_config.with_batch_for(config, len(held_out), jax.device_count())
     run = runs.lay_out(config, trained=trained, sources=(held_out, held_out))
     files = evaluation_files.files_of(workdir, run.plan, out)
     with Stopping() as stopping:
