@@ -1,4 +1,4 @@
-"""A plan in a file: written, read, refused, and what training makes of it."""
+"""A plan in a file: written, read, refused, and what main makes of it, and of its other flags."""
 
 import contextlib
 import json
@@ -69,6 +69,52 @@ def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tm
     for config in seen:
         runs.check(config)
         assert runs.lay_out(config).plan == PLAN
+
+
+@pytest.fixture
+def handed_on(main, tmp_path, monkeypatch):
+    """Starts main as a program; gives the arguments of the evaluation that it begins, and its exit code."""
+    monkeypatch.setattr(commandline, '_log_our_own_lines', lambda: None)
+    monkeypatch.setattr(parallel, 'together', lambda agreed: contextlib.nullcontext())
+    monkeypatch.chdir(tmp_path)
+
+    def start(*words):
+        found = {}
+        monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, **more: found.update(
+            more, config=config, workdir=workdir))
+        monkeypatch.setattr(sys, 'argv', ['main', *words])
+        with flagsaver.flagsaver():
+            try:
+                main.run()
+            except SystemExit as end:
+                found['code'] = end.code
+        return found
+
+    return start
+
+
+def test_main_evaluates_a_workdir_without_a_config_and_parses_what_is_set(handed_on):
+    found = handed_on('--mode=evaluate', '--workdir=runs/a', '--config.keep.rate=0.5', '--config.data.mean=(1,2,3)',
+                      '--out=b.json')
+    assert (found['workdir'], found['from_file'], found['out']) == ('runs/a', False, 'b.json')
+    assert sorted(found['explicit']) == ['data.mean', 'keep.rate']
+    assert (found['config'].keep.rate, found['config'].data.mean) == (0.5, (1, 2, 3))
+
+
+def test_main_evaluates_with_a_config_file_and_what_is_set_on_the_command_line(handed_on, tmp_path):
+    (tmp_path / 'mine.py').write_text('from configs import base\nget_config = base.get_config\n')
+    found = handed_on('--config=mine.py', '--mode=evaluate', '--workdir=runs/a', '--config.seed=3')
+    assert found['from_file'] and [*found['explicit']] == ['seed']
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--mode=evaluate'], 'give both --config FILE and --workdir DIR'), (['--workdir=a'], 'give both --config FILE'),
+    (['--workdir=a', '--mode=evaluate', '--config.keep.rat=1'], '"rate" instead of "rat"'),
+    (['--config=mine.py', '--workdir=a', '--out=b.json'], '--out=b.json is for --mode=evaluate')])
+def test_main_refuses_flags_that_do_not_go_together(handed_on, tmp_path, capsys, words, message):
+    (tmp_path / 'mine.py').write_text('from configs import base\nget_config = base.get_config\n')
+    assert handed_on(*words) == {'code': 2}
+    assert message in capsys.readouterr().err
 
 
 def test_the_benchmark_measures_a_plan_beside_the_rates():

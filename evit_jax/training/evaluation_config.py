@@ -64,6 +64,17 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
     return preprocessing.filled(config)
 
 
+def with_batch_for(config: Any, images: int, devices: int) -> Any:
+    """The config with a smaller batch where it is larger than the data: its padding would be computed, too."""
+    needed = -(-images // devices) * devices
+    if needed >= config.batch_size:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.batch_size = needed
+    return config
+
+
 def _check_model(here, run, keys, workdir):
     here, run = models.resolved(here), models.resolved(run)
     differ = [key for key in sorted(keys) if here[key] != run[key] and not _is_open(here[key])]

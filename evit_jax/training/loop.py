@@ -102,6 +102,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     held_out = inputs.open_held_out(config)
     check(held_out.class_names)
     history.tell_of_other_data(trained, held_out)
+    config = evaluation_config.with_batch_for(config, len(held_out), jax.device_count())
     run = runs.lay_out(config, trained=trained, sources=(held_out, held_out))
     files = evaluation_files.files_of(workdir, run.plan, out)
     with Stopping() as stopping:
