@@ -1,4 +1,4 @@
-"""One of several processes that compare values, started as `python -m tests.agreeing`; prints what each check raised."""
+"""One of several processes that compare values: `python -m tests.agreeing` prints the outcome of each check."""
 
 import jax
 import numpy as np
