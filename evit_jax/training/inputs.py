@@ -34,7 +34,8 @@ def open_sources(config: Any) -> tuple[Source, Source]:
 
     opened = parallel.first_decides(open_both)
     train, test = agreement.each_decides(lambda: opened or open_both())
-    agreement.check_same(identity.of_sources(train, test), 'give all processes the same data')
+    agreement.check_same(identity.of_sources({data.train_split: train, data.test_split: test}),
+                         'give all processes the same data')
     if shared := splits.overlap(getattr(train, 'parts', ()), getattr(test, 'parts', ())):
         logging.warning('%d of the examples to evaluate on are trained on, too: data.train_split=%r, '
                         'data.test_split=%r', shared, data.train_split, data.test_split)
