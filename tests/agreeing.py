@@ -1,4 +1,4 @@
-"""One of several processes that compare values, as in `python -m tests.agreeing`; prints the error of each check."""
+"""One of several processes that compare values: `python -m tests.agreeing` prints the outcome of each check."""
 
 import jax
 import numpy as np

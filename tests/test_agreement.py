@@ -82,16 +82,15 @@ def test_check_processes_compares_config_options_and_versions_but_no_keys_of_a_m
 
 
 def test_of_sources_holds_classes_counts_splits_and_fingerprints():
-    colours = layouts.Colours
-    found = identity.of_sources({'train': colours('train'), 'test': colours('test')})
+    found = identity.of_sources({split: layouts.Colours(split) for split in ('train', 'test')})
     assert found['class 1'] == 'green' and found['number of classes'] == 3
-    assert (found['number of train examples'], found['number of test examples']) == (128, 100)
-    assert len([name for name in found if name.startswith('fingerprint')]) == 2
+    assert [found[f'number of examples in {split!r}'] for split in ('train', 'test')] == [128, 100]
+    assert len([name for name in found if name.startswith('names or order')]) == 2
 
 
 @pytest.mark.parametrize(('second', 'messages'), [
-    ({'examples': 96}, 2 * ["error: process 1 differs from process 0 in number of train examples and 1 more: '96' in "
-                            "process 1, '128' in process 0; give all processes the same data"]),
+    ({'examples': 96}, 2 * ["error: process 1 differs from process 0 in number of examples in 'train' and 1 more: '96' "
+                            "in process 1, '128' in process 0; give all processes the same data"]),
     pytest.param({'examples': 0}, ['error: process 1 cannot go on: there is no folder', 'error: there is no folder'],
                  marks=pytest.mark.slow),
     pytest.param({'label_smoothing': 0.2}, 2 * ["error: process 1 differs from process 0 in config.label_smoothing: "

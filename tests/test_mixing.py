@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from evit_jax import parallel
 from evit_jax.data import mixing
 from evit_jax.data.mixing import Mixing
+from evit_jax.training import limits, run
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden_recipe'
 RECORDED = json.loads((GOLDEN / 'mixup.json').read_text())
@@ -188,3 +190,47 @@ def test_a_split_batch_is_mixed_without_a_word_between_devices():
     assert 'f32[4,32,32,3]' in program  # a device holds its own images
     for word in ('all-gather', 'all-reduce', 'all-to-all', 'collective', 'reduce-scatter', 'f32[32,32,32,3]'):
         assert word not in program
+
+
+MIXES = {'mixing.mixup': 0.8, 'mixing.cutmix': 1.0, 'data.token_labels': ''}
+
+
+def config_of(**changes):
+    config = base.get_config()
+    config.update_from_flattened_dict(MIXES | changes)
+    return config
+
+
+@pytest.mark.parametrize(('changes', 'devices', 'message'), [
+    ({'batch_size': 8}, 8, r'config.batch_size=8 puts one image on each of 8 devices, and config.mixing.mixup=0.8, '
+     r'config.mixing.cutmix=1.0 .* Give --config.batch_size=16 or .* or give --config.mixing.mixup=0'),
+    ({'batch_size': 1, 'mixing.mixup': 0.0}, 1, 'one image on each of 1 devices'),
+    ({'batch_size': 4, 'mixing.mixup': 0.0, 'mixing.cutmix': 0.0, 'data.token_labels': 'maps'}, 4,
+     r'config.data.token_labels=maps \(MixToken\)')])
+def test_check_mixing_with_one_image_on_a_device_refuses_with_a_way_out(changes, devices, message):
+    with pytest.raises(ValueError, match=message):
+        limits.check_mixing(config_of(**changes), devices)
+
+
+def test_check_mixing_with_an_odd_number_on_a_device_tells_how_many_are_left_out(caplog):
+    limits.check_mixing(config_of(batch_size=24), 8)
+    assert '8 of the 24 images of a batch are not mixed: on each of 8 devices there are 3' in caplog.text
+    how = DEIT._replace(erase=0.0, smoothing=0.0)
+    targets = mixing.mix_batch(jnp.zeros((24, 8, 8, 3)), jnp.arange(24), jax.random.key(0), how, classes=24,
+                               groups=8)[1]
+    alone = np.asarray(targets.max(axis=1) == 1).reshape(8, 3)
+    assert alone[:, 1].all() and not alone[:, 0].all()
+
+
+@pytest.mark.parametrize('changes', [
+    {'batch_size': 16}, {'batch_size': 8, 'mixing.mixup': 0.0, 'mixing.cutmix': 0.0}])
+def test_check_mixing_where_all_or_none_are_mixed_says_nothing(changes, caplog):
+    limits.check_mixing(config_of(**changes), 8)
+    assert caplog.text == ''
+
+
+def test_check_training_refuses_one_image_on_a_device_and_check_does_not():
+    config = config_of(batch_size=len(jax.devices()))
+    run.check(config)
+    with pytest.raises(ValueError, match='puts one image on each'):
+        run.check_training(config)

@@ -51,15 +51,19 @@ def compare(path: str | os.PathLike, now: Record, *, accept_changes: bool) -> No
     """
     saved = workdirs.saved_config(path)
     if (old := saved.get('recorded')) is not None:
-        if changed := _changes(Record(**old), now):
-            said = '; '.join(changed)
+        old = Record(**old)
+        if changed := _changes(old, now):
+            kind = 'other data' if (old.train, old.test) != (now.train, now.test) else 'another teacher or label maps'
+            said = f'{kind} ({"; ".join(changed)})'
             if not accept_changes:
-                raise ValueError(
-                    f'workdir {path} holds a run on other data ({said}): bring the data back as they were, give '
-                    'another --workdir, or --accept_changes to go on with the data as they are now, from the place in '
-                    'the epoch that the run has reached')
-            logging.warning('going on with other data than the run began with: %s', said)
-        _tell_of_surroundings(Record(**old), now)
+                raise ValueError(f'workdir {path} holds a run with {said}: bring back what it began with, give another '
+                                 '--workdir, or --accept_changes to go on with what is there now, from the place in '
+                                 'the epoch that the run has reached')
+            logging.warning('going on with %s', said)
+        if old.test != now.test:
+            logging.warning('evaluations before and from now on are of other examples: they, and WORKDIR/best, are not '
+                            'to be compared')
+        _tell_of_surroundings(old, now)
     elif workdirs.newest_step(path) is not None:
         logging.info('this run began before data, teacher and versions were recorded: they are recorded now, and '
                      'compared from the next start on')

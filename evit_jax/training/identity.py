@@ -53,18 +53,13 @@ def versions() -> dict[str, str]:
     return found | {'code of evit_jax': code, 'settings of JAX': settings}
 
 
-def of_sources(sources: Mapping[str, Source]) -> dict[str, str]:
-    """The identity of opened splits for `agreement.check_same`.
-
-    Args:
-      sources: 'train', 'test' or both -> the source.
-    """
+def of_sources(sources: Mapping[str, Source]) -> dict[str, Any]:
+    """The identity of the sources of splits, by the names that the config has for these, for `agreement.check_same`."""
     values = {}
-    for name, source in sources.items():
-        values |= {f'class {label}': known for label, known in enumerate(source.class_names)}
-        values['number of classes'] = source.num_classes
+    for split, source in sources.items():
+        values |= {f'class {label}': name for label, name in enumerate(source.class_names)}
         about = fingerprint.describe(source)
-        values |= {f'split for config.data.{name}_split': about['split'], f'number of {name} examples':
-                   about['examples'], f'fingerprint of the {name} examples (names and their order)':
-                   about['fingerprint']}
+        values |= {'number of classes': source.num_classes, f'data that {split!r} stands for': about['split'],
+                   f'number of examples in {split!r}': about['examples'],
+                   f'names or order of the examples in {split!r}': about['fingerprint']}
     return values

@@ -60,7 +60,8 @@ def _open(config, *names):
 
     opened = parallel.first_decides(open_all)
     found = agreement.each_decides(lambda: opened or open_all())
-    agreement.check_same(identity.of_sources(dict(zip(names, found))), 'give all processes the same data')
+    agreement.check_same(identity.of_sources({data[f'{name}_split']: source for name, source in zip(names, found)}),
+                         'give all processes the same data')
     return found
 
 

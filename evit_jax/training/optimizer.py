@@ -82,6 +82,8 @@ def from_config(config: Any, batch_size: int, total_steps: int, steps_per_epoch:
         lr=config.lr, batch_size=batch_size * updates, total_steps=max(total_steps // updates, 1),
         warmup_steps=round(config.warmup_epochs * steps_per_epoch / updates), warmup_lr=config.warmup_lr,
         min_lr=config.min_lr, begun_at=begun_at / updates)
-    backbone_from = round((config.backbone_from_epoch * steps_per_epoch - begun_at) / updates)
+    # Where the config has such a point the optimizer has a state for it, wherever the run is: then it is never 0.
+    if backbone_from := round(config.backbone_from_epoch * steps_per_epoch / updates):
+        backbone_from = (backbone_from - round(begun_at / updates)) or -1
     return adamw(schedule, weight_decay=config.weight_decay, b2=config.b2, clip_norm=config.clip_norm,
                  accumulate=updates, backbone_scale=config.backbone_scale, backbone_from=backbone_from), schedule
