@@ -1,9 +1,10 @@
 """What the programs have in common: their flags, the log lines they show, and errors in one line."""
 
+import io
 import os
 import select
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags, logging
 
@@ -22,6 +23,8 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
     if {'-h', '-help', '--help'} & {*sys.argv}:
         print(sys.modules['__main__'].__doc__, flags.FLAGS.main_module_help(), sep='\n')
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end the program
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         words = flags.FLAGS(sys.argv)[1:]
         if isinstance(program, Mapping):
@@ -63,6 +66,14 @@ def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
         whole = 'whole ' if kind is int else ''
         raise ValueError(f'--{flag}={",".join(texts)} is no list of {whole}numbers: give them with commas '
                          'between') from None
+
+
+def names_on_stdin() -> Iterator[str]:
+    """The lines of standard input as names of files, whatever bytes they hold."""
+    lines = getattr(sys.stdin, 'buffer', sys.stdin)  # the text layer would refuse names that are not UTF-8
+    for number, line in enumerate(lines):
+        name = os.fsdecode(line)
+        yield name.removeprefix('\ufeff') if number == 0 else name
 
 
 def _nobody_reads() -> bool:

@@ -68,7 +68,7 @@ def test_export_with_logits_that_are_not_finite_is_refused(overflowing, tmp_path
     trained = read_trained(overflowing)
     plans = {'trained': trained.plan()}
     artifact.write(tmp_path, trained, plans, platforms=('cpu',), kept=False)
-    with pytest.raises(ValueError, match='its logits are not finite.*nothing is kept'):
+    with pytest.raises(ValueError, match=r'its logits are not finite.*nothing is kept'):
         list(artifact.check(tmp_path, trained, plans))
 
 

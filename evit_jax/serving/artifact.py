@@ -44,7 +44,10 @@ def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]
 
     Raises:
       OSError: no room, or no permission.
+      ValueError: an unknown platform.
     """
+    if isinstance(platforms, str) or {*platforms} - {*PLATFORMS}:
+        raise ValueError(f'platforms={platforms!r}: give a sequence of {", ".join(PLATFORMS)}')
     trained = trained.folded()
     weights = by_name(trained.params)
     np.savez(folder / _WEIGHTS, **weights)
