@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags, logging
 
+from evit_jax import config_errors
+
 _MENDABLE = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, FloatingPointError)
 
 
@@ -26,7 +28,7 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end the program
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        words = flags.FLAGS(sys.argv)[1:]
+        words = _parsed(sys.argv)[1:]
         if isinstance(program, Mapping):
             names = {name.split()[0]: name for name in program}
             if not words or words[0] not in names or (len(words) > 1 and names[words[0]] == words[0]):
@@ -52,6 +54,22 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)
+
+
+def _parsed(arguments: list[str]) -> list[str]:
+    """Sets the flags; returns the other words of the command line.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such config, key of it, or flag; names the nearest.
+    """
+    config_errors.check(arguments, flags.FLAGS)
+    try:
+        return flags.FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        own = sorted(flag.name for flag in flags.FLAGS.get_key_flags_for_module(arguments[0]))
+        hint = config_errors.nearest(error.flagname.split('.')[0], own, '--')
+        raise ValueError(f'unknown flag --{error.flagname}: {hint}this program has '
+                         f'{", ".join(f"--{name}" for name in own)}') from None
 
 
 def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
