@@ -111,4 +111,4 @@ def get_config():
     config.checkpoint.minutes = 15.0    # at most, between two; looked at every log.every steps. 0: steps alone count
     config.checkpoint.keep = 3
     config.checkpoint.best = 'top1'     # or top1_ema: of the evaluations, the best is kept in WORKDIR/best. '': none is
-    return config
+    return config.lock()  # a recipe that names a key of its own by mistake is refused

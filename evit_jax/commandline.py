@@ -1,11 +1,14 @@
 """What the programs have in common: their flags, the log lines they show, and errors in one line."""
 
+import io
 import os
 import select
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags, logging
+
+from evit_jax import config_errors
 
 _MENDABLE = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, FloatingPointError)
 
@@ -22,8 +25,10 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
     if {'-h', '-help', '--help'} & {*sys.argv}:
         print(sys.modules['__main__'].__doc__, flags.FLAGS.main_module_help(), sep='\n')
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end the program
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        words = flags.FLAGS(sys.argv)[1:]
+        words = _parsed(sys.argv)[1:]
         if isinstance(program, Mapping):
             names = {name.split()[0]: name for name in program}
             if not words or words[0] not in names or (len(words) > 1 and names[words[0]] == words[0]):
@@ -51,6 +56,22 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
         sys.exit(130)
 
 
+def _parsed(arguments: list[str]) -> list[str]:
+    """Sets the flags; returns the other words of the command line.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such config, key of it, or flag; names the nearest.
+    """
+    config_errors.check(arguments, flags.FLAGS)
+    try:
+        return flags.FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        own = sorted(flag.name for flag in flags.FLAGS.get_key_flags_for_module(arguments[0]))
+        hint = config_errors.nearest(error.flagname.split('.')[0], own, '--')
+        raise ValueError(f'unknown flag --{error.flagname}: {hint}this program has '
+                         f'{", ".join(f"--{name}" for name in own)}') from None
+
+
 def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
     """The values of a flag that is a list of numbers.
 
@@ -63,6 +84,14 @@ def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
         whole = 'whole ' if kind is int else ''
         raise ValueError(f'--{flag}={",".join(texts)} is no list of {whole}numbers: give them with commas '
                          'between') from None
+
+
+def names_on_stdin() -> Iterator[str]:
+    """The lines of standard input as names of files, whatever bytes they hold."""
+    lines = getattr(sys.stdin, 'buffer', sys.stdin)  # the text layer would refuse names that are not UTF-8
+    for number, line in enumerate(lines):
+        name = os.fsdecode(line)
+        yield name.removeprefix('\ufeff') if number == 0 else name
 
 
 def _nobody_reads() -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags, logging
 
 from evit_jax import backend, commandline
+from evit_jax.data.names import in_one_line
 from evit_jax.serving import artifact
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.tokens.planned import read_planned
@@ -33,7 +34,7 @@ from evit_jax.training.trained import Trained, read_trained
 _RATES = flags.DEFINE_list('rates', [], 'A plan for each: the share of the tokens that every reduction keeps.')
 _TOKENS = flags.DEFINE_multi_string('tokens', [], 'A plan of the tokens that each reduction keeps, as 137,96,67; may '
                                     'be given again. Without --rates, --tokens, --r and --plan there is one plan, '
-                                    'that of training.')
+                                    'that of training. It is the default where it is among them, else the first is.')
 _R = flags.DEFINE_list('r', [], 'A plan for each: the tokens that every block merges, of a reducer that merges.')
 _PLANS = flags.DEFINE_multi_string('plan', [], 'A plan of the planner (python -m evit_jax.plan), by its file, which '
                                    'also names it; may be given again.')
@@ -67,6 +68,9 @@ def main(checkpoint: str, dst: str) -> None:
     else:
         trained = trained._replace(dtype=_DTYPE.value or trained.dtype)
         plans = {name: trained.plan(**how) for name, how in wanted.items()}
+        default = artifact.default_plan(trained, plans)
+        if plans[default] != artifact.plan_of_training(trained):
+            logging.warning('the plan of training is not among those requested: %s is the default', default)
         with _appearing(folder, trained) as unfinished:
             artifact.write(unfinished, trained, plans, platforms=platforms, kept=_KEPT.value, ema=_EMA.value)
             _check(unfinished, trained, plans, platforms)
@@ -79,7 +83,7 @@ def _wanted_plans() -> dict[str, dict]:
     asked = [(str(rate), {'rate': rate}) for rate in commandline.numbers('rates', _RATES.value, float)]
     asked += [('-'.join(map(str, tokens)), {'tokens': tokens}) for tokens in counts]
     asked += [(f'r{r}', {'r': r}) for r in commandline.numbers('r', _R.value, int)]
-    asked += [(pathlib.Path(file).stem, {'planned': read_planned(file)}) for file in _PLANS.value]
+    asked += [(in_one_line(pathlib.Path(file).stem), {'planned': read_planned(file)}) for file in _PLANS.value]
     names = [name for name, _ in asked]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f'the plan {twice[0]} is asked for twice: give each once')

@@ -1,21 +1,25 @@
-"""Tells what images show: python -m evit_jax.predict runs/digits shots/ more/*.jpg
+"""Predicts the classes of images: python -m evit_jax.predict runs/digits shots/ more/*.jpg
 
 IMAGES are files, folders (with the images below them), patterns in quotes ('shots/*.png', or '**/*.png'), or -, for
 which standard input names a file in each line. Each image becomes a line of the output as soon as it is known; with
 --json a JSON object: image, top (label, name, probability) and kept (per reduction the patches that stay, best first;
 negative: a fused token) and of a reducer that merges home (per reduction, of each patch the number of the token that it
-is in), or image and error. What cannot be read is told on standard error, and in the end by exit code
-1; code 2 means that nothing was done.
+is in), or image and error. A name that would break the line or is not UTF-8 is shown with escapes (\\n, \\xff); in JSON
+a name that is not UTF-8 is also there byte by byte, in image_base64. An image without a prediction, or a picture that
+cannot be written, is reported on standard error and ends no other; the exit code is then 1. Code 2 means that nothing
+was done.
 """
 
 import json
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from absl import flags, logging
 
 from evit_jax import backend, commandline
+from evit_jax.data.names import FileNames, in_json, in_one_line, valid_text
 from evit_jax.data.progress import Progress
 from evit_jax.inference.images import find_images
 from evit_jax.inference.predictor import Prediction, Predictor
@@ -39,62 +43,75 @@ _KEPT = flags.DEFINE_string('kept', None, 'Folder for pictures of what is kept o
 
 
 def main(checkpoint: str, *words: str) -> None:
-    """Predicts; ends with code 1 where images could not be read."""
+    """Predicts; ends with code 1 where images have no prediction, or no picture."""
     backend.start()
-    images = find_images(words, sys.stdin if '-' in words else ())
+    images = find_images(words, commandline.names_on_stdin() if '-' in words else ())
     planned = read_planned(_PLAN.value) if _PLAN.value else None
     trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value).folded()
     plan = trained.plan(rate=_RATE.value, rates=commandline.numbers('rates', _RATES.value, float),
                         tokens=commandline.numbers('tokens', _TOKENS.value, int), r=_R.value,
                         planned=planned)
-    pictures = _Pictures(_KEPT.value) if _KEPT.value else None
+    pictures = _Pictures(_KEPT.value, images) if _KEPT.value else None
     logging.info('%s, step %d of %s: %s', trained.name, trained.step, checkpoint, plan)
     predictor = Predictor(trained, batch_size=min(_BATCH.value, len(images)))
-    progress, failed = Progress('predicting', len(images), 'images'), 0
+    progress, failed, unwritten = Progress('predicting', len(images), 'images'), 0, 0
     for prediction in predictor.stream(images, plan=plan, top=_TOP.value):
         failed += bool(prediction.problem)
-        _tell(prediction)
+        _print(prediction)
         if pictures and not prediction.problem:
-            pictures.keep(predictor, prediction)
+            unwritten += not pictures.keep(predictor, prediction)
         progress.add(1)
     if failed:
         logging.warning('%d of %d images could not be read', failed, len(images))
+    if unwritten:
+        logging.warning('%d pictures could not be written', unwritten)
+    if failed or unwritten:
         sys.exit(1)
 
 
-def _tell(prediction: Prediction) -> None:
+def _print(prediction: Prediction) -> None:
+    name = in_one_line(prediction.name)
     if prediction.problem:
-        logging.warning('cannot be read: %s: %s', prediction.name, prediction.problem)
+        logging.warning('cannot be %s: %s: %s', 'read' if prediction.image is None else 'predicted', name,
+                        prediction.problem)
     if _JSON.value:
-        about = {'error': prediction.problem} if prediction.problem else {
-            'top': [guess._asdict() for guess in prediction.top], 'kept': [ids.tolist() for ids in prediction.kept]}
+        about = {'error': valid_text(prediction.problem)} if prediction.problem else {
+            'top': [guess._asdict() | {'name': valid_text(guess.name)} for guess in prediction.top],
+            'kept': [ids.tolist() for ids in prediction.kept]}
         about |= {'home': [numbers.tolist() for numbers in prediction.home]} if prediction.home else {}
-        print(json.dumps({'image': prediction.name} | about), flush=True)
+        print(json.dumps(in_json(prediction.name) | about, allow_nan=False), flush=True)
     elif not prediction.problem:
-        said = ', '.join(f'{guess.name} {100 * guess.probability:.1f} %' for guess in prediction.top)
-        print(f'{prediction.name}: {said}', flush=True)
+        guesses = (f'{in_one_line(guess.name)} {100 * guess.probability:.1f} %' for guess in prediction.top)
+        print(f'{name}: {", ".join(guesses)}', flush=True)
 
 
 class _Pictures:
-    """A folder with a picture for each image, named after it."""
+    """A folder with a picture for each image, named after it; none takes the place of an image that is read.
 
-    def __init__(self, folder: str):
-        self._folder, self._taken = pathlib.Path(folder).expanduser(), set()
+    Args:
+      folder: is made.
+      images: files that are read.
+    """
+
+    def __init__(self, folder: str, images: Sequence[str]):
+        self._folder = pathlib.Path(folder).expanduser()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._folder):
                 pass
         except OSError as error:
             raise ValueError(f'--kept={folder} cannot be written ({error.strerror}): give another folder') from error
+        self._names = FileNames(self._folder, taken=images)
 
-    def keep(self, predictor: Predictor, prediction: Prediction) -> None:
-        stem, number = pathlib.Path(prediction.name).stem, 1
-        name = f'{stem}_kept.png'
-        while name in self._taken:
-            number += 1
-            name = f'{stem}_kept_{number}.png'
-        self._taken.add(name)
-        predictor.draw(prediction).save(self._folder / name)
+    def keep(self, predictor: Predictor, prediction: Prediction) -> bool:
+        """Writes the picture of a prediction; False where it cannot be written, for the reason in the log."""
+        try:
+            predictor.draw(prediction).save(self._folder / self._names.of(prediction.name, '_kept.png'))
+            return True
+        except OSError as error:
+            logging.warning('the picture of %s cannot be written: %s', in_one_line(prediction.name),
+                            error.strerror or error)
+            return False
 
 
 if __name__ == '__main__':

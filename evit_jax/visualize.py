@@ -33,6 +33,7 @@ from evit_jax.benchmarks import report
 from evit_jax.benchmarks.results import read_results
 from evit_jax.data.classes import readable
 from evit_jax.data.decode import decode
+from evit_jax.data.names import FileNames, in_one_line
 from evit_jax.data.sources import Source
 from evit_jax.inference.dropping import Masked, Some, drop_patches
 from evit_jax.inference.held_out import held_out, spread
@@ -40,6 +41,7 @@ from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
 from evit_jax.pictures.dropping import dropping_csv, dropping_plot
+from evit_jax.pictures.example import Example, Setting
 from evit_jax.pictures.published import PUBLISHED
 from evit_jax.pictures.report import report_page
 from evit_jax.pictures.sheet import example_sheet
@@ -86,16 +88,27 @@ def kept(checkpoint: str, *words: str) -> None:
     does = 'merges' if trained.keeping.reducer.merges else 'keeps'
     page = report_page(
         examples, settings, patch_size=side, start=start, stages=stages, title=f'What {trained.name} {does}',
-        about=f'{checkpoint}, step {trained.step:,}{average}: {_images(len(examples))} of {size} x {size}, patches of '
-        f'{side} x {side}')
+        about=f'{in_one_line(checkpoint)}, step {trained.step:,}{average}: {_images(len(examples))} of {size} x '
+        f'{size}, patches of {side} x {side}')
     out.write_text(page, encoding='utf-8')
     print(f'{out}: {_images(len(examples))} at {len(rates)} keep rates, {len(page.encode()) / 1e6:.2f} MB')
-    for number, setting in enumerate(settings) if pictures else ():
-        for place, example in enumerate(examples, 1):
-            sheet = example_sheet(example, number, setting, patch_size=side, stages=stages)
-            sheet.save(pictures / f'{place:03d}_{pathlib.Path(example.name).stem}_{setting.rate}.png')
-    if problems:
+    unwritten = pictures and _write_sheets(pictures, examples, settings, patch_size=side, stages=stages)
+    if problems or unwritten:
         sys.exit(1)
+
+
+def _write_sheets(folder: pathlib.Path, examples: Sequence[Example], settings: Sequence[Setting], **how) -> int:
+    """Writes a picture of each example under each setting; returns how many could not be written."""
+    names, unwritten = FileNames(folder), 0
+    for number, setting in enumerate(settings):
+        for place, example in enumerate(examples, 1):
+            name = names.of(f'{place:03d}_{pathlib.PurePath(example.name).name}', f'_{setting.rate}.png')
+            try:
+                example_sheet(example, number, setting, **how).save(folder / name)
+            except OSError as error:
+                unwritten += 1
+                logging.warning('a picture of %s cannot be written: %s', example.name, error.strerror or error)
+    return unwritten
 
 
 def drop(checkpoint: str) -> None:
@@ -141,10 +154,11 @@ def tradeoff(*files: str) -> None:
 
 
 def _of_files(words: Sequence[str], trained: Trained) -> list[Subject]:
-    files, subjects = find_images(words, sys.stdin if '-' in words else ()), []
+    files, subjects = find_images(words, commandline.names_on_stdin() if '-' in words else ()), []
     for file in files:
         truth, = readable((pathlib.Path(file).absolute().parent.name,))
-        subjects.append(Subject(os.path.basename(file), file, truth if truth in trained.class_names else None))
+        name = in_one_line(os.path.basename(file))
+        subjects.append(Subject(name, file, truth if truth in trained.class_names else None))
     return subjects
 
 

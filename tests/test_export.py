@@ -308,3 +308,9 @@ def test_a_plan_of_the_planner_is_exported_under_the_name_of_its_file(checkpoint
     assert list(loader.Served(tmp_path / 'out').programs) == ['fast']
     plan = json.loads((tmp_path / 'out' / 'manifest.json').read_text())['plans']['fast']
     assert (plan['tokens'], plan['reductions'], plan['fused']) == ([5], [1], False)
+
+
+def test_an_export_without_the_plan_of_training_warns_which_is_the_default(checkpoint, tmp_path, monkeypatch, caplog,
+                                                                          run):
+    assert run(monkeypatch, checkpoint, tmp_path / 'new', '--rates=0.5,1', '--platforms=cpu')[0] == 0
+    assert 'the plan of training is not among those requested: 0.5 is the default' in caplog.text

@@ -16,7 +16,8 @@ ROOMS = {  # each with what it may import beside itself
     'serving': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference'},
     'benchmarks': {'backend', 'tokens', 'parallel', 'models', 'data', 'pictures', 'training', 'inference',
                    'interchange'},
-    'comparison': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'}, 'commandline': set()}
+    'comparison': {'tokens', 'parallel', 'models', 'data', 'pictures', 'training'}, 'config_errors': set(),
+    'commandline': {'config_errors'}}
 HEAVY = {'tensorflow', 'torch', 'torchvision', 'timm', 'keras', 'clu'}  # clu imports TensorFlow
 
 
@@ -80,7 +81,7 @@ def test_walk_tells_guarded_imports_from_others():
 
 def test_every_room_has_a_place_in_the_order():
     folders = {part for part, path in parts() if path.parent != PACKAGE}
-    assert folders | {'backend', 'parallel', 'commandline'} == set(ROOMS)
+    assert folders | {'backend', 'parallel', 'config_errors', 'commandline'} == set(ROOMS)
 
 
 def test_imports_point_down_and_doors_do_not_import_each_other():

@@ -7,18 +7,19 @@ from collections.abc import Iterable
 from evit_jax.data.decode import SUFFIXES
 
 
-def find_images(words: Iterable[str], lines: Iterable[str] = ()) -> list[str]:
+def find_images(words: str | Iterable[str], lines: Iterable[str] = ()) -> list[str]:
     """The files that the words mean, in the words' order and by name within one.
 
     A folder means the images in it and below it, without hidden ones; a pattern ('shots/*.jpg', '**' for folders below)
-    what it matches; '-' the `lines`. Any other word is a file, whatever its suffix and whether it is there or not.
+    what it matches; '-' the `lines`. Any other word is a file, whatever its suffix and whether it is there or not. A
+    str is one word.
 
     Raises:
       ValueError: nothing is found for a word.
       OSError: a folder cannot be read.
     """
     found = []
-    for word in words:
+    for word in [words] if isinstance(words, str) else words:
         if word == '-':
             mine = [name for name in (line.rstrip('\r\n') for line in lines) if name]
         else:

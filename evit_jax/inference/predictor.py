@@ -75,13 +75,14 @@ class Predictor:
         rows = parallel.split_batch(self._mesh)
         self._step = jax.jit(parallel.seen(self._mesh, _make_step(trained)), static_argnums=2, out_shardings=rows)
 
-    def predict(self, images: Iterable[Picture], *, top: int = 5, rate: float | None = None,
+    def predict(self, images: Picture | Iterable[Picture], *, top: int = 5, rate: float | None = None,
                 rates: Sequence[float] = (), tokens: Sequence[int] = (),
                 plan: TokenPlan | None = None) -> list[Prediction]:
         """Predicts the images; as many predictions come back, in their order.
 
         Args:
-          images: paths, Pillow images, or uint8 [H, W, 3].
+          images: paths, Pillow images, or uint8 [H, W, 3]. A path, Pillow image or array [H, W, 3] by itself is one
+            image.
           top: best guesses of each, if there are as many classes.
           rate: share of the tokens that each reduction keeps. Or one for each in `rates`, or their counts in `tokens`.
           plan: in place of these. With none of them the model is run as it was trained.
@@ -92,10 +93,12 @@ class Predictor:
         """
         return list(self.stream(images, top=top, plan=plan or self.trained.plan(rate=rate, rates=rates, tokens=tokens)))
 
-    def stream(self, images: Iterable[Picture], *, plan: TokenPlan, top: int = 5) -> Iterator[Prediction]:
+    def stream(self, images: Picture | Iterable[Picture], *, plan: TokenPlan, top: int = 5) -> Iterator[Prediction]:
         """As `predict`, each batch as soon as it is done; holds a few batches at a time."""
         if top < 1:
             raise ValueError(f'top={top} is less than 1')
+        if isinstance(images, str | os.PathLike | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+            images = [images]
         waiting, readable = [], 0  # of the next batch
         for name, image in _in_order(self._read, enumerate(images), self._batch_size * _AHEAD):
             waiting.append((name, image))

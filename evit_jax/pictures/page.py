@@ -91,12 +91,12 @@ def _draw_caption(page: Image.Image, layout: Layout, x: int, y: int, parts: Sequ
 
 
 def write(page: Image.Image, x: int, y: int, text: str, colour: tuple, size: float, width: int) -> int:
-    """Writes one line, shortened to `width` pixels; returns how wide it is.
+    """Writes one line, shortened to `width` pixels; returns how wide it is. A '?' stands for what has no letter.
 
     The letters are drawn four times as large and scaled down: at their own size Pillow sets them on whole pixels, which
     spaces small text unevenly.
     """
-    font = _font(round(4 * size))
+    text, font = ''.join(letter if letter.isprintable() else '?' for letter in text), _font(round(4 * size))
     if font.getlength(text) > 4 * width:
         while text and font.getlength(text + '…') > 4 * width:
             text = text[:-1]

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from evit_jax import models
+from evit_jax.data.names import valid_text
 from evit_jax.inference.predictor import Predictor
 from evit_jax.serving import loader
 from evit_jax.serving.readme import readme
@@ -37,14 +38,17 @@ def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]
     """Fills an empty folder; what is written has no batch normalisation left, see `models.folded`.
 
     Args:
-      plans: by the names that they are asked for with; the first is the one that runs if none is.
+      plans: by the names that they are requested with; see `default_plan` for the one that runs without a name.
       platforms: of `PLATFORMS`; one program runs on any of these.
       kept: the programs return the patches that each reduction keeps, too.
       ema: whether the weights are said to be the moving average.
 
     Raises:
       OSError: no room, or no permission.
+      ValueError: an unknown platform.
     """
+    if isinstance(platforms, str) or {*platforms} - {*PLATFORMS}:
+        raise ValueError(f'platforms={platforms!r}: give a sequence of {", ".join(PLATFORMS)}')
     trained = trained.folded()
     weights = by_name(trained.params)
     np.savez(folder / _WEIGHTS, **weights)
@@ -55,16 +59,23 @@ def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]
         began, file = time.monotonic(), folder / f'plan_{name}.jaxexport'
         exported = export(trained, plan, platforms=platforms, kept=kept)
         file.write_bytes(exported.serialize())
-        told[name] = _about_plan(trained, plan) | {'file': file.name}
+        told[name] = _about_plan(trained, plan) | {'trained': plan == plan_of_training(trained), 'file': file.name}
         logging.info('%s: %s, %.3g G MACs; %.2f MB, %.1f s', file.name, plan, told[name]['macs'] / 1e9,
                      file.stat().st_size / 1e6, time.monotonic() - began)
     (folder / _LOADER).write_text(inspect.getsource(loader), encoding='utf-8')
-    manifest = _manifest(trained, told, platforms, kept, ema, exported.calling_convention_version)
+    manifest = {'default': default_plan(trained, plans), 'tolerance': TOLERANCE[trained.dtype]} | _manifest(
+        trained, told, platforms, kept, ema, exported.calling_convention_version)
     (folder / _README).write_text(readme(manifest, inspect.getsource(loader)), encoding='utf-8')
     manifest['files'] = {file.name: {'bytes': file.stat().st_size, 'sha256': _sha256(file)}
                          for file in sorted(folder.iterdir())}
     manifest['class_names'] = manifest.pop('class_names')  # last, as there may be a thousand
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def default_plan(trained: Trained, plans: Mapping[str, TokenPlan]) -> str:
+    """The name of the plan that runs if none is named: that of training, or the first where it is not there."""
+    own = plan_of_training(trained)
+    return next((name for name, plan in plans.items() if plan == own), next(iter(plans)))
 
 
 def export(trained: Trained, plan: TokenPlan, *, platforms: Sequence[str], kept: bool) -> jax.export.Exported:
@@ -137,12 +148,21 @@ def _manifest(trained, plans, platforms, kept, ema, convention):
     return {
         'model': {'name': trained.name, 'parameters': shape.parameters(), 'classes': shape.classes,
                   'patch_size': shape.patch_size, 'dtype': trained.dtype},
-        'checkpoint': {'path': trained.path, 'step': trained.step, 'weights': 'moving average' if ema else 'trained'},
+        'checkpoint': {'path': valid_text(trained.path), 'step': trained.step,
+                       'weights': 'moving average' if ema else 'trained'},
         'image': {'size': trained.image_size, 'crop': trained.eval_crop, 'resize': 'bicubic, antialiased, by Pillow',
                   'mean': list(trained.mean), 'std': list(trained.std), 'normalised': 'inside the programs'},
         'weights': _WEIGHTS, 'plans': plans, 'platforms': list(platforms), 'kept': kept,
         'versions': {name: importlib.metadata.version(name) for name in _PACKAGES} | {'calling_convention': convention},
-        'class_names': list(trained.class_names)}
+        'class_names': list(map(valid_text, trained.class_names))}
+
+
+def plan_of_training(trained: Trained) -> TokenPlan | None:
+    """The plan as the model was trained; None where another reducer cannot follow it."""
+    try:
+        return trained.plan()
+    except ValueError:
+        return None
 
 
 def _about_plan(trained, plan):

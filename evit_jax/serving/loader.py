@@ -1,15 +1,15 @@
-"""What the pictures show: python serve.py a.jpg b.png
+"""Predicts the classes of images: python serve.py [--plan=NAME] a.jpg b.png
 
 Needs jax, flatbuffers and Pillow. In Python: Served('.')(images, '0.7')['probabilities'].
 """
 
+import argparse
 import json
 import pathlib
 import re
 import sys
 
 import jax
-import jax.export
 import numpy as np
 from PIL import Image
 
@@ -36,17 +36,31 @@ def upright(image):
 
 
 class Served:
-    """The model in a folder; called with uint8 images [B, size, size, 3] and one of its plans, by default the first."""
+    """The model in a folder; called with uint8 images [B, size, size, 3] and one of its plans, or the default one."""
 
     def __init__(self, folder):
         folder = pathlib.Path(folder)
         self.about = json.loads((folder / 'manifest.json').read_text(encoding='utf-8'))
         self.weights = jax.device_put(dict(np.load(folder / self.about['weights'])))
-        self.programs = {name: jax.jit(jax.export.deserialize(bytearray((folder / plan['file']).read_bytes())).call)
-                         for name, plan in self.about['plans'].items()}
+        self.programs = {name: self.program(folder / plan['file']) for name, plan in self.about['plans'].items()}
 
     def __call__(self, images, plan=None):
-        return self.programs[plan or next(iter(self.programs))](self.weights, images)
+        plan = self.about['default'] if plan is None else plan
+        if plan not in self.programs:
+            raise ValueError(f'there is no plan {plan!r}, there are {", ".join(self.programs)}')
+        return self.programs[plan](self.weights, images)
+
+    def program(self, file):
+        content = bytearray(file.read_bytes())
+        try:
+            from jax import export  # missing in an old jax
+            return jax.jit(export.deserialize(content).call)
+        except Exception as error:
+            raise RuntimeError(f'{file} cannot be read ({type(error).__name__}: {error}). {self.versions()}') from error
+
+    def versions(self):
+        theirs = self.about['versions']['jax']
+        return f'It was written by jax {theirs}, this is jax {jax.__version__}: pip install jax=={theirs}'
 
     def read(self, path):
         """An image file as the model is to see it: uint8 [size, size, 3]."""
@@ -64,8 +78,46 @@ class Served:
         return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
+def say(text, **how):
+    """Prints one line, whatever the names in it hold."""
+    print(''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text), flush=True, **how)
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Predicts the classes of images.')
+    parser.add_argument('images', nargs='+', metavar='IMAGE')
+    parser.add_argument('--plan', help='a plan of manifest.json, in place of the default one')
+    asked, failed = parser.parse_args(), 0
+    try:
+        model = Served(pathlib.Path(__file__).parent)
+        size, plan = model.about['image']['size'], asked.plan or model.about['default']
+        try:
+            model(np.zeros((1, size, size, 3), np.uint8), plan)  # compiles it: what fails here is no image's fault
+        except ValueError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f'plan {plan} cannot be run ({error}). {model.versions()}') from error
+    except (OSError, RuntimeError, ValueError) as error:
+        say(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
+    if not model.about['plans'][plan]['trained']:
+        say(f'plan {plan}, which is not the one of training', file=sys.stderr)
+    for path in asked.images:
+        try:
+            image = model.read(path)
+        except Exception as error:  # Pillow raises many kinds for a damaged file
+            failed += 1
+            say(f'cannot be read: {path}: {error or repr(error)}', file=sys.stderr)
+            continue
+        row, = np.asarray(model(image[None], plan)['probabilities'])
+        if np.isfinite(row).all():
+            say(f'{path}: {model.about["class_names"][row.argmax()]} {row.max():.1%}')
+        else:
+            failed += 1
+            say(f'cannot be predicted: {path}: its probabilities are not finite', file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
 if __name__ == '__main__':
-    model = Served(pathlib.Path(__file__).parent)
-    rows = np.asarray(model(np.stack([model.read(path) for path in sys.argv[1:]]))['probabilities'])
-    for path, row in zip(sys.argv[1:], rows):
-        print(f'{path}: {model.about["class_names"][row.argmax()]} {row.max():.1%}')
+    sys.stdout.reconfigure(errors='backslashreplace')
+    main()

@@ -17,7 +17,7 @@ Tells {classes} classes apart. Runs on {platforms}, without the package that it 
 
 ## Plans
 
-All share the weights in `{weights}`. The first one runs if none is named.
+All share the weights in `{weights}`. `{default}` runs if none is named: {why}.
 
 | plan | tokens | G MACs | of dense |
 |---|---|---|---|
@@ -28,11 +28,23 @@ All share the weights in `{weights}`. The first one runs if none is named.
 In: `images`, uint8 [b, {size}, {size}, 3], RGB, any b. A batch size is compiled at its first use: fill up to a few.
 {crop}
 Mean {mean} and deviation {std} of the channels, of values in 0..1, are applied inside the programs.
-`Served.read` gives the pixels that the model was evaluated on. The one departure: of grey with more than 8 bits Pillow
-clips what is bright.
+
+`Served.read` gives the pixels that the model was evaluated on, except in these cases:
+
+- Grey with 16 bits: the evaluation scales it to 8 bits, Pillow clips what is bright. With 32 bits the evaluation
+  refuses it, Pillow clips it too.
+- A JPEG whose data are damaged or end early, but that closes properly: the evaluation refuses it, Pillow fills in
+  what is missing.
+- A CMYK JPEG without Adobe's marker: the evaluation takes its inks as inverted, Pillow as they are.
+- Other formats than JPEG, PNG, WebP, GIF, BMP and TIFF: the evaluation refuses them, Pillow reads many.
+- More than 100 million pixels: the evaluation refuses the image, Pillow one of more than 179 million.
+
+An image that cannot be read, or whose probabilities are not finite, is named by `serve.py` on standard error and ends
+no other; the exit code is then 1.
 
 Out: `probabilities`, float32 [b, {classes}]; `class_names` in `manifest.json` has their names.{kept}
-Computed in {dtype}; the weights are float32.
+Computed in {dtype}; the weights are float32. An evaluation gives logits, of which these are the softmax; another
+compiler, device or batch size rounds otherwise, and may change a probability by about {tolerance:.0e}.
 
 ## How long it lasts
 
@@ -44,6 +56,8 @@ again.
 Made of {source}, step {step} ({average} weights).
 `manifest.json` has all of this for programs, and the SHA-256 of every file.
 """
+_WHY = {True: 'it is the plan of training',
+        False: 'it was requested first, and the plan of training is not here'}
 _CROP = """\
 An image's short side is resized to {short} pixels, bicubic and antialiased, and the middle {size} x {size} cut out."""
 _SQUEEZED = 'An image is resized to {size} x {size}, bicubic and antialiased, its aspect ratio not kept.'
@@ -67,4 +81,6 @@ def readme(manifest: dict[str, Any], loader: str) -> str:
         mean=tuple(image['mean']), std=tuple(image['std']), convention=versions['calling_convention'],
         kept=_KEPT.format(grid=size // model['patch_size']) if manifest['kept'] else '',
         source=manifest['checkpoint']['path'], step=manifest['checkpoint']['step'],
+        default=manifest['default'], why=_WHY[manifest['plans'][manifest['default']]['trained']],
+        tolerance=manifest['tolerance'],
         average='averaged' if manifest['checkpoint']['weights'] == 'moving average' else 'trained')

@@ -66,6 +66,10 @@ class Trained(NamedTuple):
           ValueError: more than one of them, a value out of range, a plan for another model, or one that asks predictors
             that are not there.
         """
+        for name, values in (('rates', rates), ('tokens', tokens)):
+            if isinstance(values, str) or not hasattr(values, '__len__'):
+                raise ValueError(f'{name}={values!r} is no sequence: give a number for each reduction, as '
+                                 f'{name}={"(0.9, 0.7)" if name == "rates" else "(137, 96)"}')
         asked = {'rate': rate is not None, 'rates': len(rates) > 0, 'tokens': len(tokens) > 0, 'r': r is not None,
                  'plan': planned is not None}
         given = [name for name, said in asked.items() if said]

@@ -33,7 +33,12 @@ def save(folder: str | os.PathLike, params: Params, about: dict[str, Any]) -> No
     Args:
       folder: is made; what it holds is not looked at.
       about: what is known of config (nested) and class_names.
+
+    Raises:
+      ValueError: class_names is one text.
     """
+    if isinstance(names := about.get('class_names', ()), str):
+        raise ValueError(f'class_names={names!r} is one text: give a sequence with a name for each class')
     workdirs.write_config(folder, about)
     checkpoints = Checkpoints(folder, keep=1)
     try:
