@@ -107,7 +107,7 @@ def test_a_model_that_timm_has_is_written_with_how_to_load_it_there(tmp_path, lo
 
 
 def test_positions_are_resized_in_either_direction(tmp_path):
-    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'a', resize=16)
+    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'a', image_size=16)
     assert workdir.saved_config(tmp_path / 'a')['model.image_size'] == 16
     large = read(tmp_path / 'a', dataclasses.replace(SHAPE, image_size=16))
     conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'b')
@@ -115,10 +115,10 @@ def test_positions_are_resized_in_either_direction(tmp_path):
     assert large['pos_embed'].shape == (1, 17, 8)
     np.testing.assert_array_equal(large['pos_embed'][:, 0], small['pos_embed'][:, 0])
     np.testing.assert_allclose(large['pos_embed'][0, 1:].mean(0), small['pos_embed'][0, 1:].mean(0), rtol=1e-5)
-    conversion.to_file(tmp_path / 'b', tmp_path / 'c.safetensors', resize=16)
+    conversion.to_file(tmp_path / 'b', tmp_path / 'c.safetensors', image_size=16)
     np.testing.assert_array_equal(load_file(tmp_path / 'c.safetensors')['pos_embed'], large['pos_embed'])
     with pytest.raises(ValueError, match='image size 18 is not divisible by the patch size 4'):
-        conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'd', resize=18)
+        conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'd', image_size=18)
 
 
 def test_keys_that_do_not_fit_are_listed_and_allowed_by_pattern(tmp_path, log):
@@ -210,7 +210,7 @@ def test_program_converts_and_says_what_is_wrong_in_one_line(tmp_path):
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float16), vit.template(shape))
     save_file({key: np.ascontiguousarray(value) for key, value in vit.to_torch(zeros, shape).items()},
               tmp_path / 'tiny.safetensors')
-    done = run(tmp_path / 'tiny.safetensors', tmp_path / 'tiny', '--resize=304', '--mean=0.5,0.5,0.5')
+    done = run(tmp_path / 'tiny.safetensors', tmp_path / 'tiny', '--image_size=304', '--mean=0.5,0.5,0.5')
     assert done.returncode == 0, done.stderr
     assert 'deit_t, images of 224, 1000 classes' in done.stderr and 'resized from images of 224 to 304' in done.stderr
     config = workdir.saved_config(tmp_path / 'tiny')
