@@ -62,9 +62,14 @@ def test_a_file_becomes_the_workdir_of_its_weights(tmp_path, log):
     assert config == {
         'model.name': 'vit_toy', 'model.image_size': 8, 'model.classes': 5, 'model.distilled': True,
         'model.reduce_at': [0, 1], 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 0.7,
-        'data.eval_crop': 0.875, 'data.mean': [0.485, 0.456, 0.406], 'data.std': [0.229, 0.224, 0.225]}
+        'model.heads': 2, 'model.norm_epsilon': 1e-6, 'model.activation': 'gelu', 'model.pooling': 'token',
+        'model.one_head': False, 'data.eval_crop': 0.875, 'data.mean': [0.485, 0.456, 0.406],
+        'data.std': [0.229, 0.224, 0.225]}
     assert 'evit.pth: vit_toy, images of 8, 5 classes, distilled; names of timm; values float32' in log.text
-    assert 'as usual: data.eval_crop 0.875, data.mean' in log.text and 'keep.rate' not in log.text
+    assert 'keep.rate' not in log.text
+    warned = [record.getMessage() for record in log.records if record.levelname == 'WARNING']
+    assert len(warned) == 1 and 'so they are assumed: activation gelu (as vit_toy), crop 0.875 (as DeiT), ' in warned[0]
+    assert 'heads 2 (as vit_toy)' in warned[0] and 'norm_epsilon 1e-06' in warned[0] and '--heads' in warned[0]
 
 
 def test_the_average_of_a_file_is_converted_on_request(tmp_path):
@@ -107,7 +112,7 @@ def test_a_model_that_timm_has_is_written_with_how_to_load_it_there(tmp_path, lo
 
 
 def test_positions_are_resized_in_either_direction(tmp_path):
-    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'a', resize=16)
+    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'a', image_size=16)
     assert workdir.saved_config(tmp_path / 'a')['model.image_size'] == 16
     large = read(tmp_path / 'a', dataclasses.replace(SHAPE, image_size=16))
     conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'b')
@@ -115,10 +120,10 @@ def test_positions_are_resized_in_either_direction(tmp_path):
     assert large['pos_embed'].shape == (1, 17, 8)
     np.testing.assert_array_equal(large['pos_embed'][:, 0], small['pos_embed'][:, 0])
     np.testing.assert_allclose(large['pos_embed'][0, 1:].mean(0), small['pos_embed'][0, 1:].mean(0), rtol=1e-5)
-    conversion.to_file(tmp_path / 'b', tmp_path / 'c.safetensors', resize=16)
+    conversion.to_file(tmp_path / 'b', tmp_path / 'c.safetensors', image_size=16)
     np.testing.assert_array_equal(load_file(tmp_path / 'c.safetensors')['pos_embed'], large['pos_embed'])
     with pytest.raises(ValueError, match='image size 18 is not divisible by the patch size 4'):
-        conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'd', resize=18)
+        conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'd', image_size=18)
 
 
 def test_keys_that_do_not_fit_are_listed_and_allowed_by_pattern(tmp_path, log):
@@ -129,13 +134,57 @@ def test_keys_that_do_not_fit_are_listed_and_allowed_by_pattern(tmp_path, log):
                                          r'unknown fc_norm\.weight'):
         conversion.from_file(file, tmp_path / 'new')
     file = altered(tmp_path / 'b.safetensors', norm__bias=None, fc_norm__weight=np.ones(8, np.float32))
-    with pytest.raises(ValueError, match=r'\(1 problems\): unknown fc_norm'):
-        conversion.from_file(file, tmp_path / 'new', allow_missing=['*.bias'], allow_extra=['other.*'])
+    with pytest.raises(ValueError, match=r'\(2 problems\): missing norm.bias; unknown fc_norm.*fc_norm.weight, norm.bias '
+                                         'may not be let go of'):
+        conversion.from_file(file, tmp_path / 'new', allow_missing=['*.bias'], allow_extra=['fc_*'])
     assert not (tmp_path / 'new').exists()
-    conversion.from_file(file, tmp_path / 'new', allow_missing=['head.*', 'norm.*'], allow_extra=['fc_norm.*'])
-    assert not read(tmp_path / 'new')['norm']['bias'].any()
-    assert 'fresh, as they are missing: norm.bias' in log.text
-    assert 'left out, as the model has none such: fc_norm.weight' in log.text
+
+
+@pytest.mark.parametrize('key', ['blocks.1.ls1.gamma', 'norm_pre.weight', 'blocks.0.attn.q_norm.weight', 'reg_token',
+                                 'vit.encoder.layer.0.scale', 'pre_logits.fc.weight', 'layer_scale'])
+def test_weights_that_every_image_goes_through_cannot_be_left_out(tmp_path, key):
+    file = altered(tmp_path / 'a.safetensors', **{key: np.ones(8, np.float32)})
+    with pytest.raises(ValueError, match=rf'unknown {key}. {key} may not be let go of'):
+        conversion.from_file(file, tmp_path / 'new', allow_extra=['*'])
+
+
+@pytest.mark.parametrize('key', ['pos_embed', 'blocks.1.mlp.fc2.bias', 'patch_embed.proj.bias', 'cls_token'])
+def test_weights_that_every_image_goes_through_cannot_be_missing(tmp_path, key):
+    file = altered(tmp_path / 'a.safetensors', **{key: None})
+    with pytest.raises(ValueError, match=rf'no {key} among|missing {key}. {key} may not be let go of'):
+        conversion.from_file(file, tmp_path / 'new', allow_missing=['*'])
+
+
+def test_a_fresh_head_and_what_is_left_out_are_warnings(tmp_path, log):
+    file = altered(tmp_path / 'a.safetensors', head__bias=None, head__weight=None, mask_token=np.ones(8, np.float32),
+                   pooler__dense__weight=np.ones((8, 8), np.float32), decoder_norm__weight=np.ones(8, np.float32))
+    conversion.from_file(file, tmp_path / 'new', allow_missing=['head.*'], allow_extra=['*'])
+    warned = ' '.join(record.getMessage() for record in log.records if record.levelname == 'WARNING')
+    assert 'missing: head.bias, head.weight. They are random: predictions of this model mean nothing' in warned
+    assert 'left out, as the model has none such: decoder_norm.weight, mask_token, pooler.dense.weight' in warned
+
+
+def test_arrays_with_nan_or_infinity_are_named_and_refused(tmp_path):
+    broken = np.ones(8, np.float32)
+    broken[[1, 3]] = np.nan, np.inf
+    file = altered(tmp_path / 'a.safetensors', norm__bias=broken, head__bias=np.full(5, 1e300))
+    with pytest.raises(ValueError, match=r'in 2 of 30 arrays: head.bias \(5 of 5 values\), norm.bias \(2 of 8 values\)'):
+        conversion.from_file(file, tmp_path / 'new')
+    params = create(SHAPE).init(jax.random.key(0))
+    params['norm']['bias'] = broken
+    weights.save(tmp_path / 'run', params, {'config': {'model': {'name': 'vit_toy', 'classes': 5}}})
+    with pytest.raises(ValueError, match=r'run: NaN or infinity stands in 1 of 30 arrays: norm.bias'):
+        conversion.to_file(tmp_path / 'run', tmp_path / 'b.safetensors')
+    assert {*os.listdir(tmp_path)} == {'a.safetensors', 'run'}
+
+
+def test_class_names_are_read_past_a_byte_order_mark(tmp_path):
+    (tmp_path / 'names.txt').write_bytes('\ufeffant\r\nbee\r\nc\u2028t\r\ndog\r\neel\r\n'.encode())
+    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'new', class_names=tmp_path / 'names.txt')
+    assert workdir.saved_config(tmp_path / 'new')['class_names'] == ['ant', 'bee', 'c\u2028t', 'dog', 'eel']
+    (tmp_path / 'names.txt').write_bytes('ant'.encode('utf-16'))
+    with pytest.raises(ValueError, match=r'names.txt is not in UTF-8'):
+        conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'other', class_names=tmp_path / 'names.txt')
 
 
 def test_a_model_without_head_gets_a_fresh_one_for_the_classes_that_are_named(tmp_path):
@@ -210,7 +259,7 @@ def test_program_converts_and_says_what_is_wrong_in_one_line(tmp_path):
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float16), vit.template(shape))
     save_file({key: np.ascontiguousarray(value) for key, value in vit.to_torch(zeros, shape).items()},
               tmp_path / 'tiny.safetensors')
-    done = run(tmp_path / 'tiny.safetensors', tmp_path / 'tiny', '--resize=304', '--mean=0.5,0.5,0.5')
+    done = run(tmp_path / 'tiny.safetensors', tmp_path / 'tiny', '--image_size=304', '--mean=0.5,0.5,0.5')
     assert done.returncode == 0, done.stderr
     assert 'deit_t, images of 224, 1000 classes' in done.stderr and 'resized from images of 224 to 304' in done.stderr
     config = workdir.saved_config(tmp_path / 'tiny')

@@ -66,7 +66,7 @@ def test_there_and_back_loses_no_bit_but_the_count_of_batches(tmp_path, caplog):
 
 def test_positions_are_resized_and_nothing_else(tmp_path):
     file = write(tmp_path / 'a.safetensors', arrays_of())
-    conversion.from_file(file, tmp_path / 'a', resize=24)
+    conversion.from_file(file, tmp_path / 'a', image_size=24)
     assert workdir.saved_config(tmp_path / 'a')['model.image_size'] == 24
     params = read(tmp_path / 'a', dataclasses.replace(SHAPE, image_size=24))
     assert params['pos_embed'].shape == (1, 37, 8)

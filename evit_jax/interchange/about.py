@@ -7,19 +7,21 @@ from typing import Any
 
 from absl import logging
 
+from evit_jax.models import SHAPES, UNSHAPED
 from evit_jax.models.shape import ViTShape
 from evit_jax.training.weights import AS_DEIT
 
 METADATA = 'evit_jax'  # the key under which all of it stands in a safetensors file
 _KEYS = ('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean',
-         'data.std', 'data.eval_crop')
+         'data.std', 'data.eval_crop', *(f'model.{key}' for key in UNSHAPED))
 _CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # of evaluation, by those who trained them
 _SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
 
 
 def model_keys(name: str, shape: ViTShape) -> dict[str, Any]:
     """The part of a config that says which model it is."""
-    return {'name': name, 'image_size': shape.image_size, 'classes': shape.classes, 'distilled': shape.distilled}
+    keys = ('image_size', 'classes', 'distilled', *UNSHAPED)
+    return {'name': name} | {key: getattr(shape, key) for key in keys}
 
 
 def assumed(name: str, shape: ViTShape) -> dict[str, Any]:
@@ -58,9 +60,11 @@ def to_metadata(name: str, shape: ViTShape, config: Mapping[str, Any]) -> dict[s
     Args:
       config: of a run, flat, as `workdir.saved_config` gives it.
     """
-    held = {'config': {key: config[key] for key in _KEYS if key in config},
+    values = config | {f'model.{key}': getattr(shape, key) for key in UNSHAPED}
+    held = {'config': {key: values[key] for key in _KEYS if key in values},
             'class_names': config.get('class_names', [])}
-    architecture = {'architecture': _timm_name(name, shape)} if name in _SIZES else {}
+    named = name in _SIZES and not _timm_arguments(name, shape)
+    architecture = {'architecture': _timm_name(name, shape)} if named else {}
     return {'format': 'pt'} | architecture | {METADATA: json.dumps(held)}
 
 
@@ -71,8 +75,18 @@ def _timm_name(name, shape):
 
 def timm_call(name: str, shape: ViTShape, path: Any) -> str:
     """The Python that makes the model in timm with the weights in a file; '' where timm has none such."""
-    if name not in _SIZES:
+    if name not in _SIZES or shape.one_head:
         return ''
     size = f', img_size={shape.image_size}' * (shape.image_size != 224)
     classes = f', num_classes={shape.classes}' * (shape.classes != 1000)
-    return f'timm.create_model({_timm_name(name, shape)!r}{size}{classes}, checkpoint_path={str(path)!r})'
+    return (f'timm.create_model({_timm_name(name, shape)!r}{size}{classes}{_timm_arguments(name, shape)}, '
+            f'checkpoint_path={str(path)!r})')
+
+
+def _timm_arguments(name, shape):
+    """The arguments for values that differ from those of the name; '' where none does."""
+    usual = SHAPES[name]
+    texts = {'heads': f'num_heads={shape.heads}', 'activation': f'act_layer={shape.activation!r}',
+             'norm_epsilon': f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={shape.norm_epsilon:g})',
+             'pooling': f"global_pool='avg', fc_norm={shape.pooling == 'avg_fc_norm'}"}
+    return ''.join(f', {text}' for key, text in texts.items() if getattr(shape, key) != getattr(usual, key))

@@ -5,67 +5,88 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from absl import logging
 
-from evit_jax.interchange import about, detect, files, layouts, safetensors_file, vit
-from evit_jax.models import named_shape
+from evit_jax.interchange import about, detect, files, folders, interpretation, layouts, safetensors_file, vit
+from evit_jax.models import configured_shape
 from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.tokens.reducers import DYNAMICVIT
 from evit_jax.training import storage, weights, workdir
 from evit_jax.training.checkpoints import read_newest
 
 
-def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, resize: int | None = None,
-              class_names: str | os.PathLike | None = None, allow_missing: Sequence[str] = (),
-              allow_extra: Sequence[str] = (), mean: Sequence[float] = (), std: Sequence[float] = ()) -> None:
+def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, key: str = '',
+              image_size: int | None = None, class_names: str | os.PathLike | None = None,
+              allow_missing: Sequence[str] = (), allow_extra: Sequence[str] = (), **values: Any) -> None:
     """Writes the weights in a file as the workdir of a run that is known by its weights alone.
 
     Args:
+      src: a file, or a folder of Hugging Face.
       dst: a folder, which is made.
       ema: take the moving average.
-      resize: image size that the position embeddings are resized for.
+      key: the dict in the file, or the prefix of names, that holds the weights, as `wrapped.take` has it.
+      image_size: the position embeddings are resized for it.
       class_names: file of them, one in a line.
       allow_missing, allow_extra: patterns of timm's keys, as in `vit.from_torch`.
-      mean, std: that images are normalised with; what the file says, or ImageNet's, if not given.
+      values: of what no array shows, in place of what the file gives: those of `facts.KEYS`; None and () are left out.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: `dst` is there already, or the file is refused, or does not fit; says why.
     """
     _check_places(src, dst)
+    path = pathlib.Path(src).expanduser()
+    path = folders.weights_in(path) if path.is_dir() else path
     if os.fspath(dst).endswith(('.safetensors', '.pth', '.pt')):
-        raise ValueError(f'{dst} is the name of a file, and {src} is one: give a folder that is to be made')
-    with files.opened(src) as (tree, metadata):
+        raise ValueError(f'{dst} is the name of a file, and {src} is to become a run: give a folder that is to be made')
+    beside = folders.configs_beside(path)
+    flags = {fact: value for fact, value in values.items() if value not in (None, ())}
+    with files.opened(path) as (tree, metadata):
+        given = interpretation.Given(path, tree, metadata, beside)
         config, names = about.from_metadata(metadata)
-        names = _names_in(class_names) if class_names else names
+        names = _class_names(names or folders.class_names(given.config), class_names)
         try:
-            found = layouts.find(tree, ema=ema)
+            found = layouts.find(tree, ema=ema, key=key)
             name, shape = detect.detect(found.arrays, classes=len(names) or 1000)
-            predictors = f', {shape.predictors} predictors' if shape.predictors else ''
-            logging.info('%s: %s, images of %d, %d classes%s%s; names of %s; values %s', src, name, shape.image_size,
-                         shape.classes, ', distilled' * shape.distilled, predictors, found.layout, _types(found.arrays))
+            shape, preprocessing, found = interpretation.interpreted(name, shape, found, given, flags)
+            _log_model(path, name, shape, found)
             if len(names) not in (0, shape.classes):
-                raise ValueError(f'there are {len(names)} names for {shape.classes} classes')
+                raise ValueError(f'there are {len(names)} names for {shape.classes} classes: give --class_names')
             params = vit.from_torch(found.arrays, shape, allow_missing=allow_missing, allow_extra=allow_extra)
+            weights.check_finite(weights.by_name(params))
         except ValueError as error:
-            raise ValueError(f'{src}: {error}') from error
-    params, shape = _resized(params, shape, resize)
+            raise ValueError(f'{path}: {error}') from error
+    params, shape = _resized(params, shape, image_size)
     asked = {'reducer.name': DYNAMICVIT.name} if shape.predictors else {}
-    config = asked | config | about.settings_of(found.settings)
-    config |= {key: tuple(value) for key, value in (('data.mean', mean), ('data.std', std)) if value}
-    usual = about.assumed(name, shape)
+    config = asked | config | about.settings_of(found.settings) | preprocessing
+    _save(dst, params, config, about.assumed(name, shape), about.model_keys(name, shape), names)
+
+
+def _log_model(path, name, shape, found):
+    predictors = f', {shape.predictors} predictors' if shape.predictors else ''
+    logging.info('%s: %s, images of %d, %d classes%s%s; names of %s; values %s', path, name, shape.image_size,
+                 shape.classes, ', distilled' * shape.distilled, predictors, found.layout, _types(found.arrays))
+    if shape.one_head:
+        logging.warning("its distillation token has no head: the class token's decides alone, as in Hugging Face's "
+                        'DeiTForImageClassification')
+
+
+def _save(dst, params, config, usual, model, names):
+    """Writes the folder; the log lists the config keys that are as usual."""
     if unsaid := usual.keys() - config.keys():
         logging.info('nothing says otherwise, so that it is as usual: %s',
                      ', '.join(f'{key} {usual[key]}' for key in sorted(unsaid)))
-    model = {f'model.{key}': value for key, value in about.model_keys(name, shape).items()}
+    model = {f'model.{key}': value for key, value in model.items()}
     told = {'config': _nested(usual | config | model)} | ({'class_names': names} if names else {})
     with _made(dst):
         weights.save(dst, params, told)
     logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
 
 
-def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, resize: int | None = None) -> None:
+def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False,
+            image_size: int | None = None) -> None:
     """Writes the newest weights of a run as a safetensors file in the layout of timm, or of LV-ViT's authors.
 
     Raises:
@@ -80,13 +101,16 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
     if config is None:
         raise ValueError(f'{src} is not the workdir of a run: it holds no {workdir.CONFIG_FILE}')
     name = config['model.name']
-    shape = dataclasses.replace(named_shape(name), **{key: config[f'model.{key}'] for key in (
-        'image_size', 'classes', 'distilled')})
+    shape = configured_shape(config)
     params, told = read_newest(src, 'ema' if ema else 'params')
     if not params:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
     shape = dataclasses.replace(shape, predictors=predictors_in(params))
-    params, shape = _resized(weights.fitted(params, vit.template(shape), src), shape, resize)
+    try:
+        weights.check_finite(params)
+    except ValueError as error:
+        raise ValueError(f'{src}: {error}') from error
+    params, shape = _resized(weights.fitted(params, vit.template(shape), src), shape, image_size)
     safetensors_file.write(dst, vit.to_torch(params, shape), about.to_metadata(name, shape, config))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', told['next_step'], dst)
     if call := '' if shape.predictors else about.timm_call(name, shape, dst):
@@ -107,11 +131,22 @@ def _types(arrays):
     return f'{" and ".join(kinds)} become float32' if kinds else 'float32'
 
 
-def _names_in(path):
-    names = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-    if not names or not all(name.strip() for name in names):
-        raise ValueError(f'--class_names={path} has {"an empty line" if names else "no lines"}: give one name a line')
-    return [name.strip() for name in names]
+def _class_names(held, path):
+    """The names in a file of --class_names, else those that came with the weights."""
+    if not path:
+        return held
+    try:
+        lines = pathlib.Path(path).read_text(encoding='utf-8-sig').rstrip('\n').split('\n')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'--class_names={path} is not in UTF-8 ({error}): save it as UTF-8') from error
+    names = [line.strip() for line in lines]
+    if not all(names):
+        raise ValueError(f'--class_names={path} has {"an empty line" if any(names) else "no lines"}: give one name a '
+                         'line')
+    if held and held != names:
+        logging.warning('--class_names=%s names other classes than come with the weights (%s ... there): the flag wins',
+                        path, held[0])
+    return names
 
 
 def _resized(params, shape, size):

@@ -11,6 +11,17 @@ from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.models.lvvit import LVViTShape
 from evit_jax.models.shape import ViTShape
 
+_POSITIONS = ('pos_embed', 'position_embeddings')
+_FEATURES = {  # of vision transformers that are not computed here: how the names of their arrays look
+    'registers': r'(^|\.)reg(ister)?_tokens?$',
+    'LayerScale': r'(^|\.)(ls\d|layer_scale\d?|gamma_\d)(\.|$)',
+    'rotary position embeddings': r'rope|rotary|freqs',
+    'relative position biases': r'rel(ative)?_pos',
+    'a gated MLP (SwiGLU)': r'mlp\.(w12|w1|w3|weights_in|fc1_g|gate)',
+    'a norm before the blocks': r'norm_pre|pre_layrnorm',
+    'norms of queries and keys': r'attn\.[qk]_norm',
+    'attention pooling': r'attn_pool'}
+
 
 def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
     """Name and shape of the model: image size, classes, distillation and predictors as the weights have them.
@@ -22,11 +33,12 @@ def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
     Raises:
       ValueError: they are no vision transformer's, or of none that there is here; names what they are.
     """
+    others = features(arrays)
     if missing := [key for key in ('cls_token', 'pos_embed', 'blocks.0.mlp.fc1.weight', 'patch_embed.proj.weight')
                    if key not in arrays]:
         some = ', '.join(sorted(arrays)[:6])
         raise ValueError(f'these are not the weights of a vision transformer with a known layout: there is no '
-                         f'{" or ".join(missing)} among {len(arrays)} arrays ({some}...)')
+                         f'{" or ".join(missing)} among {len(arrays)} arrays ({some}...){others}')
     _, positions, width = _dimensions(arrays, 'pos_embed', 3)
     hidden, _ = _dimensions(arrays, 'blocks.0.mlp.fc1.weight', 2)
     blocks = {int(match[1]) for key in arrays if (match := re.match(r'blocks\.(\d{1,4})\.', key))}
@@ -40,18 +52,28 @@ def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
         there = '; '.join(f'{name} {shape.width} wide, {shape.depth} blocks, patches of {shape.patch_size}'
                           for name, shape in SHAPES.items())
         raise ValueError(f'the weights are of a vision transformer {width} wide with {len(blocks)} blocks, an MLP of '
-                         f'{hidden} and patches of {patch}, which is none of these: {there}')
+                         f'{hidden} and patches of {patch}, which is none of these: {there}{others}')
     shape = SHAPES[name]
     distilled = 'dist_token' in arrays
     grid = positions - 1 - distilled
     side = math.isqrt(max(grid, 0))
     if side < 1 or side**2 != grid:
         raise ValueError(f'pos_embed has {positions} positions, which are not those of {1 + distilled} '
-                         f'token{"s" * distilled} and a square of patches')
+                         f'token{"s" * distilled} and a square of patches{others}')
     if 'head.weight' in arrays:
         classes = _dimensions(arrays, 'head.weight', 2)[0]
+    one_head = distilled and 'head.weight' in arrays and 'head_dist.weight' not in arrays
     return name, dataclasses.replace(shape, image_size=side * shape.patch_size, classes=classes, distilled=distilled,
-                                     predictors=predictors_in(arrays))
+                                     one_head=one_head, predictors=predictors_in(arrays))
+
+
+def features(arrays: Mapping[str, Any]) -> str:
+    """A sentence on the features that no model here has, by the names of arrays; '' where there are none."""
+    found = [f'{feature} ({key})' for feature, pattern in _FEATURES.items()
+             if (key := next((key for key in sorted(arrays) if re.search(pattern, key)), None))]
+    if any(key.endswith(_POSITIONS) for key in arrays) and not any(key.endswith('cls_token') for key in arrays):
+        found.append('no class token')
+    return f'. It has {", ".join(found)}, which no model here has yet' if found else ''
 
 
 def _signature(shape):

@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
+from evit_jax.interchange import wrapped
 from evit_jax.interchange.pickles import Inert, shown
 from evit_jax.interchange.stored import Stored
 
-_WEIGHTS = ('model', 'state_dict', 'model_state_dict')
-_AVERAGES = ('model_ema', 'state_dict_ema', 'ema')
-_PREFIXES = ('module.', 'model.', '_orig_mod.')  # of DataParallel, of a model within one, of torch.compile
-_DEEPEST = 8
+HUGGING_FACE = 'Hugging Face'
 _MARKS = {'LV-ViT': ('aux_head.', 'patch_embed.conv1.'), 'DynamicViT': ('score_predictor.',)}
 
 _BLOCK = r'(?:encoder\.layer|layers)\.(\d+)\.'  # transformers up to 4, and the modules of 5
@@ -41,69 +38,27 @@ class Found(NamedTuple):
     arrays: dict[str, Stored]
     layout: str                # timm, Hugging Face, LV-ViT or DynamicViT
     settings: dict[str, Any]   # of the training program, where the file kept its arguments
+    label: str                 # dicts and prefix that they were taken from
 
 
-def find(tree: Any, *, ema: bool) -> Found:
+def find(tree: Any, *, ema: bool, key: str = '') -> Found:
     """The weights of a model in what a file held.
 
     Args:
       tree: of dicts, with arrays somewhere in it.
       ema: take the moving average of the weights.
+      key: the dict, or the prefix, that holds the weights, as `wrapped.take` has it.
 
     Raises:
-      ValueError: there are no weights, no average, or two that have the same name here; says what there is.
+      ValueError: there are no weights, no average, two models, or two arrays of one name here; says what there is.
     """
-    arrays = _without_prefixes(_state_in(tree, ema))
+    arrays, label = wrapped.take(tree, ema=ema, key=key)
     kept = tree.get('args') if isinstance(tree, Mapping) else None
     settings = kept.state if isinstance(kept, Inert) else kept
     layout = next((name for name, marks in _MARKS.items() if any(key.startswith(marks) for key in arrays)), 'timm')
     if any(re.match(r'(?:(?:vit|deit)\.)?embeddings\.', key) for key in arrays):
-        arrays, layout = _from_hugging_face(arrays), 'Hugging Face'
-    return Found(arrays, layout, settings if isinstance(settings, dict) else {})
-
-
-def _state_in(tree, ema):
-    """The dict of arrays, which may stand in other dicts."""
-    node, path = tree, []
-    while name := _inner(node, ema and not _is_average(path)):
-        path, node = [*path, name], node[name]
-        if len(path) > _DEEPEST:
-            raise ValueError(f'its weights are nested more than {_DEEPEST} deep')
-    arrays = _arrays_of(node)
-    if not arrays:
-        held = [shown(str(key)) for key in node] if isinstance(node, Mapping) else [f'one {type(node).__name__}']
-        raise ValueError(f'it holds no weights by name, but {_some(held) or "nothing"}')
-    if ema and not _is_average(path):
-        raise ValueError(f'it holds no moving average ({", ".join(_AVERAGES)}): leave out --ema')
-    if path:
-        logging.info('took %s%s; there are: %s', '.'.join(path), ', a moving average' * _is_average(path),
-                     _some([shown(str(key)) for key in tree]))
-    if others := [shown(str(key)) for key in node if key not in arrays]:
-        logging.info('left out what is no array: %s', _some(others))
-    return arrays
-
-
-def _inner(node, average):
-    """Name of the dict in which to look on; an average only if it is wanted, or there is nothing else."""
-    dicts = [name for name in (*_AVERAGES, *_WEIGHTS)
-             if isinstance(node, Mapping) and isinstance(node.get(name), Mapping)]
-    wanted = dicts if average else [name for name in dicts if name not in _AVERAGES]
-    return next(iter(wanted or ([] if _arrays_of(node) else dicts)), None)
-
-
-def _arrays_of(node):
-    items = node.items() if isinstance(node, Mapping) else ()
-    return {key: value for key, value in items if isinstance(value, Stored) and isinstance(key, str)}
-
-
-def _is_average(path):
-    return bool({*path} & {*_AVERAGES})
-
-
-def _without_prefixes(arrays):
-    while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in arrays)), None):
-        arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
-    return arrays
+        arrays, layout = _from_hugging_face(arrays), HUGGING_FACE
+    return Found(arrays, layout, settings if isinstance(settings, dict) else {}, label)
 
 
 def _from_hugging_face(arrays):
@@ -127,7 +82,3 @@ def _from_hugging_face(arrays):
 def _stacked(parts):
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
     return Stored(shape, parts[0].dtype, lambda: np.concatenate([np.asarray(part) for part in parts]))
-
-
-def _some(words, most=12):
-    return ', '.join(words[:most]) + (f' and {len(words) - most} more' if len(words) > most else '')

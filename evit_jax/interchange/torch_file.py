@@ -199,8 +199,9 @@ def _set(items):
 
 def _defaultdict(arguments):
     """An empty dict in place of defaultdict(factory); its items follow by themselves, and nobody calls the factory."""
-    if len(arguments) > 1 or any(factory is not None and (
-            type(factory) is not pickles.Name or factory not in _FACTORIES) for factory in arguments):
+    factory = arguments[0] if len(arguments) == 1 else None
+    is_type = type(factory) is pickles.Name and factory in _FACTORIES
+    if len(arguments) > 1 or not (factory is None or is_type):
         raise ValueError('a defaultdict is not made of the type of its values')
     return {}
 

@@ -7,6 +7,7 @@ keeps a plain mean of them: it is written as 0.
 import dataclasses
 import fnmatch
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ from evit_jax.models.shape import ViTShape
 
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 _VARIANCE, _COUNTER = '.running_var', '.num_batches_tracked'  # of BatchNorm
+
+_BACKBONE = re.compile(
+    r'^((vit|deit)\.)?(blocks|layers?|encoder|embeddings|patch_embed|pos_embed|cls_token|dist_token|reg_token|norm|fc_norm|'
+    r'norm_pre|layernorm|pre_logits|score_predictor|rope|rel_pos_bias)(\.|$)|(^|\.)(gamma\w*|ls\d|layer_scale\w*)(\.|$)')
 
 
 def from_torch(weights: Mapping[str, Any], shape: ViTShape, *, allow_missing: Sequence[str] = (),
@@ -38,19 +43,25 @@ def from_torch(weights: Mapping[str, Any], shape: ViTShape, *, allow_missing: Se
     leaves = {_torch_key(path): (path, leaf.shape) for path, leaf in _template(shape)}
     weights = {key: value for key, value in weights.items() if not key.endswith(_COUNTER)}
     missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
-    problems = [f'missing {key}' for key in missing if not matches([key], allow_missing)]
-    problems += [f'unknown {key}' for key in extra if not matches([key], allow_extra)]
+    problems = [f'missing {key}' for key in missing if not (matches([key], allow_missing) and _is_head(key))]
+    problems += [f'unknown {key}' for key in extra if not matches([key], allow_extra) or _computes(key)]
     for key in leaves.keys() & weights.keys():
         wanted = _torch_shape(*leaves[key], shape)
         if weights[key].shape != wanted:
             problems.append(f'{key} has shape {weights[key].shape}, wanted {wanted}')
     if problems:
-        raise ValueError(f'weights do not fit the model ({len(problems)} problems): ' + '; '.join(sorted(problems)))
+        kept = [key for key in missing if matches([key], allow_missing) and not _is_head(key)]
+        kept += [key for key in extra if matches([key], allow_extra) and _computes(key)]
+        why = (f'. {", ".join(sorted(kept))} may not be let go of: every number is computed with such weights, so that '
+               'only heads may be missing' if kept else '')
+        raise ValueError(f'weights do not fit the model ({len(problems)} problems): {"; ".join(sorted(problems))}{why}')
     fresh = to_torch(create(shape).init(jax.random.key(0)), shape) if missing else {}
     if missing:
-        logging.info('fresh, as they are missing: %s', ', '.join(sorted(missing)))
+        logging.warning('fresh, as they are missing: %s. They are random: predictions of this model mean nothing '
+                        'until it is trained', ', '.join(sorted(missing)))
     if extra:
-        logging.info('left out, as the model has none such: %s', ', '.join(sorted(extra)))
+        logging.warning('left out, as the model has none such: %s. Where the other program computes its logits with '
+                        'them, these are others', ', '.join(sorted(extra)))
     params: Params = {}
     for key, (path, wanted) in leaves.items():
         node = params
@@ -98,6 +109,16 @@ def _template(shape):
 def matches(keys: Sequence[str], patterns: Sequence[str]) -> bool:
     """Whether every key is like one of the patterns."""
     return all(any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns) for key in keys)
+
+
+def _is_head(key):
+    """Whether an array is of a head, which training on other classes makes anew."""
+    return key.split('.')[0] in ('head', 'head_dist', 'aux_head')
+
+
+def _computes(key):
+    """Whether every image goes through an array of this name before it comes to a head."""
+    return _BACKBONE.search(key) is not None and not key.startswith('decoder') and not key.endswith('mask_token')
 
 
 def _torch_key(path):
