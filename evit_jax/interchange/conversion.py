@@ -55,9 +55,9 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
             if len(names) not in (0, shape.classes):
                 raise ValueError(f'there are {len(names)} names for {shape.classes} classes: give --class_names')
             params = vit.from_torch(found.arrays, shape, allow_missing=allow_missing, allow_extra=allow_extra)
-            weights.check_finite(weights.by_name(params))
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
+    weights.check_finite(weights.by_name(params), path)
     params, shape = _resized(params, shape, image_size)
     asked = {'reducer.name': DYNAMICVIT.name} if shape.predictors else {}
     config = asked | config | about.settings_of(found.settings) | preprocessing
@@ -106,10 +106,7 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
     if not params:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
     shape = dataclasses.replace(shape, predictors=predictors_in(params))
-    try:
-        weights.check_finite(params)
-    except ValueError as error:
-        raise ValueError(f'{src}: {error}') from error
+    weights.check_finite(params, src)
     params, shape = _resized(weights.fitted(params, vit.template(shape), src), shape, image_size)
     safetensors_file.write(dst, vit.to_torch(params, shape), about.to_metadata(name, shape, config))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', told['next_step'], dst)

@@ -81,19 +81,20 @@ def fitted(weights: dict[str, np.ndarray], like: Params, workdir: str | os.PathL
     return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], like)
 
 
-def check_finite(weights: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+def check_finite(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
     """Raises a ValueError that names the arrays with NaN or infinity, if there are any.
 
     Args:
-      weights: arrays by dotted path.
-      path: of the folder that holds them, for the message.
+      arrays: weights by dotted path.
+      path: folder or file that holds them, for the message.
     """
-    bad = sorted(name for name, value in weights.items()
-                 if jnp.issubdtype(value.dtype, jnp.inexact) and not np.isfinite(value).all())
+    counts = {name: value.size - int(np.isfinite(value).sum()) for name, value in arrays.items()
+              if jnp.issubdtype(value.dtype, jnp.inexact)}
+    bad = [f'{name} ({count:,} of {arrays[name].size:,} values)' for name, count in sorted(counts.items()) if count]
     if bad:
         more = f' and {len(bad) - _SAID} more' if len(bad) > _SAID else ''
-        raise ValueError(f'{len(bad)} of the {len(weights)} arrays of weights in {path} hold NaN or infinity: '
-                         f'{", ".join(bad[:_SAID])}{more}. Their results would mean nothing: take an earlier '
+        raise ValueError(f'{path}: NaN or infinity stands in {len(bad)} of {len(arrays)} arrays: '
+                         f'{", ".join(bad[:_SAID])}{more}. Results of such weights mean nothing: take an earlier '
                          'checkpoint, or the file that the weights came from')
 
 
