@@ -6,7 +6,6 @@ import pathlib
 import pytest
 
 from configs import base
-from evit_jax.training import machine
 from evit_jax.training import workdir as workdirs
 from tests.layouts import config_of
 
@@ -26,8 +25,7 @@ def begun(tmp_path):
 
 
 def go_on(workdir, config, accept_changes=False):
-    """What is in the workdir's config afterwards, on a CPU."""
-    config = machine.with_dtype(config, 'cpu', workdirs.recorded_dtype(workdir))
+    """What is in the workdir's config afterwards."""
     workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
     return json.loads((workdir / 'config.json').read_text())
 
@@ -36,7 +34,8 @@ def test_a_run_from_before_a_key_goes_on_at_its_default_and_is_told_of_it(begun)
     """Where this fails for a new key: its default, which is what runs did without it, belongs in the table there."""
     before = json.loads(FIRST.read_text())
     after = go_on(begun(before), base.get_config())
-    assert after == workdirs.flat(base.get_config().to_dict()) | {'model.dtype': before['model.dtype']}
+    assert after == workdirs.flat(base.get_config().to_dict()) | {
+        key: before[key] for key in ('model.dtype', 'data.mean', 'data.std')}
     assert len(after) > len(before) + 20 and after['reducer.name'] == 'evit'
 
 

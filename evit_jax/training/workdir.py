@@ -20,6 +20,8 @@ CONFIG_FILE = 'config.json'
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
                      'compilation_cache', 'sharding', 'remat', 'model.lowering', 'profile_steps', 'nonfinite')
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
+# Values that leave a key to the data, the initial weights or the machine: a run keeps those of its first start.
+_OPEN = {'model.classes': 0, 'model.dtype': 'auto', 'data.mean': [], 'data.std': []}
 # The model's identity: its parameters' shapes, and what else decides logits.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.UNSHAPED))
 # Recorded beside the config: what the data told of themselves, and the history of the run (see `history`).
@@ -57,7 +59,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     new = flat(config)
     if old is not None:
         old = flat(_UNSAID) | old
-        new = _with_classes_of(old, new) | {key: old[key] for key in _BEGINNING if key in old}
+        new = _with_recorded(old, new) | {key: old[key] for key in _BEGINNING if key in old}
         there, here = models.resolved(old), models.resolved(new)
         differ = [key for key in sorted(there.keys() | here.keys())
                   if there.get(key) != here.get(key) and not key.startswith(_FREE_IN_TRAINING)]
@@ -166,10 +168,10 @@ def trained_config(path: str | os.PathLike) -> dict[str, Any]:
     return saved
 
 
-def _with_classes_of(old, new):
-    """What the data told an earlier start about the classes, where the config leaves it to the data."""
+def _with_recorded(old, new):
+    """The new flat config with the values of the run where it leaves them open."""
     known = {key: old[key] for key in RECORDED if key in old}
-    return new | known | ({} if new['model.classes'] else {'model.classes': old['model.classes']})
+    return new | known | {key: old[key] for key, value in _OPEN.items() if new.get(key) == value and key in old}
 
 
 def write_flat(path: str | os.PathLike, config: dict[str, Any]) -> None:
