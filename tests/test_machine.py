@@ -91,8 +91,8 @@ def test_automatic_run_records_its_dtype_and_continues_with_it_on_another_platfo
     monkeypatch.setattr(machine, 'resolve_dtype', lambda dtype, platform, recorded: resolve(dtype, 'tpu', recorded))
     loop.train(layouts.config_of(model__dtype='auto', **SHORT), tmp_path)
     assert recorded(tmp_path) == 'float32' and 'model.dtype=auto: float32, as recorded in the workdir' in caplog.text
-    caplog.clear()
     loop.evaluate_workdir(layouts.config_of(model__dtype='auto', **SHORT), tmp_path)
-    assert 'model.dtype=auto: float32, as recorded in the workdir' in caplog.text
+    result, = tmp_path.glob('evaluate-*.json')
+    assert json.loads(result.read_text())['model']['dtype'] == 'float32'
     with pytest.raises(ValueError, match=r'another config .*model\.dtype float32 -> bfloat16'):
         loop.train(layouts.config_of(model__dtype='bfloat16', **SHORT), tmp_path)

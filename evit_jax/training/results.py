@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import logging
 
-from evit_jax import parallel
+from evit_jax import models, parallel
 from evit_jax.data.sources import split_of
 from evit_jax.pictures.curves import training_curves
 from evit_jax.pictures.kept import kept_grid
@@ -75,12 +75,13 @@ def _evaluated(run, state, stopping):
 
 
 def _result(run, step, metrics, workdir):
-    """What an evaluation found, and of what, in JSON's types."""
+    """The result of an evaluation and its origin, in the types of JSON."""
     config, plan = run.config, run.plan
     return {
         'workdir': os.fspath(workdir), 'step': step, 'weights': ['params', 'ema'][:1 + ('top1_ema' in metrics)],
         'metrics': metrics | {name: int(metrics[name]) for name in ('images', 'left_out')},
-        'model': {'name': config.model.name, 'classes': run.test_source.num_classes, 'dtype': config.model.dtype},
+        'model': {'name': config.model.name, 'dtype': config.model.dtype} | {
+            key: getattr(run.model.shape, key) for key in ('classes', 'distilled', *models.UNSHAPED)},
         'plan': {'name': plan_name(plan), 'description': str(plan), 'reducer': plan.reducer.name,
                  'patches': plan.patches, 'reduce_at': list(plan.reductions),
                  'tokens': [plan.keep[block] for block in plan.reductions], 'fused': plan.fused},
