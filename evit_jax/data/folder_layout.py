@@ -146,7 +146,7 @@ def check_labels(path: str, split: str, resolved: str, class_names: Sequence[str
                          f'all images of {missing}: add images to these classes, make val/<class>/, or train and '
                          "evaluate on all images with --config.data.train_split='train[:100%]' "
                          "--config.data.test_split='train[:100%]'")
-    logging.warning('%s: split %r has no image of %s; there are %d classes', path, resolved, missing, len(class_names))
+    logging.warning('%r: split %r has no image of %s; there are %d classes', path, resolved, missing, len(class_names))
 
 
 def warn_of_depth(folder: str, images: Sequence[str]) -> None:
