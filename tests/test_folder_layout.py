@@ -162,11 +162,18 @@ def test_classes_below_folders_of_batches_are_warned_of(tmp_path, caplog):
     assert 'no class folder (one, two) holds images itself, and all of them hold 2 folders (cat, dog)' in caplog.text
 
 
-def test_val_that_is_a_link_to_train_is_warned_of(pets, caplog):
-    shutil.rmtree(pets / 'val')
-    (pets / 'val').symlink_to(pets / 'train')
+@pytest.mark.parametrize('inner, classes', [('', '2 classes (cat, dog)'), ('dog', '1 class (dog)')])
+def test_val_that_is_a_link_to_train_is_warned_of(pets, caplog, inner, classes):
+    shutil.rmtree(pets / 'val' / inner)
+    (pets / 'val' / inner).symlink_to(pets / 'train' / inner)
     open_source('folder', 'val', path=pets)
-    assert 'val/ is the same folder as train/, all its images are trained on, too' in caplog.text
+    assert f'are links to train/ or the reverse, their images are trained on, too: {classes}' in caplog.text
+
+
+def test_two_classes_that_are_one_folder_are_refused(pets):
+    (pets / 'train' / 'owl').symlink_to(pets / 'train' / 'cat')
+    with pytest.raises(ValueError, match="the classes 'cat' and 'owl' are one folder: one is a link, remove it"):
+        open_source('folder', 'train', path=pets)
 
 
 def test_packed_files_beside_the_classes_are_warned_of(pets, caplog):
