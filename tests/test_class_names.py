@@ -53,7 +53,7 @@ def test_folder_source_classes_of_train_and_val_in_two_forms_are_the_same(tmp_pa
     fill(tmp_path / 'train', {COMPOSED: 2, 'cafz': 2, 'dog': 1})
     fill(tmp_path / 'val', {DECOMPOSED: 2, 'dog': 1})
     assert FolderSource(tmp_path, 'train').class_names == ('cafz', COMPOSED, 'dog')
-    assert [example['label'] for example in examples(tmp_path, 'test')] == [1, 1, 2]
+    assert [example['label'] for example in examples(tmp_path, 'val')] == [1, 1, 2]
 
 
 def test_folder_source_order_of_classes_is_that_of_either_form(tmp_path):
@@ -81,4 +81,4 @@ def test_folder_source_class_of_val_with_another_spelling_is_refused_by_both_nam
     fill(tmp_path / 'train', {'cat': 2, 'dog': 2})
     fill(tmp_path / 'val', {name: 2})
     with pytest.raises(ValueError, match="differs from 'cat' of train/ only in case or spaces: rename the folder"):
-        FolderSource(tmp_path, 'test')
+        FolderSource(tmp_path, 'val')

@@ -12,6 +12,8 @@ from evit_jax.inference.images import find_images
 from tests import prepared
 from tests.test_folder import fill, ids
 
+HELD_OUT = 'test'  # the split to evaluate on, see `splits.resolve`
+
 
 @pytest.fixture
 def pets(tmp_path):
@@ -27,7 +29,7 @@ def deeper(folder, name='images'):
     (folder.parent / 'moved').rename(folder)
 
 
-@pytest.mark.parametrize('split', ['train', 'test', 'val', 'train[:50%]'])
+@pytest.mark.parametrize('split', ['train', HELD_OUT, 'val', 'train[:50%]'])
 def test_open_source_one_class_is_refused_for_training_and_evaluation(pets, split):
     shutil.rmtree(pets / 'train' / 'dog')
     with pytest.raises(ValueError, match=r'train. has one class only \(cat\), and a model needs two or more: images'):
@@ -97,7 +99,7 @@ def test_folder_source_val_one_folder_too_deep_is_pointed_out(pets, levels):
         deeper(pets / 'val')
     with pytest.raises(ValueError, match=r"1 class \(images\) that train/ does not have.*the classes are in "
                                          r"'.*val/images(/images)?': move its folders up"):
-        FolderSource(pets, 'test')
+        FolderSource(pets, 'val')
 
 
 @pytest.mark.parametrize('make, error', [
@@ -120,7 +122,7 @@ def test_folders_that_archives_add_are_left_out(pets):
 
 def test_val_with_some_of_the_classes_is_evaluated_and_logged(pets, caplog):
     shutil.rmtree(pets / 'val' / 'cat')
-    source = open_source('folder', 'test', path=pets)
+    source = open_source('folder', 'val', path=pets)
     assert source.labels.tolist() == [1] and source.num_classes == 2
     assert "split 'val' has no image of 1 class (cat); there are 2 classes" in caplog.text
 
@@ -137,19 +139,19 @@ def test_open_source_one_image_a_class_without_val_is_refused(tmp_path):
 
 def test_few_single_images_stay_in_training(tmp_path):
     fill(tmp_path / 'train', {'ape': 40, 'bat': 1, 'cat': 1, 'dog': 20})
-    held_out = ids(tmp_path, 'test')
+    held_out = ids(tmp_path, HELD_OUT)
     assert len(held_out) == 6 and not [name for name in held_out if 'bat' in name or 'cat' in name]
 
 
 def test_images_too_few_for_a_tenth_name_the_way_out(tmp_path):
     fill(tmp_path / 'train', {'cat': 2, 'dog': 2})
     with pytest.raises(ValueError, match=r'no val/, so a tenth of train/ is held out .*holds no examples.*make val/'):
-        open_source('folder', 'test', path=tmp_path)
+        open_source('folder', HELD_OUT, path=tmp_path)
 
 
 def test_folder_to_evaluate_on_with_another_name_is_named(pets, caplog):
     (pets / 'val').rename(pets / 'valid')
-    assert len(open_source('folder', 'test', path=pets)) == 3
+    assert len(open_source('folder', HELD_OUT, path=pets)) == 3
     assert 'a tenth of train/ is held out; not used: 1 folder (valid)' in caplog.text
 
 
@@ -160,11 +162,18 @@ def test_classes_below_folders_of_batches_are_warned_of(tmp_path, caplog):
     assert 'no class folder (one, two) holds images itself, and all of them hold 2 folders (cat, dog)' in caplog.text
 
 
-def test_val_that_is_a_link_to_train_is_warned_of(pets, caplog):
-    shutil.rmtree(pets / 'val')
-    (pets / 'val').symlink_to(pets / 'train')
-    open_source('folder', 'test', path=pets)
-    assert 'val/ is the same folder as train/, all its images are trained on, too' in caplog.text
+@pytest.mark.parametrize('inner, classes', [('', '2 classes (cat, dog)'), ('dog', '1 class (dog)')])
+def test_val_that_is_a_link_to_train_is_warned_of(pets, caplog, inner, classes):
+    shutil.rmtree(pets / 'val' / inner)
+    (pets / 'val' / inner).symlink_to(pets / 'train' / inner)
+    open_source('folder', 'val', path=pets)
+    assert f'are links to train/ or the reverse, their images are trained on, too: {classes}' in caplog.text
+
+
+def test_two_classes_that_are_one_folder_are_refused(pets):
+    (pets / 'train' / 'owl').symlink_to(pets / 'train' / 'cat')
+    with pytest.raises(ValueError, match="the classes 'cat' and 'owl' are one folder: one is a link, remove it"):
+        open_source('folder', 'train', path=pets)
 
 
 def test_packed_files_beside_the_classes_are_warned_of(pets, caplog):

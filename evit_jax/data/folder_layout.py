@@ -83,7 +83,8 @@ def check_classes(path: str) -> None:
     """Checks the classes to train on before any image is listed, and warns of class names that look alike.
 
     Raises:
-      ValueError: there is one class only, or the folders are those of splits; says where the classes may be.
+      ValueError: there is one class only, the folders are those of splits (says where the classes may be), or two
+        classes are one folder.
     """
     have = split_folders(path)
     folder = os.path.join(path, 'train' if 'train' in have else have[0])
@@ -95,9 +96,12 @@ def check_classes(path: str) -> None:
         raise ValueError(f'{folder!r} has one class only ({in_one_line(classes[0])}), and a model needs two or more'
                          + _classes_below(folder, classes[0]))
     _warn_of_classes(folder, classes)
-    for split in have:
-        if split != 'train' and 'train' in have and os.path.samefile(folder, os.path.join(path, split)):
-            logging.warning('%r: %s/ is the same folder as train/, all its images are trained on, too', path, split)
+    trained = _places(folder)
+    for split in have[1:] if 'train' in have else ():
+        held_out = _places(os.path.join(path, split))
+        if shared := [name for place, name in held_out.items() if place in trained]:
+            logging.warning('%r: folders of %s/ are links to train/ or the reverse, their images are trained on, too: '
+                            '%s', path, split, _few(shared, 'class'))
 
 
 def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> None:
@@ -146,7 +150,7 @@ def check_labels(path: str, split: str, resolved: str, class_names: Sequence[str
                          f'all images of {missing}: add images to these classes, make val/<class>/, or train and '
                          "evaluate on all images with --config.data.train_split='train[:100%]' "
                          "--config.data.test_split='train[:100%]'")
-    logging.warning('%s: split %r has no image of %s; there are %d classes', path, resolved, missing, len(class_names))
+    logging.warning('%r: split %r has no image of %s; there are %d classes', path, resolved, missing, len(class_names))
 
 
 def warn_of_depth(folder: str, images: Sequence[str]) -> None:
@@ -225,6 +229,21 @@ def _few(names: Sequence[str], one: str, many: str = '') -> str:
     shown = ', '.join(map(in_one_line, names[:5])) + (', ...' if len(names) > 5 else '')
     plural = many or (one + 'es' if one.endswith('s') else one + 's')
     return f'{len(names)} {one if len(names) == 1 else plural} ({shown})'
+
+
+def _places(folder: str) -> dict[tuple[int, int], str]:
+    """The class folders by their place on the disk; none where it has no inodes.
+
+    Raises:
+      ValueError: two are one folder.
+    """
+    found: dict[tuple[int, int], str] = {}
+    for name in _folders(folder):
+        status = os.stat(os.path.join(folder, name))
+        other = found.setdefault((status.st_dev, status.st_ino), name) if status.st_ino else name
+        if other != name:
+            raise ValueError(f'{folder!r}: the classes {other!r} and {name!r} are one folder: one is a link, remove it')
+    return found
 
 
 def _folders(folder: str) -> list[str]:
