@@ -255,6 +255,7 @@ def test_the_program_prints_a_table_and_writes_both_files(tmp_path):
 
 
 @pytest.mark.parametrize('arguments, said', [
+    (('--image_sizes=64,x',), 'error: --image_sizes=64,x is no list of whole numbers: give them with commas between\n'),
     (('--dtypes=float8',), "error: --dtypes=float8: 'float8' is unknown, there are float32, bfloat16\n"),
     (('--train',), 'error: give --config FILE, as in: python -m evit_jax.benchmark model --train --config '
                    'configs/deit_s.py\n')])

@@ -123,6 +123,27 @@ def test_run_has_a_curve_from_the_files_of_its_evaluations(tmp_path):
     assert {result.series for result in beside} == {'vit_digits (run)', 'vit_digits (b)'}
 
 
+def test_evaluations_of_earlier_weights_or_other_images_are_left_out_with_a_warning(tmp_path, caplog):
+    run_of = known_run(tmp_path / 'run')
+    write_evaluation(run_of, at_rate(0.5), 0.3, step=1)  # training ended at step 2
+    write_evaluation(run_of, at_rate(1.0), 0.6, step=2)
+    assert {result.label for result in read_results([run_of]).results} == {'0.7', '1'}
+    assert 'step 1 there, 2 in the latest' in caplog.text and str(at_rate(0.5)) in caplog.text
+    told = json.loads((run_of / f'evaluate-{64 * 6}.json').read_text())
+    (run_of / writers.METRICS_FILE).unlink()
+    for rate, images in ((1.0, 100), (0.5, 99)):
+        write_evaluation(run_of, at_rate(rate), 0.5, metrics=told['metrics'] | {'images': images, 'left_out': 0})
+    assert len(read_results([run_of]).results) == 1 and 'images' in caplog.text
+
+
+def test_evaluation_that_is_given_twice_counts_once(tmp_path):
+    run_of = known_run(tmp_path / 'run')
+    write_evaluation(run_of, at_rate(0.5), 0.3, workdir=str(run_of), model={'name': 'vit_digits'})
+    results = read_results([run_of, *run_of.glob('evaluate-*.json'), run_of]).results
+    assert {(result.series, result.label) for result in results} == {('vit_digits', '0.7'), ('vit_digits', '0.5')}
+    assert len(results) == 2
+
+
 def test_evaluation_elsewhere_and_a_folder_of_weights_alone_have_results(tmp_path):
     run_of = known_run(tmp_path / 'run')
     write_evaluation(run_of, at_rate(0.5), 0.3, workdir=str(run_of), model={'name': 'vit_digits'})

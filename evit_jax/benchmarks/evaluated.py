@@ -32,6 +32,8 @@ class Evaluated(NamedTuple):
     result: Result
     identity: Identity
     run: str = ''  # resolved path of the workdir
+    step: int | None = None    # of the weights; None: unknown
+    images: int | None = None  # in the split, those that cannot be read included
 
     def __str__(self) -> str:
         if not self.identity.plan:
@@ -40,7 +42,7 @@ class Evaluated(NamedTuple):
 
 
 def evaluated_in(workdir: Any, ema: bool) -> list[Evaluated]:
-    """The evaluations in a workdir, each plan once.
+    """The evaluations in a workdir of the latest weights that were evaluated, each plan once.
 
     Args:
       ema: accuracy of the moving average of the weights.
@@ -63,7 +65,21 @@ def evaluated_in(workdir: Any, ema: bool) -> list[Evaluated]:
             found.append(one)
     if not found:
         raise ValueError(f'{workdir} has no evaluation that can be read')
-    return found
+    return _of_one_step(workdir, found)
+
+
+def _of_one_step(workdir: Any, found: list[Evaluated]) -> list[Evaluated]:
+    """Leaves out evaluations of earlier weights and of other images, which belong to no common curve."""
+    latest, kept = max(found, key=lambda one: -1 if one.step is None else one.step), []
+    for one in found:
+        if differ := [f'{name} {here} there, {there} in the latest' for name, here, there in (
+                ('step', one.step, latest.step), ('images', one.images, latest.images))
+                if None not in (here, there) and here != there]:
+            logging.warning('an evaluation in %s is left out (%s): %s. Evaluate it again', workdir, one,
+                            '; '.join(differ))
+        else:
+            kept.append(one)
+    return kept
 
 
 def evaluation_of(file: Any, ema: bool) -> Evaluated:
@@ -88,7 +104,8 @@ def _of_training(workdir: Any, told: Mapping[str, Any], record: Mapping[str, Any
     plan = plan_at and plan_at(None)
     if plan and abs(macs_of(plan) / record['eval/macs'] - 1) > _NEAR:
         plan = None  # the config has changed since
-    return Evaluated(result, _identity(told, None, str(plan) if plan else ''), _resolved(workdir))
+    return Evaluated(result, _identity(told, None, str(plan) if plan else ''), _resolved(workdir), record.get('step'),
+                     _images(metrics))
 
 
 def _of_file(workdir: Any, told: Mapping[str, Any], file: Any, ema: bool) -> Evaluated | None:
@@ -107,7 +124,8 @@ def _of_file(workdir: Any, told: Mapping[str, Any], file: Any, ema: bool) -> Eva
     description = str(plan.get('description') or '')
     label = _label(told, description) or '-'.join(map(str, plan.get('tokens') or ())) or file.stem
     result = _result(workdir, told, metrics, ema, label=label, fused=told.get('model.fuse', True))
-    return Evaluated(result, _identity(told, size, description), _resolved(workdir))
+    return Evaluated(result, _identity(told, size, description), _resolved(workdir), found.get('step'),
+                     _images(metrics))
 
 
 def _result(workdir, told, metrics, ema, *, label, fused) -> Result:
@@ -146,6 +164,10 @@ def _plans(told: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPlan]
         return asked.plans(patches, shape.depth, shape.macs)(1.0)
 
     return plan_at, shape.macs
+
+
+def _images(metrics):
+    return metrics['images'] + metrics.get('left_out', 0) if 'images' in metrics else None
 
 
 def _identity(told, size, plan):

@@ -1,5 +1,6 @@
 """Accuracy, cost and speed of models from the files that runs, evaluations and measurements leave."""
 
+import collections
 import json
 import os
 from collections.abc import Sequence
@@ -41,22 +42,22 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
     Raises:
       ValueError, OSError: a file is not there or not what is expected; none of the speeds belongs to an accuracy.
     """
-    groups, speeds = [], []
+    found, speeds = [], []
     for path in paths:
         place = storage.place(path)
         if not place.exists():
             raise FileNotFoundError(f'there is no {path}: give workdirs of runs and JSON files of measurements')
         if place.is_dir() or place.suffix == '.jsonl':
-            groups.append(evaluated_in(place if place.is_dir() else place.parent, ema))
+            found += evaluated_in(place if place.is_dir() else place.parent, ema)
             continue
         told = _read(path)
         if 'metrics' in told:
-            groups.append([evaluation_of(place, ema)])
+            found.append(evaluation_of(place, ema))
             continue
         rows = _rows(path, told)
-        groups.append([row for row in rows if row.result.top1 is not None])
+        found += [row for row in rows if row.result.top1 is not None]
         speeds += [row for row in rows if row.result.top1 is None]
-    found = _told_apart(groups)
+    found = _told_apart(found)
     runs, unmatched = {one.run for one in found}, []
     for speed in speeds:
         same = [number for number, one in enumerate(found) if _same(speed, one, runs)]
@@ -88,13 +89,14 @@ def _with_speed(result: Result, speed: float | None) -> Result:
     return result._replace(speed=fastest, measured=True)
 
 
-def _told_apart(groups: Sequence[list[Evaluated]]) -> list[Evaluated]:
-    """All of them; the lines of runs that have one each bear the runs' names, where there are several runs."""
-    if sum(bool(group) for group in groups) > 1 and any(len(group) > 1 and group[0].run for group in groups):
-        groups = [[one._replace(result=one.result._replace(
-            series=f'{one.result.series} ({os.path.basename(one.run)})')) if one.run else one for one in group]
-            for group in groups]
-    return [one for group in groups for one in group]
+def _told_apart(found: Sequence[Evaluated]) -> list[Evaluated]:
+    """Each once; the lines of runs bear the runs' names, where there are several runs and one has a line."""
+    found = list(dict.fromkeys(found))
+    points = collections.Counter(one.run for one in found)
+    if len(points) < 2 or all(points[run] < 2 for run in points if run):
+        return found
+    return [one._replace(result=one.result._replace(series=f'{one.result.series} ({os.path.basename(one.run)})'))
+            if one.run else one for one in found]
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
