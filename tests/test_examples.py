@@ -29,7 +29,7 @@ def chosen(labels, count, classes, size=4, **of_process):
 
 
 def test_examples_of_sorted_data_are_of_all_classes():
-    assert chosen([0] * 30 + [1] * 30 + [2] * 30, 6, 3) == ([0, 30, 60, 1, 31, 61], [0, 1, 2, 0, 1, 2])
+    assert chosen([0] * 30 + [1] * 30 + [2] * 30, 6, 3) == ([0, 1, 30, 31, 60, 61], [0, 0, 1, 1, 2, 2])
 
 
 def test_examples_are_of_classes_evenly_spread_where_there_are_more_of_them():
@@ -37,7 +37,7 @@ def test_examples_are_of_classes_evenly_spread_where_there_are_more_of_them():
 
 
 def test_examples_of_rare_and_missing_classes_are_filled_up_with_others():
-    assert chosen([0] * 10 + [2], 4, 3)[1] == [0, 2, 0, 0]
+    assert chosen([0] * 10 + [2], 4, 3)[1] == [0, 0, 0, 2]
     assert chosen([5, 5, 6], 2, 100)[1] == [5, 6]
     assert chosen([0, 1], 8, 2) == ([0, 1], [0, 1])
 

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from evit_jax.data import splits
+from evit_jax.inference import held_out
 from evit_jax.training import preprocessing, workdir
 from tests import layouts
 
@@ -53,6 +54,15 @@ def test_explicit_test_split_is_kept_apart_from_that_of_older_runs(tmp_path, ask
     assert config.data.test_split == kept
     workdir.write_config(tmp_path, {'config': config.to_dict()})
     assert workdir.saved_config(tmp_path)['data.test_split'] == again
+
+
+@pytest.mark.parametrize('asked, opened', [('test', 'auto'), ('test[:100%]', 'test[:100%]'), ('val', 'val')])
+def test_held_out_of_a_checkpoint_is_the_split_that_its_run_was_evaluated_on(monkeypatch, asked, opened):
+    config = {'config': {'data': {'source': 'folder', 'test_split': asked}}}
+    monkeypatch.setattr(held_out, 'read_about', lambda path: config)
+    monkeypatch.setattr(held_out.sources, 'open_source', lambda name, split, **_: split)
+    assert held_out.held_out('a', 3) == opened
+    assert held_out.held_out('a', 3, config['config']) == asked  # of a file, which is new
 
 
 def test_test_in_the_config_of_an_older_run_means_the_split_to_evaluate_on(tmp_path):

@@ -53,7 +53,10 @@ class Examples:
             del self._rows[self._count:]
 
     def chosen(self) -> dict[str, Any]:
-        """The tree of arrays with the chosen rows of all processes, which call this together; {} without any."""
+        """The tree of arrays with the chosen rows of all processes, in the order of the data; {} without any.
+
+        All processes call this together.
+        """
         if not self._count:
             return {}
         chosen = self._chosen_of(self._rows)
@@ -71,7 +74,7 @@ class Examples:
         for row in sorted(rows, key=lambda row: row.index):
             found.append(row._replace(priority=self._priority(seen[row.label], row.label)))
             seen[row.label] += 1
-        return sorted(found, key=lambda row: row.priority)[:self._count]
+        return sorted(sorted(found, key=lambda row: row.priority)[:self._count], key=lambda row: row.index)
 
     def _exchanged(self):
         """The choice among the rows of all processes."""
