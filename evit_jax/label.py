@@ -28,8 +28,9 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, w
 _OUT = flags.DEFINE_string('out', None, 'Folder of the label maps.')
 _PUBLISHED = flags.DEFINE_string('published', None, 'Folder of published label maps, in place of a CHECKPOINT.')
 _EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
-_SIZE = flags.DEFINE_integer('size', None, 'Pixels a side of the images that the model is shown, squeezed to a square; '
-                             'as trained if not given. The map has a place for each patch.', lower_bound=1)
+_IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Pixels a side of the images that the model gets, squeezed to a '
+                                   'square; as trained if not given. The map has a place for each patch.',
+                                   lower_bound=1)
 _BATCH = flags.DEFINE_integer('batch', 64, 'Images computed at a time.', lower_bound=1)
 
 _LOOKED_FOR = 16  # published files that must be there before any is copied
@@ -68,7 +69,7 @@ def _by_model(checkpoint, source, check):
         first = next(label for label, name in enumerate(ours) if name != trained.class_names[label])
         raise ValueError(f'the model in {checkpoint} was trained on other classes: {trained.class_names[first]!r} is '
                          f'its class {first}, {ours[first]!r} that of the data')
-    made = Annotator(trained._replace(image_size=_SIZE.value or trained.image_size), batch_size=_BATCH.value)
+    made = Annotator(trained._replace(image_size=_IMAGE_SIZE.value or trained.image_size), batch_size=_BATCH.value)
     return str(made), made.top, made.side, functools.partial(made.entries, source, check=check)
 
 

@@ -268,9 +268,11 @@ class OnDevices(Iterator[dict]):
         raise self._end
 
     def close(self) -> None:
-        """Ends the thread, after the batch that it is at."""
+        """Ends the thread, after the batch that it is at, and lets go of the batches that nobody took."""
         self._closed.set()
         self._thread.join()
+        while not self._placed.empty():  # they hold shared memory of the workers, which nothing else would free
+            self._placed.get_nowait()
         self._end = self._end or ValueError('the batches are closed')
 
     def _place(self, batches, mesh):

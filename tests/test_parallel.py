@@ -130,6 +130,7 @@ def test_at_least_two_batches_are_placed_ahead_and_never_many_more():
     time.sleep(0.3)
     assert 3 <= len(drawn) <= 4
     placed.close()
+    assert placed._placed.empty()  # a batch left there holds shared memory of the workers until the process ends
 
 
 def test_the_end_stays_the_end():

@@ -1,5 +1,7 @@
 """Worker processes: they change nothing, end when they should, and take the memory that is said."""
 
+import json
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -72,6 +74,34 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     while (left := [pid for pid in workers if is_running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
+
+
+def test_workers_leave_a_sigterm_of_the_whole_group_to_their_parent():
+    batches = pipeline.eval_batches(Numbered(40), batch_size=4, transform=Plain(), num_workers=2)
+    try:
+        got = [next(batches)]
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGTERM)
+        got += batches
+    finally:
+        batches.close()
+    assert_same(got, evaluate(Numbered(40)))
+
+
+@pytest.mark.slow
+def test_a_run_with_workers_that_is_told_to_stop_leaves_no_shared_memory(tmp_path):
+    layout = {'data__workers': 2, 'epochs': 5000, 'checkpoint__every': 10**6, 'log__pictures': 0, 'batch_size': 16}
+    with open(tmp_path / 'log', 'w') as log:
+        run = subprocess.Popen([sys.executable, '-m', 'tests.layouts'], stdout=log, stderr=log, start_new_session=True,
+                               cwd=pathlib.Path(__file__).parents[1],
+                               env=os.environ | {'LAYOUT': json.dumps([str(tmp_path / 'run'), layout])})
+    metrics, deadline = tmp_path / 'run/metrics.jsonl', time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count('train/loss') > 5) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGTERM)
+    assert run.wait(100) == 75
+    said = (tmp_path / 'log').read_text()
+    assert 'the same command continues from there' in said and 'leaked' not in said
 
 
 def is_running(pid):

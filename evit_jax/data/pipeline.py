@@ -255,8 +255,12 @@ def _mask_of(example: dict, image: np.ndarray) -> np.ndarray:
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Makes a worker end with its parent, killed or not, and leave an interrupt from the keyboard to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Makes a worker end with its parent, killed or not, and leave to it what stops the whole group of processes.
+
+    A worker that ended by itself would leave shared memory behind, and the run without the batch that it is to finish.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
