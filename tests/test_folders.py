@@ -101,7 +101,7 @@ def test_a_damaged_folder_is_refused(tmp_path, change, said):
                                   '..', '', 7])
 def test_an_index_names_files_of_its_own_folder_alone(tmp_path, path):
     (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': path}}))
-    with pytest.raises(ValueError, match='no file of its folder|lists no shards'):
+    with pytest.raises(ValueError, match=r'no file of its folder|lists no shards'):
         conversion.from_file(tmp_path, tmp_path / 'out')
 
 
@@ -147,5 +147,5 @@ def test_weights_of_another_program_are_no_start_of_a_run(tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=rf'{path.name}.*python -m evit_jax.convert .*{path.name} NEW_FOLDER'):
             weights.check_is_workdir('config.init_from', path)
         for changes in ({'init_from': str(path)}, {'teacher__path': str(path), 'distill__kind': 'self'}):
-            with pytest.raises(ValueError, match='python -m evit_jax.convert'):
+            with pytest.raises(ValueError, match=r'python -m evit_jax.convert'):
                 layouts.train_here(tmp_path / 'run', **changes)

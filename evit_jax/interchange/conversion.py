@@ -55,7 +55,7 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
             if len(names) not in (0, shape.classes):
                 raise ValueError(f'there are {len(names)} names for {shape.classes} classes: give --class_names')
             params = vit.from_torch(found.arrays, shape, allow_missing=allow_missing, allow_extra=allow_extra)
-            weights.check_finite(weights.by_name(params))
+            weights.check_finite(vit.to_torch(params, shape))
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
     params, shape = _resized(params, shape, image_size)
@@ -106,12 +106,13 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
     if not params:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
     shape = dataclasses.replace(shape, predictors=predictors_in(params))
+    params, shape = _resized(weights.fitted(params, vit.template(shape), src), shape, image_size)
+    arrays = vit.to_torch(params, shape)
     try:
-        weights.check_finite(params)
+        weights.check_finite(arrays)
     except ValueError as error:
         raise ValueError(f'{src}: {error}') from error
-    params, shape = _resized(weights.fitted(params, vit.template(shape), src), shape, image_size)
-    safetensors_file.write(dst, vit.to_torch(params, shape), about.to_metadata(name, shape, config))
+    safetensors_file.write(dst, arrays, about.to_metadata(name, shape, config))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', told['next_step'], dst)
     if call := '' if shape.predictors else about.timm_call(name, shape, dst):
         logging.info('in timm: %s', call)
