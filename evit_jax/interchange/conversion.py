@@ -57,7 +57,7 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
             params = vit.from_torch(found.arrays, shape, allow_missing=allow_missing, allow_extra=allow_extra)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
-    weights.check_finite(weights.by_name(params), path)
+    weights.check_finite(vit.to_torch(params, shape), path)
     params, shape = _resized(params, shape, image_size)
     asked = {'reducer.name': DYNAMICVIT.name} if shape.predictors else {}
     config = asked | config | about.settings_of(found.settings) | preprocessing
@@ -106,9 +106,10 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
     if not params:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
     shape = dataclasses.replace(shape, predictors=predictors_in(params))
-    weights.check_finite(params, src)
     params, shape = _resized(weights.fitted(params, vit.template(shape), src), shape, image_size)
-    safetensors_file.write(dst, vit.to_torch(params, shape), about.to_metadata(name, shape, config))
+    arrays = vit.to_torch(params, shape)
+    weights.check_finite(arrays, src)
+    safetensors_file.write(dst, arrays, about.to_metadata(name, shape, config))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', told['next_step'], dst)
     if call := '' if shape.predictors else about.timm_call(name, shape, dst):
         logging.info('in timm: %s', call)

@@ -67,7 +67,8 @@ def from_torch(weights: Mapping[str, Any], shape: ViTShape, *, allow_missing: Se
         node = params
         for part in path[:-1]:
             node = node.setdefault(part, {})
-        value = np.asarray(fresh[key] if key in missing else weights[key]).astype(np.float32, copy=False)
+        with np.errstate(over='ignore'):  # becomes infinity
+            value = np.asarray(fresh[key] if key in missing else weights[key]).astype(np.float32, copy=False)
         node[path[-1]] = _to_flax(path, value, wanted)
     return params
 

@@ -68,9 +68,10 @@ class ViT(nnx.Module):
         self.patch_embed = layers.PatchEmbed(shape.convolutions, shape.patch_side, shape.width, dtype=dtype, rngs=rngs)
         rates = [drop_path * block / max(shape.depth - 1, 1) for block in range(shape.depth)]
         self.blocks = nnx.List([Block(shape, rate, dtype=dtype, rngs=rngs) for rate in rates])
-        self.norm = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=jnp.float32, rngs=rngs)
+        norm = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=jnp.float32, rngs=rngs)
         if shape.pooling == 'avg_fc_norm':
-            self.fc_norm, self.norm = self.norm, _as_float32
+            self.fc_norm = norm
+        self.norm = _as_float32 if shape.pooling == 'avg_fc_norm' else norm
         self.head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
         if shape.distilled and not shape.one_head:
             self.head_dist = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
