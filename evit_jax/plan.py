@@ -55,9 +55,10 @@ def main() -> None:
     if not _MODEL.value or not _TARGET.value:
         raise ValueError('give both --model NAME and --target SPEED, as in: python -m evit_jax.plan --model=deit_s '
                          '--target=2x')
-    target, asked = planner.read_target(_TARGET.value), _asked()
-    if asked.device == THIS:
+    target = planner.read_target(_TARGET.value)
+    if _DEVICE.value == THIS:
         backend.start()
+    asked = _asked()
     report.check_writable('--out', _OUT.value)
     blocks = commandline.numbers('blocks', _BLOCKS.value, int) or _own_blocks(asked) or range(
         asked.shape.quarters[0], asked.shape.depth)

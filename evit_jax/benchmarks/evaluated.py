@@ -1,6 +1,5 @@
 """The evaluations in a workdir: the last one of its training, and those of other plans."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -152,8 +151,7 @@ def _label(told: Mapping[str, Any], description: str) -> str:
 def _plans(told: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPlan] | None, Callable[[TokenPlan], int]]:
     """Keep rate (None: as trained) -> plan, and the MACs of a plan; nothing of a config that says too little."""
     try:
-        shape = dataclasses.replace(models.named_shape(told['model.name']), classes=told['model.classes'],
-                                    distilled=told.get('model.distilled', False))
+        shape = models.configured_shape(told)
         keeping, patches = Keeping.of_config(told), shape.patches(told['model.image_size'])
         keeping.plans(patches, shape.depth, shape.macs)(1.0)
     except (KeyError, ValueError):
