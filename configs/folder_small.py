@@ -15,7 +15,6 @@ two CPU cores (2026-11-28).
 - --config.init_from=runs/digits starts from a run of configs/digits.py, with a new head.
 """
 
-
 from configs import base
 
 
