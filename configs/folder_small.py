@@ -4,16 +4,16 @@ python -m evit_jax.main --config configs/folder_small.py --workdir runs/mine --c
 
 images/train/<class>/ and images/val/<class>/ hold the pictures, some thousand images of two to some tens of classes.
 Without val/, a part of train/ is held out. 0.43 M parameters (a head of 1000 classes counted); 0.02 G MACs an image.
-Here: RESULT
+Fashion-MNIST as folders, 2,000 images to train on and 2,000 to evaluate on: 81.0 top-1 after 40 of the 100 epochs on
+two CPU cores (2026-11-28).
 
 - Set --config.epochs so that epochs times the images in train/ is about 200,000: 100 for 2,000 images, 1,000 for 200,
   20 for 10,000. The time grows with that product.
-- Large photographs take longer to decode than to learn from. Shrink a copy of them first, to 128 pixels a side.
+- Large photographs take longer to decode than to learn from. Shrink a copy of them first, to 128 to 192 pixels a side.
 - --config.data.flip=0 for text, digits and whatever else has another meaning in the mirror.
 - --config.model.image_size=32, 48 or 96, a multiple of 8, for coarser and faster, or finer and slower.
 - --config.init_from=runs/digits starts from a run of configs/digits.py, with a new head.
 """
-
 
 from configs import base
 
