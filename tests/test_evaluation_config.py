@@ -28,6 +28,12 @@ def test_merge_without_file_takes_everything_from_the_run():
         key: value for key, value in saved().items() if not key.startswith(training_only)}
 
 
+def test_merge_without_file_keeps_what_the_run_left_empty():
+    run = saved(model__reduce_at=(), data__mean=())
+    found = merge(layouts.config_of(keep__rates=(0.5,)), run, from_file=False)
+    assert (found.model.reduce_at, found.keep.rates, found.data.mean) == ((), (), (0.485, 0.456, 0.406))
+
+
 def test_merge_with_a_file_takes_model_and_preprocessing_from_the_run_and_names_the_rest(caplog):
     with caplog.at_level(logging.INFO):
         found = merge(layouts.config_of(model__name='deit_s', model__classes=9, keep__rate=0.5, batch_size=16), saved())

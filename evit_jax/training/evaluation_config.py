@@ -39,7 +39,8 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
       ValueError: another model, or nothing names the data.
     """
     here = workdirs.flat(config.to_dict())
-    run = {key: value for key, value in saved.items() if key in here and value not in (None, [])}
+    run = {key: value for key, value in saved.items()
+           if key in here and value is not None and (value or key not in preprocessing.KEYS[:2])}
     named = {key.partition('[')[0] for key in explicit or ()}
     chosen = {key for key in here if any(f'{key}.'.startswith(f'{name}.') for name in named)}
     model = {key for key in here if key.startswith('model.') and key not in _OF_PLAN}
