@@ -67,6 +67,14 @@ def test_merge_clears_what_would_hide_an_explicit_keep_rate(caplog):
     assert kept.keep.macs == 0.6
 
 
+@pytest.mark.parametrize('changes, named, message', [
+    ({'keep__rate': 0.4, 'keep__macs': 0.5}, ('keep.rate', 'keep.macs'), 'give only one of --config.keep.macs and'),
+    ({'keep__rate': 0.4, 'model__reduce_at': ()}, ('keep.rate', 'model.reduce_at'), 'keep.rate=0.4 drops nothing')])
+def test_merge_refuses_explicit_keys_that_would_change_nothing(changes, named, message):
+    with pytest.raises(ValueError, match=message):
+        merge(layouts.config_of(**changes), saved(), named, from_file=False)
+
+
 def test_merge_takes_empty_explicit_values_from_the_run():
     found = merge(layouts.config_of(model__classes=0), saved(), ('data.mean', 'data.std', 'model.classes'))
     assert (found.data.mean, found.data.std, found.model.classes) == ((0.5,) * 3, (0.25,) * 3, 3)
