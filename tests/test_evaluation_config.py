@@ -28,6 +28,12 @@ def test_merge_without_file_takes_everything_from_the_run():
         key: value for key, value in saved().items() if not key.startswith(training_only)}
 
 
+def test_merge_without_file_keeps_what_the_run_left_empty():
+    run = saved(model__reduce_at=(), data__mean=())
+    found = merge(layouts.config_of(keep__rates=(0.5,)), run, from_file=False)
+    assert (found.model.reduce_at, found.keep.rates, found.data.mean) == ((), (), (0.485, 0.456, 0.406))
+
+
 def test_merge_with_a_file_takes_model_and_preprocessing_from_the_run_and_names_the_rest(caplog):
     with caplog.at_level(logging.INFO):
         found = merge(layouts.config_of(model__name='deit_s', model__classes=9, keep__rate=0.5, batch_size=16), saved())
@@ -59,6 +65,14 @@ def test_merge_clears_what_would_hide_an_explicit_keep_rate(caplog):
     assert 'keep.macs 0.0 (the run has 0.6)' in caplog.text
     kept = merge(layouts.config_of(), saved(), (), from_file=False)
     assert kept.keep.macs == 0.6
+
+
+@pytest.mark.parametrize('changes, named, message', [
+    ({'keep__rate': 0.4, 'keep__macs': 0.5}, ('keep.rate', 'keep.macs'), 'give only one of --config.keep.macs and'),
+    ({'keep__rate': 0.4, 'model__reduce_at': ()}, ('keep.rate', 'model.reduce_at'), 'keep.rate=0.4 drops nothing')])
+def test_merge_refuses_explicit_keys_that_would_change_nothing(changes, named, message):
+    with pytest.raises(ValueError, match=message):
+        merge(layouts.config_of(**changes), saved(), named, from_file=False)
 
 
 def test_merge_takes_empty_explicit_values_from_the_run():

@@ -37,10 +37,11 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
       from_file: the other keys are those of `config`; else they are those of the run, too.
 
     Raises:
-      ValueError: another model, or nothing names the data.
+      ValueError: another model, nothing names the data, or explicit keys that change nothing.
     """
     here = workdirs.flat(config.to_dict())
-    run = {key: value for key, value in saved.items() if key in here and value not in (None, [])}
+    run = {key: value for key, value in saved.items()
+           if key in here and value is not None and (value or key not in preprocessing.KEYS[:2])}
     named = {key.partition('[')[0] for key in explicit or ()}
     chosen = {key for key in here if any(f'{key}.'.startswith(f'{name}.') for name in named)}
     model = {key for key in here if key.startswith('model.') and key not in _OF_PLAN}
@@ -56,6 +57,7 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
         values['model.dtype'] = run['model.dtype']
     if chosen & _TOKENS.keys():
         values |= {key: empty for key, empty in _TOKENS.items() if key not in chosen and empty is not None}
+    _check_tokens(here | values, named)
     _log_differences(here, here | values, run, chosen, workdir, from_file)
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -81,6 +83,16 @@ def _check_model(here, run, keys, workdir):
     if differ:
         message = ', '.join(f'{key} {run[key]} there, {here[key]} here' for key in differ)
         raise ValueError(f'workdir {workdir} holds another model ({message}): use the config that it was trained with')
+
+
+def _check_tokens(used, named):
+    """Raises a ValueError where a keep rate, or the like, that is set explicitly would change nothing."""
+    asked = [key for key in _TOKENS if key in named and used[key]]
+    if len(asked) > 1:
+        raise ValueError(f'give only one of {" and ".join(f"--config.{key}" for key in asked)}')
+    if 'keep.rate' in asked and used['keep.rate'] != 1 and not used['model.reduce_at']:
+        raise ValueError(f'config.keep.rate={used["keep.rate"]} drops nothing, as model.reduce_at names no block: give '
+                         '--config.model.reduce_at, too')
 
 
 def _is_open(value):
