@@ -23,11 +23,11 @@ def get_config():
     config.model.image_size = 224
     config.model.classes = 1000           # 0: as many as the data has
     config.model.distilled = False
-    config.model.heads = 0                # attention heads; 0: as the named model has them. So 0 and '' for these four:
-    config.model.norm_epsilon = 0.0       # of the layer norms
-    config.model.activation = ''          # in the MLPs: gelu, gelu_tanh or quick_gelu
-    config.model.pooling = ''             # the head's input: token, or the mean of the patches: avg or avg_fc_norm
-    config.model.one_head = False         # distilled: the class token alone has a head, as in Hugging Face's DeiT
+    config.model.heads = 0                # number of attention heads; 0: the named model's number
+    config.model.norm_epsilon = 0.0       # epsilon of the layer norms; 0: the named model's
+    config.model.activation = ''          # gelu, gelu_tanh or quick_gelu, in the MLPs; '': the named model's
+    config.model.pooling = ''             # input of the head: token, avg or avg_fc_norm; '': the named model's
+    config.model.one_head = False         # a distilled model whose class token alone has a head
     config.model.drop_path = 0.1          # share of residual branches dropped in training, at the last block
     config.model.dtype = 'auto'           # float32, bfloat16, or auto: float32 on a CPU, bfloat16 elsewhere
     config.model.lowering = ''            # how reductions move tokens: gather, one_hot, product; '': as is best there

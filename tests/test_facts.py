@@ -64,7 +64,7 @@ def test_a_value_that_nothing_gives_is_assumed_in_one_warning(caplog):
     ({'path': 'deit_small_patch16_224-cd65a155.pth'}, 0.485, 0.875),
     ({'tree': {'args': namespace(model='deit_small_patch16_224')}}, 0.485, 0.875),
     ({'metadata': {'architecture': 'vit_small_patch16_224'}}, 0.5, 0.9), ({'path': 'mine.pth'}, 0.485, 0.875),
-    ({'path': 'vit_small_patch16_224.dino.safetensors'}, 0.485, 0.875),
+    ({'path': 'vit_small_patch16_224.dino.safetensors'}, 0.485, 0.875), ({'layout': 'Hugging Face'}, 0.5, 0.0),
     ({'path': 'vit_small_patch16_224.pth', 'flags': {'mean': (0.1, 0.1, 0.1), 'crop': 0.5}}, 0.1, 0.5),
     ({'path': 'vit_small_patch16_224.pth', 'configs': {'preprocessor_config.json': {
         'image_mean': [0.2] * 3, 'size': 256, 'crop_size': {'height': 192}, 'do_center_crop': True}}}, 0.2, 0.75)])
@@ -79,6 +79,18 @@ def test_preprocessing_is_that_of_the_configs_else_of_the_family(source, mean, c
 def test_a_preprocessors_scale_is_part_of_mean_and_std(config, mean, std):
     found = facts.of_preprocessor(config, 'it')
     np.testing.assert_allclose((found['mean'].value[0], found['std'].value[0]), (mean, std), atol=1e-6)
+
+
+@pytest.mark.parametrize('value', [None, 'six', True, [6], {'a': 1}, 6.5])
+def test_a_value_of_another_type_is_no_value(value):
+    assert interpreted(tree={'args': namespace(num_heads=value)})[0].heads == 6
+    assert interpreted(tree={'args': namespace(mean=value, norm_eps=10**400)})[1]['data.mean'][0] == 0.485
+
+
+def test_settings_that_hold_themselves_are_read():
+    tree = {'args': {'num_heads': 12}}
+    tree['args']['config'] = tree['args']
+    assert interpreted(tree=tree)[0].heads == 12
 
 
 def test_contradictions_are_named(caplog):

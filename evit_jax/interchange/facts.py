@@ -4,7 +4,6 @@ The first source that gives a value counts, and a flag before all of them. A val
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -39,8 +38,8 @@ Facts = dict[str, Fact]
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(
-        value) else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if is_number else None  # neither NaN nor infinity
 
 
 def _count(value):

@@ -57,12 +57,13 @@ def opened_shards(index: pathlib.Path, opened: Callable) -> Iterator[tuple[dict[
     with contextlib.ExitStack() as stack:
         for file in sorted(set(files.values())):
             tree, said = stack.enter_context(opened(index.parent / file))
-            listed, held = {name for name in files if files[name] == file}, set(tree)
+            listed, held = {name for name in files if files[name] == file}, set(tree if isinstance(tree, dict) else ())
             if differ := sorted(map(str, listed ^ held)):
                 raise ValueError(f'{index} and its shard {file} do not fit each other: {len(listed - held)} arrays are '
                                  f'listed and not there, {len(held - listed)} are there and not listed, as '
                                  f'{shown(differ[0])}: download both again')
-            arrays, metadata = arrays | dict(tree), metadata or said
+            arrays.update(tree)
+            metadata = metadata or said
         yield arrays, metadata
 
 
@@ -101,7 +102,8 @@ def configs_beside(weights: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
     """The names of the classes in a config, by label; [] where it has none, or no more than placeholders."""
-    names = config.get('label_names') or (config.get('pretrained_cfg') or {}).get('label_names')
+    inner = config.get('pretrained_cfg')
+    names = config.get('label_names') or (inner.get('label_names') if isinstance(inner, dict) else None)
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
         return names
     labels = config.get('id2label')

@@ -137,7 +137,9 @@ def _assumed(name, shape, found, names, given) -> Facts:
     by_name = {fact: Fact(getattr(shape, fact), f'as {name}') for fact in _IN_SHAPE}
     if found.layout == layouts.HUGGING_FACE:
         by_name['norm_epsilon'] = Fact(1e-12, "as Hugging Face's ViT")
-    kind = {'vit': facts.HALVES | {'crop': 0.0}}.get(given.config.get('model_type'), {})
+    in_hugging_face = found.layout == layouts.HUGGING_FACE and not shape.distilled
+    is_vit = given.config.get('model_type', 'vit' if in_hugging_face else '') == 'vit'
+    kind = facts.HALVES | {'crop': 0.0} if is_vit else {}  # of its image processor
     family = facts.of_family([*names, given.path.name]) if name.startswith('deit') else {}
     return by_default | by_name | family | {fact: Fact(value, "as Hugging Face's ViT") for fact, value in kind.items()}
 
