@@ -15,7 +15,7 @@ _OF_PLAN = ('model.image_size', 'model.reduce_at', 'model.fuse', 'model.dtype', 
 _OF_RESULT = ('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate', 'keep.rates', 'keep.tokens', 'keep.macs',
               'data.source', 'data.name', 'data.path', 'data.test_split', *_OF_PLAN[:4])
 # Each of these is ignored where one before it is set.
-_TOKENS = {'keep.macs': 0.0, 'reducer.r': 0, 'keep.tokens': (), 'keep.rates': (), 'keep.rate': None}
+_TOKENS = {'keep.macs': 0.0, 'reducer.r': 0, 'keep.tokens': [], 'keep.rates': [], 'keep.rate': None}
 # What only training needs: its data, teacher and initial weights need not be there, nor go with this model.
 _WITHOUT_TRAINING = {
     'init_from': '', 'distill.kind': 'none', 'teacher.path': '', 'data.token_labels': '', 'mixing.erase': 0.0,
