@@ -157,7 +157,7 @@ def test_recipe_has_the_keys_of_the_base_and_no_other(name):
     assert flat(config.to_dict()).keys() == flat(base.get_config().to_dict()).keys()
 
 
-@pytest.mark.parametrize('name', [name for name in RECIPES if name not in ('digits', 'folder_small')])
+@pytest.mark.parametrize('name', [name for name in RECIPES if name != 'digits'])
 def test_recipes_header_states_the_cost_of_its_model(name):
     config, header = recipe(name), importlib.import_module(f'configs.{name}').__doc__
     asks = reducers.named(config.reducer.name).predicts
