@@ -24,6 +24,7 @@ AS_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'reducer.name': 'ev
            'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
 _HEADS = ('head', 'head_dist', 'aux_head')
 _FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # of other programs
+_HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # as the names of files in its folders begin
 _SAID = 5  # problems named in one message
 
 
@@ -157,7 +158,8 @@ def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
     if place.suffix in _FILES and not place.is_dir():
         raise ValueError(f'{setting}: {path} is not there, and a file of weights is no run: give the folder that '
                          f'{convert} makes of one')
-    if place.is_dir() and newest_step(path) is None and any(file.suffix in _FILES for file in place.iterdir()):
+    if place.is_dir() and newest_step(path) is None and any(
+            file.name.startswith(_HUGGING_FACE) for file in place.iterdir()):
         raise ValueError(f'{setting}: {path} holds weights of another program, not a run: give the folder that '
                          f'{convert} makes of it')
 
