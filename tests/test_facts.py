@@ -48,6 +48,12 @@ def test_the_number_of_heads_is_read_from_every_place(source):
     assert interpreted(**source)[0].heads == 12
 
 
+def test_the_heads_of_moco_are_assumed_where_arch_alone_names_it(caplog):
+    assert interpreted(tree={'arch': 'vit_small'})[0].heads == 12
+    warning, = (record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
+    assert 'heads 12 (as MoCo v3, by arch vit_small)' in warning and '--heads' in warning
+
+
 def test_a_value_that_nothing_gives_is_assumed_in_one_warning(caplog):
     with caplog.at_level(logging.INFO, 'absl'):
         shape, preprocessing, _ = interpreted(tree={'args': namespace(num_heads=12, norm_eps=1e-5)})

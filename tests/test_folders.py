@@ -68,6 +68,12 @@ def test_a_folder_with_shards_becomes_the_model_of_its_configs(tmp_path, caplog)
                                   found.params['blocks'][1]['attn']['qkv']['kernel'])
 
 
+@pytest.mark.parametrize(('resample', 'warned'), [(2, 'bilinear'), (3, ''), ('x', '')])
+def test_from_file_with_another_resampling_warns(tmp_path, caplog, resample, warned):
+    converted(write(tmp_path / 'hub', preprocessor=PREPROCESSOR | {'resample': resample}), tmp_path)
+    assert ('resized by the filter bilinear' in caplog.text) == bool(warned)
+
+
 def test_a_file_in_the_folder_is_read_with_the_configs_beside_it(tmp_path):
     found = converted(write(tmp_path / 'hub', shards=0) / 'model.safetensors', tmp_path)
     assert found.shape.heads == 4 and found.class_names == tuple(NAMES)

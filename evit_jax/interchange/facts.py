@@ -24,6 +24,7 @@ _DEEPEST = 4
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 HALVES = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
 _IMAGENET_TAGS = ('dino', 'mae', 'moco', 'ibot')  # of timm's vit_* that are trained on ImageNet's mean and std
+_FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # by Pillow's numbers
 _HEADS = {'tiny': 3, 'small': 6, 'base': 12}  # of timm's and DeiT's models of these names
 
 
@@ -158,13 +159,28 @@ def of_names(names: Iterable[str], width: int) -> Facts:
     return {}
 
 
-def of_moco(names: Iterable[str], label: str) -> Facts:
-    """The facts of MoCo v3, whose vit_small and vit_base have 12 heads, by the prefix of its encoders or its `arch`."""
+def of_moco(label: str) -> Facts:
+    """The facts of MoCo v3, whose vit_small and vit_base have 12 heads, by the prefix of its encoders."""
     encoders = {'base_encoder', 'momentum_encoder'} & {*label.split('.')}
-    if encoders or {'vit_small', 'vit_base'} & {*names}:
-        source = f'MoCo v3 has it so, by {min(encoders) if encoders else "arch"}'
-        return {'heads': Fact(12, source), 'norm_epsilon': Fact(1e-6, source)}
-    return {}
+    return _moco(f'MoCo v3 has it so, by {min(encoders)}') if encoders else {}
+
+
+def assumed_of_moco(arch: Any) -> Facts:
+    """The facts of MoCo v3, whose files name their `arch` so; those of other programs may, too."""
+    return _moco(f'as MoCo v3, by arch {arch}') if arch in ('vit_small', 'vit_base') else {}
+
+
+def _moco(source):
+    return {'heads': Fact(12, source), 'norm_epsilon': Fact(1e-6, source)}
+
+
+def resampling(preprocessor: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The filter that images were resized with, by `resample` of Hugging Face or `interpolation` of timm, or ''."""
+    if isinstance(number := preprocessor.get('resample'), int) and 0 <= number < len(_FILTERS):
+        return _FILTERS[number]
+    nested = config.get('pretrained_cfg')
+    name = nested.get('interpolation') if isinstance(nested, Mapping) else None
+    return name if isinstance(name, str) else ''
 
 
 def of_family(names: Iterable[str]) -> Facts:

@@ -58,6 +58,10 @@ def interpreted(name: str, shape: ViTShape, found: layouts.Found, given: Given,
         logging.warning('%s: nothing gives these values, so they are assumed: %s. Where the weights were trained with '
                         'others, every result is wrong: give %s', given.path, _listed(assumed),
                         ', '.join(f'--{fact}' for fact in assumed))
+    resampling = facts.resampling(given.configs.get(folders.PREPROCESSOR, {}), given.config)
+    if resampling not in ('', 'bicubic'):
+        logging.warning('%s: its images were resized by the filter %s, and here they are by bicubic: results differ a '
+                        'little', given.path, resampling)
     values = {fact: value for fact, (value, _) in (assumed | said).items()}
     shape = dataclasses.replace(shape, **{fact: values.pop(fact) for fact in _IN_SHAPE})
     return shape, {KEYS[fact]: value for fact, value in values.items()}, found
@@ -89,14 +93,13 @@ def _said(shape, found, given, names) -> Facts:
                 logging.warning('%s: %s is %s (%s), but %s (%s): took the first; --%s decides', given.path, fact,
                                 *_shown(old), *_shown(new), fact)
     kind = given.config.get('model_type')
-    arch = given.tree.get('arch') if isinstance(given.tree, Mapping) else None
     by_name = facts.of_names(names, shape.width)
     if by_name and 'fc_norm.weight' not in found.arrays:
         by_name['pooling'] = Fact('token', by_name['heads'].source)
     for source in (
             facts.of_hugging_face(kind, f'the default of {kind}') if kind in _MODEL_TYPES[:-1] else {},
             {'pooling': Fact('token', "Hugging Face's classifiers")} if found.layout == layouts.HUGGING_FACE else {},
-            by_name, facts.of_moco([arch] if isinstance(arch, str) else [], found.label)):
+            by_name, facts.of_moco(found.label)):
         known = source | known
     return known
 
@@ -141,7 +144,9 @@ def _assumed(name, shape, found, names, given) -> Facts:
     is_vit = given.config.get('model_type', 'vit' if in_hugging_face else '') == 'vit'
     kind = facts.HALVES | {'crop': 0.0} if is_vit else {}  # of its image processor
     family = facts.of_family([*names, given.path.name]) if name.startswith('deit') else {}
-    return by_default | by_name | family | {fact: Fact(value, "as Hugging Face's ViT") for fact, value in kind.items()}
+    moco = facts.assumed_of_moco(given.tree.get('arch') if isinstance(given.tree, Mapping) else None)
+    by_kind = {fact: Fact(value, "as Hugging Face's ViT") for fact, value in kind.items()}
+    return by_default | by_name | moco | family | by_kind
 
 
 def _check(said):
