@@ -105,8 +105,8 @@ def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequenc
     if (old := saved.get('class_names', names)) != names:
         first = next(pair for pair in itertools.zip_longest(old, names) if pair[0] != pair[1])
         raise ValueError(f'workdir {path} holds a run on other classes ({len(old)} there, {len(names)} in the data; '
-                         f'the first that differs is {first[0]!r} there, {first[1]!r} in the data): give '
-                         f'data of the same classes; to train on these, another --workdir and --config.init_from={path}')
+                         f'the first that differs is {first[0]!r} there, {first[1]!r} in the data): give data of '
+                         f'the same classes; to train on these, another --workdir and --config.init_from={path}')
 
 
 def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
