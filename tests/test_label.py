@@ -274,7 +274,7 @@ def test_a_published_file_of_something_else_is_refused(tmp_path):
     ([], 'either a CHECKPOINT or --published'), (['{checkpoint}'], '--out DIR'),
     (['{checkpoint}', '--published=x', '--out={out}'], 'either a CHECKPOINT'),
     (['{out}/none', '--out={out}'], 'there is no folder'),
-    (['{checkpoint}', '--out={out}', '--size=17'], 'not divisible by the patch size'),
+    (['{checkpoint}', '--out={out}', '--image_size=17'], 'not divisible by the patch size'),
     (['{checkpoint}', '--out=gs://a/b'], 'mounted folders only'),
     (['--published={out}', '--out={out}'], 'there is no published label map')])
 def test_what_cannot_be_is_told_before_anything_is_written(words, said, checkpoint, tmp_path, door):
@@ -297,7 +297,7 @@ def test_an_annotator_of_other_classes_is_refused(names, said, checkpoint, tmp_p
 def test_another_annotators_maps_are_not_written_over(checkpoint, tmp_path, door):
     assert door(checkpoint, f'--out={tmp_path}')[0] == 0
     before = (tmp_path / 'values.npy').read_bytes()
-    code, errors = door(checkpoint, f'--out={tmp_path}', '--size=8')
+    code, errors = door(checkpoint, f'--out={tmp_path}', '--image_size=8')
     assert code == 2 and "holds label maps with annotator 'vit_layouts at 16 pixels" in errors
     assert (tmp_path / 'values.npy').read_bytes() == before
 
