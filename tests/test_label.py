@@ -131,8 +131,8 @@ def test_the_door_makes_maps_that_a_training_reads(checkpoint, made, tmp_path, d
     assert not batch['failed'].size
 
 
-TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'epochs': 1, 'log__pictures': 0,
-                   'ema_decay': 0.0, 'checkpoint__best': ''}
+TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'batch_size': 16, 'epochs': 2,
+                   'log__pictures': 0, 'ema_decay': 0.0, 'checkpoint__best': ''}
 
 
 def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatch):
