@@ -31,7 +31,7 @@ from evit_jax.data.generated import GeneratedSource
 from evit_jax.tokens.lowering import LOWERINGS
 from evit_jax.tokens.planned import read_planned
 from evit_jax.tokens.reducers import EVIT, REDUCERS
-from evit_jax.training import inputs, machine
+from evit_jax.training import checks, inputs, machine
 from evit_jax.training import run as runs
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/deit_s.py.')
@@ -139,7 +139,7 @@ def compile_for_tpu() -> None:
         with config.unlocked():
             config.batch_size = _BATCH_PER_CHIP.value * len(devices) // chip.devices
     mesh = parallel.data_mesh(config.batch_size, devices)
-    runs.check(config)
+    checks.check(config)
     run = runs.lay_out(config, mesh=mesh, sources=_generated(config))
     about = {'measurement': 'tpu', 'estimate': 'of the compiler, not measured', 'topology': topology,
              'chips': len(devices) // chip.devices, 'model': config.model.name, 'parameters': _parameters(run),
@@ -176,7 +176,7 @@ def _config_of(case):
         config.reducer.update(name=case.reducer.name, r=case.r, decreasing=False)
         config.keep.update(rate=case.rate, rates=(), tokens=case.tokens, macs=0.0, start_epoch=0, shrink_epochs=0)
         config.batch_size = jax.device_count()  # whatever passes: a case is measured on one device
-        runs.check(config)
+        checks.check(config)
         config.batch_size = case.batch
     return config
 

@@ -11,7 +11,7 @@ from configs import base, deit_s_finetune
 from evit_jax import models
 from evit_jax.data import sources, splits
 from evit_jax.models.shape import ViTShape
-from evit_jax.training import loop, run
+from evit_jax.training import checks, loop, run
 from evit_jax.training.checkpoints import newest_step, read_newest
 from evit_jax.training.weights import start_from
 from tests.test_training import SETTINGS
@@ -129,7 +129,7 @@ def test_a_start_that_is_not_there_is_said_before_the_workdir_is_touched(tmp_pat
         loop.train(few(init_from=str(tmp_path / 'none')), tmp_path / 'run')
     assert deit_s_finetune.get_config().init_from is None
     with pytest.raises(ValueError, match=r'starts from trained weights: give --config.init_from=WORKDIR'):
-        run.check_start(deit_s_finetune.get_config(), tmp_path / 'run')
+        checks.check_start(deit_s_finetune.get_config(), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 

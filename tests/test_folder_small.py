@@ -6,7 +6,7 @@ import pytest
 
 from configs import folder_small
 from evit_jax import models
-from evit_jax.training import loop
+from evit_jax.training import checks, loop
 from evit_jax.training import run as runs
 from tests.test_finetuning import LEAST
 from tests.test_own_images import draw
@@ -35,7 +35,7 @@ def test_folder_small_needs_a_folder_and_nothing_else(tmp_path):
 @pytest.mark.parametrize('size', [32, 48, 96])
 def test_folder_small_takes_image_sizes_from_32_to_96(tmp_path, size):
     config = recipe(draw(tmp_path), model__image_size=size)
-    runs.check(config)
+    checks.check(config)
     assert runs.lay_out(config).patches == (size // 8)**2
 
 

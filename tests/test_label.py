@@ -24,7 +24,7 @@ from evit_jax.inference.annotator import Annotator, likeliest
 from evit_jax.interchange import published_labels
 from evit_jax.models.lvvit import LVViTShape
 from evit_jax.tokens.plan import make_plan
-from evit_jax.training import loop, run, steps, weights
+from evit_jax.training import checks, loop, run, steps, weights
 from evit_jax.training.trained import read_trained
 from tests import doors, layouts
 from tests.test_torch_file import plain, storage, tensor
@@ -154,7 +154,7 @@ def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatc
 def test_what_token_labels_do_not_go_with_is_told(monkeypatch, changes, said):
     monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTShape(image_size=16, patch_size=4, width=16, heads=2))
     with pytest.raises(ValueError, match=said):
-        run.check(layouts.config_of(**TOKENS | {'data__token_labels': 'x'} | changes))
+        checks.check(layouts.config_of(**TOKENS | {'data__token_labels': 'x'} | changes))
 
 
 def test_without_token_labels_a_batch_is_what_it_was():

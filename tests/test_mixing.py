@@ -13,7 +13,7 @@ from configs import base
 from evit_jax import parallel
 from evit_jax.data import mixing
 from evit_jax.data.mixing import Mixing
-from evit_jax.training import limits, run
+from evit_jax.training import checks, limits
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden_recipe'
 RECORDED = json.loads((GOLDEN / 'mixup.json').read_text())
@@ -231,6 +231,6 @@ def test_check_mixing_where_all_or_none_are_mixed_says_nothing(changes, caplog):
 
 def test_check_training_refuses_one_image_on_a_device_and_check_does_not():
     config = config_of(batch_size=len(jax.devices()))
-    run.check(config)
+    checks.check(config)
     with pytest.raises(ValueError, match='puts one image on each'):
-        run.check_training(config)
+        checks.check_training(config)

@@ -11,7 +11,7 @@ from evit_jax import commandline, parallel
 from evit_jax.benchmarks import cases
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.planned import Planned, read_planned
-from evit_jax.training import loop
+from evit_jax.training import checks, loop
 from evit_jax.training import run as runs
 from tests import doors, layouts
 
@@ -67,7 +67,7 @@ def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tm
             commandline.run(main.main)
     assert len(seen) == 2 and seen[0].is_locked
     for config in seen:
-        runs.check(config)
+        checks.check(config)
         assert runs.lay_out(config).plan == PLAN
 
 

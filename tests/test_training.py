@@ -12,7 +12,7 @@ import pytest
 
 from configs import base
 from evit_jax.data import mixing
-from evit_jax.training import loop, run, writers
+from evit_jax.training import checks, loop, run, writers
 from evit_jax.training.checkpoints import Checkpoints
 from evit_jax.training.evaluation import evaluate, object_patches, present, shares_of_tokens
 
@@ -259,4 +259,4 @@ def test_r_follows_the_schedule_and_is_checked_before_anything_is_trained():
     assert run.lay_out(tiny(**merging, reducer__decreasing=True)).plan.counts[0] == 12
     for wrong, said in (({'reducer__r': 9}, '0 <= r <= 8'), ({'reducer__name': 'evit'}, 'evit merges none')):
         with pytest.raises(ValueError, match=said):
-            run.check(tiny(**merging | wrong))
+            checks.check(tiny(**merging | wrong))

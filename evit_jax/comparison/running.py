@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from evit_jax.comparison.cells import Cell, cells_of, config_of, dense_config
-from evit_jax.training import evaluation_config, loop, results, storage
+from evit_jax.training import checks, evaluation_config, loop, results, storage
 from evit_jax.training import run as runs
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step
@@ -34,7 +34,7 @@ def compare(config: Any, out: str | os.PathLike) -> list[dict[str, Any]]:
         raise ValueError(f'config.dense={config.dense} holds no checkpoint: give the workdir of a trained dense model, '
                          "or '' to have one trained")
     for cell in cells:
-        check = runs.check if cell.setting == 'untrained' else runs.check_training
+        check = checks.check if cell.setting == 'untrained' else checks.check_training
         check(config_of(config, cell, dense))
     if not config.dense and not (out / 'dense' / _DONE).exists():
         logging.info('first the dense model, in %s', dense)

@@ -17,6 +17,7 @@ from evit_jax.data import sources
 from evit_jax.tokens.planned import Planned
 from evit_jax.training import (
     agreement,
+    checks,
     evaluation_config,
     evaluation_files,
     history,
@@ -61,13 +62,13 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: loss or gradient is not finite; names the step. Checkpoints from before it stay.
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
-    agreement.each_decides(lambda: runs.check_training(config))
+    agreement.each_decides(lambda: checks.check_training(config))
     identity.check_processes(config, workdir, accept_changes=accept_changes)
     config = agreement.each_decides(lambda: preprocessing.resolve(config, workdir))
     config = machine.with_dtype(config, jax.devices()[0].platform, workdirs.recorded_dtype(workdir))
     with contextlib.ExitStack() as held:
         def open_workdir():
-            runs.check_start(config, workdir)
+            checks.check_start(config, workdir)
             held.enter_context(claim(workdir))
             workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
 
@@ -94,7 +95,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     config = evaluation_config.merge(config, trained, os.fspath(workdir), explicit=explicit, from_file=from_file)
     if planned is not None:
         config = runs.follow(config, planned)
-    runs.check(config)
+    checks.check(config)
     identity.check_processes(config, workdir)
     parallel.first_decides(lambda: evaluation_files.check_out(out))
     check = functools.partial(workdirs.check_classes, workdir, trained)

@@ -19,15 +19,15 @@ from evit_jax.data.failures import Failures
 from evit_jax.data.sources import Source, split_of
 from evit_jax.data.token_targets import TokenTargets
 from evit_jax.models import Model
+from evit_jax.models.shape import ViTShape
 from evit_jax.tokens import reducers
 from evit_jax.tokens.keeping import Keeping, check_predictors
 from evit_jax.tokens.plan import TokenPlan, by_depth
 from evit_jax.tokens.planned import Planned
 from evit_jax.tokens.schedule import KeepSchedule, Stage, stages
-from evit_jax.training import agreement, inputs, limits, machine, preprocessing, profile, steps, teaching, weights
+from evit_jax.training import agreement, inputs, limits, machine, preprocessing, steps, teaching, weights
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import workdir as workdirs
-from evit_jax.training.checkpoints import newest_step
 from evit_jax.training.objectives import Targets
 from evit_jax.training.state import TrainState, create_state
 from evit_jax.training.teachers import Teacher
@@ -206,7 +206,7 @@ def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | 
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.classes = train_source.num_classes
-    shape, plan_at = _shape_and_plans(config, trained)
+    shape, plan_at = shape_and_plans(config, trained)
     batch_size, per_epoch = config.batch_size, _steps_per_epoch(config, train_source)
     whole, total_steps = (order.train_steps(len(train_source), batch_size, config.epochs, config.data.repeats, samples)
                           for samples in (0, offset))
@@ -237,22 +237,6 @@ def follow(config: Any, planned: Planned) -> Any:
         config.keep.update(tokens=planned.tokens, rates=(), macs=0.0)
         config.reducer.r = 0
     return config
-
-
-def check_start(config: Any, workdir: str | os.PathLike) -> None:
-    """Raises a ValueError if a run in this workdir lacks its teacher, or the weights that it is to begin from."""
-    teaching.check_teacher(config)
-    if newest_step(workdir) is not None:
-        return
-    if config.init_from is None:
-        raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of the run that '
-                         'has them, or --config.init_from= to start from nothing')
-    if not config.init_from:
-        return
-    weights.check_is_workdir('config.init_from', config.init_from)
-    if newest_step(config.init_from) is None:
-        raise ValueError(f'config.init_from={config.init_from} holds no checkpoint: give the workdir of a trained run')
-    weights.check_values(config.init_from, models.configured_shape(workdirs.flat(config.to_dict())))
 
 
 def train_batches(run: Run, start_step: int) -> pipeline.Batches:
@@ -306,7 +290,16 @@ def _steps_per_epoch(config, train_source):
     return order.epoch_samples(len(train_source), config.data.repeats) / config.batch_size
 
 
-def _shape_and_plans(config, trained=None):
+def shape_and_plans(config: Any, trained: dict[str, Any] | None = None) -> tuple[
+        ViTShape, Callable[[float], TokenPlan]]:
+    """The shape of a config's model, and its plans by the progress of the keep schedule in [0, 1].
+
+    Args:
+      trained: as in `lay_out`.
+
+    Raises:
+      ValueError: a value that cannot work.
+    """
     flat = workdirs.flat(config.to_dict())
     trained = trained or flat
     asks = reducers.named(trained.get('reducer.name', 'evit')).predicts
@@ -317,21 +310,3 @@ def _shape_and_plans(config, trained=None):
     shape.check_plan(plan_at(1.0))
     check_predictors(plan_at(1.0), trained.get('model.reduce_at', ()))
     return shape, plan_at
-
-
-def check_training(config: Any) -> None:
-    """Raises a ValueError for a value outside its limits, or one that training cannot do with; reads nothing."""
-    check(config)
-    limits.check_mixing(config, jax.device_count())
-
-
-def check(config: Any) -> None:
-    """Raises a ValueError for a value outside its limits; reads and writes nothing."""
-    limits.check(config)
-    profile.steps_of(config.profile_steps)
-    teaching.check(config)
-    inputs.train_transform(config)
-    inputs.eval_transform(config)
-    _, plan_at = _shape_and_plans(config)
-    stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
-    parallel.data_mesh(config.batch_size)

@@ -1,0 +1,47 @@
+"""Checks of a config before any long work. They write nothing."""
+
+import os
+from typing import Any
+
+import jax
+
+from evit_jax import models, parallel
+from evit_jax.tokens.schedule import KeepSchedule, stages
+from evit_jax.training import inputs, limits, profile, teaching, weights
+from evit_jax.training import workdir as workdirs
+from evit_jax.training.checkpoints import newest_step
+from evit_jax.training.run import shape_and_plans
+
+
+def check_start(config: Any, workdir: str | os.PathLike) -> None:
+    """Raises a ValueError if a run in this workdir lacks its teacher, or the weights that it is to begin from."""
+    teaching.check_teacher(config)
+    if newest_step(workdir) is not None:
+        return
+    if config.init_from is None:
+        raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of the run that '
+                         'has them, or --config.init_from= to start from nothing')
+    if not config.init_from:
+        return
+    weights.check_is_workdir('config.init_from', config.init_from)
+    if newest_step(config.init_from) is None:
+        raise ValueError(f'config.init_from={config.init_from} holds no checkpoint: give the workdir of a trained run')
+    weights.check_values(config.init_from, models.configured_shape(workdirs.flat(config.to_dict())))
+
+
+def check_training(config: Any) -> None:
+    """Raises a ValueError for a value outside its limits, or one that training cannot do with; reads nothing."""
+    check(config)
+    limits.check_mixing(config, jax.device_count())
+
+
+def check(config: Any) -> None:
+    """Raises a ValueError for a value outside its limits; reads and writes nothing."""
+    limits.check(config)
+    profile.steps_of(config.profile_steps)
+    teaching.check(config)
+    inputs.train_transform(config)
+    inputs.eval_transform(config)
+    _, plan_at = shape_and_plans(config)
+    stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
+    parallel.data_mesh(config.batch_size)
