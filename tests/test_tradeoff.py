@@ -187,3 +187,13 @@ def test_json_of_another_kind_is_refused(tmp_path, told, said):
     (tmp_path / 'a.json').write_text(json.dumps(told))
     with pytest.raises(ValueError, match=said):
         read_results([tmp_path / 'a.json'])
+
+
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(tradeoff.Figure, 'savefig', lambda figure, *_, **__: drawn.append(figure))
+    results = [Result(name, '0.5', 0.9, 10**6, None) for name in ('$a_{', '_b', r'$\bad$')]
+    tradeoff.tradeoff_plot(results, tmp_path / 'names.png')
+    drawn[0].canvas.draw()
+    legend = drawn[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [r'\$a_{', ' _b', r'\$\bad\$']

@@ -20,6 +20,11 @@ def bare(ax: Axes, title: str) -> None:
     ax.set_axisbelow(True)
 
 
+def literal(name: str) -> str:
+    """The name, so written that matplotlib sees no formula between dollars and hides no label that begins with _."""
+    return ' ' * name.startswith('_') + name.replace('$', r'\$')
+
+
 def write_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Writes (value, text, colour) at the right of the panel, each at its value unless another one is there."""
     low, high = ax.get_ylim()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from evit_jax.pictures.axes import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, bare
+from evit_jax.pictures.axes import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, bare, literal
 from evit_jax.pictures.result import Result
 
 _COLOURS = BLUE, ORANGE, GREEN, PURPLE, RED
@@ -89,14 +89,14 @@ def _draw(ax: Axes, cost: _Cost, results: Sequence[Result], published: Sequence[
 
 def _line(ax, points, cost, colour, **style):
     ax.plot([getattr(result, cost.field) for result in points], [100 * result.top1 for result in points], color=colour,
-            label=points[0].series, clip_on=False, **style)
+            label=literal(points[0].series), clip_on=False, **style)
 
 
 def _label(ax, points, cost, colour):
     halo = [withStroke(linewidth=2.5, foreground='white')]
     for result in points:
-        ax.annotate(result.label, (getattr(result, cost.field), 100 * result.top1), (0, 7), textcoords='offset points',
-                    color=colour, fontsize=8.5, ha='center', path_effects=halo)
+        ax.annotate(literal(result.label), (getattr(result, cost.field), 100 * result.top1), (0, 7), color=colour,
+                    textcoords='offset points', fontsize=8.5, ha='center', path_effects=halo)
 
 
 def _by_series(results: Sequence[Result], cost: _Cost) -> list[list[Result]]:
