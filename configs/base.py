@@ -79,7 +79,7 @@ def get_config():
     config.data.eval_crop = 224 / 256     # side of the centre crop, of the image's short side; 0: the whole, squeezed
     config.data.workers = -1              # processes that decode; 0: a thread; -1: by the number of cores, 8 at most
     config.data.max_failed = 0.01         # share of unreadable images that stops the run
-    config.data.mean = ()                 # of the channels, of values in 0..1; (): of init_from, else of ImageNet
+    config.data.mean = ()                 # for pixels in 0..1; (): the values of init_from's weights, else ImageNet's
     config.data.std = ()                  # likewise
 
     config.mixing = ConfigDict()

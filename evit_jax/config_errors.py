@@ -13,8 +13,8 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-_NEAR = 0.5         # of 1: a name that is less like another is no hint
-_FOLDER = 'configs'  # of the recipes, as seen from a checkout
+_NEAR = 0.5         # least similarity, in 0..1, of a name that is offered as a hint
+_FOLDER = 'configs'  # folder of the recipes in a checkout
 _KINDS = {bool: ('true or false', flags.BooleanParser()), int: ('a whole number', flags.IntegerParser()),
           float: ('a number', flags.FloatParser())}
 
@@ -103,7 +103,7 @@ def _find(config: Any, name: str) -> Any:
     group, path = config, 'config'
     for key in name.split('.'):
         if '[' in key:
-            return None  # of a list: left to ml_collections
+            return None  # ml_collections checks lists
         if not isinstance(group, ConfigDict):
             raise ValueError(f'--config.{name}: {path} is a value, and has no key {key!r}: give --{path}=...')
         if key not in group:

@@ -60,7 +60,7 @@ def main(src: str, dst: str) -> None:
 
 
 def _is_run(src):
-    """Whether a path is the workdir of a run; a folder of Hugging Face has a config.json, too."""
+    """True for the workdir of a run. A folder of Hugging Face has a config.json, too."""
     if storage.is_remote(src):
         return True
     if not storage.place(src).is_dir():

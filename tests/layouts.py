@@ -104,7 +104,7 @@ def start(workdir, *, processes, devices, module='tests.layouts', arguments=(), 
 
     Args:
       module: with its arguments, what is run.
-      changes: of the settings; and `broken_in`, a process whose disk is broken; and `second`, what is other in process
+      changes: changed settings; `broken_in`, the process whose disk is broken; `second`, differences in process
         1: settings, or the number of `examples` (0: there are no data).
     """
     with socket.socket() as free:

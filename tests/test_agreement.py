@@ -13,7 +13,7 @@ least = layouts.least
 
 @pytest.fixture(scope='module')
 def said(tmp_path_factory):
-    """What each of two processes printed, by check."""
+    """The output of each of two processes, by check."""
     folder = tmp_path_factory.mktemp('agreeing') / 'run'
     started = layouts.start(folder, processes=2, devices=1, module='tests.agreeing')
     codes = layouts.wait(started, 120)
@@ -64,7 +64,7 @@ def test_digest_of_arrays_depends_on_names_shapes_and_values():
 
 
 def values_of(monkeypatch, check):
-    """What is compared by a check."""
+    """The values that a check compares."""
     compared = {}
     monkeypatch.setattr(identity.parallel, 'is_alone', lambda: False)
     monkeypatch.setattr(agreement, 'check_same', lambda values, _: compared.update(values))

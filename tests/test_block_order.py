@@ -100,7 +100,7 @@ def test_config_flags_in_any_order_train_the_plan_of_the_pairs(main, tmp_path, m
         commandline.run(main.main)
     laid = runs.lay_out(seen[0])
     assert laid.plan == make_plan(16, 2, rate=(0.75, 0.5), reduce_at=(0, 1))
-    assert runs.keep_rate(laid, laid.stages[-1]) == 0.75  # as the log and the curves have it: the first reduction's
+    assert runs.keep_rate(laid, laid.stages[-1]) == 0.75  # the log and the curves show the first reduction
     tokens = runs.lay_out(layouts.config_of(model__reduce_at=(1, 0), keep__tokens=(4, 12), keep__start_epoch=1))
     assert runs.keep_rate(tokens, tokens.stages[-1]) == 12 / 16
 

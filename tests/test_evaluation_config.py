@@ -90,7 +90,7 @@ def test_merge_takes_a_model_key_that_the_run_does_not_know_as_the_models_own():
     config, run = layouts.config_of(), saved()
     del run['model.distilled']
     with config.unlocked():
-        config.model.heads, config.model.activation = 12, 'gelu'  # of a file
+        config.model.heads, config.model.activation = 12, 'gelu'  # values of a file
     assert (merge(config, run).model.heads, merge(config, run).model.activation) == (0, '')
     assert merge(config, run | {'model.heads': 4}).model.heads == 4
     with pytest.raises(ValueError, match=r'model.heads 4 there, 12 here'):

@@ -1,4 +1,4 @@
-"""What an evaluation writes, and where."""
+"""The files of an evaluation."""
 
 import errno
 import json

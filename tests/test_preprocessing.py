@@ -62,7 +62,7 @@ def test_held_out_of_a_checkpoint_is_the_split_that_its_run_was_evaluated_on(mon
     monkeypatch.setattr(held_out, 'read_about', lambda path: config)
     monkeypatch.setattr(held_out.sources, 'open_source', lambda name, split, **_: split)
     assert held_out.held_out('a', 3) == opened
-    assert held_out.held_out('a', 3, config['config']) == asked  # of a file, which is new
+    assert held_out.held_out('a', 3, config['config']) == asked  # the split of a new file
 
 
 def test_test_in_the_config_of_an_older_run_means_the_split_to_evaluate_on(tmp_path):

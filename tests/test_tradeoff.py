@@ -96,7 +96,7 @@ def at_rate(rate, reduce_at=(0, 2, 4), **changes):
 
 
 def test_measured_speed_goes_to_the_evaluation_of_its_plan_and_not_by_macs(tmp_path):
-    other = speed_of(at_rate(0.7, (1, 3, 4)), 300, macs=SHAPE.macs(PLAN))  # as many MACs by chance
+    other = speed_of(at_rate(0.7, (1, 3, 4)), 300, macs=SHAPE.macs(PLAN))  # the same MACs by chance
     rows = make_rows(tmp_path / 'a.json', other, speed_of(PLAN, 50), speed_of(PLAN, 70),
                      speed_of(PLAN, 200, image_size=32), speed_of(PLAN, 200, model='lvvit_digits'),
                      speed_of(at_rate(0.7, fuse=False), 200))

@@ -33,7 +33,7 @@ class Case(NamedTuple):
     tokens: tuple[int, ...] = ()  # kept at each reduction, in place of the rate
     lowering: str = ''   # how reductions move tokens; '': as is best where it runs
     run: str = ''        # folder of the run whose model it is; '': the named model
-    run_shape: ViTShape | None = None  # of the run's model
+    run_shape: ViTShape | None = None  # shape of the run's model
 
     @property
     def shape(self) -> ViTShape:
@@ -72,7 +72,7 @@ class Case(NamedTuple):
 
 
 def choices(flag: str, words: Sequence[str] | None, known: dict[str, Any]) -> list[Any] | None:
-    """What the words of a flag stand for; None for a flag that is not given.
+    """The values that the words of a flag stand for; None for a flag that is not given.
 
     Raises:
       ValueError: one is unknown.

@@ -14,7 +14,7 @@ from evit_jax.training import storage, writers
 from evit_jax.training import workdir as workdirs
 
 _FILES = 'evaluate-*.json'
-_NEAR = 0.01  # by which the MACs of an evaluation may differ from those of its plan
+_NEAR = 0.01  # largest relative difference between the MACs of an evaluation and of its plan
 
 
 class Identity(NamedTuple):
@@ -22,7 +22,7 @@ class Identity(NamedTuple):
 
     model: str = ''
     image_size: int | None = None
-    plan: str = ''  # as str(TokenPlan); '': unknown
+    plan: str = ''  # text of the TokenPlan; '': unknown
 
 
 class Evaluated(NamedTuple):
@@ -31,7 +31,7 @@ class Evaluated(NamedTuple):
     result: Result
     identity: Identity
     run: str = ''  # resolved path of the workdir
-    step: int | None = None    # of the weights; None: unknown
+    step: int | None = None    # step of the weights; None: unknown
     images: int | None = None  # in the split, those that cannot be read included
 
     def __str__(self) -> str:

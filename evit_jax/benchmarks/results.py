@@ -74,7 +74,7 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
 
 
 def _same(speed: Evaluated, one: Evaluated, runs: set[str]) -> bool:
-    """Whether a speed is that of an evaluation."""
+    """True where a speed is that of an evaluation."""
     if speed.run in runs and speed.run != one.run:
         return False
     macs = speed.result.macs, one.result.macs

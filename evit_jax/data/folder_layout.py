@@ -15,7 +15,7 @@ from evit_jax.data.names import in_one_line
 _NOT_DATA = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'lost+found')  # folders that archives and disks add; left out
 _PACKED = ('.tar', '.zip', '.gz', '.tgz', '.7z', '.rar')
 _LOOKED_AT = 50  # folders below one that are looked at for a hint
-_LEVELS = 4      # of folders below one, likewise
+_LEVELS = 4      # depth of folders that is looked into
 
 
 def entries(folder: str) -> list[os.DirEntry]:
@@ -133,7 +133,7 @@ def check_labels(path: str, split: str, resolved: str, class_names: Sequence[str
     """Warns of classes without an image in a split, and of folders that are not used.
 
     Args:
-      split: as it was requested; `resolved`: see `splits.resolve`.
+      split: requested split; `resolved`: see `splits.resolve`.
 
     Raises:
       ValueError: images of train/ are held out to evaluate on, and a class has no other ones.

@@ -41,7 +41,7 @@ def batch_ids(source: Source, step: int, *, batch_size: int, seed: int, repeats:
     One that cannot be read, in whose place another was shown, is called by its number.
 
     Args:
-      offset: as in `train_steps`.
+      offset: see `train_steps`.
     """
     ids = []
     drawn = samples(step * batch_size + offset, batch_size, len(source), seed=seed, repeats=repeats)

@@ -30,7 +30,7 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
       image_size: the position embeddings are resized for it.
       class_names: file of them, one in a line.
       allow_missing, allow_extra: patterns of timm's keys, as in `vit.from_torch`.
-      values: of what no array shows, in place of what the file gives: those of `facts.KEYS`; None and () are left out.
+      values: by the names in `facts.KEYS`; they win over those of the file. None and () are ignored.
 
     Raises:
       FileNotFoundError: there is no such file.

@@ -12,7 +12,7 @@ from evit_jax.models.lvvit import LVViTShape
 from evit_jax.models.shape import ViTShape
 
 _POSITIONS = ('pos_embed', 'position_embeddings')
-_FEATURES = {  # of vision transformers that are not computed here: how the names of their arrays look
+_FEATURES = {  # features that are not computed here -> pattern of the names of their arrays
     'registers': r'(^|\.)reg(ister)?_tokens?$',
     'LayerScale': r'(^|\.)(ls\d|layer_scale\d?|gamma_\d)(\.|$)',
     'rotary position embeddings': r'rope|rotary|freqs',

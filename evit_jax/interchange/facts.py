@@ -1,4 +1,4 @@
-"""What stands in or beside a file of weights and decides their logits, though no array's shape shows it.
+"""Facts about a model that decide its logits and that no array's shape shows, read from a file and beside it.
 
 The first source that gives a value counts, and a flag before all of them. A value that no source gives is assumed.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from evit_jax.interchange.pickles import Inert, shown
 
-KEYS = {  # of a fact: where a run's config keeps it
+KEYS = {  # fact -> key of a run's config
     'heads': 'model.heads', 'norm_epsilon': 'model.norm_epsilon', 'activation': 'model.activation',
     'pooling': 'model.pooling', 'mean': 'data.mean', 'std': 'data.std', 'crop': 'data.eval_crop'}
 _ACTIVATIONS = {'gelu': ('gelu', 'nn.gelu', 'torch.nn.gelu', 'gelu_python'), 'quick_gelu': ('quick_gelu', 'quickgelu'),
@@ -23,9 +23,9 @@ _NAMES = ('architecture', 'arch', 'model', 'model_name', 'model_arch', 'backbone
 _DEEPEST = 4
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 HALVES = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
-_IMAGENET_TAGS = ('dino', 'mae', 'moco', 'ibot')  # of timm's vit_* that are trained on ImageNet's mean and std
-_FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # by Pillow's numbers
-_HEADS = {'tiny': 3, 'small': 6, 'base': 12}  # of timm's and DeiT's models of these names
+_IMAGENET_TAGS = ('dino', 'mae', 'moco', 'ibot')  # tags of timm's vit_* that have ImageNet's mean and std
+_FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # Pillow's resampling filters by number
+_HEADS = {'tiny': 3, 'small': 6, 'base': 12}  # size in the names of timm and DeiT -> heads
 
 
 class Fact(NamedTuple):

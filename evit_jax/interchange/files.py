@@ -13,7 +13,7 @@ def opened(path: str | pathlib.Path) -> Iterator[tuple[Any, dict[str, str]]]:
     """What is in the file, its arrays as `Stored` that can be read in the body only; and the metadata.
 
     Args:
-      path: of a file, or of an index of shards.
+      path: a file of weights, or an index of shards.
 
     Raises:
       ValueError: it is not one of the kinds that are read, damaged, or refused; says why.

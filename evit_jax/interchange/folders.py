@@ -34,7 +34,7 @@ def weights_in(folder: pathlib.Path) -> pathlib.Path:
 
 
 def is_index(path: pathlib.Path) -> bool:
-    """Whether a file lists shards."""
+    """True for a file that lists shards."""
     return path.name.endswith('.index.json')
 
 

@@ -13,7 +13,7 @@ from evit_jax.interchange.facts import KEYS, Fact, Facts
 from evit_jax.models.layers import ACTIVATIONS
 from evit_jax.models.shape import POOLINGS, ViTShape
 
-_MODEL_TYPES = ('vit', 'deit', 'vit_msn', 'vit_mae', 'timm_wrapper')  # of transformers, that compute as the ViT here
+_MODEL_TYPES = ('vit', 'deit', 'vit_msn', 'vit_mae', 'timm_wrapper')  # they compute as the ViT here
 _IN_SHAPE = ('heads', 'norm_epsilon', 'activation', 'pooling')
 _SHAPES = {'hidden_size': 'width', 'embed_dim': 'width', 'num_features': 'width', 'num_hidden_layers': 'depth',
            'depth': 'depth', 'patch_size': 'patch_size', 'image_size': 'image_size'}  # in config.json: a field here
@@ -22,9 +22,9 @@ _SHAPES = {'hidden_size': 'width', 'embed_dim': 'width', 'num_features': 'width'
 class Given(NamedTuple):
     """Everything that was read of a model but its arrays."""
 
-    path: pathlib.Path                    # of the file
-    tree: Any                             # of a file of PyTorch: settings stand beside the weights
-    metadata: Mapping[str, str]           # of a safetensors file
+    path: pathlib.Path                    # the file
+    tree: Any                             # contents of a PyTorch file: weights, and settings beside them
+    metadata: Mapping[str, str]           # metadata of a safetensors file
     configs: Mapping[str, Mapping[str, Any]]  # beside it, by file name
 
     @property
@@ -142,7 +142,7 @@ def _assumed(name, shape, found, names, given) -> Facts:
         by_name['norm_epsilon'] = Fact(1e-12, "as Hugging Face's ViT")
     in_hugging_face = found.layout == layouts.HUGGING_FACE and not shape.distilled
     is_vit = given.config.get('model_type', 'vit' if in_hugging_face else '') == 'vit'
-    kind = facts.HALVES | {'crop': 0.0} if is_vit else {}  # of its image processor
+    kind = facts.HALVES | {'crop': 0.0} if is_vit else {}  # the defaults of its image processor
     family = facts.of_family([*names, given.path.name]) if name.startswith('deit') else {}
     moco = facts.assumed_of_moco(given.tree.get('arch') if isinstance(given.tree, Mapping) else None)
     by_kind = {fact: Fact(value, "as Hugging Face's ViT") for fact, value in kind.items()}

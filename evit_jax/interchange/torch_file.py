@@ -26,7 +26,7 @@ _DTYPES = {f'torch.{name}' for name in ('float32', 'float64', 'float16', 'bfloat
 _INERT = {'argparse.Namespace', 'types.SimpleNamespace', 'torch.device', 'numpy.dtype', 'pathlib.PosixPath',
           'pathlib.WindowsPath', 'pathlib.PurePosixPath', 'pathlib.PureWindowsPath'}
 _FACTORIES = {f'{module}.{name}' for module in ('builtins', '__builtin__') for name in (
-    'bool', 'dict', 'float', 'int', 'list', 'str', 'tuple')}  # of a defaultdict
+    'bool', 'dict', 'float', 'int', 'list', 'str', 'tuple')}  # types that a defaultdict may be made of
 _SCALARS = {'b1', 'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'}  # NumPy's types of one number
 _MAX_PICKLE = 4 * 2**20  # of a model with its optimizer it takes a tenth of that; filled with opcodes, a few 100 MB
 _MAX_MEMBERS = 100_000

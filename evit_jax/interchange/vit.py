@@ -113,12 +113,12 @@ def matches(keys: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _is_head(key):
-    """Whether an array is of a head, which training on other classes makes anew."""
+    """True for an array of a head. Training on other classes replaces heads."""
     return key.split('.')[0] in ('head', 'head_dist', 'aux_head')
 
 
 def _computes(key):
-    """Whether every image goes through an array of this name before it comes to a head."""
+    """True for an array that every image goes through before it reaches a head."""
     return _BACKBONE.search(key) is not None and not key.startswith('decoder') and not key.endswith('mask_token')
 
 

@@ -11,7 +11,7 @@ from evit_jax.interchange.stored import Stored
 
 _WEIGHTS = ('model', 'state_dict', 'model_state_dict')
 _AVERAGES = ('model_ema', 'state_dict_ema', 'ema', 'ema_model', 'ema_state_dict')
-_PREFIXES = ('module.', 'model.', '_orig_mod.')  # of DataParallel, of a model within one, of torch.compile
+_PREFIXES = ('module.', 'model.', '_orig_mod.')  # added by DataParallel, by a wrapping model, by torch.compile
 _COUNTER = 'n_averaged'  # beside module.*: an AveragedModel of PyTorch
 _DEEPEST = 8
 # A vision transformer has one of these arrays; the group is the prefix of its names.
@@ -46,7 +46,7 @@ def take(tree: Any, *, ema: bool, key: str) -> Weights:
     """The weights of a model in what a file held; the log lists the rest.
 
     Args:
-      tree: of dicts, with arrays somewhere in it.
+      tree: nested dicts, with arrays somewhere in them.
       ema: take the moving average of the weights.
       key: names of dicts, then of a prefix, joined by dots: '' where there is one model alone.
 

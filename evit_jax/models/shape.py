@@ -84,7 +84,7 @@ class ViTShape:
 
     @property
     def has_token_head(self) -> bool:
-        """Whether a head of its own tells the class of each patch token."""
+        """True where a second head classifies each patch token."""
         return False
 
     @property

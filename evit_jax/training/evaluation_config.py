@@ -30,7 +30,7 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
     Every key that decides the result and differs from the run's is logged with both values.
 
     Args:
-      config: of a file, or with every key there is where no file is given; explicit keys are set in it.
+      config: a file's config, or the base config without a file; explicit keys are set in it.
       saved: flat config of the run, see `workdir.trained_config`.
       workdir: for messages.
       explicit: keys set on the command line; None: those of the model, which then are compared with the run's.
@@ -96,7 +96,7 @@ def _check_tokens(used, named):
 
 
 def _is_open(value):
-    """Whether a config leaves a value to the model or the data."""
+    """True where a config leaves a value to the model or the data."""
     return value in (0, '', 'auto', []) and value is not False
 
 

@@ -65,7 +65,7 @@ class Examples:
         return jax.tree.map(lambda *rows: np.stack(rows), *(row.arrays for row in chosen)) if chosen else {}
 
     def _priority(self, number, label):
-        """Of the image that is the `number`-th of its class; low ones are kept."""
+        """The rank of the `number`-th image of its class; images with low ranks are kept."""
         return number, label not in self._first_classes, label
 
     def _chosen_of(self, rows):

@@ -18,7 +18,7 @@ from evit_jax.training.teachers import Teacher
 
 
 class Record(NamedTuple):
-    """What is recorded of one start."""
+    """The record of one start."""
 
     train: dict[str, Any]     # see `fingerprint.describe`
     test: dict[str, Any]

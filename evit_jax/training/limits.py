@@ -34,7 +34,7 @@ def check(config: Any) -> None:
 
 
 def mixes(config: Any) -> bool:
-    """Whether images of a batch are mixed: by mixup, cutmix or MixToken."""
+    """True where mixup, cutmix or MixToken mixes the images of a batch."""
     return bool(config.mixing.mixup or config.mixing.cutmix or config.data.token_labels)
 
 

@@ -17,7 +17,7 @@ def resolve_dtype(dtype: str, platform: str, recorded: str | None = None) -> str
 
     Args:
       dtype: from the config.
-      platform: of the devices that compute: 'cpu', 'gpu' or 'tpu'.
+      platform: 'cpu', 'gpu' or 'tpu', where the computation runs.
       recorded: dtype of the run that continues or is evaluated; it wins over the platform.
     """
     if dtype != AUTO:
@@ -61,7 +61,7 @@ def usable_cores(root: str | os.PathLike = '/') -> int:
     """Number of cores that this process may use, by its CPU affinity and the CPU quota of its control group.
 
     Args:
-      root: of the file system with /proc and /sys.
+      root: root of the file system with /proc and /sys.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return int(max(1, min(cores, _quota(pathlib.Path(root)))))

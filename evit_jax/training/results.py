@@ -48,7 +48,7 @@ def evaluate_into(run: Run, state: TrainState, files: Files, stopping: Stopping,
     """As `evaluate_state`, of a run that is only evaluated: its result goes to files of its own.
 
     Args:
-      workdir: of the weights, for the result.
+      workdir: the run whose weights these are; the result names it.
 
     Raises:
       Stopped: the run was told to.

@@ -295,7 +295,7 @@ def shape_and_plans(config: Any, trained: dict[str, Any] | None = None) -> tuple
     """The shape of a config's model, and its plans by the progress of the keep schedule in [0, 1].
 
     Args:
-      trained: as in `lay_out`.
+      trained: see `lay_out`.
 
     Raises:
       ValueError: a value that cannot work.

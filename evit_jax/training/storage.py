@@ -18,7 +18,7 @@ from jax.errors import JaxRuntimeError
 _NEEDED = ('fsspec', 'gcsfs', 'google.cloud.storage')  # by etils; the last by Orbax
 _NEED_FREE = 64 * 2**20
 _OF_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG}  # a file is not whole
-_SYSTEM = re.compile(r"os_error_code='?(\w+)")  # as tensorstore reports an error of the system
+_SYSTEM = re.compile(r"os_error_code='?(\w+)")  # tensorstore's report of a system error
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -108,7 +108,7 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
 
 
 def blames_machine(error: BaseException) -> bool:
-    """Whether a read failed by a limit of this machine (memory, permission, open files, JAX) and not by the file."""
+    """True where a limit of this machine (memory, permission, open files, JAX) made a read fail, and not the file."""
     if isinstance(error, MemoryError | JaxRuntimeError):
         return True
     if isinstance(error, OSError) and error.errno is not None:

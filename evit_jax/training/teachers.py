@@ -24,7 +24,7 @@ class Teacher(NamedTuple):
     params: Params             # numpy arrays
     mean: tuple[float, ...]    # of the channels that it was trained on
     std: tuple[float, ...]
-    digest: str = ''           # of `arrays`
+    digest: str = ''           # digest of `arrays`
 
     @property
     def arrays(self) -> tuple:

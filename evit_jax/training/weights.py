@@ -23,8 +23,8 @@ from evit_jax.training.state import TrainState
 AS_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 1.0,
            'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
 _HEADS = ('head', 'head_dist', 'aux_head')
-_FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # of other programs
-_HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # as the names of files in its folders begin
+_FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # suffixes of other programs' files
+_HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # beginnings of file names in its folders
 _SAID = 5  # problems named in one message
 
 
@@ -168,7 +168,7 @@ def check_values(workdir: str | os.PathLike, shape: ViTShape) -> None:
     """Raises a ValueError where the weights in a workdir were trained with other values that no array shows.
 
     Args:
-      shape: of the model that is to start from them.
+      shape: shape of the model that starts from them.
     """
     config = workdirs.saved_config(workdir)
     if config is None or config.get('model.name') not in models.SHAPES:
