@@ -15,7 +15,8 @@ from tests.test_training import ROOT, SETTINGS, tiny
 
 CLASSES = 'oak', 'pine'
 OWN = {'data.source': 'folder', 'model.classes': 0, 'batch_size': 8, 'epochs': 2, 'data.flip': 0.0,
-       'keep.shrink_epochs': 0, 'optimizer.warmup_epochs': 0.0, 'log.pictures': 4, 'log.eval_epochs': 9.0}
+       'mixing.mixup': 0.0, 'mixing.cutmix': 0.0, 'keep.shrink_epochs': 0, 'optimizer.warmup_epochs': 0.0,
+       'log.pictures': 4, 'log.eval_epochs': 9.0}
 
 
 @pytest.fixture(autouse=True)
