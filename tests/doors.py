@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import sys
 
 import pytest
 from absl import flags
@@ -15,9 +16,10 @@ def _ours():
 
 @contextlib.contextmanager
 def alone(program):
-    """Imports `evit_jax.<program>`, which no other test may do; puts the flags of others back at the end."""
+    """Imports `evit_jax.<program>` anew, with its flags; restores the flags of other programs at the end."""
     others = _ours()
     flags.FLAGS.remove_flag_values(others)
+    sys.modules.pop(f'evit_jax.{program}', None)
     try:
         yield importlib.import_module(f'evit_jax.{program}')
     finally:

@@ -122,9 +122,10 @@ def test_held_out_images_are_opened_without_those_to_train_on(tmp_path, caplog):
 
 
 def test_held_out_images_that_are_trained_on_are_warned_of(tmp_path, caplog):
-    (tmp_path / 'train' / 'ape').mkdir(parents=True)
-    (tmp_path / 'train' / 'ape' / 'a.png').write_text('')
+    for name in ('ape', 'bat'):
+        (tmp_path / 'train' / name).mkdir(parents=True)
+        (tmp_path / 'train' / name / 'a.png').write_text('')
     inputs.open_held_out(layouts.config_of(data__source='folder', data__path=str(tmp_path), model__classes=0,
                                            data__index_cache='', data__test_split='train[:100%]',
                                            data__train_split='train[:100%]'))
-    assert '1 of the examples to evaluate on are trained on, too' in caplog.text
+    assert '2 of the examples to evaluate on are trained on, too' in caplog.text

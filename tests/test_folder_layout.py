@@ -12,7 +12,7 @@ from evit_jax.inference.images import find_images
 from tests import prepared
 from tests.test_folder import fill, ids
 
-HELD_OUT = 'test'  # the split to evaluate on, see `splits.resolve`
+HELD_OUT = 'auto'  # the split to evaluate on, see `splits.resolve`
 
 
 @pytest.fixture

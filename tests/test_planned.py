@@ -109,7 +109,7 @@ def test_main_evaluates_with_a_config_file_and_what_is_set_on_the_command_line(h
 
 @pytest.mark.parametrize('words, message', [
     (['--mode=evaluate'], 'give both --config FILE and --workdir DIR'), (['--workdir=a'], 'give both --config FILE'),
-    (['--workdir=a', '--mode=evaluate', '--config.keep.rat=1'], '"rate" instead of "rat"'),
+    (['--workdir=a', '--mode=evaluate', '--config.keep.rat=1'], 'unknown key config.keep.rat: did you mean'),
     (['--config=mine.py', '--workdir=a', '--out=b.json'], '--out=b.json is for --mode=evaluate')])
 def test_main_refuses_flags_that_do_not_go_together(handed_on, tmp_path, capsys, words, message):
     (tmp_path / 'mine.py').write_text('from configs import base\nget_config = base.get_config\n')

@@ -14,7 +14,7 @@ from evit_jax.models.lvvit import LVViTShape
 from evit_jax.models.shape import POOLINGS, ViTShape
 from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.reducers import DYNAMICVIT, EVIT, TOME
-from evit_jax.training import weights, workdir
+from evit_jax.training import evaluation_config, weights, workdir
 from evit_jax.training.trained import read_trained
 from tests import layouts
 
@@ -148,9 +148,10 @@ def test_the_values_of_the_named_model_are_its_own_whether_recorded_or_not(tmp_p
     workdir.write_config(tmp_path, {'config': old})
     named = layouts.config_of(model__heads=2, model__norm_epsilon=1e-6, model__activation='gelu').to_dict()
     workdir.open_workdir(tmp_path, named, accept_changes=False)
-    workdir.trained_config(tmp_path, config)
-    other = layouts.config_of(model__heads=4).to_dict()
+    saved = workdir.saved_config(tmp_path)
+    evaluation_config.merge(layouts.config_of(), saved, 'a')
+    other = layouts.config_of(model__heads=4)
     with pytest.raises(ValueError, match=r'another model \(model.heads 2 -> 4\)'):
-        workdir.open_workdir(tmp_path, other, accept_changes=True)
+        workdir.open_workdir(tmp_path, other.to_dict(), accept_changes=True)
     with pytest.raises(ValueError, match=r'model.heads 2 there, 4 here'):
-        workdir.trained_config(tmp_path, other)
+        evaluation_config.merge(other, saved, 'a')

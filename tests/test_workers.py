@@ -79,7 +79,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
 def test_workers_leave_a_sigterm_of_the_whole_group_to_their_parent():
     batches = pipeline.eval_batches(Numbered(40), batch_size=4, transform=Plain(), num_workers=2)
     try:
-        got = [next(batches)]
+        got = [next(batches), next(batches)]  # one of each worker: both have started
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGTERM)
         got += batches

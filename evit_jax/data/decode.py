@@ -16,7 +16,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 
 MAX_PIXELS = 100_000_000  # decoded, 300 MB
 # Suffixes of image files. One list for training, evaluation and prediction; masks are looked for in this order.
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.jfif', '.webp', '.gif', '.bmp', '.tif', '.tiff')
+SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff')
 
 _JPEG = b'\xff\xd8'
 _ORIENTATION = 0x112  # the EXIF tag

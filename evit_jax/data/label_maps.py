@@ -175,7 +175,7 @@ def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterato
     secured = time.monotonic()
     try:
         for entry in make(done):
-            problem = entry.problem if entry.made is None else _problem(entry.made)
+            problem = _problem(entry)
             if problem:
                 missing += 1
                 logging.warning('no label map of %s: %s', entry.example, problem)
@@ -195,8 +195,10 @@ def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterato
     return missing
 
 
-def _problem(made: LabelMap) -> str:
-    return '' if np.isfinite(made.value).all() else 'its values are not finite (NaN or infinity)'
+def _problem(entry: Entry) -> str:
+    if entry.made is None:
+        return entry.problem or 'no reason is given'
+    return '' if np.isfinite(entry.made.value).all() else 'its values are not finite (NaN or infinity)'
 
 
 def check_begun(folder: str | os.PathLike, about: About) -> None:

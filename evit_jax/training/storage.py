@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterator
 
 from etils import epath
-from jax.errors import JaxRuntimeError
 
 _NEEDED = ('fsspec', 'gcsfs', 'google.cloud.storage')  # by etils; the last by Orbax
 _NEED_FREE = 64 * 2**20
@@ -109,6 +108,7 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
 
 def blames_machine(error: BaseException) -> bool:
     """True where a limit of this machine (memory, permission, open files, JAX) made a read fail, and not the file."""
+    from jax.errors import JaxRuntimeError  # here, as writers of metrics need no JAX and it is slow to import
     if isinstance(error, MemoryError | JaxRuntimeError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
