@@ -21,7 +21,7 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.batch_size = 64
-    config.epochs = 100
+    config.epochs = 50
     config.ema_decay = 0.0                      # too few steps for an average
     config.model.update(name='vit_digits', image_size=64, classes=0, drop_path=0.0, reduce_at=(0, 2, 4))
     config.keep.rate = 0.7                      # from the first step on
