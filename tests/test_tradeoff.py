@@ -213,8 +213,8 @@ def test_a_speed_of_null_is_joined_to_nothing(tmp_path):
 
 
 @pytest.mark.parametrize('changes', [
-    {'plan': {'tokens': 3}}, {'preprocessing': {'image_size': [64]}}, {'preprocessing': {'mean': [[1]]}}, {'step': '2'}, {'data': 5},
-    {'metrics': {'top1': 0.5, 'macs': 10, 'images': '7'}}], ids=str)
+    {'plan': {'tokens': 3}}, {'preprocessing': {'image_size': [64]}}, {'preprocessing': {'mean': [[1]]}}, {'step': '2'},
+    {'data': 5}, {'metrics': {'top1': 0.5, 'macs': 10, 'images': '7'}}], ids=str)
 def test_evaluation_file_with_a_wrong_type_is_left_out_with_a_warning(tmp_path, caplog, changes):
     run_of = known_run(tmp_path / 'run')
     write_evaluation(run_of, at_rate(0.5), 0.3, **changes)
