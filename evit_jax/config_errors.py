@@ -4,6 +4,7 @@ import difflib
 import glob
 import math
 import os
+import pathlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 _NEAR = 0.5         # least similarity, in 0..1, of a name that is offered as a hint
 _FOLDER = 'configs'  # folder of the recipes in a checkout
+_BASE = pathlib.Path(__file__).parents[1] / _FOLDER / 'base.py'  # has every key of a run
 _KINDS = {bool: ('true or false', flags.BooleanParser()), int: ('a whole number', flags.IntegerParser()),
           float: ('a number', flags.FloatParser())}
 
@@ -28,11 +30,12 @@ def check(arguments: Sequence[str], defined: flags.FlagValues) -> None:
 
     Raises:
       FileNotFoundError: there is no such file; names the nearest, and those that there are.
-      ValueError: the file is no config; an unknown key, a group, or a value of a wrong type.
+      ValueError: the file is no config, lacks keys, or is given twice; an unknown key, a group, or a value of a wrong
+        type.
     """
     if 'config' not in defined or not isinstance(defined['config'].parser, ConfigFileFlagParser):
         return
-    before, file, overrides = _words(arguments)
+    before, file, overrides = _words(defined.read_flags_from_files(list(arguments), force_gnu=False))
     if file is None:
         if before:
             raise ValueError(f'{before[0]} changes a config: give --config FILE before it')
@@ -40,6 +43,7 @@ def check(arguments: Sequence[str], defined: flags.FlagValues) -> None:
     if before:
         raise ValueError(f'{before[0]} stands before --config: give --config={file} first')
     config = _load(file)
+    _check_keys(file, config)
     for name, text in overrides:
         _check_value(name, _find(config, name), text)
 
@@ -51,13 +55,19 @@ def nearest(name: str, known: Sequence[str], before: str = '') -> str:
 
 
 def _words(arguments):
-    """Overrides before `--config`, its file, and (key, text or None) of the overrides behind it."""
+    """Overrides before `--config`, its file, and (key, text or None) of the overrides behind it.
+
+    Raises:
+      ValueError: there are two files.
+    """
     before, file, overrides = [], None, []
     for number, word in enumerate(arguments[1:], 1):
         if word == '--':
             break
         if found := re.fullmatch(r'--?config(?:=(.*))?', word, re.DOTALL):
-            file = found[1] if '=' in word else ' '.join(arguments[number + 1:number + 2])
+            first, file = file, found[1] if '=' in word else ' '.join(arguments[number + 1:number + 2])
+            if first is not None:
+                raise ValueError(f'--config is given twice, as {first} and as {file}: give one of them')
         elif found := re.fullmatch(r'--?(?:no)?config\.([^=]+)(?:=(.*))?', word, re.DOTALL):
             overrides.append(found.groups())
             before += [word] if file is None else []
@@ -85,6 +95,9 @@ def _load(file: str) -> Any:
       FileNotFoundError, ValueError: there is none, or it fails.
     """
     _check_file(file)
+    if file.endswith('.json'):
+        raise ValueError(f'--config={file} is JSON, and a config is a Python file with get_config(), such as those in '
+                         f'{_FOLDER}/*.py: give the one that the run was started with. --mode=evaluate needs none')
     try:
         config = ConfigFileFlagParser('config').parse(file)
         getattr(config, 'keys', None)  # an error that was kept for the first use is raised here
@@ -92,6 +105,31 @@ def _load(file: str) -> Any:
     except Exception as error:
         lines = str(error).strip().splitlines() or [repr(error)]
         raise ValueError(f'--config={file} fails: {type(error).__name__}: {lines[-1].strip()}') from error
+
+
+def _check_keys(file: str, config: Any) -> None:
+    """Raises a ValueError where a config lacks keys of the base config, or the runs of a comparison do."""
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f'--config={file}: get_config() returns {type(config).__name__} and not ConfigDict: begin '
+                         f'with base.get_config() of {_FOLDER}/base.py')
+    if not _BASE.is_file():  # there are recipes in a checkout only
+        return
+    compared, path = (config.run, 'config.run') if isinstance(config.get('run'), ConfigDict) else (config, 'config')
+    if missing := _missing(ConfigFileFlagParser('base').parse(str(_BASE)), compared, path):
+        raise ValueError(f'--config={file} lacks {", ".join(missing)}: begin with base.get_config() of '
+                         f'{_FOLDER}/base.py, and change what differs')
+
+
+def _missing(base: ConfigDict, config: ConfigDict, path: str) -> list[str]:
+    """Dotted keys and groups of the base config that a config lacks."""
+    found = []
+    for key, value in base.items():
+        group = isinstance(value, ConfigDict)
+        if key not in config or (group and not isinstance(config[key], ConfigDict)):
+            found.append(f'{path}.{key}')
+        elif group:
+            found += _missing(value, config[key], f'{path}.{key}')
+    return found
 
 
 def _find(config: Any, name: str) -> Any:

@@ -109,10 +109,32 @@ def test_config_flags_in_any_order_train_the_plan_of_the_pairs(main, tmp_path, m
     ({'reduce_at': (9, 3, 9)}, r'\(9, 3, 9\) names a block twice'),
     ({'reduce_at': (9, 3, 6), 'rate': (0.5, 0.7)}, r'2 values for 3 reductions at blocks \(9, 3, 6\)'),
     ({'reduce_at': {9, 3, 6}, 'rate': (0.5, 0.9, 0.7)}, 'is a set, which has no order'),
+    ({'rate': {0.9, 0.7, 0.5}}, 'rate=.* is a set, which has no order'),
+    ({'rate': {3: 0.9, 6: 0.7, 9: 0.5}}, 'rate=.* is a dict'),
+    ({'tokens': {3: 150, 6: 100, 9: 50}}, 'tokens=.* is a dict'), ({'tokens': {150, 100, 50}}, 'tokens=.* is a set'),
+    ({'reduce_at': {3: 0.9, 6: 0.7}}, 'reduce_at=.* is a dict'),
+    ({'reduce_at': (3.5, 6, 9), 'rate': (0.9, 0.7, 0.5)}, r'reduce_at=\(3.5, 6, 9\): 3.5 is no whole number'),
+    ({'reduce_at': (1.5, 2, 4)}, r'1.5 is no whole number: give blocks in 0..11'),
+    ({'reduce_at': (3, 6), 'tokens': ()}, r'tokens=\(\) has 0 values for 2 reductions'),
     ({'tokens': (9, 8, 7.5)}, '7.5 is no whole number')])
 def test_values_that_belong_to_no_block_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         make_plan(196, 12, **arguments)
+
+
+def test_make_plan_with_rising_tokens_warns_of_the_blocks_that_drop_nothing(caplog):
+    assert make_plan(196, 12, tokens=(150, 151, 20)).reductions == (3, 9) and not caplog.text
+    assert make_plan(196, 12, tokens=(20, 30, 40)).reductions == (3,)
+    assert [record.levelname for record in caplog.records] == ['WARNING'] * 2
+    assert 'tokens=(20, 30, 40): block 6 keeps all of its 21 tokens, for fewer than 30 enter it' in caplog.text
+
+
+@pytest.mark.parametrize('values', [{0.9, 0.7, 0.5}, {3: 0.9, 6: 0.7, 9: 0.5}])
+def test_values_for_a_trained_model_that_have_no_order_are_refused(values):
+    trained = Trained('a', 'deit_s', 1, {}, SHAPE, (), 224, (), (), None, 'float32', Keeping(EVIT, (3, 6, 9), True, ()))
+    for name in ('rates', 'tokens'):
+        with pytest.raises(ValueError, match=f'{name}=.* is no sequence'):
+            trained.plan(**{name: values})
 
 
 def test_blocks_without_values_may_be_a_set():

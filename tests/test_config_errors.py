@@ -68,6 +68,44 @@ def test_a_config_file_that_fails_is_named_in_one_line(tmp_path, text, said):
     assert '\n' not in str(refusal.value)
 
 
+@pytest.mark.parametrize(('body', 'said'), [
+    ('ConfigDict({"batch_size": 5})', r'lacks config.checkpoint, .*config.data, .*config.seed, .*: begin with'),
+    ('{"batch_size": 5}', r'mine.py: get_config\(\) returns dict and not ConfigDict: begin with'),
+    ('5', r'get_config\(\) returns int and not ConfigDict'),
+    ('without("data", "mean")', 'mine.py lacks config.data.mean: begin with'),
+    ('ConfigDict({"run": without("keep", "rate")})', 'mine.py lacks config.run.keep.rate: begin with')])
+def test_a_config_without_all_keys_is_refused_with_the_missing_ones(tmp_path, body, said):
+    (tmp_path / 'mine.py').write_text(
+        'from configs import base\nfrom ml_collections import ConfigDict\n\n'
+        'def without(group, key):\n    config = base.get_config()\n    with config.unlocked():\n'
+        f'        del config[group][key]\n    return config\n\ndef get_config():\n    return {body}\n')
+    with pytest.raises(ValueError, match=said):
+        check(f'--config={tmp_path / "mine.py"}')
+
+
+def test_all_recipes_have_the_keys_of_the_base_config():
+    for file in sorted((layouts.ROOT / 'configs').glob('[!_]*.py')):
+        check(f'--config={file}')
+
+
+def test_a_config_in_a_flag_file_takes_overrides_of_the_command_line(tmp_path, monkeypatch):
+    (file := tmp_path / 'f').write_text('# mine\n--config=configs/digits.py\n--config.seed=7\n')
+    check(f'--flagfile={file}', '--config.keep.rate=0.5')
+    check('--flagfile', str(file), '--config.keep.rate=0.5')
+    with pytest.raises(ValueError, match=r'unknown key config.keep.ratio'):
+        check(f'--flagfile={file}', '--config.keep.ratio=0.5')
+    with pytest.raises(ValueError, match='--config is given twice'):
+        check(f'--flagfile={file}', DIGITS)
+
+
+def test_two_configs_and_json_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'--config is given twice, as configs/digits.py and as configs/deit_s.py: '):
+        check(DIGITS, '--config=configs/deit_s.py', '--config.batch_size=8')
+    (file := tmp_path / 'config.json').write_text('{"model.fuse": false}')
+    with pytest.raises(ValueError, match=r'config.json is JSON, .* configs/\*.py'):
+        check(f'--config={file}')
+
+
 def test_an_override_before_the_config_is_refused():
     with pytest.raises(ValueError, match=r'--config.keep.rate=0.5 stands before --config: give --config=\S+ first'):
         check('--config.keep.rate=0.5', DIGITS)

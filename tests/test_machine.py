@@ -66,6 +66,18 @@ def test_limits_allow_automatic_values_and_name_others():
         limits.check(config)
 
 
+@pytest.mark.parametrize('changes', [
+    {'data.mean': (127.5,) * 3}, {'data.mean': (0.5, -0.5, 0.5)}, {'data.std': (0.5, 0.5, 0.0)},
+    {'data.std': (58.4, 57.1, 57.4)}, {'data.std': (float('nan'),) * 3}], ids=str)
+def test_limits_refuse_a_mean_or_std_that_is_not_of_values_in_0_to_1(changes):
+    config = base.get_config()
+    config.update_from_flattened_dict({'data.mean': (0.0, 1.0, 0.485), 'data.std': (1.0, 1 / 255, 0.5)})
+    limits.check(config)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=rf'config.{next(iter(changes))}=.* is outside .*divide .* by 255'):
+        limits.check(config)
+
+
 @pytest.mark.parametrize(('platform', 'dtype'), [('cpu', 'float32'), ('tpu', 'bfloat16')])
 def test_lay_out_resolves_the_dtype_by_the_platform_of_its_mesh(platform, dtype):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))  # a slice that is not this machine

@@ -192,7 +192,7 @@ def test_a_split_batch_is_mixed_without_a_word_between_devices():
         assert word not in program
 
 
-MIXES = {'mixing.mixup': 0.8, 'mixing.cutmix': 1.0, 'data.token_labels': ''}
+MIXES = {'mixing.mixup': 0.8, 'mixing.cutmix': 1.0, 'data.token_labels': '', 'data.repeats': 1}
 
 
 def config_of(**changes):
@@ -206,7 +206,10 @@ def config_of(**changes):
      r'config.mixing.cutmix=1.0 .* Give --config.batch_size=16 or .* or give --config.mixing.mixup=0'),
     ({'batch_size': 1, 'mixing.mixup': 0.0}, 1, 'one image on each of 1 devices'),
     ({'batch_size': 4, 'mixing.mixup': 0.0, 'mixing.cutmix': 0.0, 'data.token_labels': 'maps'}, 4,
-     r'config.data.token_labels=maps \(MixToken\)')])
+     r'config.data.token_labels=maps \(MixToken\)'),
+    ({'batch_size': 2, 'data.repeats': 3}, 1, r'puts 2 copies \(config.data.repeats=3\) of one image on each of 1 '
+     r'devices.* Give --config.batch_size=6 or a larger multiple of it, --config.data.repeats=1, '),
+    ({'batch_size': 24, 'data.repeats': 3}, 8, r'puts 3 copies .* on each of 8 devices.* Give --config.batch_size=48')])
 def test_check_mixing_with_one_image_on_a_device_refuses_with_a_way_out(changes, devices, message):
     with pytest.raises(ValueError, match=message):
         limits.check_mixing(config_of(**changes), devices)
@@ -220,6 +223,16 @@ def test_check_mixing_with_an_odd_number_on_a_device_tells_how_many_are_left_out
                                groups=8)[1]
     alone = np.asarray(targets.max(axis=1) == 1).reshape(8, 3)
     assert alone[:, 1].all() and not alone[:, 0].all()
+
+
+def test_check_mixing_with_copies_as_partners_tells_how_many_are_not_mixed(caplog):
+    limits.check_mixing(config_of(**{'batch_size': 18, 'data.repeats': 3}), 2)  # AAABBBCCC: the B's
+    assert ('6 of the 18 images of a batch are not mixed: on each of 2 devices there are 9, and the partner of one in '
+            'the middle is a copy of it (config.data.repeats=3). --config.batch_size=12 or 24 mixes all') in caplog.text
+    caplog.clear()
+    for size in (12, 24):
+        limits.check_mixing(config_of(**{'batch_size': size, 'data.repeats': 3}), 2)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize('changes', [

@@ -34,7 +34,10 @@ def test_what_was_written_is_read(tmp_path):
 @pytest.mark.parametrize('text, said', [
     (None, 'cannot be read .No such file'), ('{', 'holds no plan .Expecting'), ('[]', 'holds no plan'),
     ('{"model": "deit_s"}', 'holds no plan .*missing'),
-    (json.dumps(PLANNED._replace(reduce_at=(0, 7)).about()), 'block 7 is outside')])
+    (json.dumps(PLANNED._replace(reduce_at=(0, 7)).about()), 'block 7 is outside'),
+    (json.dumps(PLANNED._replace(tokens=()).about()), r'tokens=\(\) has 0 values for 2 reductions'),
+    (json.dumps(PLANNED.about() | {'tokens': {'9': 0, '5': 1}}), 'is a dict'),
+    (json.dumps(PLANNED.about() | {'fuse': 'false'}), '"fuse": "false" is neither true nor false')])
 def test_what_is_no_plan_is_refused(tmp_path, text, said):
     if text is not None:
         (tmp_path / 'plan.json').write_text(text)

@@ -35,7 +35,7 @@ def make_rows(file, *rows):
 def test_results_are_read_from_runs_and_measurements(tmp_path):
     run_of = make_run(tmp_path / 'run', **{'keep.rates': [0.9, 0.5], 'model.fuse': False})
     rows = make_rows(tmp_path / 'a.json', {'model': 'deit_s', 'rate': 0.5, 'top1': 78.5, 'macs': 5e9},
-                     {'name': 'mine', 'top1': 0.8, 'images_per_second': 12.0})
+                     {'name': 'mine', 'top1': 80, 'images_per_second': 12.0})
     read = read_results([run_of, rows])
     assert read.results == [
         Result('vit, not fused', '0.9/0.5', 0.5, 1000, 7), Result('deit_s', '0.5', 0.785, 5e9, None, True),
@@ -84,7 +84,7 @@ def speed_of(plan, speed=100, **changes):
             'images_per_second': speed} | changes
 
 
-def write_evaluation(folder, plan, top1, **changes):
+def write_evaluation(folder, plan, top1, /, **changes):
     metrics = {'top1': top1, 'top1_ema': top1 / 2, 'macs': SHAPE.macs(plan), 'images_per_second': 3}
     (folder / f'evaluate-{sum(plan.counts)}.json').write_text(json.dumps({
         'metrics': metrics, 'plan': {'description': str(plan), 'tokens': [plan.keep[at] for at in plan.reductions]},
@@ -187,6 +187,60 @@ def test_json_of_another_kind_is_refused(tmp_path, told, said):
     (tmp_path / 'a.json').write_text(json.dumps(told))
     with pytest.raises(ValueError, match=said):
         read_results([tmp_path / 'a.json'])
+
+
+def test_top1_of_a_file_is_in_percent_where_one_row_is(tmp_path, caplog):
+    def top1_of(*values):
+        rows = [{'name': str(at), 'top1': value, 'macs': 1} for at, value in enumerate(values)]
+        return [result.top1 for result in read_results([make_rows(tmp_path / 'a.json', *rows)]).results]
+
+    assert top1_of(0.795, 1) == [0.795, 1] and top1_of(0, 100) == [0, 1] and not caplog.text
+    assert top1_of(79.5, 0.9) == pytest.approx([0.795, 0.009])
+    assert 'a.json: top1 is in percent, as 79.5 is above 1, so 0.9 is read as 0.9 %' in caplog.text
+
+
+@pytest.mark.parametrize(('row', 'said'), [
+    ({'top1': 798}, 'top1 798 is above 100 %'), ({'rate': '0.7'}, "rate '0.7' is not a number"),
+    ({'image_size': [64]}, r'image_size \[64\] is not a whole number'), ({'macs': 'x'}, "'x' is neither")])
+def test_row_of_a_wrong_type_or_range_is_refused_with_its_file(tmp_path, row, said):
+    with pytest.raises(ValueError, match=f'a.json: {said}'):
+        read_results([make_rows(tmp_path / 'a.json', {'name': 'a', 'images_per_second': 5} | row)])
+
+
+def test_a_speed_of_null_is_joined_to_nothing(tmp_path):
+    rows = make_rows(tmp_path / 'a.json', speed_of(PLAN, None))
+    assert [result.speed for result in read_results([known_run(tmp_path / 'run'), rows]).results] == [7]
+
+
+@pytest.mark.parametrize('changes', [
+    {'plan': {'tokens': 3}}, {'preprocessing': {'image_size': [64]}}, {'preprocessing': {'mean': [[1]]}}, {'step': '2'},
+    {'data': 5}, {'metrics': {'top1': 0.5, 'macs': 10, 'images': '7'}}], ids=str)
+def test_evaluation_file_with_a_wrong_type_is_left_out_with_a_warning(tmp_path, caplog, changes):
+    run_of = known_run(tmp_path / 'run')
+    write_evaluation(run_of, at_rate(0.5), 0.3, **changes)
+    assert [result.label for result in read_results([run_of]).results] == ['0.7']
+    assert 'json is left out: it holds no evaluation' in caplog.text
+    file, = run_of.glob('evaluate-*.json')
+    file.write_text(json.dumps(json.loads(file.read_text()) | {'workdir': 5}))
+    with pytest.raises(ValueError, match=r'json: "workdir": 5 is no path'):
+        read_results([file])
+
+
+OTHERWISE = {'data': {'source': 'folder', 'name': '', 'split': 'val'},
+             'preprocessing': {'image_size': 64, 'mean': [0.5] * 3, 'std': [0.2] * 3, 'eval_crop': 0.9}}
+
+
+@pytest.mark.parametrize('group, key, value', [
+    ('data', 'split', 'test'), ('data', 'source', 'digits'), ('preprocessing', 'mean', [0.4] * 3),
+    ('preprocessing', 'std', [0.3] * 3), ('preprocessing', 'eval_crop', 1.0)])
+def test_evaluation_of_other_data_or_preprocessing_is_left_out_with_a_warning(tmp_path, caplog, group, key, value):
+    run_of = known_run(tmp_path / 'run', **{
+        'data.source': 'folder', 'data.name': 'imagenet2012', 'data.test_split': 'auto', 'data.eval_crop': 0.9,
+        'data.mean': [0.5] * 3, 'data.std': [0.2] * 3, 'recorded': {'test': {'split': 'val'}}})
+    write_evaluation(run_of, at_rate(0.5), 0.3, **OTHERWISE)
+    write_evaluation(run_of, at_rate(1.0), 0.6, **OTHERWISE | {group: OTHERWISE[group] | {key: value}})
+    assert {result.label for result in read_results([run_of]).results} == {'0.7', '0.5'}
+    assert f'): {key} ' in caplog.text and caplog.text.count(' there, ') == 1
 
 
 def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):

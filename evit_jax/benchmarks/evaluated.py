@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from evit_jax import models
+from evit_jax.data import splits
 from evit_jax.pictures.result import Result
 from evit_jax.tokens.keeping import Keeping
 from evit_jax.tokens.plan import TokenPlan
@@ -14,6 +15,10 @@ from evit_jax.training import storage, writers
 from evit_jax.training import workdir as workdirs
 
 _FILES = 'evaluate-*.json'
+_TYPES = {
+    'metrics': dict.fromkeys(('top1', 'top1_ema', 'macs', 'images_per_second', 'images', 'left_out'), int | float),
+    'plan': {'tokens': list | tuple}, 'model': {'name': str}, 'data': dict.fromkeys(('source', 'name', 'split'), str),
+    'preprocessing': {'image_size': int, 'mean': list, 'std': list, 'eval_crop': int | float}}
 _NEAR = 0.01  # largest relative difference between the MACs of an evaluation and of its plan
 
 
@@ -25,14 +30,26 @@ class Identity(NamedTuple):
     plan: str = ''  # text of the TokenPlan; '': unknown
 
 
+class Conditions(NamedTuple):
+    """Everything but the plan that evaluations of one curve have in common; None where it is unknown."""
+
+    step: int | None = None    # step of the weights
+    images: int | None = None  # in the split, those that cannot be read included
+    source: str | None = None
+    dataset: str | None = None  # of tfds; '' for other sources
+    split: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    eval_crop: float | None = None
+
+
 class Evaluated(NamedTuple):
     """A result, with what identifies it; one without an accuracy is a speed."""
 
     result: Result
     identity: Identity
     run: str = ''  # resolved path of the workdir
-    step: int | None = None    # step of the weights; None: unknown
-    images: int | None = None  # in the split, those that cannot be read included
+    conditions: Conditions = Conditions()
 
     def __str__(self) -> str:
         if not self.identity.plan:
@@ -64,15 +81,15 @@ def evaluated_in(workdir: Any, ema: bool) -> list[Evaluated]:
             found.append(one)
     if not found:
         raise ValueError(f'{workdir} has no evaluation that can be read')
-    return _of_one_step(workdir, found)
+    return _of_one_curve(workdir, found)
 
 
-def _of_one_step(workdir: Any, found: list[Evaluated]) -> list[Evaluated]:
-    """Leaves out evaluations of earlier weights and of other images, which belong to no common curve."""
-    latest, kept = max(found, key=lambda one: -1 if one.step is None else one.step), []
+def _of_one_curve(workdir: Any, found: list[Evaluated]) -> list[Evaluated]:
+    """Leaves out evaluations under other conditions than the latest one, which belong to no common curve."""
+    latest, kept = max((one.conditions for one in found), key=lambda one: -1 if one.step is None else one.step), []
     for one in found:
-        if differ := [f'{name} {here} there, {there} in the latest' for name, here, there in (
-                ('step', one.step, latest.step), ('images', one.images, latest.images))
+        if differ := [f'{name} {here} there, {there} in the latest' for name, here, there in zip(
+                Conditions._fields, one.conditions, latest, strict=True)
                 if None not in (here, there) and here != there]:
             logging.warning('an evaluation in %s is left out (%s): %s. Evaluate it again', workdir, one,
                             '; '.join(differ))
@@ -88,6 +105,8 @@ def evaluation_of(file: Any, ema: bool) -> Evaluated:
       ValueError: it holds none.
     """
     told = json.loads(file.read_text())
+    if not isinstance(told.get('workdir') or '', str):
+        raise ValueError(f'{file}: "workdir": {json.dumps(told["workdir"])} is no path of a workdir')
     workdir = storage.place(told.get('workdir') or file.parent)
     if found := _of_file(workdir, workdirs.saved_config(workdir) or {}, file, ema):
         return found
@@ -103,8 +122,27 @@ def _of_training(workdir: Any, told: Mapping[str, Any], record: Mapping[str, Any
     plan = plan_at and plan_at(None)
     if plan and abs(macs_of(plan) / record['eval/macs'] - 1) > _NEAR:
         plan = None  # the config has changed since
-    return Evaluated(result, _identity(told, None, str(plan) if plan else ''), _resolved(workdir), record.get('step'),
-                     _images(metrics))
+    data = {'source': told.get('data.source'), 'name': told.get('data.name'), 'split': _split_of_training(told)}
+    conditions = _conditions(record.get('step'), metrics, data, {
+        name: told.get(f'data.{name}') for name in ('mean', 'std', 'eval_crop')})
+    return Evaluated(result, _identity(told, None, str(plan) if plan else ''), _resolved(workdir), conditions)
+
+
+def _split_of_training(told: Mapping[str, Any]) -> str | None:
+    """The split of a run's evaluations by its saved config; None where that leaves it open."""
+    split, recorded = told.get('data.test_split'), told.get('recorded', {}).get('test', {}).get('split')
+    if split == splits.AUTO:
+        split = recorded and splits.resolve(split, [recorded])
+    return splits.title(split) if split else None
+
+
+def _conditions(step: int | None, metrics: Mapping[str, Any], data: Mapping[str, Any],
+                preprocessing: Mapping[str, Any]) -> Conditions:
+    images = metrics['images'] + metrics.get('left_out', 0) if 'images' in metrics else None
+    source = data.get('source')
+    mean, std = (tuple(map(float, preprocessing.get(name) or ())) or None for name in ('mean', 'std'))
+    return Conditions(step, images, source, data.get('name') if source == 'tfds' else source and '', data.get('split'),
+                      mean, std, preprocessing.get('eval_crop'))
 
 
 def _of_file(workdir: Any, told: Mapping[str, Any], file: Any, ema: bool) -> Evaluated | None:
@@ -113,7 +151,9 @@ def _of_file(workdir: Any, told: Mapping[str, Any], file: Any, ema: bool) -> Eva
         found = json.loads(file.read_text())
         metrics, plan = found['metrics'], found.get('plan') or {}
         plan = plan if isinstance(plan, dict) else {'description': str(plan)}
-        size = (found.get('preprocessing') or {}).get('image_size')
+        data, preprocessing = (found.get(name) or {} for name in ('data', 'preprocessing'))
+        _check_types(found | {'plan': plan})
+        conditions = _conditions(found.get('step'), metrics, data, preprocessing)
         told = {**told, **({'model.name': found['model']['name']} if found.get('model') else {})}
         if not 0 <= metrics['top1'] <= 1 or not metrics['macs'] > 0:
             raise ValueError('top1 is outside [0, 1], or macs is not positive')
@@ -123,8 +163,18 @@ def _of_file(workdir: Any, told: Mapping[str, Any], file: Any, ema: bool) -> Eva
     description = str(plan.get('description') or '')
     label = _label(told, description) or '-'.join(map(str, plan.get('tokens') or ())) or file.stem
     result = _result(workdir, told, metrics, ema, label=label, fused=told.get('model.fuse', True))
-    return Evaluated(result, _identity(told, size, description), _resolved(workdir), found.get('step'),
-                     _images(metrics))
+    return Evaluated(result, _identity(told, preprocessing.get('image_size'), description), _resolved(workdir),
+                     conditions)
+
+
+def _check_types(found: Mapping[str, Any]) -> None:
+    """Raises a ValueError for the first value of an evaluation that has another type than its key is for."""
+    values = [('step', found.get('step'), int)] + [
+        (f'{group}.{name}', (found.get(group) or {}).get(name), kind)
+        for group, kinds in _TYPES.items() for name, kind in kinds.items()]
+    for name, value, kind in values:
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f'{name} is {value!r}')
 
 
 def _result(workdir, told, metrics, ema, *, label, fused) -> Result:
@@ -162,10 +212,6 @@ def _plans(told: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPlan]
         return asked.plans(patches, shape.depth, shape.macs)(1.0)
 
     return plan_at, shape.macs
-
-
-def _images(metrics):
-    return metrics['images'] + metrics.get('left_out', 0) if 'images' in metrics else None
 
 
 def _identity(told, size, plan):

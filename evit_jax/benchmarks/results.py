@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from evit_jax.benchmarks.evaluated import Evaluated, Identity, evaluated_in, evaluation_of
 from evit_jax.pictures.result import Result
 from evit_jax.training import storage
@@ -31,10 +33,11 @@ class Results(NamedTuple):
 def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Results:
     """Reads workdirs of runs, files of evaluations, and JSON files with rows of measurements.
 
-    A workdir has its last full evaluation and its `evaluate-*.json`. A row has any of name (or case), model, rate, top1
-    (fraction or percent), macs, images_per_second, image_size, plan and run. A row without top1 gives its speed to the
-    evaluations of the same model, image size and plan; without a plan, to those with the same MACs. Of several rows the
-    fastest counts. Where a speed is joined, the speeds of evaluations, which include reading the images, are left out.
+    A workdir has its last full evaluation and its `evaluate-*.json`. A row has any of name (or case), model, rate,
+    top1, macs, images_per_second, image_size, plan and run. Where any top1 of a file is above 1, all of them are in
+    percent; otherwise they are fractions. A row without top1 gives its speed to the evaluations of the same model,
+    image size and plan; without a plan, to those with the same MACs. Of several rows the fastest counts. Where a speed
+    is joined, the speeds of evaluations, which include reading the images, are left out.
 
     Args:
       ema: accuracy of the moving average of a run's weights.
@@ -56,7 +59,7 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
             continue
         rows = _rows(path, told)
         found += [row for row in rows if row.result.top1 is not None]
-        speeds += [row for row in rows if row.result.top1 is None]
+        speeds += [row for row in rows if row.result.top1 is None and row.result.speed is not None]
     found = _told_apart(found)
     runs, unmatched = {one.run for one in found}, []
     for speed in speeds:
@@ -117,20 +120,41 @@ def _rows(path: str | os.PathLike, told: dict[str, Any]) -> list[Evaluated]:
                          'evit_jax.benchmark model --json has written')
     if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
         raise ValueError(f'{path} has no rows')
+    for row in rows:
+        _check_row(path, row)
     ours = [row for row in rows if row.get('step') != 'train' and row.get('engine', 'jax') == 'jax']
-    return [_of_row(path, row) for row in ours]
+    return [_of_row(path, row, _whole(path, rows)) for row in ours]
 
 
-def _of_row(path: str | os.PathLike, row: dict[str, Any]) -> Evaluated:
+def _whole(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> int:
+    """The top1 in a file that stands for all images: 1, or 100 where one of them is in percent."""
+    found = [row['top1'] for row in rows if row.get('top1') is not None]
+    if max(found, default=0) <= 1:
+        return 1
+    if low := [top1 for top1 in found if 0 < top1 <= 1]:
+        logging.warning('%s: top1 is in percent, as %g is above 1, so %g is read as %g %%', path, max(found), low[0],
+                        low[0])
+    return 100
+
+
+def _check_row(path: str | os.PathLike, row: dict[str, Any]) -> None:
     values = [row.get(name) for name in ('top1', 'macs', 'images_per_second')]
     if wrong := [value for value in values if not (value is None or (isinstance(value, int | float) and value >= 0))]:
         raise ValueError(f'{path}: {wrong[0]!r} is neither an accuracy, nor MACs, nor images a second')
-    top1, macs, speed = values
+    if values[0] is not None and values[0] > 100:
+        raise ValueError(f'{path}: top1 {values[0]:g} is above 100 %: give fractions of 1, or percent')
+    for name, kind, wanted in (('rate', int | float, 'a number'), ('image_size', int, 'a whole number of pixels')):
+        if not isinstance(row.get(name), kind | None):
+            raise ValueError(f'{path}: {name} {row[name]!r} is not {wanted}')
+
+
+def _of_row(path: str | os.PathLike, row: dict[str, Any], whole: int) -> Evaluated:
+    top1, macs, speed = (row.get(name) for name in ('top1', 'macs', 'images_per_second'))
     name = str(row.get('name') or row.get('case') or row.get('model') or os.path.basename(path))
     rate = row.get('rate')
     series = str(row.get('model', name)) + (', not fused' if row.get('fused') is False and rate != 1 else '')
-    result = Result(series, name if rate is None else f'{rate:g}', top1 / 100 if top1 and top1 > 1 else top1, macs,
-                    speed, measured=True)
+    result = Result(series, name if rate is None else f'{rate:g}', None if top1 is None else top1 / whole, macs, speed,
+                    measured=True)
     run = os.path.realpath(os.path.expanduser(str(row['run']))) if row.get('run') else ''
     identity = Identity(str(row.get('model') or ''), row.get('image_size'), str(row.get('plan') or ''))
     return Evaluated(result, identity, run)

@@ -5,8 +5,10 @@ every program a person starts are ways of choosing a plan.
 """
 
 import functools
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple, TypeVar
+
+from absl import logging
 
 from evit_jax.tokens.reducers import EVIT, TOME, Reducer
 
@@ -84,25 +86,22 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
       depth: blocks of the model.
       rate: in (0, 1]; one for all reductions, or one for each block of `reduce_at`, in its order.
       tokens: kept tokens at each block of `reduce_at`, in its order and in place of `rate`; a count that is not below n
-        drops nothing.
+        drops nothing, and one above n is logged as a WARNING.
       reduce_at: blocks (0-based) that reduce, in any order.
       fuse: blend the dropped tokens into one extra token, where the reducer can.
 
     Raises:
-      ValueError: a rate, count or block out of range, or as many of them as there are no reductions.
+      ValueError: a rate, count or block is out of range, there are more or fewer values than reductions, or they are a
+        set or a dict.
 
     Source: EViT, section 3; youweiliang/evit, evit.py.
     """
-    fuse, counted = fuse and reducer.fuses, tokens is not None and len(tokens) > 0
+    fuse, counted = fuse and reducer.fuses, tokens is not None
     _check_blocks(reduce_at, depth)
     if counted:
-        tokens = by_depth(reduce_at, tokens, 'tokens')
-        if bad := [count for count in tokens if count % 1]:
-            raise ValueError(f'tokens={tokens}: {bad[0]} is no whole number of tokens')
-        if low := [count for count in tokens if count < 1]:
-            raise ValueError(f'tokens={tokens}: {low[0]} tokens cannot be kept, the least is 1')
+        _check_tokens(tokens := by_depth(reduce_at, tokens, 'tokens'))
     else:
-        one_each = isinstance(rate, Sequence) or getattr(rate, 'ndim', 0)  # an array is no Sequence
+        one_each = isinstance(rate, Sequence | Set | Mapping) or getattr(rate, 'ndim', 0)  # an array is no Sequence
         rates = by_depth(reduce_at, rate, 'rate') if one_each else (rate,) * len(reduce_at)
         if bad := [r for r in rates if not 0 < r <= 1]:
             raise ValueError(f'keep rate {bad[0]} is outside (0, 1]: 1 keeps every token, 0.7 keeps 70 %')
@@ -113,6 +112,9 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
             reduction = at.index(block)
             count = int(tokens[reduction]) if counted else reducer.kept(patches, n, rates[:reduction + 1])
             _check_fewest(count, n, block, reducer)
+            if count > n:
+                logging.warning('tokens=%s: block %d keeps all of its %d tokens, for fewer than %d enter it', tokens,
+                                block, n, count)
         keep.append(count if count < n else None)
         n = count + fuse if count < n else n
     if reducer.predicts and any(keep):
@@ -192,6 +194,13 @@ def plans_of(reducer: Reducer, patches: int, depth: int, *, reduce_at: Sequence[
     return lambda amount: make(rate=1 - (1 - least) * amount)
 
 
+def _check_tokens(tokens):
+    if bad := [count for count in tokens if count % 1]:
+        raise ValueError(f'tokens={tokens}: {bad[0]} is no whole number of tokens')
+    if low := [count for count in tokens if count < 1]:
+        raise ValueError(f'tokens={tokens}: {low[0]} tokens cannot be kept, the least is 1')
+
+
 def _check_fewest(count, entering, block, reducer):
     if count < (fewest := reducer.fewest(entering)):
         raise ValueError(
@@ -217,19 +226,27 @@ def by_depth(reduce_at: Sequence[int], values: Sequence[T], name: str) -> tuple[
       name: what they are, for the message.
 
     Raises:
-      ValueError: there are more or fewer values than blocks, or the blocks are a set, which has no order.
+      ValueError: there are more or fewer values than blocks; or blocks or values are a set, which has no order, or a
+        dict, whose values would be ignored.
     """
+    for given, sequence in ((name, values), ('reduce_at', reduce_at)):
+        if isinstance(sequence, Set | Mapping):
+            kind = 'set, which has no order' if isinstance(sequence, Set) else 'dict'
+            raise ValueError(f'{given}={sequence} is a {kind}, and {name} has a value for each block: give both as '
+                             'tuples of one order')
     if len(values) != len(reduce_at):
         raise ValueError(f'{name}={tuple(values)} has {len(values)} values for {len(reduce_at)} reductions at blocks '
                          f'{tuple(reduce_at)}')
-    if isinstance(reduce_at, Set):
-        raise ValueError(f'reduce_at={reduce_at} is a set, which has no order, and {name}={tuple(values)} has a value '
-                         'for each block: give the blocks as a tuple')
     pairs = zip(reduce_at, values, strict=True)
     return tuple(value for _, value in sorted(pairs, key=lambda pair: pair[0]))
 
 
 def _check_blocks(reduce_at, depth):
+    if isinstance(reduce_at, Mapping):
+        raise ValueError(f'reduce_at={reduce_at} is a dict: give the blocks as a tuple')
+    if fractional := [block for block in reduce_at if block % 1]:
+        raise ValueError(f'reduce_at={tuple(reduce_at)}: {fractional[0]} is no whole number: give blocks in '
+                         f'0..{depth - 1}')
     if len(set(reduce_at)) < len(reduce_at):
         raise ValueError(f'reduce_at={tuple(reduce_at)} names a block twice: give each block once')
     if outside := [block for block in reduce_at if not 0 <= block < depth]:

@@ -49,6 +49,8 @@ def read_planned(path: str | os.PathLike) -> Planned:
         told = json.loads(pathlib.Path(path).expanduser().read_text())
         found = Planned(path=os.fspath(path), **{name: tuple(value) if isinstance(value, list) else value
                                                  for name, value in told.items() if name in Planned._fields})
+        if not isinstance(found.fuse, bool):
+            raise ValueError(f'"fuse": {json.dumps(found.fuse)} is neither true nor false')
         make_plan(found.patches, found.depth, tokens=found.tokens, reduce_at=found.reduce_at, fuse=found.fuse)
     except OSError as error:
         raise ValueError(f'--plan={path} cannot be read ({error.strerror}): {hint}') from error

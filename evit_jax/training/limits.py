@@ -21,6 +21,7 @@ def check(config: Any) -> None:
         if len(config.data[key]) not in lengths:
             raise ValueError(f'config.data.{key}={tuple(config.data[key])} has {len(config.data[key])} values, not '
                              f'{" or ".join(map(str, lengths))}')
+    _check_normalisation(config.data)
     averaged = config.ema_decay > 0
     for key, value, known in (
             ('model.dtype', config.model.dtype, (machine.AUTO, *DTYPES)),
@@ -39,25 +40,38 @@ def mixes(config: Any) -> bool:
 
 
 def check_mixing(config: Any, devices: int) -> None:
-    """Checks that each image has a partner to be mixed with, on its own device; logs how many have none.
+    """Checks that each image has another image as its partner, on its own device; logs how many have none.
 
     Raises:
-      ValueError: there is one image on a device.
+      ValueError: there is one image on a device, or only copies of one.
     """
-    each = config.batch_size // devices
-    if not mixes(config) or each % 2 == 0:
+    size, repeats = config.batch_size, config.data.repeats
+    unmixed = _count_unmixed(size, devices, repeats)
+    if not mixes(config) or not unmixed:
         return
-    given = (f'config.data.token_labels={config.data.token_labels} (MixToken)' if config.data.token_labels else
-             f'config.mixing.mixup={config.mixing.mixup}, config.mixing.cutmix={config.mixing.cutmix}')
-    off = ('--config.data.token_labels=' if config.data.token_labels else
-           '--config.mixing.mixup=0 --config.mixing.cutmix=0')
-    if each == 1:
-        raise ValueError(f'config.batch_size={config.batch_size} puts one image on each of {devices} devices, and '
-                         f'{given} mixes images of one device: nothing would be mixed. Give --config.batch_size='
-                         f'{2 * devices} or a larger multiple of it, use fewer devices, or give {off}')
-    logging.warning('%d of the %d images of a batch are not mixed: on each of %d devices there are %d, and the middle '
-                    'one has no partner. --config.batch_size=%d or %d mixes all', devices, config.batch_size, devices,
-                    each, config.batch_size - devices, config.batch_size + devices)
+    each, whole = size // devices, 2 * repeats * devices
+    if unmixed == size:
+        given = (f'config.data.token_labels={config.data.token_labels} (MixToken)' if config.data.token_labels else
+                 f'config.mixing.mixup={config.mixing.mixup}, config.mixing.cutmix={config.mixing.cutmix}')
+        off = ('--config.data.token_labels=' if config.data.token_labels else
+               '--config.mixing.mixup=0 --config.mixing.cutmix=0')
+        images = 'one image' if each == 1 else f'{each} copies (config.data.repeats={repeats}) of one image'
+        raise ValueError(f'config.batch_size={size} puts {images} on each of {devices} devices, and {given} mixes '
+                         f'images of one device: nothing would be mixed. Give --config.batch_size={whole} or a larger '
+                         f'multiple of it, {"--config.data.repeats=1, " if each > 1 else ""}use fewer devices, or give '
+                         f'{off}')
+    why = ('the middle one has no partner' if repeats == 1 else
+           f'the partner of one in the middle is a copy of it (config.data.repeats={repeats})')
+    sizes = ' or '.join(str(one) for one in (size // whole * whole, size // whole * whole + whole) if one)
+    logging.warning('%d of the %d images of a batch are not mixed: on each of %d devices there are %d, and %s. '
+                    '--config.batch_size=%s mixes all', unmixed, size, devices, each, why, sizes)
+
+
+def _count_unmixed(size: int, devices: int, repeats: int) -> int:
+    """Images of a batch whose partner is themselves or a copy; copies stand in a row, partners as in a mirror."""
+    each = size // devices
+    starts = [row - row % each for row in range(size)]
+    return sum(row // repeats == (2 * start + each - 1 - row) // repeats for row, start in enumerate(starts))
 
 
 def _check_numbers(config):
@@ -81,3 +95,13 @@ def _check_numbers(config):
         value = functools.reduce(lambda node, part: node[part], key.split('.'), config)
         if not low <= value <= high:
             raise ValueError(f'config.{key}={value} is outside [{low}, {high}]')
+
+
+def _check_normalisation(data):
+    """Checks the mean and std of the channels, which are those of values in 0..1."""
+    hint = 'of values in 0..1: divide those of values in 0..255 by 255'
+    if bad := [value for value in data.mean if not 0 <= value <= 1]:
+        raise ValueError(f'config.data.mean={tuple(data.mean)}: {bad[0]} is outside [0, 1]. Give the mean {hint}')
+    if bad := [value for value in data.std if not 0 < value <= 1]:
+        raise ValueError(f'config.data.std={tuple(data.std)}: {bad[0]} is outside (0, 1]. Give the standard deviation '
+                         f'{hint}')

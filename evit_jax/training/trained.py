@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 import jax
@@ -67,7 +67,7 @@ class Trained(NamedTuple):
             that are not there.
         """
         for name, values in (('rates', rates), ('tokens', tokens)):
-            if isinstance(values, str) or not hasattr(values, '__len__'):
+            if isinstance(values, str | Set | Mapping) or not hasattr(values, '__len__'):
                 raise ValueError(f'{name}={values!r} is no sequence: give a number for each reduction, as '
                                  f'{name}={"(0.9, 0.7)" if name == "rates" else "(137, 96)"}')
         asked = {'rate': rate is not None, 'rates': len(rates) > 0, 'tokens': len(tokens) > 0, 'r': r is not None,
