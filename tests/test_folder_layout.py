@@ -93,6 +93,29 @@ def test_open_source_splits_below_train_are_no_classes(pets):
         open_source('folder', 'train', path=pets)
 
 
+@pytest.mark.parametrize('names, hint', [
+    (('images', 'masks'), r': images are expected as \S*/train/<class>'),
+    (('JPEGImages', 'Ground_Truth', 'labels'), ': images are expected as'),
+    (('images/a', 'images/b', 'labels/a'), r"level below looks like the classes: 2 folders \(a, b\) in '\S*images'")])
+def test_open_source_images_and_their_annotations_are_no_classes(tmp_path, names, hint):
+    fill(tmp_path / 'train', dict.fromkeys(names, 2))
+    with pytest.raises(ValueError, match=rf"images and of annotations \(.*\) and not of classes.*{hint}.*if these are "
+                                         'the classes, rename'):
+        open_source('folder', 'train[:100%]', path=tmp_path)
+
+
+def test_open_source_classes_with_one_name_of_annotations_are_opened(tmp_path):
+    fill(tmp_path / 'train', {'hat': 2, 'mask': 2})
+    assert open_source('folder', 'train[:100%]', path=tmp_path).class_names == ('hat', 'mask')
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_open_source_hidden_class_folder_with_images_is_warned_of(pets, caplog, split):
+    fill(pets / split, {'.net': 1, '.empty': 0})
+    open_source('folder', 'train', path=pets)
+    assert f"{split}': left out, since the name begins with a dot: 1 folder (.net) with images" in caplog.text
+
+
 @pytest.mark.parametrize('levels', [1, 2])
 def test_folder_source_val_one_folder_too_deep_is_pointed_out(pets, levels):
     for _ in range(levels):

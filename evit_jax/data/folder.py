@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from evit_jax.data import folder_layout, index_cache, progress, splits
+from evit_jax.data import folder_entries, folder_layout, index_cache, progress, splits
 from evit_jax.data.classes import displayed
 from evit_jax.data.decode import SUFFIXES
 from evit_jax.data.fingerprint import digest
@@ -135,14 +135,14 @@ def _walk(root: str, name: str, above: tuple = ()) -> tuple[list[str], dict[str,
         raise ValueError(f'{os.path.join(root, name)!r} is a link to a folder that it lies in: remove it')
     above += ((place.st_dev, place.st_ino),)
     images, folders, others = [], {name: _times(place)}, collections.Counter()
-    for entry in folder_layout.entries(os.path.join(root, name)):
+    for entry in folder_entries.entries(os.path.join(root, name)):
         inner = f'{name}/{entry.name}'
         if entry.is_dir():
             below = _walk(root, inner, above)
             images += below[0]
             folders |= below[1]
             others += below[2]
-        elif folder_layout.is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
+        elif folder_entries.is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
             images.append(inner)  # a link that leads nowhere, too: it is reported when it is read
         else:
             others[os.path.splitext(entry.name)[1].lower()] += 1
