@@ -178,6 +178,52 @@ def test_folder_to_evaluate_on_with_another_name_is_named(pets, caplog):
     assert 'a tenth of train/ is held out; not used: 1 folder (valid)' in caplog.text
 
 
+@pytest.mark.parametrize('name', ['valid', 'dev'])
+def test_folder_source_split_with_another_folder_name_is_to_be_renamed(pets, name):
+    (pets / 'val').rename(pets / name)
+    with pytest.raises(ValueError, match=rf"no split '{name}' \(there are train\): rename the folder '\S*{name}' to "
+                                         'validation or val'):
+        open_source('folder', f'{name}[:50%]', path=pets)
+
+
+def test_folder_source_auto_leaves_out_a_test_folder_without_classes(pets, caplog):
+    (pets / 'val').rename(pets / 'test')
+    assert FolderSource(pets, HELD_OUT).split == 'test'
+    shutil.rmtree(pets / 'test')
+    fill(pets, {'test': 4})
+    assert [FolderSource(pets, split).split for split in ('train', HELD_OUT)] == ['train[:90%]', 'train[90%:]']
+    assert 'a tenth of train/ is held out; not used: 1 folder (test)' in caplog.text
+    with pytest.raises(ValueError, match='outside of any class'):
+        FolderSource(pets, 'test')
+    fill(pets / 'val', {'cat': 1})
+    assert FolderSource(pets, HELD_OUT).split == 'val'
+
+
+@pytest.mark.parametrize('name', ['test', 'val'])
+def test_folder_source_file_with_the_name_of_a_split_is_no_split(pets, caplog, name):
+    (pets / 'val').rename(pets / 'validation')
+    (pets / name).write_text('')
+    assert FolderSource(pets, HELD_OUT).split == 'validation'
+    shutil.rmtree(pets / 'validation')
+    assert FolderSource(pets, HELD_OUT).split == 'train[90%:]'
+    assert f"{name}' is a file and no folder of images: it is not used" in caplog.text
+
+
+def test_folder_source_link_of_a_split_that_leads_nowhere_is_refused(pets):
+    shutil.rmtree(pets / 'val')
+    (pets / 'val').symlink_to('nowhere')
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*val'"):
+        FolderSource(pets, HELD_OUT)
+
+
+def test_open_source_without_train_has_the_classes_of_all_splits(tmp_path):
+    fill(tmp_path / 'val', {'ape': 2, 'cat': 1})
+    fill(tmp_path / 'test', {'ape': 1, 'bat': 1, 'cat': 1})
+    for split, labels in (('val', [0, 0, 2]), ('test', [0, 1, 2])):
+        source = open_source('folder', split, path=tmp_path)
+        assert source.class_names == ('ape', 'bat', 'cat') and source.labels.tolist() == labels
+
+
 def test_classes_below_folders_of_batches_are_warned_of(tmp_path, caplog):
     for batch in ('one', 'two'):
         fill(tmp_path / 'train' / batch, {'cat': 10, 'dog': 10})

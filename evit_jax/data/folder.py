@@ -51,10 +51,10 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike, split: str, cache: str | None = None):
         self._path = os.path.expanduser(path)
         have = folder_layout.split_folders(self._path)
-        classes = folder_layout.class_folders(os.path.join(self._path, 'train' if 'train' in have else have[0]))
-        self.class_names = tuple(sorted(map(displayed, classes)))
+        self.class_names = folder_layout.class_names(self._path, have)
         self.num_classes = len(self.class_names)
-        self.split = splits.resolve(split, have)
+        self.split = splits.resolve(split, folder_layout.labelled(self._path, have))
+        folder_layout.check_split(self._path, self.split, have)
         found = {name: self._index(name, cache) for name in splits.names(self.split, have)}
         try:
             self.parts = splits.parts(self.split, {name: len(index['name']) for name, index in found.items()})

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,13 +38,37 @@ def split_folders(path: str) -> list[str]:
     """
     if '://' in path:
         raise ValueError(f"{path!r}: source 'folder' reads mounted folders; mount the bucket, or use source 'tfds'")
-    present = [entry.name for entry in entries(path)]
-    have = [name for name in ('train', *splits.HELD_OUT) if name in present]
+    present = {entry.name: entry for entry in entries(path)}
+    have = [name for name in ('train', *splits.HELD_OUT)
+            if name in present and (name == 'train' or not present[name].is_file())]
     if not have:
-        raise FileNotFoundError(f'{path!r} has no folder train/, but {few(present, "entry", "entries")}: images are '
+        raise FileNotFoundError(f'{path!r} has no folder train/, but {few([*present], "entry", "entries")}: images are '
                                 'expected as train/<class>/*.jpg, and as val/<class>/*.jpg to evaluate on'
                                 + _way_out(path))
     return have
+
+
+def labelled(path: str, have: Sequence[str]) -> list[str]:
+    """The splits of `have` without a test/ that holds no folders: its images have no labels."""
+    return [name for name in have if name != 'test' or folders(os.path.join(path, name))]
+
+
+def check_split(path: str, split: str, have: Sequence[str]) -> None:
+    """Raises a ValueError if a split is a folder by another name than those of `have`."""
+    for name in splits.base_names(split):
+        if name and name not in have and os.path.isdir(os.path.join(path, name)):
+            raise ValueError(f'no split {name!r} (there are {", ".join(have)}): rename the folder '
+                             f'{os.path.join(path, name)!r} to {" or ".join(splits.HELD_OUT)}')
+
+
+def class_names(path: str, have: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes as `displayed`, sorted: those of train/, or of all splits where it is not there.
+
+    Raises:
+      ValueError: see `class_folders`.
+    """
+    used = ['train'] if 'train' in have else labelled(path, have) or have
+    return tuple(sorted({displayed(name) for split in used for name in class_folders(os.path.join(path, split))}))
 
 
 def class_folders(folder: str) -> tuple[str, ...]:
@@ -64,9 +89,15 @@ def class_folders(folder: str) -> tuple[str, ...]:
     by_name: dict[str, str] = {}
     for name in classes:
         if (other := by_name.setdefault(displayed(name), name)) != name:
-            raise ValueError(f'{folder!r} has two folders of the class {displayed(name)!r}, in two forms of Unicode '
-                             f'({other!a} and {name!a}): move the images of one into the other')
+            raise ValueError(f'{folder!r} has two folders of the class {displayed(name)!r}{_difference(other, name)} '
+                             f'({other!a} and {name!a}): move the images of one into the other, or rename one')
     return classes
+
+
+def _difference(one: str, other: str) -> str:
+    """The reason why two names of folders are displayed alike, for a message."""
+    forms = {unicodedata.normalize('NFC', name) for name in (one, other)}
+    return ', in two forms of Unicode' if len(forms) == 1 else ', which are displayed alike'
 
 
 def check_classes(path: str) -> None:
@@ -78,14 +109,14 @@ def check_classes(path: str) -> None:
     """
     have = split_folders(path)
     folder = os.path.join(path, 'train' if 'train' in have else have[0])
-    classes = class_folders(folder)
+    classes = class_names(path, have)
     if 'train' in classes and set(classes) <= {'train', *splits.HELD_OUT}:
         raise ValueError(f'{folder!r} holds folders of splits ({", ".join(classes)}) and not of classes: give '
                          f'--config.data.path={shlex.quote(folder)}')
     _check_annotations(folder, classes)
     if len(classes) == 1:
-        raise ValueError(f'{folder!r} has one class only ({in_one_line(classes[0])}), and a model needs two or more'
-                         + _classes_below(folder, classes[0]))
+        raise ValueError(f'{folder!r} has one class only ({classes[0]}), and a model needs two or more'
+                         + _classes_below(folder, class_folders(folder)[0]))
     _warn_of_classes(folder, classes)
     for split in have:
         if hidden := hidden_folders(os.path.join(path, split)):
@@ -178,7 +209,7 @@ def _check_annotations(folder: str, classes: Sequence[str]) -> None:
 
 
 def _warn_of_classes(folder: str, classes: Sequence[str]) -> None:
-    for one, other in lookalikes(map(displayed, classes)):
+    for one, other in lookalikes(classes):
         logging.warning('%r has two classes whose names differ only in case or spaces: %r and %r', folder, one, other)
     packed = [entry.name for entry in entries(folder) if entry.name.lower().endswith(_PACKED)]
     if packed := [name for name in packed if name not in classes]:
@@ -188,8 +219,12 @@ def _warn_of_classes(folder: str, classes: Sequence[str]) -> None:
 
 def _warn_of_unused(path: str) -> None:
     if unused := [entry.name for entry in entries(path) if entry.is_dir() and entry.name != 'train']:
-        logging.warning('%r has no folder %s to evaluate on, so a tenth of train/ is held out; not used: %s', path,
-                        ' or '.join(splits.HELD_OUT), few(unused, 'folder'))
+        logging.warning('%r has no folder %s with folders of classes, so a tenth of train/ is held out; not used: %s; '
+                        'rename one that you mean to evaluate on', path, ' or '.join(splits.HELD_OUT),
+                        few(unused, 'folder'))
+    for file in (os.path.join(path, name) for name in splits.HELD_OUT):
+        if os.path.isfile(file):
+            logging.warning('%r is a file and no folder of images: it is not used', file)
 
 
 def _way_out(path: str) -> str:
