@@ -3,23 +3,14 @@
 import os
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from absl import logging
 
-from evit_jax.data import splits
+from evit_jax.data import folder_entries, splits
 from evit_jax.data.classes import displayed, lookalike_key, lookalikes
-from evit_jax.data.folder_entries import (
-    LEVELS,
-    LOOKED_AT,
-    entries,
-    few,
-    folders,
-    has_image,
-    hidden_folders,
-    is_image,
-)
+from evit_jax.data.folder_entries import entries, few, folders, has_image, is_image
 from evit_jax.data.names import in_one_line
 
 _PACKED = ('.tar', '.zip', '.gz', '.tgz', '.7z', '.rar')
@@ -119,7 +110,7 @@ def check_classes(path: str) -> None:
                          + _classes_below(folder, class_folders(folder)[0]))
     _warn_of_classes(folder, classes)
     for split in have:
-        if hidden := hidden_folders(os.path.join(path, split)):
+        if hidden := folder_entries.hidden_folders(os.path.join(path, split)):
             logging.warning('%r: left out, since the name begins with a dot: %s with images; rename those that are '
                             'classes', os.path.join(path, split), few(hidden, 'folder'))
     trained = _places(folder)
@@ -149,7 +140,7 @@ def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> No
     if near:
         hint = f'; {near[0]!r} differs from {near[1]!r} of train/ only in case or spaces: rename the folder'
     else:
-        places = [place for name in unknown[:LOOKED_AT] if (place := _place_of(known, os.path.join(folder, name)))]
+        places = [place for name in unknown[:folder_entries.LOOKED_AT] if (place := _place_of(known, os.path.join(folder, name)))]
         hint = f'; the classes are in {places[0]!r}: move its folders up into {folder!r}' if places else ''
     raise ValueError(f'{folder!r} has {few(unknown, "class")} that train/ does not have: move or remove '
                      f'{"it" if len(unknown) == 1 else "them"}{hint}')
@@ -249,7 +240,7 @@ def _classes_below(folder: str, name: str) -> str:
     """A hint for the only class `name` of a split's folder: the folders below it that look like the classes."""
     place = os.path.join(folder, name)
     below = folders(place)
-    for _ in range(LEVELS):
+    for _ in range(folder_entries.LEVELS):
         if len(below) == 1:
             place = os.path.join(place, below[0])
             below = folders(place)
@@ -262,16 +253,15 @@ def _classes_below(folder: str, name: str) -> str:
             f'{folder!r}')
 
 
-def _places(folder: str) -> dict[tuple[int, int], str]:
-    """The class folders by their place on the disk; none where it has no inodes.
+def _places(folder: str) -> dict[Hashable, str]:
+    """The class folders by their place on the disk.
 
     Raises:
       ValueError: two are one folder.
     """
-    found: dict[tuple[int, int], str] = {}
+    found: dict[Hashable, str] = {}
     for name in folders(folder):
-        status = os.stat(os.path.join(folder, name))
-        other = found.setdefault((status.st_dev, status.st_ino), name) if status.st_ino else name
+        other = found.setdefault(folder_entries.identity(os.path.join(folder, name)), name)
         if other != name:
             raise ValueError(f'{folder!r}: the classes {other!r} and {name!r} are one folder: one is a link, remove it')
     return found
@@ -279,7 +269,7 @@ def _places(folder: str) -> dict[tuple[int, int], str]:
 
 def _place_of(known: Sequence[str], folder: str) -> str:
     """The folder, or the one below it, whose folders are all known classes; '' where there is none."""
-    for _ in range(LEVELS):
+    for _ in range(folder_entries.LEVELS):
         below = folders(folder)
         if below and {displayed(name) for name in below} <= set(known):
             return folder
