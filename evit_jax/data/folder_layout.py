@@ -140,7 +140,8 @@ def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> No
     if near:
         hint = f'; {near[0]!r} differs from {near[1]!r} of train/ only in case or spaces: rename the folder'
     else:
-        places = [place for name in unknown[:folder_entries.LOOKED_AT] if (place := _place_of(known, os.path.join(folder, name)))]
+        near_by = [os.path.join(folder, name) for name in unknown[:folder_entries.LOOKED_AT]]
+        places = [place for each in near_by if (place := _place_of(known, each))]
         hint = f'; the classes are in {places[0]!r}: move its folders up into {folder!r}' if places else ''
     raise ValueError(f'{folder!r} has {few(unknown, "class")} that train/ does not have: move or remove '
                      f'{"it" if len(unknown) == 1 else "them"}{hint}')
