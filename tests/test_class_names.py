@@ -70,6 +70,12 @@ def test_folder_source_one_class_in_two_forms_is_refused(tmp_path):
         FolderSource(tmp_path, 'train')
 
 
+def test_folder_source_two_names_displayed_alike_are_refused_for_that_reason(tmp_path):
+    fill(tmp_path / 'train', {'a\nb': 2, 'a\\nb': 2})
+    with pytest.raises(ValueError, match=r"two folders of the class '.*', which are displayed alike \(.*or rename one"):
+        FolderSource(tmp_path, 'train')
+
+
 def test_open_source_classes_that_differ_in_case_stay_two_and_are_warned_of(tmp_path, caplog):
     fill(tmp_path / 'train', {'a': 5, 'A': 5, 'b': 5})
     assert open_source('folder', 'train', path=tmp_path).class_names == ('A', 'a', 'b')

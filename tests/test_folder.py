@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import time
+import types
 
 import pytest
 
@@ -26,6 +27,25 @@ def settle(root):
     """As if the folders had been made a while ago."""
     for path, _, _ in os.walk(root, followlinks=True):
         os.utime(path, (time.time() - 100,) * 2)
+
+
+def change_status(monkeypatch, applies, **fields):
+    """Makes os.stat return these fields for the paths to which `applies` holds."""
+    stat = os.stat
+
+    def changed(path, **options):
+        found = stat(path, **options)
+        if not applies(os.fspath(path)):
+            return found
+        values = {name: getattr(found, name) for name in dir(found) if name.startswith('st_')}
+        return types.SimpleNamespace(**values | fields)
+
+    monkeypatch.setattr(os, 'stat', changed)
+
+
+def hide_inodes(monkeypatch):
+    """Makes os.stat return no inodes, as some network file systems do."""
+    change_status(monkeypatch, lambda path: True, st_ino=0)
 
 
 @pytest.fixture
@@ -173,6 +193,21 @@ def test_list_of_folders_that_have_just_changed_is_not_trusted(pets, monkeypatch
     monkeypatch.setattr(folder, '_list', lambda *arguments: listed.append(1) or make(*arguments))
     ids(pets), ids(pets)
     assert len(listed) == 2
+
+
+def test_folder_source_without_inodes_reads_folders_below_and_refuses_loops(pets, monkeypatch):
+    fill(pets / 'train', {'ape/below': 1})
+    hide_inodes(monkeypatch)
+    assert 'train/ape/below/000.jpg' in ids(pets)
+    (pets / 'train' / 'cat' / 'loop').symlink_to(pets / 'train' / 'cat')
+    with pytest.raises(ValueError, match='link to a folder that it lies in'):
+        FolderSource(pets, 'train')
+
+
+def test_folder_source_leaves_out_a_link_to_a_pipe(pets):
+    os.mkfifo(pets / 'pipe')
+    (pets / 'train' / 'ape' / 'pipe.jpg').symlink_to(pets / 'pipe')
+    assert len(FolderSource(pets, 'train')) == 33
 
 
 def test_pickled_source_reads_the_same(pets):

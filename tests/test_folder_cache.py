@@ -10,7 +10,7 @@ import pytest
 
 from evit_jax.data import folder, index_cache
 from evit_jax.data.folder import FolderSource
-from tests.test_folder import fill, ids, settle
+from tests.test_folder import change_status, fill, ids, settle
 
 KEPT = '.evit_jax_folder_train.npz'
 
@@ -44,6 +44,24 @@ def test_folder_source_times_that_do_not_move_hide_no_new_file(pets, monkeypatch
     (pets / 'train' / 'cat' / 'new.jpg').write_text('')
     set_times(pets / 'train', *times)
     assert 'train/cat/new.jpg' in ids(pets)
+
+
+def test_folder_source_class_folders_of_one_time_are_listed_anew_whatever_is_below_them(pets):
+    fill(pets / 'train', {'cat/a': 1, 'cat/b': 1})
+    settle(pets)
+    set_times(pets / 'train', 1.7e9)
+    set_times(pets / 'train' / 'cat' / 'a', 1.6e9)
+    assert len(ids(pets)) == 7 and not (pets / KEPT).exists()
+
+
+@pytest.mark.parametrize('kind, trusted', [('ext4', True), ('squashfs', False)])
+def test_folder_source_list_with_a_class_folder_on_another_file_system_is_kept_by_its_kind(pets, monkeypatch, kind,
+                                                                                           trusted):
+    change_status(monkeypatch, lambda path: path.endswith('/dog'), st_dev=os.makedev(259, 7))
+    (pets / 'mounts').write_text(f'21 1 259:7 / /dogs rw - {kind} dogs rw\n')
+    monkeypatch.setattr(index_cache, '_MOUNTS', pets / 'mounts')
+    ids(pets)
+    assert (pets / KEPT).exists() == trusted
 
 
 def test_folder_source_times_set_back_hide_no_new_file(pets):

@@ -93,6 +93,29 @@ def test_open_source_splits_below_train_are_no_classes(pets):
         open_source('folder', 'train', path=pets)
 
 
+@pytest.mark.parametrize('names, hint', [
+    (('images', 'masks'), r': images are expected as \S*/train/<class>'),
+    (('JPEGImages', 'Ground_Truth', 'labels'), ': images are expected as'),
+    (('images/a', 'images/b', 'labels/a'), r"level below looks like the classes: 2 folders \(a, b\) in '\S*images'")])
+def test_open_source_images_and_their_annotations_are_no_classes(tmp_path, names, hint):
+    fill(tmp_path / 'train', dict.fromkeys(names, 2))
+    with pytest.raises(ValueError, match=rf"images and of annotations \(.*\) and not of classes.*{hint}.*if these are "
+                                         'the classes, rename'):
+        open_source('folder', 'train[:100%]', path=tmp_path)
+
+
+def test_open_source_classes_with_one_name_of_annotations_are_opened(tmp_path):
+    fill(tmp_path / 'train', {'hat': 2, 'mask': 2})
+    assert open_source('folder', 'train[:100%]', path=tmp_path).class_names == ('hat', 'mask')
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_open_source_hidden_class_folder_with_images_is_warned_of(pets, caplog, split):
+    fill(pets / split, {'.net': 1, '.empty': 0})
+    open_source('folder', 'train', path=pets)
+    assert f"{split}': left out, since the name begins with a dot: 1 folder (.net) with images" in caplog.text
+
+
 @pytest.mark.parametrize('levels', [1, 2])
 def test_folder_source_val_one_folder_too_deep_is_pointed_out(pets, levels):
     for _ in range(levels):
@@ -153,6 +176,52 @@ def test_folder_to_evaluate_on_with_another_name_is_named(pets, caplog):
     (pets / 'val').rename(pets / 'valid')
     assert len(open_source('folder', HELD_OUT, path=pets)) == 3
     assert 'a tenth of train/ is held out; not used: 1 folder (valid)' in caplog.text
+
+
+@pytest.mark.parametrize('name', ['valid', 'dev'])
+def test_folder_source_split_with_another_folder_name_is_to_be_renamed(pets, name):
+    (pets / 'val').rename(pets / name)
+    with pytest.raises(ValueError, match=rf"no split '{name}' \(there are train\): rename the folder '\S*{name}' to "
+                                         'validation or val'):
+        open_source('folder', f'{name}[:50%]', path=pets)
+
+
+def test_folder_source_auto_leaves_out_a_test_folder_without_classes(pets, caplog):
+    (pets / 'val').rename(pets / 'test')
+    assert FolderSource(pets, HELD_OUT).split == 'test'
+    shutil.rmtree(pets / 'test')
+    fill(pets, {'test': 4})
+    assert [FolderSource(pets, split).split for split in ('train', HELD_OUT)] == ['train[:90%]', 'train[90%:]']
+    assert 'a tenth of train/ is held out; not used: 1 folder (test)' in caplog.text
+    with pytest.raises(ValueError, match='outside of any class'):
+        FolderSource(pets, 'test')
+    fill(pets / 'val', {'cat': 1})
+    assert FolderSource(pets, HELD_OUT).split == 'val'
+
+
+@pytest.mark.parametrize('name', ['test', 'val'])
+def test_folder_source_file_with_the_name_of_a_split_is_no_split(pets, caplog, name):
+    (pets / 'val').rename(pets / 'validation')
+    (pets / name).write_text('')
+    assert FolderSource(pets, HELD_OUT).split == 'validation'
+    shutil.rmtree(pets / 'validation')
+    assert FolderSource(pets, HELD_OUT).split == 'train[90%:]'
+    assert f"{name}' is a file and no folder of images: it is not used" in caplog.text
+
+
+def test_folder_source_link_of_a_split_that_leads_nowhere_is_refused(pets):
+    shutil.rmtree(pets / 'val')
+    (pets / 'val').symlink_to('nowhere')
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*val'"):
+        FolderSource(pets, HELD_OUT)
+
+
+def test_open_source_without_train_has_the_classes_of_all_splits(tmp_path):
+    fill(tmp_path / 'val', {'ape': 2, 'cat': 1})
+    fill(tmp_path / 'test', {'ape': 1, 'bat': 1, 'cat': 1})
+    for split, labels in (('val', [0, 0, 2]), ('test', [0, 1, 2])):
+        source = open_source('folder', split, path=tmp_path)
+        assert source.class_names == ('ape', 'bat', 'cat') and source.labels.tolist() == labels
 
 
 def test_classes_below_folders_of_batches_are_warned_of(tmp_path, caplog):

@@ -254,6 +254,14 @@ def test_published_files_lie_where_the_reference_puts_them(example, place):
     assert published_labels.place_of('/labels', example) == pathlib.Path('/labels', place)
 
 
+def test_published_files_of_names_with_dots_are_told_apart(tmp_path):
+    (tmp_path / 'a').mkdir()
+    for name in ('img.pt', 'img.1.pt', 'img.2.pt'):
+        (tmp_path / 'a' / name).write_bytes(b'')
+    assert [published_labels.place_of(tmp_path, f'train/a/img{part}.png').name for part in ('', '.1', '.2', '.3')] == [
+        'img.pt', 'img.1.pt', 'img.2.pt', 'img.pt']
+
+
 @pytest.mark.parametrize('value, index, said', [
     (np.zeros((5, 3, 4)), np.zeros((5, 3, 4)), r'a tensor \[2, 5, 3, 4\]'),
     (np.zeros((5, 3, 3)), np.full((5, 3, 3), 10), 'names class 10: the data have 10 classes'),

@@ -20,6 +20,7 @@ from evit_jax.tokens.plan import make_plan
 from evit_jax.tokens.planned import Planned
 from evit_jax.training import weights
 from tests import doors, layouts
+from tests.test_folder import hide_inodes
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -89,6 +90,19 @@ def test_a_folder_means_the_images_below_it_without_hidden_ones(images):
     assert find_images([str(images)]) == [f'{images}/a.png', f'{images}/below/b.JPG']
     (images / 'below' / 'again').symlink_to(images)
     assert len(find_images([str(images)])) == 2
+
+
+def test_find_images_without_inodes_enters_every_folder_once(images, monkeypatch):
+    (images / 'below' / 'again').symlink_to(images)
+    hide_inodes(monkeypatch)
+    assert find_images([str(images)]) == [f'{images}/a.png', f'{images}/below/b.JPG']
+
+
+def test_find_images_leaves_out_a_pipe_in_a_folder_and_in_a_pattern(images, caplog):
+    os.mkfifo(images / 'pipe.png')
+    assert find_images([str(images), f'{images}/*.png']) == [f'{images}/a.png', f'{images}/below/b.JPG',
+                                                             f'{images}/a.png']
+    assert "pipe.png' is no regular file and is left out" in caplog.text
 
 
 def test_files_patterns_and_standard_input_keep_the_order_of_the_words(images):

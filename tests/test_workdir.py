@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from configs import base
+from evit_jax.data import sources
 from evit_jax.training import workdir as workdirs
 from tests.layouts import config_of
 
@@ -49,6 +50,28 @@ def test_another_value_than_its_default_is_another_config(begun, key, value, sai
         go_on(workdir, config)
     assert key not in json.loads((workdir / 'config.json').read_text())
     assert go_on(workdir, config, accept_changes=True)[key] == value
+
+
+@pytest.mark.parametrize('saved, names', [('e\u0301te', '\xe9te'), ('a\nb', r'a\nb'), ('caf\udce9', r'caf\xe9')])
+def test_check_classes_compares_names_as_displayed(saved, names):
+    workdirs.check_classes('run', {'class_names': ['ape', saved]}, ['ape', names])
+    with pytest.raises(ValueError, match=r'run on other classes \(2 there, 2 in the data; the first that'):
+        workdirs.check_classes('run', {'class_names': ['ape', saved]}, [names, 'ape'])
+
+
+def test_check_classes_names_missing_classes_and_the_way_out(tmp_path):
+    for folder in ('val/ape', 'val/cat'):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / 'a.png').write_text('')
+    def check():
+        sources.check_classes('folder', tmp_path, lambda names: workdirs.check_classes(
+            'run', {'class_names': ['ape', 'bat', 'cat']}, names))
+    with pytest.raises(ValueError, match='the data lack bat: to evaluate on val/ without them, make train/ beside it'):
+        check()
+    for name in ('ape', 'bat', 'cat'):
+        (tmp_path / 'train' / name).mkdir(parents=True)  # the way out
+    check()
+    assert sources.open_source('folder', 'auto', path=tmp_path, num_classes=3).labels.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize('changes', [

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from evit_jax.data import folder_layout, index_cache, progress, splits
+from evit_jax.data import folder_entries, folder_layout, index_cache, progress, splits
 from evit_jax.data.classes import displayed
 from evit_jax.data.decode import SUFFIXES
 from evit_jax.data.fingerprint import digest
@@ -51,10 +51,10 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike, split: str, cache: str | None = None):
         self._path = os.path.expanduser(path)
         have = folder_layout.split_folders(self._path)
-        classes = folder_layout.class_folders(os.path.join(self._path, 'train' if 'train' in have else have[0]))
-        self.class_names = tuple(sorted(map(displayed, classes)))
+        self.class_names = folder_layout.class_names(self._path, have)
         self.num_classes = len(self.class_names)
-        self.split = splits.resolve(split, have)
+        self.split = splits.resolve(split, folder_layout.labelled(self._path, have))
+        folder_layout.check_split(self._path, self.split, have)
         found = {name: self._index(name, cache) for name in splits.names(self.split, have)}
         try:
             self.parts = splits.parts(self.split, {name: len(index['name']) for name, index in found.items()})
@@ -130,19 +130,19 @@ def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
 
 def _walk(root: str, name: str, above: tuple = ()) -> tuple[list[str], dict[str, tuple], collections.Counter]:
     """Images at and below a folder, the times at which the folders changed, and the suffixes of what is no image."""
-    place = os.stat(os.path.join(root, name))
-    if (place.st_dev, place.st_ino) in above:
+    here = folder_entries.identity(os.path.join(root, name))
+    if here in above:
         raise ValueError(f'{os.path.join(root, name)!r} is a link to a folder that it lies in: remove it')
-    above += ((place.st_dev, place.st_ino),)
-    images, folders, others = [], {name: _times(place)}, collections.Counter()
-    for entry in folder_layout.entries(os.path.join(root, name)):
+    above += (here,)
+    images, folders, others = [], {name: _times(os.stat(os.path.join(root, name)))}, collections.Counter()
+    for entry in folder_entries.entries(os.path.join(root, name)):
         inner = f'{name}/{entry.name}'
         if entry.is_dir():
             below = _walk(root, inner, above)
             images += below[0]
             folders |= below[1]
             others += below[2]
-        elif folder_layout.is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
+        elif folder_entries.is_image(entry.name) and folder_entries.is_readable(entry.path):
             images.append(inner)  # a link that leads nowhere, too: it is reported when it is read
         else:
             others[os.path.splitext(entry.name)[1].lower()] += 1
@@ -160,16 +160,22 @@ def _is_current(folder: str, classes: Sequence[str], index: index_cache.Index) -
     try:
         if not (_has_times_of_changes(index) and index_cache.tells_changes(folder)):
             return False
-        return all(_times(os.stat(os.path.join(folder, os.fsdecode(name)))) == tuple(times)
-                   for name, times in zip(index['folder'], index['times'].tolist()))
+        listed = [os.path.join(folder, os.fsdecode(name)) for name in index['folder']]
+        statuses = [*map(os.stat, listed)]
+        by_device = {status.st_dev: name for status, name in zip(statuses, listed)}  # links and mounts lead elsewhere
+        return ([*map(_times, statuses)] == [*map(tuple, index['times'].tolist())]
+                and all(map(index_cache.tells_changes, by_device.values())))
     except OSError:
         return False
 
 
 def _has_times_of_changes(index: index_cache.Index) -> bool:
-    """True if the folders' times can be those of their last changes, and were old enough when the files were listed."""
-    changed = index['times'][:, 0]  # the first is the time of the split's folder
-    return (len(np.unique(changed[1:])) > 1 and changed.min() > _EARLIEST
+    """True if the times of the folders can be those of their last changes: not all class folders have one time, and no
+    folder has changed shortly before the files were listed.
+    """
+    changed = index['times'][:, 0]
+    of_classes = [name != b'' and b'/' not in name for name in index['folder'].tolist()]
+    return (len(np.unique(changed[of_classes])) > 1 and changed.min() > _EARLIEST
             and changed.max() <= index['listed'] - _SETTLED)
 
 

@@ -2,41 +2,23 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from absl import logging
 
-from evit_jax.data import splits
+from evit_jax.data import folder_entries, splits
 from evit_jax.data.classes import displayed, lookalike_key, lookalikes
-from evit_jax.data.decode import SUFFIXES
+from evit_jax.data.folder_entries import entries, few, folders, has_image, is_image
 from evit_jax.data.names import in_one_line
 
-_NOT_DATA = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'lost+found')  # folders that archives and disks add; left out
 _PACKED = ('.tar', '.zip', '.gz', '.tgz', '.7z', '.rar')
-_LOOKED_AT = 50  # folders below one that are looked at for a hint
-_LEVELS = 4      # depth of folders that is looked into
-
-
-def entries(folder: str) -> list[os.DirEntry]:
-    """The entries of a folder by name, without hidden ones.
-
-    Raises:
-      OSError: there is no such folder, or it cannot be read.
-    """
-    try:
-        with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not entry.name.startswith('.') and entry.name not in _NOT_DATA),
-                          key=lambda entry: entry.name)
-    except FileNotFoundError:
-        raise FileNotFoundError(f'there is no folder {folder!r}') from None
-    except NotADirectoryError:
-        raise NotADirectoryError(f'{folder!r} is a file, but a folder is expected there') from None
-
-
-def is_image(name: str) -> bool:
-    """True if the suffix is that of an image."""
-    return name.lower().endswith(SUFFIXES)
+# Folders of data sets for segmentation and detection, by the lower-case letters of their names.
+_IMAGES = {'image', 'images', 'img', 'imgs', 'jpegimages', 'photos', 'pictures'}
+_ANNOTATIONS = {'ann', 'annotation', 'annotations', 'anns', 'bboxes', 'boxes', 'depth', 'groundtruth', 'gt', 'label',
+                'labels', 'mask', 'masks', 'seg', 'segmentation', 'segmentationclass', 'segmentationobject',
+                'segmentations', 'trimap', 'trimaps'}
 
 
 def split_folders(path: str) -> list[str]:
@@ -47,13 +29,37 @@ def split_folders(path: str) -> list[str]:
     """
     if '://' in path:
         raise ValueError(f"{path!r}: source 'folder' reads mounted folders; mount the bucket, or use source 'tfds'")
-    present = [entry.name for entry in entries(path)]
-    have = [name for name in ('train', *splits.HELD_OUT) if name in present]
+    present = {entry.name: entry for entry in entries(path)}
+    have = [name for name in ('train', *splits.HELD_OUT)
+            if name in present and (name == 'train' or not present[name].is_file())]
     if not have:
-        raise FileNotFoundError(f'{path!r} has no folder train/, but {_few(present, "entry", "entries")}: images are '
+        raise FileNotFoundError(f'{path!r} has no folder train/, but {few([*present], "entry", "entries")}: images are '
                                 'expected as train/<class>/*.jpg, and as val/<class>/*.jpg to evaluate on'
                                 + _way_out(path))
     return have
+
+
+def labelled(path: str, have: Sequence[str]) -> list[str]:
+    """The splits of `have` without a test/ that holds no folders: its images have no labels."""
+    return [name for name in have if name != 'test' or folders(os.path.join(path, name))]
+
+
+def check_split(path: str, split: str, have: Sequence[str]) -> None:
+    """Raises a ValueError if a split is a folder by another name than those of `have`."""
+    for name in splits.base_names(split):
+        if name and name not in have and os.path.isdir(os.path.join(path, name)):
+            raise ValueError(f'no split {name!r} (there are {", ".join(have)}): rename the folder '
+                             f'{os.path.join(path, name)!r} to {" or ".join(splits.HELD_OUT)}')
+
+
+def class_names(path: str, have: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes as `displayed`, sorted: those of train/, or of all splits where it is not there.
+
+    Raises:
+      ValueError: see `class_folders`.
+    """
+    used = ['train'] if 'train' in have else labelled(path, have) or have
+    return tuple(sorted({displayed(name) for split in used for name in class_folders(os.path.join(path, split))}))
 
 
 def class_folders(folder: str) -> tuple[str, ...]:
@@ -65,43 +71,54 @@ def class_folders(folder: str) -> tuple[str, ...]:
     found = entries(folder)
     classes = tuple(entry.name for entry in found if entry.is_dir())
     if broken := [entry.name for entry in found if not os.path.exists(entry.path)]:
-        raise ValueError(f'{folder!r} holds {_few(broken, "link")} that lead nowhere: mend or remove them')
+        raise ValueError(f'{folder!r} holds {few(broken, "link")} that lead nowhere: mend or remove them')
     stray = [entry.name for entry in found if is_image(entry.name) and entry.name not in classes]
     if stray:
-        raise ValueError(f'{folder!r} holds {_few(stray, "image")} outside of any class: move to {folder}/<class>/')
+        raise ValueError(f'{folder!r} holds {few(stray, "image")} outside of any class: move to {folder}/<class>/')
     if not classes:
         raise ValueError(f'{folder!r} holds no folders of classes: images are expected as {folder}/<class>/*.jpg')
     by_name: dict[str, str] = {}
     for name in classes:
         if (other := by_name.setdefault(displayed(name), name)) != name:
-            raise ValueError(f'{folder!r} has two folders of the class {displayed(name)!r}, in two forms of Unicode '
-                             f'({other!a} and {name!a}): move the images of one into the other')
+            raise ValueError(f'{folder!r} has two folders of the class {displayed(name)!r}{_difference(other, name)} '
+                             f'({other!a} and {name!a}): move the images of one into the other, or rename one')
     return classes
+
+
+def _difference(one: str, other: str) -> str:
+    """The reason why two names of folders are displayed alike, for a message."""
+    forms = {unicodedata.normalize('NFC', name) for name in (one, other)}
+    return ', in two forms of Unicode' if len(forms) == 1 else ', which are displayed alike'
 
 
 def check_classes(path: str) -> None:
     """Checks the classes to train on before any image is listed, and warns of class names that look alike.
 
     Raises:
-      ValueError: there is one class only, the folders are those of splits (says where the classes may be), or two
-        classes are one folder.
+      ValueError: there is one class only, the folders are those of splits or of images and their annotations (the
+        message names where the classes may be), or two classes are one folder.
     """
     have = split_folders(path)
     folder = os.path.join(path, 'train' if 'train' in have else have[0])
-    classes = class_folders(folder)
+    classes = class_names(path, have)
     if 'train' in classes and set(classes) <= {'train', *splits.HELD_OUT}:
         raise ValueError(f'{folder!r} holds folders of splits ({", ".join(classes)}) and not of classes: give '
                          f'--config.data.path={shlex.quote(folder)}')
+    _check_annotations(folder, classes)
     if len(classes) == 1:
-        raise ValueError(f'{folder!r} has one class only ({in_one_line(classes[0])}), and a model needs two or more'
-                         + _classes_below(folder, classes[0]))
+        raise ValueError(f'{folder!r} has one class only ({classes[0]}), and a model needs two or more'
+                         + _classes_below(folder, class_folders(folder)[0]))
     _warn_of_classes(folder, classes)
+    for split in have:
+        if hidden := folder_entries.hidden_folders(os.path.join(path, split)):
+            logging.warning('%r: left out, since the name begins with a dot: %s with images; rename those that are '
+                            'classes', os.path.join(path, split), few(hidden, 'folder'))
     trained = _places(folder)
     for split in have[1:] if 'train' in have else ():
         held_out = _places(os.path.join(path, split))
         if shared := [name for place, name in held_out.items() if place in trained]:
             logging.warning('%r: folders of %s/ are links to train/ or the reverse, their images are trained on, too: '
-                            '%s', path, split, _few(shared, 'class'))
+                            '%s', path, split, few(shared, 'class'))
 
 
 def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> None:
@@ -123,9 +140,10 @@ def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> No
     if near:
         hint = f'; {near[0]!r} differs from {near[1]!r} of train/ only in case or spaces: rename the folder'
     else:
-        places = [place for name in unknown[:_LOOKED_AT] if (place := _place_of(known, os.path.join(folder, name)))]
+        near_by = [os.path.join(folder, name) for name in unknown[:folder_entries.LOOKED_AT]]
+        places = [place for each in near_by if (place := _place_of(known, each))]
         hint = f'; the classes are in {places[0]!r}: move its folders up into {folder!r}' if places else ''
-    raise ValueError(f'{folder!r} has {_few(unknown, "class")} that train/ does not have: move or remove '
+    raise ValueError(f'{folder!r} has {few(unknown, "class")} that train/ does not have: move or remove '
                      f'{"it" if len(unknown) == 1 else "them"}{hint}')
 
 
@@ -139,7 +157,7 @@ def check_labels(path: str, split: str, resolved: str, class_names: Sequence[str
       ValueError: images of train/ are held out to evaluate on, and a class has no other ones.
     """
     counts = np.bincount(labels, minlength=len(class_names))
-    missing = _few([name for name, count in zip(class_names, counts) if not count], 'class')
+    missing = few([name for name, count in zip(class_names, counts) if not count], 'class')
     held_out = resolved != split and resolved.startswith('train[')
     if held_out and split != 'train':
         _warn_of_unused(path)
@@ -169,37 +187,51 @@ def warn_of_depth(folder: str, images: Sequence[str]) -> None:
     if len(below) > 1 and len(shared) > 1:
         logging.warning('%r: no class folder (%s) holds images itself, and all of them hold %s: if these are the '
                         'classes, move them up', folder, ', '.join(map(in_one_line, list(below)[:5])),
-                        _few(sorted(shared), 'folder'))
+                        few(sorted(shared), 'folder'))
+
+
+def _check_annotations(folder: str, classes: Sequence[str]) -> None:
+    """Raises a ValueError if all folders are those of images and of their annotations, as masks."""
+    letters = {''.join(filter(str.isalpha, name.lower())): name for name in classes}
+    images = sorted(letters.keys() & _IMAGES)
+    if len(classes) > 1 and images and letters.keys() <= _IMAGES | _ANNOTATIONS:
+        raise ValueError(f'{folder!r} holds folders of images and of annotations ({", ".join(classes)}) and not of '
+                         f'classes{_classes_below(folder, letters[images[0]])}; if these are the classes, rename '
+                         f'{letters[images[0]]!r}')
 
 
 def _warn_of_classes(folder: str, classes: Sequence[str]) -> None:
-    for one, other in lookalikes(map(displayed, classes)):
+    for one, other in lookalikes(classes):
         logging.warning('%r has two classes whose names differ only in case or spaces: %r and %r', folder, one, other)
     packed = [entry.name for entry in entries(folder) if entry.name.lower().endswith(_PACKED)]
     if packed := [name for name in packed if name not in classes]:
         logging.warning('%r holds %s: what is in them is not used, unpack or remove them', folder,
-                        _few(packed, 'packed file'))
+                        few(packed, 'packed file'))
 
 
 def _warn_of_unused(path: str) -> None:
     if unused := [entry.name for entry in entries(path) if entry.is_dir() and entry.name != 'train']:
-        logging.warning('%r has no folder %s to evaluate on, so a tenth of train/ is held out; not used: %s', path,
-                        ' or '.join(splits.HELD_OUT), _few(unused, 'folder'))
+        logging.warning('%r has no folder %s with folders of classes, so a tenth of train/ is held out; not used: %s; '
+                        'rename one that you mean to evaluate on', path, ' or '.join(splits.HELD_OUT),
+                        few(unused, 'folder'))
+    for file in (os.path.join(path, name) for name in splits.HELD_OUT):
+        if os.path.isfile(file):
+            logging.warning('%r is a file and no folder of images: it is not used', file)
 
 
 def _way_out(path: str) -> str:
     """A hint for a path without train/; '' where nothing like a data set is near."""
     home, name = os.path.split(os.path.abspath(path))
-    below = _folders(path)
-    if name in ('train', *splits.HELD_OUT) and any(_has_image(os.path.join(path, each)) for each in below):
+    below = folders(path)
+    if name in ('train', *splits.HELD_OUT) and any(has_image(os.path.join(path, each)) for each in below):
         return f'. This is the folder of a split: give --config.data.path={shlex.quote(home)}'
     if within := [each for each in below if os.path.isdir(os.path.join(path, each, 'train'))]:
         inner = shlex.quote(os.path.join(path, within[0]))
-        return f'. {_few(within, "folder")} in it with train/: give --config.data.path={inner}'
+        return f'. {few(within, "folder")} in it with train/: give --config.data.path={inner}'
     if near := [each for each in below if each.strip().lower().startswith('train')]:
         return f'. Rename {near[0]!r} to train'
-    if classes := [each for each in below if _has_image(os.path.join(path, each))]:
-        return (f'. {_few(classes, "folder")} in it with images: if these are the classes, move them into '
+    if classes := [each for each in below if has_image(os.path.join(path, each))]:
+        return (f'. {few(classes, "folder")} in it with images: if these are the classes, move them into '
                 f'{os.path.join(path, "train")}; or make a new folder with a link named train to {path!r}, and give '
                 'the new folder')
     return ''
@@ -208,67 +240,38 @@ def _way_out(path: str) -> str:
 def _classes_below(folder: str, name: str) -> str:
     """A hint for the only class `name` of a split's folder: the folders below it that look like the classes."""
     place = os.path.join(folder, name)
-    below = _folders(place)
-    for _ in range(_LEVELS):
+    below = folders(place)
+    for _ in range(folder_entries.LEVELS):
         if len(below) == 1:
             place = os.path.join(place, below[0])
-            below = _folders(place)
+            below = folders(place)
     if 'train' in below:
         return f': the data set is one folder further down, give --config.data.path={shlex.quote(place)}'
-    with_images = [each for each in below if _has_image(os.path.join(place, each))]
+    with_images = [each for each in below if has_image(os.path.join(place, each))]
     if len(with_images) < 2:
         return f': images are expected as {folder}/<class>/*.jpg'
-    return (f'. The level below looks like the classes: {_few(with_images, "folder")} in {place!r}: move them up into '
+    return (f'. The level below looks like the classes: {few(with_images, "folder")} in {place!r}: move them up into '
             f'{folder!r}')
 
 
-def _few(names: Sequence[str], one: str, many: str = '') -> str:
-    """'2 classes (yak, zebra)'; names the first five."""
-    if not names:
-        return f'no {many or one + "s"}'
-    shown = ', '.join(map(in_one_line, names[:5])) + (', ...' if len(names) > 5 else '')
-    plural = many or (one + 'es' if one.endswith('s') else one + 's')
-    return f'{len(names)} {one if len(names) == 1 else plural} ({shown})'
-
-
-def _places(folder: str) -> dict[tuple[int, int], str]:
-    """The class folders by their place on the disk; none where it has no inodes.
+def _places(folder: str) -> dict[Hashable, str]:
+    """The class folders by their place on the disk.
 
     Raises:
       ValueError: two are one folder.
     """
-    found: dict[tuple[int, int], str] = {}
-    for name in _folders(folder):
-        status = os.stat(os.path.join(folder, name))
-        other = found.setdefault((status.st_dev, status.st_ino), name) if status.st_ino else name
+    found: dict[Hashable, str] = {}
+    for name in folders(folder):
+        other = found.setdefault(folder_entries.identity(os.path.join(folder, name)), name)
         if other != name:
             raise ValueError(f'{folder!r}: the classes {other!r} and {name!r} are one folder: one is a link, remove it')
     return found
 
 
-def _folders(folder: str) -> list[str]:
-    """Names of the first folders in a folder; none where it cannot be read."""
-    try:
-        return [entry.name for entry in entries(folder) if entry.is_dir()]
-    except OSError:
-        return []
-
-
-def _has_image(folder: str, levels: int = _LEVELS) -> bool:
-    """True if an image is in a folder, or in one of the first folders below it."""
-    try:
-        found = entries(folder)
-    except OSError:
-        return False
-    if any(is_image(entry.name) for entry in found):
-        return True
-    return levels > 1 and any(_has_image(entry.path, levels - 1) for entry in found[:_LOOKED_AT] if entry.is_dir())
-
-
 def _place_of(known: Sequence[str], folder: str) -> str:
     """The folder, or the one below it, whose folders are all known classes; '' where there is none."""
-    for _ in range(_LEVELS):
-        below = _folders(folder)
+    for _ in range(folder_entries.LEVELS):
+        below = folders(folder)
         if below and {displayed(name) for name in below} <= set(known):
             return folder
         if len(below) != 1:

@@ -146,10 +146,13 @@ def split_of(source: Source, asked: str) -> str:
     return splits.title(getattr(source, 'split', asked))
 
 
-def check_classes(name: str, check: Callable[[tuple[str, ...]], None]) -> None:
+def check_classes(name: str, path: str | os.PathLike, check: Callable[[tuple[str, ...]], None]) -> None:
     """Checks the class names of a source that takes long to open, before it is opened."""
     if name == 'digits':
         check(DigitsSource.class_names)
+    elif name == 'folder':
+        path = os.path.expanduser(path)
+        check(folder_layout.class_names(path, folder_layout.split_folders(path)))
 
 
 def _agree(name: str, wanted: int, has: int) -> None:

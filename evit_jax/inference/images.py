@@ -4,6 +4,9 @@ import glob
 import os
 from collections.abc import Iterable
 
+from absl import logging
+
+from evit_jax.data import folder_entries
 from evit_jax.data.decode import SUFFIXES
 
 
@@ -40,7 +43,7 @@ def _meant_by(word):
     if not matches:
         raise ValueError(f'no file matches {word}')
     found = [file for match in matches for file in (_inside(match) if os.path.isdir(match) else [match])]
-    return [file for file in dict.fromkeys(found) if file.lower().endswith(SUFFIXES)]  # '**' meets a file twice
+    return [file for file in dict.fromkeys(found) if _is_image(file)]  # '**' finds a file twice
 
 
 def _inside(folder):
@@ -51,12 +54,22 @@ def _inside(folder):
         raise error
 
     for here, below, files in os.walk(folder, onerror=refuse, followlinks=True):
-        place = os.stat(here)
-        if (place.st_dev, place.st_ino) in entered:
+        folder = folder_entries.identity(here)
+        if folder in entered:
             below.clear()
             continue
-        entered.add((place.st_dev, place.st_ino))
+        entered.add(folder)
         below[:] = sorted(name for name in below if not name.startswith('.'))
-        found += [os.path.join(here, name) for name in sorted(files)
-                  if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
+        found += [file for name in sorted(files) if not name.startswith('.')
+                  and _is_image(file := os.path.join(here, name))]
     return found
+
+
+def _is_image(path):
+    """True for a file with the suffix of an image; a pipe is left out, to read it may wait for ever."""
+    if not folder_entries.is_image(path):
+        return False
+    if not folder_entries.is_readable(path):
+        logging.warning('%r is no regular file and is left out', path)
+        return False
+    return True

@@ -15,13 +15,17 @@ from evit_jax.interchange.stored import Stored
 
 
 def place_of(folder: str | os.PathLike, example: str) -> pathlib.Path:
-    """The file of the example with this id: of its last two parts, up to the first dot.
+    """The file of the example with this id, which has the class and the name of the image up to the first dot.
 
+    Where a file has the whole name of the image but for the suffix, it is that one: a/img.1.pt for a/img.1.png.
     An id of no two parts, as tfds has of ImageNet, is named n01440764_10026.JPEG: its class stands before the _.
     """
-    name = example.rpartition('/')[2].split('.')[0]
-    kind = example.split('/')[-2] if '/' in example else name.split('_')[0]
-    return pathlib.Path(folder).expanduser() / kind / f'{name}.pt'
+    image = pathlib.PurePosixPath(example)
+    name = image.name.split('.')[0]
+    kind = image.parent.name if '/' in example else name.split('_')[0]
+    home = pathlib.Path(folder).expanduser() / kind
+    whole = home / f'{image.stem}.pt'
+    return whole if whole.is_file() else home / f'{name}.pt'
 
 
 def read(path: str | os.PathLike, classes: int) -> tuple[np.ndarray, np.ndarray]:

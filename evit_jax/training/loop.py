@@ -99,7 +99,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     identity.check_processes(config, workdir)
     parallel.first_decides(lambda: evaluation_files.check_out(out))
     check = functools.partial(workdirs.check_classes, workdir, trained)
-    sources.check_classes(config.data.source, check)
+    sources.check_classes(config.data.source, config.data.path, check)
     held_out = inputs.open_held_out(config)
     check(held_out.class_names)
     history.tell_of_other_data(trained, held_out)

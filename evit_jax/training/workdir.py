@@ -10,6 +10,7 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.data import splits
+from evit_jax.data.classes import displayed
 from evit_jax.tokens import keeping
 from evit_jax.training import storage
 from evit_jax.training.checkpoints import newest_step
@@ -101,12 +102,16 @@ def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
 
 def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequence[str]) -> None:
     """Raises a ValueError if the run in the workdir, with this saved config, has other classes."""
-    names = list(names)
-    if (old := saved.get('class_names', names)) != names:
+    names = [*map(displayed, names)]
+    if (old := [*map(displayed, saved.get('class_names', names))]) != names:
+        missing = [name for name in old if name not in names] if {*names} < {*old} else []
+        only = (f'; the data lack {", ".join(missing[:5])}{", ..." if len(missing) > 5 else ""}: to evaluate on val/ '
+                'without them, make train/ beside it with a folder for each class of the run, which may be empty'
+                if missing else '')
         first = next(pair for pair in itertools.zip_longest(old, names) if pair[0] != pair[1])
         raise ValueError(f'workdir {path} holds a run on other classes ({len(old)} there, {len(names)} in the data; '
                          f'the first that differs is {first[0]!r} there, {first[1]!r} in the data): give data of '
-                         f'the same classes; to train on these, another --workdir and --config.init_from={path}')
+                         f'the same classes; to train on these, another --workdir and --config.init_from={path}{only}')
 
 
 def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
