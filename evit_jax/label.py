@@ -14,10 +14,9 @@ from ml_collections import config_flags
 
 from evit_jax import backend, commandline
 from evit_jax.data import label_maps
-from evit_jax.data.classes import readable, same_classes
 from evit_jax.data.label_maps import About, Entry, LabelMap
 from evit_jax.inference.annotator import Annotator
-from evit_jax.inference.held_out import spread
+from evit_jax.inference.held_out import check_classes, spread
 from evit_jax.interchange import published_labels
 from evit_jax.training import inputs
 from evit_jax.training.claim import claim
@@ -62,13 +61,7 @@ def main(checkpoint: str = '') -> None:
 def _by_model(checkpoint, source, check):
     """Name, classes and side of the maps of a model, and what makes them."""
     trained = read_trained(checkpoint, ema=_EMA.value)
-    if trained.shape.classes != source.num_classes:
-        raise ValueError(f'the model in {checkpoint} tells {trained.shape.classes} classes apart, the data have '
-                         f'{source.num_classes}: take an annotator that was trained on these classes')
-    if (ours := readable(source.class_names)) and not same_classes(ours, trained.class_names):
-        first = next(label for label, name in enumerate(ours) if name != trained.class_names[label])
-        raise ValueError(f'the model in {checkpoint} was trained on other classes: {trained.class_names[first]!r} is '
-                         f'its class {first}, {ours[first]!r} that of the data')
+    check_classes(trained, source)
     made = Annotator(trained._replace(image_size=_IMAGE_SIZE.value or trained.image_size), batch_size=_BATCH.value)
     return str(made), made.top, made.side, functools.partial(made.entries, source, check=check)
 

@@ -99,10 +99,17 @@ def test_serve_with_a_damaged_file_names_it_in_one_line(exported, tmp_path, file
 
 
 def test_serve_without_the_requested_backend_names_jax_platforms_in_one_line(exported, monkeypatch):
-    monkeypatch.setenv('JAX_PLATFORMS', 'tpu')
+    monkeypatch.setenv('JAX_PLATFORMS', 'absent')
     code, out, err = serve(exported, 'a.png')
     assert (code, out, len(err)) == (2, [], 1)
-    assert err[0].startswith('error: jax has no backend for JAX_PLATFORMS=tpu (') and 'set JAX_PLATFORMS=cpu' in err[0]
+    assert err[0].startswith('error: jax has no backend for JAX_PLATFORMS=absent (') and 'JAX_PLATFORMS=cpu' in err[0]
+
+    def fail():
+        raise AssertionError  # as jax does for cuda without its plugin
+
+    monkeypatch.setattr(jax, 'devices', fail)
+    with pytest.raises(RuntimeError, match='its plugin is not installed'):
+        loader.check_packages()
 
 
 @pytest.mark.parametrize('version, refused', [('10.4.0', True), ('9.5.0', True), ('11.2.1', False), ('13.0.0', False)])

@@ -46,9 +46,9 @@ def check_packages():
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # the first has no text: a platform whose plugin is missing
-        raise RuntimeError(f'jax has no backend for JAX_PLATFORMS={jax.config.jax_platforms} '
-                           f'({error or "its plugin is not installed"}): set JAX_PLATFORMS=cpu, or install what it '
-                           'needs') from error
+        reason = str(error) or 'its plugin is not installed'
+        raise RuntimeError(f'jax has no backend for JAX_PLATFORMS={jax.config.jax_platforms} ({reason}): set '
+                           'JAX_PLATFORMS=cpu, or install what it needs') from error
 
 
 def read_manifest(file):
