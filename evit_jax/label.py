@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from evit_jax import backend, commandline
 from evit_jax.data import label_maps
 from evit_jax.data.label_maps import About, Entry, LabelMap
+from evit_jax.data.names import in_one_line
 from evit_jax.inference.annotator import Annotator
 from evit_jax.inference.held_out import check_classes, spread
 from evit_jax.interchange import published_labels
@@ -67,27 +68,41 @@ def _by_model(checkpoint, source, check):
 
 
 def _published(_, source, check):
-    """As `_by_model`, of published files. Some are looked for at once; the first tells the size of all."""
-    folder, classes, shape = _PUBLISHED.value, source.num_classes, None
+    """As `_by_model`, of published files. Some are looked for at once; the first of them tells the size of all."""
+    folder, classes = _PUBLISHED.value, source.num_classes
 
     def read(number):
-        nonlocal shape
-        example = source[number]['id']
-        value, index = published_labels.read(path := published_labels.place_of(folder, example), classes)
-        shape = shape or value.shape
-        if value.shape != shape:
-            raise ValueError(f'{path} holds a map of {list(value.shape)}, the one of the first image is of '
-                             f'{list(shape)}')
-        return Entry(example, LabelMap(value, index))
+        """The entry of an example; without a map where its image or its published file cannot be read."""
+        name = f'example {number}'
+        try:
+            example = source[number]
+            name, path = example['id'], published_labels.place_of(folder, example.get('path', example['id']))
+            return Entry(name, LabelMap(*published_labels.read(path, classes)))
+        except (OSError, ValueError) as error:
+            return Entry(name, None, in_one_line(str(error)))
+
+    looked = [read(number) for number in spread(len(source), _LOOKED_FOR)]
+    shape = next((entry.made.value.shape for entry in looked if entry.made), None)
+    if shape is None:
+        raise ValueError(f'none of {len(looked)} published label maps looked for can be read, the last one as: '
+                         f'{looked[-1].problem}')
 
     def entries(start):
         for number in range(start, len(source)):
             check()
-            yield read(number)
+            yield _of_shape(read(number), shape)
 
-    for number in spread(len(source), _LOOKED_FOR):
-        read(number)
+    for entry in looked:
+        _of_shape(entry, shape)
     return 'published files', *shape[:2], entries
+
+
+def _of_shape(entry: Entry, shape: tuple[int, ...]) -> Entry:
+    """The entry, if its map has this shape."""
+    if entry.made and entry.made.value.shape != shape:
+        raise ValueError(f'the published file of {entry.example} holds a map of {list(entry.made.value.shape)}, '
+                         f'the one of the first image is of {list(shape)}: remove the file that has the wrong size')
+    return entry
 
 
 if __name__ == '__main__':

@@ -247,6 +247,19 @@ def test_published_files_become_maps_of_their_values(tmp_path, door):
     assert code == 2 and 'holds a map of [5, 3, 3], the one of the first image is of [5, 6, 6]' in errors
 
 
+def test_published_files_missing_or_damaged_leave_their_images_without_a_map(tmp_path, door, caplog):
+    folder, bad = tmp_path / 'published', {0: None, 4: None, 9: b'no zip'}  # the first is among those looked for
+    for number in range(SIZES['train']):
+        path = published_labels.place_of(folder, open_train()[number]['id'])
+        write_published(path, np.ones((5, 3, 3)), np.zeros((5, 3, 3)))
+        if number in bad:
+            path.unlink() if bad[number] is None else path.write_bytes(bad[number])
+    assert door(f'--published={folder}', f'--out={tmp_path / "maps"}')[0] == 0
+    maps = LabelMaps(tmp_path / 'maps')
+    assert [number for number in range(SIZES['train']) if open_train()[number]['id'] not in maps] == [*bad]
+    assert '3 of 40 examples have no label map' in caplog.text
+
+
 @pytest.mark.parametrize('example, place', [
     ('train/n01440764/n01440764_10026.JPEG', 'n01440764/n01440764_10026.pt'),
     ('n01440764_10026.JPEG', 'n01440764/n01440764_10026.pt'), ('val/a b/c.d.jpg', 'a b/c.pt')])
