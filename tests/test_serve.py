@@ -98,6 +98,13 @@ def test_serve_with_a_damaged_file_names_it_in_one_line(exported, tmp_path, file
         loader.Served(tmp_path / 'copy')
 
 
+def test_a_damaged_program_of_this_jax_is_not_blamed_on_the_version(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / 'copy')
+    (tmp_path / 'copy/plan_0.5.jaxexport').write_bytes(b'cut')
+    with pytest.raises(RuntimeError, match=r'plan_0.5\.jaxexport cannot be read .*this version of jax.*export the'):
+        loader.Served(tmp_path / 'copy')
+
+
 def test_serve_without_the_requested_backend_names_jax_platforms_in_one_line(exported, monkeypatch):
     monkeypatch.setenv('JAX_PLATFORMS', 'absent')
     code, out, err = serve(exported, 'a.png')

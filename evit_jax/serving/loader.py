@@ -97,6 +97,8 @@ class Served:
 
     def versions(self):
         theirs = self.about['versions']['jax']
+        if theirs == jax.__version__:
+            return f'It was written by this version of jax, {theirs}: export the model again'
         return f'It was written by jax {theirs}, this is jax {jax.__version__}: pip install jax=={theirs}'
 
     def read(self, path):
