@@ -80,14 +80,19 @@ def main(checkpoint: str, dst: str) -> None:
 def _wanted_plans() -> dict[str, dict]:
     """By name, what `Trained.plan` is to be asked for."""
     counts = [commandline.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
-    asked = [(str(rate), {'rate': rate}) for rate in commandline.numbers('rates', _RATES.value, float)]
-    asked += [('-'.join(map(str, tokens)), {'tokens': tokens}) for tokens in counts]
-    asked += [(f'r{r}', {'r': r}) for r in commandline.numbers('r', _R.value, int)]
-    asked += [(in_one_line(pathlib.Path(file).stem), {'planned': read_planned(file)}) for file in _PLANS.value]
-    names = [name for name, _ in asked]
+    asked = [(str(rate), '--rates', {'rate': rate}) for rate in commandline.numbers('rates', _RATES.value, float)]
+    asked += [('-'.join(map(str, tokens)), '--tokens', {'tokens': tokens}) for tokens in counts]
+    asked += [(f'r{r}', '--r', {'r': r}) for r in commandline.numbers('r', _R.value, int)]
+    asked += [(in_one_line(pathlib.Path(file).stem), f'--plan={in_one_line(file)}', {'planned': read_planned(file)})
+              for file in _PLANS.value]
+    origins = {}
+    for name, origin, _ in asked:
+        if origins.setdefault(name, origin) != origin:
+            raise ValueError(f'{origins[name]} and {origin} are two plans of one name, {name}: rename a file')
+    names = [name for name, *_ in asked]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f'the plan {twice[0]} is asked for twice: give each once')
-    return dict(asked) or {'trained': {}}
+    return {name: how for name, _, how in asked} or {'trained': {}}
 
 
 def _platforms() -> tuple[str, ...]:

@@ -14,10 +14,10 @@ from ml_collections import config_flags
 
 from evit_jax import backend, commandline
 from evit_jax.data import label_maps
-from evit_jax.data.classes import readable, same_classes
 from evit_jax.data.label_maps import About, Entry, LabelMap
+from evit_jax.data.names import in_one_line
 from evit_jax.inference.annotator import Annotator
-from evit_jax.inference.held_out import spread
+from evit_jax.inference.held_out import check_classes, spread
 from evit_jax.interchange import published_labels
 from evit_jax.training import inputs
 from evit_jax.training.claim import claim
@@ -62,39 +62,47 @@ def main(checkpoint: str = '') -> None:
 def _by_model(checkpoint, source, check):
     """Name, classes and side of the maps of a model, and what makes them."""
     trained = read_trained(checkpoint, ema=_EMA.value)
-    if trained.shape.classes != source.num_classes:
-        raise ValueError(f'the model in {checkpoint} tells {trained.shape.classes} classes apart, the data have '
-                         f'{source.num_classes}: take an annotator that was trained on these classes')
-    if (ours := readable(source.class_names)) and not same_classes(ours, trained.class_names):
-        first = next(label for label, name in enumerate(ours) if name != trained.class_names[label])
-        raise ValueError(f'the model in {checkpoint} was trained on other classes: {trained.class_names[first]!r} is '
-                         f'its class {first}, {ours[first]!r} that of the data')
+    check_classes(trained, source)
     made = Annotator(trained._replace(image_size=_IMAGE_SIZE.value or trained.image_size), batch_size=_BATCH.value)
     return str(made), made.top, made.side, functools.partial(made.entries, source, check=check)
 
 
 def _published(_, source, check):
-    """As `_by_model`, of published files. Some are looked for at once; the first tells the size of all."""
-    folder, classes, shape = _PUBLISHED.value, source.num_classes, None
+    """As `_by_model`, of published files. Some are looked for at once; the first of them tells the size of all."""
+    folder, classes = _PUBLISHED.value, source.num_classes
 
     def read(number):
-        nonlocal shape
-        example = source[number]['id']
-        value, index = published_labels.read(path := published_labels.place_of(folder, example), classes)
-        shape = shape or value.shape
-        if value.shape != shape:
-            raise ValueError(f'{path} holds a map of {list(value.shape)}, the one of the first image is of '
-                             f'{list(shape)}')
-        return Entry(example, LabelMap(value, index))
+        """The entry of an example; without a map where its image or its published file cannot be read."""
+        name = f'example {number}'
+        try:
+            example = source[number]
+            name, path = example['id'], published_labels.place_of(folder, example.get('path', example['id']))
+            return Entry(name, LabelMap(*published_labels.read(path, classes)))
+        except (OSError, ValueError) as error:
+            return Entry(name, None, in_one_line(str(error)))
+
+    looked = [read(number) for number in spread(len(source), _LOOKED_FOR)]
+    shape = next((entry.made.value.shape for entry in looked if entry.made), None)
+    if shape is None:
+        raise ValueError(f'none of {len(looked)} published label maps looked for can be read, the last one as: '
+                         f'{looked[-1].problem}')
 
     def entries(start):
         for number in range(start, len(source)):
             check()
-            yield read(number)
+            yield _of_shape(read(number), shape)
 
-    for number in spread(len(source), _LOOKED_FOR):
-        read(number)
+    for entry in looked:
+        _of_shape(entry, shape)
     return 'published files', *shape[:2], entries
+
+
+def _of_shape(entry: Entry, shape: tuple[int, ...]) -> Entry:
+    """The entry, if its map has this shape."""
+    if entry.made and entry.made.value.shape != shape:
+        raise ValueError(f'the published file of {entry.example} holds a map of {list(entry.made.value.shape)}, '
+                         f'the one of the first image is of {list(shape)}: remove the file that has the wrong size')
+    return entry
 
 
 if __name__ == '__main__':

@@ -35,8 +35,8 @@ from evit_jax.data.classes import readable
 from evit_jax.data.decode import decode
 from evit_jax.data.names import FileNames, in_one_line
 from evit_jax.data.sources import Source
-from evit_jax.inference.dropping import Masked, Some, drop_patches
-from evit_jax.inference.held_out import held_out, spread
+from evit_jax.inference.dropping import Masked, Some, check_masks, drop_patches
+from evit_jax.inference.held_out import check_classes, held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
@@ -125,8 +125,7 @@ def drop(checkpoint: str) -> None:
         source = Masked(source, _folder_there(_MASKS.value))
     if _IMAGES.value:
         source = Some(source, spread(len(source), _IMAGES.value))
-    if 'mask' not in source[0]:
-        raise ValueError('the data have no masks: give --masks DIR with one for each image, white on the object')
+    check_masks(source)
     found = drop_patches(trained, source, shares=shares, rate=_RATE.value, seed=_SEED.value,
                          batch_size=min(_BATCH.value or 128, len(source)))
     dropping_plot(found.shares, found.accuracy, out, on_object=found.on_object,
@@ -176,7 +175,9 @@ def _of_test_split(checkpoint: str, trained: Trained) -> list[Subject]:
 
 
 def _test_split(checkpoint: str, trained: Trained) -> Source:
-    return held_out(checkpoint, trained.shape.classes, _CONFIG.value and _CONFIG.value.to_dict())
+    source = held_out(checkpoint, trained.shape.classes, _CONFIG.value and _CONFIG.value.to_dict())
+    check_classes(trained, source)
+    return source
 
 
 def _rates(trained: Trained) -> list[float]:

@@ -20,8 +20,6 @@ from evit_jax.data.decode import decode
 from evit_jax.data.transforms import EvalTransform
 from evit_jax.inference import Predictor, read_trained
 from evit_jax.serving import artifact, loader
-from evit_jax.tokens.plan import make_plan
-from evit_jax.tokens.planned import Planned
 from evit_jax.training import weights
 from tests import doors, layouts
 
@@ -298,16 +296,6 @@ def test_a_program_that_gives_something_else_is_refused(checkpoint, plans, expor
     trained.params['head']['bias'] = trained.params['head']['bias'] + np.array([1, 0, 0], np.float32)
     with pytest.raises(ValueError, match=r"plan 0.5 differ from the model's by up to .*rounding explains 1e-04"):
         list(artifact.check(exported, trained, plans))
-
-
-def test_a_plan_of_the_planner_is_exported_under_the_name_of_its_file(checkpoint, run, tmp_path, monkeypatch):
-    planned = Planned.of(make_plan(16, 2, tokens=(5,), reduce_at=(1,), fuse=False), 'vit_layouts', 16)
-    (tmp_path / 'fast.json').write_text(json.dumps(planned.about()))
-    code, said = run(monkeypatch, checkpoint, tmp_path / 'out', f'--plan={tmp_path / "fast.json"}', '--platforms=cpu')
-    assert code == 0, said
-    assert list(loader.Served(tmp_path / 'out').programs) == ['fast']
-    plan = json.loads((tmp_path / 'out' / 'manifest.json').read_text())['plans']['fast']
-    assert (plan['tokens'], plan['reductions'], plan['fused']) == ([5], [1], False)
 
 
 def test_an_export_without_the_plan_of_training_warns_which_is_the_default(checkpoint, tmp_path, monkeypatch, caplog,

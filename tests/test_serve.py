@@ -87,6 +87,48 @@ def test_a_program_that_this_jax_cannot_read_is_named_with_both_versions(exporte
     assert f'It was written by jax 99.1, this is jax {jax.__version__}: pip install jax==99.1' in err[0]
 
 
+@pytest.mark.parametrize('file, content, said', [
+    ('weights.npz', None, 'BadZipFile'), ('weights.npz', b'', 'EOFError'), ('manifest.json', b'[', 'JSONDecodeError'),
+    ('manifest.json', b'{}', "KeyError: 'versions'"), ('manifest.json', b'null', 'TypeError')])
+def test_serve_with_a_damaged_file_names_it_in_one_line(exported, tmp_path, file, content, said):
+    shutil.copytree(exported, tmp_path / 'copy')
+    damaged = tmp_path / 'copy' / file
+    damaged.write_bytes(damaged.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(RuntimeError, match=f'{file} is damaged .*{said}.*: export the model again'):
+        loader.Served(tmp_path / 'copy')
+
+
+def test_a_damaged_program_of_this_jax_is_not_blamed_on_the_version(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / 'copy')
+    (tmp_path / 'copy/plan_0.5.jaxexport').write_bytes(b'cut')
+    with pytest.raises(RuntimeError, match=r'plan_0.5\.jaxexport cannot be read .*this version of jax.*export the'):
+        loader.Served(tmp_path / 'copy')
+
+
+def test_serve_without_the_requested_backend_names_jax_platforms_in_one_line(exported, monkeypatch):
+    monkeypatch.setenv('JAX_PLATFORMS', 'absent')
+    code, out, err = serve(exported, 'a.png')
+    assert (code, out, len(err)) == (2, [], 1)
+    assert err[0].startswith('error: jax has no backend for JAX_PLATFORMS=absent (') and 'JAX_PLATFORMS=cpu' in err[0]
+
+    def fail():
+        raise AssertionError  # as jax does for cuda without its plugin
+
+    monkeypatch.setattr(jax, 'devices', fail)
+    with pytest.raises(RuntimeError, match='its plugin is not installed'):
+        loader.check_packages()
+
+
+@pytest.mark.parametrize('version, refused', [('10.4.0', True), ('9.5.0', True), ('11.2.1', False), ('13.0.0', False)])
+def test_served_refuses_a_pillow_that_reads_images_otherwise(exported, monkeypatch, version, refused):
+    monkeypatch.setattr(loader.PIL, '__version__', version)
+    if not refused:
+        return loader.check_packages()
+    with pytest.raises(RuntimeError, match=f'Pillow {version} is too old: pip install "Pillow>=11.2"'):
+        loader.Served(exported)
+    assert "flatbuffers 'Pillow>=11.2'" in (exported / 'README.md').read_text()
+
+
 def test_names_that_are_not_utf8_are_exported_with_escapes(checkpoint, tmp_path):
     trained = read_trained(checkpoint)._replace(class_names=('red\udcff', 'a\nb', 'blue'), path='runs/\udcfe')
     artifact.write(tmp_path, trained, {'trained': trained.plan()}, platforms=('cpu',), kept=False)

@@ -232,23 +232,6 @@ def test_images_without_an_object_are_left_out(trained):
     assert find(trained, Half('test'), shares=(0,)).images == SIZE // 2
 
 
-def test_masks_may_lie_in_a_folder(trained, tmp_path):
-    class Named(Few):
-        def __getitem__(self, index):
-            example = super().__getitem__(index)
-            return {name: example[name] for name in ('image', 'label')} | {'id': f'val/{index}.jpg'}
-
-    (tmp_path / 'val').mkdir()
-    for index in range(SIZE - 3):
-        Image.fromarray(Few('test')[index]['mask']).save(tmp_path / 'val' / f'{index}.png')
-    masked = dropping.Masked(Named('test'), tmp_path)
-    assert find(trained, masked, shares=(0.5,)).images == SIZE - 3
-    with pytest.raises(FileNotFoundError, match=r'no mask .*val.39\.png'):
-        masked[SIZE - 1]
-    with pytest.raises(ValueError, match=r'none of 3 images counts: .*no mask'):
-        find(trained, dropping.Some(masked, range(SIZE - 3, SIZE)), shares=(0.5,))
-
-
 def test_drop_writes_a_plot_and_a_table(checkpoint, tmp_path, run):
     code, said, _ = run('drop', checkpoint, '--out', tmp_path / 'x.png', '--shares=0,0.5',
                         '--images=10', '--batch=8')
@@ -298,6 +281,17 @@ def test_what_cannot_be_is_told_in_one_line(words, said, checkpoint, tmp_path, m
     line = errors.splitlines()[-1]
     assert code == 2 and line.startswith('error: ')
     assert re.search(said, line), line
+
+
+@pytest.mark.parametrize('program', ['kept', 'drop'])
+@pytest.mark.parametrize('names', [('red', 'blue', 'green'), ('cat', 'dog', 'owl')])
+def test_data_of_other_classes_with_the_same_number_are_refused(program, names, checkpoint, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(Few, 'class_names', names)
+    code, _, errors = run(program, checkpoint, '--out', tmp_path / 'x.png')
+    label = 1 if names[0] == 'red' else 0
+    ours, theirs = names[label], ('red', 'green')[label]
+    assert code == 2 and (f"was trained on other classes: '{theirs}' is its class {label}, '{ours}' that of the data: "
+                          'give a model') in errors
 
 
 def test_a_checkpoint_that_names_no_data_asks_for_a_config(tmp_path, run):

@@ -26,7 +26,9 @@ _EARLIEST = 347_155_200_000_000_000  # ns, 1981: earlier times (0, FAT's 1980-01
 
 
 class FolderSource:
-    """The images of a split, in the order of their names; ids are their paths below `path`.
+    """The images of a split, in the order of their names; ids are their paths below `path`, in one line.
+
+    An example also has `path`, the same path as the file system has it.
 
     The list of files is kept, and used again while the classes and the times of every folder in it are the same: files
     and folders added, removed or renamed are noticed. A file written over is not, nor need it be: the list holds names.
@@ -98,7 +100,7 @@ class FolderSource:
         name = os.path.join(folder, os.fsdecode(self._names[index]))
         with open(os.path.join(self._path, name), 'rb') as file:
             image = file.read()
-        return {'image': image, 'label': int(self.labels[index]), 'id': in_one_line(name)}
+        return {'image': image, 'label': int(self.labels[index]), 'id': in_one_line(name), 'path': name}
 
 
 def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:

@@ -15,9 +15,11 @@ from absl import logging
 from evit_jax import models, parallel
 from evit_jax.data import pipeline
 from evit_jax.data.decode import SUFFIXES
+from evit_jax.data.names import in_one_line
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms import EvalTransform
+from evit_jax.inference.held_out import spread
 from evit_jax.inference.looking import ranking_plan
 from evit_jax.tokens.plan import TokenPlan, make_plan
 from evit_jax.training import steps
@@ -25,6 +27,7 @@ from evit_jax.training.evaluation import object_patches
 from evit_jax.training.trained import Trained
 
 ORDERS = ('on the object first', 'off the object first', 'at random', 'least attended first', 'most attended first')
+_TRIED = 1000  # images, until one can be read
 
 
 class Dropped(NamedTuple):
@@ -37,7 +40,7 @@ class Dropped(NamedTuple):
 
 
 class Masked:
-    """A source whose masks are files: `folder/<id of the image>`, with any suffix of an image."""
+    """A source whose masks are files: `folder/<path or id of the image>`, with any suffix of an image."""
 
     def __init__(self, source: Source, folder: str | os.PathLike):
         self._source, self._folder = source, pathlib.Path(folder).expanduser()
@@ -50,11 +53,11 @@ class Masked:
 
     def __getitem__(self, index: int) -> dict:
         example = self._source[index]
-        place = self._folder / example['id']
+        place = self._folder / example.get('path', example['id'])
         place = place.with_suffix('') if place.suffix.lower() in SUFFIXES else place
         found = next((file for suffix in SUFFIXES if (file := place.with_name(place.name + suffix)).is_file()), None)
         if found is None:
-            raise FileNotFoundError(f'there is no mask {place}.png')
+            raise FileNotFoundError(f'there is no mask {in_one_line(str(place))}.png')
         return example | {'mask': found.read_bytes()}
 
 
@@ -69,6 +72,21 @@ class Some:
 
     def __getitem__(self, index: int) -> dict:
         return self._source[self._indices[index]]
+
+
+def check_masks(source: Source) -> None:
+    """Raises a ValueError unless the first of its images that can be read has a mask; tries a thousand of them."""
+    tried, problem = spread(len(source), _TRIED), None
+    for index in tried:
+        try:
+            example = source[index]
+        except (OSError, ValueError) as error:
+            problem = error
+            continue
+        if 'mask' in example:
+            return
+        raise ValueError('the data have no masks: give --masks DIR with one for each image, white on the object')
+    raise ValueError(f'none of {len(tried):,} images tried can be used, the last one as: {problem}')
 
 
 def drop_patches(trained: Trained, source: Source, *, shares: Sequence[float], rate: float = 1.0, seed: int = 0,

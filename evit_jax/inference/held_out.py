@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from evit_jax.data import sources, splits
+from evit_jax.data.classes import readable, same_classes
 from evit_jax.data.sources import Source
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_about
+from evit_jax.training.trained import Trained
 
 _UNSAID = {'data.path': '', 'data.name': '', 'data.test_split': splits.AUTO, 'data.index_cache': None, 'seed': 0,
            'model.image_size': 224}
@@ -34,6 +37,23 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
     return sources.open_source(
         told['data.source'], told['data.test_split'], path=told['data.path'], dataset=told['data.name'],
         image_size=told['model.image_size'], num_classes=classes, seed=told['seed'], cache=told['data.index_cache'])
+
+
+def check_classes(trained: Trained, source: Source) -> None:
+    """Raises a ValueError if the data have other classes than a model was trained on, or the same in another order."""
+    if trained.shape.classes != source.num_classes:
+        raise ValueError(f'the model in {trained.path} tells {trained.shape.classes} classes apart, the data have '
+                         f'{source.num_classes}: give a model that was trained on these classes, or other data')
+    ours = readable(source.class_names)
+    if ours and not same_classes(ours, trained.class_names):
+        if trained.class_names == (*map(str, range(len(ours))),) and not read_about(trained.path).get('class_names'):
+            logging.warning('the weights in %s have no class names: their classes are assumed to be those of the data, '
+                            'in this order', trained.path)
+            return
+        first = next(label for label, name in enumerate(ours) if name != trained.class_names[label])
+        raise ValueError(f'the model in {trained.path} was trained on other classes: {trained.class_names[first]!r} is '
+                         f'its class {first}, {ours[first]!r} that of the data: give a model that was trained on these '
+                         'classes, or other data')
 
 
 def spread(size: int, count: int) -> list[int]:

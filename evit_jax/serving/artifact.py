@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from evit_jax import models
-from evit_jax.data.names import valid_text
+from evit_jax.data.names import FileNames, valid_text
 from evit_jax.inference.predictor import Predictor
 from evit_jax.serving import loader
 from evit_jax.serving.readme import readme
@@ -54,9 +54,9 @@ def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]
     np.savez(folder / _WEIGHTS, **weights)
     logging.info('%s: %.2f M parameters, %.1f MB', _WEIGHTS, sum(leaf.size for leaf in weights.values()) / 1e6,
                  (folder / _WEIGHTS).stat().st_size / 1e6)
-    told = {}
+    told, names = {}, FileNames(folder)
     for name, plan in plans.items():
-        began, file = time.monotonic(), folder / f'plan_{name}.jaxexport'
+        began, file = time.monotonic(), folder / names.of(f'plan_{name}.jaxexport', '.jaxexport')
         exported = export(trained, plan, platforms=platforms, kept=kept)
         file.write_bytes(exported.serialize())
         told[name] = _about_plan(trained, plan) | {'trained': plan == plan_of_training(trained), 'file': file.name}

@@ -1,18 +1,21 @@
 """Predicts the classes of images: python serve.py [--plan=NAME] a.jpg b.png
 
-Needs jax, flatbuffers and Pillow. In Python: Served('.')(images, '0.7')['probabilities'].
+Needs jax, flatbuffers and Pillow 11.2 or later. In Python: Served('.')(images, '0.7')['probabilities'].
 """
 
 import argparse
 import json
+import operator
 import pathlib
 import re
 import sys
 
 import jax
 import numpy as np
+import PIL
 from PIL import Image
 
+OLDEST_PILLOW = '11.2'  # an older one does not turn a TIFF by its XMP
 TURNS = {  # from the orientation of EXIF to what puts the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -35,13 +38,47 @@ def upright(image):
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
+def check_packages():
+    """Raises a RuntimeError where Pillow is too old, or where jax has no backend for the requested platform."""
+    here, oldest = ([int(part) for part in version.split('.')[:2]] for version in (PIL.__version__, OLDEST_PILLOW))
+    if here < oldest:
+        raise RuntimeError(f'Pillow {PIL.__version__} is too old: pip install "Pillow>={OLDEST_PILLOW}"')
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # the first has no text: a platform whose plugin is missing
+        reason = str(error) or 'its plugin is not installed'
+        raise RuntimeError(f'jax has no backend for JAX_PLATFORMS={jax.config.jax_platforms} ({reason}): set '
+                           'JAX_PLATFORMS=cpu, or install what it needs') from error
+
+
+def read_manifest(file):
+    """The manifest, with a check that it has every key that is used here."""
+    about = json.loads(file.read_text(encoding='utf-8'))
+    for part, keys in ((about, ('class_names', 'default', 'weights')), (about['versions'], ('jax',)),
+                       (about['image'], ('size', 'crop')), *((plan, ('file', 'trained')) for plan in
+                                                             about['plans'].values())):
+        operator.itemgetter(*keys)(part)  # raises where there is none
+    return about
+
+
+def load(file, read):
+    """Reads a file of the folder; raises a RuntimeError with the file's name where it is damaged."""
+    try:
+        return read(file)
+    except OSError:
+        raise
+    except Exception as error:  # numpy raises many kinds for a damaged file
+        raise RuntimeError(f'{file} is damaged ({type(error).__name__}: {error}): export the model again') from error
+
+
 class Served:
     """The model in a folder; called with uint8 images [B, size, size, 3] and one of its plans, or the default one."""
 
     def __init__(self, folder):
+        check_packages()
         folder = pathlib.Path(folder)
-        self.about = json.loads((folder / 'manifest.json').read_text(encoding='utf-8'))
-        self.weights = jax.device_put(dict(np.load(folder / self.about['weights'])))
+        self.about = load(folder / 'manifest.json', read_manifest)
+        self.weights = jax.device_put(load(folder / self.about['weights'], lambda file: dict(np.load(file))))
         self.programs = {name: self.program(folder / plan['file']) for name, plan in self.about['plans'].items()}
 
     def __call__(self, images, plan=None):
@@ -60,6 +97,8 @@ class Served:
 
     def versions(self):
         theirs = self.about['versions']['jax']
+        if theirs == jax.__version__:
+            return f'It was written by this version of jax, {theirs}: export the model again'
         return f'It was written by jax {theirs}, this is jax {jax.__version__}: pip install jax=={theirs}'
 
     def read(self, path):

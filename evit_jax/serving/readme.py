@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from evit_jax.serving.loader import OLDEST_PILLOW
+
 _TEXT = """\
 # {name}, exported
 
 Tells {classes} classes apart. Runs on {platforms}, without the package that it was trained with:
 
-    pip install jax=={jax} flatbuffers Pillow
+    pip install jax=={jax} flatbuffers 'Pillow>={pillow}'
     python serve.py a.jpg b.png
 
 `serve.py` is all there is to a loader:
@@ -76,7 +78,7 @@ def readme(manifest: dict[str, Any], loader: str) -> str:
         f'{plan["macs_of_dense"]:.0%} |' for name, plan in manifest['plans'].items())
     return _TEXT.format(
         name=model['name'], classes=model['classes'], platforms=', '.join(manifest['platforms']), jax=versions['jax'],
-        loader=loader, weights=manifest['weights'], plans=plans, size=size, dtype=model['dtype'],
+        pillow=OLDEST_PILLOW, loader=loader, weights=manifest['weights'], plans=plans, size=size, dtype=model['dtype'],
         crop=_SQUEEZED.format(size=size) if crop is None else _CROP.format(short=int(size / crop), size=size),
         mean=tuple(image['mean']), std=tuple(image['std']), convention=versions['calling_convention'],
         kept=_KEPT.format(grid=size // model['patch_size']) if manifest['kept'] else '',

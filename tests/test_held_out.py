@@ -1,0 +1,36 @@
+"""The data that a model is shown on: their classes must be the model's, in the same order."""
+
+import types
+
+import pytest
+
+from evit_jax.inference import held_out
+
+NAMES = 'red', 'green', 'blue'
+
+
+def check(monkeypatch, ours, theirs=NAMES, recorded=NAMES):
+    trained = types.SimpleNamespace(path='runs/a', class_names=theirs, shape=types.SimpleNamespace(classes=len(theirs)))
+    monkeypatch.setattr(held_out, 'read_about', lambda path: {'class_names': recorded})
+    held_out.check_classes(trained, types.SimpleNamespace(class_names=ours, num_classes=len(ours)))
+
+
+@pytest.mark.parametrize('ours, said', [
+    (('red', 'blue', 'green'), "'green' is its class 1, 'blue' that of the data: give a model"),
+    (('cat', 'dog', 'owl'), "'red' is its class 0, 'cat' that of the data"),
+    (('red', 'green'), 'tells 3 classes apart, the data have 2: give a model')])
+def test_check_classes_of_data_with_other_classes_refuses_and_names_both(monkeypatch, ours, said):
+    with pytest.raises(ValueError, match=f'the model in runs/a .*{said}'):
+        check(monkeypatch, ours)
+
+
+def test_check_classes_of_the_same_classes_accepts(monkeypatch, caplog):
+    check(monkeypatch, NAMES)
+    assert not caplog.text
+
+
+def test_check_classes_numbers_are_names_where_they_are_recorded(monkeypatch, caplog):
+    check(monkeypatch, NAMES, theirs=('0', '1', '2'), recorded=[])
+    assert 'the weights in runs/a have no class names: their classes are assumed to be those of the data' in caplog.text
+    with pytest.raises(ValueError, match="'0' is its class 0, 'red' that of the data"):
+        check(monkeypatch, NAMES, theirs=('0', '1', '2'), recorded=('0', '1', '2'))
