@@ -2,7 +2,8 @@
 Evaluates: python -m evit_jax.main --mode=evaluate --workdir runs/digits
 
 Any value of the config can be set behind it: --config.keep.rate=0.5
-An evaluation takes everything else from the workdir; with --config, all but model, mean, std and crop from that file.
+An evaluation takes everything else from the workdir; with --config FILE, FILE gives all but model, image size, mean,
+std and crop.
 Told to stop by SIGTERM or Ctrl-C it saves and ends with code 75; the same command goes on from there.
 """
 

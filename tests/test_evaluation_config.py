@@ -47,6 +47,14 @@ def test_merge_with_a_file_takes_model_and_preprocessing_from_the_run_and_names_
         assert part in line
 
 
+def test_merge_with_a_file_takes_the_image_size_from_the_run_unless_it_is_explicit(caplog):
+    with caplog.at_level(logging.INFO):
+        assert merge(layouts.config_of(model__image_size=32), saved()).model.image_size == 16
+        assert merge(layouts.config_of(model__image_size=32), saved(), ('model.image_size',)).model.image_size == 32
+    assert 'model.image_size 16 as in the run (the config has 32)' in caplog.text
+    assert 'config.model.image_size=32 as set explicitly; the run in runs/a has 16' in caplog.text
+
+
 @pytest.mark.parametrize('from_file', [False, True])
 def test_merge_lets_explicit_keys_win_and_names_both_values(caplog, from_file):
     config = layouts.config_of(data__mean=(0.1,) * 3, keep__rate=0.4, data__test_split='test')

@@ -81,7 +81,8 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
                      out: str | os.PathLike | None = None) -> dict[str, float]:
     """Evaluates the newest checkpoint of a run and writes `evaluate-PLAN.json` and `.png`; the run's files stay.
 
-    Model and preprocessing are those of the run; data, plan and image size are the config's. A run may go on meanwhile.
+    Model, preprocessing and image size are those of the run; data and plan are the config's; see `evaluation_config`. A
+    run may go on meanwhile.
 
     Args:
       config: see `evaluation_config.merge`, as for `explicit` and `from_file`.
