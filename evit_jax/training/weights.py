@@ -147,6 +147,13 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     return params
 
 
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config of weights, with DeiT's values and the named model's image size where it has none."""
+    named = models.SHAPES.get(config.get('model.name'))
+    size = {} if named is None else {'model.image_size': named.image_size}
+    return workdirs.flat(AS_DEIT) | size | dict(config)
+
+
 def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
     """Raises a ValueError for a file, or for a folder with weights of another program; names `convert`.
 
