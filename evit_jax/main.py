@@ -2,7 +2,8 @@
 Evaluates: python -m evit_jax.main --mode=evaluate --workdir runs/digits
 
 Any value of the config can be set behind it: --config.keep.rate=0.5
-An evaluation takes everything else from the workdir; with --config, all but model, mean, std and crop from that file.
+An evaluation takes everything else from the workdir; with --config FILE, FILE gives all but model, image size, mean,
+std and crop.
 Told to stop by SIGTERM or Ctrl-C it saves and ends with code 75; the same command goes on from there.
 """
 
@@ -58,12 +59,13 @@ def main(*, from_file: bool = True) -> None:
         raise ValueError(f'--out={_OUT.value} is for --mode=evaluate: a training writes into its --workdir')
     _use_compilation_cache(config.compilation_cache)
     workdir = os.path.expanduser(_WORKDIR.value)
+    explicit = config_flags.get_override_values(flags.FLAGS['config'])
     with parallel.together(agreed=Stopped):
         if mode == 'train':
-            loop.train(follow(config, planned) if planned else config, workdir, accept_changes=_ACCEPT.value)
+            loop.train(follow(config, planned, explicit) if planned else config, workdir, accept_changes=_ACCEPT.value)
         else:
-            loop.evaluate_workdir(config, workdir, explicit=config_flags.get_override_values(flags.FLAGS['config']),
-                                  from_file=from_file, planned=planned, out=_OUT.value)
+            loop.evaluate_workdir(config, workdir, explicit=explicit, from_file=from_file, planned=planned,
+                                  out=_OUT.value)
 
 
 def _use_compilation_cache(folder: str) -> None:

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import pytest
 
-from evit_jax.training import agreement, identity
+from evit_jax.training import agreement, identity, loop
 from tests import layouts
 
 least = layouts.least
@@ -79,6 +79,26 @@ def test_check_processes_compares_config_options_and_versions_but_no_keys_of_a_m
     assert compared['accept_changes'] is False and compared['jax'] == jax.__version__
     assert {'Python', 'code of evit_jax', 'numpy', 'jaxlib', 'flax', 'devices', 'workdir'} <= compared.keys()
     assert not {'config.data.path', 'config.data.workers', 'config.compilation_cache'} & compared.keys()
+
+
+@pytest.mark.parametrize('start', [loop.train, loop.evaluate_workdir])
+def test_processes_read_the_workdir_together_before_they_compare(monkeypatch, tmp_path, start):
+    decided = []
+    monkeypatch.setattr(agreement, 'each_decides', lambda task: decided.append(task) or task())
+    monkeypatch.setattr(identity, 'check_processes', lambda *_, **__: pytest.fail('compared too early'))
+    (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
+    (tmp_path / 'config.json').write_text('{')
+    with pytest.raises(ValueError, match='is no JSON'):
+        start(layouts.config_of(model__dtype='auto'), tmp_path)
+    assert len(decided) == 1
+
+
+def test_processes_compare_what_is_resolved(monkeypatch, tmp_path):
+    compared = []
+    monkeypatch.setattr(identity, 'check_processes', lambda config, *_, **__: compared.append(config) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loop.train(layouts.config_of(model__dtype='auto'), tmp_path)
+    assert compared[0].model.dtype == 'float32' and len(compared[0].data.mean) == len(compared[0].data.std) == 3
 
 
 def test_of_sources_holds_classes_counts_splits_and_fingerprints():

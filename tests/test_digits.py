@@ -38,6 +38,12 @@ def records(path, split, sizes=SIZES):
     return [source[i] for i in range(len(source))]
 
 
+def test_fingerprint_depends_on_the_examples_and_not_on_the_spelling_of_the_split(built):
+    splits = (['test', 'test[:100%]', 'test[0:5]'], ['train[:50%]', 'train[:6]'], ['train[6:]'], ['train'])
+    found = [{DigitsSource(built, split, SIZES).fingerprint for split in same} for same in splits]
+    assert [len(same) for same in found] == [1] * 4 and len(set.union(*found)) == 4
+
+
 def test_build_holds_example_i_at_i_and_repeats_itself(built, tmp_path):
     digits.prepare(tmp_path, SIZES)
     for split, size in SIZES.items():

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from evit_jax.training import evaluation_config, inputs, workdir
+from evit_jax.training import checks, evaluation_config, inputs, workdir
 from tests import layouts
 
 RUN = {'data__mean': (0.5,) * 3, 'data__std': (0.25,) * 3, 'data__source': 'folder', 'data__path': 'pictures',
@@ -47,6 +47,14 @@ def test_merge_with_a_file_takes_model_and_preprocessing_from_the_run_and_names_
         assert part in line
 
 
+def test_merge_with_a_file_takes_the_image_size_from_the_run_unless_it_is_explicit(caplog):
+    with caplog.at_level(logging.INFO):
+        assert merge(layouts.config_of(model__image_size=32), saved()).model.image_size == 16
+        assert merge(layouts.config_of(model__image_size=32), saved(), ('model.image_size',)).model.image_size == 32
+    assert 'model.image_size 16 as in the run (the config has 32)' in caplog.text
+    assert 'config.model.image_size=32 as set explicitly; the run in runs/a has 16' in caplog.text
+
+
 @pytest.mark.parametrize('from_file', [False, True])
 def test_merge_lets_explicit_keys_win_and_names_both_values(caplog, from_file):
     config = layouts.config_of(data__mean=(0.1,) * 3, keep__rate=0.4, data__test_split='test')
@@ -73,6 +81,18 @@ def test_merge_clears_what_would_hide_an_explicit_keep_rate(caplog):
 def test_merge_refuses_explicit_keys_that_would_change_nothing(changes, named, message):
     with pytest.raises(ValueError, match=message):
         merge(layouts.config_of(**changes), saved(), named, from_file=False)
+
+
+@pytest.mark.parametrize('key', ['tokens', 'rates'])
+def test_values_of_the_run_for_other_blocks_are_refused_with_the_flags(key):
+    run = saved(**{f'keep__{key}': (1, 1, 1), 'keep__macs': 0.0})
+    found = merge(layouts.config_of(model__reduce_at=(0, 1)), run, ('model.reduce_at',), from_file=False)
+    with pytest.raises(ValueError, match=rf'config.keep.{key}=\(1, 1, 1\) has 3 values for the 2 blocks of config'
+                                         rf".model.reduce_at=.*--config.keep.{key}='\(\)' and --config.keep.rate$"):
+        checks.check(found)
+    again = merge(layouts.config_of(model__reduce_at=(0, 1), keep__rate=0.5), run,
+                  (f'keep.{key}', 'keep.rate', 'model.reduce_at'), from_file=False)
+    assert not again.keep[key] and again.keep.rate == 0.5
 
 
 def test_merge_takes_empty_explicit_values_from_the_run():

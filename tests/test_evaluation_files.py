@@ -67,6 +67,35 @@ def test_evaluation_writes_where_out_says(trained, tmp_path):
         'new/mine.json', 'new/mine.png', 'other/evaluate-dense-16.json'}
 
 
+def test_evaluation_of_other_data_or_preprocessing_keeps_the_earlier_result(tmp_path, caplog):
+    plan = make_plan(64, 6, reduce_at=())
+    files = evaluation_files.files_of(tmp_path, plan, None)
+    first = {'workdir': 'a', 'model': {'name': 'b'}, 'data': {'split': 'test', 'images': 100},
+             'preprocessing': {'mean': [0.5] * 3}}
+    other = first | {'data': {'split': 'test[:64]', 'images': 64}}
+    for result in (first, other, first | {'step': 9, 'workdir': 'moved'}, other | {'step': 8}):
+        files.write(result, b'')
+    found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob('*.json')}
+    last, one = sorted(found, reverse=True)
+    assert one == 'evaluate-dense-64.json' and last.startswith('evaluate-dense-64_')  # sorted after the first
+    assert (found[one]['data'], found[one]['step']) == (first['data'], 9)
+    assert (found[last]['data'], found[last]['step']) == (other['data'], 8)
+    assert 'data.split test there, test[:64] here, data.images 100 there, 64 here' in caplog.text
+    named = evaluation_files.files_of(tmp_path, plan, tmp_path / one)
+    assert named.apart(other) is named
+    shared = evaluation_files.files_of(tmp_path, plan, tmp_path)
+    assert shared.apart(first | {'workdir': 'c'}) != shared
+
+
+def test_out_with_another_suffix_is_refused_unless_it_is_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r'--out=\S+res.txt is neither a file that ends in .json nor a folder'):
+        evaluation_files.check_out(tmp_path / 'res.txt')
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'v1.0').mkdir()
+    evaluation_files.check_out(tmp_path / 'v1.0')
+    evaluation_files.check_out(f'{tmp_path}/new.d/')
+
+
 def test_evaluation_of_a_workdir_that_cannot_be_written_warns_and_returns_the_result(trained, caplog, monkeypatch):
     refuse_to_write(monkeypatch)
     assert evaluate(trained[0])['images'] == 100

@@ -74,6 +74,15 @@ def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tm
         assert runs.lay_out(config).plan == PLAN
 
 
+@pytest.mark.parametrize('changes', [{'keep__rate': 0.2}, {'keep__macs': 0.5}, {'model__reduce_at': (1,)}])
+def test_follow_refuses_explicit_keys_that_the_plan_replaces(changes):
+    config, key = layouts.config_of(**changes), next(iter(changes)).replace('__', '.')
+    with pytest.raises(ValueError, match=rf'give only one of --plan=\S* and --config.{key}='):
+        runs.follow(config, PLANNED, [key])
+    same = layouts.config_of(model__fuse=PLANNED.fuse)
+    assert runs.follow(same, PLANNED, ['model.fuse', 'keep.rates', 'batch_size']).keep.tokens == PLANNED.tokens
+
+
 @pytest.fixture
 def handed_on(main, tmp_path, monkeypatch):
     """Starts main as a program; gives the arguments of the evaluation that it begins, and its exit code."""

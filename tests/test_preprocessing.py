@@ -30,6 +30,11 @@ def test_resolve_of_an_empty_mean_is_that_of_the_run_the_weights_or_imagenet(wei
     assert preprocessing.filled(found) is found and config.data.mean == ()
 
 
+def test_resolve_says_nothing_of_weights_that_are_not_there(weights, caplog):
+    preprocessing.resolve(layouts.config_of(init_from='gone', data__mean=(0.3,) * 3, data__eval_crop=0.9), 'new')
+    assert not caplog.records
+
+
 def test_resolve_keeps_explicit_values_and_warns_where_the_weights_have_others(weights, caplog):
     config = layouts.config_of(init_from='weights', data__mean=(0.3,) * 3, data__std=(0.2,) * 3, data__eval_crop=0.875)
     found = preprocessing.resolve(config, 'new')

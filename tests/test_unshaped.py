@@ -139,6 +139,27 @@ def test_a_run_starts_from_weights_of_its_own_values_alone(converted, tmp_path):
     assert [getattr(found.shape, key) for key in UNSHAPED] == [4, 1e-3, 'quick_gelu', 'avg', False]
 
 
+@pytest.mark.parametrize('changes', [{'width': 32}, {'depth': 3}])
+def test_weights_of_another_model_are_refused_with_its_name(converted, changes):
+    other = dataclasses.replace(layouts.SHAPE, **changes)
+    with pytest.raises(ValueError, match=r'are of vit_layouts, another .*give --config.model.name=vit_layouts$'):
+        weights.check_values(converted, other)
+
+
+def test_a_second_head_starts_fresh_from_weights_of_one_head(tmp_path, monkeypatch, caplog):
+    layouts.prepare(monkeypatch)
+    config = layouts.config_of(model__distilled=True, model__one_head=True)
+    one = models.configured_shape(workdir.flat(config.to_dict()))
+    weights.save(tmp_path, create(one).init(jax.random.key(0)), {'config': config.to_dict()})
+    two = dataclasses.replace(one, one_head=False)
+    weights.check_values(tmp_path, two)
+    fresh = create(two).init(jax.random.key(1))
+    found = weights.start_from(tmp_path, fresh, prefix=2, ema=False)
+    np.testing.assert_array_equal(found['head_dist']['kernel'], fresh['head_dist']['kernel'])
+    assert not np.array_equal(found['head']['kernel'], fresh['head']['kernel'])
+    assert 'head_dist starts from random values' in caplog.text
+
+
 def test_the_values_of_the_named_model_are_its_own_whether_recorded_or_not(tmp_path, monkeypatch):
     layouts.prepare(monkeypatch)
     config = layouts.config_of().to_dict()

@@ -1,11 +1,17 @@
 """Weights by themselves: what is saved is read, evaluated, and begun from, and nothing else is."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from configs import base
+from evit_jax import models
 from evit_jax.training import loop, run, weights
+from evit_jax.training import trained as trained_weights
 from evit_jax.training.checkpoints import newest_step, read_newest
+from evit_jax.training.trained import read_trained
 from tests import layouts
 
 
@@ -36,6 +42,40 @@ def test_weights_saved_alone_are_evaluated_and_begun_from_as_those_of_the_run(tr
     loop.train(layouts.config_of(init_from=str(tmp_path / 'alone'), epochs=1), tmp_path / 'next')
     with pytest.raises(ValueError, match='moving average'):
         loop.train(layouts.config_of(init_from=str(tmp_path / 'alone'), init_ema=True), tmp_path / 'other')
+
+
+def test_weights_with_a_partial_config_are_evaluated_as_they_predict(tmp_path, caplog):
+    caplog.set_level('INFO')
+    shape = dataclasses.replace(layouts.SHAPE, depth=10, classes=3)  # DeiT's plan reduces at block 9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.SHAPES, 'vit_layouts', shape)
+        weights.save(tmp_path, models.create(shape).init(jax.random.key(0)), {'config': {'model': {
+            'name': 'vit_layouts'}}, 'class_names': ['red', 'green', 'blue']})
+        predicted = read_trained(tmp_path)
+        laid = []
+        patch.setattr(loop.results, 'evaluate_into', lambda run, *_, **__: laid.append(run))
+        config = base.get_config()
+        config.data.source = 'generated'
+        loop.evaluate_workdir(config, tmp_path, explicit=['data.source'], from_file=False)
+    assert laid[0].plan == predicted.plan() and laid[0].config.model.image_size == predicted.image_size == 16
+    assert laid[0].config.model.dtype == predicted.dtype == 'float32'
+    assert (laid[0].config.data.mean, laid[0].config.data.eval_crop) == (predicted.mean, predicted.eval_crop)
+
+
+@pytest.mark.parametrize(('platform', 'dtype'), [('cpu', 'float32'), ('gpu', 'bfloat16')])
+def test_weights_without_a_dtype_predict_in_that_of_the_machine_as_they_are_evaluated(tmp_path, monkeypatch, platform,
+                                                                                      dtype):
+    shape = dataclasses.replace(layouts.SHAPE, depth=10, classes=3)
+    monkeypatch.setitem(models.SHAPES, 'vit_layouts', shape)
+    weights.save(tmp_path, models.create(shape).init(jax.random.key(0)), {'config': {'model': {'name': 'vit_layouts'}}})
+    monkeypatch.setattr(trained_weights.jax, 'default_backend', lambda: platform)
+    assert read_trained(tmp_path).dtype == dtype
+
+
+def test_a_file_as_the_workdir_of_an_evaluation_names_convert(tmp_path):
+    (tmp_path / 'a.safetensors').write_bytes(b'')
+    with pytest.raises(ValueError, match=r'--workdir: \S+a.safetensors is a file: .*evit_jax.convert'):
+        loop.evaluate_workdir(layouts.config_of(), tmp_path / 'a.safetensors')
 
 
 def test_an_evaluation_changes_nothing_of_a_run_that_goes_on(trained):

@@ -40,6 +40,12 @@ def test_a_run_from_before_a_key_goes_on_at_its_default_and_is_told_of_it(begun)
     assert len(after) > len(before) + 20 and after['reducer.name'] == 'evit'
 
 
+def test_a_training_in_a_folder_of_weights_alone_is_refused_with_the_way_out(begun):
+    workdir = begun({'model': base.get_config().model.to_dict()})
+    with pytest.raises(ValueError, match=r'holds weights alone, .*another --workdir, and --config.init_from=\S+'):
+        go_on(workdir, base.get_config(), accept_changes=True)
+
+
 @pytest.mark.parametrize(('key', 'value', 'said'), [
     ('reducer.name', 'tome', 'reducer.name evit -> tome'), ('distill.kind', 'hard', 'distill.kind none -> hard'),
     ('optimizer.b2', 0.95, 'optimizer.b2 0.999 -> 0.95'), ('keep.macs', 0.5, 'keep.macs 0.0 -> 0.5')])

@@ -54,7 +54,10 @@ class DigitsSource:
         self.split, self._arguments = split, (os.fspath(path), split, sizes)
         skip, builder = tfds.decode.SkipDecoding(), digits.prepare(path, sizes)
         self._records = builder.as_data_source(split, decoders={'image': skip, 'mask': skip})
-        self.fingerprint = digest(builder.info.full_name, split)
+        sizes_of = {name: info.num_examples for name, info in builder.info.splits.items()}
+        parts = [part.split if (part.start, part.stop) == (0, sizes_of[part.split]) else f'{part.split}{part[1:]}'
+                 for part in splits.parts(split, sizes_of)]
+        self.fingerprint = digest(builder.info.full_name, '+'.join(parts))  # the same for each spelling of a slice
         self._seen: dict[int, dict] = {}
 
     def __len__(self) -> int:

@@ -42,6 +42,17 @@ def check(config: Any) -> None:
     teaching.check(config)
     inputs.train_transform(config)
     inputs.eval_transform(config)
+    _check_tokens(config)
     _, plan_at = shape_and_plans(config)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
     parallel.data_mesh(config.batch_size)
+
+
+def _check_tokens(config):
+    """Raises a ValueError where there is not one token count, or one rate, for each block that reduces."""
+    keep, blocks = config.keep, len(config.model.reduce_at)
+    key = 'tokens' if keep.tokens else 'rates'
+    if keep[key] and len(keep[key]) != blocks and not keep.macs and not config.reducer.r:
+        raise ValueError(f'config.keep.{key}={tuple(keep[key])} has {len(keep[key])} values for the {blocks} blocks of '
+                         f'config.model.reduce_at={tuple(config.model.reduce_at)}: give one value for each block, or '
+                         f"--config.keep.{key}='()' and --config.keep.rate")

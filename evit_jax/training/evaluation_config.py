@@ -25,7 +25,7 @@ _WITHOUT_TRAINING = {
 
 def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Collection[str] | None = None,
           from_file: bool = True) -> Any:
-    """The config to evaluate a run with. Model and preprocessing are those of the run; a key set explicitly wins.
+    """The config to evaluate a run with. Model, preprocessing and image size are the run's; an explicit key wins.
 
     Every key that decides the result and differs from the run's is logged with both values.
 
@@ -33,7 +33,8 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
       config: a file's config, or the base config without a file; explicit keys are set in it.
       saved: flat config of the run, see `workdir.trained_config`.
       workdir: for messages.
-      explicit: keys set on the command line; None: those of the model, which then are compared with the run's.
+      explicit: keys set on the command line; None: those of the model, which then are compared with the run's, and the
+        image size.
       from_file: the other keys are those of `config`; else they are those of the run, too.
 
     Raises:
@@ -52,7 +53,8 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
     if not from_file and 'data.source' not in run.keys() | chosen:
         raise ValueError(f'{workdir} holds weights alone, and nothing names the images to evaluate on: give '
                          '--config.data.source=folder --config.data.path=DIR, or --config FILE')
-    values = {key: run[key] for key in run.keys() - chosen if not from_file or key in {*preprocessing.KEYS, *model}}
+    kept = (*preprocessing.KEYS, *['model.image_size'] * (explicit is not None))
+    values = {key: run[key] for key in run.keys() - chosen if not from_file or key in {*kept, *model}}
     if here['model.dtype'] == 'auto' and 'model.dtype' in run.keys() - chosen:
         values['model.dtype'] = run['model.dtype']
     if chosen & _TOKENS.keys():

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 
+from evit_jax.data import fingerprint
 from evit_jax.tokens.plan import TokenPlan
 from evit_jax.training import storage, writers
+from evit_jax.training import workdir as workdirs
 
+_COMPARED = ('workdir', 'model', 'data', 'preprocessing')  # parts that results in one file share
 _PACKAGES = ('jax', 'flax', 'numpy')
 
 
@@ -24,6 +27,18 @@ class Files(NamedTuple):
     result: epath.Path
     picture: epath.Path
     required: bool  # a file that cannot be written is an error, and not a warning
+    named: bool     # the user has named the file of the result, which may be overwritten
+
+    def apart(self, result: dict[str, Any]) -> 'Files':
+        """The same paths, or others beside them where the file there is of other data or preprocessing."""
+        keys = _COMPARED if self.required else _COMPARED[1:]  # a workdir holds results of its own run
+        if self.named or not (differ := _differences(self.result, result, keys)):
+            return self
+        digest = fingerprint.digest(*(json.dumps(result[key], sort_keys=True) for key in keys))
+        path = self.result.with_name(f'{self.result.stem}_{digest}.json')
+        logging.warning('%s is kept, as it is of another evaluation (%s): this one is written to %s', self.result,
+                        ', '.join(differ), path.name)
+        return self._replace(result=path, picture=path.with_suffix('.png'))
 
     def write(self, result: dict[str, Any], picture: bytes | None) -> None:
         """Writes both, or the result alone.
@@ -31,6 +46,7 @@ class Files(NamedTuple):
         Raises:
           OSError, ValueError: a required file cannot be written.
         """
+        self = self.apart(result)
         content = json.dumps(writers.to_json(result | _origin()), indent=1, allow_nan=False) + '\n'
         try:
             with storage.reaching(self.result):
@@ -52,11 +68,9 @@ def files_of(workdir: str | os.PathLike, plan: TokenPlan, out: str | os.PathLike
     Args:
       out: a file that ends in .json, or a folder; None: the workdir.
     """
-    if out and _is_file_name(out):
-        result = storage.place(out)
-    else:
-        result = storage.place(out or workdir) / f'evaluate-{plan_name(plan)}.json'
-    return Files(result, result.with_suffix('.png'), bool(out))
+    named = bool(out) and _is_file_name(out)
+    result = storage.place(out) if named else storage.place(out or workdir) / f'evaluate-{plan_name(plan)}.json'
+    return Files(result, result.with_suffix('.png'), bool(out), named)
 
 
 def check_out(out: str | os.PathLike | None) -> None:
@@ -65,6 +79,9 @@ def check_out(out: str | os.PathLike | None) -> None:
         return
     path = storage.place(out)
     folder = path.parent if _is_file_name(out) else path
+    if path.suffix and folder == path and not os.fspath(out).endswith('/') and not path.is_dir():
+        raise ValueError(f'--out={out} is neither a file that ends in .json nor a folder that exists: name a file that '
+                         'ends in .json, or make the folder first')
     probe = folder / f'.{uuid.uuid4().hex[:8]}.probe'
     try:
         if _is_file_name(out) and path.is_dir():
@@ -93,6 +110,17 @@ def plan_name(plan: TokenPlan) -> str:
     if None not in plan.keep:
         kept = ['each', *map(str, plan.keep)]
     return '-'.join([plan.reducer.name, str(plan.patches), *kept, *['fused'] * plan.fused])
+
+
+def _differences(file, result, keys):
+    """The values in an earlier result that the new one does not share; none where no result can be read."""
+    try:
+        with storage.reaching(file):
+            old = json.loads(file.read_bytes())
+        old, new = (workdirs.flat({key: of[key] for key in keys}) for of in (old, result))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [f'{key} {old[key]} there, {new[key]} here' for key in old if key in new and old[key] != new[key]]
 
 
 def _origin():

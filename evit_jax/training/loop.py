@@ -26,6 +26,7 @@ from evit_jax.training import (
     machine,
     preprocessing,
     results,
+    weights,
 )
 from evit_jax.training import run as runs
 from evit_jax.training import workdir as workdirs
@@ -62,10 +63,8 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: loss or gradient is not finite; names the step. Checkpoints from before it stay.
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
-    agreement.each_decides(lambda: checks.check_training(config))
+    config = agreement.each_decides(lambda: _to_train(config, workdir))
     identity.check_processes(config, workdir, accept_changes=accept_changes)
-    config = agreement.each_decides(lambda: preprocessing.resolve(config, workdir))
-    config = machine.with_dtype(config, jax.devices()[0].platform, workdirs.recorded_dtype(workdir))
     with contextlib.ExitStack() as held:
         def open_workdir():
             checks.check_start(config, workdir)
@@ -81,7 +80,8 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
                      out: str | os.PathLike | None = None) -> dict[str, float]:
     """Evaluates the newest checkpoint of a run and writes `evaluate-PLAN.json` and `.png`; the run's files stay.
 
-    Model and preprocessing are those of the run; data, plan and image size are the config's. A run may go on meanwhile.
+    Model, preprocessing and image size are those of the run; data and plan are the config's; see `evaluation_config`. A
+    run may go on meanwhile.
 
     Args:
       config: see `evaluation_config.merge`, as for `explicit` and `from_file`.
@@ -91,11 +91,16 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     Raises:
       ValueError: no run, no checkpoint, another model, other classes, or `out` cannot be written.
     """
-    trained = workdirs.trained_config(workdir)
-    config = evaluation_config.merge(config, trained, os.fspath(workdir), explicit=explicit, from_file=from_file)
-    if planned is not None:
-        config = runs.follow(config, planned)
-    checks.check(config)
+    def to_evaluate():
+        weights.check_is_workdir('--workdir', workdir)
+        saved = weights.completed(workdirs.trained_config(workdir))
+        merged = evaluation_config.merge(config, saved, os.fspath(workdir), explicit=explicit, from_file=from_file)
+        if planned is not None:
+            merged = runs.follow(merged, planned, explicit or ())
+        checks.check(merged)
+        return saved, merged
+
+    trained, config = agreement.each_decides(to_evaluate)
     identity.check_processes(config, workdir)
     parallel.first_decides(lambda: evaluation_files.check_out(out))
     check = functools.partial(workdirs.check_classes, workdir, trained)
@@ -108,6 +113,13 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     files = evaluation_files.files_of(workdir, run.plan, out)
     with Stopping() as stopping:
         return results.evaluate_into(run, run.trained_state(workdir), files, stopping, workdir=workdir)
+
+
+def _to_train(config, workdir):
+    """The checked config of a training, with nothing left to the weights or the machine."""
+    checks.check_training(config)
+    config = preprocessing.resolve(config, workdir)
+    return machine.with_dtype(config, jax.devices()[0].platform, workdirs.recorded_dtype(workdir))
 
 
 def _train(config, workdir, held, accept_changes):

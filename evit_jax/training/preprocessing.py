@@ -59,9 +59,10 @@ def _of_weights(init_from):
 
 
 def _warn_of_other_values(config):
-    if not config.init_from:
+    known = _of_weights(config.init_from)
+    if not known:
         return
-    known, here = AS_DEIT | _of_weights(config.init_from), workdirs.flat(config.to_dict())
+    known, here = AS_DEIT | known, workdirs.flat(config.to_dict())
     for key in KEYS:
         there, value = (list(of[key]) if isinstance(of[key], list | tuple) else of[key] for of in (known, here))
         if there not in ([], value):

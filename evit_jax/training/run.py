@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -223,12 +223,16 @@ def lay_out(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | 
                schedule, prepare, targets, offset)
 
 
-def follow(config: Any, planned: Planned) -> Any:
+def follow(config: Any, planned: Planned, explicit: Collection[str] = ()) -> Any:
     """The config with a plan from a file in place of what it says of blocks, rates and fusion.
 
+    Args:
+      explicit: keys set on the command line.
+
     Raises:
-      ValueError: the plan is for another model.
+      ValueError: the plan is for another model, or an explicit key has another value than the plan.
     """
+    before = workdirs.flat(config.to_dict())
     shape = models.named_shape(config.model.name)
     planned.check(config.model.name, shape.patches(config.model.image_size), shape.depth)
     config = config.copy_and_resolve_references()
@@ -236,6 +240,11 @@ def follow(config: Any, planned: Planned) -> Any:
         config.model.update(reduce_at=planned.reduce_at, fuse=planned.fuse)
         config.keep.update(tokens=planned.tokens, rates=(), macs=0.0)
         config.reducer.r = 0
+    after = workdirs.flat(config.to_dict())
+    for key in dict.fromkeys(name.partition('[')[0] for name in explicit):
+        if key == 'keep.rate' or before.get(key) != after.get(key):
+            raise ValueError(f'give only one of --plan={planned.path} and --config.{key}={before[key]}: the plan in '
+                             'the file decides which tokens stay')
     return config
 
 

@@ -21,7 +21,7 @@ from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import read_newest
 from evit_jax.training.weights import AS_DEIT, check_finite, check_is_workdir, fitted
 
-_UNSAID = AS_DEIT | {'model.dtype': 'float32'}
+_UNSAID = AS_DEIT | {'model.dtype': machine.AUTO}
 
 
 class Trained(NamedTuple):

@@ -103,8 +103,8 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
                class_names: tuple[str, ...] = ()) -> Params:
     """The weights of a run's newest checkpoint, in place of a model's initial ones.
 
-    Heads for another number of classes stay fresh, and predictors of tokens that are not there; those that this model
-    does not have are left out. Position embeddings of another image size are resized.
+    Heads for another number of classes stay fresh, as do predictors of tokens and a second head that are not there;
+    predictors that this model does not have are left out. Position embeddings of another image size are resized.
 
     Args:
       fresh: the model's initial parameters.
@@ -125,7 +125,9 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
                 and weights[name].shape[-1] != leaf.shape[-1]]
     added = [name for name in leaves if name.startswith(PREDICTORS) and name not in weights]
     left_out = [name for name in weights if name.startswith(PREDICTORS) and name not in leaves]
-    weights |= {name: np.asarray(leaves[name]) for name in replaced + added}
+    second = [name for name in leaves
+              if name.startswith('head_dist.') and name not in weights and 'dist_token' in weights]
+    weights |= {name: np.asarray(leaves[name]) for name in replaced + added + second}
     weights = {name: value for name, value in weights.items() if name not in left_out}
     if 'pos_embed' in weights:
         weights['pos_embed'] = _resized(weights['pos_embed'], leaves['pos_embed'].shape, prefix)
@@ -135,11 +137,21 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
                  about['next_step'], f'; fresh for other classes: {", ".join(replaced)}' if replaced else '')
     if added:
         logging.info('fresh, as they are not there: %s', ', '.join(added))
+    if second:
+        logging.warning('head_dist starts from random values: the weights of %s have one head, that of the class token',
+                        workdir)
     if left_out:
         logging.info('left out, as this model asks no such predictors: %s', ', '.join(left_out))
     if not replaced and names and class_names and names != class_names:
         logging.warning('the head is kept, as there are %d classes in both, but their names differ', len(names))
     return params
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config of weights, with DeiT's values and the named model's image size where it has none."""
+    named = models.SHAPES.get(config.get('model.name'))
+    size = {} if named is None else {'model.image_size': named.image_size}
+    return workdirs.flat(AS_DEIT) | size | dict(config)
 
 
 def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
@@ -174,7 +186,12 @@ def check_values(workdir: str | os.PathLike, shape: ViTShape) -> None:
     if config is None or config.get('model.name') not in models.SHAPES:
         return
     there = models.configured_shape(config)
+    if any(getattr(there, key) != getattr(shape, key) for key in ('width', 'depth')) or type(there) is not type(shape):
+        raise ValueError(f'the weights of {workdir} are of {config["model.name"]}, another model than this: give '
+                         f'--config.model.name={config["model.name"]}')
     differ = [key for key in models.UNSHAPED if getattr(there, key) != getattr(shape, key)]
+    if there.one_head and shape.distilled:
+        differ = [key for key in differ if key != 'one_head']  # the second head starts fresh
     if differ:
         said = ', '.join(f'{key} {getattr(there, key)} there, {getattr(shape, key)} here' for key in differ)
         keys = ' '.join(f'--config.model.{key}={getattr(there, key)}' for key in differ)

@@ -59,6 +59,9 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     old = saved_config(folder) if newest_step(folder) is not None else None
     new = flat(config)
     if old is not None:
+        if 'batch_size' not in old:
+            raise ValueError(f'workdir {folder} holds weights alone, and no training that could go on: give another '
+                             f'--workdir, and --config.init_from={folder} to start from these weights')
         old = flat(_UNSAID) | old
         new = _with_recorded(old, new) | {key: old[key] for key in _BEGINNING if key in old}
         there, here = models.resolved(old), models.resolved(new)
