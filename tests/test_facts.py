@@ -87,6 +87,29 @@ def test_a_preprocessors_scale_is_part_of_mean_and_std(config, mean, std):
     np.testing.assert_allclose((found['mean'].value[0], found['std'].value[0]), (mean, std), atol=1e-6)
 
 
+def test_preprocessor_without_resizing_gives_no_crop():
+    size = {'size': {'height': 8, 'width': 8}}
+    assert facts.of_preprocessor(size, 'it')['crop'].value == 0
+    assert 'crop' not in facts.of_preprocessor(size | {'do_resize': False}, 'it')
+
+
+@pytest.mark.parametrize('values', [
+    {'flags': {'mean': (123.675, 116.28, 103.53)}}, {'flags': {'std': (58.4, 57.1, 57.4)}},
+    {'configs': {'preprocessor_config.json': {'image_mean': [127.5] * 3}}}, {'flags': {'mean': (-0.1, 0, 0)}}])
+def test_interpreted_mean_or_std_of_another_pixel_scale_is_refused(values):
+    with pytest.raises(ValueError, match=r'pixels are in 0\.\.1, so divide values of 0\.\.255 by 255'):
+        interpreted(**values)
+
+
+def test_interpreted_crop_ratio_of_deits_arguments_is_read():
+    assert interpreted(tree={'args': namespace(eval_crop_ratio=1.0)})[1]['data.eval_crop'] == 1
+
+
+@pytest.mark.parametrize('source', [{'tree': {'arch': 'vit_small'}}, {'label': 'module.base_encoder'}])
+def test_interpreted_names_of_moco_at_another_width_leave_the_heads(source):
+    assert interpreted('deit_t', **source)[0].heads == 3
+
+
 @pytest.mark.parametrize('value', [None, 'six', True, [6], {'a': 1}, 6.5])
 def test_a_value_of_another_type_is_no_value(value):
     assert interpreted(tree={'args': namespace(num_heads=value)})[0].heads == 6

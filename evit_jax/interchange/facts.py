@@ -26,6 +26,7 @@ HALVES = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
 _IMAGENET_TAGS = ('dino', 'mae', 'moco', 'ibot')  # tags of timm's vit_* that have ImageNet's mean and std
 _FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # Pillow's resampling filters by number
 _HEADS = {'tiny': 3, 'small': 6, 'base': 12}  # size in the names of timm and DeiT -> heads
+_MOCO_WIDTHS = {'vit_small': 384, 'vit_base': 768}
 
 
 class Fact(NamedTuple):
@@ -71,7 +72,7 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
                    lambda value: _one_of(_ACTIVATIONS)(value) if isinstance(value, str) else None),
     'pooling': (('global_pool', 'pooling', 'gp'), _one_of(_POOLINGS)),  # True and False: MAE's
     'mean': (('image_mean', 'mean'), _channels), 'std': (('image_std', 'std'), _channels),
-    'crop': (('crop_pct', 'eval_crop'), _number)}
+    'crop': (('crop_pct', 'eval_crop', 'eval_crop_ratio'), _number)}
 
 
 def said_in(held: Any, source: str, depth: int = 0) -> Facts:
@@ -126,6 +127,8 @@ def of_preprocessor(held: Mapping[str, Any], source: str) -> Facts:
         mean, std = (0.0,) * 3, (1.0,) * 3
     found = {name: Fact(tuple(round(value / scale, 9) for value in values), source)
              for name, values in (('mean', mean), ('std', std)) if values}
+    if held.get('do_resize') is False:  # no share of a resized image is known
+        return found
     size, cropped = _side(held.get('size')), _side(held.get('crop_size'))
     if held.get('do_center_crop') and size and cropped:
         found['crop'] = Fact(min(cropped / size, 1.0), source)
@@ -159,15 +162,17 @@ def of_names(names: Iterable[str], width: int) -> Facts:
     return {}
 
 
-def of_moco(label: str) -> Facts:
+def of_moco(label: str, width: int) -> Facts:
     """The facts of MoCo v3, whose vit_small and vit_base have 12 heads, by the prefix of its encoders."""
     encoders = {'base_encoder', 'momentum_encoder'} & {*label.split('.')}
-    return _moco(f'MoCo v3 has it so, by {min(encoders)}') if encoders else {}
+    is_moco = encoders and width in _MOCO_WIDTHS.values()
+    return _moco(f'MoCo v3 has it so, by {min(encoders)}') if is_moco else {}
 
 
-def assumed_of_moco(arch: Any) -> Facts:
+def assumed_of_moco(arch: Any, width: int) -> Facts:
     """The facts of MoCo v3, whose files name their `arch` so; those of other programs may, too."""
-    return _moco(f'as MoCo v3, by arch {arch}') if arch in ('vit_small', 'vit_base') else {}
+    is_moco = isinstance(arch, str) and _MOCO_WIDTHS.get(arch) == width
+    return _moco(f'as MoCo v3, by arch {arch}') if is_moco else {}
 
 
 def _moco(source):
