@@ -43,7 +43,9 @@ def namespace(**values):
     {'tree': {'arch': 'vit_small'}}, {'label': 'state_dict.module.base_encoder'}, {'metadata': {'num_heads': '12'}},
     {'configs': {'config.json': {'num_attention_heads': 12}}}, {'flags': {'heads': 12}},
     {'configs': {'config.json': {'model_args': {'num_heads': 12}}}}, {'tree': {'hyper_parameters': {'n_heads': 12}}},
-    {'tree': {'args': namespace(model='vit_small_patch16_224', model_kwargs={'num_heads': 12})}}])
+    {'tree': {'args': namespace(model='vit_small_patch16_224', model_kwargs={'num_heads': 12})}},
+    {'tree': {'hyper_parameters': {'vit': {'num_heads': 12}, 'decoder': {'num_heads': 16}}}},
+    {'tree': {'hyper_parameters': {'any': namespace(num_heads=16), 'model': {'num_heads': 12}}}}])
 def test_the_number_of_heads_is_read_from_every_place(source):
     assert interpreted(**source)[0].heads == 12
 
@@ -118,8 +120,14 @@ def test_a_value_of_another_type_is_no_value(value):
 
 def test_settings_that_hold_themselves_are_read():
     tree = {'args': {'num_heads': 12}}
-    tree['args']['config'] = tree['args']
+    tree['args'] |= {f'{number}': tree['args'] for number in range(100)} | {'config': tree['args']}
     assert interpreted(tree=tree)[0].heads == 12
+
+
+@pytest.mark.parametrize('inner', [{'a': {'num_heads': 12}, 'b': {'num_heads': 4}}, {'class_to_idx': {'heads': 12}}])
+def test_said_in_dicts_that_disagree_or_map_labels_give_no_value(inner, caplog):
+    assert interpreted(tree={'hyper_parameters': inner})[0].heads == 6
+    assert 'assumed' in caplog.text and '--heads' in caplog.text
 
 
 def test_contradictions_are_named(caplog):

@@ -19,6 +19,8 @@ _POOLINGS = {'token': ('token', 'cls', 'cls_token', 'false'), 'avg': ('avg', 'me
              'avg_fc_norm': ('avg_fc_norm',)}
 _NESTED = ('pretrained_cfg', 'model_args', 'model_kwargs', 'args', 'hyper_parameters', 'hparams', 'config', 'cfg',
            'model_config', 'model', 'backbone')
+# Names of dicts that are not about the model itself: class names to labels, other models, parts without attention.
+_UNRELATED = re.compile('label|class|idx|index|vocab|decoder|teacher|student|predictor|head|neck|text|loss|optim|sched')
 _NAMES = ('architecture', 'arch', 'model', 'model_name', 'model_arch', 'backbone')
 _DEEPEST = 4
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -75,11 +77,15 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
     'crop': (('crop_pct', 'eval_crop', 'eval_crop_ratio'), _number)}
 
 
-def said_in(held: Any, source: str, depth: int = 0) -> Facts:
-    """The facts in settings, however deep; those of an outer dict before those of an inner one."""
-    held = held.state if isinstance(held, Inert) else held
-    if not isinstance(held, Mapping) or depth > _DEEPEST:
+def said_in(held: Any, source: str, depth: int = 0, seen: set[int] | None = None) -> Facts:
+    """The facts in settings, however deep; those of an outer dict before those of an inner one.
+
+    Inner dicts of other names than the usual ones count last, and only for facts on which they agree.
+    """
+    held, seen = held.state if isinstance(held, Inert) else held, set() if seen is None else seen
+    if not isinstance(held, Mapping) or depth > _DEEPEST or id(held) in seen:
         return {}
+    seen.add(id(held))
     found = {}
     for fact, (names, read) in _READERS.items():
         values = [Fact(read(held[name]), f'{name} of {source}') for name in names if name in held]
@@ -87,10 +93,22 @@ def said_in(held: Any, source: str, depth: int = 0) -> Facts:
             found[fact] = given[0]
     if str(held.get('crop_mode')) == 'squash':
         found['crop'] = Fact(0.0, f'crop_mode of {source}')
-    for name in _NESTED:
-        if name in held:
-            found = said_in(held[name], f'{name} of {source}' if depth else f'{name} in {source}', depth + 1) | found
+    others = [name for name in held if isinstance(name, str) and name not in _NESTED
+              and not _UNRELATED.search(name.lower())]
+    usual, other = ([said_in(held[name], f'{shown(name)} {"of" if depth else "in"} {source}', depth + 1, seen)
+                     for name in names if name in held] for names in (_NESTED, others))
+    for inner in [*usual, _agreed(other)]:
+        found = inner | found
     return found
+
+
+def _agreed(several: list[Facts]) -> Facts:
+    """The facts of several dicts, without those that they contradict each other on."""
+    values: dict[str, list[Fact]] = {}
+    for found in several:
+        for fact, value in found.items():
+            values.setdefault(fact, []).append(value)
+    return {fact: given[0] for fact, given in values.items() if len({value for value, _ in given}) == 1}
 
 
 def names_in(held: Any, depth: int = 0) -> list[str]:
