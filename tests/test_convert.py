@@ -155,6 +155,14 @@ def test_weights_that_every_image_goes_through_cannot_be_missing(tmp_path, key):
         conversion.from_file(file, tmp_path / 'new', allow_missing=['*'])
 
 
+def test_from_file_with_unknown_weights_that_do_not_compute_names_the_flag(tmp_path):
+    pooler = {f'vit__pooler__dense__{part}': np.ones(8, np.float32) for part in ('weight', 'bias')}
+    file = altered(tmp_path / 'a.safetensors', **pooler)
+    with pytest.raises(ValueError, match=r"\(2 problems\).*, give --allow_extra='vit\.pooler\.dense\.\*'$"):
+        conversion.from_file(file, tmp_path / 'new')
+    conversion.from_file(file, tmp_path / 'new', allow_extra=['vit.pooler.dense.*'])
+
+
 def test_a_fresh_head_and_what_is_left_out_are_warnings(tmp_path, log):
     file = altered(tmp_path / 'a.safetensors', head__bias=None, head__weight=None, mask_token=np.ones(8, np.float32),
                    pooler__dense__weight=np.ones((8, 8), np.float32), decoder_norm__weight=np.ones(8, np.float32))
@@ -194,6 +202,13 @@ def test_a_model_without_head_gets_a_fresh_one_for_the_classes_that_are_named(tm
     (tmp_path / 'names.txt').write_text('ant\nbee\n')
     conversion.from_file(file, tmp_path / 'new', class_names=tmp_path / 'names.txt', allow_missing=['head.*'])
     assert workdir.saved_config(tmp_path / 'new')['model.classes'] == 2
+
+
+@pytest.mark.parametrize('content', ['[]', '7', '{'])
+def test_saved_config_that_is_no_dict_is_refused(tmp_path, content):
+    (tmp_path / 'config.json').write_text(content)
+    with pytest.raises(ValueError, match=r'config\.json (holds|is no JSON).*: restore it, or give another folder$'):
+        workdir.saved_config(tmp_path)
 
 
 def test_what_cannot_be_converted_is_said_and_leaves_nothing(tmp_path, monkeypatch):

@@ -43,7 +43,9 @@ def namespace(**values):
     {'tree': {'arch': 'vit_small'}}, {'label': 'state_dict.module.base_encoder'}, {'metadata': {'num_heads': '12'}},
     {'configs': {'config.json': {'num_attention_heads': 12}}}, {'flags': {'heads': 12}},
     {'configs': {'config.json': {'model_args': {'num_heads': 12}}}}, {'tree': {'hyper_parameters': {'n_heads': 12}}},
-    {'tree': {'args': namespace(model='vit_small_patch16_224', model_kwargs={'num_heads': 12})}}])
+    {'tree': {'args': namespace(model='vit_small_patch16_224', model_kwargs={'num_heads': 12})}},
+    {'tree': {'hyper_parameters': {'vit': {'num_heads': 12}, 'decoder': {'num_heads': 16}}}},
+    {'tree': {'hyper_parameters': {'any': namespace(num_heads=16), 'model': {'num_heads': 12}}}}])
 def test_the_number_of_heads_is_read_from_every_place(source):
     assert interpreted(**source)[0].heads == 12
 
@@ -87,6 +89,29 @@ def test_a_preprocessors_scale_is_part_of_mean_and_std(config, mean, std):
     np.testing.assert_allclose((found['mean'].value[0], found['std'].value[0]), (mean, std), atol=1e-6)
 
 
+def test_preprocessor_without_resizing_gives_no_crop():
+    size = {'size': {'height': 8, 'width': 8}}
+    assert facts.of_preprocessor(size, 'it')['crop'].value == 0
+    assert 'crop' not in facts.of_preprocessor(size | {'do_resize': False}, 'it')
+
+
+@pytest.mark.parametrize('values', [
+    {'flags': {'mean': (123.675, 116.28, 103.53)}}, {'flags': {'std': (58.4, 57.1, 57.4)}},
+    {'configs': {'preprocessor_config.json': {'image_mean': [127.5] * 3}}}, {'flags': {'mean': (-0.1, 0, 0)}}])
+def test_interpreted_mean_or_std_of_another_pixel_scale_is_refused(values):
+    with pytest.raises(ValueError, match=r'pixels are in 0\.\.1, so divide values of 0\.\.255 by 255'):
+        interpreted(**values)
+
+
+def test_interpreted_crop_ratio_of_deits_arguments_is_read():
+    assert interpreted(tree={'args': namespace(eval_crop_ratio=1.0)})[1]['data.eval_crop'] == 1
+
+
+@pytest.mark.parametrize('source', [{'tree': {'arch': 'vit_small'}}, {'label': 'module.base_encoder'}])
+def test_interpreted_names_of_moco_at_another_width_leave_the_heads(source):
+    assert interpreted('deit_t', **source)[0].heads == 3
+
+
 @pytest.mark.parametrize('value', [None, 'six', True, [6], {'a': 1}, 6.5])
 def test_a_value_of_another_type_is_no_value(value):
     assert interpreted(tree={'args': namespace(num_heads=value)})[0].heads == 6
@@ -95,8 +120,14 @@ def test_a_value_of_another_type_is_no_value(value):
 
 def test_settings_that_hold_themselves_are_read():
     tree = {'args': {'num_heads': 12}}
-    tree['args']['config'] = tree['args']
+    tree['args'] |= {f'{number}': tree['args'] for number in range(100)} | {'config': tree['args']}
     assert interpreted(tree=tree)[0].heads == 12
+
+
+@pytest.mark.parametrize('inner', [{'a': {'num_heads': 12}, 'b': {'num_heads': 4}}, {'class_to_idx': {'heads': 12}}])
+def test_said_in_dicts_that_disagree_or_map_labels_give_no_value(inner, caplog):
+    assert interpreted(tree={'hyper_parameters': inner})[0].heads == 6
+    assert 'assumed' in caplog.text and '--heads' in caplog.text
 
 
 def test_contradictions_are_named(caplog):

@@ -121,6 +121,23 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(tmp_path, change, sai
         converted(write(tmp_path / 'hub', config=CONFIG | change), tmp_path)
 
 
+def test_class_names_of_numbers_become_text():
+    assert folders.class_names({'id2label': {'0': 7, '1': 9}}) == ['7', '9']
+
+
+@pytest.mark.parametrize('labels, said', [({'0': 'ant', '1': None}, 'names a class by a NoneType'),
+                                          ({'1': 'ant', '2': 'bee'}, 'does not number its 2 classes from 0')])
+def test_class_names_that_cannot_be_used_are_left_out_with_the_reason(caplog, labels, said):
+    assert folders.class_names({'id2label': labels}) == [] and said in caplog.text
+
+
+@pytest.mark.parametrize('name, argument', [('flax_model.msgpack', 'from_flax'), ('tf_model.h5', 'from_tf')])
+def test_weights_in_folder_of_flax_or_tensorflow_names_the_file_and_the_way_out(tmp_path, name, argument):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf'its weights are in {name}, which is not read.*{argument}=True'):
+        folders.weights_in(tmp_path)
+
+
 def test_a_flag_wins_over_the_config_with_a_warning_that_names_both(tmp_path, caplog):
     found = converted(write(tmp_path / 'hub'), tmp_path, heads=8, mean=(0.1, 0.2, 0.3))
     assert found.shape.heads == 8 and found.mean == (0.1, 0.2, 0.3)

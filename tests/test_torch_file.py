@@ -3,7 +3,6 @@
 tests/golden_files/README.md tells how PyTorch wrote the files there.
 """
 
-import collections
 import io
 import os
 import pathlib
@@ -19,7 +18,6 @@ import numpy as np
 import pytest
 
 from evit_jax.interchange import torch_file
-from evit_jax.interchange.pickles import Inert
 from evit_jax.interchange.stored import Stored
 
 FILES = pathlib.Path(__file__).parent / 'golden_files'
@@ -120,7 +118,7 @@ def hostile(tmp_path):
     yield 'subprocess', name('subprocess Popen') + plain(('true',)) + b'R', 'subprocess.Popen'
     yield 'a nested pickle', name('_pickle loads') + plain((b'cos\nsystem\n.',)) + b'R', '_codecs.encode|_pickle.loads'
     yield 'a nested load', name('torch.serialization load') + plain(('x',)) + b'R', 'torch.serialization.load'
-    yield 'numpy', plain(np.ones(2)), r'numpy\..*_reconstruct'
+    yield 'numpy', plain(np.ones(2)), r'numpy\..*_reconstruct.*need no more than the weights.*state_dict'
     scalar = name('numpy.core.multiarray scalar')
     kind = name('numpy dtype') + plain(('f8', False, True)) + b'R' + plain((3, '<', None, None, None, -1, -1, 0)) + b'b'
     yield 'a numpy scalar of too little', scalar + b'(' + kind + b'C\x04aaaatR', 'type f8 has 4 bytes'
@@ -201,25 +199,6 @@ def test_what_is_no_weights_is_refused_by_name_and_never_run(tmp_path):
 def test_names_are_shown_without_what_a_terminal_would_obey(tmp_path):
     found = refusal(write(tmp_path / 'a.pth', b'c\x1b[2Jevil\n' + b'x' * 1000 + b'\n'))
     assert r'\x1b[2Jevil' in found and '\x1b' not in found and len(found) < 500
-
-
-def test_a_few_objects_are_allowed_and_stay_inert(tmp_path):
-    setting = name('argparse Namespace') + b')\x81' + plain({'__setstate__': 'os.system', 'rate': 0.7}) + b'b'
-    found = read_whole(write(tmp_path / 'a.pth', b'(' + setting + name('torch device') + plain(('cuda',)) + b'Rt'))
-    assert [type(value) for value in found] == [Inert, Inert]
-    assert found[0].state == {'__setstate__': 'os.system', 'rate': 0.7} and found[1].arguments == ('cuda',)
-
-
-def test_numpy_scalars_and_default_dicts_are_read_as_plain_data(tmp_path):
-    values = [np.float64(0.5), np.float32(-2), np.int64(2**40), np.bool_(True), np.uint8(7), np.float16(1.5),
-              np.array(3, '>i4')[()]]
-    counted = collections.defaultdict(list, {'a': [1]})
-    held = {'values': values, 'counted': counted, 'empty': collections.defaultdict(None), 'text': np.str_('a')}
-    found = read_whole(write(tmp_path / 'a.pth', plain(held)))
-    assert found['values'] == [0.5, -2.0, 2**40, True, 7, 1.5, 3]
-    assert [type(value) for value in found['values']] == [float, float, int, bool, int, float, int]
-    assert found['counted'] == {'a': [1]} and type(found['counted']) is dict and found['empty'] == {}
-    assert type(found['text']) is Inert
 
 
 def test_what_holds_itself_and_what_would_grow_when_unfolded_is_read_as_it_stands(tmp_path):

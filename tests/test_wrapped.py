@@ -49,6 +49,33 @@ def test_arrays_beside_the_prefix_are_listed(caplog):
     assert 'left out 1 arrays that are not behind the prefix model.: criterion.weight' in caplog.text
 
 
+def backbone(prefix='net.backbone.', **others):
+    """A backbone without a head, 8 wide, and arrays of given shapes elsewhere."""
+    shapes = {f'{prefix}cls_token': (1, 1, 8), f'{prefix}norm.bias': (8,)}
+    shapes |= {key.replace('__', '.'): shape for key, shape in others.items()}
+    return {key: Stored(shape, np.dtype(np.float32), lambda: None) for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize('prefix, parent', [('net.backbone.', 'net__'), ('backbone.', '')])
+def test_find_head_beside_a_backbone_is_taken_with_a_warning(caplog, prefix, parent):
+    found = taken(backbone(prefix, **{f'{parent}fc__weight': (5, 8), f'{parent}fc__bias': (5,)}))
+    assert found.arrays['head.weight'].shape == (5, 8) and found.arrays['head.bias'].shape == (5,)
+    assert 'fc.weight' in caplog.text and 'as the head' in caplog.text
+
+
+@pytest.mark.parametrize('others', [{'net__head__0__weight': (5, 8)}, {'net__head__weight': (5, 16)},
+                                    {'net__head__weight': (5, 8), 'net__fc__weight': (5, 8)}])
+def test_find_head_that_may_be_lost_is_named_in_a_warning(caplog, others):
+    assert 'head.weight' not in taken(backbone(**others)).arrays
+    warning, = (record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
+    assert 'net.head' in warning and 'it is lost' in warning
+
+
+def test_find_head_behind_the_prefix_is_kept():
+    found = taken(backbone(net__backbone__head__weight=(3, 8), net__head__weight=(5, 8)))
+    assert found.arrays['head.weight'].shape == (3, 8)
+
+
 DINO = {'student': state('module.backbone.', value=1), 'teacher': state('backbone.', value=2), 'epoch': 1}
 MOCO = {'state_dict': state('module.base_encoder.', value=1) | state('module.momentum_encoder.', value=2)}
 NESTED = state('', value=1) | state('teacher.', value=2)

@@ -19,6 +19,8 @@ _POOLINGS = {'token': ('token', 'cls', 'cls_token', 'false'), 'avg': ('avg', 'me
              'avg_fc_norm': ('avg_fc_norm',)}
 _NESTED = ('pretrained_cfg', 'model_args', 'model_kwargs', 'args', 'hyper_parameters', 'hparams', 'config', 'cfg',
            'model_config', 'model', 'backbone')
+# Names of dicts that are not about the model itself: class names to labels, other models, parts without attention.
+_UNRELATED = re.compile('label|class|idx|index|vocab|decoder|teacher|student|predictor|head|neck|text|loss|optim|sched')
 _NAMES = ('architecture', 'arch', 'model', 'model_name', 'model_arch', 'backbone')
 _DEEPEST = 4
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -26,6 +28,7 @@ HALVES = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
 _IMAGENET_TAGS = ('dino', 'mae', 'moco', 'ibot')  # tags of timm's vit_* that have ImageNet's mean and std
 _FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # Pillow's resampling filters by number
 _HEADS = {'tiny': 3, 'small': 6, 'base': 12}  # size in the names of timm and DeiT -> heads
+_MOCO_WIDTHS = {'vit_small': 384, 'vit_base': 768}
 
 
 class Fact(NamedTuple):
@@ -71,14 +74,18 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
                    lambda value: _one_of(_ACTIVATIONS)(value) if isinstance(value, str) else None),
     'pooling': (('global_pool', 'pooling', 'gp'), _one_of(_POOLINGS)),  # True and False: MAE's
     'mean': (('image_mean', 'mean'), _channels), 'std': (('image_std', 'std'), _channels),
-    'crop': (('crop_pct', 'eval_crop'), _number)}
+    'crop': (('crop_pct', 'eval_crop', 'eval_crop_ratio'), _number)}
 
 
-def said_in(held: Any, source: str, depth: int = 0) -> Facts:
-    """The facts in settings, however deep; those of an outer dict before those of an inner one."""
-    held = held.state if isinstance(held, Inert) else held
-    if not isinstance(held, Mapping) or depth > _DEEPEST:
+def said_in(held: Any, source: str, depth: int = 0, seen: set[int] | None = None) -> Facts:
+    """The facts in settings, however deep; those of an outer dict before those of an inner one.
+
+    Inner dicts of other names than the usual ones count last, and only for facts on which they agree.
+    """
+    held, seen = held.state if isinstance(held, Inert) else held, set() if seen is None else seen
+    if not isinstance(held, Mapping) or depth > _DEEPEST or id(held) in seen:
         return {}
+    seen.add(id(held))
     found = {}
     for fact, (names, read) in _READERS.items():
         values = [Fact(read(held[name]), f'{name} of {source}') for name in names if name in held]
@@ -86,10 +93,22 @@ def said_in(held: Any, source: str, depth: int = 0) -> Facts:
             found[fact] = given[0]
     if str(held.get('crop_mode')) == 'squash':
         found['crop'] = Fact(0.0, f'crop_mode of {source}')
-    for name in _NESTED:
-        if name in held:
-            found = said_in(held[name], f'{name} of {source}' if depth else f'{name} in {source}', depth + 1) | found
+    others = [name for name in held if isinstance(name, str) and name not in _NESTED
+              and not _UNRELATED.search(name.lower())]
+    usual, other = ([said_in(held[name], f'{shown(name)} {"of" if depth else "in"} {source}', depth + 1, seen)
+                     for name in names if name in held] for names in (_NESTED, others))
+    for inner in [*usual, _agreed(other)]:
+        found = inner | found
     return found
+
+
+def _agreed(several: list[Facts]) -> Facts:
+    """The facts of several dicts, without those that they contradict each other on."""
+    values: dict[str, list[Fact]] = {}
+    for found in several:
+        for fact, value in found.items():
+            values.setdefault(fact, []).append(value)
+    return {fact: given[0] for fact, given in values.items() if len({value for value, _ in given}) == 1}
 
 
 def names_in(held: Any, depth: int = 0) -> list[str]:
@@ -126,6 +145,8 @@ def of_preprocessor(held: Mapping[str, Any], source: str) -> Facts:
         mean, std = (0.0,) * 3, (1.0,) * 3
     found = {name: Fact(tuple(round(value / scale, 9) for value in values), source)
              for name, values in (('mean', mean), ('std', std)) if values}
+    if held.get('do_resize') is False:  # no share of a resized image is known
+        return found
     size, cropped = _side(held.get('size')), _side(held.get('crop_size'))
     if held.get('do_center_crop') and size and cropped:
         found['crop'] = Fact(min(cropped / size, 1.0), source)
@@ -159,15 +180,17 @@ def of_names(names: Iterable[str], width: int) -> Facts:
     return {}
 
 
-def of_moco(label: str) -> Facts:
+def of_moco(label: str, width: int) -> Facts:
     """The facts of MoCo v3, whose vit_small and vit_base have 12 heads, by the prefix of its encoders."""
     encoders = {'base_encoder', 'momentum_encoder'} & {*label.split('.')}
-    return _moco(f'MoCo v3 has it so, by {min(encoders)}') if encoders else {}
+    is_moco = encoders and width in _MOCO_WIDTHS.values()
+    return _moco(f'MoCo v3 has it so, by {min(encoders)}') if is_moco else {}
 
 
-def assumed_of_moco(arch: Any) -> Facts:
+def assumed_of_moco(arch: Any, width: int) -> Facts:
     """The facts of MoCo v3, whose files name their `arch` so; those of other programs may, too."""
-    return _moco(f'as MoCo v3, by arch {arch}') if arch in ('vit_small', 'vit_base') else {}
+    is_moco = isinstance(arch, str) and _MOCO_WIDTHS.get(arch) == width
+    return _moco(f'as MoCo v3, by arch {arch}') if is_moco else {}
 
 
 def _moco(source):

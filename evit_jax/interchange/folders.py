@@ -13,6 +13,7 @@ from evit_jax.interchange.pickles import shown
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 _INDEXES = 'model.safetensors.index.json', 'pytorch_model.bin.index.json'
 _WEIGHTS = 'model.safetensors', _INDEXES[0], 'pytorch_model.bin', _INDEXES[1]  # the first that is there counts
+_FOREIGN = {'flax_model.msgpack': 'from_flax', 'tf_model.h5': 'from_tf'}  # -> the argument that reads it
 _SUFFIXES = '.safetensors', '.bin', '.pth', '.pt', '.ckpt'
 
 
@@ -25,7 +26,11 @@ def weights_in(folder: pathlib.Path) -> pathlib.Path:
     found = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
     if not found:
         others = sorted(file.name for file in folder.iterdir() if file.suffix in _SUFFIXES)
-        more = f'give one of its files: {", ".join(others[:6])}' if others else 'it holds no file of weights at all'
+        foreign = [name for name in _FOREIGN if (folder / name).is_file()]
+        more = (f'give one of its files: {", ".join(others[:6])}' if others else
+                f'its weights are in {foreign[0]}, which is not read here: with transformers 4, save them again: '
+                f"ViTForImageClassification.from_pretrained('{folder}', {_FOREIGN[foreign[0]]}=True)."
+                "save_pretrained('NEW')" if foreign else 'it holds no file of weights at all')
         raise ValueError(f'{folder} is neither the workdir of a run (its config.json names no model.name) nor a folder '
                          f'of Hugging Face (no {" or ".join(_WEIGHTS)}): {more}')
     if len(found) > 1:
@@ -109,8 +114,12 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
     labels = config.get('id2label')
     if not isinstance(labels, dict) or not labels:
         return []
-    names = [labels.get(str(label)) for label in range(len(labels))]
-    if not all(isinstance(name, str) for name in names):
+    if {*labels} != {*map(str, range(len(labels)))}:
         logging.warning('id2label of %s does not number its %d classes from 0, and is left out', CONFIG, len(labels))
+        return []
+    names = [labels[str(label)] for label in range(len(labels))]
+    names = [str(name) if type(name) is int else name for name in names]
+    if others := [type(name).__name__ for name in names if not isinstance(name, str)]:
+        logging.warning('id2label of %s names a class by a %s, not by text, and is left out', CONFIG, others[0])
         return []
     return [] if all(name == f'LABEL_{label}' for label, name in enumerate(names)) else names

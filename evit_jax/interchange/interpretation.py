@@ -1,7 +1,6 @@
 """Decides the values of a model that no array shows: by flags, the file, configs beside it, and names; else assumes."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -99,7 +98,7 @@ def _said(shape, found, given, names) -> Facts:
     for source in (
             facts.of_hugging_face(kind, f'the default of {kind}') if kind in _MODEL_TYPES[:-1] else {},
             {'pooling': Fact('token', "Hugging Face's classifiers")} if found.layout == layouts.HUGGING_FACE else {},
-            by_name, facts.of_moco(found.label)):
+            by_name, facts.of_moco(found.label, shape.width)):
         known = source | known
     return known
 
@@ -144,7 +143,7 @@ def _assumed(name, shape, found, names, given) -> Facts:
     is_vit = given.config.get('model_type', 'vit' if in_hugging_face else '') == 'vit'
     kind = facts.HALVES | {'crop': 0.0} if is_vit else {}  # the defaults of its image processor
     family = facts.of_family([*names, given.path.name]) if name.startswith('deit') else {}
-    moco = facts.assumed_of_moco(given.tree.get('arch') if isinstance(given.tree, Mapping) else None)
+    moco = facts.assumed_of_moco(given.tree.get('arch') if isinstance(given.tree, Mapping) else None, shape.width)
     by_kind = {fact: Fact(value, "as Hugging Face's ViT") for fact, value in kind.items()}
     return by_default | by_name | moco | family | by_kind
 
@@ -154,12 +153,13 @@ def _check(said):
         if fact in said and said[fact].value not in known:
             raise ValueError(f'{fact}={said[fact].value} ({said[fact].source}) is not computed here: there are '
                              f'{", ".join(known)}; if it is wrong, give --{fact}')
-    for fact, low, high in (('mean', -math.inf, math.inf), ('std', 0, math.inf), ('crop', 0, 1)):
-        value, source = said.get(fact, (None, ''))
-        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-        if not all(low <= number <= high for number in numbers) or (fact == 'std' and 0 in numbers):
-            raise ValueError(f'{fact}={_text(value)} ({source}) is outside [{low}, {high}]'
-                             f'{", or 0" * (fact == "std")}: give --{fact}')
+    for fact in [fact for fact in ('mean', 'std', 'crop') if fact in said]:
+        value, source = said[fact]
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(0 <= number <= 1 for number in numbers) or (fact == 'std' and 0 in numbers):
+            scale = '' if fact == 'crop' else 'pixels are in 0..1, so divide values of 0..255 by 255 and '
+            raise ValueError(f'{fact}={_text(value)} ({source}) is outside {"(" if fact == "std" else "["}0, 1]: '
+                             f'{scale}give --{fact}')
 
 
 def _check_config(config, shape):

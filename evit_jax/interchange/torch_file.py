@@ -24,9 +24,10 @@ _TYPES = {f'torch.{name}Storage': np.dtype(dtype) for name, dtype in {
     'Int': np.int32, 'Short': np.int16, 'Char': np.int8, 'Byte': np.uint8, 'Bool': np.bool_}.items()}
 _DTYPES = {f'torch.{name}' for name in ('float32', 'float64', 'float16', 'bfloat16', 'int64', 'int32', 'uint8')}
 _INERT = {'argparse.Namespace', 'types.SimpleNamespace', 'torch.device', 'numpy.dtype', 'pathlib.PosixPath',
-          'pathlib.WindowsPath', 'pathlib.PurePosixPath', 'pathlib.PureWindowsPath'}
+          'pathlib.WindowsPath', 'pathlib.PurePosixPath', 'pathlib.PureWindowsPath',
+          'torch.torch_version.TorchVersion', 'datetime.datetime', 'datetime.date', 'datetime.timedelta'}
 _FACTORIES = {f'{module}.{name}' for module in ('builtins', '__builtin__') for name in (
-    'bool', 'dict', 'float', 'int', 'list', 'str', 'tuple')}  # types that a defaultdict may be made of
+    'bool', 'dict', 'float', 'frozenset', 'int', 'list', 'long', 'set', 'str', 'tuple', 'unicode')}  # of a defaultdict
 _SCALARS = {'b1', 'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'}  # NumPy's types of one number
 _MAX_PICKLE = 4 * 2**20  # of a model with its optimizer it takes a tenth of that; filled with opcodes, a few 100 MB
 _MAX_MEMBERS = 100_000
@@ -97,13 +98,14 @@ def _contents(archive):
                'collections.OrderedDict': _one(_pairs, ()), 'collections.Counter': _one(dict, {}),
                'collections.defaultdict': _defaultdict, '_codecs.encode': _encoded,
                'numpy.core.multiarray.scalar': _scalar, 'numpy._core.multiarray.scalar': _scalar,
-               '__builtin__.set': _one(_set, ()), 'builtins.set': _one(_set, ())},
+               **{f'{module}.{name}': _one(_set, ()) for module in ('builtins', '__builtin__')
+                  for name in ('set', 'frozenset')}},
         types=_TYPES.keys() | _DTYPES | _FACTORIES, inert=_INERT, persistent=storage_of)
     try:
         return pickles.load(archive.read(members[file]), allowed)
     except ValueError as error:
-        more = (f'. If that is the class of a model, {_RESAVE}torch.save(model.state_dict(), NEW)'
-                if re.search(r'asks for \S*\.[A-Z]\w*$', str(error)) else '')
+        more = (f'. If you need no more than the weights, {_RESAVE}torch.save(model.state_dict(), NEW)'
+                if re.search(r'asks for (?!builtins|__builtin__)', str(error)) else '')
         raise _Refusal(f'its pickle holds more than weights, or is damaged: {error}{more}') from error
 
 

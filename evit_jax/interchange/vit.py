@@ -52,8 +52,11 @@ def from_torch(weights: Mapping[str, Any], shape: ViTShape, *, allow_missing: Se
     if problems:
         kept = [key for key in missing if matches([key], allow_missing) and not _is_head(key)]
         kept += [key for key in extra if matches([key], allow_extra) and _computes(key)]
+        unknown = [key for key in extra if not matches([key], allow_extra)]
         why = (f'. {", ".join(sorted(kept))} may not be let go of: every number is computed with such weights, so that '
                'only heads may be missing' if kept else '')
+        if len(problems) == len(unknown) and not any(map(_computes, unknown)):
+            why = f'. If logits do not depend on them, give {_flags_for(unknown)}'
         raise ValueError(f'weights do not fit the model ({len(problems)} problems): {"; ".join(sorted(problems))}{why}')
     fresh = to_torch(create(shape).init(jax.random.key(0)), shape) if missing else {}
     if missing:
@@ -71,6 +74,12 @@ def from_torch(weights: Mapping[str, Any], shape: ViTShape, *, allow_missing: Se
             value = np.asarray(fresh[key] if key in missing else weights[key]).astype(np.float32, copy=False)
         node[path[-1]] = _to_flax(path, value, wanted)
     return params
+
+
+def _flags_for(extra):
+    """The flags that leave out some arrays, a module at a time."""
+    patterns = sorted({f'{key.rpartition(".")[0]}.*' if '.' in key else key for key in extra})
+    return ' '.join(f"--allow_extra='{pattern}'" for pattern in patterns)
 
 
 def to_torch(params: Params, shape: ViTShape) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from evit_jax.interchange.stored import Stored
 _WEIGHTS = ('model', 'state_dict', 'model_state_dict')
 _AVERAGES = ('model_ema', 'state_dict_ema', 'ema', 'ema_model', 'ema_state_dict')
 _PREFIXES = ('module.', 'model.', '_orig_mod.')  # added by DataParallel, by a wrapping model, by torch.compile
+_HEADS = 'head.', 'classifier.', 'fc.'  # of the class token
 _COUNTER = 'n_averaged'  # beside module.*: an AveragedModel of PyTorch
 _DEEPEST = 8
 # A vision transformer has one of these arrays; the group is the prefix of its names.
@@ -60,11 +61,16 @@ def take(tree: Any, *, ema: bool, key: str) -> Weights:
         held = arrays_of(chosen.node)
         arrays = {name: value for name, value in held.items()
                   if name.startswith(chosen.prefix) and not name.startswith(deeper)}
+        head = _head_beside(held, arrays, chosen.prefix)
         _log(tree, chosen.label, chosen.is_average, chosen.node)
-        if others := [shown(name) for name in held if name not in arrays]:
-            logging.info('left out %d arrays that are not behind the prefix %s: %s', len(others), chosen.prefix,
-                         _some(others))
-        return Weights({name.removeprefix(chosen.prefix): value for name, value in arrays.items()}, chosen.label)
+        if others := [shown(name) for name in held if name not in arrays and name not in head]:
+            has_head = head or _has_head(arrays, chosen.prefix)
+            logging.log(logging.INFO if has_head else logging.WARNING,
+                        'left out %d arrays that are not behind the prefix %s: %s%s', len(others), chosen.prefix,
+                        _some(others), '' if has_head else '. No head is behind it; if one is among these, it is lost')
+        arrays = {name.removeprefix(chosen.prefix): value for name, value in arrays.items()}
+        return Weights(arrays | {f'head.{name.rpartition(".")[2]}': value for name, value in head.items()},
+                       chosen.label)
     node, path = _at_key(tree, key) if key else _descended(tree, ema)
     arrays = arrays_of(node)
     if not arrays:
@@ -75,6 +81,25 @@ def take(tree: Any, *, ema: bool, key: str) -> Weights:
         raise ValueError(_no_average())
     _log(tree, '.'.join(path) or '.', is_average, node)
     return Weights(_without_prefixes(arrays), '.'.join(path))
+
+
+def _has_head(arrays, prefix):
+    return any(name.removeprefix(prefix).startswith((*_HEADS, 'cls_classifier.')) for name in arrays)
+
+
+def _head_beside(held, arrays, prefix):
+    """The arrays of a linear head that stands beside a backbone without one, as `net.head` beside `net.backbone`."""
+    parent = ''.join(f'{part}.' for part in prefix.split('.')[:-2])
+    widths = {value.shape[-1] for name, value in arrays.items()
+              if value.shape and name.endswith(('cls_token', 'pos_embed', 'position_embeddings'))}
+    found = [head for head in _HEADS if (weight := held.get(f'{parent}{head}weight')) is not None
+             and len(weight.shape) == 2 and weight.shape[1] in widths]
+    if not prefix or len(found) != 1 or _has_head(arrays, prefix):
+        return {}
+    head = {name: held[name] for part in ('weight', 'bias') if (name := f'{parent}{found[0]}{part}') in held}
+    logging.warning('took %s, beside the weights behind %s, as the head. Where the other program feeds it with more '
+                    'than their output, logits are others', ', '.join(map(shown, head)), shown(prefix))
+    return head
 
 
 def arrays_of(node: Any) -> dict[str, Stored]:

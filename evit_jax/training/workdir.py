@@ -121,7 +121,7 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
     """The flat config of the run in a workdir, or None where there is none; see `splits.from_record`.
 
     Raises:
-      ValueError: the file cannot be read as JSON, or not be reached.
+      ValueError: the file holds no dict in JSON, or cannot be reached.
     """
     file = storage.place(path) / CONFIG_FILE
     with storage.reaching(path):
@@ -131,7 +131,9 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
     try:
         config = json.loads(content)
     except ValueError as error:
-        raise ValueError(f'{file} is no JSON ({error}): restore it, or give another --workdir') from error
+        raise ValueError(f'{file} is no JSON ({error}): restore it, or give another folder') from error
+    if not isinstance(config, dict):
+        raise ValueError(f'{file} holds no config, but a {type(config).__name__}: restore it, or give another folder')
     split = {'data.test_split': splits.from_record(config['data.test_split'])} if 'data.test_split' in config else {}
     return config | split
 
