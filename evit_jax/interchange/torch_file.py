@@ -104,7 +104,8 @@ def _contents(archive):
     try:
         return pickles.load(archive.read(members[file]), allowed)
     except ValueError as error:
-        more = (f'. If you need no more than the weights, {_RESAVE}torch.save(model.state_dict(), NEW)'
+        more = (f'. For its weights alone: {_RESAVE}held = torch.load(FILE, weights_only=False), then '
+                'torch.save(held.state_dict(), NEW), or the state_dict in held'
                 if re.search(r'asks for (?!builtins|__builtin__)', str(error)) else '')
         raise _Refusal(f'its pickle holds more than weights, or is damaged: {error}{more}') from error
 
