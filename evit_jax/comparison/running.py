@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from evit_jax.comparison.cells import Cell, cells_of, config_of, dense_config
-from evit_jax.training import checks, evaluation_config, loop, results, storage
+from evit_jax.training import checks, evaluation_config, loop, results, storage, weights
 from evit_jax.training import run as runs
 from evit_jax.training import workdir as workdirs
 from evit_jax.training.checkpoints import newest_step
@@ -57,7 +57,7 @@ def compare(config: Any, out: str | os.PathLike) -> list[dict[str, Any]]:
 def _run(config: Any, cell: Cell, folder: pathlib.Path, dense: str) -> dict[str, Any]:
     """What is found in a cell."""
     if cell.setting == 'untrained':
-        run = runs.lay_out(evaluation_config.merge(config, workdirs.trained_config(dense), dense))
+        run = runs.lay_out(evaluation_config.merge(config, weights.completed(workdirs.trained_config(dense)), dense))
         with Stopping() as stopping:
             state = run.trained_state(dense)
             found = results.evaluate_params(run, run.eval_step(), state.params, stopping).metrics
