@@ -36,7 +36,7 @@ class Conditions(NamedTuple):
     step: int | None = None    # step of the weights
     images: int | None = None  # in the split, those that cannot be read included
     source: str | None = None
-    dataset: str | None = None  # of tfds; '' for other sources
+    dataset: str | None = None  # name of the tfds data set; '' for other sources
     split: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

@@ -12,7 +12,7 @@ from evit_jax.interchange.stored import Stored
 _WEIGHTS = ('model', 'state_dict', 'model_state_dict')
 _AVERAGES = ('model_ema', 'state_dict_ema', 'ema', 'ema_model', 'ema_state_dict')
 _PREFIXES = ('module.', 'model.', '_orig_mod.')  # added by DataParallel, by a wrapping model, by torch.compile
-_HEADS = 'head.', 'classifier.', 'fc.'  # of the class token
+_HEADS = 'head.', 'classifier.', 'fc.'  # names of a class token's head
 _COUNTER = 'n_averaged'  # beside module.*: an AveragedModel of PyTorch
 _DEEPEST = 8
 # A vision transformer has one of these arrays; the group is the prefix of its names.
