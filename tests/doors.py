@@ -9,8 +9,8 @@ from absl import flags
 
 
 def _ours():
-    """The flags of programs, by name."""
-    return {name: flags.FLAGS[name] for module, defined in flags.FLAGS.flags_by_module_dict().items()
+    """The flags of programs by name, each with the module that defined it."""
+    return {name: (module, flags.FLAGS[name]) for module, defined in flags.FLAGS.flags_by_module_dict().items()
             if module.startswith('evit_jax.') for name in (flag.name for flag in defined) if name in flags.FLAGS}
 
 
@@ -24,8 +24,9 @@ def alone(program):
         yield importlib.import_module(f'evit_jax.{program}')
     finally:
         flags.FLAGS.remove_flag_values(_ours())
-        for name, flag in others.items():
+        for name, (module, flag) in others.items():
             flags.FLAGS[name] = flag
+            flags.FLAGS.register_flag_by_module(module, flag)
 
 
 def imported(program):

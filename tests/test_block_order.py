@@ -115,7 +115,6 @@ def test_config_flags_in_any_order_train_the_plan_of_the_pairs(main, tmp_path, m
     ({'reduce_at': {3: 0.9, 6: 0.7}}, 'reduce_at=.* is a dict'),
     ({'reduce_at': (3.5, 6, 9), 'rate': (0.9, 0.7, 0.5)}, r'reduce_at=\(3.5, 6, 9\): 3.5 is no whole number'),
     ({'reduce_at': (1.5, 2, 4)}, r'1.5 is no whole number: give blocks in 0..11'),
-    ({'reduce_at': (3, 6), 'tokens': ()}, r'tokens=\(\) has 0 values for 2 reductions'),
     ({'tokens': (9, 8, 7.5)}, '7.5 is no whole number')])
 def test_values_that_belong_to_no_block_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):

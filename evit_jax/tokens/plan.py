@@ -96,7 +96,7 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
 
     Source: EViT, section 3; youweiliang/evit, evit.py.
     """
-    fuse, counted = fuse and reducer.fuses, tokens is not None
+    fuse, counted = fuse and reducer.fuses, tokens is not None and len(tokens) > 0
     _check_blocks(reduce_at, depth)
     if counted:
         _check_tokens(tokens := by_depth(reduce_at, tokens, 'tokens'))

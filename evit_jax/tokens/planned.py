@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from evit_jax.tokens.plan import TokenPlan, make_plan
+from evit_jax.tokens.plan import TokenPlan, by_depth, make_plan
 
 
 class Planned(NamedTuple):
@@ -51,6 +51,7 @@ def read_planned(path: str | os.PathLike) -> Planned:
                                                  for name, value in told.items() if name in Planned._fields})
         if not isinstance(found.fuse, bool):
             raise ValueError(f'"fuse": {json.dumps(found.fuse)} is neither true nor false')
+        by_depth(found.reduce_at, found.tokens, 'tokens')  # no tokens beside blocks would be a dense plan
         make_plan(found.patches, found.depth, tokens=found.tokens, reduce_at=found.reduce_at, fuse=found.fuse)
     except OSError as error:
         raise ValueError(f'--plan={path} cannot be read ({error.strerror}): {hint}') from error
