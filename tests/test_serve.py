@@ -112,7 +112,7 @@ def test_serve_without_the_requested_backend_names_jax_platforms_in_one_line(exp
     assert err[0].startswith('error: jax has no backend for JAX_PLATFORMS=absent (') and 'JAX_PLATFORMS=cpu' in err[0]
 
     def fail():
-        raise AssertionError  # as jax does for cuda without its plugin
+        raise AssertionError  # jax raises this for cuda without its plugin
 
     monkeypatch.setattr(jax, 'devices', fail)
     with pytest.raises(RuntimeError, match='its plugin is not installed'):
