@@ -13,7 +13,7 @@ def programs() -> dict[str, str]:
     found = {}
     for path in sorted(_FOLDER.glob('[!_]*.py')):
         source = path.read_text(encoding='utf-8')
-        if 'commandline.run(' in source and "__name__ == '__main__'" in source:
+        if 'cli.run(' in source and "__name__ == '__main__'" in source:
             found[path.stem] = ' '.join((ast.get_docstring(ast.parse(source)) or '').partition('\n')[0].split())
     return found
 

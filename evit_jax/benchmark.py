@@ -24,15 +24,15 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from evit_jax import backend, commandline, parallel
+from evit_jax import cli
 from evit_jax.benchmarks import cases, model, model_tables, report, tpu
 from evit_jax.benchmarks import input as input_speed
-from evit_jax.data.generated import GeneratedSource
-from evit_jax.tokens.lowering import LOWERINGS
-from evit_jax.tokens.planned import read_planned
-from evit_jax.tokens.reducers import EVIT, REDUCERS
-from evit_jax.training import checks, inputs, machine
-from evit_jax.training import run as runs
+from evit_jax.data.sources.generated import GeneratedSource
+from evit_jax.reduction.gather import LOWERINGS
+from evit_jax.reduction.plan_file import read_plan_file
+from evit_jax.reduction.reducers import EVIT, REDUCERS
+from evit_jax.runtime import backend, machine, sharding
+from evit_jax.training import checks, experiment, inputs
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/deit_s.py.')
 _WORKERS = flags.DEFINE_integer('workers', None, 'Processes of the input, -1: by the number of cores; as '
@@ -93,14 +93,14 @@ def measure_input() -> None:
 def measure_model() -> None:
     """Prints and writes how fast models are."""
     backend.start()
-    numbers = commandline.numbers
+    numbers = cli.numbers
     chosen = cases.combine(
         names=_MODELS.value, rates=numbers('rates', _RATES.value, float),
         fuse=cases.choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
         sizes=numbers('image_sizes', _SIZES.value, int), batches=numbers('batches', _BATCHES.value, int),
         dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
         reduce_at=numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
-        merged=numbers('r', _R.value, int), planned=[read_planned(file) for file in _PLANS.value],
+        merged=numbers('r', _R.value, int), planned=[read_plan_file(file) for file in _PLANS.value],
         lowerings=cases.choices('--lowerings', _LOWERINGS.value, {'best': '', **{name: name for name in LOWERINGS}}))
     if other := [case for case in chosen if _AGAINST.value and case.reducer != EVIT]:
         raise ValueError(f'--against={_AGAINST.value} is of an EViT and knows no {other[0].reducer}: leave one of them '
@@ -114,7 +114,7 @@ def measure_model() -> None:
     jax.config.update('jax_enable_compilation_cache', False)  # or its compile times would be those of reading
 
     def run_of(case):
-        return runs.lay_out(configs[case], mesh=parallel.data_mesh(case.batch, jax.devices()[:1]),
+        return experiment.setup(configs[case], mesh=sharding.data_mesh(case.batch, jax.devices()[:1]),
                             sources=_generated(configs[case]))
 
     measured = model.measure(chosen, rounds=_ROUNDS.value, seconds=_SECONDS.value, against=_AGAINST.value == 'torch',
@@ -138,9 +138,9 @@ def compile_for_tpu() -> None:
     if _BATCH_PER_CHIP.value:
         with config.unlocked():
             config.batch_size = _BATCH_PER_CHIP.value * len(devices) // chip.devices
-    mesh = parallel.data_mesh(config.batch_size, devices)
+    mesh = sharding.data_mesh(config.batch_size, devices)
     checks.check(config)
-    run = runs.lay_out(config, mesh=mesh, sources=_generated(config))
+    run = experiment.setup(config, mesh=mesh, sources=_generated(config))
     about = {'measurement': 'tpu', 'estimate': 'of the compiler, not measured', 'topology': topology,
              'chips': len(devices) // chip.devices, 'model': config.model.name, 'parameters': _parameters(run),
              'batch_size': config.batch_size, 'sharding': config.sharding, 'libtpu': tpu.version()}
@@ -203,4 +203,4 @@ def _source(config):
 
 
 if __name__ == '__main__':
-    commandline.run({'input': measure_input, 'model': measure_model, 'tpu': compile_for_tpu})
+    cli.run({'input': measure_input, 'model': measure_model, 'tpu': compile_for_tpu})

@@ -12,13 +12,14 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from evit_jax import commandline, parallel
+from evit_jax import cli
 from evit_jax.benchmarks import report
 from evit_jax.comparison import verdict
 from evit_jax.comparison.cells import DENSE
 from evit_jax.comparison.running import compare
-from evit_jax.pictures.comparison import Point, comparison_plot
-from evit_jax.training.stopping import Stopped
+from evit_jax.runtime import distributed
+from evit_jax.runtime.preemption import Preempted
+from evit_jax.viz.comparison import Point, comparison_plot
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What is compared, as configs/compare_digits.py.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the runs and of what they show.')
@@ -33,7 +34,7 @@ def main() -> None:
     folders = [pathlib.Path(folder).expanduser() for folder in (_OUT.value, _DOCS.value) if folder]
     for folder in folders:
         report.check_writable('--out', folder / 'compare.md')
-    with parallel.together(agreed=Stopped):
+    with distributed.distributed(agreed=Preempted):
         rows = compare(_CONFIG.value, folders[0])
     for folder in folders:
         write(rows, [claim.to_dict() for claim in _CONFIG.value.orderings], folder)
@@ -59,4 +60,4 @@ def write(rows: list[dict], expected: list[dict], folder: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-    commandline.run(main)
+    cli.run(main)

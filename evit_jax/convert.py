@@ -14,11 +14,12 @@ import math
 
 from absl import flags
 
-from evit_jax import backend, commandline
+from evit_jax import cli
+from evit_jax.checkpoints import workdir
 from evit_jax.interchange import conversion
+from evit_jax.models.config import POOLINGS
 from evit_jax.models.layers import ACTIVATIONS
-from evit_jax.models.shape import POOLINGS
-from evit_jax.training import storage, workdir
+from evit_jax.runtime import backend, storage
 
 _EMA = flags.DEFINE_bool('ema', False, 'Take the moving average of the weights.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Resize the position embeddings for images of this size.',
@@ -82,4 +83,4 @@ def _channels(flag):
 
 
 if __name__ == '__main__':
-    commandline.run(main, 'SRC', 'DST')
+    cli.run(main, 'SRC', 'DST')

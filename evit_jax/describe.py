@@ -12,13 +12,15 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from evit_jax import backend, commandline
-from evit_jax.data import mixing
-from evit_jax.data.decode import decode
+from evit_jax import cli
+from evit_jax.checkpoints import preprocessing
 from evit_jax.data.sources import split_of
 from evit_jax.data.survey import classes_said, sizes_said, survey
-from evit_jax.pictures.batch import batch_page
-from evit_jax.training import inputs, machine, preprocessing, steps
+from evit_jax.data.transforms import mixing
+from evit_jax.data.transforms.decode import decode
+from evit_jax.runtime import backend, machine
+from evit_jax.training import inputs, step
+from evit_jax.viz.batch import batch_page
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/folder.py.')
 _SAMPLE = flags.DEFINE_integer('sample', 500, 'Images of a split that are read.', lower_bound=1)
@@ -94,7 +96,7 @@ def _mixed(config, augmented, labels, source):
     rows, copies = augmented.shape[:2]
     images = augmented.swapaxes(0, 1).reshape(-1, *augmented.shape[2:])  # [C * B, S, S, 3]
     mix = jax.jit(functools.partial(mixing.mix_batch, mixing=how, classes=source.num_classes, groups=copies))
-    mixed, _ = mix(steps.normalise(images, mean, std), np.tile(labels, copies), jax.random.key(config.seed))
+    mixed, _ = mix(step.normalise(images, mean, std), np.tile(labels, copies), jax.random.key(config.seed))
     bright = np.clip((np.asarray(mixed) * std + mean) * 255, 0, 255).round().astype(np.uint8)
     return bright.reshape(copies, rows, *augmented.shape[2:]).swapaxes(0, 1)
 
@@ -106,4 +108,4 @@ def _heading(config):
 
 
 if __name__ == '__main__':
-    commandline.run(main)
+    cli.run(main)

@@ -21,15 +21,16 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from evit_jax import backend, commandline
+from evit_jax import cli
+from evit_jax.checkpoints import weights
+from evit_jax.checkpoints.loaded import LoadedModel, load_model
+from evit_jax.checkpoints.manager import read_about
 from evit_jax.data.names import in_one_line
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.plan_file import read_plan_file
+from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.runtime import backend, storage
 from evit_jax.serving import artifact
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.tokens.planned import read_planned
-from evit_jax.tokens.reducers import REDUCERS
-from evit_jax.training import storage, weights
-from evit_jax.training.checkpoints import read_about
-from evit_jax.training.trained import Trained, read_trained
 
 _RATES = flags.DEFINE_list('rates', [], 'A plan for each: the share of the tokens that every reduction keeps.')
 _TOKENS = flags.DEFINE_multi_string('tokens', [], 'A plan of the tokens that each reduction keeps, as 137,96,67; may '
@@ -60,7 +61,7 @@ def main(checkpoint: str, dst: str) -> None:
     wanted, platforms = _wanted_plans(), _platforms()
     if _FORMAT.value == 'orbax' and (given := [flag.name for flag in _OF_PROGRAMS if flag.present]):
         raise ValueError(f'--{given[0]} is for programs, and a checkpoint holds none: leave it out')
-    trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
+    trained = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     logging.info('%s, step %d of %s', trained.name, trained.step, checkpoint)
     if _FORMAT.value == 'orbax':
         with _appearing(folder, trained) as unfinished:
@@ -78,12 +79,12 @@ def main(checkpoint: str, dst: str) -> None:
 
 
 def _wanted_plans() -> dict[str, dict]:
-    """By name, what `Trained.plan` is to be asked for."""
-    counts = [commandline.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
-    asked = [(str(rate), '--rates', {'rate': rate}) for rate in commandline.numbers('rates', _RATES.value, float)]
+    """By name, what `LoadedModel.plan` is to be asked for."""
+    counts = [cli.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
+    asked = [(str(rate), '--rates', {'rate': rate}) for rate in cli.numbers('rates', _RATES.value, float)]
     asked += [('-'.join(map(str, tokens)), '--tokens', {'tokens': tokens}) for tokens in counts]
-    asked += [(f'r{r}', '--r', {'r': r}) for r in commandline.numbers('r', _R.value, int)]
-    asked += [(in_one_line(pathlib.Path(file).stem), f'--plan={in_one_line(file)}', {'planned': read_planned(file)})
+    asked += [(f'r{r}', '--r', {'r': r}) for r in cli.numbers('r', _R.value, int)]
+    asked += [(in_one_line(pathlib.Path(file).stem), f'--plan={in_one_line(file)}', {'planned': read_plan_file(file)})
               for file in _PLANS.value]
     origins = {}
     for name, origin, _ in asked:
@@ -104,7 +105,7 @@ def _platforms() -> tuple[str, ...]:
     return tuple(dict.fromkeys(_PLATFORMS.value))
 
 
-def _check(folder: pathlib.Path, trained: Trained, plans: dict[str, TokenPlan], platforms: tuple[str, ...]) -> None:
+def _check(folder: pathlib.Path, trained: LoadedModel, plans: dict[str, TokenPlan], platforms: tuple[str, ...]) -> None:
     here = jax.export.default_export_platform()
     if here not in platforms:
         logging.warning('not run: the programs are for %s, and this machine computes on %s', ', '.join(platforms), here)
@@ -114,17 +115,17 @@ def _check(folder: pathlib.Path, trained: Trained, plans: dict[str, TokenPlan], 
                      difference)
 
 
-def _write_orbax(folder: pathlib.Path, trained: Trained) -> None:
+def _write_orbax(folder: pathlib.Path, trained: LoadedModel) -> None:
     about = read_about(trained.path)
     told = {key: about[key] for key in ('config', 'class_names') if key in about}
     weights.save(folder, trained.params, told | {'exported': {
         'path': trained.path, 'step': trained.step, 'moving_average': _EMA.value}})
-    assert jax.tree.all(jax.tree.map(np.array_equal, read_trained(folder).params, trained.params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, load_model(folder).params, trained.params))
     logging.info('read again, the weights are the same')
 
 
 @contextlib.contextmanager
-def _appearing(folder: pathlib.Path, trained: Trained) -> Iterator[pathlib.Path]:
+def _appearing(folder: pathlib.Path, trained: LoadedModel) -> Iterator[pathlib.Path]:
     """A folder beside the one wanted, which takes its place at the end of the body; nothing stays of a failure."""
     unfinished = folder.with_name(f'{folder.name}.unfinished-{uuid.uuid4().hex[:8]}')
     try:
@@ -142,4 +143,4 @@ def _appearing(folder: pathlib.Path, trained: Trained) -> Iterator[pathlib.Path]
 
 
 if __name__ == '__main__':
-    commandline.run(main, 'CHECKPOINT', 'DIR')
+    cli.run(main, 'CHECKPOINT', 'DIR')

@@ -12,17 +12,18 @@ import functools
 from absl import flags, logging
 from ml_collections import config_flags
 
-from evit_jax import backend, commandline
-from evit_jax.data import label_maps
-from evit_jax.data.label_maps import About, Entry, LabelMap
+from evit_jax import cli
+from evit_jax.checkpoints.loaded import load_model
+from evit_jax.checkpoints.lock import claim
 from evit_jax.data.names import in_one_line
+from evit_jax.data.token_labels import label_maps
+from evit_jax.data.token_labels.label_maps import About, Entry, LabelMap
 from evit_jax.inference.annotator import Annotator
 from evit_jax.inference.held_out import check_classes, spread
 from evit_jax.interchange import published_labels
+from evit_jax.runtime import backend
+from evit_jax.runtime.preemption import PreemptionHandler
 from evit_jax.training import inputs
-from evit_jax.training.claim import claim
-from evit_jax.training.stopping import Stopping
-from evit_jax.training.trained import read_trained
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, whose data are labelled.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the label maps.')
@@ -43,7 +44,7 @@ def main(checkpoint: str = '') -> None:
                          '-m evit_jax.label runs/digits --config configs/digits.py --out data/digits_labels')
     backend.start()
     source, _ = inputs.open_sources(_CONFIG.value)
-    with Stopping() as stopping:
+    with PreemptionHandler() as stopping:
         annotator, top, side, entries = (_published if _PUBLISHED.value else _by_model)(
             checkpoint, source, stopping.check)
         data = _CONFIG.value.data
@@ -61,7 +62,7 @@ def main(checkpoint: str = '') -> None:
 
 def _by_model(checkpoint, source, check):
     """Name, classes and side of the maps of a model, and what makes them."""
-    trained = read_trained(checkpoint, ema=_EMA.value)
+    trained = load_model(checkpoint, ema=_EMA.value)
     check_classes(trained, source)
     made = Annotator(trained._replace(image_size=_IMAGE_SIZE.value or trained.image_size), batch_size=_BATCH.value)
     return str(made), made.top, made.side, functools.partial(made.entries, source, check=check)
@@ -106,4 +107,4 @@ def _of_shape(entry: Entry, shape: tuple[int, ...]) -> Entry:
 
 
 if __name__ == '__main__':
-    commandline.run(main, '[CHECKPOINT]')
+    cli.run(main, '[CHECKPOINT]')

@@ -17,11 +17,12 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from evit_jax import commandline, parallel
-from evit_jax.tokens.planned import read_planned
+from evit_jax import cli
+from evit_jax.reduction.plan_file import read_plan_file
+from evit_jax.runtime import distributed
+from evit_jax.runtime.preemption import Preempted
 from evit_jax.training import loop
-from evit_jax.training.run import follow
-from evit_jax.training.stopping import Stopped
+from evit_jax.training.experiment import apply_plan
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/digits.py; an evaluation has '
                                           "the run's own config if not given.")
@@ -41,7 +42,7 @@ def run() -> None:
     given = any(re.match(r'--?(config|flagfile)(=|$)', word) for word in sys.argv[1:])
     if not given and _BASE.is_file():
         sys.argv.insert(1, f'--config={_BASE}')
-    commandline.run(functools.partial(main, from_file=given))
+    cli.run(functools.partial(main, from_file=given))
 
 
 def main(*, from_file: bool = True) -> None:
@@ -50,7 +51,7 @@ def main(*, from_file: bool = True) -> None:
     Args:
       from_file: the config is of a file that the command line names.
     """
-    mode, planned = _MODE.value, read_planned(_PLAN.value) if _PLAN.value else None
+    mode, planned = _MODE.value, read_plan_file(_PLAN.value) if _PLAN.value else None
     config = _CONFIG.value
     if not _WORKDIR.value or config is None or not (from_file or mode == 'evaluate'):
         raise ValueError('give both --config FILE and --workdir DIR, as in: python -m evit_jax.main '
@@ -60,9 +61,10 @@ def main(*, from_file: bool = True) -> None:
     _use_compilation_cache(config.compilation_cache)
     workdir = os.path.expanduser(_WORKDIR.value)
     explicit = config_flags.get_override_values(flags.FLAGS['config'])
-    with parallel.together(agreed=Stopped):
+    with distributed.distributed(agreed=Preempted):
         if mode == 'train':
-            loop.train(follow(config, planned, explicit) if planned else config, workdir, accept_changes=_ACCEPT.value)
+            config = apply_plan(config, planned, explicit) if planned else config
+            loop.train(config, workdir, accept_changes=_ACCEPT.value)
         else:
             loop.evaluate_workdir(config, workdir, explicit=explicit, from_file=from_file, planned=planned,
                                   out=_OUT.value)

@@ -15,17 +15,18 @@ from typing import Any
 
 from absl import flags, logging
 
-from evit_jax import backend, commandline
-from evit_jax.benchmarks import costs, report
+from evit_jax import cli
+from evit_jax.benchmarks import report
 from evit_jax.benchmarks.cases import DTYPES
-from evit_jax.benchmarks.costs import DEVICES, THIS, Asked
 from evit_jax.benchmarks.measured import MeasuredModel, find_model
-from evit_jax.tokens import planner
-from evit_jax.tokens.names import look_up
-from evit_jax.tokens.plan import TokenPlan, make_plan, plan_of_macs, plans_of
-from evit_jax.tokens.planned import Planned
-from evit_jax.tokens.planner import Costs, Target
-from evit_jax.tokens.reducers import EVIT
+from evit_jax.planning import costs, search
+from evit_jax.planning.costs import DEVICES, THIS, Asked
+from evit_jax.planning.search import Costs, Target
+from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
+from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.reducers import EVIT
+from evit_jax.runtime import backend
+from evit_jax.runtime.names import look_up
 
 _MODEL = flags.DEFINE_string('model', None, 'Name of the model, or folder of a run or of converted weights.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', None, "Of the images; the model's own if not given.")
@@ -55,13 +56,13 @@ def main() -> None:
     if not _MODEL.value or not _TARGET.value:
         raise ValueError('give both --model NAME and --target SPEED, as in: python -m evit_jax.plan --model=deit_s '
                          '--target=2x')
-    target = planner.read_target(_TARGET.value)
+    target = search.read_target(_TARGET.value)
     if _DEVICE.value == THIS:
         backend.start()
     asked = _asked()
     report.check_writable('--out', _OUT.value)
-    blocks = commandline.numbers('blocks', _BLOCKS.value, int) or _own_blocks(asked) or range(
-        asked.shape.quarters[0], asked.shape.depth)
+    blocks = cli.numbers('blocks', _BLOCKS.value, int) or _own_blocks(asked) or range(
+        asked.shape.default_reduce_at[0], asked.shape.depth)
     dense = make_plan(asked.patches, asked.shape.depth, reduce_at=blocks)  # refuses blocks that there are not
     table = costs.find(asked, lambda asked: costs.make(asked, _SECONDS.value, _ROUNDS.value), _COSTS.value)
     prices = table.costs(asked.most, asked.shape.prefix)
@@ -74,7 +75,7 @@ def main() -> None:
         _measure(asked, plans, rows)
     print(report.table(*_cells(rows)))
     if _OUT.value:
-        report.write_json(_OUT.value, Planned.of(plan, asked.model, asked.image_size).about() | {
+        report.write_json(_OUT.value, PlanFile.of(plan, asked.model, asked.image_size).about() | {
             'target': str(target), 'run': asked.run and asked.run.run, 'asked': asked.about(), 'speeds': rows})
 
 
@@ -97,7 +98,7 @@ def _check_reducer(model: MeasuredModel) -> None:
                          f'{model.blocks}, and the search chooses among blocks: measure keep rates instead, by '
                          f'python -m evit_jax.benchmark model --models={model.run}')
     if reducer.merges:
-        if _LEAST_RATE.value < 0.5 and reducer.fewest(100) > 1:
+        if _LEAST_RATE.value < 0.5 and reducer.min_kept(100) > 1:
             raise ValueError(f'--least_rate={_LEAST_RATE.value:g}: {model.run} reduces by {reducer}, which keeps at '
                              'least half of the tokens: give 0.5 or more')
         logging.warning('%s reduces by %s, and the search takes the cost of a reduction from EViT: compare the '
@@ -122,16 +123,16 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
     sizes = {'patches': asked.patches, 'depth': shape.depth}
     if target.unit.endswith('MACs'):
         head = shape.has_token_head * shape.width * shape.classes
-        searched = planner.mac_costs(macs, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=shape.prefix, head=head,
+        searched = search.mac_costs(macs, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=shape.prefix, head=head,
                                      **sizes)
     else:
         searched = prices
-    budget = planner.budget_of(target, dense_seconds=prices.of(dense), dense_macs=macs, batch=asked.batch)
+    budget = search.budget_of(target, dense_seconds=prices.of(dense), dense_macs=macs, batch=asked.batch)
     how = sizes | {'blocks': blocks, 'reductions': _REDUCTIONS.value, 'least_rate': _LEAST_RATE.value,
                    'fuse': asked.fuse}
-    if plan := planner.most_tokens(searched, budget=budget, **how):
+    if plan := search.most_tokens(searched, budget=budget, **how):
         return plan
-    least = planner.cheapest(searched, **how)
+    least = search.cheapest(searched, **how)
     found = _predicted(asked, prices, least, dense)
     raise ValueError(
         f'--target={target} cannot be reached by dropping tokens at {_REDUCTIONS.value} of the blocks '
@@ -150,8 +151,8 @@ def _plain(asked: Asked, plan: TokenPlan, dense: TokenPlan) -> TokenPlan:
     """One keep rate at the usual blocks with as many multiply-accumulates, or as near as it can come."""
     macs = asked.shape.macs
     reducer = asked.run.keeping.reducer if asked.run else EVIT
-    family = plans_of(reducer, asked.patches, asked.shape.depth, reduce_at=_own_blocks(asked) or asked.shape.quarters,
-                      fuse=asked.fuse)
+    reduce_at = _own_blocks(asked) or asked.shape.default_reduce_at
+    family = plans_of(reducer, asked.patches, asked.shape.depth, reduce_at=reduce_at, fuse=asked.fuse)
     return plan_of_macs(macs, max(macs(plan), macs(family(1.0))) / macs(dense), family)
 
 
@@ -165,7 +166,7 @@ def _counting(prices: Costs) -> str:
     """Which tokens the counts of a plan are, and where the cost of a block leaps."""
     of = prices.block.whole.tolist()
     leaps = [f'a block with {high} tokens costs {of[high] / of[low] - 1:.0%} more than with {low}'
-             for low, high in planner.cliffs(dict(enumerate(of)))]
+             for low, high in search.cliffs(dict(enumerate(of)))]
     return 'counts are without the class token' + (f'; with it, {", ".join(leaps)}' if leaps else '')
 
 
@@ -194,4 +195,4 @@ def _where(asked: Asked) -> str:
 
 
 if __name__ == '__main__':
-    commandline.run(main)
+    cli.run(main)

@@ -18,14 +18,15 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
-from evit_jax import backend, commandline
+from evit_jax import cli
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.data.names import FileNames, in_json, in_one_line, valid_text
 from evit_jax.data.progress import Progress
 from evit_jax.inference.images import find_images
 from evit_jax.inference.predictor import Prediction, Predictor
-from evit_jax.tokens.planned import read_planned
-from evit_jax.tokens.reducers import REDUCERS
-from evit_jax.training.trained import read_trained
+from evit_jax.reduction.plan_file import read_plan_file
+from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.runtime import backend
 
 _TOP = flags.DEFINE_integer('top', 5, 'Guesses of each image.', lower_bound=1)
 _JSON = flags.DEFINE_bool('json', False, 'A JSON object in each line.')
@@ -45,11 +46,11 @@ _KEPT = flags.DEFINE_string('kept', None, 'Folder for pictures of what is kept o
 def main(checkpoint: str, *words: str) -> None:
     """Predicts; ends with code 1 where images have no prediction, or no picture."""
     backend.start()
-    images = find_images(words, commandline.names_on_stdin() if '-' in words else ())
-    planned = read_planned(_PLAN.value) if _PLAN.value else None
-    trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value).folded()
-    plan = trained.plan(rate=_RATE.value, rates=commandline.numbers('rates', _RATES.value, float),
-                        tokens=commandline.numbers('tokens', _TOKENS.value, int), r=_R.value,
+    images = find_images(words, cli.names_on_stdin() if '-' in words else ())
+    planned = read_plan_file(_PLAN.value) if _PLAN.value else None
+    trained = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value).folded()
+    plan = trained.plan(rate=_RATE.value, rates=cli.numbers('rates', _RATES.value, float),
+                        tokens=cli.numbers('tokens', _TOKENS.value, int), r=_R.value,
                         planned=planned)
     pictures = _Pictures(_KEPT.value, images) if _KEPT.value else None
     logging.info('%s, step %d of %s: %s', trained.name, trained.step, checkpoint, plan)
@@ -115,4 +116,4 @@ class _Pictures:
 
 
 if __name__ == '__main__':
-    commandline.run(main, 'CHECKPOINT', 'IMAGES...')
+    cli.run(main, 'CHECKPOINT', 'IMAGES...')

@@ -28,26 +28,27 @@ from collections.abc import Sequence
 from absl import flags, logging
 from ml_collections import config_flags
 
-from evit_jax import backend, commandline
+from evit_jax import cli
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.results import read_results
+from evit_jax.checkpoints.loaded import LoadedModel, load_model
 from evit_jax.data.classes import readable
-from evit_jax.data.decode import decode
 from evit_jax.data.names import FileNames, in_one_line
 from evit_jax.data.sources import Source
+from evit_jax.data.transforms.decode import decode
 from evit_jax.inference.dropping import Masked, Some, check_masks, drop_patches
 from evit_jax.inference.held_out import check_classes, held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
-from evit_jax.pictures.dropping import dropping_csv, dropping_plot
-from evit_jax.pictures.example import Example, Setting
-from evit_jax.pictures.published import PUBLISHED
-from evit_jax.pictures.report import report_page
-from evit_jax.pictures.sheet import example_sheet
-from evit_jax.pictures.tradeoff import tradeoff_plot
-from evit_jax.tokens.reducers import REDUCERS
-from evit_jax.training.trained import Trained, read_trained
+from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.runtime import backend
+from evit_jax.viz.dropping import dropping_csv, dropping_plot
+from evit_jax.viz.example import Example, Setting
+from evit_jax.viz.published import PUBLISHED
+from evit_jax.viz.report import report_page
+from evit_jax.viz.sheet import example_sheet
+from evit_jax.viz.tradeoff import tradeoff_plot
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Whose test split is shown; not needed with IMAGES.')
 _OUT = flags.DEFINE_string('out', None, 'File that is written; kept.html, drop.png or tradeoff.png if not given.')
@@ -70,7 +71,7 @@ def kept(checkpoint: str, *words: str) -> None:
     """Writes the page."""
     backend.start()
     out, pictures = _writable(_OUT.value or 'kept.html', '--out'), _PNG.value and _folder(_PNG.value)
-    trained = read_trained(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
+    trained = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     if not trained.keeping.reduce_at:
         raise ValueError(f'the model in {checkpoint} drops nothing at any block (model.reduce_at is empty)')
     subjects = _of_files(words, trained) if words else _of_test_split(checkpoint, trained)
@@ -118,8 +119,8 @@ def drop(checkpoint: str) -> None:
     table = _writable(str(out.with_suffix('.csv')), '--out')
     if table == out:
         raise ValueError(f'--out={_OUT.value} is for the plot: give a name that ends in .png, the table lies beside it')
-    shares = commandline.numbers('shares', _SHARES.value, float)
-    trained = read_trained(checkpoint, ema=_EMA.value)
+    shares = cli.numbers('shares', _SHARES.value, float)
+    trained = load_model(checkpoint, ema=_EMA.value)
     source = _test_split(checkpoint, trained)
     if _MASKS.value:
         source = Masked(source, _folder_there(_MASKS.value))
@@ -152,8 +153,8 @@ def tradeoff(*files: str) -> None:
     print(out)
 
 
-def _of_files(words: Sequence[str], trained: Trained) -> list[Subject]:
-    files, subjects = find_images(words, commandline.names_on_stdin() if '-' in words else ()), []
+def _of_files(words: Sequence[str], trained: LoadedModel) -> list[Subject]:
+    files, subjects = find_images(words, cli.names_on_stdin() if '-' in words else ()), []
     for file in files:
         truth, = readable((pathlib.Path(file).absolute().parent.name,))
         name = in_one_line(os.path.basename(file))
@@ -161,7 +162,7 @@ def _of_files(words: Sequence[str], trained: Trained) -> list[Subject]:
     return subjects
 
 
-def _of_test_split(checkpoint: str, trained: Trained) -> list[Subject]:
+def _of_test_split(checkpoint: str, trained: LoadedModel) -> list[Subject]:
     source, subjects = _test_split(checkpoint, trained), []
     for index in spread(len(source), _IMAGES.value or 12):
         try:
@@ -174,19 +175,19 @@ def _of_test_split(checkpoint: str, trained: Trained) -> list[Subject]:
     return subjects
 
 
-def _test_split(checkpoint: str, trained: Trained) -> Source:
+def _test_split(checkpoint: str, trained: LoadedModel) -> Source:
     source = held_out(checkpoint, trained.shape.classes, _CONFIG.value and _CONFIG.value.to_dict())
     check_classes(trained, source)
     return source
 
 
-def _rates(trained: Trained) -> list[float]:
+def _rates(trained: LoadedModel) -> list[float]:
     if _RATES.value is None:
         own = {trained.keeping.rate} - {None}
         patches = trained.shape.patches(trained.image_size)
-        least = trained.keeping.reducer.fewest(patches) / patches
+        least = trained.keeping.reducer.min_kept(patches) / patches
         return sorted(rate for rate in {number / 10 for number in range(3, 11)} | own if rate >= least)
-    return sorted(set(commandline.numbers('rates', _RATES.value, float)))
+    return sorted(set(cli.numbers('rates', _RATES.value, float)))
 
 
 def _images(count: int) -> str:
@@ -225,4 +226,4 @@ def _folder(name: str | os.PathLike, flag: str = '--png') -> pathlib.Path:
 PROGRAMS = {'kept CHECKPOINT [IMAGES...]': kept, 'drop CHECKPOINT': drop, 'tradeoff FILES...': tradeoff}
 
 if __name__ == '__main__':
-    commandline.run(PROGRAMS)
+    cli.run(PROGRAMS)

@@ -15,8 +15,9 @@ import time
 
 import numpy as np
 
-from evit_jax.training import checksums, stopping
-from tests import faults
+from evit_jax.checkpoints import checksums
+from evit_jax.runtime import preemption
+from tests.helpers import faults
 
 STEPS = 160
 RUN = {'epochs': 20}
@@ -53,7 +54,7 @@ class Soak:
             if lost is None:
                 break
             if lost.kind == 'stop' and lost.kept < STEPS:
-                assert lost.code == stopping.EXIT_CODE and lost.kept == lost.step, (lost, training.log()[-3000:])
+                assert lost.code == preemption.EXIT_CODE and lost.kept == lost.step, (lost, training.log()[-3000:])
             self._lost[lost.kind].append(lost)
             if self._rng.random() < DAMAGED:
                 damaged += damage(workdir, self._rng)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from evit_jax import models
 from evit_jax.benchmarks.measured import MeasuredModel, find_model
-from evit_jax.models.shape import ViTShape
-from evit_jax.tokens import reducers
-from evit_jax.tokens.keeping import Keeping
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.tokens.planned import Planned
-from evit_jax.tokens.reducers import EVIT, Reducer
+from evit_jax.models.config import ViTConfig
+from evit_jax.reduction import reducers
+from evit_jax.reduction.budget import TokenBudget
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.reducers import EVIT, Reducer
 
 DTYPES = 'float32', 'bfloat16'
 
@@ -33,17 +33,17 @@ class Case(NamedTuple):
     tokens: tuple[int, ...] = ()  # kept at each reduction, in place of the rate
     lowering: str = ''   # how reductions move tokens; '': as is best where it runs
     run: str = ''        # folder of the run whose model it is; '': the named model
-    run_shape: ViTShape | None = None  # shape of the run's model
+    run_shape: ViTConfig | None = None  # shape of the run's model
 
     @property
-    def shape(self) -> ViTShape:
+    def shape(self) -> ViTConfig:
         return dataclasses.replace(self.run_shape or models.named_shape(self.model), image_size=self.size,
                                    predictors=len(self.reduce_at) if self.reducer.predicts else 0)
 
     @property
     def plan(self) -> TokenPlan:
         shape, rates = self.shape, (self.rate,) * len(self.reduce_at)
-        keeping = Keeping(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.r)
+        keeping = TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.r)
         return keeping.plans(shape.patches(self.size), shape.depth, shape.macs)(1.0)
 
     @property
@@ -88,7 +88,7 @@ def choices(flag: str, words: Sequence[str] | None, known: dict[str, Any]) -> li
 def combine(*, names: Sequence[str], rates: Sequence[float], batches: Sequence[int],
             fuse: Sequence[bool] | None = None, sizes: Sequence[int] = (), dtypes: Sequence[str] | None = None,
             reduce_at: Sequence[int] = (), train: bool = False, methods: Sequence[str] | None = None,
-            merged: Sequence[int] = (), planned: Sequence[Planned] = (),
+            merged: Sequence[int] = (), planned: Sequence[PlanFile] = (),
             lowerings: Sequence[str] = ('',)) -> list[Case]:
     """Every combination once: where nothing is dropped, nothing is fused either, and every method is the same.
 

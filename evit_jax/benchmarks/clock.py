@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 
-class Contender(NamedTuple):
+class Benchmark(NamedTuple):
     """Something to be timed."""
 
     name: str
@@ -40,7 +40,7 @@ class Times(NamedTuple):
         return statistics.median(theirs / own for own, theirs in zip(self.turns, other.turns, strict=True))
 
 
-def interleave(contenders: Sequence[Contender], *, rounds: int, seconds: float, seed: int = 0) -> list[Times]:
+def interleave(contenders: Sequence[Benchmark], *, rounds: int, seconds: float, seed: int = 0) -> list[Times]:
     """Times each contender once a round, in another order each round.
 
     Every call has another number, so that a contender can vary its input. Two calls of each come first and do not
@@ -72,14 +72,14 @@ def interleave(contenders: Sequence[Contender], *, rounds: int, seconds: float, 
     return [Times(tuple(of_turns), tuple(of_calls)) for of_turns, of_calls in zip(turns, singles)]
 
 
-def _calls_of_turn(contender: Contender, seconds: float) -> int:
+def _calls_of_turn(contender: Benchmark, seconds: float) -> int:
     contender.wait(contender.call(0))
     begin = time.perf_counter()
     contender.wait(contender.call(1))
     return max(contender.least, round(seconds / (time.perf_counter() - begin)))
 
 
-def _turn(contender: Contender, calls: int, first: int) -> tuple[float, list[float]]:
+def _turn(contender: Benchmark, calls: int, first: int) -> tuple[float, list[float]]:
     """Seconds of all calls, and of each where they come one by one."""
     under_way, single = collections.deque(), []
     begin = since = time.perf_counter()

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from evit_jax import models
+from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.data import splits
-from evit_jax.pictures.result import Result
-from evit_jax.tokens.keeping import Keeping
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.training import storage, writers
-from evit_jax.training import workdir as workdirs
+from evit_jax.metrics import writers
+from evit_jax.reduction.budget import TokenBudget
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.runtime import storage
+from evit_jax.viz.result import Result
 
 _FILES = 'evaluate-*.json'
 _TYPES = {
@@ -202,7 +203,7 @@ def _plans(told: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPlan]
     """Keep rate (None: as trained) -> plan, and the MACs of a plan; nothing of a config that says too little."""
     try:
         shape = models.configured_shape(told)
-        keeping, patches = Keeping.of_config(told), shape.patches(told['model.image_size'])
+        keeping, patches = TokenBudget.of_config(told), shape.patches(told['model.image_size'])
         keeping.plans(patches, shape.depth, shape.macs)(1.0)
     except (KeyError, ValueError):
         return None, lambda plan: 0

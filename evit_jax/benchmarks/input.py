@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from evit_jax.data import augment, pipeline
-from evit_jax.data.decode import decode
+from evit_jax.data import pipeline
 from evit_jax.data.sources import Source
-from evit_jax.data.transforms import TrainTransform, random_crop
+from evit_jax.data.transforms import augment
+from evit_jax.data.transforms.decode import decode
+from evit_jax.data.transforms.geometry import TrainTransform, random_crop
 
 _ROUNDS = 3     # of turns
 _SAMPLE = 48    # examples that the stages work on

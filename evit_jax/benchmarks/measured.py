@@ -6,22 +6,22 @@ from typing import NamedTuple
 from absl import logging
 
 from evit_jax import models
-from evit_jax.models.shape import ViTShape
-from evit_jax.tokens.keeping import Keeping
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.tokens.reducers import EVIT
-from evit_jax.training import storage
-from evit_jax.training.trained import read_trained
+from evit_jax.checkpoints.loaded import load_model
+from evit_jax.models.config import ViTConfig
+from evit_jax.reduction.budget import TokenBudget
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.reducers import EVIT
+from evit_jax.runtime import storage
 
 
 class MeasuredModel(NamedTuple):
     """A model, and the plan settings that apply where no flag names others."""
 
     name: str
-    shape: ViTShape
+    shape: ViTConfig
     image_size: int
     dtype: str
-    keeping: Keeping  # a named model drops nothing
+    keeping: TokenBudget  # a named model drops nothing
     run: str = ''     # folder of the run, or of weights alone; '': a named model
 
     @property
@@ -53,11 +53,11 @@ def find_model(flag: str, word: str) -> MeasuredModel:
             logging.warning('%s=%s is the named model; for the run in the folder %s give %s=%s', flag, word, word, flag,
                             os.path.join('.', word))
         shape = models.named_shape(word)
-        keeping = Keeping(EVIT, shape.quarters, True, (1.0,) * len(shape.quarters))
+        keeping = TokenBudget(EVIT, shape.default_reduce_at, True, (1.0,) * len(shape.default_reduce_at))
         return MeasuredModel(word, shape, shape.image_size, 'float32', keeping)
     if os.sep not in word and not (word and folder.exists()):
         models.named_shape(word)  # raises the error that names the nearest
-    trained = read_trained(word)
+    trained = load_model(word)
     found = MeasuredModel(trained.name, trained.shape, trained.image_size, trained.dtype, trained.keeping, word)
     logging.info('%s: %s, images of %d, %s; its plan: %s', word, trained.name, found.image_size, found.dtype,
                  found.plan())

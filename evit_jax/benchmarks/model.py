@@ -10,8 +10,8 @@ from absl import logging
 from evit_jax.benchmarks import clock, report, subjects, torch_evit
 from evit_jax.benchmarks.cases import Case
 from evit_jax.benchmarks.clock import Times
-from evit_jax.benchmarks.subjects import OURS, Subject
-from evit_jax.training.run import Run
+from evit_jax.benchmarks.subjects import OURS, BenchmarkCase
+from evit_jax.training.experiment import Experiment
 
 _TRAIN_MACS = 3  # of a training step, in forward passes: the backward pass counts twice
 # The difference from PyTorch's logits that is let pass, of half of the images: in a few, two tokens of nearly the same
@@ -27,7 +27,7 @@ class Memory(NamedTuple):
 
 
 def measure(cases: Sequence[Case], *, rounds: int, seconds: float, against: bool = False,
-            run_of: Callable[[Case], Run] | None = None) -> dict[str, Any]:
+            run_of: Callable[[Case], Experiment] | None = None) -> dict[str, Any]:
     """Compiles and times cases.
 
     Args:
@@ -59,9 +59,9 @@ def measure(cases: Sequence[Case], *, rounds: int, seconds: float, against: bool
     return about | {'rows': _rows(ready, memories, times, matmul)}
 
 
-def _prepare(cases, rivals, run_of) -> tuple[list[Subject], dict[Case, Memory]]:
+def _prepare(cases, rivals, run_of) -> tuple[list[BenchmarkCase], dict[Case, Memory]]:
     """Compiles all, runs each, and sees to it that PyTorch's results are ours."""
-    stock, begin, ready = subjects.Stock(), time.perf_counter(), []
+    stock, begin, ready = subjects.ModelCache(), time.perf_counter(), []
     total = sum(1 + len(rivals) * (not case.train) for case in cases)
 
     def add(subject):
@@ -78,13 +78,13 @@ def _prepare(cases, rivals, run_of) -> tuple[list[Subject], dict[Case, Memory]]:
     memories = {subject.case: _memory(subject) for subject in sorted(ours, key=lambda subject: subject.needed)}
     for subject in ours:
         for engine in rivals if not subject.case.train else ():
-            other = subjects.rival(subject.case, engine, stock)
+            other = subjects.baseline(subject.case, engine, stock)
             agree(subject, other)
             add(other)
     return ready, memories
 
 
-def _memory(subject: Subject) -> Memory:
+def _memory(subject: BenchmarkCase) -> Memory:
     """Runs it; measures where the device can tell and the peak is the highest so far."""
     before = subjects.device().memory_stats()
     subject.wait(subject.call(0))
@@ -94,7 +94,7 @@ def _memory(subject: Subject) -> Memory:
     return Memory(subject.needed, 'compiler')
 
 
-def agree(ours: Subject, other: Subject) -> None:
+def agree(ours: BenchmarkCase, other: BenchmarkCase) -> None:
     """Raises a ValueError if two subjects give other logits for the same images."""
     differences = []
     for number in range(subjects.INPUTS):
@@ -113,7 +113,7 @@ def _rows(ready, memories, times, matmul) -> list[dict[str, Any]]:
     return [_row(subject, taken, memories, *matmul[subject.case.dtype]) for subject in ready]
 
 
-def _row(subject: Subject, taken: dict[tuple[Case, str], Times], memories: dict[Case, Memory], matmul: Times,
+def _row(subject: BenchmarkCase, taken: dict[tuple[Case, str], Times], memories: dict[Case, Memory], matmul: Times,
          matmul_flops: float) -> dict[str, Any]:
     """One case as one engine runs it; None where there is nothing to say."""
     case, engine = subject.case, subject.engine

@@ -11,11 +11,11 @@ from flax import nnx
 from jax import Array
 
 from evit_jax import models
-from evit_jax.models.shape import ViTShape
+from evit_jax.models.config import ViTConfig
 from evit_jax.models.vit import Block
-from evit_jax.tokens.plan import make_plan
-from evit_jax.tokens.reducers import EVIT, Evidence
-from evit_jax.tokens.reduction import Tokens
+from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducers import EVIT, ReducerInputs
+from evit_jax.reduction.tokens import Tokens
 
 HALVES = 'attention', 'mlp'
 
@@ -34,7 +34,7 @@ class Part(NamedTuple):
                             self.arguments)
 
 
-def half(shape: ViTShape, name: str, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
+def half(shape: ViTConfig, name: str, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
     """One of HALVES of a block, with all tokens that are in it."""
 
     def run(block, x):
@@ -44,7 +44,7 @@ def half(shape: ViTShape, name: str, tokens: int, batch: int, dtype: str, times:
     return _of(Block, shape, dtype, run, times, _tokens(shape, tokens, batch, dtype))
 
 
-def short_block(shape: ViTShape, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
+def short_block(shape: ViTConfig, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
     """The last block with all tokens that come to it, where the heads read the prefix alone."""
     prefix = shape.prefix
 
@@ -57,7 +57,7 @@ def short_block(shape: ViTShape, tokens: int, batch: int, dtype: str, times: int
     return _of(Block, shape, dtype, run, times, _tokens(shape, tokens, batch, dtype))
 
 
-def heads(shape: ViTShape, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
+def heads(shape: ViTConfig, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
     """The last norm and the heads, with all tokens that leave the last block."""
     shape = dataclasses.replace(shape, depth=0)
 
@@ -74,13 +74,13 @@ def heads(shape: ViTShape, tokens: int, batch: int, dtype: str, times: int = 1) 
                jax.ShapeDtypeStruct((batch, tokens - shape.prefix), jnp.int32))
 
 
-def reduction(shape: ViTShape, tokens: int, batch: int, dtype: str, fuse: bool, times: int = 1) -> Part:
+def reduction(shape: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool, times: int = 1) -> Part:
     """Ranking half of the tokens and moving them, by EViT; class attention is made where attention is."""
     patches = tokens - shape.prefix
 
     def reduced(x, class_row):
         patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
-        evidence = Evidence(class_row, None, None, None, training=False)
+        evidence = ReducerInputs(class_row, None, None, None, training=False)
         return EVIT.reduce(Tokens(x, patch), evidence, -(-patches // 2), 0 if fuse else None).x
 
     def run(params, x, class_row):
@@ -94,7 +94,7 @@ def reduction(shape: ViTShape, tokens: int, batch: int, dtype: str, fuse: bool, 
                 times)
 
 
-def whole(shape: ViTShape, image_size: int, batch: int, dtype: str, depth: int | None = None) -> Part:
+def whole(shape: ViTConfig, image_size: int, batch: int, dtype: str, depth: int | None = None) -> Part:
     """The dense model on normalised images; with a depth of 0, what is outside the blocks."""
     shape = shape if depth is None else dataclasses.replace(shape, depth=depth)
     model = models.create(shape, dtype=jnp.dtype(dtype))

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from evit_jax.benchmarks.evaluated import Evaluated, Identity, evaluated_in, evaluation_of
-from evit_jax.pictures.result import Result
-from evit_jax.training import storage
+from evit_jax.runtime import storage
+from evit_jax.viz.result import Result
 
 _SHOWN = 8  # plans in a message
 

@@ -15,10 +15,10 @@ import numpy as np
 from evit_jax import models
 from evit_jax.benchmarks import torch_evit
 from evit_jax.benchmarks.cases import Case
-from evit_jax.benchmarks.clock import Contender
+from evit_jax.benchmarks.clock import Benchmark
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.interchange import vit
-from evit_jax.training.run import Run
-from evit_jax.training.trained import read_trained
+from evit_jax.training.experiment import Experiment
 
 OURS = 'jax'
 INPUTS = 4          # batches that take turns
@@ -27,7 +27,7 @@ _SQUARES = {'cpu': 2048}  # side of the matrices multiplied
 _LARGE_SQUARE = 8192      # on other devices
 
 
-class Subject(NamedTuple):
+class BenchmarkCase(NamedTuple):
     """A case as one engine runs it."""
 
     case: Case
@@ -40,16 +40,16 @@ class Subject(NamedTuple):
     arguments: int = 0            # bytes of weights and input
     needed: int | None = None     # bytes at the peak, as the compiler has it
 
-    def contender(self, rounds: int) -> Contender:
+    def contender(self, rounds: int) -> Benchmark:
         """To be timed: at batch 1 as a server would wait, else the device is kept busy."""
         single = self.case.batch == 1
         # On a CPU two calls at a time would only take each other's threads.
-        return Contender(f'{self.engine}, {self.case}', self.call, self.wait,
+        return Benchmark(f'{self.engine}, {self.case}', self.call, self.wait,
                          ahead=1 if single or device().platform == 'cpu' else 2,
                          least=-(-_LATENCIES // rounds) if single else 1)
 
 
-class Stock:
+class ModelCache:
     """Weights and images, made once for all cases that share them."""
 
     def __init__(self):
@@ -59,7 +59,7 @@ class Stock:
 
     def _params(self, shape, run):
         """The weights of a run where its model has this shape, else fresh ones, which take as long."""
-        if run and (trained := read_trained(run)).shape == shape:
+        if run and (trained := load_model(run)).shape == shape:
             return jax.device_put(trained.params, device())
         return jax.device_put(models.create(shape).init(jax.random.key(0)), device())
 
@@ -78,7 +78,7 @@ def device() -> jax.Device:
     return jax.devices()[0]
 
 
-def inference(case: Case, stock: Stock) -> Subject:
+def inference(case: Case, stock: ModelCache) -> BenchmarkCase:
     """The forward pass as it is served: normalised float32 images to logits."""
     shape, params = models.folded(case.shape, stock.params(case.shape, case.run))
     model, plan = models.create(shape, dtype=jnp.dtype(case.dtype), lowering=case.lowering), case.plan
@@ -88,7 +88,7 @@ def inference(case: Case, stock: Stock) -> Subject:
     return _subject(case, program, lambda number: program(params, images[number % INPUTS]), seconds)
 
 
-def training(case: Case, run: Run) -> Subject:
+def training(case: Case, run: Experiment) -> BenchmarkCase:
     """The run's training step; its input is uint8 images and labels, as training has them on the device."""
     assert run.plan == case.plan
     rng, shapes = np.random.default_rng(0), run.abstract_batch()
@@ -109,7 +109,7 @@ def training(case: Case, run: Run) -> Subject:
     return _subject(case, program, step, seconds)
 
 
-def rival(case: Case, engine: str, stock: Stock) -> Subject:
+def baseline(case: Case, engine: str, stock: ModelCache) -> BenchmarkCase:
     """PyTorch's forward pass, on the same weights and images."""
     model, plan = stock.torch_model(case.shape, case.run, case.dtype), case.plan
     images = [model.tensor(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
@@ -119,18 +119,18 @@ def rival(case: Case, engine: str, stock: Stock) -> Subject:
     if engine == torch_evit.COMPILED:
         wait(forward(images[0]))
     seconds = time.perf_counter() - begin if engine == torch_evit.COMPILED else None
-    return Subject(case, engine, lambda number: forward(images[number % INPUTS]), wait,
+    return BenchmarkCase(case, engine, lambda number: forward(images[number % INPUTS]), wait,
                    lambda logits: logits.float().cpu().numpy(), seconds, case.shape.parameters())
 
 
-def product(dtype: str) -> tuple[Contender, float]:
+def product(dtype: str) -> tuple[Benchmark, float]:
     """A large matrix product, the measure of the device, and its FLOPs."""
     side = _SQUARES.get(device().platform, _LARGE_SQUARE)
     keys = jax.random.split(jax.random.key(0), 1 + INPUTS)
     left, *rights = [jax.device_put(jax.random.normal(key, (side, side), dtype), device()) for key in keys]
     program = jax.jit(jnp.matmul).lower(left, rights[0]).compile()
     ahead = 1 if device().platform == 'cpu' else 2
-    return Contender(f'product, {dtype}', lambda number: program(left, rights[number % INPUTS]),
+    return Benchmark(f'product, {dtype}', lambda number: program(left, rights[number % INPUTS]),
                      jax.block_until_ready, ahead), 2.0 * side**3
 
 
@@ -145,5 +145,5 @@ def _subject(case, program, call, seconds):
     memory = program.memory_analysis()
     needed = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
               + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
-    return Subject(case, OURS, call, jax.block_until_ready, np.asarray, seconds, case.shape.parameters(),
+    return BenchmarkCase(case, OURS, call, jax.block_until_ready, np.asarray, seconds, case.shape.parameters(),
                    memory.argument_size_in_bytes, needed)

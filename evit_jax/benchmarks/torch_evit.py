@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from evit_jax.models.lvvit import TOKEN_SHARE, LVViTShape
-from evit_jax.models.shape import ViTShape
-from evit_jax.tokens.plan import TokenPlan
+from evit_jax.models.config import ViTConfig
+from evit_jax.models.lvvit import TOKEN_SHARE, LVViTConfig
+from evit_jax.reduction.plan import TokenPlan
 
 EAGER, PLAIN, COMPILED = RIVALS = 'torch', 'torch, plain attention', 'torch.compile'
 
@@ -59,7 +59,7 @@ def set_up(device: str, threads: int, programs: int) -> str:
 class TorchEViT:
     """A ViT without distillation, ready to classify under any plan for its image size."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray], shape: ViTShape, *, dtype: str, device: str):
+    def __init__(self, weights: Mapping[str, np.ndarray], shape: ViTConfig, *, dtype: str, device: str):
         """Places the weights.
 
         Args:
@@ -74,7 +74,7 @@ class TorchEViT:
         self._torch, self._shape = import_torch(), shape
         self._f = self._torch.nn.functional
         self._dtype, self._device = getattr(self._torch, dtype), 'cuda' if device == 'gpu' else device
-        self._in_lvvit = isinstance(shape, LVViTShape)
+        self._in_lvvit = isinstance(shape, LVViTConfig)
         self._weights = {name: self.tensor(np.array(value)) for name, value in weights.items()}
 
     def tensor(self, value: np.ndarray) -> Any:

@@ -14,10 +14,10 @@ from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
-from evit_jax.backend import first_line
 from evit_jax.benchmarks.hlo import Program
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.training.run import Run
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.runtime.backend import first_line
+from evit_jax.training.experiment import Experiment
 
 STEPS = ('train', 'eval')
 
@@ -111,7 +111,7 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
                          f'name one as {_examples()}') from error
 
 
-def compile_step(run: Run, step: str, plan: TokenPlan, topology: str) -> Compiled:
+def compile_step(run: Experiment, step: str, plan: TokenPlan, topology: str) -> Compiled:
     """Compiles a step of a run that is laid out on the devices of a slice, exactly as training would run it.
 
     Args:

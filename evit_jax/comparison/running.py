@@ -8,12 +8,13 @@ from typing import Any
 
 from absl import logging
 
+from evit_jax.checkpoints import weights
+from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison.cells import Cell, cells_of, config_of, dense_config
-from evit_jax.training import checks, evaluation_config, loop, results, storage, weights
-from evit_jax.training import run as runs
-from evit_jax.training import workdir as workdirs
-from evit_jax.training.checkpoints import newest_step
-from evit_jax.training.stopping import Stopping
+from evit_jax.runtime import storage
+from evit_jax.runtime.preemption import PreemptionHandler
+from evit_jax.training import checks, evaluation_config, experiment, loop, results
 
 _DONE = 'done.json'
 
@@ -25,7 +26,7 @@ def compare(config: Any, out: str | os.PathLike) -> list[dict[str, Any]]:
       A row for each cell: setting, method, share, seed, top1 (of 1), images (it is of), macs, macs_dense.
 
     Raises:
-      ValueError: a cell that cannot be, before the first one runs.
+      ValueError: a cell that cannot be, before the first one experiment.
       Stopped: the process was told to; what is done and what was begun is kept.
     """
     out, cells = pathlib.Path(out), cells_of(config)
@@ -57,8 +58,9 @@ def compare(config: Any, out: str | os.PathLike) -> list[dict[str, Any]]:
 def _run(config: Any, cell: Cell, folder: pathlib.Path, dense: str) -> dict[str, Any]:
     """What is found in a cell."""
     if cell.setting == 'untrained':
-        run = runs.lay_out(evaluation_config.merge(config, weights.completed(workdirs.trained_config(dense)), dense))
-        with Stopping() as stopping:
+        trained = weights.completed(workdirs.trained_config(dense))
+        run = experiment.setup(evaluation_config.merge(config, trained, dense))
+        with PreemptionHandler() as stopping:
             state = run.trained_state(dense)
             found = results.evaluate_params(run, run.eval_step(), state.params, stopping).metrics
         found |= results.costs(run)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from absl import logging
 
-from evit_jax import parallel
+from evit_jax.runtime import distributed
 
 _NAMED = 20  # files that get a line of their own; after them a line at each doubling
 
@@ -42,7 +42,7 @@ class Failures:
         self.count += len(failed)
         self.seen += int((batch['index'] >= 0).sum()) if 'index' in batch else len(batch['label'])
         self._log(failed)
-        if parallel.is_alone():
+        if distributed.is_single_process():
             self.check()
         return {name: value for name, value in batch.items() if name != 'failed'}
 
@@ -57,7 +57,7 @@ class Failures:
         Raises:
           ValueError: more have failed than the limit allows.
         """
-        found = parallel.total({'count': self.count, 'seen': self.seen})
+        found = distributed.sum_over_processes({'count': self.count, 'seen': self.seen})
         allowed = int(self._limit * max(found['seen'], self._examples))
         if found['count'] > allowed:
             last = f'the last one {self._last!r}' if self._last else 'none of them in this process'

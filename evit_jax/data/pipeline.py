@@ -22,9 +22,9 @@ import numpy as np
 from absl import flags, logging
 
 from evit_jax.data import order
-from evit_jax.data.decode import decode
 from evit_jax.data.sources import Source
-from evit_jax.data.token_targets import TokenTargets
+from evit_jax.data.token_labels.targets import TokenTargets
+from evit_jax.data.transforms.decode import decode
 
 TrainTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [H, W, 3] -> uint8 [S, S, 3]
 EvalTransform = Callable[[np.ndarray], np.ndarray]                        # and `mask(mask)` -> bool [S, S]

@@ -2,20 +2,20 @@
 
 import os
 
+from evit_jax.checkpoints.loaded import LoadedModel, load_model
 from evit_jax.inference.predictor import Guess, Prediction, Predictor
-from evit_jax.training.trained import Trained, read_trained
 
-__all__ = ['Guess', 'Prediction', 'Predictor', 'Trained', 'load', 'read_trained']
+__all__ = ['Guess', 'LoadedModel', 'Prediction', 'Predictor', 'load', 'load_model']
 
 
 def load(path: str | os.PathLike, *, ema: bool = False, batch_size: int = 16) -> Predictor:
     """What was trained in a workdir, ready to predict.
 
     Args:
-      path, ema: as of `read_trained`.
+      path, ema: as of `load_model`.
       batch_size: images that are computed at a time.
 
     Raises:
-      ValueError: as of `read_trained`.
+      ValueError: as of `load_model`.
     """
-    return Predictor(read_trained(path, ema=ema).folded(), batch_size=batch_size)
+    return Predictor(load_model(path, ema=ema).folded(), batch_size=batch_size)

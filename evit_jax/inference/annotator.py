@@ -19,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evit_jax import models, parallel
-from evit_jax.data.decode import decode
-from evit_jax.data.label_maps import Entry, LabelMap
+from evit_jax import models
+from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.data.sources import Source
-from evit_jax.data.transforms import EvalTransform
-from evit_jax.tokens.plan import make_plan
-from evit_jax.training import steps
-from evit_jax.training.trained import Trained
+from evit_jax.data.token_labels.label_maps import Entry, LabelMap
+from evit_jax.data.transforms.decode import decode
+from evit_jax.data.transforms.geometry import EvalTransform
+from evit_jax.reduction.plan import make_plan
+from evit_jax.runtime import sharding
+from evit_jax.training import step as steps
 
 TOP = 5
 _AHEAD = 2  # batches that are read while one is computed
@@ -43,16 +44,16 @@ class Annotator:
       batch_size: of all batches; what is missing in the last one is filled up.
     """
 
-    def __init__(self, trained: Trained, *, batch_size: int):
+    def __init__(self, trained: LoadedModel, *, batch_size: int):
         shape = trained.shape
         self.top, self.side = min(TOP, shape.classes), math.isqrt(shape.patches(trained.image_size))
         self._trained, self._batch_size = trained, batch_size
         self._transform = EvalTransform(trained.image_size, crop=None)
         devices = jax.local_devices()
-        self._mesh = parallel.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
-        self._params = jax.device_put(trained.params, parallel.replicated(self._mesh))
-        self._step = jax.jit(parallel.seen(self._mesh, _make_step(trained, self.top)),
-                             out_shardings=parallel.split_batch(self._mesh))
+        self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
+        self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
+        self._step = jax.jit(sharding.with_mesh(self._mesh, _make_step(trained, self.top)),
+                             out_shardings=sharding.split_batch(self._mesh))
 
     def __str__(self) -> str:
         """Says which annotator this is, by what it does and not where it lies."""
@@ -99,7 +100,7 @@ class Annotator:
         batch = np.zeros((self._batch_size, *images[0].shape), np.uint8)
         batch[:len(images)] = images
         value, index = map(np.asarray, self._step(
-            self._params, parallel.place_batch({'image': batch}, self._mesh)['image']))
+            self._params, sharding.shard_batch({'image': batch}, self._mesh)['image']))
         square = (-1, self.side, self.side, self.top)
         value, index = (of.reshape(square).transpose(0, 3, 1, 2) for of in (value, index))
         return map(LabelMap, value[:len(images)], index[:len(images)])
@@ -114,7 +115,7 @@ def _example(source, number):
         return f'example {number}', error
 
 
-def _make_step(trained: Trained, top: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _make_step(trained: LoadedModel, top: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     shape = trained.shape
     model = models.create(shape, dtype=jnp.dtype(trained.dtype))
     prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)

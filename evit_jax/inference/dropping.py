@@ -12,19 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from evit_jax import models, parallel
+from evit_jax import models
+from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.data import pipeline
-from evit_jax.data.decode import SUFFIXES
 from evit_jax.data.names import in_one_line
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
-from evit_jax.data.transforms import EvalTransform
+from evit_jax.data.transforms.decode import SUFFIXES
+from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference.held_out import spread
 from evit_jax.inference.looking import ranking_plan
-from evit_jax.tokens.plan import TokenPlan, make_plan
-from evit_jax.training import steps
+from evit_jax.reduction.plan import TokenPlan, make_plan
+from evit_jax.runtime import sharding
+from evit_jax.training import step
 from evit_jax.training.evaluation import object_patches
-from evit_jax.training.trained import Trained
 
 ORDERS = ('on the object first', 'off the object first', 'at random', 'least attended first', 'most attended first')
 _TRIED = 1000  # images, until one can be read
@@ -89,7 +90,7 @@ def check_masks(source: Source) -> None:
     raise ValueError(f'none of {len(tried):,} images tried can be used, the last one as: {problem}')
 
 
-def drop_patches(trained: Trained, source: Source, *, shares: Sequence[float], rate: float = 1.0, seed: int = 0,
+def drop_patches(trained: LoadedModel, source: Source, *, shares: Sequence[float], rate: float = 1.0, seed: int = 0,
                  batch_size: int = 128) -> Dropped:
     """Evaluates with a growing share of the patches removed, chosen in each of `ORDERS`.
 
@@ -162,15 +163,15 @@ def _orders(on_object: np.ndarray, attention: np.ndarray, draws: np.ndarray) -> 
 class _Programs:
     """The model, jitted: a program for each number of patches that stay."""
 
-    def __init__(self, trained: Trained, batch_size: int):
+    def __init__(self, trained: LoadedModel, batch_size: int):
         model = models.create(trained.shape, dtype=jnp.dtype(trained.dtype))
         devices = jax.local_devices()
-        self._mesh = parallel.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
-        self._params = jax.device_put(trained.params, parallel.replicated(self._mesh))
+        self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
+        self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
         depth = trained.shape.depth
         dense = make_plan(trained.shape.patches(trained.image_size), depth, reduce_at=())
         self._whole = ranking_plan(dense, trained.keeping.reduce_at or range(depth))
-        prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)
+        prepare = functools.partial(step.normalise, mean=trained.mean, std=trained.std)
 
         def attend(params, images, plan):
             return [model.apply(params, prepare(images), plan)[1][name] for name in ('patch', 'class_attention')]
@@ -179,12 +180,12 @@ class _Programs:
             logits = model.apply(params, prepare(images), plan, visible=visible)[0]
             return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
-        jitted = functools.partial(jax.jit, out_shardings=parallel.split_batch(self._mesh))
-        self._attend = jitted(parallel.seen(self._mesh, attend), static_argnums=2)
-        self._predict = jitted(parallel.seen(self._mesh, predict), static_argnums=3)
+        jitted = functools.partial(jax.jit, out_shardings=sharding.split_batch(self._mesh))
+        self._attend = jitted(sharding.with_mesh(self._mesh, attend), static_argnums=2)
+        self._predict = jitted(sharding.with_mesh(self._mesh, predict), static_argnums=3)
 
     def place(self, rows: np.ndarray) -> jax.Array:
-        return parallel.place_batch({'rows': rows}, self._mesh)['rows']
+        return sharding.shard_batch({'rows': rows}, self._mesh)['rows']
 
     def attention(self, images: jax.Array) -> np.ndarray:
         """[B, N], by patch."""

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.checkpoints.manager import read_about
 from evit_jax.data import sources, splits
 from evit_jax.data.classes import readable, same_classes
 from evit_jax.data.sources import Source
-from evit_jax.training import workdir as workdirs
-from evit_jax.training.checkpoints import read_about
-from evit_jax.training.trained import Trained
 
 _UNSAID = {'data.path': '', 'data.name': '', 'data.test_split': splits.AUTO, 'data.index_cache': None, 'seed': 0,
            'model.image_size': 224}
@@ -39,7 +39,7 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
         image_size=told['model.image_size'], num_classes=classes, seed=told['seed'], cache=told['data.index_cache'])
 
 
-def check_classes(trained: Trained, source: Source) -> None:
+def check_classes(trained: LoadedModel, source: Source) -> None:
     """Raises a ValueError if the data have other classes than a model was trained on, or the same in another order."""
     if trained.shape.classes != source.num_classes:
         raise ValueError(f'the model in {trained.path} tells {trained.shape.classes} classes apart, the data have '

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from absl import logging
 
-from evit_jax.data import folder_entries
-from evit_jax.data.decode import SUFFIXES
+from evit_jax.data.sources import folder_entries
+from evit_jax.data.transforms.decode import SUFFIXES
 
 
 def find_images(words: str | Iterable[str], lines: Iterable[str] = ()) -> list[str]:

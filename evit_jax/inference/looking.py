@@ -7,8 +7,8 @@ import numpy as np
 
 from evit_jax.data.progress import Progress
 from evit_jax.inference.predictor import Picture, Prediction, Predictor
-from evit_jax.pictures.example import Example, Setting, Stage, View
-from evit_jax.tokens.plan import TokenPlan
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.viz.example import Example, Setting, Stage, View
 
 _GUESSES = 3
 

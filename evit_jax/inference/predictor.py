@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from evit_jax import models, parallel
-from evit_jax.data.decode import decode, from_picture
-from evit_jax.data.transforms import EvalTransform
-from evit_jax.pictures.kept import kept_grid
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.training import steps
-from evit_jax.training.trained import Trained
+from evit_jax import models
+from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.data.transforms.decode import decode, from_picture
+from evit_jax.data.transforms.geometry import EvalTransform
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.runtime import sharding
+from evit_jax.training import step as steps
+from evit_jax.viz.kept import kept_grid
 
 Picture = str | os.PathLike | Image.Image | np.ndarray  # a file, or what stands in one: uint8 [H, W, 3]
 
@@ -64,16 +65,16 @@ class Predictor:
       batch_size: of all batches; what is missing in the last one is filled up.
     """
 
-    def __init__(self, trained: Trained, *, batch_size: int = 16):
+    def __init__(self, trained: LoadedModel, *, batch_size: int = 16):
         if batch_size < 1:
             raise ValueError(f'batch_size={batch_size} is less than 1')
         self.trained, self._batch_size = trained, batch_size
         self._transform = EvalTransform(trained.image_size, crop=trained.eval_crop)
         devices = jax.local_devices()
-        self._mesh = parallel.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
-        self._params = jax.device_put(trained.params, parallel.replicated(self._mesh))
-        rows = parallel.split_batch(self._mesh)
-        self._step = jax.jit(parallel.seen(self._mesh, _make_step(trained)), static_argnums=2, out_shardings=rows)
+        self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
+        self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
+        rows = sharding.split_batch(self._mesh)
+        self._step = jax.jit(sharding.with_mesh(self._mesh, _make_step(trained)), static_argnums=2, out_shardings=rows)
 
     def predict(self, images: Picture | Iterable[Picture], *, top: int = 5, rate: float | None = None,
                 rates: Sequence[float] = (), tokens: Sequence[int] = (),
@@ -139,7 +140,7 @@ class Predictor:
     def _compute(self, images, plan, top):
         batch = np.zeros((self._batch_size, *images[0].shape), np.uint8)
         batch[:len(images)] = images
-        placed = parallel.place_batch({'image': batch}, self._mesh)['image']
+        placed = sharding.shard_batch({'image': batch}, self._mesh)['image']
         out = jax.tree.map(np.asarray, self._step(self._params, placed, plan))
         for row, image in enumerate(images):
             logits = out['logits'][row]
@@ -162,7 +163,7 @@ class Predictor:
                      for label in np.argsort(-logits, kind='stable')[:top].tolist())
 
 
-def _make_step(trained: Trained) -> Callable[..., dict[str, Any]]:
+def _make_step(trained: LoadedModel) -> Callable[..., dict[str, Any]]:
     model = models.create(trained.shape, dtype=jnp.dtype(trained.dtype))
     prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)
 

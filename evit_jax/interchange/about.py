@@ -7,9 +7,9 @@ from typing import Any
 
 from absl import logging
 
+from evit_jax.checkpoints.weights import AS_DEIT
 from evit_jax.models import SHAPES, UNSHAPED
-from evit_jax.models.shape import ViTShape
-from evit_jax.training.weights import AS_DEIT
+from evit_jax.models.config import ViTConfig
 
 METADATA = 'evit_jax'  # the key under which all of it stands in a safetensors file
 _KEYS = ('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean',
@@ -18,15 +18,16 @@ _CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # of evaluation, by t
 _SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
 
 
-def model_keys(name: str, shape: ViTShape) -> dict[str, Any]:
+def model_keys(name: str, shape: ViTConfig) -> dict[str, Any]:
     """The part of a config that says which model it is."""
     keys = ('image_size', 'classes', 'distilled', *UNSHAPED)
     return {'name': name} | {key: getattr(shape, key) for key in keys}
 
 
-def assumed(name: str, shape: ViTShape) -> dict[str, Any]:
+def assumed(name: str, shape: ViTConfig) -> dict[str, Any]:
     """Config keys for weights of which nothing else is known: as with DeiT, or as its authors have it for an LV-ViT."""
-    return AS_DEIT | {'model.reduce_at': shape.quarters, 'data.eval_crop': _CROPS.get(name, AS_DEIT['data.eval_crop'])}
+    crop = _CROPS.get(name, AS_DEIT['data.eval_crop'])
+    return AS_DEIT | {'model.reduce_at': shape.default_reduce_at, 'data.eval_crop': crop}
 
 
 def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str
         return {}, []
 
 
-def to_metadata(name: str, shape: ViTShape, config: Mapping[str, Any]) -> dict[str, str]:
+def to_metadata(name: str, shape: ViTConfig, config: Mapping[str, Any]) -> dict[str, str]:
     """Text for a safetensors file: the architecture by timm's name where there is one, and what a run's config says.
 
     Args:
@@ -73,7 +74,7 @@ def _timm_name(name, shape):
     return f'deit_{_SIZES[name]}{"_distilled" * shape.distilled}_patch16_224'
 
 
-def timm_call(name: str, shape: ViTShape, path: Any) -> str:
+def timm_call(name: str, shape: ViTConfig, path: Any) -> str:
     """The Python that makes the model in timm with the weights in a file; '' where timm has none such."""
     if name not in _SIZES or shape.one_head:
         return ''

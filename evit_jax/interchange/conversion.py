@@ -9,12 +9,13 @@ from typing import Any
 
 from absl import logging
 
+from evit_jax.checkpoints import weights, workdir
+from evit_jax.checkpoints.manager import read_newest
 from evit_jax.interchange import about, detect, files, folders, interpretation, layouts, safetensors_file, vit
 from evit_jax.models import configured_shape
 from evit_jax.models.dynamicvit import predictors_in
-from evit_jax.tokens.reducers import DYNAMICVIT
-from evit_jax.training import storage, weights, workdir
-from evit_jax.training.checkpoints import read_newest
+from evit_jax.reduction.reducers import DYNAMICVIT
+from evit_jax.runtime import storage
 
 
 def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, key: str = '',

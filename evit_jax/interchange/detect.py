@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from evit_jax.models import SHAPES
+from evit_jax.models.config import ViTConfig
 from evit_jax.models.dynamicvit import predictors_in
-from evit_jax.models.lvvit import LVViTShape
-from evit_jax.models.shape import ViTShape
+from evit_jax.models.lvvit import LVViTConfig
 
 _POSITIONS = ('pos_embed', 'position_embeddings')
 _FEATURES = {  # features that are not computed here -> pattern of the names of their arrays
@@ -23,7 +23,7 @@ _FEATURES = {  # features that are not computed here -> pattern of the names of 
     'attention pooling': r'attn_pool'}
 
 
-def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTShape]:
+def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTConfig]:
     """Name and shape of the model: image size, classes, distillation and predictors as the weights have them.
 
     Args:
@@ -79,7 +79,7 @@ def features(arrays: Mapping[str, Any]) -> str:
 def _signature(shape):
     stem = tuple((convolution.channels_out, convolution.side) for convolution in shape.convolutions)
     return (shape.width, shape.width * shape.mlp_ratio, shape.depth, stem, shape.patch_side,
-            type(shape) is LVViTShape)
+            type(shape) is LVViTConfig)
 
 
 def _dimensions(arrays, key, count):

@@ -9,8 +9,8 @@ from absl import logging
 
 from evit_jax.interchange import about, facts, folders, layouts
 from evit_jax.interchange.facts import KEYS, Fact, Facts
+from evit_jax.models.config import POOLINGS, ViTConfig
 from evit_jax.models.layers import ACTIVATIONS
-from evit_jax.models.shape import POOLINGS, ViTShape
 
 _MODEL_TYPES = ('vit', 'deit', 'vit_msn', 'vit_mae', 'timm_wrapper')  # they compute as the ViT here
 _IN_SHAPE = ('heads', 'norm_epsilon', 'activation', 'pooling')
@@ -32,8 +32,8 @@ class Given(NamedTuple):
         return self.configs.get(folders.CONFIG, {})
 
 
-def interpreted(name: str, shape: ViTShape, found: layouts.Found, given: Given,
-                flags: Mapping[str, Any]) -> tuple[ViTShape, dict[str, Any], layouts.Found]:
+def interpreted(name: str, shape: ViTConfig, found: layouts.Found, given: Given,
+                flags: Mapping[str, Any]) -> tuple[ViTConfig, dict[str, Any], layouts.Found]:
     """The shape with the values that no array shows, config keys of the preprocessing, and the arrays to be read.
 
     The log lists where each value was found, and in one WARNING those that are assumed.

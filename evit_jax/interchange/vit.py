@@ -17,8 +17,8 @@ import numpy as np
 from absl import logging
 
 from evit_jax.models import Params, create
+from evit_jax.models.config import ViTConfig
 from evit_jax.models.layers import resize_positions
-from evit_jax.models.shape import ViTShape
 
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 _VARIANCE, _COUNTER = '.running_var', '.num_batches_tracked'  # of BatchNorm
@@ -28,7 +28,7 @@ _BACKBONE = re.compile(
     r'norm_pre|layernorm|pre_logits|score_predictor|rope|rel_pos_bias)(\.|$)|(^|\.)(gamma\w*|ls\d|layer_scale\w*)(\.|$)')
 
 
-def from_torch(weights: Mapping[str, Any], shape: ViTShape, *, allow_missing: Sequence[str] = (),
+def from_torch(weights: Mapping[str, Any], shape: ViTConfig, *, allow_missing: Sequence[str] = (),
                allow_extra: Sequence[str] = ()) -> Params:
     """PyTorch's weights as the parameters of a model, in float32.
 
@@ -82,7 +82,7 @@ def _flags_for(extra):
     return ' '.join(f"--allow_extra='{pattern}'" for pattern in patterns)
 
 
-def to_torch(params: Params, shape: ViTShape) -> dict[str, np.ndarray]:
+def to_torch(params: Params, shape: ViTConfig) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`, exactly."""
     out = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -93,12 +93,12 @@ def to_torch(params: Params, shape: ViTShape) -> dict[str, np.ndarray]:
     return out
 
 
-def template(shape: ViTShape) -> Params:
+def template(shape: ViTConfig) -> Params:
     """The parameters of a model as shapes alone."""
     return jax.eval_shape(create(shape).init, jax.random.key(0))
 
 
-def resized(params: Params, shape: ViTShape, image_size: int) -> tuple[Params, ViTShape]:
+def resized(params: Params, shape: ViTConfig, image_size: int) -> tuple[Params, ViTConfig]:
     """Parameters and shape for another image size: the position embeddings are resized.
 
     Raises:

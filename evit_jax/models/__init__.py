@@ -9,27 +9,27 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from evit_jax.models.lvvit import LVViT, LVViTShape, fold
-from evit_jax.models.shape import ViTShape
+from evit_jax.models.config import ViTConfig
+from evit_jax.models.lvvit import LVViT, LVViTConfig, fold
 from evit_jax.models.vit import ViT
-from evit_jax.tokens.names import look_up
+from evit_jax.runtime.names import look_up
 
 Params = dict[str, Any]
 
 SHAPES = {
-    'deit_t': ViTShape(width=192, heads=3),
-    'deit_s': ViTShape(width=384, heads=6),
-    'deit_b': ViTShape(width=768, heads=12),
-    'lvvit_t': LVViTShape(width=240, depth=12, heads=4, residual_scale=1.0),
-    'lvvit_s': LVViTShape(width=384, depth=16, heads=6),
-    'lvvit_m': LVViTShape(width=512, depth=20, heads=8),
-    'lvvit_digits': LVViTShape(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
+    'deit_t': ViTConfig(width=192, heads=3),
+    'deit_s': ViTConfig(width=384, heads=6),
+    'deit_b': ViTConfig(width=768, heads=12),
+    'lvvit_t': LVViTConfig(width=240, depth=12, heads=4, residual_scale=1.0),
+    'lvvit_s': LVViTConfig(width=384, depth=16, heads=6),
+    'lvvit_m': LVViTConfig(width=512, depth=20, heads=8),
+    'lvvit_digits': LVViTConfig(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
                                stem_width=16),
-    'vit_digits': ViTShape(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
+    'vit_digits': ViTConfig(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
                            stem=(16, 32, 64, 64)),
 }
 
-MODULES = {ViTShape: ViT, LVViTShape: LVViT}
+MODULES = {ViTConfig: ViT, LVViTConfig: LVViT}
 
 # Fields of a shape that decide logits and that no array of the weights shows. Each is a key of config.model, where 0,
 # '' and False mean the value of the named model.
@@ -39,12 +39,12 @@ UNSHAPED = ('heads', 'norm_epsilon', 'activation', 'pooling', 'one_head')
 class Model(NamedTuple):
     """A model taken apart into what JAX works on: pure functions and a shape."""
 
-    shape: ViTShape
+    shape: ViTConfig
     init: Callable[[Array], Params]         # key -> parameters
     apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, key=, visible=, swap=) -> ViT.__call__'s
 
 
-def named_shape(name: str) -> ViTShape:
+def named_shape(name: str) -> ViTConfig:
     """The shape of a named model.
 
     Raises:
@@ -53,7 +53,7 @@ def named_shape(name: str) -> ViTShape:
     return look_up('model', name, SHAPES)
 
 
-def configured_shape(config: Mapping[str, Any]) -> ViTShape:
+def configured_shape(config: Mapping[str, Any]) -> ViTConfig:
     """The shape of the model in a flat config; a key that is absent has the value of the named model.
 
     Raises:
@@ -71,7 +71,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
                            for key in UNSHAPED if named is not None}
 
 
-def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
+def create(shape: ViTConfig, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
            lowering: str = '') -> Model:
     """Takes a model apart once; its parameters are made by `init`. The arguments are those of `ViT`."""
 
@@ -87,12 +87,12 @@ def create(shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, remat:
     return Model(shape, jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))), apply)
 
 
-def folded(shape: ViTShape, params: Params) -> tuple[ViTShape, Params]:
+def folded(shape: ViTConfig, params: Params) -> tuple[ViTConfig, Params]:
     """Shape and parameters to be served: without batch normalisation, which convolutions can do; others as they are.
 
     Not to be trained, nor kept: checkpoints hold what was trained.
     """
-    return fold(shape, params) if isinstance(shape, LVViTShape) else (shape, params)
+    return fold(shape, params) if isinstance(shape, LVViTConfig) else (shape, params)
 
 
 def with_statistics(params: Params, seen: dict) -> Params:

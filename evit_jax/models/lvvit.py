@@ -1,6 +1,6 @@
 """LV-ViT: a ViT with a convolutional stem and a head for every token, which token labels train.
 
-Source: Token Labeling, arXiv 2104.10858; zihangJiang/TokenLabeling. Parity with it is held by tests/test_lvvit.py.
+Source: Token Labeling, arXiv 2104.10858; zihangJiang/TokenLabeling. Parity: tests/models/test_lvvit.py.
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ from flax import nnx
 from jax import Array
 
 from evit_jax.models import layers
+from evit_jax.models.config import ViTConfig
 from evit_jax.models.layers import Convolution
-from evit_jax.models.shape import ViTShape
 from evit_jax.models.vit import ViT
-from evit_jax.tokens.reduction import Tokens
+from evit_jax.reduction.tokens import Tokens
 
 MOMENTUM = 0.9  # of the running statistics; PyTorch calls it 0.1
 EPSILON = 1e-5  # beside the variance
@@ -22,7 +22,7 @@ TOKEN_SHARE = 0.5  # of the tokens' logits in those of the image
 
 
 @dataclasses.dataclass(frozen=True)
-class LVViTShape(ViTShape):
+class LVViTConfig(ViTConfig):
     """Everything that decides an LV-ViT's parameters."""
 
     depth: int = 16
@@ -101,7 +101,7 @@ class Stem(nnx.Module):
     Of a folded shape the convolutions have a bias, and no norms follow.
     """
 
-    def __init__(self, shape: LVViTShape, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, shape: LVViTConfig, *, dtype, rngs: nnx.Rngs):
         self.patch_side = shape.patch_side
         self.conv1, self.conv2, self.conv3 = (part.layer(bias=shape.folded, dtype=dtype, rngs=rngs)
                                               for part in shape.convolutions)
@@ -122,7 +122,7 @@ class Stem(nnx.Module):
         return self.proj(layers.to_patches(x, self.patch_side)), statistics
 
 
-def fold(shape: LVViTShape, params: dict) -> tuple[LVViTShape, dict]:
+def fold(shape: LVViTConfig, params: dict) -> tuple[LVViTConfig, dict]:
     """Shape and parameters of a model of the same logits in evaluation, whose convolutions normalise by themselves.
 
     There the running statistics are constants, so that (w * x - mean) * scale + bias is a convolution with a bias.
@@ -152,7 +152,7 @@ class LVViT(ViT):
       statistics: in training, the running statistics as of now, a part of the tree of parameters.
     """
 
-    def __init__(self, shape: LVViTShape, *, dtype=jnp.float32, rngs: nnx.Rngs, **others):
+    def __init__(self, shape: LVViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs, **others):
         super().__init__(shape, dtype=dtype, rngs=rngs, **others)
         self.patch_embed = Stem(shape, dtype=dtype, rngs=rngs)
         self.aux_head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)

@@ -1,6 +1,6 @@
 """The vision transformer of DeiT, which drops and fuses tokens by class attention where its plan says so.
 
-Sources: DeiT, arXiv 2012.12877; EViT, arXiv 2202.07800. Parity with the PyTorch code is held by tests/test_golden.py.
+Sources: DeiT, arXiv 2012.12877; EViT, arXiv 2202.07800. Parity: tests/models/test_golden.py.
 """
 
 import math
@@ -11,11 +11,11 @@ from flax import nnx
 from jax import Array
 
 from evit_jax.models import layers
+from evit_jax.models.config import ViTConfig
 from evit_jax.models.dynamicvit import Predictor
-from evit_jax.models.shape import ViTShape
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.tokens.reducers import Evidence
-from evit_jax.tokens.reduction import Tokens, fused_origin
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.reducers import ReducerInputs
+from evit_jax.reduction.tokens import Tokens, fused_origin
 
 _PER_REDUCTION = ('kept', 'home', 'class_attention', 'prediction', 'decisions', 'patch', 'origin')
 
@@ -23,7 +23,7 @@ _PER_REDUCTION = ('kept', 'home', 'class_attention', 'prediction', 'decisions', 
 class Block(nnx.Module):
     """A transformer block; a reduction stands between attention and MLP."""
 
-    def __init__(self, shape: ViTShape, drop_path: float, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, shape: ViTConfig, drop_path: float, *, dtype, rngs: nnx.Rngs):
         self.drop_path, self.scale = drop_path, shape.residual_scale
         self.norm1 = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=dtype, rngs=rngs)
         self.attn = layers.Attention(shape.width, shape.heads, qkv_bias=shape.qkv_bias, std=shape.init_std, dtype=dtype,
@@ -46,7 +46,7 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """A DeiT that follows a token plan; the same weights run under any plan."""
 
-    def __init__(self, shape: ViTShape, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
+    def __init__(self, shape: ViTConfig, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
                  lowering: str = '',
                  rngs: nnx.Rngs):
         """Makes the parameters, in float32.
@@ -122,7 +122,7 @@ class ViT(nnx.Module):
         for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
             attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
             attend, think = self._branches(block, train=key is not None)
-            evidence = Evidence(None, None, None, draws, training=key is not None, lowering=self.lowering)
+            evidence = ReducerInputs(None, None, None, draws, training=key is not None, lowering=self.lowering)
             if keep is not None and plan.reducer.predicts:
                 predict = self.score_predictor[plan.reductions.index(i)]
                 evidence = evidence._replace(prediction=predict(x[:, shape.prefix:], tokens.stays))
@@ -134,7 +134,7 @@ class ViT(nnx.Module):
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             x = seen[f'block{i:02d}'] = think(x, think_key)
         x = seen['norm'] = self.norm(x)
-        if shape.depth and not shape.reads_all:
+        if shape.depth and not shape.head_reads_patches:
             # The last block once more for what the heads read: the rest of it is then only computed if returned.
             x, _, _ = attend(before, attend_key, shape.prefix, **counts)
             x = self.norm(think(x, think_key))

@@ -17,14 +17,14 @@ import numpy as np
 from absl import logging
 
 from evit_jax import models
+from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.checkpoints.weights import by_name, fitted
 from evit_jax.data.names import FileNames, valid_text
 from evit_jax.inference.predictor import Predictor
+from evit_jax.reduction.plan import TokenPlan
 from evit_jax.serving import loader
 from evit_jax.serving.readme import readme
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.training import steps
-from evit_jax.training.trained import Trained
-from evit_jax.training.weights import by_name, fitted
+from evit_jax.training import step
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2}  # of a probability: two compilations of one program may differ by this
@@ -33,7 +33,7 @@ _WEIGHTS, _MANIFEST, _LOADER, _README = 'weights.npz', 'manifest.json', 'serve.p
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'Pillow')
 
 
-def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan], *, platforms: Sequence[str],
+def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenPlan], *, platforms: Sequence[str],
           kept: bool, ema: bool = False) -> None:
     """Fills an empty folder; what is written has no batch normalisation left, see `models.folded`.
 
@@ -72,13 +72,13 @@ def write(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
-def default_plan(trained: Trained, plans: Mapping[str, TokenPlan]) -> str:
+def default_plan(trained: LoadedModel, plans: Mapping[str, TokenPlan]) -> str:
     """The name of the plan that runs if none is named: that of training, or the first where it is not there."""
     own = plan_of_training(trained)
     return next((name for name, plan in plans.items() if plan == own), next(iter(plans)))
 
 
-def export(trained: Trained, plan: TokenPlan, *, platforms: Sequence[str], kept: bool) -> jax.export.Exported:
+def export(trained: LoadedModel, plan: TokenPlan, *, platforms: Sequence[str], kept: bool) -> jax.export.Exported:
     """The program of one plan: (weights by name, uint8 [b, S, S, 3]) to probabilities [b, L] and kept patches.
 
     The batch stays open, and the weights outside.
@@ -93,7 +93,7 @@ def export(trained: Trained, plan: TokenPlan, *, platforms: Sequence[str], kept:
                                  disabled_checks=[layout])(shapes, images)
 
 
-def check(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]) -> Iterator[tuple[str, float]]:
+def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenPlan]) -> Iterator[tuple[str, float]]:
     """Runs one image through what was written, by the loader that was, and through the model itself.
 
     Yields:
@@ -117,12 +117,12 @@ def check(folder: pathlib.Path, trained: Trained, plans: Mapping[str, TokenPlan]
         yield name, difference
 
 
-def _program(trained: Trained, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
+def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
     model = models.create(trained.shape, dtype=jnp.dtype(trained.dtype))
     like = jax.eval_shape(model.init, jax.random.key(0))
 
     def program(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, Any]:
-        images = steps.normalise(images, trained.mean, trained.std)
+        images = step.normalise(images, trained.mean, trained.std)
         logits, seen = model.apply(fitted(weights, like, trained.path), images, plan)
         return {'probabilities': jax.nn.softmax(logits)} | ({'kept': seen['kept']} if kept else {})
 
@@ -157,7 +157,7 @@ def _manifest(trained, plans, platforms, kept, ema, convention):
         'class_names': list(map(valid_text, trained.class_names))}
 
 
-def plan_of_training(trained: Trained) -> TokenPlan | None:
+def plan_of_training(trained: LoadedModel) -> TokenPlan | None:
     """The plan as the model was trained; None where another reducer cannot follow it."""
     try:
         return trained.plan()

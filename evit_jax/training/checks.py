@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 
-from evit_jax import models, parallel
-from evit_jax.tokens.schedule import KeepSchedule, stages
-from evit_jax.training import inputs, limits, profile, teaching, weights
-from evit_jax.training import workdir as workdirs
-from evit_jax.training.checkpoints import newest_step
-from evit_jax.training.run import shape_and_plans
+from evit_jax import models
+from evit_jax.checkpoints import weights
+from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.manager import newest_step
+from evit_jax.reduction.schedule import KeepSchedule, stages
+from evit_jax.runtime import profiler, sharding
+from evit_jax.training import inputs, limits, teaching
+from evit_jax.training.experiment import shape_and_plans
 
 
 def check_start(config: Any, workdir: str | os.PathLike) -> None:
@@ -38,14 +40,14 @@ def check_training(config: Any) -> None:
 def check(config: Any) -> None:
     """Raises a ValueError for a value outside its limits; reads and writes nothing."""
     limits.check(config)
-    profile.steps_of(config.profile_steps)
+    profiler.steps_of(config.profile_steps)
     teaching.check(config)
     inputs.train_transform(config)
     inputs.eval_transform(config)
     _check_tokens(config)
     _, plan_at = shape_and_plans(config)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
-    parallel.data_mesh(config.batch_size)
+    sharding.data_mesh(config.batch_size)
 
 
 def _check_tokens(config):

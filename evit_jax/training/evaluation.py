@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evit_jax import parallel
+from evit_jax.runtime import distributed, sharding
 from evit_jax.training.examples import Examples
 
 OBJECT_COVER = 0.1  # a patch belongs to the object when its mask covers more than this share of it
@@ -47,7 +47,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
     examples = Examples(sample, classes)
     begin, timed = time.perf_counter(), 0
     for number, batch in enumerate(batches):
-        out = parallel.own_rows(step(place({'image': batch['image'], 'label': batch['label']})))
+        out = sharding.local_rows(step(place({'image': batch['image'], 'label': batch['label']})))
         if number == 0:
             begin = time.perf_counter()
         else:
@@ -57,7 +57,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
         examples.add({'image': batch['image'], 'label': batch['label']} | {
             name: out[name] for name in ('prediction', 'kept', 'home') if name in out}, batch)
     seconds = time.perf_counter() - begin
-    sums = parallel.total(sums | {'timed': timed})
+    sums = distributed.sum_over_processes(sums | {'timed': timed})
     images, objects, timed, bad = (sums.pop(name) for name in ('images', 'object', 'timed', 'nonfinite'))
     if not images:
         raise ValueError('none of the images to evaluate on could be read: mend them, or name others in data.path')

@@ -6,8 +6,8 @@ from typing import Any
 from absl import logging
 
 from evit_jax import models
-from evit_jax.training import preprocessing
-from evit_jax.training import workdir as workdirs
+from evit_jax.checkpoints import preprocessing
+from evit_jax.checkpoints import workdir as workdirs
 
 # Keys of the model that its weights do not depend on.
 _OF_PLAN = ('model.image_size', 'model.reduce_at', 'model.fuse', 'model.dtype', 'model.drop_path', 'model.lowering')

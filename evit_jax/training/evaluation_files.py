@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 
+from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.data import fingerprint
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.training import storage, writers
-from evit_jax.training import workdir as workdirs
+from evit_jax.metrics import writers
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.runtime import storage
 
 _COMPARED = ('workdir', 'model', 'data', 'preprocessing')  # parts that results in one file share
 _PACKAGES = ('jax', 'flax', 'numpy')

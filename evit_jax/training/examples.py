@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from evit_jax import parallel
+from evit_jax.runtime import distributed
 
 
 class _Row(NamedTuple):
@@ -60,7 +60,7 @@ class Examples:
         if not self._count:
             return {}
         chosen = self._chosen_of(self._rows)
-        if not parallel.is_alone():
+        if not distributed.is_single_process():
             chosen = self._exchanged()
         return jax.tree.map(lambda *rows: np.stack(rows), *(row.arrays for row in chosen)) if chosen else {}
 
@@ -81,8 +81,8 @@ class Examples:
         own = np.full((self._count, 2), -1, np.int32)
         for number, row in enumerate(self._rows):
             own[number] = row.label, row.index
-        every = parallel.gathered(own).tolist()
+        every = distributed.gather(own).tolist()
         held = {row.index: row.arrays for row in self._rows}
         chosen = self._chosen_of(_Row((), label, index, {}) for label, index in every if index >= 0)
-        return [row._replace(arrays=parallel.sent(held.get(row.index, self._blank), sender=row.index in held))
+        return [row._replace(arrays=distributed.broadcast(held.get(row.index, self._blank), sender=row.index in held))
                 for row in chosen]

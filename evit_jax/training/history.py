@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from evit_jax.data import fingerprint
+from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.data import fingerprint, positions
+from evit_jax.data.positions import Segment
 from evit_jax.data.sources import Source
-from evit_jax.training import identity, limits, positions
-from evit_jax.training import workdir as workdirs
-from evit_jax.training.positions import Segment
-from evit_jax.training.run import Run
-from evit_jax.training.teachers import Teacher
+from evit_jax.training import identity, limits
+from evit_jax.training.distillation import Teacher
+from evit_jax.training.experiment import Experiment
 
 
 class Record(NamedTuple):
@@ -28,7 +28,7 @@ class Record(NamedTuple):
     mixes: bool               # the number of devices decides the draws of mixup, cutmix or MixToken
 
 
-def of_run(run: Run, teacher: Teacher | None) -> Record:
+def of_run(run: Experiment, teacher: Teacher | None) -> Record:
     """The record of a start."""
     for source in (run.train_source, run.test_source):
         if not hasattr(source, 'fingerprint'):
@@ -71,7 +71,7 @@ def compare(path: str | os.PathLike, now: Record, *, accept_changes: bool) -> No
     workdirs.write_flat(path, {'segments': [begun._asdict()]} | saved | {'recorded': now._asdict()})
 
 
-def go_on(path: str | os.PathLike, run: Run, step: int) -> int:
+def go_on(path: str | os.PathLike, run: Experiment, step: int) -> int:
     """Records the segment of a run that goes on at a step, and logs a change of its position in epochs.
 
     Returns:

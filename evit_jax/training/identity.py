@@ -13,11 +13,10 @@ from typing import Any
 
 import jax
 
-from evit_jax import parallel
+from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.data import fingerprint
 from evit_jax.data.sources import Source
-from evit_jax.training import agreement, storage
-from evit_jax.training import workdir as workdirs
+from evit_jax.runtime import agreement, distributed, storage
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'Pillow')
 _JAX_SETTINGS = ('jax_enable_x64', 'jax_default_matmul_precision', 'jax_threefry_partitionable',
@@ -29,7 +28,7 @@ _PATHS = ('init_from', 'teacher.path', 'data.token_labels')
 
 def check_processes(config: Any, workdir: str | os.PathLike, **options: Any) -> None:
     """Raises a ValueError in all processes if one has another config, workdir, option, version or number of devices."""
-    if parallel.is_alone():
+    if distributed.is_single_process():
         return
     flat = workdirs.flat(config.to_dict())
     values = {f'config.{key}': bool(value) if key in _PATHS else value for key, value in flat.items()

@@ -5,14 +5,14 @@ from typing import Any
 
 from absl import logging
 
-from evit_jax import parallel
 from evit_jax.data import sources, splits
-from evit_jax.data.label_maps import LabelMaps
-from evit_jax.data.mixing import Mixing
 from evit_jax.data.sources import Source
-from evit_jax.data.token_targets import TokenTargets
-from evit_jax.data.transforms import EvalTransform, TrainTransform
-from evit_jax.training import agreement, identity
+from evit_jax.data.token_labels.label_maps import LabelMaps
+from evit_jax.data.token_labels.targets import TokenTargets
+from evit_jax.data.transforms.geometry import EvalTransform, TrainTransform
+from evit_jax.data.transforms.mixing import Mixing
+from evit_jax.runtime import agreement, distributed
+from evit_jax.training import identity
 
 
 def open_sources(config: Any) -> tuple[Source, Source]:
@@ -58,7 +58,7 @@ def _open(config, *names):
             num_classes=config.model.classes, seed=config.seed, cache=data.index_cache)
             for split in (data[f'{name}_split'] for name in names)]
 
-    opened = parallel.first_decides(open_all)
+    opened = distributed.on_process_zero(open_all)
     found = agreement.each_decides(lambda: opened or open_all())
     agreement.check_same(identity.of_sources({data[f'{name}_split']: source for name, source in zip(names, found)}),
                          'give all processes the same data')
@@ -86,7 +86,7 @@ def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | N
         return maps
 
     maps = agreement.each_decides(opened)
-    if not parallel.is_alone():
+    if not distributed.is_single_process():
         agreement.check_same({f'the label maps in {config.data.token_labels}': maps.fingerprint},
                             'give all processes the same maps')
     return TokenTargets(maps, math.isqrt(patches))

@@ -7,9 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 from absl import logging
 
-from evit_jax import parallel
-from evit_jax.tokens.lowering import LOWERINGS
-from evit_jax.training import best, machine, steps, teaching, writers
+from evit_jax.checkpoints import best
+from evit_jax.metrics import writers
+from evit_jax.reduction.gather import LOWERINGS
+from evit_jax.runtime import machine, sharding
+from evit_jax.training import step, teaching
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -26,8 +28,8 @@ def check(config: Any) -> None:
     for key, value, known in (
             ('model.dtype', config.model.dtype, (machine.AUTO, *DTYPES)),
             ('model.lowering', config.model.lowering, ('', *LOWERINGS)),
-            ('sharding', config.sharding, parallel.SHARDINGS),
-            ('log.writer', config.log.writer, writers.KINDS), ('nonfinite', config.nonfinite, steps.NONFINITE),
+            ('sharding', config.sharding, sharding.SHARDINGS),
+            ('log.writer', config.log.writer, writers.KINDS), ('nonfinite', config.nonfinite, step.NONFINITE),
             ('distill.kind', config.distill.kind, teaching.KINDS),
             ('checkpoint.best', config.checkpoint.best, ('', *best.METRICS) if averaged else ('', best.METRICS[0]))):
         if value not in known:

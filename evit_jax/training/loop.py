@@ -12,36 +12,33 @@ import jax
 from absl import logging
 from tqdm import tqdm
 
-from evit_jax import parallel
+from evit_jax.checkpoints import preprocessing, weights
+from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.best import Best
+from evit_jax.checkpoints.lock import claim
+from evit_jax.checkpoints.manager import Checkpoints, newest_step
+from evit_jax.checkpoints.state import TrainState
 from evit_jax.data import sources
-from evit_jax.tokens.planned import Planned
+from evit_jax.metrics.step_timer import Pace
+from evit_jax.metrics.writers import MetricWriter, create_writer
+from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.runtime import agreement, distributed, machine, prefetch
+from evit_jax.runtime.preemption import Preempted, PreemptionHandler
+from evit_jax.runtime.profiler import Profile, steps_of
+from evit_jax.runtime.programs import Programs
 from evit_jax.training import (
-    agreement,
     checks,
     evaluation_config,
     evaluation_files,
+    experiment,
     history,
     identity,
     inputs,
-    machine,
-    preprocessing,
     results,
-    weights,
 )
-from evit_jax.training import run as runs
-from evit_jax.training import workdir as workdirs
-from evit_jax.training.best import Best
-from evit_jax.training.checkpoints import Checkpoints, newest_step
-from evit_jax.training.claim import claim
+from evit_jax.training.distillation import Teacher
+from evit_jax.training.experiment import Experiment
 from evit_jax.training.nonfinite import NonFinite
-from evit_jax.training.pace import Pace
-from evit_jax.training.profile import Profile, steps_of
-from evit_jax.training.programs import Programs
-from evit_jax.training.run import Run
-from evit_jax.training.state import TrainState
-from evit_jax.training.stopping import Stopped, Stopping
-from evit_jax.training.teachers import Teacher
-from evit_jax.training.writers import MetricWriter, create_writer
 
 _IN_FLIGHT = 2  # steps sent to the devices before the oldest one's loss is looked at
 
@@ -71,12 +68,12 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
             held.enter_context(claim(workdir))
             workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
 
-        parallel.first_decides(open_workdir)
+        distributed.on_process_zero(open_workdir)
         return _train(config, workdir, held, accept_changes)
 
 
 def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Collection[str] | None = None,
-                     from_file: bool = True, planned: Planned | None = None,
+                     from_file: bool = True, planned: PlanFile | None = None,
                      out: str | os.PathLike | None = None) -> dict[str, float]:
     """Evaluates the newest checkpoint of a run and writes `evaluate-PLAN.json` and `.png`; the run's files stay.
 
@@ -96,22 +93,22 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
         saved = weights.completed(workdirs.trained_config(workdir))
         merged = evaluation_config.merge(config, saved, os.fspath(workdir), explicit=explicit, from_file=from_file)
         if planned is not None:
-            merged = runs.follow(merged, planned, explicit or ())
+            merged = experiment.apply_plan(merged, planned, explicit or ())
         checks.check(merged)
         return saved, merged
 
     trained, config = agreement.each_decides(to_evaluate)
     identity.check_processes(config, workdir)
-    parallel.first_decides(lambda: evaluation_files.check_out(out))
+    distributed.on_process_zero(lambda: evaluation_files.check_out(out))
     check = functools.partial(workdirs.check_classes, workdir, trained)
     sources.check_classes(config.data.source, config.data.path, check)
     held_out = inputs.open_held_out(config)
     check(held_out.class_names)
     history.tell_of_other_data(trained, held_out)
     config = evaluation_config.with_batch_for(config, len(held_out), jax.device_count())
-    run = runs.lay_out(config, trained=trained, sources=(held_out, held_out))
+    run = experiment.setup(config, trained=trained, sources=(held_out, held_out))
     files = evaluation_files.files_of(workdir, run.plan, out)
-    with Stopping() as stopping:
+    with PreemptionHandler() as stopping:
         return results.evaluate_into(run, run.trained_state(workdir), files, stopping, workdir=workdir)
 
 
@@ -124,7 +121,7 @@ def _to_train(config, workdir):
 
 def _train(config, workdir, held, accept_changes):
     """In a claimed workdir; what is to be closed in the end is `held`."""
-    run = runs.lay_out(config)
+    run = experiment.setup(config)
     teacher = run.read_teacher()
     if not run.total_steps:
         raise ValueError(f'config.batch_size={config.batch_size} is larger than the data: {len(run.train_source)} '
@@ -135,7 +132,7 @@ def _train(config, workdir, held, accept_changes):
         workdirs.record_classes(workdir, run.train_source.class_names)
         history.compare(workdir, record, accept_changes=accept_changes)
 
-    parallel.first_decides(compare_with_workdir)
+    distributed.on_process_zero(compare_with_workdir)
     agreement.check_same({'the newest checkpoint in the workdir': newest_step(workdir)},
                          'give all processes one workdir that they share')
     checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, keep=config.checkpoint.keep)))
@@ -146,9 +143,9 @@ def _train(config, workdir, held, accept_changes):
         run = _moved(run, workdir, int(state.step))
     best = held.enter_context(contextlib.closing(Best(workdir, config.checkpoint.best)))
     writer = held.enter_context(contextlib.closing(create_writer(
-        workdir if parallel.is_first() else None, config.log.writer, resumed_at=int(state.step))))
+        workdir if distributed.is_process_zero() else None, config.log.writer, resumed_at=int(state.step))))
     writer.write_hparams(workdirs.flat(run.config.to_dict()))
-    stopping = held.enter_context(Stopping())
+    stopping = held.enter_context(PreemptionHandler())
     if int(state.step) < run.total_steps:
         state = _Loop(run, teacher, workdir, checkpoints, best, writer, stopping).go(state)
     metrics = results.evaluate_state(run, state, writer, workdir, stopping)
@@ -159,8 +156,8 @@ def _train(config, workdir, held, accept_changes):
 
 def _moved(run, workdir, step):
     """The run as it goes on from a checkpoint: at the place in its data where the steps so far have brought it."""
-    offset = parallel.first_decides(lambda: history.go_on(workdir, run, step))
-    run = run.moved(int(parallel.total({'offset': offset or 0})['offset']))  # the others have None
+    offset = distributed.on_process_zero(lambda: history.go_on(workdir, run, step))
+    run = run.moved(int(distributed.sum_over_processes({'offset': offset or 0})['offset']))  # the others have None
     logging.info('continuing at step %d of %d, epoch %.2f of %d', step, run.total_steps, run.epoch(step),
                  run.config.epochs)
     if step > run.total_steps:
@@ -172,8 +169,8 @@ def _moved(run, workdir, step):
 class _Loop:
     """The training loop's own moving parts."""
 
-    def __init__(self, run: Run, teacher: Teacher | None, workdir: str | os.PathLike, checkpoints: Checkpoints,
-                 best: Best, writer: MetricWriter, stopping: Stopping):
+    def __init__(self, run: Experiment, teacher: Teacher | None, workdir: str | os.PathLike, checkpoints: Checkpoints,
+                 best: Best, writer: MetricWriter, stopping: PreemptionHandler):
         self._run, self._checkpoints, self._best = run, checkpoints, best
         self._writer, self._stopping = writer, stopping
         self._eval_step = run.eval_step()
@@ -181,7 +178,7 @@ class _Loop:
         self._programs = Programs(run.stages, lambda plan: step.lower(
             run.abstract_state(), run.abstract_batch(), plan, *self._taught_by).compile())
         self._pending: collections.deque = collections.deque()
-        self._failures = runs.failures(run, run.train_source)
+        self._failures = experiment.failures(run, run.train_source)
         self._nonfinite = NonFinite(run, checkpoints, workdir)
         self._profile = Profile(steps_of(run.config.profile_steps), workdir)
         self._pace = Pace(run.total_steps, run.config.batch_size)
@@ -191,9 +188,9 @@ class _Loop:
     def go(self, state: TrainState) -> TrainState:
         """From the state's step to the end."""
         run, first = self._run, int(state.step)
-        batches = runs.train_batches(run, first)
-        placed = parallel.OnDevices(map(self._failures.take, batches), run.mesh)
-        bar = tqdm(total=run.total_steps, initial=first, disable=None if parallel.is_first() else True,
+        batches = experiment.train_batches(run, first)
+        placed = prefetch.DevicePrefetcher(map(self._failures.take, batches), run.mesh)
+        bar = tqdm(total=run.total_steps, initial=first, disable=None if distributed.is_process_zero() else True,
                    unit='step', dynamic_ncols=True)
         try:
             self._programs.at(first)
@@ -205,7 +202,7 @@ class _Loop:
                 state = self._step(step, state, placed)
                 bar.update()
                 self._after(step + 1, state)
-        except Stopped:
+        except Preempted:
             self._save(state)
             self._checkpoints.wait()
             logging.info('saved at step %d; the same command continues from there', int(state.step))
@@ -245,7 +242,8 @@ class _Loop:
         if not config.checkpoint.minutes or done % config.log.every:
             return False
         passed = (time.monotonic() - self._saved) / 60
-        return parallel.total({'due': parallel.is_first() and passed >= config.checkpoint.minutes})['due'] > 0
+        due = distributed.is_process_zero() and passed >= config.checkpoint.minutes
+        return distributed.sum_over_processes({'due': due})['due'] > 0
 
     def _save(self, state):
         self._settle(0)
@@ -270,4 +268,4 @@ class _Loop:
             self._nonfinite.look(step, metrics)
             if (step + 1) % self._run.config.log.every == 0:
                 self._pace.write(step + 1, self._run.epoch(step + 1), metrics,
-                                 runs.keep_rate(self._run, stage), self._writer)
+                                 experiment.keep_rate(self._run, stage), self._writer)

@@ -5,11 +5,10 @@ import math
 
 from absl import logging
 
-from evit_jax import parallel
+from evit_jax.checkpoints.manager import Checkpoints
 from evit_jax.data import order
-from evit_jax.training import storage
-from evit_jax.training.checkpoints import Checkpoints
-from evit_jax.training.run import Run
+from evit_jax.runtime import distributed, storage
+from evit_jax.training.experiment import Experiment
 
 _MOST_IN_A_ROW = 100  # skipped steps, after which nothing can be expected of the rest
 _NAMED = 3            # examples in the log; all of them are in the file
@@ -22,7 +21,7 @@ class NonFinite:
       count: steps skipped so far.
     """
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, workdir: str):
+    def __init__(self, run: Experiment, checkpoints: Checkpoints, workdir: str):
         self.count, self._in_a_row = 0, 0
         self._run, self._checkpoints, self._folder = run, checkpoints, storage.place(workdir) / 'nonfinite'
 
@@ -51,7 +50,7 @@ class NonFinite:
 
     def _examples(self, step, metrics):
         """Writes down which they are; the words for it."""
-        if not parallel.is_first():
+        if not distributed.is_process_zero():
             return ''
         config = self._run.config
         ids = order.batch_ids(self._run.train_source, step, batch_size=config.batch_size, seed=config.seed,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from evit_jax.data.token_labels import Sparse
+from evit_jax.data.token_labels.mixtoken import Sparse
 from evit_jax.training import losses
 
 

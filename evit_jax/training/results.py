@@ -9,23 +9,23 @@ from typing import Any
 
 from absl import logging
 
-from evit_jax import models, parallel
+from evit_jax import models
+from evit_jax.checkpoints.state import TrainState
 from evit_jax.data.sources import split_of
-from evit_jax.pictures.curves import training_curves
-from evit_jax.pictures.kept import kept_grid
-from evit_jax.tokens.plan import make_plan
-from evit_jax.training import run as runs
-from evit_jax.training import storage
+from evit_jax.metrics.writers import METRICS_FILE, MetricWriter, read_metrics
+from evit_jax.reduction.plan import make_plan
+from evit_jax.runtime import distributed, sharding, storage
+from evit_jax.runtime.preemption import PreemptionHandler
+from evit_jax.training import experiment
 from evit_jax.training.evaluation import Evaluation, evaluate
 from evit_jax.training.evaluation_files import Files, plan_name
-from evit_jax.training.run import Run
-from evit_jax.training.state import TrainState
-from evit_jax.training.stopping import Stopping
-from evit_jax.training.writers import METRICS_FILE, MetricWriter, read_metrics
+from evit_jax.training.experiment import Experiment
+from evit_jax.viz.curves import training_curves
+from evit_jax.viz.kept import kept_grid
 
 
-def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, workdir: Any,
-                   stopping: Stopping) -> dict[str, float]:
+def evaluate_state(run: Experiment, state: TrainState, writer: MetricWriter | None, workdir: Any,
+                   stopping: PreemptionHandler) -> dict[str, float]:
     """Full evaluation: weights and EMA, objects, MACs, and the pictures `kept.png` and `curves.png`.
 
     Returns:
@@ -38,12 +38,12 @@ def evaluate_state(run: Run, state: TrainState, writer: MetricWriter | None, wor
     if writer is not None:
         writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
         writer.flush()
-    if parallel.is_first():
+    if distributed.is_process_zero():
         _draw(run, sample, storage.place(workdir))
     return metrics
 
 
-def evaluate_into(run: Run, state: TrainState, files: Files, stopping: Stopping, *,
+def evaluate_into(run: Experiment, state: TrainState, files: Files, stopping: PreemptionHandler, *,
                   workdir: str | os.PathLike) -> dict[str, float]:
     """As `evaluate_state`, of a run that is only evaluated: its result goes to files of its own.
 
@@ -55,7 +55,7 @@ def evaluate_into(run: Run, state: TrainState, files: Files, stopping: Stopping,
       OSError, ValueError: files that are required cannot be written.
     """
     metrics, sample = _evaluated(run, state, stopping)
-    if parallel.is_first():
+    if distributed.is_process_zero():
         page = _kept_page(run, sample)
         files.write(_result(run, int(state.step), metrics, workdir), page and _png(page.save, 'PNG'))
     return metrics
@@ -92,7 +92,8 @@ def _result(run, step, metrics, workdir):
                           'std': list(config.data.std), 'eval_crop': config.data.eval_crop}}
 
 
-def evaluate_params(run: Run, step: Callable, params: Any, stopping: Stopping, *, sample: int = 0) -> Evaluation:
+def evaluate_params(run: Experiment, step: Callable, params: Any, stopping: PreemptionHandler, *,
+                    sample: int = 0) -> Evaluation:
     """Evaluates weights on the test split.
 
     Args:
@@ -106,17 +107,17 @@ def evaluate_params(run: Run, step: Callable, params: Any, stopping: Stopping, *
         stopping.check()
         return step(params, batch, run.plan)
 
-    batches, failures = runs.held_out_batches(run), runs.failures(run, run.test_source)
+    batches, failures = experiment.held_out_batches(run), experiment.failures(run, run.test_source)
     try:
         found = evaluate(outputs_of, failures.checked(batches),
-                         functools.partial(parallel.place_batch, mesh=run.mesh), patches=run.patches, sample=sample,
+                         functools.partial(sharding.shard_batch, mesh=run.mesh), patches=run.patches, sample=sample,
                          classes=run.test_source.num_classes)
         return found._replace(metrics=found.metrics | {'left_out': len(run.test_source) - int(found.metrics['images'])})
     finally:
         batches.close()
 
 
-def costs(run: Run) -> dict[str, int]:
+def costs(run: Experiment) -> dict[str, int]:
     """Multiply-accumulates of an image under the run's plan, and of the dense model."""
     shape = run.model.shape
     return {'macs': shape.macs(run.plan), 'macs_dense': shape.macs(make_plan(run.patches, shape.depth, reduce_at=()))}

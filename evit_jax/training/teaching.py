@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from evit_jax import models
-from evit_jax.models.lvvit import LVViTShape
-from evit_jax.tokens import reducers
-from evit_jax.tokens.plan import TokenPlan
-from evit_jax.training import objectives, teachers, weights
-from evit_jax.training.checkpoints import newest_step
+from evit_jax.checkpoints import weights
+from evit_jax.checkpoints.manager import newest_step
+from evit_jax.models.lvvit import LVViTConfig
+from evit_jax.reduction import reducers
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.training import distillation, objectives
+from evit_jax.training.distillation import Teacher
 from evit_jax.training.objectives import Objective
-from evit_jax.training.teachers import Teacher
 
 KINDS = ('none', 'hard', 'soft', 'self')  # of distillation
 
@@ -41,7 +42,7 @@ def check(config: Any) -> None:
 def _check_token_labels(config):
     if not config.data.token_labels:
         return
-    if not isinstance(models.named_shape(config.model.name), LVViTShape):
+    if not isinstance(models.named_shape(config.model.name), LVViTConfig):
         raise ValueError(f'config.data.token_labels={config.data.token_labels} is for models with a head for tokens, '
                          f'which {config.model.name} lacks: take an lvvit, or give --config.data.token_labels=')
     if config.distill.kind != 'none':
@@ -80,7 +81,7 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
     if config.distill.kind == 'none':
         return None
     _, path, ema = _place(config)
-    teacher = teachers.read(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
+    teacher = distillation.read(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
                             class_names=class_names, dtype=dtype)
     if config.distill.kind == 'self' and config.distill.token_weight:
         there, here = (teacher.plan.patches, teacher.model.shape.width), (plan.patches, width)

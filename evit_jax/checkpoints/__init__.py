@@ -1,0 +1,1 @@
+"""Files of a run: checkpoints, weights, the workdir and its lock."""

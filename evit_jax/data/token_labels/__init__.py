@@ -1,0 +1,1 @@
+"""Token labels: label maps, their alignment with crops, and MixToken."""

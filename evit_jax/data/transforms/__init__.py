@@ -1,0 +1,1 @@
+"""Image transforms: decoding, geometry, augmentation, mixing."""

@@ -1,0 +1,1 @@
+"""Metrics: where they are written, and how fast the steps are."""

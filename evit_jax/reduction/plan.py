@@ -1,0 +1,287 @@
+"""Token plans: how many tokens leave each block, decided in Python before anything is traced.
+
+A plan is static. XLA compiles one program for each plan that is run, and the schedule, the cost model and
+every program a person starts are ways of choosing a plan.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import NamedTuple, TypeVar
+
+from absl import logging
+
+from evit_jax.reduction.reducers import EVIT, TOME, Reducer
+
+T = TypeVar('T')
+_CLOSE = 0.01  # how near a wanted share of MACs a plan should come
+
+
+class TokenPlan(NamedTuple):
+    """Tokens kept at each block of one model; hashable, so it can be a static argument of `jax.jit`.
+
+    Counts leave out the class (and distillation) token, which always stays.
+    """
+
+    patches: int                   # tokens that enter block 0
+    keep: tuple[int | None, ...]   # per block: tokens kept by rank, None where nothing is dropped
+    fused: bool                    # dropped tokens are blended into one, appended last
+    reducer: Reducer = EVIT        # which tokens stay, and what becomes of the others
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens leaving each block; the fused token counts."""
+        if self.reducer.masks:
+            return (self.patches,) * len(self.keep)
+        counts, n = [], self.patches
+        for keep in self.keep:
+            n = n if keep is None else keep + self.fused
+            counts.append(n)
+        return tuple(counts)
+
+    @property
+    def entering(self) -> tuple[int, ...]:
+        """Tokens that come to each block."""
+        return (self.patches, *self.counts[:-1])
+
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Tokens in the attention of each block."""
+        return self.counts if self.reducer.predicts else self.entering
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Blocks that drop tokens."""
+        return tuple(block for block, keep in enumerate(self.keep) if keep is not None)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the patches, what each reduction keeps, or under a mask is to learn to keep."""
+        return tuple(self.keep[block] / self.patches for block in self.reductions)
+
+    def in_training(self) -> 'TokenPlan':
+        """What trains a model for this plan: itself, where its reducer is trained as it is used."""
+        return self._replace(reducer=self.reducer.training or self.reducer)
+
+    def __str__(self) -> str:
+        if not self.reductions:
+            return f'{self.patches} tokens, nothing dropped'
+        if self.reducer.masks:
+            wanted = ' > '.join(str(self.keep[block]) for block in self.reductions)
+            return f'{self.patches} tokens, {wanted} of them wanted at blocks {self.reductions}, {self.reducer}'
+        counts = ' > '.join(str(self.counts[block]) for block in self.reductions)
+        how = (', fused' if self.fused else '') + ('' if self.reducer == EVIT else f', {self.reducer}')
+        return f'{self.patches} > {counts} tokens at blocks {self.reductions}{how}'
+
+
+def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, tokens: Sequence[int] | None = None,
+              reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True, reducer: Reducer = EVIT) -> TokenPlan:
+    """The plan of keep rates (or explicit token counts) at given blocks.
+
+    EViT's reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them; where that is
+    all of them, nothing is dropped and nothing fused. Others may count in another way: `reducer.kept`. Predictors are
+    counted by the reductions: with any that drops, all ask theirs.
+
+    Args:
+      patches: patch tokens of the image.
+      depth: blocks of the model.
+      rate: in (0, 1]; one for all reductions, or one for each block of `reduce_at`, in its order.
+      tokens: kept tokens at each block of `reduce_at`, in its order and in place of `rate`; a count that is not below n
+        drops nothing, and one above n is logged as a WARNING.
+      reduce_at: blocks (0-based) that reduce, in any order.
+      fuse: blend the dropped tokens into one extra token, where the reducer can.
+
+    Raises:
+      ValueError: a rate, count or block is out of range, there are more or fewer values than reductions, or they are a
+        set or a dict.
+
+    Source: EViT, section 3; youweiliang/evit, evit.py.
+    """
+    fuse, counted = fuse and reducer.fuses, tokens is not None and len(tokens) > 0
+    _check_blocks(reduce_at, depth)
+    if counted:
+        _check_tokens(tokens := by_depth(reduce_at, tokens, 'tokens'))
+    else:
+        one_each = isinstance(rate, Sequence | Set | Mapping) or getattr(rate, 'ndim', 0)  # an array is no Sequence
+        rates = by_depth(reduce_at, rate, 'rate') if one_each else (rate,) * len(reduce_at)
+        if bad := [r for r in rates if not 0 < r <= 1]:
+            raise ValueError(f'keep rate {bad[0]} is outside (0, 1]: 1 keeps every token, 0.7 keeps 70 %')
+    at, keep, n = tuple(sorted(reduce_at)), [], patches
+    for block in range(depth):
+        count = n
+        if block in at:
+            reduction = at.index(block)
+            count = int(tokens[reduction]) if counted else reducer.kept(patches, n, rates[:reduction + 1])
+            _check_fewest(count, n, block, reducer)
+            if count > n:
+                logging.warning('tokens=%s: block %d keeps all of its %d tokens, for fewer than %d enter it', tokens,
+                                block, n, count)
+        keep.append(count if count < n else None)
+        n = count + fuse if count < n else n
+    if reducer.predicts and any(keep):
+        keep = _at_all(keep, patches, at)
+    return TokenPlan(patches, tuple(keep), fuse, reducer)
+
+
+def merge_plan(patches: int, depth: int, *, r: float, decreasing: bool = False, progress: float = 1.0,
+               reducer: Reducer = TOME) -> TokenPlan:
+    """The plan that merges r tokens away in every block; where fewer than 2 r are left, half of them, as ToMe does.
+
+    Args:
+      patches: patch tokens of the image.
+      depth: blocks of the model.
+      r: a fraction is met on average: 0.5 is one token in every second block.
+      decreasing: from 2 r in the first block in a line to none in the last. All blocks together merge as many as
+        without; ToMe's code rounds each block's down, and merges a few less.
+      progress: of a schedule, the share of r that is merged.
+
+    Raises:
+      ValueError: the reducer does not merge, or r is more than half of the tokens.
+
+    Source: ToMe, arXiv 2210.09461, sections 3 and 4.1.
+    """
+    if r and not reducer.merges:
+        raise ValueError(f'r={r:g} is a count of merged tokens, and {reducer} merges none: give a keep rate, or r=0')
+    most = (2 if decreasing and depth > 1 else 1) * r
+    if not 0 <= most <= patches // 2:
+        raise ValueError(f'r={r:g} would merge {most:g} of {patches} tokens in the first block: a block merges at most '
+                         f'half of them, so give 0 <= r <= {patches // 2 / (most / r) if r > 0 else patches // 2:g}')
+    keep, n, wanted, merged = [], patches, 0.0, 0
+    for block in range(depth):
+        wanted += progress * (r if depth == 1 or not decreasing else 2 * r * (1 - block / (depth - 1)))
+        left = max(n - (round(wanted) - merged), reducer.min_kept(n))
+        keep.append(left if left < n else None)
+        n, merged = left, round(wanted)
+    return TokenPlan(patches, tuple(keep), False, reducer)
+
+
+def plan_of_macs(macs: Callable[[TokenPlan], int], share: float, plan_at: Callable[[float], TokenPlan]) -> TokenPlan:
+    """The plan whose multiply-accumulates come nearest to a share of the dense model's.
+
+    Args:
+      macs: of a plan, as `shape.macs`.
+      share: in (0, 1].
+      plan_at: in [0, 1] -> plan; dense at 0, and the more it reduces the larger the number, as `plans_of` has them.
+
+    Raises:
+      ValueError: the share is out of range, or less than what is left at 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f'{share:g} of the MACs is outside (0, 1]: 1 is dense')
+    if share == 1:
+        return plan_at(0)  # where it costs the least to drop nothing
+    wanted = share * macs(plan_at(0))
+    if (least := macs(plan_at(1))) > wanted * (1 + _CLOSE):
+        raise ValueError(f'{plan_at(1)} has {least / macs(plan_at(0)):.3f} of the MACs, and fewer cannot be reached: '
+                         f'ask for more than {share:g}, or reduce in more or earlier blocks')
+    low, high = 0.0, 1.0
+    for _ in range(40):  # until neighbouring plans are told apart, whatever the counts
+        middle = (low + high) / 2
+        low, high = (middle, high) if macs(plan_at(middle)) > wanted else (low, middle)
+    return min(plan_at(low), plan_at(high), key=lambda plan: abs(macs(plan) - wanted))
+
+
+def plans_of(reducer: Reducer, patches: int, depth: int, *, reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True,
+             decreasing: bool = False) -> Callable[[float], TokenPlan]:
+    """For `plan_of_macs`: one keep rate at these blocks, from 1 to the least that the reducer can keep.
+
+    Of a reducer that is `everywhere`: r tokens merged in every block, from none to half of the patches in the first.
+    """
+    if reducer.everywhere:
+        most = patches // 2 / (2 if decreasing and depth > 1 else 1)
+        return lambda amount: merge_plan(patches, depth, r=most * amount, decreasing=decreasing, reducer=reducer)
+    make = functools.partial(make_plan, patches, depth, reduce_at=reduce_at, fuse=fuse, reducer=reducer)
+    least = reducer.min_kept(patches) / patches
+    return lambda amount: make(rate=1 - (1 - least) * amount)
+
+
+def _check_tokens(tokens):
+    if bad := [count for count in tokens if count % 1]:
+        raise ValueError(f'tokens={tokens}: {bad[0]} is no whole number of tokens')
+    if low := [count for count in tokens if count < 1]:
+        raise ValueError(f'tokens={tokens}: {low[0]} tokens cannot be kept, the least is 1')
+
+
+def _check_fewest(count, entering, block, reducer):
+    if count < (min_kept := reducer.min_kept(entering)):
+        raise ValueError(
+            f'block {block}: r={entering - count} of {entering} tokens cannot be merged by {reducer}, at most half of '
+            f'them, {entering - min_kept}: keep {min_kept} or more there, or reduce in more blocks')
+
+
+def _at_all(keep, patches, at):
+    """A reduction that drops nothing keeps what comes to it; without fusion."""
+    found, n = [], patches
+    for block, count in enumerate(keep):
+        n = n if count is None else count
+        found.append(n if block in at else None)
+    return found
+
+
+def by_depth(reduce_at: Sequence[int], values: Sequence[T], name: str) -> tuple[T, ...]:
+    """The values of the blocks, one for each, in ascending order of the blocks.
+
+    Args:
+      reduce_at: blocks, in any order.
+      values: one for each block, in the same order.
+      name: what they are, for the message.
+
+    Raises:
+      ValueError: there are more or fewer values than blocks; or blocks or values are a set, which has no order, or a
+        dict, whose values would be ignored.
+    """
+    for given, sequence in ((name, values), ('reduce_at', reduce_at)):
+        if isinstance(sequence, Set | Mapping):
+            kind = 'set, which has no order' if isinstance(sequence, Set) else 'dict'
+            raise ValueError(f'{given}={sequence} is a {kind}, and {name} has a value for each block: give both as '
+                             'tuples of one order')
+    if len(values) != len(reduce_at):
+        raise ValueError(f'{name}={tuple(values)} has {len(values)} values for {len(reduce_at)} reductions at blocks '
+                         f'{tuple(reduce_at)}')
+    pairs = zip(reduce_at, values, strict=True)
+    return tuple(value for _, value in sorted(pairs, key=lambda pair: pair[0]))
+
+
+def _check_blocks(reduce_at, depth):
+    if isinstance(reduce_at, Mapping):
+        raise ValueError(f'reduce_at={reduce_at} is a dict: give the blocks as a tuple')
+    if fractional := [block for block in reduce_at if block % 1]:
+        raise ValueError(f'reduce_at={tuple(reduce_at)}: {fractional[0]} is no whole number: give blocks in '
+                         f'0..{depth - 1}')
+    if len(set(reduce_at)) < len(reduce_at):
+        raise ValueError(f'reduce_at={tuple(reduce_at)} names a block twice: give each block once')
+    if outside := [block for block in reduce_at if not 0 <= block < depth]:
+        raise ValueError(f'reduce_at={tuple(reduce_at)}: block {outside[0]} is outside 0..{depth - 1} of this model')
+
+
+def block_macs(tokens_in: int, tokens_out: int, width: int, mlp_ratio: float, rows: int | None = None) -> int:
+    """Multiply-accumulates of one block on one image; a reduction stands between attention and MLP.
+
+    Args:
+      tokens_in: all tokens in the attention, class token included.
+      tokens_out: all tokens that leave.
+      rows: tokens that look at all, as `Attention` takes it (which makes the queries of the others too); None: all.
+    """
+    rows = tokens_in if rows is None else rows
+    projections = (3 * tokens_in + rows) * width * width
+    products = 2 * rows * tokens_in * width
+    mlp = 2 * tokens_out * width * int(width * mlp_ratio)
+    return projections + products + mlp
+
+
+def blocks_macs(plan: TokenPlan, *, width: int, mlp_ratio: float, prefix: int = 1) -> int:
+    """Multiply-accumulates of all blocks on one image, attention products included.
+
+    The class-attention row and the blend of a reduction (below 0.01 %) are left out, as in the paper's tables.
+
+    Args:
+      prefix: tokens beside the patches: class, distillation.
+    """
+    return sum(block_macs(n_in + prefix, n_out + prefix, width, mlp_ratio)
+               for n_in, n_out in zip(plan.attending, plan.counts, strict=True))
+
+
+def block_parameters(width: int, mlp_ratio: float, qkv_bias: bool = True) -> int:
+    """Parameters of one block: two norms, attention, MLP."""
+    hidden = int(width * mlp_ratio)
+    attention = 4 * width * width + width + 3 * width * qkv_bias
+    return 4 * width + attention + 2 * width * hidden + hidden + width

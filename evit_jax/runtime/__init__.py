@@ -1,0 +1,1 @@
+"""Processes, devices, files and programs: nothing here knows a model."""

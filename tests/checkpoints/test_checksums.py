@@ -1,0 +1,87 @@
+"""The sums of a checkpoint's files: whatever happens to a file is seen, wherever Orbax itself would not look."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from evit_jax.checkpoints import checksums
+
+FILES = {'first': b'', 'meta/metadata': b'{"next_step": 3}', 'state/d/chunk': bytes(range(256)) * 40,
+         'state/manifest': b'm' * 99}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, '_CHUNK', 1000)  # less than the largest file
+    for name, data in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    checksums.write(tmp_path)
+    return tmp_path
+
+
+def test_what_was_written_passes_and_a_folder_without_sums_passes_too_and_says_so(folder):
+    assert checksums.check(folder) is True
+    (folder / checksums.FILE).unlink()
+    assert checksums.check(folder) is False
+
+
+def test_a_bit_flipped_anywhere_is_seen_and_its_file_named(folder):
+    rng = np.random.default_rng(0)
+    for name, data in FILES.items():
+        for position in {0, len(data) - 1, *rng.integers(max(len(data), 1), size=9).tolist()} if data else ():
+            broken = bytearray(data)
+            broken[position] ^= 1 << rng.integers(8)
+            (folder / name).write_bytes(broken)
+            with pytest.raises(ValueError, match=f'^{name} holds other bytes than were written'):
+                checksums.check(folder)
+        (folder / name).write_bytes(data)
+    assert checksums.check(folder)
+
+
+def test_a_file_that_is_cut_or_longer_or_missing_is_seen_and_named(folder):
+    file = folder / 'state/manifest'
+    for size in (0, 98, 100):
+        file.write_bytes(b'm' * size)
+        with pytest.raises(ValueError, match=f'^state/manifest has {size} bytes, 99 were written'):
+            checksums.check(folder)
+    file.unlink()
+    with pytest.raises(ValueError, match=r'^state/manifest is missing'):
+        checksums.check(folder)
+    shutil.rmtree(folder / 'state')
+    with pytest.raises(ValueError, match=r'^state/d/chunk is missing'):
+        checksums.check(folder)
+
+
+def test_bytes_that_change_places_are_seen(folder):
+    chunk = folder / 'state/d/chunk'
+    chunk.write_bytes(chunk.read_bytes()[::-1])
+    with pytest.raises(ValueError, match='state/d/chunk holds other bytes'):
+        checksums.check(folder)
+
+
+def test_damaged_sums_are_damage(folder):
+    file = folder / checksums.FILE
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        for bit in range(8):
+            broken = bytearray(whole)
+            broken[position] ^= 1 << bit
+            if bytes(broken).split() != whole.split():  # white space says nothing
+                file.write_bytes(broken)
+                with pytest.raises(ValueError, match=r'is damaged|is missing|bytes'):
+                    checksums.check(folder)
+    for cut in (b'', whole[:-3], b'[]', b'{"first": 7}', json.dumps({'first': [0]}).encode()):
+        file.write_bytes(cut)
+        with pytest.raises(ValueError, match=r'checksums.json is damaged'):
+            checksums.check(folder)
+
+
+def test_what_orbax_writes_at_the_commit_is_not_summed(folder):
+    (folder / '_CHECKPOINT_METADATA').write_text('{}')
+    (folder / 'commit_success.txt').write_text('yes')
+    assert checksums.check(folder)
+    checksums.write(folder)
+    assert json.loads((folder / checksums.FILE).read_text()).keys() == FILES.keys()

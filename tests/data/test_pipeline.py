@@ -1,0 +1,176 @@
+"""What is in a batch: order, shares, copies, and a start at any step."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from evit_jax.data import order
+from evit_jax.data.transforms.geometry import EvalTransform
+from tests.helpers.toys import (
+    SIDE,
+    Broken,
+    Counting,
+    Jitter,
+    Numbered,
+    Plain,
+    assert_same,
+    evaluate,
+    joined,
+    labels,
+    marked,
+    train,
+)
+
+
+def test_every_epoch_holds_every_example_once_in_another_order():
+    batches = train(10, batch_size=5, epochs=4)
+    epochs = np.array(labels(batches)).reshape(4, 10)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (4, 1)))
+    assert len({tuple(order) for order in epochs.tolist()} | {tuple(range(10))}) == 5
+    assert batches[0]['image'].dtype == np.uint8 and batches[0]['image'].shape == (5, SIDE, SIDE, 3)
+    assert batches[0]['label'].dtype == np.int32 and not batches[0]['failed'].size
+
+
+def test_batches_straddle_epochs_and_only_the_last_remainder_is_lost():
+    batches = train(10)
+    assert len(batches) == order.train_steps(10, 4, 3) == 7
+    seen = labels(batches)
+    assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(10))
+
+
+def test_images_are_those_of_their_labels():
+    for batch in train(10, transform=marked):
+        for image, label in zip(batch['image'], batch['label'].tolist()):
+            np.testing.assert_array_equal(image[0, 0], Numbered(10)[label]['image'][0, 0])
+
+
+def test_same_seed_same_batches_other_seed_other_order():
+    assert_same(train(10), train(10))
+    assert labels(train(10, seed=8)) != labels(train(10))
+    assert labels(train(10, seed=-1)) != labels(train(10))
+
+
+@pytest.mark.parametrize('repeats', [1, 3])
+def test_augmentation_is_drawn_anew_for_every_example_epoch_copy_and_seed(repeats):
+    def drawn(seed):
+        return [image.tobytes() for image in
+                joined(train(6, batch_size=6, epochs=2, seed=seed, transform=marked, repeats=repeats), 'image')]
+
+    assert len({*drawn(0), *drawn(1)}) == 24
+    assert drawn(0) == drawn(0)
+
+
+def test_an_augmentation_depends_on_epoch_and_example_not_on_its_place():
+    """The same example of the same epoch looks the same in batches of another size."""
+    small, large = (train(10, batch_size=size, epochs=1, transform=marked) for size in (2, 10))
+    np.testing.assert_array_equal(joined(small, 'image'), joined(large, 'image'))
+
+
+@pytest.mark.parametrize('repeats', [1, 3])
+@pytest.mark.parametrize('start_step', [0, 1, 2, 5, 7])
+def test_started_at_a_step_it_continues_as_if_never_stopped(start_step, repeats):
+    assert_same(train(10, start_step, repeats=repeats), train(10, repeats=repeats)[start_step:])
+
+
+@pytest.mark.parametrize('repeats', [1, 3])
+@pytest.mark.parametrize('size, process_count', [(10, 2), (11, 2), (11, 4), (9, 4)])
+@pytest.mark.parametrize('start_step', [0, 3])
+def test_processes_hold_contiguous_rows_of_the_global_batch(size, process_count, start_step, repeats):
+    for source in (Numbered(size), Broken(size)):
+        whole = train(source, start_step, repeats=repeats)
+        parts = [train(source, start_step, repeats=repeats, process_index=p, process_count=process_count)
+                 for p in range(process_count)]
+        assert {len(part) for part in parts} == {len(whole)}
+        assert_same([{key: joined(shares, key) for key in whole[0]} for shares in zip(*parts)], whole)
+
+
+def test_repeated_copies_stand_in_a_row_and_differ():
+    seen = labels(train(10, batch_size=6, epochs=1, repeats=3))
+    assert seen == np.repeat(seen[::3], 3).tolist() and len(set(seen)) == 2
+    images = joined(train(10, batch_size=6, epochs=1, repeats=3, transform=marked), 'image')
+    assert len({image.tobytes() for image in images}) == 6
+
+
+def test_an_epoch_with_repeats_is_no_longer_and_visits_a_third_of_the_images():
+    seen = np.array(labels(train(600, batch_size=128, epochs=8, repeats=3))).reshape(8, 512)
+    assert order.epoch_samples(600, 3) == 512 and order.epoch_samples(600) == 600
+    assert order.epoch_samples(1_281_167, 3) == 1_281_024
+    assert {len(set(epoch.tolist())) for epoch in seen} == {171}
+    assert len(set(seen.ravel().tolist())) > 550  # another third each time
+
+
+def test_copies_are_decoded_once_per_batch():
+    counting = Counting(30)
+    train(counting, batch_size=10, epochs=1, repeats=3, transform=marked)
+    assert len(counting.read) == 3 * 4  # ten rows: three images, and one that goes on in the next batch
+
+
+@pytest.mark.parametrize('size', [1, 4, 7, 8])
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+def test_evaluation_counts_every_example_once(size, process_count):
+    parts = [evaluate(Numbered(size), process_index=p, process_count=process_count) for p in range(process_count)]
+    assert {len(part) for part in parts} == {-(-size // 4)}
+    batches = list(itertools.chain(*parts))
+    assert all(batch['image'].shape == (4 // process_count, SIDE, SIDE, 3) for batch in batches)
+    weight, index, label = (joined(batches, key) for key in ('weight', 'index', 'label'))
+    assert weight.dtype == np.float32
+    assert sorted(index[weight == 1].tolist()) == list(range(size))
+    np.testing.assert_array_equal(label[weight == 1], index[weight == 1])
+    assert set(index[weight == 0].tolist()) <= {-1}
+    assert set(weight.tolist()) <= {0, 1}
+
+
+def test_evaluation_keeps_the_order_of_the_source_over_processes():
+    parts = [evaluate(Numbered(7), process_index=p, process_count=2) for p in range(2)]
+    assert np.concatenate([joined(shares, 'index') for shares in zip(*parts)]).tolist() == [*range(7), -1]
+
+
+def test_evaluation_shows_images_as_they_are_with_their_masks():
+    source = Numbered(5, masked=True)
+    batches = evaluate(source)
+    for i in range(5):
+        np.testing.assert_array_equal(batches[i // 4]['image'][i % 4], source[i]['image'])
+        np.testing.assert_array_equal(batches[i // 4]['mask'][i % 4], source[i]['mask'] == 255)
+    assert batches[0]['mask'].dtype == bool
+    assert not batches[1]['mask'][1:].any() and not batches[1]['image'][1:].any()
+    assert 'mask' not in evaluate(Numbered(5))[0]
+
+
+@pytest.mark.parametrize('shape, fits', [((8, 8), True), ((16, 16), True), ((8, 16), False), ((16, 12), False)])
+def test_evaluation_mask_of_other_proportions_than_the_image_is_refused(shape, fits):
+    class Misfit(Numbered):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | ({'mask': np.full(shape, 255, np.uint8)} if index == 1 else {})
+
+    batch, = evaluate(Misfit(2, masked=True), transform=EvalTransform(SIDE, crop=None))
+    assert batch['weight'].tolist() == [1, int(fits), 0, 0]
+    assert fits or f'its mask has {shape[1]} x {shape[0]} pixels, and the image' in batch['failed'][0]
+
+
+def test_images_come_at_the_size_of_the_transform():
+    assert train(10, transform=Jitter(12))[0]['image'].shape == (4, 12, 12, 3)
+    batch = evaluate(Numbered(5, masked=True), transform=Plain(16))[0]
+    assert batch['image'].shape == (4, 16, 16, 3) and batch['mask'].shape == (4, 16, 16)
+    np.testing.assert_array_equal(batch['mask'][:, ::2, ::2], evaluate(Numbered(5, masked=True))[0]['mask'])
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'batch_size': 40}, 'batch_size=40 is larger than the data: 30 samples in 3 epochs of 10 examples'),
+    ({'batch_size': 0}, 'batch_size=0'),
+    ({'process_count': 3}, 'batch_size=4 cannot be split over 3 processes: use a positive multiple of 3'),
+    ({'process_index': 2, 'process_count': 2}, r'process_index=2 is outside \[0, 1\]'),
+    ({'start_step': 8}, r'start_step=8 is outside \[0, 7\]'),
+    ({'start_step': -1}, 'start_step=-1'),
+    ({'num_workers': -1}, 'num_workers=-1'),
+    ({'epochs': 0}, 'epochs'),
+    ({'repeats': 0}, 'repeats=0'),
+])
+def test_sizes_that_do_not_fit_are_refused_before_any_work(changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(10, **changes)
+
+
+def test_nothing_to_evaluate_is_refused():
+    with pytest.raises(ValueError, match='no examples'):
+        evaluate(Numbered(0))

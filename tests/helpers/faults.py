@@ -1,0 +1,171 @@
+"""A short training in a process of its own, faults that are put into it, and a comparison of how it ends."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from evit_jax.checkpoints import checksums, manager
+from evit_jax.metrics import writers
+from tests.helpers import layouts
+
+# Many cheap steps and a save at every fifth, so that most moments are near one.
+SETTINGS = {'processes': 1, 'devices': 1, 'batch_size': 16, 'epochs': 10, 'log__eval_epochs': 2.5, 'log__every': 1,
+            'checkpoint__every': 5}
+STEPS = 80
+KINDS = ('step', 'save', 'start', 'stop')
+_POLL = 0.002  # seconds
+_PATIENCE = 120
+
+
+class Killed(NamedTuple):
+    """What was lost with a process."""
+    kind: str
+    code: int      # that it ended with
+    step: int      # the last one whose loss it had written, 0: it had written none
+    kept: int      # of the newest checkpoint, 0: there was none
+    saving: bool   # a save was cut off
+
+
+class Training:
+    """A training under way, in one process or several."""
+
+    def __init__(self, workdir, **changes):
+        self.workdir = pathlib.Path(workdir)
+        self._metrics = self.workdir / writers.METRICS_FILE
+        self._before = self._metrics.stat().st_size if self._metrics.exists() else 0
+        self.processes = layouts.start(workdir, **SETTINGS | changes)
+
+    def is_running(self):
+        return all(process.poll() is None for process in self.processes)
+
+    def wait(self, seconds=_PATIENCE):
+        return layouts.wait(self.processes, seconds)
+
+    def step(self):
+        """The last step whose loss it has written, since it was started; 0 where there is none."""
+        if not self._metrics.exists():
+            return 0
+        with self._metrics.open('rb') as file:
+            file.seek(max(self._before, os.fstat(file.fileno()).st_size - 4000))
+            lines = file.read().split(b'\n')[:-1]
+        found = [json.loads(line) for line in lines if line.startswith(b'{')]
+        return max((record.get('step', 0) for record in found), default=0)
+
+    def until(self, condition, what):
+        """Waits for a condition; whether the training still ran when it came true."""
+        deadline = time.monotonic() + _PATIENCE
+        while not condition():
+            if not self.is_running():
+                return False
+            assert time.monotonic() < deadline, f'{what} did not happen in {_PATIENCE} s: {self.log()}'
+            time.sleep(_POLL)
+        return self.is_running()
+
+    def until_steps(self, count):
+        """Waits until it has made so many steps itself; whether it still ran then."""
+        if not self.until(self.step, 'a step'):
+            return False
+        last = self.step() + count
+        return self.until(lambda: self.step() >= last, f'step {last}')
+
+    def log(self, number=0):
+        return pathlib.Path(f'{self.workdir}.{number}.log').read_text()
+
+    def errors(self, number=0):
+        """The lines for the user."""
+        return [line for line in self.log(number).splitlines() if line.startswith('error: ')]
+
+    def end(self, how=signal.SIGKILL):
+        """Sends a signal to the first process, and waits for that one; its exit code."""
+        self.processes[0].send_signal(how)
+        return self.processes[0].wait(_PATIENCE)
+
+
+def kill(training, rng, kind):
+    """Ends a training at a random moment, with SIGKILL if it is not said otherwise.
+
+    Args:
+      kind: one of KINDS. 'step': some steps after its first; 'save': while it saves; 'start': before or shortly after
+        its first step; 'stop': with SIGTERM, some steps after its first.
+
+    Returns:
+      What was lost, or None where it had ended before.
+    """
+    known = unfinished(training.workdir)
+    if kind == 'start':
+        time.sleep(rng.uniform(0, 4))
+    elif not training.until_steps(rng.integers(1, 12)):
+        return None
+    if kind == 'save':
+        known = unfinished(training.workdir)
+        if not training.until(lambda: unfinished(training.workdir) - known, 'a save'):
+            return None
+        time.sleep(rng.uniform(0, 0.1))
+    elif kind != 'start':
+        time.sleep(rng.uniform(0, 0.2))
+    if not training.is_running():
+        return None
+    code = training.end(signal.SIGTERM if kind == 'stop' else signal.SIGKILL)
+    return Killed(kind, code, training.step(), manager.newest_step(training.workdir) or 0,
+                  bool(unfinished(training.workdir) - known))
+
+
+def unfinished(workdir):
+    """Names of the folders of saves that are under way or were cut off."""
+    folder = pathlib.Path(workdir) / 'checkpoints'
+    return {path.name for path in folder.glob('*.orbax-checkpoint-tmp*')}
+
+
+def kept(workdir):
+    """Steps of the checkpoints, of which each is whole."""
+    steps = sorted(int(path.name) for path in (pathlib.Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit())
+    assert all(checksums.check(pathlib.Path(workdir) / 'checkpoints' / str(step)) for step in steps)
+    return steps
+
+
+def chunk(checkpoint):
+    """The file with most of a checkpoint's arrays."""
+    return max((path for path in (checkpoint / 'state').rglob('*') if path.is_file()),
+               key=lambda path: (path.stat().st_size, path.name))
+
+
+def flip(file, rng):
+    """Flips one bit."""
+    data = bytearray(file.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    file.write_bytes(data)
+
+
+def cut(file, rng):
+    """Leaves less than all of a file."""
+    os.truncate(file, rng.integers(file.stat().st_size))
+
+
+def finish(workdir, **changes):
+    """Trains to the end; what the log says."""
+    training = Training(workdir, **changes)
+    codes = training.wait()
+    assert not any(codes), training.log()[-3000:]
+    return training.log()
+
+
+def assert_same_end(workdir, want):
+    """Parameters, their average, and the losses of all steps, to the bit those of another run."""
+    for field in ('params', 'ema'):
+        got, there = (manager.read_newest(folder, field) for folder in (workdir, want))
+        assert got[1]['next_step'] == there[1]['next_step']
+        assert got[0].keys() == there[0].keys() and got[0]
+        for name, array in there[0].items():
+            np.testing.assert_array_equal(got[0][name], array, err_msg=f'{field}.{name}')
+    assert losses(workdir) == losses(want)
+
+
+def losses(workdir):
+    """By step."""
+    return {record['step']: record['train/loss']
+            for record in writers.read_metrics(pathlib.Path(workdir) / writers.METRICS_FILE) if 'train/loss' in record}

@@ -1,0 +1,204 @@
+"""Values that no array shows: found in a file and beside it, assumed with a warning, and never silently."""
+
+import argparse
+import logging
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from evit_jax import models
+from evit_jax.checkpoints.loaded import load_model
+from evit_jax.interchange import conversion, facts, interpretation, layouts
+from evit_jax.interchange.pickles import Inert
+from evit_jax.models import create, named_shape
+from evit_jax.models.config import ViTConfig
+from evit_jax.reduction.plan import make_plan
+
+FILES = pathlib.Path(__file__).parents[1] / 'golden_files'
+SHAPE = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, classes=5)
+PLAN = make_plan(4, 2, reduce_at=())
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setitem(models.SHAPES, 'vit_toy', SHAPE)
+
+
+def interpreted(name='deit_s', *, tree=None, metadata=None, configs=None, flags=None, path='a.pth', label='',
+                layout='timm', arrays=()):
+    """The shape, and the config keys of the preprocessing."""
+    given = interpretation.Given(pathlib.Path(path), tree, metadata or {}, configs or {})
+    found = layouts.Found(dict.fromkeys(arrays), layout, {}, label)
+    return interpretation.interpreted(name, named_shape(name), found, given, flags or {})
+
+
+def namespace(**values):
+    return Inert('argparse.Namespace', (), argparse.Namespace(**values).__dict__)
+
+
+@pytest.mark.parametrize('source', [
+    {'tree': {'args': namespace(num_heads=12)}}, {'tree': {'hyper_parameters': {'model': {'num_heads': 12}}}},
+    {'tree': {'arch': 'vit_small'}}, {'label': 'state_dict.module.base_encoder'}, {'metadata': {'num_heads': '12'}},
+    {'configs': {'config.json': {'num_attention_heads': 12}}}, {'flags': {'heads': 12}},
+    {'configs': {'config.json': {'model_args': {'num_heads': 12}}}}, {'tree': {'hyper_parameters': {'n_heads': 12}}},
+    {'tree': {'args': namespace(model='vit_small_patch16_224', model_kwargs={'num_heads': 12})}},
+    {'tree': {'hyper_parameters': {'vit': {'num_heads': 12}, 'decoder': {'num_heads': 16}}}},
+    {'tree': {'hyper_parameters': {'any': namespace(num_heads=16), 'model': {'num_heads': 12}}}}])
+def test_the_number_of_heads_is_read_from_every_place(source):
+    assert interpreted(**source)[0].heads == 12
+
+
+def test_the_heads_of_moco_are_assumed_where_arch_alone_names_it(caplog):
+    assert interpreted(tree={'arch': 'vit_small'})[0].heads == 12
+    warning, = (record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
+    assert 'heads 12 (as MoCo v3, by arch vit_small)' in warning and '--heads' in warning
+
+
+def test_a_value_that_nothing_gives_is_assumed_in_one_warning(caplog):
+    with caplog.at_level(logging.INFO, 'absl'):
+        shape, preprocessing, _ = interpreted(tree={'args': namespace(num_heads=12, norm_eps=1e-5)})
+    assert (shape.heads, shape.norm_epsilon) == (12, 1e-5)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
+    assert len(warned) == 1 and 'heads' not in warned[0] and 'activation gelu (as deit_s)' in warned[0]
+    assert 'heads 12 (num_heads of args in the file), norm_epsilon 1e-05 (norm_eps of args in the file)' in caplog.text
+    assert preprocessing['data.eval_crop'] == 0.875
+
+
+@pytest.mark.parametrize('source, mean, crop', [
+    ({'path': 'vit_small_patch16_224.augreg_in21k_ft_in1k.safetensors'}, 0.5, 0.9),
+    ({'tree': {'arch': 'vit_small_patch16_384'}}, 0.5, 1.0),
+    ({'path': 'deit_small_patch16_224-cd65a155.pth'}, 0.485, 0.875),
+    ({'tree': {'args': namespace(model='deit_small_patch16_224')}}, 0.485, 0.875),
+    ({'metadata': {'architecture': 'vit_small_patch16_224'}}, 0.5, 0.9), ({'path': 'mine.pth'}, 0.485, 0.875),
+    ({'path': 'vit_small_patch16_224.dino.safetensors'}, 0.485, 0.875), ({'layout': 'Hugging Face'}, 0.5, 0.0),
+    ({'path': 'vit_small_patch16_224.pth', 'flags': {'mean': (0.1, 0.1, 0.1), 'crop': 0.5}}, 0.1, 0.5),
+    ({'path': 'vit_small_patch16_224.pth', 'configs': {'preprocessor_config.json': {
+        'image_mean': [0.2] * 3, 'size': 256, 'crop_size': {'height': 192}, 'do_center_crop': True}}}, 0.2, 0.75)])
+def test_preprocessing_is_that_of_the_configs_else_of_the_family(source, mean, crop):
+    _, preprocessing, _ = interpreted(**source)
+    assert preprocessing['data.mean'][0] == mean and preprocessing['data.eval_crop'] == crop
+
+
+@pytest.mark.parametrize('config, mean, std', [
+    ({'do_normalize': False}, 0, 1), ({'do_rescale': False, 'image_mean': [51] * 3, 'image_std': [102] * 3}, 0.2, 0.4),
+    ({'rescale_factor': 2 / 255, 'image_mean': [1] * 3, 'image_std': [1] * 3}, 0.5, 0.5)])
+def test_a_preprocessors_scale_is_part_of_mean_and_std(config, mean, std):
+    found = facts.of_preprocessor(config, 'it')
+    np.testing.assert_allclose((found['mean'].value[0], found['std'].value[0]), (mean, std), atol=1e-6)
+
+
+def test_preprocessor_without_resizing_gives_no_crop():
+    size = {'size': {'height': 8, 'width': 8}}
+    assert facts.of_preprocessor(size, 'it')['crop'].value == 0
+    assert 'crop' not in facts.of_preprocessor(size | {'do_resize': False}, 'it')
+
+
+@pytest.mark.parametrize('values', [
+    {'flags': {'mean': (123.675, 116.28, 103.53)}}, {'flags': {'std': (58.4, 57.1, 57.4)}},
+    {'configs': {'preprocessor_config.json': {'image_mean': [127.5] * 3}}}, {'flags': {'mean': (-0.1, 0, 0)}}])
+def test_interpreted_mean_or_std_of_another_pixel_scale_is_refused(values):
+    with pytest.raises(ValueError, match=r'pixels are in 0\.\.1, so divide values of 0\.\.255 by 255'):
+        interpreted(**values)
+
+
+def test_interpreted_crop_ratio_of_deits_arguments_is_read():
+    assert interpreted(tree={'args': namespace(eval_crop_ratio=1.0)})[1]['data.eval_crop'] == 1
+
+
+@pytest.mark.parametrize('source', [{'tree': {'arch': 'vit_small'}}, {'label': 'module.base_encoder'}])
+def test_interpreted_names_of_moco_at_another_width_leave_the_heads(source):
+    assert interpreted('deit_t', **source)[0].heads == 3
+
+
+@pytest.mark.parametrize('value', [None, 'six', True, [6], {'a': 1}, 6.5])
+def test_a_value_of_another_type_is_no_value(value):
+    assert interpreted(tree={'args': namespace(num_heads=value)})[0].heads == 6
+    assert interpreted(tree={'args': namespace(mean=value, norm_eps=10**400)})[1]['data.mean'][0] == 0.485
+
+
+def test_settings_that_hold_themselves_are_read():
+    tree = {'args': {'num_heads': 12}}
+    tree['args'] |= {f'{number}': tree['args'] for number in range(100)} | {'config': tree['args']}
+    assert interpreted(tree=tree)[0].heads == 12
+
+
+@pytest.mark.parametrize('inner', [{'a': {'num_heads': 12}, 'b': {'num_heads': 4}}, {'class_to_idx': {'heads': 12}}])
+def test_said_in_dicts_that_disagree_or_map_labels_give_no_value(inner, caplog):
+    assert interpreted(tree={'hyper_parameters': inner})[0].heads == 6
+    assert 'assumed' in caplog.text and '--heads' in caplog.text
+
+
+def test_contradictions_are_named(caplog):
+    interpreted(tree={'args': namespace(num_heads=12)}, configs={'config.json': {'num_heads': 6}}, flags={'heads': 4})
+    assert 'heads is 12 (num_heads of args in the file), but 6 (num_heads of config.json): took the' in caplog.text
+    assert '--heads=4, though it is 12 by num_heads of args in the file: the flag wins' in caplog.text
+
+
+@pytest.mark.parametrize('flags, said', [
+    ({'heads': 5}, 'width of 384 cannot be divided among 5 heads'), ({'heads': 0}, 'among 0 heads'),
+    ({'norm_epsilon': 0.0}, r'norm_epsilon=0 is outside \(0, 1\)'), ({'crop': 1.5}, r'crop=1.5 \(--crop\) is outside'),
+    ({'norm_epsilon': float('nan')}, 'norm_epsilon=nan'), ({'activation': 'relu'}, 'activation=relu'),
+    ({'std': (1, 0, 1)}, 'std=1,0,1'), ({'pooling': 'avg_fc_norm'}, 'is for weights with fc_norm in place of norm')])
+def test_values_out_of_range_are_refused(flags, said):
+    with pytest.raises(ValueError, match=said):
+        interpreted(flags=flags)
+
+
+@pytest.mark.parametrize('value', ['map', 'max', 'avgmax'])
+def test_a_pooling_that_is_not_computed_is_refused(value):
+    with pytest.raises(ValueError, match=rf'pooling={value} \(global_pool of args in the file\) is not computed here'):
+        interpreted(tree={'args': namespace(global_pool=value)})
+
+
+@pytest.mark.parametrize('said, arrays, pooling, norm', [
+    (True, ['fc_norm.weight'], 'avg_fc_norm', 'fc_norm.weight'), ('avg', ['norm.weight'], 'avg', 'norm.weight'),
+    (None, ['fc_norm.weight'], 'avg_fc_norm', 'fc_norm.weight'), ('token', ['fc_norm.weight'], 'token', 'norm.weight'),
+    (False, ['norm.weight'], 'token', 'norm.weight'), ('', ['norm.weight'], 'token', 'norm.weight')])
+def test_pooling_is_that_of_the_arguments_and_norms(said, arrays, pooling, norm):
+    shape, _, found = interpreted(tree={'args': namespace(global_pool=said)}, arrays=arrays)
+    assert shape.pooling == pooling and [*found.arrays] == [norm]
+
+
+def test_a_file_written_here_keeps_its_values_without_a_warning(tmp_path, caplog):
+    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'a', heads=4, norm_epsilon=1e-4, activation='gelu_tanh',
+                         pooling='avg', mean=(0.1,) * 3, std=(0.2,) * 3, crop=0.9)
+    conversion.to_file(tmp_path / 'a', tmp_path / 'b.safetensors')
+    caplog.clear()
+    conversion.from_file(tmp_path / 'b.safetensors', tmp_path / 'c')
+    first, again = (load_model(tmp_path / name) for name in 'ac')
+    assert first.shape == again.shape and first.shape.heads == 4 and first.shape.pooling == 'avg'
+    assert (again.mean, again.std, again.eval_crop) == ((0.1,) * 3, (0.2,) * 3, 0.9)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_the_converted_model_computes_with_its_values(tmp_path):
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    logits = {}
+    for heads in (2, 4):
+        conversion.from_file(FILES / 'timm.safetensors', tmp_path / str(heads), heads=heads)
+        found = load_model(tmp_path / str(heads))
+        logits[heads] = np.asarray(create(found.shape).apply(found.params, images, PLAN)[0])
+    assert np.abs(logits[2] - logits[4]).max() > 1e-2
+    shape = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=4, classes=5)
+    np.testing.assert_allclose(create(shape).apply(found.params, images, PLAN)[0], logits[4], atol=1e-6)
+
+
+def test_a_distilled_model_with_one_head_is_read_and_goes_back(tmp_path, caplog):
+    arrays = load_file(FILES / 'hugging_face_deit.safetensors')
+    one = {key.replace('cls_classifier', 'classifier'): value for key, value in arrays.items()
+           if not key.startswith('distillation_classifier')}
+    save_file(one, tmp_path / 'a.safetensors')
+    conversion.from_file(tmp_path / 'a.safetensors', tmp_path / 'a')
+    conversion.from_file(FILES / 'hugging_face_deit.safetensors', tmp_path / 'two')
+    found, two = load_model(tmp_path / 'a'), load_model(tmp_path / 'two')
+    assert found.shape.one_head and found.shape.distilled and 'head_dist' not in found.params
+    images = np.ones((1, 8, 8, 3), np.float32)
+    logits, _ = create(found.shape).apply(found.params, images, PLAN)
+    _, seen = create(two.shape).apply(two.params, images, PLAN)
+    np.testing.assert_allclose(logits, seen['cls_logits'], atol=1e-6)
+    assert "the class token's decides alone" in caplog.text
+    conversion.to_file(tmp_path / 'a', tmp_path / 'b.safetensors')
+    conversion.from_file(tmp_path / 'b.safetensors', tmp_path / 'c')
+    assert load_model(tmp_path / 'c').shape == found.shape

@@ -1,0 +1,279 @@
+"""The door of label maps: by a model, by published files, stopped and gone on with, and what is refused."""
+
+import dataclasses
+import json
+import pickle
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from evit_jax import cli, models
+from evit_jax.checkpoints import weights
+from evit_jax.checkpoints.loaded import load_model
+from evit_jax.data import sources, splits
+from evit_jax.data.sources import DigitsSource
+from evit_jax.data.sources import digits as builder
+from evit_jax.data.token_labels import label_maps
+from evit_jax.data.token_labels.label_maps import About, Entry, LabelMap, LabelMaps
+from evit_jax.data.transforms.geometry import EvalTransform
+from evit_jax.inference.annotator import Annotator, likeliest
+from evit_jax.models.lvvit import LVViTConfig
+from evit_jax.reduction.plan import make_plan
+from evit_jax.training import checks, experiment, loop, step
+from tests.helpers import doors, layouts
+from tests.helpers.toys import Broken
+
+label = doors.imported('label')
+SIZES = {'train': 40, 'test': 8}
+CONFIG = {'data__source': 'digits', 'model__classes': 10, 'batch_size': 8, 'keep__rate': 0.5}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def digits(tmp_path_factory):
+    """A small set of digits, and the least model."""
+    path = tmp_path_factory.mktemp('digits')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, 'BANK', 80)
+        layouts.prepare(patch)
+        patch.setattr(sources, 'open_source', lambda name, split, **_: DigitsSource(
+            path, splits.resolve(split, SIZES), SIZES))
+        yield path
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    folder, shape = tmp_path_factory.mktemp('weights'), dataclasses.replace(layouts.SHAPE, classes=10)
+    about = {'config': layouts.config_of(**CONFIG).to_dict(), 'class_names': DigitsSource.class_names}
+    weights.save(folder, models.create(shape).init(jax.random.key(1)), about)
+    return folder
+
+
+@pytest.fixture
+def door(capsys, monkeypatch, label):
+    def start(*words):
+        """Exit code, and what was said on standard error."""
+        monkeypatch.setattr(sys, 'argv', ['label', '--config=configs/digits.py', *map(str, words)])
+        with flagsaver.flagsaver():
+            try:
+                code = cli.run(label.main, '[CHECKPOINT]')
+            except SystemExit as end:
+                code = end.code
+        return code or 0, capsys.readouterr().err
+
+    return start
+
+
+@pytest.fixture(scope='module')
+def made(checkpoint, tmp_path_factory):
+    """Maps of the digits, not by the door."""
+    folder, source = tmp_path_factory.mktemp('made'), open_train()
+    annotator = Annotator(load_model(checkpoint), batch_size=16)
+    about = About(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.side)
+    label_maps.write(folder, about, lambda start: annotator.entries(source, start, lambda: None))
+    return LabelMaps(folder)
+
+
+def open_train():
+    return sources.open_source('digits', 'train')
+
+
+def assert_same_maps(got, want):
+    for number in range(SIZES['train']):
+        example = open_train()[number]['id']
+        for a, b in zip(got[example], want[example]):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_map_is_the_class_head_on_every_patch_token_of_the_whole_image(checkpoint, made):
+    trained, example = load_model(checkpoint), open_train()[7]
+    model, image = models.create(trained.shape), EvalTransform(16, crop=None)(example['image'])
+    _, seen = model.apply(trained.params, step.normalise(jnp.asarray(image[None]), trained.mean, trained.std),
+                          make_plan(16, 2, rate=1.0, reduce_at=()))
+    head = trained.params['head']
+    chance = jax.nn.softmax(seen['norm'][0, 1:] @ head['kernel'] + head['bias'])
+    found = made[example['id']]
+    assert found.value.shape == found.index.shape == (5, 4, 4)
+    value, index = (of.reshape(5, 16).T for of in found)
+    np.testing.assert_array_equal(index, np.argsort(-chance, axis=-1)[:, :5])
+    got = np.exp(value) / (np.exp(value).sum(-1, keepdims=True) + 5)  # of five others with the value 0
+    np.testing.assert_allclose(got, np.take_along_axis(np.asarray(chance), index, -1), rtol=5e-3)
+
+
+@pytest.mark.parametrize('top', [2, 6])
+def test_logits_are_counted_from_the_level_of_those_left_out(top):
+    logits = jax.random.normal(jax.random.key(0), (3, 6)) * 4 - 7
+    value, index = likeliest(logits, top)
+    rest = 6 - top
+    got = np.exp(value) / (np.exp(value).sum(-1, keepdims=True) + rest)
+    np.testing.assert_allclose(got, np.take_along_axis(np.asarray(jax.nn.softmax(logits)), index, -1), rtol=1e-5)
+
+
+def test_the_door_makes_maps_that_a_training_reads(checkpoint, made, tmp_path, door):
+    out = tmp_path / 'maps'
+    assert door(checkpoint, f'--out={out}', '--batch=16')[0] == 0
+    assert_same_maps(LabelMaps(out), made)
+    told = json.loads((out / 'label_maps.json').read_text())
+    assert told['annotator'].startswith('vit_layouts at 16 pixels, step 0') and told['data'] == 'digits train'
+    laid = experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(out)))
+    batches = experiment.train_batches(laid, 3)
+    batch = next(batches)
+    batches.close()
+    assert {name: (value.shape, value.dtype) for name, value in batch.items() if name != 'failed'} == {
+        name: (of.shape, of.dtype) for name, of in laid.abstract_batch().items()}
+    assert batch['token_value'].shape == (8, 16, 10) and batch['label_index'].shape == (8, 10)
+    assert not batch['failed'].size
+
+
+TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'batch_size': 16, 'epochs': 2,
+                   'log__pictures': 0, 'ema_decay': 0.0, 'checkpoint__best': ''}
+
+
+def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTConfig(
+        image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))
+    config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder))
+    loop.train(config, tmp_path)
+    found = layouts.records(tmp_path)
+    assert len(found) == 5
+    for row in found:
+        np.testing.assert_allclose(row['train/loss'], row['train/loss/labels'] + row['train/loss/tokens'], rtol=1e-5)
+    config.data.token_labels = str(tmp_path / 'moved away')
+    assert loop.evaluate_workdir(config, tmp_path)['images'] == SIZES['test']
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'model__name': 'vit_layouts'}, 'a head for tokens, which vit_layouts lacks'),
+    ({'distill__kind': 'self'}, 'both say what is learned'), ({'mixing__mixup': 0.8}, 'in place of mixing images')])
+def test_what_token_labels_do_not_go_with_is_told(monkeypatch, changes, said):
+    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, heads=2))
+    with pytest.raises(ValueError, match=said):
+        checks.check(layouts.config_of(**TOKENS | {'data__token_labels': 'x'} | changes))
+
+
+def test_without_token_labels_a_batch_is_what_it_was():
+    assert set(experiment.setup(layouts.config_of(**CONFIG)).abstract_batch()) == {'image', 'label'}
+
+
+def test_interrupted_anywhere_it_goes_on_to_the_same_maps(checkpoint, made, tmp_path):
+    source, annotator = open_train(), Annotator(load_model(checkpoint), batch_size=16)
+    began = []
+
+    def until(stop):
+        def entries(start):
+            began.append(start)
+            for number, entry in enumerate(annotator.entries(source, start, lambda: None), start):
+                if number == stop:
+                    raise KeyboardInterrupt
+                yield entry
+        return entries
+
+    for stop in (5, 29):
+        with pytest.raises(KeyboardInterrupt):
+            label_maps.write(tmp_path, made.about, until(stop))
+        with pytest.raises(ValueError, match=f'are of {stop} of 40 examples so far'):
+            LabelMaps(tmp_path)
+    label_maps.write(tmp_path, made.about, until(None))
+    label_maps.write(tmp_path, made.about, until(None))  # there is nothing left to do
+    assert began == [0, 5, 29]
+    assert_same_maps(LabelMaps(tmp_path), made)
+
+
+def test_told_to_stop_the_door_keeps_what_is_done_and_goes_on(checkpoint, made, tmp_path, door, monkeypatch):
+    entries = Annotator.entries
+
+    def told(self, source, start, check):
+        for number, entry in enumerate(entries(self, source, start, check), start):
+            if number == 20:
+                signal.raise_signal(signal.SIGTERM)
+            yield entry
+
+    monkeypatch.setattr(Annotator, 'entries', told)
+    code, _ = door(checkpoint, f'--out={tmp_path}', '--batch=8')
+    assert code == 75 and json.loads((tmp_path / 'label_maps.json').read_text())['done'] == 24
+    monkeypatch.setattr(Annotator, 'entries', entries)
+    assert door(checkpoint, f'--out={tmp_path}', '--batch=8')[0] == 0
+    assert_same_maps(LabelMaps(tmp_path), made)
+
+
+def test_what_cannot_be_read_has_no_map_and_is_counted(tmp_path, checkpoint):
+    annotator, source = Annotator(load_model(checkpoint), batch_size=4), Broken(10)
+    about = About('x', 'x', (), 10, 10, annotator.top, annotator.side)
+    assert label_maps.write(tmp_path, about, lambda start: annotator.entries(source, start, lambda: None)) == 4
+    maps = LabelMaps(tmp_path)
+    assert [number for number in range(10) if f'number {number}' in maps] == [0, 1, 4, 5, 6, 9]
+
+
+def test_maps_come_through_pickles_and_are_found_by_id_alone(made):
+    again = pickle.loads(pickle.dumps(made))
+    assert_same_maps(again, made)
+    with pytest.raises(ValueError, match="no label map of example 'another'"):
+        made['another']
+
+
+@pytest.mark.parametrize('words, said', [
+    ([], 'either a CHECKPOINT or --published'), (['{checkpoint}'], '--out DIR'),
+    (['{checkpoint}', '--published=x', '--out={out}'], 'either a CHECKPOINT'),
+    (['{out}/none', '--out={out}'], 'there is no folder'),
+    (['{checkpoint}', '--out={out}', '--image_size=17'], 'not divisible by the patch size'),
+    (['{checkpoint}', '--out=gs://a/b'], 'mounted folders only'),
+    (['--published={out}', '--out={out}'], 'there is no published label map')])
+def test_what_cannot_be_is_told_before_anything_is_written(words, said, checkpoint, tmp_path, door):
+    code, errors = door(*(word.format(checkpoint=checkpoint, out=tmp_path / 'out') for word in words))
+    assert code == 2 and said in errors.splitlines()[-1]
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('names, said', [
+    (('a', 'b', 'c'), 'tells 10 classes apart, the data have 3'),
+    (('zero', *'123456789'), "'0' is its class 0, 'zero' that of the data")])
+def test_an_annotator_of_other_classes_is_refused(names, said, checkpoint, tmp_path, door, monkeypatch):
+    monkeypatch.setattr(layouts.Colours, 'class_names', names)
+    monkeypatch.setattr(layouts.Colours, 'num_classes', len(names))
+    monkeypatch.setattr(sources, 'open_source', lambda name, split, **_: layouts.Colours(split))
+    code, errors = door(checkpoint, f'--out={tmp_path / "out"}')
+    assert code == 2 and said in errors.splitlines()[-1] and not (tmp_path / 'out').exists()
+
+
+def test_another_annotators_maps_are_not_written_over(checkpoint, tmp_path, door):
+    assert door(checkpoint, f'--out={tmp_path}')[0] == 0
+    before = (tmp_path / 'values.npy').read_bytes()
+    code, errors = door(checkpoint, f'--out={tmp_path}', '--image_size=8')
+    assert code == 2 and "holds label maps with annotator 'vit_layouts at 16 pixels" in errors
+    assert (tmp_path / 'values.npy').read_bytes() == before
+
+
+def small(folder, **changes):
+    about = {'annotator': 'x', 'data': 'a test', 'class_names': DigitsSource.class_names, 'classes': 10,
+             'examples': 2, 'top': 2, 'side': 2} | changes
+    blank = LabelMap(np.zeros((about['top'], 2, 2)), np.zeros((about['top'], 2, 2), int))
+    label_maps.write(folder, About(**about), lambda start: (Entry(f'e {n}', blank) for n in range(start, 2)))
+    return folder
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'classes': 9, 'class_names': ()}, 'are of 9 classes, the data have 10'),
+    ({'class_names': tuple('9876543210')}, "'9' is class 0 there, and '0' in the data"),
+    ({}, r'hold none of example .* they are of a test')])
+def test_maps_of_other_data_are_refused_before_a_training_begins(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(small(tmp_path, **changes))))
+
+
+def test_maps_that_are_not_there_or_damaged_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'python -m evit_jax\.label'):
+        experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(tmp_path / 'none')))
+    small(tmp_path)
+    np.save(tmp_path / 'values.npy', np.zeros((2, 2, 3, 3), np.float16))
+    with pytest.raises(ValueError, match=r'values.npy.* float16 .2, 2, 3, 3., and not float16 .2, 2, 2, 2.'):
+        LabelMaps(tmp_path)
+    (tmp_path / 'values.npy').write_bytes(b'no')
+    with pytest.raises(ValueError, match=r'values.npy.* cannot be opened'):
+        LabelMaps(tmp_path)
+    (tmp_path / 'label_maps.json').write_text('{"format": 2}')
+    with pytest.raises(ValueError, match='is not what evit_jax'):
+        LabelMaps(tmp_path)

@@ -1,0 +1,45 @@
+"""The programs of a run are compiled before the loop asks for them, and the time that it waits for one is told."""
+
+import threading
+
+import pytest
+
+from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.schedule import Stage
+from evit_jax.runtime.programs import Programs
+
+PLANS = [make_plan(16, 2, tokens=(keep,), reduce_at=(0,)) for keep in (12, 8, 4)]
+STAGES = [Stage(*of) for of in zip((0, 5, 6), (0.0, 0.5, 1.0), PLANS)]
+
+
+@pytest.fixture
+def compiled():
+    """Plans in the order in which they were compiled; `done` once it was the last one's turn."""
+
+    class Compiled(list):
+        done = threading.Event()
+
+        def __call__(self, plan):
+            self.append(plan)
+            if plan == PLANS[-1]:
+                self.done.set()
+            return f'program of {plan}'
+
+    return Compiled()
+
+
+def test_all_later_programs_are_compiled_in_their_order_while_the_first_one_runs(compiled):
+    programs = Programs(STAGES, compiled)
+    assert programs.at(0) == (STAGES[0], f'program of {PLANS[0]}')
+    assert compiled.done.wait(20) and compiled == PLANS  # the stage of 5 is over after one step
+    for step, number in ((4, 0), (5, 1), (6, 2), (99, 2)):
+        assert programs.at(step) == (STAGES[number], f'program of {PLANS[number]}')
+    programs.close()
+    assert compiled == PLANS
+
+
+def test_a_run_that_goes_on_compiles_nothing_of_the_stages_behind_it(compiled):
+    programs = Programs(STAGES, compiled)
+    programs.at(5)
+    programs.close()
+    assert compiled[0] == PLANS[1] and PLANS[0] not in compiled

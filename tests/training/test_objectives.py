@@ -1,0 +1,198 @@
+"""Objectives against numpy, written out: each part, its weight, and what it does not count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evit_jax.data.token_labels import mixtoken
+from evit_jax.data.token_labels.mixtoken import Sparse
+from evit_jax.models.layers import to_patches
+from evit_jax.training import objectives
+from evit_jax.training.objectives import Objective, Part, Targets, Taught
+
+B, P, L, D, K = 6, 16, 7, 4, 3
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def softmax(x):
+    weights = np.exp(x - x.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def entropy(logits, targets):
+    return -(targets * np.log(softmax(logits))).sum(-1)
+
+
+def kl(teacher, student):
+    return (softmax(teacher) * (np.log(softmax(teacher)) - np.log(softmax(student)))).sum(-1)
+
+
+LOGITS, CLS, DIST, TAUGHT = (normal(B, L) for _ in range(4))
+LABEL = softmax(normal(B, L))
+SEEN = {'cls_logits': CLS, 'dist_logits': DIST}
+TEACHER = Taught(TAUGHT, normal(B, P, D))
+
+
+def of(objective, seen=None, targets=None):
+    return objective(jnp.asarray(LOGITS), SEEN | (seen or {}), targets or Targets(LABEL), TEACHER)
+
+
+def test_cross_entropy_alone_is_of_the_logits_that_are_evaluated_and_named_no_part():
+    loss, parts = of(objectives.plain())
+    np.testing.assert_allclose(loss, entropy(LOGITS, LABEL).mean(), rtol=1e-6)
+    assert parts == {}
+
+
+def test_hard_distillation_gives_the_class_head_the_labels_and_the_other_the_teachers_class():
+    loss, parts = of(objectives.distilled('hard', alpha=0.3, tau=3.0))
+    want = {'loss/labels': entropy(CLS, LABEL).mean(),
+            'loss/teacher': entropy(DIST, np.eye(L)[TAUGHT.argmax(1)]).mean()}
+    assert parts.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-6)
+    np.testing.assert_allclose(loss, 0.7 * want['loss/labels'] + 0.3 * want['loss/teacher'], rtol=1e-6)
+
+
+def test_soft_distillation_is_the_mean_of_the_classes_times_tau_squared():
+    loss, parts = of(objectives.distilled('soft', alpha=0.5, tau=3.0))
+    want = 9 * kl(TAUGHT / 3, DIST / 3).sum() / (B * L)
+    np.testing.assert_allclose(parts['loss/teacher'], want, rtol=1e-5)
+    np.testing.assert_allclose(loss, 0.5 * entropy(CLS, LABEL).mean() + 0.5 * want, rtol=1e-5)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_imitation_compares_what_is_left_with_the_same_patches_of_the_teacher(masked):
+    norm = normal(B, 2 + 5, D)
+    kept = np.array([RNG.permutation(P)[:5] for _ in range(B)])
+    kept[:, -1] = -1  # a fused token
+    stays = (RNG.random((B, 5)) < 0.6).astype(np.float32) if masked else np.ones((B, 5), np.float32)
+    seen = {'norm': norm, 'kept': (None, kept), 'decisions': (None, stays) if masked else ()}
+    loss, parts = of(objectives.imitating(weight=0.5, token_weight=0.25, prefix=2), seen)
+    apart, count = 0.0, 0
+    for image in range(B):
+        for place, patch in enumerate(kept[image]):
+            if patch >= 0 and stays[image, place]:
+                apart += ((norm[image, 2 + place] - TEACHER.tokens[image, patch]) ** 2).mean()
+                count += 1
+    np.testing.assert_allclose(parts['loss/tokens'], apart / count, rtol=1e-5)
+    np.testing.assert_allclose(parts['loss/teacher'], kl(TAUGHT, LOGITS).mean(), rtol=1e-5)
+    want = entropy(LOGITS, LABEL).mean() + 0.5 * kl(TAUGHT, LOGITS).mean() + 0.25 * apart / count
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+
+
+def test_without_a_reduction_every_token_is_compared_and_a_twin_is_at_no_distance():
+    norm = np.concatenate([normal(B, 1, D), TEACHER.tokens], axis=1)
+    _, parts = of(objectives.imitating(weight=0.5, token_weight=0.5, prefix=1), {'norm': norm, 'kept': ()})
+    assert parts['loss/tokens'] == 0
+
+
+def test_predictors_are_drawn_to_the_shares_of_the_plan():
+    decisions = tuple((RNG.random((B, P)) < share).astype(np.float32) for share in (0.7, 0.5, 0.3))
+    part = objectives.keeping((0.7, 0.49, 0.343), 2.0)
+    loss, parts = of(Objective((*objectives.plain().parts, part)), {'decisions': decisions})
+    want = np.mean([(d.mean(1) - share) ** 2 for d, share in zip(decisions, (0.7, 0.49, 0.343))])
+    np.testing.assert_allclose(parts['loss/kept'], want, rtol=1e-6)
+    np.testing.assert_allclose(loss, entropy(LOGITS, LABEL).mean() + 2 * want, rtol=1e-6)
+
+
+def test_a_teacher_and_the_tokens_of_it_get_no_gradient():
+    objective = objectives.imitating(weight=1.0, token_weight=1.0, prefix=1)
+    seen = SEEN | {'norm': normal(B, 1 + P, D), 'kept': ()}
+    gradient = jax.grad(lambda taught: objective(LOGITS, seen, Targets(LABEL), taught)[0])(TEACHER)
+    assert not any(np.any(leaf) for leaf in gradient)
+
+
+def sparse(*shape, floor=0.0):
+    value = softmax(normal(*shape, K + 1))[..., :K]
+    index = np.argsort(RNG.random((*shape, L)))[..., :K].astype(np.int32)
+    return Sparse(value, index, np.full(shape, floor, np.float32) * RNG.random(shape).astype(np.float32))
+
+
+def dense_of(targets):
+    out = np.repeat(targets.floor[..., None], L, -1)
+    for place in np.ndindex(targets.index.shape):
+        out[(*place[:-1], targets.index[place])] += targets.value[place]
+    return out
+
+
+def test_token_labels_count_for_surviving_patches_alone_and_a_fused_token_for_nothing():
+    tokens, logits = sparse(B, P, floor=0.01), normal(B, 6, L)
+    patch = np.array([RNG.permutation(P)[:6] for _ in range(B)], np.int32)
+    patch[:, 5] = -2
+    found = []
+    for fused in (0.0, 1e3):
+        logits[:, 5] += fused
+        loss, parts = of(objectives.token_labelled(0.5), {'token_logits': logits, 'token_patch': patch},
+                         Targets(LABEL, tokens))
+        found.append(float(loss))
+    full = dense_of(tokens)
+    want = np.mean([entropy(logits[b, n], full[b, patch[b, n]]) for b in range(B) for n in range(5)])
+    np.testing.assert_allclose(parts['loss/tokens'], want, rtol=1e-5)
+    np.testing.assert_allclose(found, entropy(CLS, LABEL).mean() + 0.5 * want, rtol=1e-5)
+
+
+def test_masked_tokens_have_no_label():
+    tokens, logits = sparse(B, P), normal(B, P, L)
+    patch = np.tile(np.arange(P, dtype=np.int32), (B, 1))
+    stays = (RNG.random((B, P)) < 0.5).astype(np.float32)
+    _, parts = of(objectives.token_labelled(1.0), {'token_logits': logits, 'token_patch': patch, 'decisions': (stays,)},
+                  Targets(LABEL, tokens))
+    np.testing.assert_allclose(parts['loss/tokens'], entropy(logits, dense_of(tokens))[stays > 0].mean(), rtol=1e-5)
+
+
+def test_a_label_map_is_smoothed_as_in_the_reference():
+    value, index, lacking = sparse(B)
+    got = mixtoken.dense(mixtoken.smoothed(value, index, classes=L, smoothing=0.1), L)
+    maps = dense_of(Sparse(value, index, lacking + (1 - value.sum(-1)) / L))
+    np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(got, maps * (1 - 0.1 + 0.1 / L) + 0.1 / L, rtol=1e-5)
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_targets_of_swapped_patches_are_the_partners_and_the_images_is_shared_by_their_count(groups):
+    labels, tokens = sparse(B, floor=0.02), sparse(B, P, floor=0.02)
+    swap = RNG.random((groups, P)) < 0.4
+    label, mixed = mixtoken.mix_targets(labels, tokens, swap, classes=L)
+    size = B // groups
+    for image in range(B):
+        group, place = divmod(image, size)
+        partner = group * size + size - 1 - place
+        for patch in range(P):
+            source = partner if swap[group, patch] else image
+            np.testing.assert_array_equal(mixed.value[image, patch], tokens.value[source, patch])
+            np.testing.assert_array_equal(mixed.index[image, patch], tokens.index[source, patch])
+            assert mixed.floor[image, patch] == tokens.floor[source, patch]
+        lam, maps = 1 - swap[group].mean(), dense_of(labels)
+        np.testing.assert_allclose(label[image], lam * maps[image] + (1 - lam) * maps[partner], rtol=1e-5)
+
+
+def test_a_swap_is_one_box_on_the_grid_of_tokens_and_of_every_size():
+    swap = np.asarray(mixtoken.draw_swaps(jax.random.key(0), 14 * 14, 4000))
+    areas = swap.sum(1)
+    for box in swap[:200].reshape(-1, 14, 14):
+        rows, columns = box.any(1), box.any(0)
+        assert (box == rows[:, None] & columns).all()
+        for side in (rows, columns):
+            assert np.abs(np.diff(np.pad(side.astype(int), 1))).sum() in (0, 2)  # one run
+    assert areas.min() == 0 and areas.max() == 12 * 12  # as in the reference: 13 // 2 to each side of the centre
+    assert 0.25 < areas.mean() / 196 < 0.45  # 1/2 on average, less what the border clips
+    again = mixtoken.draw_swaps(jax.random.key(0), 14 * 14, 4000)
+    np.testing.assert_array_equal(swap, again)
+
+
+def test_a_box_of_tokens_is_the_box_of_the_pixels_of_its_patches():
+    swap = np.asarray(mixtoken.draw_swaps(jax.random.key(3), 16, 8))
+    pixels = swap.reshape(8, 4, 4, 1).repeat(2, 1).repeat(2, 2)
+    np.testing.assert_array_equal(to_patches(pixels, 2).all(-1), swap)
+
+
+def test_a_part_of_weight_one_is_added_as_it_is():
+    parts = (Part('a', 1.0, lambda *_: jnp.float32(1e-8)), Part('b', 0.5, lambda *_: jnp.float32(2.0)))
+    assert of(Objective(parts[:1]))[0] == np.float32(1e-8)
+    loss, named = of(Objective(parts))
+    assert loss == 1.0 and named == {'loss/a': np.float32(1e-8), 'loss/b': 2.0}

@@ -1,0 +1,99 @@
+"""A training step of an LV-ViT under token labels and MixToken: what it is given, and its running statistics."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from evit_jax import models
+from evit_jax.checkpoints.state import create_state
+from evit_jax.data.token_labels import mixtoken
+from evit_jax.models.lvvit import LVViTConfig
+from evit_jax.reduction.plan import make_plan
+from evit_jax.training import experiment, objectives
+from evit_jax.training import step as steps
+from evit_jax.training.objectives import Targets
+from tests.helpers import layouts
+
+SHAPE = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)
+PLAN = make_plan(16, 2, rate=0.5, reduce_at=(0,))
+BATCH, GROUPS = 8, 2
+
+
+def batch_of(rng):
+    def labels(*shape):
+        value = rng.dirichlet(np.ones(6), shape)[..., :5].astype(np.float16)
+        return value, rng.permuted(np.tile(np.arange(5, dtype=np.int32), (*shape, 1)), axis=-1)
+
+    batch = {'image': rng.normal(size=(BATCH, 16, 16, 3)).astype(np.float32), 'label': np.zeros(BATCH, np.int32)}
+    for name, shape in (('label', (BATCH,)), ('token', (BATCH, 16))):
+        batch[f'{name}_value'], batch[f'{name}_index'] = labels(*shape)
+    return batch
+
+
+def mix(images, batch, key):
+    label, tokens, swap = mixtoken.mix_batch(batch, key, patches=16, classes=5, smoothing=0.1, groups=GROUPS)
+    return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
+
+
+@pytest.fixture(scope='module')
+def stepped():
+    """State before and after a step, its metrics, and the batch."""
+    model, batch = models.create(SHAPE), batch_of(np.random.default_rng(0))
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(steps.make_train_step(
+        model, optimizer, lambda _: 0.1, prepare=lambda images: images, mix=mix, seed=0, ema_decay=0.5,
+        objective=lambda plan: objectives.token_labelled(0.5)), static_argnums=2)
+    before = create_state(model.init(jax.random.key(1)), optimizer, ema=True)
+    after, metrics = step(before, batch, PLAN)
+    return model, batch, before, after, metrics
+
+
+def shown(model, batch, before):
+    """What the model shows of the step's images, and the step's targets."""
+    drop_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    mixed = mix(jnp.asarray(batch['image']), batch, mix_key)
+    assert np.asarray(mixed.asked['swap']).any()
+    return model.apply(before.params, mixed.images, PLAN, drop_key, **mixed.asked)[1], mixed.targets
+
+
+def test_the_step_learns_the_labels_of_what_was_swapped(stepped):
+    model, batch, before, _, metrics = stepped
+    seen, targets = shown(model, batch, before)
+    full = np.asarray(mixtoken.dense(targets.tokens, 5))
+    logs, patch = np.asarray(jax.nn.log_softmax(seen['token_logits'])), np.asarray(seen['token_patch'])
+    assert (patch[:, -1] < 0).all() and (patch[:, :-1] >= 0).all()
+    want = np.mean([-(full[b, patch[b, n]] * logs[b, n]).sum() for b in range(BATCH) for n in range(8)])
+    np.testing.assert_allclose(metrics['loss/tokens'], want, rtol=1e-5)
+    np.testing.assert_allclose(metrics['loss'], metrics['loss/labels'] + 0.5 * metrics['loss/tokens'], rtol=1e-6)
+
+
+def test_running_statistics_are_written_over_the_weights_and_averaged_with_them(stepped):
+    model, batch, before, after, _ = stepped
+    wanted = shown(model, batch, before)[0]['statistics']['patch_embed']
+    for norm in ('bn1', 'bn2', 'bn3'):
+        for name in ('mean', 'var'):
+            old, new = (state.params['patch_embed'][norm][name] for state in (before, after))
+            np.testing.assert_allclose(new, wanted[norm][name], rtol=1e-5, atol=1e-7)
+            assert np.abs(np.asarray(new) - old).max() > 1e-4
+            np.testing.assert_allclose(after.ema['patch_embed'][norm][name], (old + new) / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_on_8_devices_the_statistics_are_those_of_the_whole_batch(monkeypatch):
+    layouts.prepare(monkeypatch)
+    monkeypatch.setitem(models.SHAPES, 'lvvit_least', dataclasses.replace(SHAPE, classes=3))
+    config = layouts.config_of(model__name='lvvit_least', mixing__erase=0.0)
+    laid = experiment.setup(config)
+    batches = experiment.train_batches(laid, 0)
+    batch = next(batches)
+    batches.close()
+    state = laid.new_state()
+    images = laid.prepare(jnp.asarray(batch['image']))
+    want = laid.model.apply(state.params, images, laid.plan, jax.random.key(0))[1]['statistics']
+    after, _ = laid.train_step()(state, {name: batch[name] for name in ('image', 'label')}, laid.plan)
+    jax.tree.map(lambda new, wanted: np.testing.assert_allclose(new, wanted, rtol=1e-4, atol=1e-6),
+                 {name: {part: norm[part] for part in ('mean', 'var')} for name, norm in
+                  after.params['patch_embed'].items() if name.startswith('bn')}, want['patch_embed'])
