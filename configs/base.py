@@ -30,7 +30,7 @@ def get_config():
     config.model.one_head = False       # distilled models: only the class token has a head
     config.model.drop_path = 0.1        # drop path rate of the last block; linear in depth, from 0
     config.model.dtype = 'auto'         # float32, bfloat16, or auto: float32 on a CPU, bfloat16 elsewhere
-    config.model.lowering = ''          # how reductions move tokens: gather, one_hot, product; '': by platform
+    config.model.gather_impl = ''          # how reductions move tokens: gather, one_hot, product; '': by platform
     config.model.reduce_at = (3, 6, 9)  # blocks that reduce tokens, 0-based
     config.model.fuse = True            # fuse the dropped tokens into one, where the reducer can
 

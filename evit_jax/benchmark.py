@@ -28,7 +28,7 @@ from evit_jax import cli
 from evit_jax.benchmarks import cases, model, model_tables, report, tpu
 from evit_jax.benchmarks import input as input_speed
 from evit_jax.data.sources.generated import GeneratedSource
-from evit_jax.reduction.gather import LOWERINGS
+from evit_jax.reduction.gather import GATHERS
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.reducers import EVIT, REDUCERS
 from evit_jax.runtime import backend, machine, sharding
@@ -56,8 +56,8 @@ _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not
                                'quarter, half and three quarters of a named model.')
 _REDUCERS = flags.DEFINE_list('reducers', None, f'How tokens are reduced: {", ".join(REDUCERS)}. If not given, as the '
                               'run was trained; evit for a named model.')
-_LOWERINGS = flags.DEFINE_list('lowerings', ['best'], 'How reductions move tokens: best (on this platform), '
-                               f'{", ".join(LOWERINGS)}.')
+_LOWERINGS = flags.DEFINE_list('gather_impls', ['best'], 'How reductions move tokens: best (on this platform), '
+                               f'{", ".join(GATHERS)}.')
 _R = flags.DEFINE_list('r', [], 'Tokens that every block merges, beside the rates, of the reducers that merge.')
 _PLANS = flags.DEFINE_multi_string('plan', [], 'A file of the planner (python -m evit_jax.plan), to be measured beside '
                                    'the rates; may be given again.')
@@ -76,9 +76,10 @@ def measure_input() -> None:
     config = _config('input --config configs/deit_s.py')
     source, said = _source(config)
     workers = machine.resolve_workers(config.data.workers if _WORKERS.value is None else _WORKERS.value)
-    about = {'measurement': 'input', 'images': said, 'image_size': config.model.image_size, 'batch_size': _BATCH.value,
-             'repeats': config.data.repeats, 'augment': config.data.augment, 'workers': workers}
-    print(', '.join(f'{name} {value}' for name, value in about.items()), flush=True)
+    metadata = {'measurement': 'input', 'images': said, 'image_size': config.model.image_size,
+                'batch_size': _BATCH.value, 'repeats': config.data.repeats, 'augment': config.data.augment,
+                'workers': workers}
+    print(', '.join(f'{name} {value}' for name, value in metadata.items()), flush=True)
     logging.set_verbosity(logging.WARNING)  # the pipelines would say what memory they take at every turn
     rows = input_speed.rows_of(input_speed.measure(
         source, inputs.train_transform(config), batch_size=_BATCH.value, repeats=config.data.repeats, workers=workers,
@@ -87,7 +88,7 @@ def measure_input() -> None:
     print(report.table(headers, [(row.pop('name'), *(f'{value:,.0f}' for value in row.values()))
                                  for row in [dict(row) for row in rows]]))
     if _JSON.value:
-        report.write_json(_JSON.value, about | {'rows': rows})
+        report.write_json(_JSON.value, metadata | {'rows': rows})
 
 
 def measure_model() -> None:
@@ -101,11 +102,12 @@ def measure_model() -> None:
         dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
         reduce_at=numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
         merged=numbers('r', _R.value, int), planned=[read_plan_file(file) for file in _PLANS.value],
-        lowerings=cases.choices('--lowerings', _LOWERINGS.value, {'best': '', **{name: name for name in LOWERINGS}}))
+        gather_impls=cases.choices('--gather_impls', _LOWERINGS.value,
+                                   {'best': '', **{name: name for name in GATHERS}}))
     if other := [case for case in chosen if _AGAINST.value and case.reducer != EVIT]:
         raise ValueError(f'--against={_AGAINST.value} is of an EViT and knows no {other[0].reducer}: leave one of them '
                          'out')
-    if two_heads := [case for case in chosen if _AGAINST.value and case.shape.distilled]:
+    if two_heads := [case for case in chosen if _AGAINST.value and case.config.distilled]:
         raise ValueError(f'--against={_AGAINST.value} has no distillation token, and {two_heads[0]} has one: leave one '
                          'of them out')
     configs = {case: _config_of(case) for case in chosen if case.train}
@@ -119,7 +121,7 @@ def measure_model() -> None:
 
     measured = model.measure(chosen, rounds=_ROUNDS.value, seconds=_SECONDS.value, against=_AGAINST.value == 'torch',
                              run_of=run_of)
-    print(model_tables.about(measured))
+    print(model_tables.metadata(measured))
     print(*(report.table(*table) for table in model_tables.tables(measured)), sep='\n\n')
     print(*model_tables.remarks(measured), sep='\n')
     if _JSON.value:
@@ -141,10 +143,10 @@ def compile_for_tpu() -> None:
     mesh = sharding.data_mesh(config.batch_size, devices)
     checks.check(config)
     run = experiment.setup(config, mesh=mesh, sources=_generated(config))
-    about = {'measurement': 'tpu', 'estimate': 'of the compiler, not measured', 'topology': topology,
+    metadata = {'measurement': 'tpu', 'estimate': 'of the compiler, not measured', 'topology': topology,
              'chips': len(devices) // chip.devices, 'model': config.model.name, 'parameters': _parameters(run),
              'batch_size': config.batch_size, 'sharding': config.sharding, 'libtpu': tpu.version()}
-    print(', '.join(f'{name} {value}' for name, value in about.items()), flush=True)
+    print(', '.join(f'{name} {value}' for name, value in metadata.items()), flush=True)
     plans = [stage.plan for stage in run.stages] if _STAGES.value else [run.plan.in_training()]
     programs = [tpu.compile_step(run, step, plan, topology) for step in _STEPS.value
                 for plan in (plans if step == 'train' else [run.plan])]
@@ -154,7 +156,7 @@ def compile_for_tpu() -> None:
                        tpu.rows_of(programs, chip)))
     print(*tpu.remarks(programs, chip), sep='\n')
     if _JSON.value:
-        report.write_json(_JSON.value, about | {'chip': chip._asdict(), 'programs': [
+        report.write_json(_JSON.value, metadata | {'chip': chip._asdict(), 'programs': [
             program._asdict() | {'collectives': {kind: found._asdict() for kind, found in program.collectives.items()}}
             for program in programs]})
 
@@ -171,7 +173,7 @@ def _config_of(case):
     with config.unlocked():
         for field in {field.name for field in dataclasses.fields(case.shape)} & {*config.model}:
             config.model[field] = getattr(case.shape, field)
-        config.model.update(name=case.model, dtype=case.dtype, lowering=case.lowering, reduce_at=case.reduce_at,
+        config.model.update(name=case.model, dtype=case.dtype, gather_impl=case.gather_impl, reduce_at=case.reduce_at,
                             fuse=case.fused)
         config.reducer.update(name=case.reducer.name, r=case.r, decreasing=False)
         config.keep.update(rate=case.rate, rates=(), tokens=case.tokens, macs=0.0, start_epoch=0, shrink_epochs=0)
@@ -188,7 +190,7 @@ def _generated(config):
 
 
 def _parameters(run):
-    return run.model.shape.parameters()
+    return run.model.config.parameters()
 
 
 def _source(config):

@@ -24,7 +24,7 @@ from absl import flags, logging
 from evit_jax import cli
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.loaded import LoadedModel, load_model
-from evit_jax.checkpoints.manager import read_about
+from evit_jax.checkpoints.manager import read_metadata
 from evit_jax.data.names import in_one_line
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import read_plan_file
@@ -116,8 +116,8 @@ def _check(folder: pathlib.Path, trained: LoadedModel, plans: dict[str, TokenPla
 
 
 def _write_orbax(folder: pathlib.Path, trained: LoadedModel) -> None:
-    about = read_about(trained.path)
-    told = {key: about[key] for key in ('config', 'class_names') if key in about}
+    metadata = read_metadata(trained.path)
+    told = {key: metadata[key] for key in ('config', 'class_names') if key in metadata}
     weights.save(folder, trained.params, told | {'exported': {
         'path': trained.path, 'step': trained.step, 'moving_average': _EMA.value}})
     assert jax.tree.all(jax.tree.map(np.array_equal, load_model(folder).params, trained.params))

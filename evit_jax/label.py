@@ -48,14 +48,14 @@ def main(checkpoint: str = '') -> None:
         annotator, top, side, entries = (_published if _PUBLISHED.value else _by_model)(
             checkpoint, source, stopping.check)
         data = _CONFIG.value.data
-        about = About(annotator, ' '.join(filter(None, (
+        metadata = About(annotator, ' '.join(filter(None, (
             data.source, data.name if data.source == 'tfds' else '', data.train_split))), tuple(source.class_names),
             source.num_classes, len(source), top, side)
         logging.info('%s examples, %d classes at each of %d x %d places, by %s', f'{len(source):,}', top, side, side,
                      annotator)
-        label_maps.check_begun(_OUT.value, about)
+        label_maps.check_begun(_OUT.value, metadata)
         with claim(_OUT.value):
-            missing = label_maps.write(_OUT.value, about, entries)
+            missing = label_maps.write(_OUT.value, metadata, entries)
     if missing:
         logging.warning('%d of %d examples have no label map', missing, len(source))
 

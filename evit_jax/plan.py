@@ -62,10 +62,10 @@ def main() -> None:
     asked = _asked()
     report.check_writable('--out', _OUT.value)
     blocks = cli.numbers('blocks', _BLOCKS.value, int) or _own_blocks(asked) or range(
-        asked.shape.default_reduce_at[0], asked.shape.depth)
-    dense = make_plan(asked.patches, asked.shape.depth, reduce_at=blocks)  # refuses blocks that there are not
+        asked.config.default_reduce_at[0], asked.config.depth)
+    dense = make_plan(asked.patches, asked.config.depth, reduce_at=blocks)  # refuses blocks that there are not
     table = costs.find(asked, lambda asked: costs.make(asked, _SECONDS.value, _ROUNDS.value), _COSTS.value)
-    prices = table.costs(asked.most, asked.shape.prefix)
+    prices = table.costs(asked.most, asked.config.prefix)
     plan = _find(target, asked, prices, dense, blocks)
     plans = {'dense': dense, 'plain rate': _plain(asked, plan, dense), 'plan': plan}
     rows = {name: _predicted(asked, prices, one, dense) for name, one in plans.items()}
@@ -75,24 +75,24 @@ def main() -> None:
         _measure(asked, plans, rows)
     print(report.table(*_cells(rows)))
     if _OUT.value:
-        report.write_json(_OUT.value, PlanFile.of(plan, asked.model, asked.image_size).about() | {
-            'target': str(target), 'run': asked.run and asked.run.run, 'asked': asked.about(), 'speeds': rows})
+        report.write_json(_OUT.value, PlanFile.of(plan, asked.model, asked.image_size).metadata() | {
+            'target': str(target), 'run': asked.run and asked.run.run, 'asked': asked.metadata(), 'speeds': rows})
 
 
 def _asked() -> Asked:
     look_up('device', _DEVICE.value, DEVICES)
     model = find_model('--model', _MODEL.value)
     size = _IMAGE_SIZE.value or model.image_size
-    model.shape.patches(size)  # refuses one that does not fit
+    model.config.patches(size)  # refuses one that does not fit
     _check_reducer(model)
-    fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.keeping.reducer.fuses
+    fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.fuses
     return Asked(model.name, size, _BATCH.value, _DTYPE.value or model.dtype, _DEVICE.value, fuse,
                  model if model.run else None)
 
 
 def _check_reducer(model: MeasuredModel) -> None:
     """Raises a ValueError where plans of the search cannot be those of the run's reducer."""
-    reducer = model.keeping.reducer
+    reducer = model.budget.reducer
     if reducer.predicts:
         raise ValueError(f'--model={model.run} reduces by {reducer}, whose predictors were trained at the blocks '
                          f'{model.blocks}, and the search chooses among blocks: measure keep rates instead, by '
@@ -119,12 +119,12 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
     Raises:
       ValueError: there is none; names the fastest.
     """
-    shape, macs = asked.shape, asked.shape.macs(dense)
-    sizes = {'patches': asked.patches, 'depth': shape.depth}
+    config, macs = asked.config, asked.config.macs(dense)
+    sizes = {'patches': asked.patches, 'depth': config.depth}
     if target.unit.endswith('MACs'):
-        head = shape.has_token_head * shape.width * shape.classes
-        searched = search.mac_costs(macs, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=shape.prefix, head=head,
-                                     **sizes)
+        head = config.has_token_head * config.width * config.classes
+        searched = search.mac_costs(macs, width=config.width, mlp_ratio=config.mlp_ratio, prefix=config.prefix,
+                                    head=head, **sizes)
     else:
         searched = prices
     budget = search.budget_of(target, dense_seconds=prices.of(dense), dense_macs=macs, batch=asked.batch)
@@ -149,16 +149,16 @@ def _shown(blocks) -> str:
 
 def _plain(asked: Asked, plan: TokenPlan, dense: TokenPlan) -> TokenPlan:
     """One keep rate at the usual blocks with as many multiply-accumulates, or as near as it can come."""
-    macs = asked.shape.macs
-    reducer = asked.run.keeping.reducer if asked.run else EVIT
-    reduce_at = _own_blocks(asked) or asked.shape.default_reduce_at
-    family = plans_of(reducer, asked.patches, asked.shape.depth, reduce_at=reduce_at, fuse=asked.fuse)
+    macs = asked.config.macs
+    reducer = asked.run.budget.reducer if asked.run else EVIT
+    reduce_at = _own_blocks(asked) or asked.config.default_reduce_at
+    family = plans_of(reducer, asked.patches, asked.config.depth, reduce_at=reduce_at, fuse=asked.fuse)
     return plan_of_macs(macs, max(macs(plan), macs(family(1.0))) / macs(dense), family)
 
 
 def _predicted(asked: Asked, prices: Costs, plan: TokenPlan, dense: TokenPlan) -> dict[str, Any]:
     seconds = prices.of(plan)
-    return {'macs': asked.shape.macs(plan), 'tokens': sum(plan.counts) / sum(dense.counts),
+    return {'macs': asked.config.macs(plan), 'tokens': sum(plan.counts) / sum(dense.counts),
             'images_per_second': asked.batch / seconds, 'speed_up': prices.of(dense) / seconds}
 
 

@@ -76,11 +76,12 @@ def _print(prediction: Prediction) -> None:
         logging.warning('cannot be %s: %s: %s', 'read' if prediction.image is None else 'predicted', name,
                         prediction.problem)
     if _JSON.value:
-        about = {'error': valid_text(prediction.problem)} if prediction.problem else {
+        metadata = {'error': valid_text(prediction.problem)} if prediction.problem else {
             'top': [guess._asdict() | {'name': valid_text(guess.name)} for guess in prediction.top],
             'kept': [ids.tolist() for ids in prediction.kept]}
-        about |= {'home': [numbers.tolist() for numbers in prediction.home]} if prediction.home else {}
-        print(json.dumps(in_json(prediction.name) | about, allow_nan=False), flush=True)
+        if prediction.token_of_patch:
+            metadata['token_of_patch'] = [index.tolist() for index in prediction.token_of_patch]
+        print(json.dumps(in_json(prediction.name) | metadata, allow_nan=False), flush=True)
     elif not prediction.problem:
         guesses = (f'{in_one_line(guess.name)} {100 * guess.probability:.1f} %' for guess in prediction.top)
         print(f'{name}: {", ".join(guesses)}', flush=True)

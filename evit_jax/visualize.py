@@ -72,7 +72,7 @@ def kept(checkpoint: str, *words: str) -> None:
     backend.start()
     out, pictures = _writable(_OUT.value or 'kept.html', '--out'), _PNG.value and _folder(_PNG.value)
     trained = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
-    if not trained.keeping.reduce_at:
+    if not trained.budget.reduce_at:
         raise ValueError(f'the model in {checkpoint} drops nothing at any block (model.reduce_at is empty)')
     subjects = _of_files(words, trained) if words else _of_test_split(checkpoint, trained)
     rates = _rates(trained)
@@ -82,14 +82,14 @@ def kept(checkpoint: str, *words: str) -> None:
         logging.warning('cannot be read: %s', problem)
     if not examples:
         raise ValueError('none of the images can be read')
-    stages = [f'block {block}' for block in sorted(trained.keeping.reduce_at)]
+    stages = [f'block {block}' for block in sorted(trained.budget.reduce_at)]
     start = next((number for number, setting in enumerate(settings) if setting.trained and setting.share < 1),
                  len(rates) // 2)
-    size, side, average = trained.image_size, trained.shape.patch_size, ', moving average' if _EMA.value else ''
-    does = 'merges' if trained.keeping.reducer.merges else 'keeps'
+    size, side, average = trained.image_size, trained.config.patch_size, ', moving average' if _EMA.value else ''
+    does = 'merges' if trained.budget.reducer.merges else 'keeps'
     page = report_page(
         examples, settings, patch_size=side, start=start, stages=stages, title=f'What {trained.name} {does}',
-        about=f'{in_one_line(checkpoint)}, step {trained.step:,}{average}: {_images(len(examples))} of {size} x '
+        metadata=f'{in_one_line(checkpoint)}, step {trained.step:,}{average}: {_images(len(examples))} of {size} x '
         f'{size}, patches of {side} x {side}')
     out.write_text(page, encoding='utf-8')
     print(f'{out}: {_images(len(examples))} at {len(rates)} keep rates, {len(page.encode()) / 1e6:.2f} MB')
@@ -176,16 +176,16 @@ def _of_test_split(checkpoint: str, trained: LoadedModel) -> list[Subject]:
 
 
 def _test_split(checkpoint: str, trained: LoadedModel) -> Source:
-    source = held_out(checkpoint, trained.shape.classes, _CONFIG.value and _CONFIG.value.to_dict())
+    source = held_out(checkpoint, trained.config.classes, _CONFIG.value and _CONFIG.value.to_dict())
     check_classes(trained, source)
     return source
 
 
 def _rates(trained: LoadedModel) -> list[float]:
     if _RATES.value is None:
-        own = {trained.keeping.rate} - {None}
-        patches = trained.shape.patches(trained.image_size)
-        least = trained.keeping.reducer.min_kept(patches) / patches
+        own = {trained.budget.rate} - {None}
+        patches = trained.config.patches(trained.image_size)
+        least = trained.budget.reducer.min_kept(patches) / patches
         return sorted(rate for rate in {number / 10 for number in range(3, 11)} | own if rate >= least)
     return sorted(set(cli.numbers('rates', _RATES.value, float)))
 

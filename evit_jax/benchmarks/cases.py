@@ -31,42 +31,42 @@ class Case(NamedTuple):
     reducer: Reducer = EVIT
     r: int = 0           # tokens that every block merges, in place of the rate
     tokens: tuple[int, ...] = ()  # kept at each reduction, in place of the rate
-    lowering: str = ''   # how reductions move tokens; '': as is best where it runs
+    gather_impl: str = ''   # how reductions move tokens; '': as is best where it runs
     run: str = ''        # folder of the run whose model it is; '': the named model
     run_shape: ViTConfig | None = None  # shape of the run's model
 
     @property
     def shape(self) -> ViTConfig:
-        return dataclasses.replace(self.run_shape or models.named_shape(self.model), image_size=self.size,
+        return dataclasses.replace(self.run_shape or models.get_config(self.model), image_size=self.size,
                                    predictors=len(self.reduce_at) if self.reducer.predicts else 0)
 
     @property
     def plan(self) -> TokenPlan:
-        shape, rates = self.shape, (self.rate,) * len(self.reduce_at)
-        keeping = TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.r)
-        return keeping.plans(shape.patches(self.size), shape.depth, shape.macs)(1.0)
+        config, rates = self.config, (self.rate,) * len(self.reduce_at)
+        budget = TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.r)
+        return budget.plans(config.patches(self.size), config.depth, config.macs)(1.0)
 
     @property
     def macs(self) -> int:
         """Of one image, forward, as the papers count them."""
-        return self.shape.macs(self.plan.in_training() if self.train else self.plan)
+        return self.config.macs(self.plan.in_training() if self.train else self.plan)
 
     @property
     def executed_macs(self) -> int:
         """Of one image's logits, as the model computes them."""
-        return self.shape.executed_macs(self.plan)
+        return self.config.executed_macs(self.plan)
 
     @property
     def dense(self) -> 'Case':
         """The same without dropping."""
-        return self._replace(rate=1.0, fused=False, reducer=EVIT, reduce_at=(), r=0, tokens=(), lowering='')
+        return self._replace(rate=1.0, fused=False, reducer=EVIT, reduce_at=(), r=0, tokens=(), gather_impl='')
 
     def __str__(self) -> str:
         how = 'merged' if self.reducer.merges else 'fused' if self.fused else 'not fused'
         asked = f'{"-".join(map(str, self.tokens))} at {self.reduce_at}' if self.tokens else f'{self.rate:g}'
         kept = f'{f"r={self.r}" if self.r else asked} {how}' if self.plan.reductions else 'dense'
         kept += '' if self.reducer == EVIT else f', {self.reducer}'
-        kept += f' by {self.lowering}' if self.lowering else ''
+        kept += f' by {self.gather_impl}' if self.gather_impl else ''
         step = ', train' if self.train else ''
         return f'{self.run or self.model} {kept}, {self.size} px, batch {self.batch}, {self.dtype}{step}'
 
@@ -89,7 +89,7 @@ def combine(*, names: Sequence[str], rates: Sequence[float], batches: Sequence[i
             fuse: Sequence[bool] | None = None, sizes: Sequence[int] = (), dtypes: Sequence[str] | None = None,
             reduce_at: Sequence[int] = (), train: bool = False, methods: Sequence[str] | None = None,
             merged: Sequence[int] = (), planned: Sequence[PlanFile] = (),
-            lowerings: Sequence[str] = ('',)) -> list[Case]:
+            gather_impls: Sequence[str] = ('',)) -> list[Case]:
     """Every combination once: where nothing is dropped, nothing is fused either, and every method is the same.
 
     The plan of a run is a case beside those of the rates.
@@ -110,28 +110,28 @@ def combine(*, names: Sequence[str], rates: Sequence[float], batches: Sequence[i
       ValueError: an empty list, or a value that cannot be.
     """
     _check_lists(models=names, reducers=methods, rates=rates, fuse=fuse, batches=batches, dtypes=dtypes)
-    reducing = None if methods is None else [reducers.named(method) for method in methods]
+    reducing = None if methods is None else [reducers.get_reducer(method) for method in methods]
     measured = [find_model('--models', name) for name in names]
-    _check_merging(merged, [reducer for one in measured for reducer in reducing or [one.keeping.reducer]])
+    _check_merging(merged, [reducer for one in measured for reducer in reducing or [one.budget.reducer]])
     unclaimed = [plan for plan in planned if plan.model not in {one.name for one in measured}]
     found = {}
     for one in measured:
-        sizes_of, reducers_of = sizes or [one.image_size], reducing or [one.keeping.reducer]
+        sizes_of, reducers_of = sizes or [one.image_size], reducing or [one.budget.reducer]
         plans = [plan for plan in planned if plan.model == one.name] + unclaimed  # these are refused
         for plan, size in itertools.product(plans, sizes_of):
-            plan.check(one.name, one.shape.patches(size), one.shape.depth)
+            plan.check(one.name, one.config.patches(size), one.config.depth)
         by_plan = [_way(reducer, plan.fuse, plan.reduce_at, tokens=plan.tokens)
                    for plan, reducer in itertools.product(plans, reducers_of)]
         by_rate = _ways(one, rates, merged, reducers_of, tuple(sorted(reduce_at)) or one.blocks,
-                        [one.keeping.fuse] if fuse is None else fuse)
+                        [one.budget.fuse] if fuse is None else fuse)
         own_size = [one.image_size] if one.run and one.image_size in sizes_of else []
         for ways, of in ((by_rate, sizes_of), ([_own(one)], own_size), (by_plan, sizes_of)):
             for step, size, batch, dtype in itertools.product((False, True)[:1 + train], of, batches,
                                                               dtypes or [one.dtype]):
                 case = Case(one.name, 1.0, False, size, batch, dtype, (), step, run=one.run,
-                            run_shape=one.shape if one.run else None)
+                            run_shape=one.config if one.run else None)
                 for way in ways:
-                    found |= _moved(case._replace(**way), lowerings)
+                    found |= _moved(case._replace(**way), gather_impls)
     return list(found)
 
 
@@ -152,13 +152,13 @@ def _ways(one: MeasuredModel, rates, merged, reducing, at, fuse) -> list[dict[st
 
 def _own(one: MeasuredModel) -> dict[str, Any]:
     """The plan of a run, as fields of a case."""
-    keeping = one.keeping
-    if keeping.rate is not None:
-        return _way(keeping.reducer, keeping.fuse, one.blocks, rate=keeping.rate)
-    if keeping.r and not keeping.macs and not keeping.decreasing and keeping.r == int(keeping.r):
-        return _way(keeping.reducer, keeping.fuse, one.blocks, r=int(keeping.r))
+    budget = one.budget
+    if budget.rate is not None:
+        return _way(budget.reducer, budget.fuse, one.blocks, rate=budget.rate)
+    if budget.r and not budget.macs and not budget.decreasing and budget.r == int(budget.r):
+        return _way(budget.reducer, budget.fuse, one.blocks, r=int(budget.r))
     plan = one.plan()
-    return _way(keeping.reducer, plan.fused, plan.reductions, tokens=tuple(plan.keep[at] for at in plan.reductions))
+    return _way(budget.reducer, plan.fused, plan.reductions, tokens=tuple(plan.keep[at] for at in plan.reductions))
 
 
 def _way(reducer, fused, reduce_at, **amounts):
@@ -180,8 +180,8 @@ def _check_merging(merged, reducing):
                          'leave --r out')
 
 
-def _moved(case, lowerings):
-    """The case by each lowering, as keys; once, where nothing is dropped or it is merged."""
+def _moved(case, gather_impls):
+    """The case by each gather_impl, as keys; once, where nothing is dropped or it is merged."""
     if not case.plan.reductions:
         return {case.dense: None}
-    return {case._replace(lowering='' if case.reducer.merges else lowering): None for lowering in lowerings}
+    return {case._replace(gather_impl='' if case.reducer.merges else gather_impl): None for gather_impl in gather_impls}

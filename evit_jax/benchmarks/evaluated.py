@@ -202,17 +202,17 @@ def _label(told: Mapping[str, Any], description: str) -> str:
 def _plans(told: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPlan] | None, Callable[[TokenPlan], int]]:
     """Keep rate (None: as trained) -> plan, and the MACs of a plan; nothing of a config that says too little."""
     try:
-        shape = models.configured_shape(told)
-        keeping, patches = TokenBudget.of_config(told), shape.patches(told['model.image_size'])
-        keeping.plans(patches, shape.depth, shape.macs)(1.0)
+        config = models.config_from_flat(told)
+        budget, patches = TokenBudget.of_config(told), config.patches(told['model.image_size'])
+        budget.plans(patches, config.depth, config.macs)(1.0)
     except (KeyError, ValueError):
         return None, lambda plan: 0
 
     def plan_at(rate):
-        asked = keeping if rate is None else keeping.at(rate)
-        return asked.plans(patches, shape.depth, shape.macs)(1.0)
+        asked = budget if rate is None else budget.at(rate)
+        return asked.plans(patches, config.depth, config.macs)(1.0)
 
-    return plan_at, shape.macs
+    return plan_at, config.macs
 
 
 def _identity(told, size, plan):

@@ -18,24 +18,24 @@ class MeasuredModel(NamedTuple):
     """A model, and the plan settings that apply where no flag names others."""
 
     name: str
-    shape: ViTConfig
+    config: ViTConfig
     image_size: int
     dtype: str
-    keeping: TokenBudget  # a named model drops nothing
+    budget: TokenBudget  # a named model drops nothing
     run: str = ''     # folder of the run, or of weights alone; '': a named model
 
     @property
     def blocks(self) -> tuple[int, ...]:
         """Blocks that drop tokens, in ascending order."""
-        return tuple(sorted(self.keeping.reduce_at))
+        return tuple(sorted(self.budget.reduce_at))
 
     @property
     def fuse(self) -> bool:
-        return self.keeping.fuse and self.keeping.reducer.fuses
+        return self.budget.fuse and self.budget.reducer.fuses
 
     def plan(self) -> TokenPlan:
         """The plan of the run."""
-        return self.keeping.plans(self.shape.patches(self.image_size), self.shape.depth, self.shape.macs)(1.0)
+        return self.budget.plans(self.config.patches(self.image_size), self.config.depth, self.config.macs)(1.0)
 
 
 def find_model(flag: str, word: str) -> MeasuredModel:
@@ -52,13 +52,13 @@ def find_model(flag: str, word: str) -> MeasuredModel:
         if folder.is_dir():
             logging.warning('%s=%s is the named model; for the run in the folder %s give %s=%s', flag, word, word, flag,
                             os.path.join('.', word))
-        shape = models.named_shape(word)
-        keeping = TokenBudget(EVIT, shape.default_reduce_at, True, (1.0,) * len(shape.default_reduce_at))
-        return MeasuredModel(word, shape, shape.image_size, 'float32', keeping)
+        config = models.get_config(word)
+        budget = TokenBudget(EVIT, config.default_reduce_at, True, (1.0,) * len(config.default_reduce_at))
+        return MeasuredModel(word, config, config.image_size, 'float32', budget)
     if os.sep not in word and not (word and folder.exists()):
-        models.named_shape(word)  # raises the error that names the nearest
+        models.get_config(word)  # raises the error that names the nearest
     trained = load_model(word)
-    found = MeasuredModel(trained.name, trained.shape, trained.image_size, trained.dtype, trained.keeping, word)
+    found = MeasuredModel(trained.name, trained.config, trained.image_size, trained.dtype, trained.budget, word)
     logging.info('%s: %s, images of %d, %s; its plan: %s', word, trained.name, found.image_size, found.dtype,
                  found.plan())
     return found

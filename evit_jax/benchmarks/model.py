@@ -43,20 +43,20 @@ def measure(cases: Sequence[Case], *, rounds: int, seconds: float, against: bool
       ValueError: PyTorch is not to be had, or its logits are not ours.
     """
     device = subjects.device()
-    about = {'device': device.device_kind, 'platform': device.platform, 'rounds': rounds}
+    metadata = {'device': device.device_kind, 'platform': device.platform, 'rounds': rounds}
     if device.platform == 'cpu':
-        about['threads'] = report.cpus()  # what XLA takes
+        metadata['threads'] = report.cpus()  # what XLA takes
     if against:
         compiled = sum(not case.train for case in cases)
-        about['torch'] = torch_evit.set_up(device.platform, threads=report.cpus(), programs=compiled)
+        metadata['torch'] = torch_evit.set_up(device.platform, threads=report.cpus(), programs=compiled)
     ready, memories = _prepare(cases, torch_evit.RIVALS if against else (), run_of)
     dtypes = list(dict.fromkeys(case.dtype for case in cases))
     products, flops = zip(*[subjects.product(dtype) for dtype in dtypes])
     times = clock.interleave([subject.contender(rounds) for subject in ready] + [*products], rounds=rounds,
                              seconds=seconds)
     matmul = dict(zip(dtypes, zip(times[len(ready):], flops)))
-    about['matmul_flops_per_second'] = {dtype: of / taken.median for dtype, (taken, of) in matmul.items()}
-    return about | {'rows': _rows(ready, memories, times, matmul)}
+    metadata['matmul_flops_per_second'] = {dtype: of / taken.median for dtype, (taken, of) in matmul.items()}
+    return metadata | {'rows': _rows(ready, memories, times, matmul)}
 
 
 def _prepare(cases, rivals, run_of) -> tuple[list[BenchmarkCase], dict[Case, Memory]]:
@@ -125,7 +125,7 @@ def _row(subject: BenchmarkCase, taken: dict[tuple[Case, str], Times], memories:
         'case': str(case), 'engine': engine, 'step': 'train' if case.train else 'inference', 'model': case.model,
         'run': case.run or None,
         'reducer': str(case.reducer), 'rate': None if case.r or case.tokens else case.rate, 'r': case.r,
-        'fused': case.fused, 'lowering': case.lowering or None,
+        'fused': case.fused, 'gather_impl': case.gather_impl or None,
         'plan': str(case.plan), 'reduce_at': list(case.plan.reductions),
         'tokens': [case.plan.keep[block] for block in case.plan.reductions], 'image_size': case.size,
         'batch_size': case.batch, 'dtype': case.dtype, 'parameters': subject.parameters, 'macs': case.macs,

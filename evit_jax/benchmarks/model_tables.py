@@ -62,7 +62,7 @@ def remarks(measured: dict[str, Any]) -> list[str]:
     return said
 
 
-def about(measured: dict[str, Any]) -> str:
+def metadata(measured: dict[str, Any]) -> str:
     """On what it was measured, in a line."""
     machine = report.machine()
     versions = {name: machine['versions'][name] for name in ('jax', 'jaxlib', 'flax')}
@@ -77,7 +77,7 @@ def about(measured: dict[str, Any]) -> str:
 def markdown(measured: dict[str, Any]) -> str:
     """All of it as a file."""
     written = [report.markdown_table(*table) for table in tables(measured)]
-    parts = ['# How fast the models are', about(measured), *written,
+    parts = ['# How fast the models are', metadata(measured), *written,
              '\n'.join(f'- {remark}' for remark in remarks(measured))]
     return '\n\n'.join(parts) + '\n'
 

@@ -34,19 +34,19 @@ class Part(NamedTuple):
                             self.arguments)
 
 
-def half(shape: ViTConfig, name: str, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
+def half(config: ViTConfig, name: str, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
     """One of HALVES of a block, with all tokens that are in it."""
 
     def run(block, x):
         step = {'attention': lambda x: block.attend(x, None)[0], 'mlp': lambda x: block.think(x, None)}[name]
         return _again(step, x, times)
 
-    return _of(Block, shape, dtype, run, times, _tokens(shape, tokens, batch, dtype))
+    return _of(Block, config, dtype, run, times, _tokens(config, tokens, batch, dtype))
 
 
-def short_block(shape: ViTConfig, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
+def short_block(config: ViTConfig, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
     """The last block with all tokens that come to it, where the heads read the prefix alone."""
-    prefix = shape.prefix
+    prefix = config.prefix
 
     def run(block, x):
         def asked(x):
@@ -54,29 +54,29 @@ def short_block(shape: ViTConfig, tokens: int, batch: int, dtype: str, times: in
 
         return asked(_again(lambda x: x.at[:, :prefix].set(asked(x)), x, times - 1))
 
-    return _of(Block, shape, dtype, run, times, _tokens(shape, tokens, batch, dtype))
+    return _of(Block, config, dtype, run, times, _tokens(config, tokens, batch, dtype))
 
 
-def heads(shape: ViTConfig, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
+def heads(config: ViTConfig, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
     """The last norm and the heads, with all tokens that leave the last block."""
-    shape = dataclasses.replace(shape, depth=0)
+    config = dataclasses.replace(config, depth=0)
 
     def run(model, x, patch):
         def logits(x):
-            return model.classify(model.norm(x), Tokens(x[:, shape.prefix:], patch), {})
+            return model.classify(model.norm(x), Tokens(x[:, config.prefix:], patch), {})
 
         def more(x):
             return x.at[:, 0, 0].add(logits(x).mean(axis=1).astype(x.dtype))
 
         return logits(_again(more, x, times - 1))
 
-    return _of(models.MODULES[type(shape)], shape, dtype, run, times, _tokens(shape, tokens, batch, dtype),
-               jax.ShapeDtypeStruct((batch, tokens - shape.prefix), jnp.int32))
+    return _of(models.MODULES[type(config)], config, dtype, run, times, _tokens(config, tokens, batch, dtype),
+               jax.ShapeDtypeStruct((batch, tokens - config.prefix), jnp.int32))
 
 
-def reduction(shape: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool, times: int = 1) -> Part:
+def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool, times: int = 1) -> Part:
     """Ranking half of the tokens and moving them, by EViT; class attention is made where attention is."""
-    patches = tokens - shape.prefix
+    patches = tokens - config.prefix
 
     def reduced(x, class_row):
         patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
@@ -90,15 +90,15 @@ def reduction(shape: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool,
 
         return _again(step, (reduced(x, class_row), class_row), times - 1)[0]
 
-    return Part(run, ({}, _tokens(shape, tokens, batch, dtype), jax.ShapeDtypeStruct((batch, patches), jnp.float32)),
+    return Part(run, ({}, _tokens(config, tokens, batch, dtype), jax.ShapeDtypeStruct((batch, patches), jnp.float32)),
                 times)
 
 
-def whole(shape: ViTConfig, image_size: int, batch: int, dtype: str, depth: int | None = None) -> Part:
+def whole(config: ViTConfig, image_size: int, batch: int, dtype: str, depth: int | None = None) -> Part:
     """The dense model on normalised images; with a depth of 0, what is outside the blocks."""
-    shape = shape if depth is None else dataclasses.replace(shape, depth=depth)
-    model = models.create(shape, dtype=jnp.dtype(dtype))
-    plan = make_plan(shape.patches(image_size), shape.depth, reduce_at=())
+    config = config if depth is None else dataclasses.replace(config, depth=depth)
+    model = models.create(config, dtype=jnp.dtype(dtype))
+    plan = make_plan(config.patches(image_size), config.depth, reduce_at=())
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
     return Part(lambda params, images: model.apply(params, images, plan)[0],
                 (jax.eval_shape(model.init, jax.random.key(0)), images))
@@ -122,5 +122,5 @@ def _again(step, state, times):
     return jax.lax.fori_loop(0, times, lambda _, state: step(state), state)
 
 
-def _tokens(shape, tokens, batch, dtype):
-    return jax.ShapeDtypeStruct((batch, tokens, shape.width), dtype)
+def _tokens(config, tokens, batch, dtype):
+    return jax.ShapeDtypeStruct((batch, tokens, config.width), dtype)

@@ -80,8 +80,8 @@ def device() -> jax.Device:
 
 def inference(case: Case, stock: ModelCache) -> BenchmarkCase:
     """The forward pass as it is served: normalised float32 images to logits."""
-    shape, params = models.folded(case.shape, stock.params(case.shape, case.run))
-    model, plan = models.create(shape, dtype=jnp.dtype(case.dtype), lowering=case.lowering), case.plan
+    shape, params = models.folded(case.config, stock.params(case.config, case.run))
+    model, plan = models.create(shape, dtype=jnp.dtype(case.dtype), gather_impl=case.gather_impl), case.plan
     images = jax.device_put(stock.images(case.size, case.batch), device())
     forward = jax.jit(lambda params, images: model.apply(params, images, plan)[0])
     program, seconds = _compiled(forward, params, images[0])
@@ -92,7 +92,7 @@ def training(case: Case, run: Experiment) -> BenchmarkCase:
     """The run's training step; its input is uint8 images and labels, as training has them on the device."""
     assert run.plan == case.plan
     rng, shapes = np.random.default_rng(0), run.abstract_batch()
-    limits = {'image': 256, 'label': run.model.shape.classes}
+    limits = {'image': 256, 'label': run.model.config.classes}
     batches = [{name: jax.device_put(rng.integers(limits[name], size=of.shape).astype(of.dtype), of.sharding)
                 for name, of in shapes.items()} for _ in range(INPUTS)]
     teacher = run.read_teacher()
@@ -111,7 +111,7 @@ def training(case: Case, run: Experiment) -> BenchmarkCase:
 
 def baseline(case: Case, engine: str, stock: ModelCache) -> BenchmarkCase:
     """PyTorch's forward pass, on the same weights and images."""
-    model, plan = stock.torch_model(case.shape, case.run, case.dtype), case.plan
+    model, plan = stock.torch_model(case.config, case.run, case.dtype), case.plan
     images = [model.tensor(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
               for batch in stock.images(case.size, case.batch)]
     forward, wait = model.forward(plan, engine), model.wait
@@ -120,7 +120,7 @@ def baseline(case: Case, engine: str, stock: ModelCache) -> BenchmarkCase:
         wait(forward(images[0]))
     seconds = time.perf_counter() - begin if engine == torch_evit.COMPILED else None
     return BenchmarkCase(case, engine, lambda number: forward(images[number % INPUTS]), wait,
-                   lambda logits: logits.float().cpu().numpy(), seconds, case.shape.parameters())
+                   lambda logits: logits.float().cpu().numpy(), seconds, case.config.parameters())
 
 
 def product(dtype: str) -> tuple[Benchmark, float]:
@@ -145,5 +145,5 @@ def _subject(case, program, call, seconds):
     memory = program.memory_analysis()
     needed = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
               + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
-    return BenchmarkCase(case, OURS, call, jax.block_until_ready, np.asarray, seconds, case.shape.parameters(),
+    return BenchmarkCase(case, OURS, call, jax.block_until_ready, np.asarray, seconds, case.config.parameters(),
                    memory.argument_size_in_bytes, needed)

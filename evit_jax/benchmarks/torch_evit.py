@@ -59,7 +59,7 @@ def set_up(device: str, threads: int, programs: int) -> str:
 class TorchEViT:
     """A ViT without distillation, ready to classify under any plan for its image size."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray], shape: ViTConfig, *, dtype: str, device: str):
+    def __init__(self, weights: Mapping[str, np.ndarray], config: ViTConfig, *, dtype: str, device: str):
         """Places the weights.
 
         Args:
@@ -67,14 +67,14 @@ class TorchEViT:
           dtype: of weights and computation.
           device: cpu or gpu.
         """
-        assert not shape.distilled
-        if (shape.activation, shape.pooling) != ('gelu', 'token'):
+        assert not config.distilled
+        if (config.activation, config.pooling) != ('gelu', 'token'):
             raise ValueError(f'--against=torch computes exact GELU and reads the class token, and this model has '
-                             f'activation={shape.activation} and pooling={shape.pooling}: leave it out')
-        self._torch, self._shape = import_torch(), shape
+                             f'activation={config.activation} and pooling={config.pooling}: leave it out')
+        self._torch, self._shape = import_torch(), config
         self._f = self._torch.nn.functional
         self._dtype, self._device = getattr(self._torch, dtype), 'cuda' if device == 'gpu' else device
-        self._in_lvvit = isinstance(shape, LVViTConfig)
+        self._in_lvvit = isinstance(config, LVViTConfig)
         self._weights = {name: self.tensor(np.array(value)) for name, value in weights.items()}
 
     def tensor(self, value: np.ndarray) -> Any:

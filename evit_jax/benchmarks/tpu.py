@@ -150,7 +150,7 @@ def _compiled(step: Callable, *arguments) -> jax.stages.Compiled:
     return step.trace(*arguments).lower(lowering_platforms=('tpu',)).compile()
 
 
-def _figures(program, chip, **about) -> Compiled:
+def _figures(program, chip, **metadata) -> Compiled:
     memory, cost, text = program.memory_analysis(), program.cost_analysis(), Program(program.as_text())
     exchanged, cycles = collections.defaultdict(lambda: Exchange(0, 0)), text.cycles()
     for found in text.collectives():
@@ -162,9 +162,9 @@ def _figures(program, chip, **about) -> Compiled:
     sizes = {'arguments': memory.argument_size_in_bytes, 'outputs': memory.output_size_in_bytes,
              'temporaries': memory.temp_size_in_bytes, 'peak': peak, 'flops': cost['flops'],
              'bytes_accessed': cost['bytes accessed']}
-    return Compiled(**about, **{name: chip.devices * size for name, size in sizes.items()},
+    return Compiled(**metadata, **{name: chip.devices * size for name, size in sizes.items()},
                     collectives=dict(exchanged), cycles=cycles.total, unestimated=cycles.unestimated,
-                    images_per_second=about['images'] * chip.clock / cycles.total)
+                    images_per_second=metadata['images'] * chip.clock / cycles.total)
 
 
 def rows_of(programs: Sequence[Compiled], chip: Chip) -> list[tuple[str, ...]]:

@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from evit_jax.checkpoints import workdir as workdirs
-from evit_jax.checkpoints.manager import Checkpoints, read_about
+from evit_jax.checkpoints.manager import Checkpoints, read_metadata
 from evit_jax.checkpoints.state import TrainState
 from evit_jax.runtime import distributed, storage
 
@@ -28,15 +28,15 @@ class Best:
             folder = storage.place(workdir) / BEST_FOLDER
             distributed.on_process_zero(lambda: workdirs.copy_config(workdir, folder))
             self._checkpoints = Checkpoints(folder, keep=1)
-            known = read_about(folder).get('best', {}).get(metric, float('-inf'))
+            known = read_metadata(folder).get('best', {}).get(metric, float('-inf'))
             agreed = distributed.sum_over_processes({metric: known if distributed.is_process_zero() else 0.0})
             self._values[self._checkpoints.latest()] = agreed[metric]
 
-    def offer(self, state: TrainState, metrics: dict[str, float], about: dict[str, Any]) -> None:
+    def offer(self, state: TrainState, metrics: dict[str, float], metadata: dict[str, Any]) -> None:
         """Starts saving the state if it is better than the one on disk."""
         if self._metric and (value := metrics[self._metric]) > self._values[self._checkpoints.latest()]:
             self._values[int(state.step)] = value
-            self._checkpoints.save(state, about | {'best': {self._metric: value}})
+            self._checkpoints.save(state, metadata | {'best': {self._metric: value}})
             logging.info('the best %s so far, %.4f, is that of step %d', self._metric, value, int(state.step))
 
     def close(self) -> None:

@@ -32,14 +32,14 @@ class LoadedModel(NamedTuple):
     name: str                     # of the model
     step: int
     params: Params                # numpy arrays
-    shape: ViTConfig
+    config: ViTConfig
     class_names: tuple[str, ...]  # by label
     image_size: int
     mean: tuple[float, ...]       # of the channels, of values in 0..1
     std: tuple[float, ...]
     eval_crop: float | None       # see `EvalTransform`
     dtype: str                    # of the computation
-    keeping: TokenBudget              # as it was trained
+    budget: TokenBudget              # as it was trained
 
     def with_reducer(self, name: str | None) -> 'LoadedModel':
         """The same weights with the tokens reduced by another method; None: as trained.
@@ -49,13 +49,13 @@ class LoadedModel(NamedTuple):
         """
         if name is None:
             return self
-        reducer, keeping = reducers.named(name), self.keeping
-        return self._replace(keeping=keeping._replace(reducer=reducer, r=keeping.r if reducer.merges else 0))
+        reducer, budget = reducers.get_reducer(name), self.budget
+        return self._replace(budget=budget._replace(reducer=reducer, r=budget.r if reducer.merges else 0))
 
     def folded(self) -> 'LoadedModel':
         """The same model as it is served, without batch normalisation: see `models.folded`."""
-        shape, params = models.folded(self.shape, self.params)
-        return self._replace(shape=shape, params=params)
+        shape, params = models.folded(self.config, self.params)
+        return self._replace(config=shape, params=params)
 
     def plan(self, *, rate: float | None = None, rates: Sequence[float] = (), tokens: Sequence[int] = (),
              r: int | None = None, planned: PlanFile | None = None) -> TokenPlan:
@@ -76,21 +76,21 @@ class LoadedModel(NamedTuple):
         given = [name for name, said in asked.items() if said]
         if len(given) > 1:
             raise ValueError(f'give only one of {" and ".join(given)}')
-        keeping, patches = self.keeping, self.shape.patches(self.image_size)
+        budget, patches = self.budget, self.config.patches(self.image_size)
         if planned is not None:
-            planned.check(self.name, patches, self.shape.depth)
-            keeping = keeping.following(planned)
-        elif given and r is None and not keeping.reduce_at:
+            planned.check(self.name, patches, self.config.depth)
+            budget = budget.following(planned)
+        elif given and r is None and not budget.reduce_at:
             raise ValueError(f'the model in {self.path} drops nothing at any block (model.reduce_at is empty): make a '
                              f'plan with blocks of your own, or leave {given[0]} out')
         if rate is not None:
-            keeping = keeping.at(rate)
+            budget = budget.at(rate)
         elif given and planned is None:
-            dense = keeping.at(1.0)
-            keeping = dense._replace(rates=tuple(rates) or dense.rates, tokens=tuple(tokens), r=r or 0)
-        plan = keeping.plans(patches, self.shape.depth, self.shape.macs)(1.0)
-        self.shape.check_plan(plan)
-        check_predictors(plan, self.keeping.reduce_at)
+            dense = budget.at(1.0)
+            budget = dense._replace(rates=tuple(rates) or dense.rates, tokens=tuple(tokens), r=r or 0)
+        plan = budget.plans(patches, self.config.depth, self.config.macs)(1.0)
+        self.config.check_plan(plan)
+        check_predictors(plan, self.budget.reduce_at)
         return plan
 
 
@@ -105,23 +105,23 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
       ValueError: no readable checkpoint, one of another model, no average in it, or weights that are not finite.
     """
     _check_place(path)
-    weights, about = read_newest(path, 'ema' if ema else 'params')
+    weights, metadata = read_newest(path, 'ema' if ema else 'params')
     if not weights:
         raise ValueError(f'{path} holds no moving average: take its weights')
     check_finite(weights, path)
-    told = _UNSAID | workdirs.flat(about.get('config', {}))
+    told = _UNSAID | workdirs.flat(metadata.get('config', {}))
     if 'model.name' not in told:
         raise ValueError(f'the checkpoint in {path} does not say of which model it is (model.name of its config)')
     name = told['model.name']
-    shape = dataclasses.replace(models.configured_shape(told), classes=weights['head.bias'].size,
+    config = dataclasses.replace(models.config_from_flat(told), classes=weights['head.bias'].size,
                                 predictors=predictors_in(weights))
-    like = jax.eval_shape(models.create(shape).init, jax.random.key(0))
-    names = about.get('class_names') or names_of(shape.classes)
-    if len(names) != shape.classes:
-        raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {shape.classes} apart')
+    like = jax.eval_shape(models.create(config).init, jax.random.key(0))
+    names = metadata.get('class_names') or names_of(config.classes)
+    if len(names) != config.classes:
+        raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {config.classes} apart')
     return LoadedModel(
-        os.fspath(path), name, about['next_step'], fitted(weights, like, path), shape,
-        readable(names), shape.image_size, *preprocessing.normalisation(told), told['data.eval_crop'] or None,
+        os.fspath(path), name, metadata['next_step'], fitted(weights, like, path), config,
+        readable(names), config.image_size, *preprocessing.normalisation(told), told['data.eval_crop'] or None,
         machine.resolve_dtype(told['model.dtype'], jax.default_backend()), TokenBudget.of_config(told))
 
 

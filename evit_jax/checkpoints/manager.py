@@ -31,7 +31,7 @@ def newest_step(workdir: str | os.PathLike) -> int | None:
         return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
 
 
-def read_about(workdir: str | os.PathLike) -> dict[str, Any]:
+def read_metadata(workdir: str | os.PathLike) -> dict[str, Any]:
     """The JSON kept beside the newest checkpoint of a run; {} where there is none, or it is damaged.
 
     Raises:
@@ -117,7 +117,7 @@ class Checkpoints:
         self._finish()
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, about: dict[str, Any]) -> None:
+    def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
         """Starts writing; returns as soon as the state has been copied off the devices.
 
         A save that fails, as for want of room, is told in the log, harms no other checkpoint, and may succeed the next
@@ -131,7 +131,7 @@ class Checkpoints:
             return
         self._remove_unfinished()  # of a process that was killed, too
         self._writing, self._begun, self._lost = step, time.perf_counter(), ''
-        meta = json.loads(json.dumps(about)) | {'next_step': step, 'leaves': _shapes(state)}
+        meta = json.loads(json.dumps(metadata)) | {'next_step': step, 'leaves': _shapes(state)}
         try:
             self._manager.save(step, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))

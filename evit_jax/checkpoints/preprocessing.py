@@ -7,7 +7,7 @@ from typing import Any
 from absl import logging
 
 from evit_jax.checkpoints import workdir as workdirs
-from evit_jax.checkpoints.manager import newest_step, read_about
+from evit_jax.checkpoints.manager import newest_step, read_metadata
 from evit_jax.checkpoints.weights import AS_DEIT
 from evit_jax.data import splits
 
@@ -55,7 +55,7 @@ def resolve(config: Any, workdir: str | os.PathLike) -> Any:
 
 
 def _of_weights(init_from):
-    return workdirs.flat(read_about(init_from).get('config', {})) if init_from else {}
+    return workdirs.flat(read_metadata(init_from).get('config', {})) if init_from else {}
 
 
 def _warn_of_other_values(config):

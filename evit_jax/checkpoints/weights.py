@@ -30,7 +30,7 @@ _HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # beginnings of file
 _SAID = 5  # problems named in one message
 
 
-def save(folder: str | os.PathLike, params: Params, about: dict[str, Any]) -> None:
+def save(folder: str | os.PathLike, params: Params, metadata: dict[str, Any]) -> None:
     """Writes weights as the checkpoint of step 0 of a run, to evaluate, to predict with, or to begin from.
 
     Args:
@@ -40,12 +40,12 @@ def save(folder: str | os.PathLike, params: Params, about: dict[str, Any]) -> No
     Raises:
       ValueError: class_names is one text.
     """
-    if isinstance(names := about.get('class_names', ()), str):
+    if isinstance(names := metadata.get('class_names', ()), str):
         raise ValueError(f'class_names={names!r} is one text: give a sequence with a name for each class')
-    workdirs.write_config(folder, about)
+    workdirs.write_config(folder, metadata)
     checkpoints = Checkpoints(folder, keep=1)
     try:
-        checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, None, ()), about)
+        checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, None, ()), metadata)
         checkpoints.wait()
     finally:
         checkpoints.close()
@@ -60,9 +60,9 @@ def read(workdir: str | os.PathLike, like: Params) -> tuple[Params, Params | Non
     Raises:
       ValueError: no readable checkpoint, or weights that do not fit or are not finite; names them.
     """
-    params, ema, about = read_newest(workdir, 'params', 'ema')
+    params, ema, metadata = read_newest(workdir, 'params', 'ema')
     check_finite(params | {f'ema.{name}': value for name, value in ema.items()}, workdir)
-    return fitted(params, like, workdir), fitted(ema, like, workdir) if ema else None, about['next_step']
+    return fitted(params, like, workdir), fitted(ema, like, workdir) if ema else None, metadata['next_step']
 
 
 def by_name(params: Params) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     Raises:
       ValueError: no readable checkpoint, no average in it, or weights that do not fit or are not finite; names them.
     """
-    weights, about = read_newest(workdir, 'ema' if ema else 'params')
+    weights, metadata = read_newest(workdir, 'ema' if ema else 'params')
     if not weights:
         raise ValueError(f'the run in {workdir} kept no moving average: start from its weights with '
                          '--config.init_ema=False')
@@ -134,9 +134,9 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     if 'pos_embed' in weights:
         weights['pos_embed'] = _resized(weights['pos_embed'], leaves['pos_embed'].shape, prefix)
     params = fitted(weights, fresh, workdir)
-    names = tuple(about.get('class_names', ()))
+    names = tuple(metadata.get('class_names', ()))
     logging.info('starting from the %s of %s at step %d%s', 'moving average' if ema else 'weights', workdir,
-                 about['next_step'], f'; fresh for other classes: {", ".join(replaced)}' if replaced else '')
+                 metadata['next_step'], f'; fresh for other classes: {", ".join(replaced)}' if replaced else '')
     if added:
         logging.info('fresh, as they are not there: %s', ', '.join(added))
     if second:
@@ -178,7 +178,7 @@ def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
                          f'{convert} makes of it')
 
 
-def check_values(workdir: str | os.PathLike, shape: ViTConfig) -> None:
+def check_values(workdir: str | os.PathLike, model_config: ViTConfig) -> None:
     """Raises a ValueError where the weights in a workdir were trained with other values that no array shows.
 
     Args:
@@ -187,15 +187,16 @@ def check_values(workdir: str | os.PathLike, shape: ViTConfig) -> None:
     config = workdirs.saved_config(workdir)
     if config is None or config.get('model.name') not in models.SHAPES:
         return
-    there = models.configured_shape(config)
-    if any(getattr(there, key) != getattr(shape, key) for key in ('width', 'depth')) or type(there) is not type(shape):
+    there = models.config_from_flat(config)
+    same = all(getattr(there, key) == getattr(model_config, key) for key in ('width', 'depth'))
+    if not same or type(there) is not type(model_config):
         raise ValueError(f'the weights of {workdir} are of {config["model.name"]}, another model than this: give '
                          f'--config.model.name={config["model.name"]}')
-    differ = [key for key in models.UNSHAPED if getattr(there, key) != getattr(shape, key)]
-    if there.one_head and shape.distilled:
+    differ = [key for key in models.UNSHAPED if getattr(there, key) != getattr(model_config, key)]
+    if there.one_head and model_config.distilled:
         differ = [key for key in differ if key != 'one_head']  # the second head starts fresh
     if differ:
-        said = ', '.join(f'{key} {getattr(there, key)} there, {getattr(shape, key)} here' for key in differ)
+        said = ', '.join(f'{key} {getattr(there, key)} there, {getattr(model_config, key)} here' for key in differ)
         keys = ' '.join(f'--config.model.{key}={getattr(there, key)}' for key in differ)
         raise ValueError(f'the weights of {workdir} are of a model with other values ({said}), with which their '
                          f'numbers mean something else: give {keys}')

@@ -19,7 +19,7 @@ from evit_jax.runtime import storage
 CONFIG_FILE = 'config.json'
 # What a run may change when it goes on: none of it alters the parameters at the end, but for rounding.
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
-                     'compilation_cache', 'sharding', 'remat', 'model.lowering', 'profile_steps', 'nonfinite')
+                     'compilation_cache', 'sharding', 'remat', 'model.gather_impl', 'profile_steps', 'nonfinite')
 _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was said of its beginning
 # Values that leave a key to the data, the initial weights or the machine: a run keeps those of its first start.
 _OPEN = {'model.classes': 0, 'model.dtype': 'auto', 'data.mean': [], 'data.std': []}
@@ -147,15 +147,15 @@ def recorded_dtype(path: str | os.PathLike) -> str | None:
     return None if newest_step(path) is None else (saved_config(path) or {}).get('model.dtype')
 
 
-def write_config(path: str | os.PathLike, about: dict[str, Any]) -> None:
+def write_config(path: str | os.PathLike, metadata: dict[str, Any]) -> None:
     """Makes a folder the workdir of a run that is known by its weights alone.
 
     Args:
       about: config (nested), and class_names where they are known.
     """
     storage.place(path).mkdir(parents=True, exist_ok=True)
-    names = {'class_names': list(about['class_names'])} if 'class_names' in about else {}
-    write_flat(path, flat(about['config']) | names)
+    names = {'class_names': list(metadata['class_names'])} if 'class_names' in metadata else {}
+    write_flat(path, flat(metadata['config']) | names)
 
 
 def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:

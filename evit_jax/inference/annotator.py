@@ -45,8 +45,8 @@ class Annotator:
     """
 
     def __init__(self, trained: LoadedModel, *, batch_size: int):
-        shape = trained.shape
-        self.top, self.side = min(TOP, shape.classes), math.isqrt(shape.patches(trained.image_size))
+        config = trained.config
+        self.top, self.side = min(TOP, config.classes), math.isqrt(config.patches(trained.image_size))
         self._trained, self._batch_size = trained, batch_size
         self._transform = EvalTransform(trained.image_size, crop=None)
         devices = jax.local_devices()
@@ -116,17 +116,17 @@ def _example(source, number):
 
 
 def _make_step(trained: LoadedModel, top: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    shape = trained.shape
-    model = models.create(shape, dtype=jnp.dtype(trained.dtype))
+    config = trained.config
+    model = models.create(config, dtype=jnp.dtype(trained.dtype))
     prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)
-    dense = make_plan(shape.patches(trained.image_size), shape.depth, rate=1.0, reduce_at=())
+    dense = make_plan(config.patches(trained.image_size), config.depth, rate=1.0, reduce_at=())
 
     def step(params, images):
         _, seen = model.apply(params, prepare(images), dense)
         if 'token_logits' in seen:
             return likeliest(seen['token_logits'], top)
         head = params['head']
-        return likeliest(seen['norm'][:, shape.prefix:] @ head['kernel'] + head['bias'], top)
+        return likeliest(seen['norm'][:, config.prefix:] @ head['kernel'] + head['bias'], top)
 
     return step
 

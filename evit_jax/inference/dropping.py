@@ -108,12 +108,12 @@ def drop_patches(trained: LoadedModel, source: Source, *, shares: Sequence[float
       ValueError: a share or rate out of range, or no image with an object.
       FloatingPointError: logits are not finite.
     """
-    patches = trained.shape.patches(trained.image_size)
+    patches = trained.config.patches(trained.image_size)
     if wrong := [share for share in shares if not 0 <= share < 1]:
         raise ValueError(f'a share of {wrong[0]:g} of the patches cannot be dropped: give shares in [0, 1)')
     counts = sorted({min(round(share * patches), patches - 1) for share in shares})
-    plans = {count: make_plan(patches - count, trained.shape.depth, rate=rate, reduce_at=trained.keeping.reduce_at,
-                              fuse=trained.keeping.fuse, reducer=trained.keeping.reducer) for count in counts}
+    plans = {count: make_plan(patches - count, trained.config.depth, rate=rate, reduce_at=trained.budget.reduce_at,
+                              fuse=trained.budget.fuse, reducer=trained.budget.reducer) for count in counts}
     run = _Programs(trained, batch_size)
     batches = pipeline.eval_batches(source, batch_size=batch_size, transform=EvalTransform(
         trained.image_size, crop=trained.eval_crop))
@@ -164,13 +164,13 @@ class _Programs:
     """The model, jitted: a program for each number of patches that stay."""
 
     def __init__(self, trained: LoadedModel, batch_size: int):
-        model = models.create(trained.shape, dtype=jnp.dtype(trained.dtype))
+        model = models.create(trained.config, dtype=jnp.dtype(trained.dtype))
         devices = jax.local_devices()
         self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
         self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
-        depth = trained.shape.depth
-        dense = make_plan(trained.shape.patches(trained.image_size), depth, reduce_at=())
-        self._whole = ranking_plan(dense, trained.keeping.reduce_at or range(depth))
+        depth = trained.config.depth
+        dense = make_plan(trained.config.patches(trained.image_size), depth, reduce_at=())
+        self._whole = ranking_plan(dense, trained.budget.reduce_at or range(depth))
         prepare = functools.partial(step.normalise, mean=trained.mean, std=trained.std)
 
         def attend(params, images, plan):

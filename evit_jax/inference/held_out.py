@@ -9,7 +9,7 @@ from absl import logging
 
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.checkpoints.manager import read_about
+from evit_jax.checkpoints.manager import read_metadata
 from evit_jax.data import sources, splits
 from evit_jax.data.classes import readable, same_classes
 from evit_jax.data.sources import Source
@@ -29,7 +29,7 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
       ValueError: neither says which data, or they have other classes.
       OSError: the data are not there.
     """
-    told = _UNSAID | workdirs.flat(config or read_about(checkpoint).get('config', {}))
+    told = _UNSAID | workdirs.flat(config or read_metadata(checkpoint).get('config', {}))
     if not config:
         told['data.test_split'] = splits.from_record(told['data.test_split'])
     if 'data.source' not in told:
@@ -41,12 +41,12 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
 
 def check_classes(trained: LoadedModel, source: Source) -> None:
     """Raises a ValueError if the data have other classes than a model was trained on, or the same in another order."""
-    if trained.shape.classes != source.num_classes:
-        raise ValueError(f'the model in {trained.path} tells {trained.shape.classes} classes apart, the data have '
+    if trained.config.classes != source.num_classes:
+        raise ValueError(f'the model in {trained.path} tells {trained.config.classes} classes apart, the data have '
                          f'{source.num_classes}: give a model that was trained on these classes, or other data')
     ours = readable(source.class_names)
     if ours and not same_classes(ours, trained.class_names):
-        if trained.class_names == (*map(str, range(len(ours))),) and not read_about(trained.path).get('class_names'):
+        if trained.class_names == (*map(str, range(len(ours))),) and not read_metadata(trained.path).get('class_names'):
             logging.warning('the weights in %s have no class names: their classes are assumed to be those of the data, '
                             'in this order', trained.path)
             return

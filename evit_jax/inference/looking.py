@@ -28,13 +28,13 @@ def settings_of(predictor: Predictor, rates: Sequence[float]) -> list[tuple[Toke
       ValueError: a rate out of range, or a model that drops nothing at any block.
     """
     trained = predictor.trained
-    dense = trained.shape.macs(trained.plan(rate=1.0))
+    dense = trained.config.macs(trained.plan(rate=1.0))
     found = []
     for rate in rates:
         plan = trained.plan(rate=rate)
-        counts = (plan.patches, *(plan.counts[block] for block in sorted(trained.keeping.reduce_at)))
-        macs = trained.shape.macs(plan)
-        found.append((plan if plan.reductions else ranking_plan(plan, trained.keeping.reduce_at),
+        counts = (plan.patches, *(plan.counts[block] for block in sorted(trained.budget.reduce_at)))
+        macs = trained.config.macs(plan)
+        found.append((plan if plan.reductions else ranking_plan(plan, trained.budget.reduce_at),
                       Setting(f'{rate:g}', counts, macs, macs / dense, trained=plan == trained.plan())))
     return found
 
@@ -68,7 +68,7 @@ def look(predictor: Predictor, subjects: Sequence[Subject],
         if problem := next((prediction.problem for prediction in seen if prediction.problem), ''):
             problems.append(f'{subject.name}: {problem}')
             continue
-        of_rates = tuple(_view(prediction, plan, predictor.trained.keeping.reduce_at, subject.truth)
+        of_rates = tuple(_view(prediction, plan, predictor.trained.budget.reduce_at, subject.truth)
                          for prediction, (plan, _) in zip(seen, plans))
         examples.append(Example(subject.name, seen[0].image, subject.truth, of_rates))
     return examples, [setting for _, setting in plans], problems
@@ -77,16 +77,16 @@ def look(predictor: Predictor, subjects: Sequence[Subject],
 def _view(prediction: Prediction, plan: TokenPlan, at: Sequence[int], truth: str | None) -> View:
     """One image at one rate; where a reduction drops nothing, what came to it stays."""
     stages, kept = [], tuple(range(plan.patches))
-    home = np.arange(plan.patches) if plan.reducer.merges else None
+    token_of_patch = np.arange(plan.patches) if plan.reducer.merges else None
     for block in sorted(at):
         if block not in plan.reductions:
-            stages.append(Stage(kept, None, None, home))
+            stages.append(Stage(kept, None, None, token_of_patch))
             continue
         number = plan.reductions.index(block)
         kept = tuple(prediction.kept[number].tolist())
-        home = prediction.home[number] if plan.reducer.merges else None
+        token_of_patch = prediction.token_of_patch[number] if plan.reducer.merges else None
         stages.append(Stage(kept, prediction.attention[number] if prediction.attention else None,
-                            prediction.origin[number] if plan.fused else None, home))
+                            prediction.origin[number] if plan.fused else None, token_of_patch))
     best = prediction.top[0].name
     return View(tuple((guess.name, guess.probability) for guess in prediction.top), tuple(stages),
                 None if truth is None else best == truth)

@@ -47,8 +47,8 @@ class Prediction(NamedTuple):
     logits: np.ndarray | None = None      # [L] float32
     image: np.ndarray | None = None       # [S, S, 3] uint8: what the model saw
     kept: tuple[np.ndarray, ...] = ()     # per reduction [K] patch ids, best first; negative: a fused token
-    home: tuple[np.ndarray, ...] = ()     # per reduction [N] int32, of each patch the number of the token it is in; of
-                                          # a reducer that merges
+    token_of_patch: tuple[np.ndarray, ...] = ()  # per reduction [N] int32: index of the token that holds each patch;
+                                                 # only with a reducer that merges
     attention: tuple[np.ndarray, ...] = ()  # per reduction [N] float32: of the class token, to each patch, or to the
                                             # token that it is merged in; NaN: gone. None of a
                                             # reducer in front of the block
@@ -117,9 +117,11 @@ class Predictor:
         """
         if prediction.problem:
             raise ValueError(f'{prediction.name} has no prediction ({prediction.problem}): there is nothing to draw')
-        kept, home = ([rows[None] for rows in found] for found in (prediction.kept, prediction.home))
-        return kept_grid(prediction.image[None], kept, self.trained.shape.patch_size, home=home or None,
-                         predictions=[prediction.top[0].label], class_names=self.trained.class_names)
+        kept = [ids[None] for ids in prediction.kept]
+        token_of_patch = [index[None] for index in prediction.token_of_patch]
+        return kept_grid(prediction.image[None], kept, self.trained.config.patch_size,
+                         token_of_patch=token_of_patch or None, predictions=[prediction.top[0].label],
+                         class_names=self.trained.class_names)
 
     def _read(self, numbered):
         """Name of an image, and its pixels at the model's size or why there are none."""
@@ -147,14 +149,14 @@ class Predictor:
             if not np.isfinite(logits).all():
                 yield Prediction('', problem=_NOT_FINITE, image=image)
                 continue
-            entered, attention, kept, origin, home = (
+            entered, attention, kept, origin, token_of_patch = (
                 tuple(of[row] for of in out[name]) for name in ('patch', 'class_attention', 'kept', 'origin', 'home'))
             if plan.reducer.merges:
-                attention = [of[place] for of, place in zip(attention, (np.arange(plan.patches), *home))]
+                attention = [of[place] for of, place in zip(attention, (np.arange(plan.patches), *token_of_patch))]
             else:
-                attention, home = [_by_patch(*pair, plan.patches) for pair in zip(entered, attention)], ()
-            yield Prediction('', top=self._best(logits, top), logits=logits, image=image, kept=kept, home=home,
-                             attention=tuple(attention), origin=origin)
+                attention, token_of_patch = [_by_patch(*pair, plan.patches) for pair in zip(entered, attention)], ()
+            yield Prediction('', top=self._best(logits, top), logits=logits, image=image, kept=kept,
+                             token_of_patch=token_of_patch, attention=tuple(attention), origin=origin)
 
     def _best(self, logits, top):
         probabilities = np.exp(logits - logits.max())
@@ -164,12 +166,12 @@ class Predictor:
 
 
 def _make_step(trained: LoadedModel) -> Callable[..., dict[str, Any]]:
-    model = models.create(trained.shape, dtype=jnp.dtype(trained.dtype))
+    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype))
     prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)
 
     def step(params: Any, images: jax.Array, plan: TokenPlan) -> dict[str, Any]:
         logits, seen = model.apply(params, prepare(images), plan)
-        wanted = 'kept', 'home', 'patch', 'class_attention', 'origin'
+        wanted = 'kept', 'token_of_patch', 'patch', 'class_attention', 'origin'
         return {'logits': logits} | {name: seen[name] for name in wanted}
 
     return step

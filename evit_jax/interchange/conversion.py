@@ -11,8 +11,8 @@ from absl import logging
 
 from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.manager import read_newest
-from evit_jax.interchange import about, detect, files, folders, interpretation, layouts, safetensors_file, vit
-from evit_jax.models import configured_shape
+from evit_jax.interchange import detect, files, folders, interpretation, layouts, run_metadata, safetensors_file, vit
+from evit_jax.models import config_from_flat
 from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.reduction.reducers import DYNAMICVIT
 from evit_jax.runtime import storage
@@ -46,30 +46,31 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
     flags = {fact: value for fact, value in values.items() if value not in (None, ())}
     with files.opened(path) as (tree, metadata):
         given = interpretation.Given(path, tree, metadata, beside)
-        config, names = about.from_metadata(metadata)
+        config, names = run_metadata.from_metadata(metadata)
         names = _class_names(names or folders.class_names(given.config), class_names)
         try:
             found = layouts.find(tree, ema=ema, key=key)
-            name, shape = detect.detect(found.arrays, classes=len(names) or 1000)
-            shape, preprocessing, found = interpretation.interpreted(name, shape, found, given, flags)
-            _log_model(path, name, shape, found)
-            if len(names) not in (0, shape.classes):
-                raise ValueError(f'there are {len(names)} names for {shape.classes} classes: give --class_names')
-            params = vit.from_torch(found.arrays, shape, allow_missing=allow_missing, allow_extra=allow_extra)
+            name, model_config = detect.detect(found.arrays, classes=len(names) or 1000)
+            model_config, preprocessing, found = interpretation.interpreted(name, model_config, found, given, flags)
+            _log_model(path, name, model_config, found)
+            if len(names) not in (0, model_config.classes):
+                raise ValueError(f'there are {len(names)} names for {model_config.classes} classes: give --class_names')
+            params = vit.from_torch(found.arrays, model_config, allow_missing=allow_missing, allow_extra=allow_extra)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
-    weights.check_finite(vit.to_torch(params, shape), path)
-    params, shape = _resized(params, shape, image_size)
-    asked = {'reducer.name': DYNAMICVIT.name} if shape.predictors else {}
-    config = asked | config | about.settings_of(found.settings) | preprocessing
-    _save(dst, params, config, about.assumed(name, shape), about.model_keys(name, shape), names)
+    weights.check_finite(vit.to_torch(params, model_config), path)
+    params, model_config = _resized(params, model_config, image_size)
+    asked = {'reducer.name': DYNAMICVIT.name} if model_config.predictors else {}
+    config = asked | config | run_metadata.settings_of(found.settings) | preprocessing
+    assumed, keys = run_metadata.assumed(name, model_config), run_metadata.model_keys(name, model_config)
+    _save(dst, params, config, assumed, keys, names)
 
 
-def _log_model(path, name, shape, found):
-    predictors = f', {shape.predictors} predictors' if shape.predictors else ''
-    logging.info('%s: %s, images of %d, %d classes%s%s; names of %s; values %s', path, name, shape.image_size,
-                 shape.classes, ', distilled' * shape.distilled, predictors, found.layout, _types(found.arrays))
-    if shape.one_head:
+def _log_model(path, name, config, found):
+    predictors = f', {config.predictors} predictors' if config.predictors else ''
+    logging.info('%s: %s, images of %d, %d classes%s%s; names of %s; values %s', path, name, config.image_size,
+                 config.classes, ', distilled' * config.distilled, predictors, found.layout, _types(found.arrays))
+    if config.one_head:
         logging.warning("its distillation token has no head: the class token's decides alone, as in Hugging Face's "
                         'DeiTForImageClassification')
 
@@ -102,17 +103,17 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
     if config is None:
         raise ValueError(f'{src} is not the workdir of a run: it holds no {workdir.CONFIG_FILE}')
     name = config['model.name']
-    shape = configured_shape(config)
+    model_config = config_from_flat(config)
     params, told = read_newest(src, 'ema' if ema else 'params')
     if not params:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
-    shape = dataclasses.replace(shape, predictors=predictors_in(params))
-    params, shape = _resized(weights.fitted(params, vit.template(shape), src), shape, image_size)
-    arrays = vit.to_torch(params, shape)
+    model_config = dataclasses.replace(model_config, predictors=predictors_in(params))
+    params, model_config = _resized(weights.fitted(params, vit.template(model_config), src), model_config, image_size)
+    arrays = vit.to_torch(params, model_config)
     weights.check_finite(arrays, src)
-    safetensors_file.write(dst, arrays, about.to_metadata(name, shape, config))
+    safetensors_file.write(dst, arrays, run_metadata.to_metadata(name, model_config, config))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', told['next_step'], dst)
-    if call := '' if shape.predictors else about.timm_call(name, shape, dst):
+    if call := '' if model_config.predictors else run_metadata.timm_call(name, model_config, dst):
         logging.info('in timm: %s', call)
     else:
         logging.warning('timm has no model like %s: the file can be converted back, and no more', name)
@@ -148,11 +149,11 @@ def _class_names(held, path):
     return names
 
 
-def _resized(params, shape, size):
-    if size is None or size == shape.image_size:
-        return params, shape
-    logging.info('position embeddings resized from images of %d to %d', shape.image_size, size)
-    return vit.resized(params, shape, size)
+def _resized(params, config, size):
+    if size is None or size == config.image_size:
+        return params, config
+    logging.info('position embeddings resized from images of %d to %d', config.image_size, size)
+    return vit.resized(params, config, size)
 
 
 def _nested(flat):

@@ -46,14 +46,14 @@ def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTConfig]:
         r'patch_embed\.(stem\.\d|conv\d)\.weight', key))
     patch, in_lvvit = _dimensions(arrays, 'patch_embed.proj.weight', 4)[2], 'patch_embed.conv1.weight' in arrays
     found = (width, hidden, len(blocks), stem, patch, in_lvvit)
-    name = next((name for name, shape in SHAPES.items() if found == _signature(shape)), None)
+    name = next((name for name, config in SHAPES.items() if found == _signature(config)), None)
     if name is None:
         patch *= 1 + in_lvvit  # whose stem halves the image
-        there = '; '.join(f'{name} {shape.width} wide, {shape.depth} blocks, patches of {shape.patch_size}'
-                          for name, shape in SHAPES.items())
+        there = '; '.join(f'{name} {config.width} wide, {config.depth} blocks, patches of {config.patch_size}'
+                          for name, config in SHAPES.items())
         raise ValueError(f'the weights are of a vision transformer {width} wide with {len(blocks)} blocks, an MLP of '
                          f'{hidden} and patches of {patch}, which is none of these: {there}{others}')
-    shape = SHAPES[name]
+    config = SHAPES[name]
     distilled = 'dist_token' in arrays
     grid = positions - 1 - distilled
     side = math.isqrt(max(grid, 0))
@@ -63,7 +63,7 @@ def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTConfig]:
     if 'head.weight' in arrays:
         classes = _dimensions(arrays, 'head.weight', 2)[0]
     one_head = distilled and 'head.weight' in arrays and 'head_dist.weight' not in arrays
-    return name, dataclasses.replace(shape, image_size=side * shape.patch_size, classes=classes, distilled=distilled,
+    return name, dataclasses.replace(config, image_size=side * config.patch_size, classes=classes, distilled=distilled,
                                      one_head=one_head, predictors=predictors_in(arrays))
 
 
@@ -76,10 +76,10 @@ def features(arrays: Mapping[str, Any]) -> str:
     return f'. It has {", ".join(found)}, which no model here has yet' if found else ''
 
 
-def _signature(shape):
-    stem = tuple((convolution.channels_out, convolution.side) for convolution in shape.convolutions)
-    return (shape.width, shape.width * shape.mlp_ratio, shape.depth, stem, shape.patch_side,
-            type(shape) is LVViTConfig)
+def _signature(config):
+    stem = tuple((convolution.channels_out, convolution.side) for convolution in config.convolutions)
+    return (config.width, config.width * config.mlp_ratio, config.depth, stem, config.patch_side,
+            type(config) is LVViTConfig)
 
 
 def _dimensions(arrays, key, count):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from evit_jax.interchange import about, facts, folders, layouts
+from evit_jax.interchange import facts, folders, layouts, run_metadata
 from evit_jax.interchange.facts import KEYS, Fact, Facts
 from evit_jax.models.config import POOLINGS, ViTConfig
 from evit_jax.models.layers import ACTIVATIONS
@@ -32,7 +32,7 @@ class Given(NamedTuple):
         return self.configs.get(folders.CONFIG, {})
 
 
-def interpreted(name: str, shape: ViTConfig, found: layouts.Found, given: Given,
+def interpreted(name: str, config: ViTConfig, found: layouts.Found, given: Given,
                 flags: Mapping[str, Any]) -> tuple[ViTConfig, dict[str, Any], layouts.Found]:
     """The shape with the values that no array shows, config keys of the preprocessing, and the arrays to be read.
 
@@ -45,11 +45,11 @@ def interpreted(name: str, shape: ViTConfig, found: layouts.Found, given: Given,
     Raises:
       ValueError: a value that cannot be computed here, or a config of another model.
     """
-    _check_config(given.config, shape)
+    _check_config(given.config, config)
     names = _names(given)
-    said = _with_flags(_said(shape, found, given, names), flags)
+    said = _with_flags(_said(config, found, given, names), flags)
     said, found = _with_pooling(said, found)
-    assumed = {fact: value for fact, value in _assumed(name, shape, found, names, given).items() if fact not in said}
+    assumed = {fact: value for fact, value in _assumed(name, config, found, names, given).items() if fact not in said}
     _check(said)
     if said:
         logging.info('%s: %s', given.path, _listed(said))
@@ -62,8 +62,8 @@ def interpreted(name: str, shape: ViTConfig, found: layouts.Found, given: Given,
         logging.warning('%s: its images were resized by the filter %s, and here they are by bicubic: results differ a '
                         'little', given.path, resampling)
     values = {fact: value for fact, (value, _) in (assumed | said).items()}
-    shape = dataclasses.replace(shape, **{fact: values.pop(fact) for fact in _IN_SHAPE})
-    return shape, {KEYS[fact]: value for fact, value in values.items()}, found
+    config = dataclasses.replace(config, **{fact: values.pop(fact) for fact in _IN_SHAPE})
+    return config, {KEYS[fact]: value for fact, value in values.items()}, found
 
 
 def _names(given):
@@ -72,13 +72,13 @@ def _names(given):
     return [*facts.names_in(given.tree), *facts.names_in(given.config), *facts.names_in(held)]
 
 
-def _said(shape, found, given, names) -> Facts:
+def _said(model_config, found, given, names) -> Facts:
     """The facts that are given, the first source before the others; contradictions are named."""
-    config, _ = about.from_metadata(given.metadata)
+    config, _ = run_metadata.from_metadata(given.metadata)
     own = {fact: config[key] for fact, key in KEYS.items() if key in config}
-    if about.METADATA in given.metadata:  # a file without these keys is of a model as it is named
-        own = {fact: getattr(shape, fact) for fact in _IN_SHAPE} | own
-    held = {key: value for key, value in facts.texts_as_values(given.metadata).items() if key != about.METADATA}
+    if run_metadata.METADATA in given.metadata:  # a file without these keys is of a model as it is named
+        own = {fact: getattr(model_config, fact) for fact in _IN_SHAPE} | own
+    held = {key: value for key, value in facts.texts_as_values(given.metadata).items() if key != run_metadata.METADATA}
     preprocessor = given.configs.get(folders.PREPROCESSOR)
     sources = [facts.said_in({_READ_AS.get(fact, fact): value for fact, value in own.items()}, 'its metadata'),
                facts.said_in(given.tree, 'the file'),
@@ -92,13 +92,13 @@ def _said(shape, found, given, names) -> Facts:
                 logging.warning('%s: %s is %s (%s), but %s (%s): took the first; --%s decides', given.path, fact,
                                 *_shown(old), *_shown(new), fact)
     kind = given.config.get('model_type')
-    by_name = facts.of_names(names, shape.width)
+    by_name = facts.of_names(names, model_config.width)
     if by_name and 'fc_norm.weight' not in found.arrays:
         by_name['pooling'] = Fact('token', by_name['heads'].source)
     for source in (
             facts.of_hugging_face(kind, f'the default of {kind}') if kind in _MODEL_TYPES[:-1] else {},
             {'pooling': Fact('token', "Hugging Face's classifiers")} if found.layout == layouts.HUGGING_FACE else {},
-            by_name, facts.of_moco(found.label, shape.width)):
+            by_name, facts.of_moco(found.label, model_config.width)):
         known = source | known
     return known
 
@@ -131,19 +131,19 @@ def _with_pooling(said, found):
     return said, found
 
 
-def _assumed(name, shape, found, names, given) -> Facts:
+def _assumed(name, config, found, names, given) -> Facts:
     """A value for each fact, where no source gives one."""
-    usual = about.assumed(name, shape)
+    usual = run_metadata.assumed(name, config)
     by_default = {fact: Fact(usual[key], 'as DeiT' if not name.startswith('lvvit') else 'as its authors')
                   for fact, key in KEYS.items() if key in usual}
-    by_name = {fact: Fact(getattr(shape, fact), f'as {name}') for fact in _IN_SHAPE}
+    by_name = {fact: Fact(getattr(config, fact), f'as {name}') for fact in _IN_SHAPE}
     if found.layout == layouts.HUGGING_FACE:
         by_name['norm_epsilon'] = Fact(1e-12, "as Hugging Face's ViT")
-    in_hugging_face = found.layout == layouts.HUGGING_FACE and not shape.distilled
+    in_hugging_face = found.layout == layouts.HUGGING_FACE and not config.distilled
     is_vit = given.config.get('model_type', 'vit' if in_hugging_face else '') == 'vit'
     kind = facts.HALVES | {'crop': 0.0} if is_vit else {}  # the defaults of its image processor
     family = facts.of_family([*names, given.path.name]) if name.startswith('deit') else {}
-    moco = facts.assumed_of_moco(given.tree.get('arch') if isinstance(given.tree, Mapping) else None, shape.width)
+    moco = facts.assumed_of_moco(given.tree.get('arch') if isinstance(given.tree, Mapping) else None, config.width)
     by_kind = {fact: Fact(value, "as Hugging Face's ViT") for fact, value in kind.items()}
     return by_default | by_name | moco | family | by_kind
 

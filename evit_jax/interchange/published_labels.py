@@ -23,9 +23,9 @@ def place_of(folder: str | os.PathLike, example: str) -> pathlib.Path:
     image = pathlib.PurePosixPath(example)
     name = image.name.split('.')[0]
     kind = image.parent.name if '/' in example else name.split('_')[0]
-    home = pathlib.Path(folder).expanduser() / kind
-    whole = home / f'{image.stem}.pt'
-    return whole if whole.is_file() else home / f'{name}.pt'
+    token_of_patch = pathlib.Path(folder).expanduser() / kind
+    whole = token_of_patch / f'{image.stem}.pt'
+    return whole if whole.is_file() else token_of_patch / f'{name}.pt'
 
 
 def read(path: str | os.PathLike, classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ _BACKBONE = re.compile(
     r'norm_pre|layernorm|pre_logits|score_predictor|rope|rel_pos_bias)(\.|$)|(^|\.)(gamma\w*|ls\d|layer_scale\w*)(\.|$)')
 
 
-def from_torch(weights: Mapping[str, Any], shape: ViTConfig, *, allow_missing: Sequence[str] = (),
+def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: Sequence[str] = (),
                allow_extra: Sequence[str] = ()) -> Params:
     """PyTorch's weights as the parameters of a model, in float32.
 
@@ -40,13 +40,13 @@ def from_torch(weights: Mapping[str, Any], shape: ViTConfig, *, allow_missing: S
     Raises:
       ValueError: other keys are missing, unknown or of another shape; lists them.
     """
-    leaves = {_torch_key(path): (path, leaf.shape) for path, leaf in _template(shape)}
+    leaves = {_torch_key(path): (path, leaf.shape) for path, leaf in _template(config)}
     weights = {key: value for key, value in weights.items() if not key.endswith(_COUNTER)}
     missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
     problems = [f'missing {key}' for key in missing if not (matches([key], allow_missing) and _is_head(key))]
     problems += [f'unknown {key}' for key in extra if not matches([key], allow_extra) or _computes(key)]
     for key in leaves.keys() & weights.keys():
-        wanted = _torch_shape(*leaves[key], shape)
+        wanted = _torch_shape(*leaves[key], config)
         if weights[key].shape != wanted:
             problems.append(f'{key} has shape {weights[key].shape}, wanted {wanted}')
     if problems:
@@ -58,7 +58,7 @@ def from_torch(weights: Mapping[str, Any], shape: ViTConfig, *, allow_missing: S
         if len(problems) == len(unknown) and not any(map(_computes, unknown)):
             why = f'. If logits do not depend on them, give {_flags_for(unknown)}'
         raise ValueError(f'weights do not fit the model ({len(problems)} problems): {"; ".join(sorted(problems))}{why}')
-    fresh = to_torch(create(shape).init(jax.random.key(0)), shape) if missing else {}
+    fresh = to_torch(create(config).init(jax.random.key(0)), config) if missing else {}
     if missing:
         logging.warning('fresh, as they are missing: %s. They are random: predictions of this model mean nothing '
                         'until it is trained', ', '.join(sorted(missing)))
@@ -82,33 +82,33 @@ def _flags_for(extra):
     return ' '.join(f"--allow_extra='{pattern}'" for pattern in patterns)
 
 
-def to_torch(params: Params, shape: ViTConfig) -> dict[str, np.ndarray]:
+def to_torch(params: Params, config: ViTConfig) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`, exactly."""
     out = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = tuple(key.key for key in keys)
-        out[key := _torch_key(path)] = _from_flax(path, np.asarray(leaf), shape)
+        out[key := _torch_key(path)] = _from_flax(path, np.asarray(leaf), config)
         if key.endswith(_VARIANCE):
             out[key.removesuffix(_VARIANCE) + _COUNTER] = np.zeros((), np.int64)
     return out
 
 
-def template(shape: ViTConfig) -> Params:
+def template(config: ViTConfig) -> Params:
     """The parameters of a model as shapes alone."""
-    return jax.eval_shape(create(shape).init, jax.random.key(0))
+    return jax.eval_shape(create(config).init, jax.random.key(0))
 
 
-def resized(params: Params, shape: ViTConfig, image_size: int) -> tuple[Params, ViTConfig]:
+def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params, ViTConfig]:
     """Parameters and shape for another image size: the position embeddings are resized.
 
     Raises:
       ValueError: the size is not a multiple of the patch.
     """
-    positions, prefix = params['pos_embed'], shape.prefix
-    side = math.isqrt(shape.patches(image_size))
+    positions, prefix = params['pos_embed'], config.prefix
+    side = math.isqrt(config.patches(image_size))
     grid = np.asarray(resize_positions(jnp.asarray(positions[0, prefix:]), side))
     return (params | {'pos_embed': np.concatenate([positions[0, :prefix], grid])[None]},
-            dataclasses.replace(shape, image_size=image_size))
+            dataclasses.replace(config, image_size=image_size))
 
 
 def _template(shape):
@@ -139,9 +139,9 @@ def _is_patch_projection(path):
     return path == ('patch_embed', 'proj', 'kernel')
 
 
-def _torch_shape(path, flax_shape, shape):
+def _torch_shape(path, flax_shape, config):
     if _is_patch_projection(path):
-        side = shape.patch_side
+        side = config.patch_side
         return flax_shape[1], flax_shape[0] // side**2, side, side
     if path[-1] == 'kernel' and len(flax_shape) == 4:
         return tuple(flax_shape[axis] for axis in (3, 2, 0, 1))
@@ -155,10 +155,10 @@ def _to_flax(path, value, flax_shape):
     return value.transpose(2, 3, 1, 0).reshape(flax_shape) if value.ndim == 4 else value.T
 
 
-def _from_flax(path, value, shape):
+def _from_flax(path, value, config):
     if path[-1] != 'kernel':
         return value
     if _is_patch_projection(path):
-        side = shape.patch_side
+        side = config.patch_side
         value = value.reshape(side, side, -1, value.shape[1])
     return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T

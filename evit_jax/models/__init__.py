@@ -39,12 +39,12 @@ UNSHAPED = ('heads', 'norm_epsilon', 'activation', 'pooling', 'one_head')
 class Model(NamedTuple):
     """A model taken apart into what JAX works on: pure functions and a shape."""
 
-    shape: ViTConfig
+    config: ViTConfig
     init: Callable[[Array], Params]         # key -> parameters
     apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, key=, visible=, swap=) -> ViT.__call__'s
 
 
-def named_shape(name: str) -> ViTConfig:
+def get_config(name: str) -> ViTConfig:
     """The shape of a named model.
 
     Raises:
@@ -53,30 +53,30 @@ def named_shape(name: str) -> ViTConfig:
     return look_up('model', name, SHAPES)
 
 
-def configured_shape(config: Mapping[str, Any]) -> ViTConfig:
+def config_from_flat(config: Mapping[str, Any]) -> ViTConfig:
     """The shape of the model in a flat config; a key that is absent has the value of the named model.
 
     Raises:
       ValueError: no such model, or a value out of range.
     """
     values = {key: config.get(f'model.{key}') for key in ('image_size', 'classes', 'distilled', *UNSHAPED)}
-    shape = named_shape(config['model.name'])
-    return dataclasses.replace(shape, **{key: value for key, value in values.items() if value})
+    model_config = get_config(config['model.name'])
+    return dataclasses.replace(model_config, **{key: value for key, value in values.items() if value})
 
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     """A flat config with the values of the named model where the keys of UNSHAPED leave them open, for comparison."""
-    named = SHAPES.get(config.get('model.name'))
-    return dict(config) | {f'model.{key}': config.get(f'model.{key}') or getattr(named, key)
-                           for key in UNSHAPED if named is not None}
+    get_reducer = SHAPES.get(config.get('model.name'))
+    return dict(config) | {f'model.{key}': config.get(f'model.{key}') or getattr(get_reducer, key)
+                           for key in UNSHAPED if get_reducer is not None}
 
 
-def create(shape: ViTConfig, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
-           lowering: str = '') -> Model:
+def create(config: ViTConfig, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
+           gather_impl: str = '') -> Model:
     """Takes a model apart once; its parameters are made by `init`. The arguments are those of `ViT`."""
 
     def build(key):
-        return MODULES[type(shape)](shape, drop_path=drop_path, dtype=dtype, remat=remat, lowering=lowering,
+        return MODULES[type(config)](config, drop_path=drop_path, dtype=dtype, remat=remat, gather_impl=gather_impl,
                                     rngs=nnx.Rngs(key))
 
     graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
@@ -84,15 +84,15 @@ def create(shape: ViTConfig, *, drop_path: float = 0.0, dtype=jnp.float32, remat
     def apply(params, images, plan, key=None, visible=None, swap=None):
         return nnx.merge(graph, params)(images, plan, key=key, visible=visible, swap=swap)
 
-    return Model(shape, jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))), apply)
+    return Model(config, jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))), apply)
 
 
-def folded(shape: ViTConfig, params: Params) -> tuple[ViTConfig, Params]:
+def folded(config: ViTConfig, params: Params) -> tuple[ViTConfig, Params]:
     """Shape and parameters to be served: without batch normalisation, which convolutions can do; others as they are.
 
     Not to be trained, nor kept: checkpoints hold what was trained.
     """
-    return fold(shape, params) if isinstance(shape, LVViTConfig) else (shape, params)
+    return fold(config, params) if isinstance(config, LVViTConfig) else (config, params)
 
 
 def with_statistics(params: Params, seen: dict) -> Params:

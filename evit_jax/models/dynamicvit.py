@@ -32,7 +32,7 @@ class Predictor(nnx.Module):
                                   linear(width // 2, width // 4, dtype=dtype), layers.gelu,
                                   linear(width // 4, 2, dtype=jnp.float32)])
 
-    def __call__(self, x: Array, stays: Array | None = None) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """Predicts.
 
         Args:
@@ -45,9 +45,9 @@ class Predictor(nnx.Module):
         for layer in self.in_conv:
             x = layer(x)
         local, common = jnp.split(x, 2, axis=-1)
-        stays = jnp.ones(x.shape[:2], jnp.float32) if stays is None else stays
-        total = jnp.maximum(stays.sum(1), 0.5)  # of an image whose tokens are all masked the mean is 0
-        mean = jnp.einsum('bnd,bn->bd', common, stays, preferred_element_type=jnp.float32) / total[:, None]
+        mask = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
+        total = jnp.maximum(mask.sum(1), 0.5)  # of an image whose tokens are all masked the mean is 0
+        mean = jnp.einsum('bnd,bn->bd', common, mask, preferred_element_type=jnp.float32) / total[:, None]
         mean = jnp.broadcast_to(mean[:, None].astype(x.dtype), common.shape)
         x = jnp.concatenate([local, mean], axis=-1)
         for layer in self.out_conv:

@@ -34,7 +34,7 @@ class Attention(nnx.Module):
         self.proj = linear(width, width, std=std, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, *, rows: int | None = None, size: Array | None = None,
-                 stays: Array | None = None) -> tuple[Array, Array, Array]:
+                 mask: Array | None = None) -> tuple[Array, Array, Array]:
         """Attends among the tokens.
 
         Args:
@@ -48,28 +48,28 @@ class Attention(nnx.Module):
           softmax [B, N] and the keys [B, N, d]. Under `jax.jit` neither costs anything where nobody reads it.
         """
         mixed, class_row, keys = jax.lax.platform_dependent(
-            self.qkv(x), size, stays, tpu=functools.partial(_head_by_head, heads=self.heads, rows=rows),
+            self.qkv(x), size, mask, tpu=functools.partial(_head_by_head, heads=self.heads, rows=rows),
             default=functools.partial(_heads_at_once, heads=self.heads, rows=rows))
         return self.proj(mixed), class_row, keys
 
 
-def _heads_at_once(qkv, size, stays, heads, rows):
+def _heads_at_once(qkv, size, mask, heads, rows):
     """Attention of all heads in the same products, from [B, N, 3 D], to what `Attention` returns."""
     # Heads in front before the products: einsum over [B, N, H, d] takes 1.6 times as long on a CPU.
     q, k, v = qkv.reshape(*qkv.shape[:2], 3, heads, -1).transpose(2, 0, 3, 1, 4)  # each [B, H, N, d]
-    size, stays = (None if of is None else of[:, None] for of in (size, stays))
+    size, mask = (None if of is None else of[:, None] for of in (size, mask))
     q = _scaled(q[:, :, :rows])
-    mixed = _attended(q, k, v, size, stays).transpose(0, 2, 1, 3)
+    mixed = _attended(q, k, v, size, mask).transpose(0, 2, 1, 3)
     class_row = class_attention(q[:, :, 0], k, size).mean(axis=1)
     return mixed.reshape(*mixed.shape[:2], -1), class_row, k.mean(axis=1, dtype=jnp.float32)
 
 
-def _head_by_head(qkv, size, stays, heads, rows):
+def _head_by_head(qkv, size, mask, heads, rows):
     """The same, without an array of all heads in front: a TPU takes longer to make it than to multiply."""
     parts = jnp.split(qkv, 3 * heads, axis=-1)  # each [B, N, d]
     each = [(_scaled(q[:, :rows]), k, v)
             for q, k, v in zip(parts[:heads], parts[heads:2 * heads], parts[2 * heads:], strict=True)]
-    mixed = [_attended(q, k, v, size, stays) for q, k, v in each]
+    mixed = [_attended(q, k, v, size, mask) for q, k, v in each]
     class_row = sum(class_attention(q[:, 0], k, size) for q, k, _ in each) / heads
     keys = sum(k.astype(jnp.float32) for _, k, _ in each) / heads
     return jnp.concatenate(mixed, axis=-1), class_row, keys
@@ -79,28 +79,28 @@ def _scaled(q):
     return q * q.shape[-1]**-0.5
 
 
-def _attended(q, k, v, size, stays):
+def _attended(q, k, v, size, mask):
     """Softmax of the products, on the values: q [..., R, d], k and v [..., N, d]; size, stays [..., N]."""
     logits = jnp.einsum('...qd,...kd->...qk', q, k, preferred_element_type=jnp.float32)
     # Dividing after the product with V spares a pass over the N x N weights.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     if size is not None:
         weights = weights * size[..., None, :]
-    if stays is not None:
+    if mask is not None:
         rows, n = weights.shape[-2:]
-        weights = weights * _visible(stays)[..., :rows, :] + _MASK_EPSILON / n
+        weights = weights * _visible(mask)[..., :rows, :] + _MASK_EPSILON / n
     total = weights.sum(axis=-1, keepdims=True)
     mixed = jnp.einsum('...qk,...kd->...qd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
     return mixed.astype(v.dtype)
 
 
-def _visible(stays: Array) -> Array:
+def _visible(mask: Array) -> Array:
     """Which token each one sees: those that stay, and itself. [..., N] to [..., N, N].
 
     Source: DynamicViT, `softmax_with_policy`.
     """
-    itself = jnp.eye(stays.shape[-1], dtype=stays.dtype)
-    return stays[..., None, :] * (1 - itself) + itself
+    itself = jnp.eye(mask.shape[-1], dtype=mask.dtype)
+    return mask[..., None, :] * (1 - itself) + itself
 
 
 def class_attention(q: Array, k: Array, size: Array | None = None) -> Array:
@@ -162,8 +162,8 @@ def drop_path(x: Array, rate: float, key: Array | None) -> Array:
     """
     if key is None or rate == 0:
         return x
-    stays = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(stays, x / (1 - rate), 0).astype(x.dtype)
+    mask = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(mask, x / (1 - rate), 0).astype(x.dtype)
 
 
 class Convolution(NamedTuple):

@@ -101,13 +101,13 @@ class Stem(nnx.Module):
     Of a folded shape the convolutions have a bias, and no norms follow.
     """
 
-    def __init__(self, shape: LVViTConfig, *, dtype, rngs: nnx.Rngs):
-        self.patch_side = shape.patch_side
-        self.conv1, self.conv2, self.conv3 = (part.layer(bias=shape.folded, dtype=dtype, rngs=rngs)
-                                              for part in shape.convolutions)
-        self.bn1, self.bn2, self.bn3 = (None if shape.folded else BatchNorm(part.channels_out, dtype=dtype)
-                                        for part in shape.convolutions)
-        self.proj = nnx.Linear(shape.patch_values, shape.width, kernel_init=layers.convolution_init, dtype=dtype,
+    def __init__(self, config: LVViTConfig, *, dtype, rngs: nnx.Rngs):
+        self.patch_side = config.patch_side
+        self.conv1, self.conv2, self.conv3 = (part.layer(bias=config.folded, dtype=dtype, rngs=rngs)
+                                              for part in config.convolutions)
+        self.bn1, self.bn2, self.bn3 = (None if config.folded else BatchNorm(part.channels_out, dtype=dtype)
+                                        for part in config.convolutions)
+        self.proj = nnx.Linear(config.patch_values, config.width, kernel_init=layers.convolution_init, dtype=dtype,
                                rngs=rngs)
 
     def __call__(self, images: Array, train: bool) -> tuple[Array, dict]:
@@ -122,7 +122,7 @@ class Stem(nnx.Module):
         return self.proj(layers.to_patches(x, self.patch_side)), statistics
 
 
-def fold(shape: LVViTConfig, params: dict) -> tuple[LVViTConfig, dict]:
+def fold(config: LVViTConfig, params: dict) -> tuple[LVViTConfig, dict]:
     """Shape and parameters of a model of the same logits in evaluation, whose convolutions normalise by themselves.
 
     There the running statistics are constants, so that (w * x - mean) * scale + bias is a convolution with a bias.
@@ -130,14 +130,14 @@ def fold(shape: LVViTConfig, params: dict) -> tuple[LVViTConfig, dict]:
     Args:
       params: of that shape; stay as they are.
     """
-    if shape.folded:
-        return shape, params
+    if config.folded:
+        return config, params
     stem = dict(params['patch_embed'])
     for conv, bn in (('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3')):
         norm = stem.pop(bn)
         scale = norm['scale'] / (norm['var'] + EPSILON) ** 0.5
         stem[conv] = {'kernel': stem[conv]['kernel'] * scale, 'bias': norm['bias'] - norm['mean'] * scale}
-    return dataclasses.replace(shape, folded=True), params | {'patch_embed': stem}
+    return dataclasses.replace(config, folded=True), params | {'patch_embed': stem}
 
 
 class LVViT(ViT):
@@ -152,18 +152,18 @@ class LVViT(ViT):
       statistics: in training, the running statistics as of now, a part of the tree of parameters.
     """
 
-    def __init__(self, shape: LVViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs, **others):
-        super().__init__(shape, dtype=dtype, rngs=rngs, **others)
-        self.patch_embed = Stem(shape, dtype=dtype, rngs=rngs)
-        self.aux_head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
+    def __init__(self, config: LVViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs, **others):
+        super().__init__(config, dtype=dtype, rngs=rngs, **others)
+        self.patch_embed = Stem(config, dtype=dtype, rngs=rngs)
+        self.aux_head = layers.linear(config.width, config.classes, dtype=jnp.float32, rngs=rngs)
 
     def classify(self, x: Array, tokens: Tokens, seen: dict) -> Array:
         logits = super().classify(x, tokens, seen)
-        of_tokens = seen['token_logits'] = self.aux_head(x[:, self.shape.prefix:])
+        of_tokens = seen['token_logits'] = self.aux_head(x[:, self.config.prefix:])
         seen['token_patch'] = tokens.patch
         asked = tokens.patch >= 0
-        if tokens.stays is not None:
-            asked &= tokens.stays > 0
+        if tokens.mask is not None:
+            asked &= tokens.mask > 0
         most = jnp.where(asked[..., None], of_tokens, -jnp.inf).max(axis=1)
         # A plan may leave nothing but fused tokens.
         return logits + TOKEN_SHARE * jnp.where(asked.any(axis=1, keepdims=True), most, 0)

@@ -17,20 +17,20 @@ from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.reducers import ReducerInputs
 from evit_jax.reduction.tokens import Tokens, fused_origin
 
-_PER_REDUCTION = ('kept', 'home', 'class_attention', 'prediction', 'decisions', 'patch', 'origin')
+_PER_REDUCTION = ('kept', 'token_of_patch', 'class_attention', 'prediction', 'decisions', 'patch', 'origin')
 
 
 class Block(nnx.Module):
     """A transformer block; a reduction stands between attention and MLP."""
 
-    def __init__(self, shape: ViTConfig, drop_path: float, *, dtype, rngs: nnx.Rngs):
-        self.drop_path, self.scale = drop_path, shape.residual_scale
-        self.norm1 = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=dtype, rngs=rngs)
-        self.attn = layers.Attention(shape.width, shape.heads, qkv_bias=shape.qkv_bias, std=shape.init_std, dtype=dtype,
-                                     rngs=rngs)
-        self.norm2 = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=dtype, rngs=rngs)
-        self.mlp = layers.Mlp(shape.width, int(shape.width * shape.mlp_ratio), activation=shape.activation,
-                              std=shape.init_std, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ViTConfig, drop_path: float, *, dtype, rngs: nnx.Rngs):
+        self.drop_path, self.scale = drop_path, config.residual_scale
+        self.norm1 = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.attn = layers.Attention(config.width, config.heads, qkv_bias=config.qkv_bias, std=config.init_std,
+                                     dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(config.width, int(config.width * config.mlp_ratio), activation=config.activation,
+                              std=config.init_std, dtype=dtype, rngs=rngs)
 
     def attend(self, x: Array, key: Array | None, rows: int | None = None,
                **counts: Array | None) -> tuple[Array, Array, Array]:
@@ -46,8 +46,8 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """A DeiT that follows a token plan; the same weights run under any plan."""
 
-    def __init__(self, shape: ViTConfig, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
-                 lowering: str = '',
+    def __init__(self, config: ViTConfig, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
+                 gather_impl: str = '',
                  rngs: nnx.Rngs):
         """Makes the parameters, in float32.
 
@@ -56,28 +56,29 @@ class ViT(nnx.Module):
           dtype: of the computation; norms, softmax, class attention and the heads' logits stay float32.
           remat: in training, of a block only what its two branches begin with is kept for the backward pass, which
             makes the rest again.
-          lowering: how a reduction moves the tokens, as `lowering.chosen` takes it.
+          lowering: how a reduction moves the tokens, as `gather_impl.chosen` takes it.
         """
-        self.shape, self.dtype, self.remat, self.lowering = shape, dtype, remat, lowering
-        tokens = shape.prefix + shape.patches(shape.image_size)
+        self.config, self.dtype, self.remat, self.gather_impl = config, dtype, remat, gather_impl
+        tokens = config.prefix + config.patches(config.image_size)
         init = nnx.initializers.truncated_normal(stddev=0.02)
-        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, shape.width)))
-        if shape.distilled:
-            self.dist_token = nnx.Param(init(rngs.params(), (1, 1, shape.width)))
-        self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, shape.width)))
-        self.patch_embed = layers.PatchEmbed(shape.convolutions, shape.patch_side, shape.width, dtype=dtype, rngs=rngs)
-        rates = [drop_path * block / max(shape.depth - 1, 1) for block in range(shape.depth)]
-        self.blocks = nnx.List([Block(shape, rate, dtype=dtype, rngs=rngs) for rate in rates])
-        norm = nnx.LayerNorm(shape.width, epsilon=shape.norm_epsilon, dtype=jnp.float32, rngs=rngs)
-        if shape.pooling == 'avg_fc_norm':
+        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, config.width)))
+        if config.distilled:
+            self.dist_token = nnx.Param(init(rngs.params(), (1, 1, config.width)))
+        self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, config.width)))
+        self.patch_embed = layers.PatchEmbed(config.convolutions, config.patch_side, config.width, dtype=dtype,
+                                             rngs=rngs)
+        rates = [drop_path * block / max(config.depth - 1, 1) for block in range(config.depth)]
+        self.blocks = nnx.List([Block(config, rate, dtype=dtype, rngs=rngs) for rate in rates])
+        norm = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=jnp.float32, rngs=rngs)
+        if config.pooling == 'avg_fc_norm':
             self.fc_norm = norm
-        self.norm = _as_float32 if shape.pooling == 'avg_fc_norm' else norm
-        self.head = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
-        if shape.distilled and not shape.one_head:
-            self.head_dist = layers.linear(shape.width, shape.classes, dtype=jnp.float32, rngs=rngs)
-        if shape.predictors:
-            self.score_predictor = nnx.List([Predictor(shape.width, std=shape.init_std, dtype=dtype, rngs=rngs)
-                                             for _ in range(shape.predictors)])
+        self.norm = _as_float32 if config.pooling == 'avg_fc_norm' else norm
+        self.head = layers.linear(config.width, config.classes, dtype=jnp.float32, rngs=rngs)
+        if config.distilled and not config.one_head:
+            self.head_dist = layers.linear(config.width, config.classes, dtype=jnp.float32, rngs=rngs)
+        if config.predictors:
+            self.score_predictor = nnx.List([Predictor(config.width, std=config.init_std, dtype=dtype, rngs=rngs)
+                                             for _ in range(config.predictors)])
 
     def __call__(self, images: Array, plan: TokenPlan, *, key: Array | None = None,
                  visible: Array | None = None, swap: Array | None = None) -> tuple[Array, dict]:
@@ -112,7 +113,7 @@ class ViT(nnx.Module):
         Raises:
           ValueError: the image is not square, not divisible by the patch, or not what the plan is for.
         """
-        shape, seen = self.shape, dict.fromkeys(_PER_REDUCTION, ())
+        config, seen = self.config, dict.fromkeys(_PER_REDUCTION, ())
         self._check(images, plan, visible)
         x = seen['patch_embed'] = self._embed(images.astype(self.dtype), seen, train=key is not None)
         x = x if swap is None else layers.swap_patches(x, swap)
@@ -122,21 +123,21 @@ class ViT(nnx.Module):
         for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
             attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
             attend, think = self._branches(block, train=key is not None)
-            evidence = ReducerInputs(None, None, None, draws, training=key is not None, lowering=self.lowering)
+            evidence = ReducerInputs(None, None, None, draws, training=key is not None, gather_impl=self.gather_impl)
             if keep is not None and plan.reducer.predicts:
                 predict = self.score_predictor[plan.reductions.index(i)]
-                evidence = evidence._replace(prediction=predict(x[:, shape.prefix:], tokens.stays))
+                evidence = evidence._replace(prediction=predict(x[:, config.prefix:], tokens.mask))
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
-            counts = {'size': self._for_all(tokens.size), 'stays': self._for_all(tokens.stays)}
+            counts = {'size': self._for_all(tokens.size), 'mask': self._for_all(tokens.mask)}
             before, (x, class_row, keys) = x, attend(x, attend_key, None, **counts)
             if keep is not None and not plan.reducer.predicts:
-                evidence = evidence._replace(attention=class_row[:, shape.prefix:], keys=keys[:, shape.prefix:])
+                evidence = evidence._replace(attention=class_row[:, config.prefix:], keys=keys[:, config.prefix:])
                 x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
             x = seen[f'block{i:02d}'] = think(x, think_key)
         x = seen['norm'] = self.norm(x)
-        if shape.depth and not shape.head_reads_patches:
+        if config.depth and not config.head_reads_patches:
             # The last block once more for what the heads read: the rest of it is then only computed if returned.
-            x, _, _ = attend(before, attend_key, shape.prefix, **counts)
+            x, _, _ = attend(before, attend_key, config.prefix, **counts)
             x = self.norm(think(x, think_key))
         return self.classify(x, tokens, seen), seen
 
@@ -149,7 +150,7 @@ class ViT(nnx.Module):
     def classify(self, x: Array, tokens: Tokens, seen: dict) -> Array:
         """The last norm's tokens, prefix first, to logits; `tokens` says what those of the patches are."""
         logits = seen['cls_logits'] = self.head(self._pooled(x, tokens))
-        if self.shape.distilled and not self.shape.one_head:
+        if self.config.distilled and not self.config.one_head:
             seen['dist_logits'] = self.head_dist(x[:, 1])
             logits = (logits + seen['dist_logits']) / 2
         return logits
@@ -161,15 +162,15 @@ class ViT(nnx.Module):
         patches, as in ToMe's code for MAE. A masked token does not count. EViT's fused token counts once, as it does
         in attention.
         """
-        if self.shape.pooling == 'token':
+        if self.config.pooling == 'token':
             return x[:, 0]
-        patches = x[:, self.shape.prefix:].astype(jnp.float32)
+        patches = x[:, self.config.prefix:].astype(jnp.float32)
         weight = jnp.ones(patches.shape[:2], jnp.float32)
-        for factor in (tokens.size, tokens.stays):
+        for factor in (tokens.size, tokens.mask):
             weight = weight if factor is None else weight * factor
         total = jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # every token of an image may be masked
         mean = jnp.einsum('bnd,bn->bd', patches, weight / total, precision='highest')
-        return self.fc_norm(mean) if self.shape.pooling == 'avg_fc_norm' else mean
+        return self.fc_norm(mean) if self.config.pooling == 'avg_fc_norm' else mean
 
     def _embed(self, images, seen, train):
         """Images to tokens [B, P, D]."""
@@ -180,16 +181,16 @@ class ViT(nnx.Module):
         height, width = images.shape[1:3]
         if height != width:
             raise ValueError(f'images are {height} x {width}: they must be square')
-        patches = self.shape.patches(height) if visible is None else visible.shape[1]
-        self.shape.check_plan(plan)
-        if patches != plan.patches or len(plan.keep) != self.shape.depth:
+        patches = self.config.patches(height) if visible is None else visible.shape[1]
+        self.config.check_plan(plan)
+        if patches != plan.patches or len(plan.keep) != self.config.depth:
             raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
-                             f'this input has {patches}, this model {self.shape.depth}')
+                             f'this input has {patches}, this model {self.config.depth}')
 
     def _add_prefix_and_positions(self, x):
-        prefix = self.shape.prefix
+        prefix = self.config.prefix
         batch, patches, width = x.shape
-        first = [self.cls_token[...]] + ([self.dist_token[...]] if self.shape.distilled else [])
+        first = [self.cls_token[...]] + ([self.dist_token[...]] if self.config.distilled else [])
         first = jnp.broadcast_to(jnp.concatenate(first, axis=1), (batch, prefix, width)).astype(x.dtype)
         positions = self.pos_embed[...]
         grid = layers.resize_positions(positions[0, prefix:], math.isqrt(patches))
@@ -198,14 +199,14 @@ class ViT(nnx.Module):
 
     def _first_tokens(self, x, plan, visible):
         """What the first block gets, of [B, F + P, D]."""
-        batch, patches = x.shape[0], x.shape[1] - self.shape.prefix
-        patch = home = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
+        batch, patches = x.shape[0], x.shape[1] - self.config.prefix
+        patch = token_of_patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
         if visible is not None:
-            in_front, x = jnp.split(x, [self.shape.prefix], axis=1)
+            in_front, x = jnp.split(x, [self.config.prefix], axis=1)
             x = jnp.concatenate([in_front, jnp.take_along_axis(x, visible[..., None], axis=1)], axis=1)
             patch, places = visible, jnp.arange(visible.shape[1], dtype=jnp.int32)
-            home = jax.vmap(lambda ids: jnp.full(patches, -1, jnp.int32).at[ids].set(places))(visible)
-        return Tokens(x, patch, home, jnp.ones(patch.shape, jnp.float32) if plan.reducer.merges else None)
+            token_of_patch = jax.vmap(lambda ids: jnp.full(patches, -1, jnp.int32).at[ids].set(places))(visible)
+        return Tokens(x, patch, token_of_patch, jnp.ones(patch.shape, jnp.float32) if plan.reducer.merges else None)
 
     def _reduce(self, x, tokens, evidence, keep, plan, seen):
         """Asks the plan's reducer, and notes what it did; returns the tokens' values, and what is known of them."""
@@ -214,10 +215,10 @@ class ViT(nnx.Module):
         after = plan.reducer.reduce(tokens._replace(x=x), evidence, keep, stage if plan.fused else None)
         if plan.fused:
             seen['origin'] += (fused_origin(tokens.patch, evidence.attention, after.patch, seen['origin'],
-                                            tokens.home.shape[1]),)
-        for name, found in (('patch', tokens.patch), ('kept', after.patch), ('home', after.home),
+                                            tokens.token_of_patch.shape[1]),)
+        for name, found in (('patch', tokens.patch), ('kept', after.patch), ('token_of_patch', after.token_of_patch),
                             ('class_attention', evidence.attention), ('prediction', evidence.prediction),
-                            ('decisions', after.stays)):
+                            ('decisions', after.mask)):
             seen[name] += () if found is None else (found,)
         return after.x, after
 
@@ -225,7 +226,7 @@ class ViT(nnx.Module):
         """A value of each patch token, [B, N], with 1 for the tokens in front."""
         if of_patches is None:
             return None
-        return jnp.pad(of_patches, ((0, 0), (self.shape.prefix, 0)), constant_values=1)
+        return jnp.pad(of_patches, ((0, 0), (self.config.prefix, 0)), constant_values=1)
 
 
 def _as_float32(x):

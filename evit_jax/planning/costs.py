@@ -55,31 +55,31 @@ class Asked(NamedTuple):
 
     @property
     def shape(self) -> ViTConfig:
-        return dataclasses.replace(self.run.shape if self.run else models.named_shape(self.model),
+        return dataclasses.replace(self.run.config if self.run else models.get_config(self.model),
                                    image_size=self.image_size)
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The values for JSON; costs do not depend on which run it is."""
         return {name: value for name, value in self._asdict().items() if name != 'run'}
 
     @property
     def patches(self) -> int:
-        return self.shape.patches(self.image_size)
+        return self.config.patches(self.image_size)
 
     @property
     def most(self) -> int:
         """Tokens in all."""
-        return self.patches + self.shape.prefix
+        return self.patches + self.config.prefix
 
     def key(self) -> dict[str, Any]:
         """All that decides the costs; touches the device, if it is this one."""
-        about = self.about() | {'shape': repr(self.shape), 'jax': jax.__version__, 'parts': _COUNTED,
+        metadata = self.metadata() | {'shape': repr(self.config), 'jax': jax.__version__, 'parts': _COUNTED,
                                   'sources': _sources()}
         if self.device != THIS:
-            return about | {'libtpu': tpu.version()}
+            return metadata | {'libtpu': tpu.version()}
         device = subjects.device()
-        about |= {'kind': device.device_kind, 'processor': report.processor()}
-        return about | ({'threads': report.cpus()} if device.platform == 'cpu' else {})
+        metadata |= {'kind': device.device_kind, 'processor': report.processor()}
+        return metadata | ({'threads': report.cpus()} if device.platform == 'cpu' else {})
 
 
 class Table(NamedTuple):
@@ -147,7 +147,7 @@ def find(asked: Asked, make: Callable[[Asked], Table], file: str | os.PathLike |
     Raises:
       ValueError: the file holds a table of something else, or none, or cannot be written.
     """
-    key = json.loads(json.dumps(asked.key() | {'depth': asked.shape.depth}))
+    key = json.loads(json.dumps(asked.key() | {'depth': asked.config.depth}))
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     place = pathlib.Path(file or f'{_CACHE}/{asked.model}_{digest}.json').expanduser()
     if place.exists():
@@ -184,7 +184,7 @@ def case_of(asked: Asked, plan: TokenPlan) -> Case:
     case = Case(asked.model, 1.0, planned.fuse, asked.image_size, asked.batch, asked.dtype, planned.reduce_at,
                 tokens=planned.tokens)
     if asked.run:
-        case = case._replace(run=asked.run.run, run_shape=asked.run.shape, reducer=asked.run.keeping.reducer)
+        case = case._replace(run=asked.run.run, run_shape=asked.run.config, reducer=asked.run.budget.reducer)
     return case if plan.reductions else case.dense
 
 
@@ -213,18 +213,18 @@ def refined(cost_of: Callable[[int], float], first: Iterable[int]) -> dict[int, 
 
 
 def _timed(asked: Asked, seconds: float, rounds: int) -> Table:
-    shape, batch, dtype = asked.shape, asked.batch, asked.dtype
-    found = counts(shape.prefix + 1, asked.most)
-    wanted = {('outside', 0): parts.whole(shape, asked.image_size, batch, dtype, depth=0),
-              ('dense', 0): parts.whole(shape, asked.image_size, batch, dtype)}
+    config, batch, dtype = asked.config, asked.batch, asked.dtype
+    found = counts(config.prefix + 1, asked.most)
+    wanted = {('outside', 0): parts.whole(config, asked.image_size, batch, dtype, depth=0),
+              ('dense', 0): parts.whole(config, asked.image_size, batch, dtype)}
     for n in found:
-        macs = batch * n * shape.width * shape.width * 2 * shape.mlp_ratio
+        macs = batch * n * config.width * config.width * 2 * config.mlp_ratio
         times = 1 if macs > _LARGE else _CHAIN
-        wanted |= {(name, n): parts.half(shape, name, n, batch, dtype, times) for name in parts.HALVES}
-    name, end = _end(shape)
+        wanted |= {(name, n): parts.half(config, name, n, batch, dtype, times) for name in parts.HALVES}
+    name, end = _end(config)
     for n in [*found[1:-1:4], found[-1]]:
-        wanted['reduction', n] = parts.reduction(shape, n, batch, dtype, asked.fuse, _CHAIN)
-        wanted[name, n] = end(shape, n, batch, dtype, _CHAIN)
+        wanted['reduction', n] = parts.reduction(config, n, batch, dtype, asked.fuse, _CHAIN)
+        wanted[name, n] = end(config, n, batch, dtype, _CHAIN)
     logging.info('the costs of %s in batches of %d, %s, are measured once: %d programs are compiled, then timed',
                  asked.model, batch, dtype, len(wanted))
     progress, contenders = Progress('compiling', len(wanted), 'programs'), []
@@ -249,7 +249,7 @@ def _estimated(asked: Asked, chip: tpu.Chip) -> Table:
         raise ValueError(f'--batch={asked.batch}: a chip of {asked.device} divides a batch among {chip.devices}: give '
                          f'{asked.batch + chip.devices - asked.batch % chip.devices}')
     device = tpu.devices_of(chip.example)[0]
-    shape, batch, dtype = asked.shape, asked.batch // chip.devices, asked.dtype
+    config, batch, dtype = asked.config, asked.batch // chip.devices, asked.dtype
 
     def seconds(part):
         return tpu.cycles_of(part.run, device, part.arguments) / chip.clock
@@ -261,14 +261,14 @@ def _estimated(asked: Asked, chip: tpu.Chip) -> Table:
 
         return {(name, n): cost for n, cost in refined(cost, found).items()}
 
-    found = spread(shape.prefix + 1, asked.most)
-    table = {('outside', 0): seconds(parts.whole(shape, asked.image_size, batch, dtype, depth=0))}
+    found = spread(config.prefix + 1, asked.most)
+    table = {('outside', 0): seconds(parts.whole(config, asked.image_size, batch, dtype, depth=0))}
     for name in parts.HALVES:
-        table |= costs(name, lambda n, name=name: parts.half(shape, name, n, batch, dtype))
-    name, end = _end(shape)
-    table |= costs(name, lambda n: end(shape, n, batch, dtype))
+        table |= costs(name, lambda n, name=name: parts.half(config, name, n, batch, dtype))
+    name, end = _end(config)
+    table |= costs(name, lambda n: end(config, n, batch, dtype))
     for n in found[1::4]:
-        table['reduction', n] = seconds(parts.reduction(shape, n, batch, dtype, asked.fuse))
+        table['reduction', n] = seconds(parts.reduction(config, n, batch, dtype, asked.fuse))
     return _table(table)
 
 
@@ -289,9 +289,9 @@ def _table(found: Mapping[tuple[str, int], float]) -> Table:
     return Table({}, found['outside', 0], found.get(('dense', 0)), *map(by_count, _COUNTED))
 
 
-def _end(shape: ViTConfig) -> tuple[str, Callable[..., Part]]:
+def _end(config: ViTConfig) -> tuple[str, Callable[..., Part]]:
     """What the tokens that the heads read decide of the model's end: its name in the table, and the part."""
-    return ('heads', parts.heads) if shape.head_reads_patches else ('short', parts.short_block)
+    return ('heads', parts.heads) if config.head_reads_patches else ('short', parts.short_block)
 
 
 def _read(place: pathlib.Path) -> Table:

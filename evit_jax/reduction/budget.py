@@ -35,7 +35,7 @@ class TokenBudget(NamedTuple):
         """
         told = UNSAID | dict(flat)
         at = tuple(told['model.reduce_at'])
-        return cls(reducers.named(told['reducer.name']), at, told['model.fuse'],
+        return cls(reducers.get_reducer(told['reducer.name']), at, told['model.fuse'],
                    tuple(told['keep.rates']) or (told['keep.rate'],) * len(at), tuple(told['keep.tokens']),
                    told['reducer.r'], told['reducer.decreasing'], told['keep.macs'])
 

@@ -17,16 +17,16 @@ from evit_jax.runtime.names import look_up
 Move = Callable[[Array, Array, Array | None, int], Array]
 """(x, rank, weight, front) -> the tokens in front, those of `rank`, and with weights one more, the sum of the rest.
 
-x: [B, F + N, D], F = `front` tokens in front of those that are ranked.
+x: [B, F + N, D], F = `num_prefix_tokens` tokens in front of those that are ranked.
 rank: [B, K] int32, places among the N.
 weight: [B, N] float32; None: nothing is fused.
 Returns [B, F + K (+ 1), D] of the dtype of x.
 """
 
 
-def gather(x: Array, rank: Array, weight: Array | None, front: int) -> Array:
+def gather(x: Array, rank: Array, weight: Array | None, num_prefix_tokens: int) -> Array:
     """Kept rows are looked up; the others are summed under a mask."""
-    in_front, ranked = jnp.split(x, [front], axis=1)
+    in_front, ranked = jnp.split(x, [num_prefix_tokens], axis=1)
     rows = [in_front, jnp.take_along_axis(ranked, rank[..., None], axis=1)]
     if weight is not None:
         # Image by image, or XLA would collect the ranks of all devices for the scatter.
@@ -35,22 +35,22 @@ def gather(x: Array, rank: Array, weight: Array | None, front: int) -> Array:
     return jnp.concatenate(rows, axis=1)
 
 
-def one_hot(x: Array, rank: Array, weight: Array | None, front: int) -> Array:
+def one_hot(x: Array, rank: Array, weight: Array | None, num_prefix_tokens: int) -> Array:
     """Kept rows are a product with unit rows; the others are summed under a mask."""
-    rows = _unit_rows(x, rank, front)
+    rows = _unit_rows(x, rank, num_prefix_tokens)
     kept = _product(rows, x)
     return kept if weight is None else jnp.concatenate([kept, _sum(_of_the_rest(weight, rows), x)], axis=1)
 
 
-def product(x: Array, rank: Array, weight: Array | None, front: int) -> Array:
+def product(x: Array, rank: Array, weight: Array | None, num_prefix_tokens: int) -> Array:
     """All of R in one product; in bfloat16 the weights are rounded to it."""
-    rows = _unit_rows(x, rank, front)
+    rows = _unit_rows(x, rank, num_prefix_tokens)
     if weight is not None:
         rows = jnp.concatenate([rows, _of_the_rest(weight, rows)[:, None].astype(rows.dtype)], axis=1)
     return _product(rows, x)
 
 
-LOWERINGS = {'gather': gather, 'one_hot': one_hot, 'product': product}
+GATHERS = {'gather': gather, 'one_hot': one_hot, 'product': product}
 
 
 def chosen(name: str, training: bool) -> Move:
@@ -63,23 +63,24 @@ def chosen(name: str, training: bool) -> Move:
       ValueError: there is none; names the nearest.
     """
     if name:
-        return look_up('lowering', name, LOWERINGS)
+        return look_up('gather_impl', name, GATHERS)
     return functools.partial(_by_platform, tpu=one_hot if training else product)
 
 
-def _by_platform(x, rank, weight, front, tpu):
+def _by_platform(x, rank, weight, num_prefix_tokens, tpu):
     def multiplied(x, rank, weight):
         # Left to itself XLA lays out image by image what a product has left, and anew for every linear layer.
-        after = tpu(x, rank, weight, front)
+        after = tpu(x, rank, weight, num_prefix_tokens)
         image_by_image = after.shape[1] % 128 == 0  # suits a TPU where the tokens fill its lanes
         return with_layout_constraint(after, Layout((0, 1, 2) if image_by_image else (1, 0, 2)))
 
-    return jax.lax.platform_dependent(x, rank, weight, tpu=multiplied, default=functools.partial(gather, front=front))
+    default = functools.partial(gather, num_prefix_tokens=num_prefix_tokens)
+    return jax.lax.platform_dependent(x, rank, weight, tpu=multiplied, default=default)
 
 
-def _unit_rows(x, rank, front):
-    first = jnp.broadcast_to(jnp.arange(front, dtype=rank.dtype), (rank.shape[0], front))
-    return jax.nn.one_hot(jnp.concatenate([first, front + rank], axis=1), x.shape[1], dtype=x.dtype)
+def _unit_rows(x, rank, num_prefix_tokens):
+    first = jnp.broadcast_to(jnp.arange(num_prefix_tokens, dtype=rank.dtype), (rank.shape[0], num_prefix_tokens))
+    return jax.nn.one_hot(jnp.concatenate([first, num_prefix_tokens + rank], axis=1), x.shape[1], dtype=x.dtype)
 
 
 def _of_the_rest(weight, rows):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from evit_jax.reduction.tokens import Tokens, moved
+from evit_jax.reduction.tokens import Tokens, remap
 
 
 def fewest_of_matching(tokens: int) -> int:
@@ -39,7 +39,7 @@ def merge_matched(tokens: Tokens, keys: Array, keep: int) -> Tokens:
                          'goes into one of the other half')
     if keep == n:
         return tokens
-    first, r = tokens.front % 2, n - keep  # place of the first patch of A
+    first, r = tokens.num_prefix_tokens % 2, n - keep  # place of the first patch of A
     keys = keys * jax.lax.rsqrt(jnp.maximum(jnp.square(keys).sum(-1, keepdims=True), 1e-24))
     alike = jnp.einsum('bid,bjd->bij', keys[:, first::2], keys[:, 1 - first::2], precision='highest')  # [B, A, B]
     into = alike.argmax(-1).astype(jnp.int32)  # [B, A]
@@ -47,16 +47,16 @@ def merge_matched(tokens: Tokens, keys: Array, keep: int) -> Tokens:
     gone, left = best_first[:, :r], jnp.sort(best_first[:, r:], axis=1)
     goes_into = jnp.take_along_axis(into, gone, axis=1)
 
-    size, (in_front, x) = _sizes(tokens), jnp.split(tokens.x, [tokens.front], axis=1)
+    size, (in_front, x) = _sizes(tokens), jnp.split(tokens.x, [tokens.num_prefix_tokens], axis=1)
     total, sizes = _added(x[:, first::2], x[:, 1 - first::2], size[:, first::2], size[:, 1 - first::2], gone, goes_into)
     x = jnp.concatenate([in_front, _at(x[:, first::2], left), (total / sizes[..., None]).astype(x.dtype)], axis=1)
-    stays = jax.vmap(lambda gone: jnp.ones(into.shape[1], jnp.int32).at[gone].set(0))(gone)
+    mask = jax.vmap(lambda gone: jnp.ones(into.shape[1], jnp.int32).at[gone].set(0))(gone)
     place = jnp.empty(keys.shape[:2], jnp.int32)
-    place = place.at[:, first::2].set(jnp.where(stays, stays.cumsum(1) - 1, into + left.shape[1]))
+    place = place.at[:, first::2].set(jnp.where(mask, mask.cumsum(1) - 1, into + left.shape[1]))
     place = place.at[:, 1 - first::2].set(left.shape[1] + jnp.arange(alike.shape[2], dtype=jnp.int32))
     return Tokens(
         x, patch=jnp.concatenate([_at(tokens.patch[:, first::2], left), tokens.patch[:, 1 - first::2]], axis=1),
-        home=moved(tokens.home, place),
+        token_of_patch=remap(tokens.token_of_patch, place),
         size=None if tokens.size is None else jnp.concatenate([_at(size[:, first::2], left), sizes], axis=1))
 
 
@@ -79,11 +79,11 @@ def merge_runs(tokens: Tokens, keep: int) -> Tokens:
     members, inside = np.minimum(place, n - 1), inside & (place < n)
     weight = _sizes(tokens)[:, members] * inside  # [B, keep, longest run]
     sizes = weight.sum(-1)
-    in_front, x = jnp.split(tokens.x, [tokens.front], axis=1)
+    in_front, x = jnp.split(tokens.x, [tokens.num_prefix_tokens], axis=1)
     total = jnp.einsum('bkm,bkmd->bkd', weight, x[:, members], preferred_element_type=jnp.float32)
     return Tokens(
         jnp.concatenate([in_front, (total / sizes[..., None]).astype(x.dtype)], axis=1), tokens.patch[:, first],
-        moved(tokens.home, jnp.broadcast_to(jnp.asarray(run, jnp.int32), tokens.patch.shape)),
+        remap(tokens.token_of_patch, jnp.broadcast_to(jnp.asarray(run, jnp.int32), tokens.patch.shape)),
         None if tokens.size is None else sizes)
 
 
@@ -91,14 +91,14 @@ def _sizes(tokens: Tokens) -> Array:
     """Patches in each token, [B, N] float32; where nobody counts them, by the patches that are at home there."""
     if tokens.size is not None:
         return tokens.size
-    if tokens.home is None:
+    if tokens.token_of_patch is None:
         return jnp.ones(tokens.patch.shape, jnp.float32)
     n = tokens.patch.shape[1]
 
-    def count(home):
-        return jnp.zeros(n + 1, jnp.float32).at[jnp.where(home < 0, n, home)].add(1)[:n]
+    def count(token_of_patch):
+        return jnp.zeros(n + 1, jnp.float32).at[jnp.where(token_of_patch < 0, n, token_of_patch)].add(1)[:n]
 
-    return jax.vmap(count)(tokens.home)
+    return jax.vmap(count)(tokens.token_of_patch)
 
 
 def _added(x_a, x_b, size_a, size_b, gone, goes_into):

@@ -26,7 +26,7 @@ class PlanFile(NamedTuple):
         kept = tuple(plan.keep[block] for block in plan.reductions)
         return cls(model, image_size, plan.patches, len(plan.keep), plan.reductions, kept, plan.fused)
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """For JSON."""
         return {name: value for name, value in self._asdict().items() if name != 'path'}
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from evit_jax.reduction.merging import fewest_of_matching, merge_matched, merge_runs
-from evit_jax.reduction.tokens import Tokens, keep_top, keep_top_and_fuse, moved
+from evit_jax.reduction.tokens import Tokens, keep_top, keep_top_and_fuse, remap
 from evit_jax.runtime.names import look_up
 
 
@@ -25,7 +25,7 @@ class ReducerInputs(NamedTuple):
     prediction: Array | None  # [B, N, 2] float32, log-probabilities of staying and of going, where a predictor is asked
     draws: Array              # [B] random keys, one for each image
     training: bool            # draws may be noise; False: what comes out is a function of the image
-    lowering: str = ''        # how what stays is moved: see `lowering.chosen`
+    gather_impl: str = ''        # how what stays is moved: see `gather_impl.chosen`
 
 
 class Reducer(NamedTuple):
@@ -49,7 +49,7 @@ class Reducer(NamedTuple):
         return self.name
 
 
-def named(name: str) -> Reducer:
+def get_reducer(name: str) -> Reducer:
     """The reducer of a name.
 
     Raises:
@@ -72,7 +72,7 @@ def _by_rank(score_of: Callable[[ReducerInputs], Array]) -> Callable[..., Tokens
     """Keeps the tokens of highest score; what is fused is blended by class attention."""
 
     def reduce(tokens, evidence, keep, stage):
-        score, how = score_of(evidence), (evidence.lowering, evidence.training)
+        score, how = score_of(evidence), (evidence.gather_impl, evidence.training)
         if stage is None:
             return keep_top(tokens, score, keep, *how)
         return keep_top_and_fuse(tokens, score, keep, stage, evidence.attention, *how)
@@ -100,9 +100,9 @@ def _decide(tokens, evidence, keep, stage):
     soft = jax.nn.softmax(logits)[..., 0]
     hard = (logits[..., 0] >= logits[..., 1]).astype(soft.dtype)
     decision = hard + (soft - jax.lax.stop_gradient(soft))
-    stays = decision if tokens.stays is None else decision * tokens.stays
-    place = jnp.where(stays > 0, jnp.arange(stays.shape[1], dtype=jnp.int32), -1)
-    return tokens._replace(stays=stays, home=moved(tokens.home, place))
+    mask = decision if tokens.mask is None else decision * tokens.mask
+    place = jnp.where(mask > 0, jnp.arange(mask.shape[1], dtype=jnp.int32), -1)
+    return tokens._replace(mask=mask, token_of_patch=remap(tokens.token_of_patch, place))
 
 
 EVIT = Reducer('evit', _by_rank(lambda evidence: evidence.attention), ceil_rate, fuses=True)

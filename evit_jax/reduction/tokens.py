@@ -16,34 +16,34 @@ class Tokens(NamedTuple):
 
     x: Array                   # [B, F + N, D]: F tokens in front (class, distillation), which always stay
     patch: Array               # [B, N] int32: row-major patch id; -1-s is the token fused at reduction s (0-based)
-    home: Array | None = None  # [B, P] int32: of each patch of the image, which token holds it; -1: none
+    token_of_patch: Array | None = None  # [B, P] int32: of each patch of the image, which token holds it; -1: none
     size: Array | None = None  # [B, N] float32: patches merged into each
-    stays: Array | None = None  # [B, N] float32: 1, or 0 where the token is masked in place of being dropped
+    mask: Array | None = None  # [B, N] float32: 1, or 0 where the token is masked in place of being dropped
 
     @property
-    def front(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """Tokens in front of those of the patches."""
         return self.x.shape[1] - self.patch.shape[1]
 
 
-def keep_top(tokens: Tokens, score: Array, keep: int, lowering: str = '', training: bool = False) -> Tokens:
+def keep_top(tokens: Tokens, score: Array, keep: int, gather_impl: str = '', training: bool = False) -> Tokens:
     """Keeps the `keep` tokens of highest score, best first.
 
     Args:
       score: [B, N] float32; only its order matters.
       keep: static; every new value compiles a new program.
-      lowering: how the tokens are moved, as `lowering.chosen` takes it; `training` likewise.
+      lowering: how the tokens are moved, as `gather_impl.chosen` takes it; `training` likewise.
 
     Raises:
       ValueError: `keep` is outside [1, N], or there is no such lowering.
     """
     rank = _rank(score, keep)
-    x = chosen(lowering, training)(tokens.x, rank, None, tokens.front)
+    x = chosen(gather_impl, training)(tokens.x, rank, None, tokens.num_prefix_tokens)
     return _ranked(tokens, rank, nowhere=-1)._replace(x=x)
 
 
 def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int, weight: Array | None = None,
-                      lowering: str = '', training: bool = False) -> Tokens:
+                      gather_impl: str = '', training: bool = False) -> Tokens:
     """Keeps the `keep` tokens of highest score and appends one that is the weighted sum of the others.
 
     The weights are not renormalised: the fused token is what the class token would have read from the dropped ones.
@@ -53,7 +53,7 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int, weigh
       keep: static; every new value compiles a new program.
       stage: how many reductions came before; the fused token's patch id is -1-stage.
       weight: [B, N] float32, of the sum; None: the score.
-      lowering: how the tokens are moved, as `lowering.chosen` takes it; `training` likewise.
+      lowering: how the tokens are moved, as `gather_impl.chosen` takes it; `training` likewise.
 
     Returns:
       keep + 1 tokens.
@@ -64,22 +64,22 @@ def keep_top_and_fuse(tokens: Tokens, score: Array, keep: int, stage: int, weigh
     Source: EViT, section 3.2.
     """
     rank = _rank(score, keep)
-    x = chosen(lowering, training)(tokens.x, rank, score if weight is None else weight, tokens.front)
+    x = chosen(gather_impl, training)(tokens.x, rank, score if weight is None else weight, tokens.num_prefix_tokens)
     kept = _ranked(tokens, rank, nowhere=keep)
     fused = jnp.full((rank.shape[0], 1), -1 - stage, kept.patch.dtype)
     return kept._replace(x=x, patch=jnp.concatenate([kept.patch, fused], axis=1))
 
 
-def moved(home: Array | None, place: Array) -> Array | None:
+def remap(token_of_patch: Array | None, place: Array) -> Array | None:
     """Which token holds each patch, after the tokens went to other places.
 
     Args:
       home: [B, P] int32, before; -1: none.
       place: [B, N] int32, the new place of each token; -1: dropped.
     """
-    if home is None:
+    if token_of_patch is None:
         return None
-    return jnp.where(home < 0, -1, jnp.take_along_axis(place, jnp.maximum(home, 0), axis=1))
+    return jnp.where(token_of_patch < 0, -1, jnp.take_along_axis(place, jnp.maximum(token_of_patch, 0), axis=1))
 
 
 def fused_origin(patch: Array, score: Array, kept: Array, before: tuple[Array, ...], patches: int) -> Array:
@@ -127,9 +127,9 @@ def _rank(score, keep):
 
 def _ranked(tokens, rank, nowhere):
     """What is known of the tokens of `rank`; `nowhere` is where the patches of the others are from now on."""
-    home = moved(tokens.home, _places(rank, tokens.patch.shape[1], nowhere))
-    known = tokens._replace(x=None, home=None)
-    return jax.tree.map(lambda of: jnp.take_along_axis(of, rank, axis=1), known)._replace(home=home)
+    token_of_patch = remap(tokens.token_of_patch, _places(rank, tokens.patch.shape[1], nowhere))
+    known = tokens._replace(x=None, token_of_patch=None)
+    return jax.tree.map(lambda of: jnp.take_along_axis(of, rank, axis=1), known)._replace(token_of_patch=token_of_patch)
 
 
 def _places(rank, tokens, nowhere):

@@ -118,7 +118,7 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
 
 
 def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
-    model = models.create(trained.shape, dtype=jnp.dtype(trained.dtype))
+    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype))
     like = jax.eval_shape(model.init, jax.random.key(0))
 
     def program(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, Any]:
@@ -144,10 +144,10 @@ def _places_left_out():
 
 
 def _manifest(trained, plans, platforms, kept, ema, convention):
-    shape = trained.shape
+    config = trained.config
     return {
-        'model': {'name': trained.name, 'parameters': shape.parameters(), 'classes': shape.classes,
-                  'patch_size': shape.patch_size, 'dtype': trained.dtype},
+        'model': {'name': trained.name, 'parameters': config.parameters(), 'classes': config.classes,
+                  'patch_size': config.patch_size, 'dtype': trained.dtype},
         'checkpoint': {'path': valid_text(trained.path), 'step': trained.step,
                        'weights': 'moving average' if ema else 'trained'},
         'image': {'size': trained.image_size, 'crop': trained.eval_crop, 'resize': 'bicubic, antialiased, by Pillow',
@@ -166,7 +166,7 @@ def plan_of_training(trained: LoadedModel) -> TokenPlan | None:
 
 
 def _about_plan(trained, plan):
-    macs, dense = trained.shape.macs(plan), trained.shape.macs(plan._replace(keep=(None,) * len(plan.keep)))
+    macs, dense = trained.config.macs(plan), trained.config.macs(plan._replace(keep=(None,) * len(plan.keep)))
     return {'patches': plan.patches, 'reducer': str(plan.reducer), 'reductions': list(plan.reductions),
             'fused': plan.fused, 'tokens': [plan.counts[block] for block in plan.reductions],
             'macs': macs, 'macs_of_dense': macs / dense}

@@ -53,12 +53,12 @@ def check_packages():
 
 def read_manifest(file):
     """The manifest, with a check that it has every key that is used here."""
-    about = json.loads(file.read_text(encoding='utf-8'))
-    for part, keys in ((about, ('class_names', 'default', 'weights')), (about['versions'], ('jax',)),
-                       (about['image'], ('size', 'crop')), *((plan, ('file', 'trained')) for plan in
-                                                             about['plans'].values())):
+    metadata = json.loads(file.read_text(encoding='utf-8'))
+    for part, keys in ((metadata, ('class_names', 'default', 'weights')), (metadata['versions'], ('jax',)),
+                       (metadata['image'], ('size', 'crop')), *((plan, ('file', 'trained')) for plan in
+                                                             metadata['plans'].values())):
         operator.itemgetter(*keys)(part)  # raises where there is none
-    return about
+    return metadata
 
 
 def load(file, read):
@@ -77,12 +77,12 @@ class Served:
     def __init__(self, folder):
         check_packages()
         folder = pathlib.Path(folder)
-        self.about = load(folder / 'manifest.json', read_manifest)
-        self.weights = jax.device_put(load(folder / self.about['weights'], lambda file: dict(np.load(file))))
-        self.programs = {name: self.program(folder / plan['file']) for name, plan in self.about['plans'].items()}
+        self.metadata = load(folder / 'manifest.json', read_manifest)
+        self.weights = jax.device_put(load(folder / self.metadata['weights'], lambda file: dict(np.load(file))))
+        self.programs = {name: self.program(folder / plan['file']) for name, plan in self.metadata['plans'].items()}
 
     def __call__(self, images, plan=None):
-        plan = self.about['default'] if plan is None else plan
+        plan = self.metadata['default'] if plan is None else plan
         if plan not in self.programs:
             raise ValueError(f'there is no plan {plan!r}, there are {", ".join(self.programs)}')
         return self.programs[plan](self.weights, images)
@@ -96,14 +96,14 @@ class Served:
             raise RuntimeError(f'{file} cannot be read ({type(error).__name__}: {error}). {self.versions()}') from error
 
     def versions(self):
-        theirs = self.about['versions']['jax']
+        theirs = self.metadata['versions']['jax']
         if theirs == jax.__version__:
             return f'It was written by this version of jax, {theirs}: export the model again'
         return f'It was written by jax {theirs}, this is jax {jax.__version__}: pip install jax=={theirs}'
 
     def read(self, path):
         """An image file as the model is to see it: uint8 [size, size, 3]."""
-        size, crop = self.about['image']['size'], self.about['image']['crop']
+        size, crop = self.metadata['image']['size'], self.metadata['image']['crop']
         image = upright(Image.open(path))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
@@ -129,7 +129,7 @@ def main():
     asked, failed = parser.parse_args(), 0
     try:
         model = Served(pathlib.Path(__file__).parent)
-        size, plan = model.about['image']['size'], asked.plan or model.about['default']
+        size, plan = model.metadata['image']['size'], asked.plan or model.metadata['default']
         try:
             model(np.zeros((1, size, size, 3), np.uint8), plan)  # compiles it: what fails here is no image's fault
         except ValueError:
@@ -139,7 +139,7 @@ def main():
     except (OSError, RuntimeError, ValueError) as error:
         say(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         sys.exit(2)
-    if not model.about['plans'][plan]['trained']:
+    if not model.metadata['plans'][plan]['trained']:
         say(f'plan {plan}, which is not the one of training', file=sys.stderr)
     for path in asked.images:
         try:
@@ -150,7 +150,7 @@ def main():
             continue
         row, = np.asarray(model(image[None], plan)['probabilities'])
         if np.isfinite(row).all():
-            say(f'{path}: {model.about["class_names"][row.argmax()]} {row.max():.1%}')
+            say(f'{path}: {model.metadata["class_names"][row.argmax()]} {row.max():.1%}')
         else:
             failed += 1
             say(f'cannot be predicted: {path}: its probabilities are not finite', file=sys.stderr)

@@ -12,7 +12,7 @@ from evit_jax.checkpoints.manager import newest_step
 from evit_jax.reduction.schedule import KeepSchedule, stages
 from evit_jax.runtime import profiler, sharding
 from evit_jax.training import inputs, limits, teaching
-from evit_jax.training.experiment import shape_and_plans
+from evit_jax.training.experiment import config_and_plans
 
 
 def check_start(config: Any, workdir: str | os.PathLike) -> None:
@@ -28,7 +28,7 @@ def check_start(config: Any, workdir: str | os.PathLike) -> None:
     weights.check_is_workdir('config.init_from', config.init_from)
     if newest_step(config.init_from) is None:
         raise ValueError(f'config.init_from={config.init_from} holds no checkpoint: give the workdir of a trained run')
-    weights.check_values(config.init_from, models.configured_shape(workdirs.flat(config.to_dict())))
+    weights.check_values(config.init_from, models.config_from_flat(workdirs.flat(config.to_dict())))
 
 
 def check_training(config: Any) -> None:
@@ -45,7 +45,7 @@ def check(config: Any) -> None:
     inputs.train_transform(config)
     inputs.eval_transform(config)
     _check_tokens(config)
-    _, plan_at = shape_and_plans(config)
+    _, plan_at = config_and_plans(config)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
     sharding.data_mesh(config.batch_size)
 

@@ -41,7 +41,7 @@ class Teacher(NamedTuple):
         if (tuple(mean), tuple(std)) != (self.mean, self.std):
             images = (images * jnp.asarray(std) + jnp.asarray(mean) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
         logits, seen = self.model.apply(params, images, self.plan)
-        return Taught(logits, seen['norm'][:, self.model.shape.prefix:])
+        return Taught(logits, seen['norm'][:, self.model.config.prefix:])
 
 
 def read(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, class_names: Sequence[str],
@@ -68,8 +68,8 @@ def read(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, cl
         raise ValueError(f'the teacher in {path} knows other classes (the first that differs is {there!r} there, '
                          f'{here!r} in the data): give a teacher that was trained on the same classes')
     trained = trained._replace(image_size=image_size)
-    model = models.create(trained.shape, dtype=dtype)
-    plan = (make_plan(trained.shape.patches(image_size), trained.shape.depth, reduce_at=()) if dense else
+    model = models.create(trained.config, dtype=dtype)
+    plan = (make_plan(trained.config.patches(image_size), trained.config.depth, reduce_at=()) if dense else
             trained.plan())
     logging.info('the teacher is %s of %s at step %d: %s', trained.name, path, trained.step, plan)
     return Teacher(model, plan, trained.params, trained.mean, trained.std)

@@ -84,7 +84,8 @@ def _sums(out, batch, patches):
     if 'mask' in batch:
         on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]
         sums['object'] = on_object.sum()
-    shares = map(shares_of_tokens, out['home']) if 'home' in out else (present(kept, patches) for kept in out['kept'])
+    shares = (map(shares_of_tokens, out['token_of_patch']) if 'token_of_patch' in out else
+              (present(kept, patches) for kept in out['kept']))
     for stage, there in enumerate(shares, 1):
         sums[f'object_kept_{stage}'] = (there * on_object).sum()
         sums[f'random_kept_{stage}'] = (there.mean(1) * weight).sum()
@@ -106,9 +107,9 @@ def present(kept: np.ndarray, patches: int) -> np.ndarray:
     return there[:, :patches]
 
 
-def shares_of_tokens(home: np.ndarray) -> np.ndarray:
+def shares_of_tokens(token_of_patch: np.ndarray) -> np.ndarray:
     """What each patch has of the token that it is in, by the patches there: of [B, N] token numbers; -1 has none."""
-    batch, patches = home.shape
-    place = np.where(home < 0, patches, home) + (patches + 1) * np.arange(batch)[:, None]
+    batch, patches = token_of_patch.shape
+    place = np.where(token_of_patch < 0, patches, token_of_patch) + (patches + 1) * np.arange(batch)[:, None]
     size = np.bincount(place.ravel(), minlength=batch * (patches + 1))
-    return np.where(home < 0, 0, 1 / size[place])
+    return np.where(token_of_patch < 0, 0, 1 / size[place])

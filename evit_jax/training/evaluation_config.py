@@ -10,7 +10,7 @@ from evit_jax.checkpoints import preprocessing
 from evit_jax.checkpoints import workdir as workdirs
 
 # Keys of the model that its weights do not depend on.
-_OF_PLAN = ('model.image_size', 'model.reduce_at', 'model.fuse', 'model.dtype', 'model.drop_path', 'model.lowering')
+_OF_PLAN = ('model.image_size', 'model.reduce_at', 'model.fuse', 'model.dtype', 'model.drop_path', 'model.gather_impl')
 # Keys that decide the result of an evaluation, beside those of the model and of the preprocessing.
 _OF_RESULT = ('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate', 'keep.rates', 'keep.tokens', 'keep.macs',
               'data.source', 'data.name', 'data.path', 'data.test_split', *_OF_PLAN[:4])

@@ -73,7 +73,7 @@ class Experiment(NamedTuple):
             self.config, mesh=self.mesh, sources=(self.train_source, self.test_source), offset=offset)
 
     @property
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of itself."""
         return {'config': self.config.to_dict(), 'class_names': list(self.train_source.class_names)}
 
@@ -86,9 +86,9 @@ class Experiment(NamedTuple):
         config, whole = self.config, sharding.replicated(self.mesh)
         params = jax.jit(self.model.init, out_shardings=whole)(jax.random.key(config.seed))
         if config.init_from:
-            weights.check_values(config.init_from, self.model.shape)
+            weights.check_values(config.init_from, self.model.config)
             params = weights.same_weights(config.init_from, functools.partial(
-                weights.start_from, config.init_from, params, prefix=self.model.shape.prefix, ema=config.init_ema,
+                weights.start_from, config.init_from, params, prefix=self.model.config.prefix, ema=config.init_ema,
                 class_names=self.train_source.class_names))
         return jax.jit(self._state_of, out_shardings=self.shardings())(params)
 
@@ -129,7 +129,7 @@ class Experiment(NamedTuple):
         """
         config = self.config
         found = weights.same_weights(config.teacher.path or config.init_from, functools.partial(
-            teaching.read_teacher, config, self.plan, self.model.shape.width, self.train_source.class_names,
+            teaching.read_teacher, config, self.plan, self.model.config.width, self.train_source.class_names,
             limits.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
         if found is None:
             return None
@@ -147,7 +147,7 @@ class Experiment(NamedTuple):
         teach = teacher and functools.partial(teacher.teach, mean=tuple(config.data.mean), std=tuple(config.data.std))
         step = steps.make_train_step(
             model, self.optimizer, self.schedule, prepare=self.prepare, mix=self._mix, teach=teach,
-            objective=functools.partial(teaching.objective, config, model.shape.prefix), ema_decay=config.ema_decay,
+            objective=functools.partial(teaching.objective, config, model.config.prefix), ema_decay=config.ema_decay,
             seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
         state, whole, batch = self.shardings(), sharding.replicated(self.mesh), sharding.split_batch(self.mesh)
         taught_by = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []
@@ -176,11 +176,11 @@ class Experiment(NamedTuple):
             if self.config.mixing.erase:
                 images = mixing.random_erasing(images, erase_key, self.config.mixing.erase)
             label, tokens, swap = mixtoken.mix_batch(
-                batch, swap_key, patches=self.patches, classes=self.model.shape.classes, groups=self.mesh.size,
+                batch, swap_key, patches=self.patches, classes=self.model.config.classes, groups=self.mesh.size,
                 smoothing=self.config.label_smoothing)
             return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
         images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_of(self.config),
-                                           groups=self.mesh.size, classes=self.model.shape.classes)
+                                           groups=self.mesh.size, classes=self.model.config.classes)
         return steps.Mixed(images, Targets(targets))
 
     def _state_of(self, params):
@@ -211,7 +211,7 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.classes = train_source.num_classes
-    shape, plan_at = shape_and_plans(config, trained)
+    shape, plan_at = config_and_plans(config, trained)
     batch_size, per_epoch = config.batch_size, _steps_per_epoch(config, train_source)
     whole, total_steps = (order.train_steps(len(train_source), batch_size, config.epochs, config.data.repeats, samples)
                           for samples in (0, offset))
@@ -221,7 +221,7 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
                      for stage in stages(keep, lambda progress: plan_at(progress).in_training(), whole))
     optimizer, schedule = optimizers.from_config(config.optimizer, batch_size, whole, per_epoch, offset / batch_size)
     model = models.create(shape, drop_path=config.model.drop_path, dtype=limits.DTYPES[config.model.dtype],
-                          remat=config.remat, lowering=config.model.lowering)
+                          remat=config.remat, gather_impl=config.model.gather_impl)
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
     targets = inputs.token_targets(config, train_source, plan_at(1.0).patches)
     return Experiment(config, mesh, model, train_source, test_source, plan_at(1.0), programs, max(total_steps, 0),
@@ -238,8 +238,8 @@ def apply_plan(config: Any, planned: PlanFile, explicit: Collection[str] = ()) -
       ValueError: the plan is for another model, or an explicit key has another value than the plan.
     """
     before = workdirs.flat(config.to_dict())
-    shape = models.named_shape(config.model.name)
-    planned.check(config.model.name, shape.patches(config.model.image_size), shape.depth)
+    model_config = models.get_config(config.model.name)
+    planned.check(config.model.name, model_config.patches(config.model.image_size), model_config.depth)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.update(reduce_at=planned.reduce_at, fuse=planned.fuse)
@@ -304,7 +304,7 @@ def _steps_per_epoch(config, train_source):
     return order.epoch_samples(len(train_source), config.data.repeats) / config.batch_size
 
 
-def shape_and_plans(config: Any, trained: dict[str, Any] | None = None) -> tuple[
+def config_and_plans(config: Any, trained: dict[str, Any] | None = None) -> tuple[
         ViTConfig, Callable[[float], TokenPlan]]:
     """The shape of a config's model, and its plans by the progress of the keep schedule in [0, 1].
 
@@ -316,11 +316,11 @@ def shape_and_plans(config: Any, trained: dict[str, Any] | None = None) -> tuple
     """
     flat = workdirs.flat(config.to_dict())
     trained = trained or flat
-    asks = reducers.named(trained.get('reducer.name', 'evit')).predicts
-    shape = models.configured_shape(flat | {'model.image_size': trained['model.image_size']})
-    shape = dataclasses.replace(shape, predictors=len(trained['model.reduce_at']) if asks else 0)
-    keeping = TokenBudget.of_config(flat)
-    plan_at = keeping.plans(shape.patches(config.model.image_size), shape.depth, shape.macs)
-    shape.check_plan(plan_at(1.0))
+    asks = reducers.get_reducer(trained.get('reducer.name', 'evit')).predicts
+    model_config = models.config_from_flat(flat | {'model.image_size': trained['model.image_size']})
+    model_config = dataclasses.replace(model_config, predictors=len(trained['model.reduce_at']) if asks else 0)
+    budget = TokenBudget.of_config(flat)
+    plan_at = budget.plans(model_config.patches(config.model.image_size), model_config.depth, model_config.macs)
+    model_config.check_plan(plan_at(1.0))
     check_predictors(plan_at(1.0), trained.get('model.reduce_at', ()))
-    return shape, plan_at
+    return model_config, plan_at

@@ -57,8 +57,8 @@ def of_sources(sources: Mapping[str, Source]) -> dict[str, Any]:
     values = {}
     for split, source in sources.items():
         values |= {f'class {label}': name for label, name in enumerate(source.class_names)}
-        about = fingerprint.describe(source)
-        values |= {'number of classes': source.num_classes, f'data that {split!r} stands for': about['split'],
-                   f'number of examples in {split!r}': about['examples'],
-                   f'names or order of the examples in {split!r}': about['fingerprint']}
+        metadata = fingerprint.describe(source)
+        values |= {'number of classes': source.num_classes, f'data that {split!r} stands for': metadata['split'],
+                   f'number of examples in {split!r}': metadata['examples'],
+                   f'names or order of the examples in {split!r}': metadata['fingerprint']}
     return values

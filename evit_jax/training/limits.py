@@ -9,7 +9,7 @@ from absl import logging
 
 from evit_jax.checkpoints import best
 from evit_jax.metrics import writers
-from evit_jax.reduction.gather import LOWERINGS
+from evit_jax.reduction.gather import GATHERS
 from evit_jax.runtime import machine, sharding
 from evit_jax.training import step, teaching
 
@@ -27,7 +27,7 @@ def check(config: Any) -> None:
     averaged = config.ema_decay > 0
     for key, value, known in (
             ('model.dtype', config.model.dtype, (machine.AUTO, *DTYPES)),
-            ('model.lowering', config.model.lowering, ('', *LOWERINGS)),
+            ('model.gather_impl', config.model.gather_impl, ('', *GATHERS)),
             ('sharding', config.sharding, sharding.SHARDINGS),
             ('log.writer', config.log.writer, writers.KINDS), ('nonfinite', config.nonfinite, step.NONFINITE),
             ('distill.kind', config.distill.kind, teaching.KINDS),

@@ -149,7 +149,7 @@ def _train(config, workdir, held, accept_changes):
     if int(state.step) < run.total_steps:
         state = _Loop(run, teacher, workdir, checkpoints, best, writer, stopping).go(state)
     metrics = results.evaluate_state(run, state, writer, workdir, stopping)
-    best.offer(state, metrics, run.about)
+    best.offer(state, metrics, run.metadata)
     checkpoints.wait()
     return metrics
 
@@ -247,7 +247,7 @@ class _Loop:
 
     def _save(self, state):
         self._settle(0)
-        self._checkpoints.save(state, self._run.about)
+        self._checkpoints.save(state, self._run.metadata)
         self._saved = time.monotonic()
 
     def _evaluate(self, done, state):
@@ -257,7 +257,7 @@ class _Loop:
                   for name, params in found.items()}
         self._writer.write_scalars(done, {f'eval/{name}': value for name, value in scores.items()})
         logging.info('step %d  %s', done, '  '.join(f'eval/{name} {value:.2%}' for name, value in scores.items()))
-        self._best.offer(state, scores, self._run.about)
+        self._best.offer(state, scores, self._run.metadata)
         self._pace.restart(done)
 
     def _settle(self, leave):

@@ -40,7 +40,7 @@ def divergence(logits: Array, teacher: Array) -> Array:
     return jnp.mean(jnp.sum(jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits)), axis=-1))
 
 
-def token_distance(tokens: Array, teacher: Array, stays: Array) -> Array:
+def token_distance(tokens: Array, teacher: Array, mask: Array) -> Array:
     """Mean squared difference of tokens to a teacher's, over all channels of all tokens that stay in the batch.
 
     An image that keeps more counts more. Neither the teacher nor the decisions get a gradient.
@@ -54,9 +54,9 @@ def token_distance(tokens: Array, teacher: Array, stays: Array) -> Array:
 
     Source: DynamicViT, equation 10; its code means tokens of the whole batch.
     """
-    stays = jax.lax.stop_gradient(stays)
+    mask = jax.lax.stop_gradient(mask)
     apart = jnp.square(tokens - jax.lax.stop_gradient(teacher)).mean(-1)
-    return jnp.sum(apart * stays) / jnp.maximum(stays.sum(), 1)
+    return jnp.sum(apart * mask) / jnp.maximum(mask.sum(), 1)
 
 
 def hard_distillation(logits: Array, teacher: Array) -> Array:
@@ -89,5 +89,5 @@ def sparse_cross_entropy(logits: Array, value: Array, index: Array, floor: Array
       [...] float32.
     """
     logs = jax.nn.log_softmax(logits)
-    named = (value * jnp.take_along_axis(logs, index, axis=-1)).sum(-1)
-    return -named - floor * logs.sum(-1)
+    get_reducer = (value * jnp.take_along_axis(logs, index, axis=-1)).sum(-1)
+    return -get_reducer - floor * logs.sum(-1)

@@ -46,8 +46,8 @@ class Objective(NamedTuple):
         """The loss; and its parts without their weights, `loss/...`, where there is more than one."""
         found = [part.loss(logits, seen, targets, taught) for part in self.parts]
         terms = [loss if part.weight == 1 else part.weight * loss for part, loss in zip(self.parts, found)]
-        named = {f'loss/{part.name}': loss for part, loss in zip(self.parts, found)} if len(found) > 1 else {}
-        return functools.reduce(operator.add, terms), named
+        get_reducer = {f'loss/{part.name}': loss for part, loss in zip(self.parts, found)} if len(found) > 1 else {}
+        return functools.reduce(operator.add, terms), get_reducer
 
 
 def plain() -> Objective:

@@ -81,7 +81,7 @@ def _result(run, step, metrics, workdir):
         'workdir': os.fspath(workdir), 'step': step, 'weights': ['params', 'ema'][:1 + ('top1_ema' in metrics)],
         'metrics': metrics | {name: int(metrics[name]) for name in ('images', 'left_out')},
         'model': {'name': config.model.name, 'dtype': config.model.dtype} | {
-            key: getattr(run.model.shape, key) for key in ('classes', 'distilled', *models.UNSHAPED)},
+            key: getattr(run.model.config, key) for key in ('classes', 'distilled', *models.UNSHAPED)},
         'plan': {'name': plan_name(plan), 'description': str(plan), 'reducer': plan.reducer.name,
                  'patches': plan.patches, 'reduce_at': list(plan.reductions),
                  'tokens': [plan.keep[block] for block in plan.reductions], 'fused': plan.fused},
@@ -119,8 +119,9 @@ def evaluate_params(run: Experiment, step: Callable, params: Any, stopping: Pree
 
 def costs(run: Experiment) -> dict[str, int]:
     """Multiply-accumulates of an image under the run's plan, and of the dense model."""
-    shape = run.model.shape
-    return {'macs': shape.macs(run.plan), 'macs_dense': shape.macs(make_plan(run.patches, shape.depth, reduce_at=()))}
+    config = run.model.config
+    dense = make_plan(run.patches, config.depth, reduce_at=())
+    return {'macs': config.macs(run.plan), 'macs_dense': config.macs(dense)}
 
 
 def _report(run, step, metrics):
@@ -147,7 +148,7 @@ def _kept_page(run, sample):
     """The picture of images and the patches that are kept; None without reductions, or without images."""
     if not sample or not sample['kept']:
         return None
-    return kept_grid(sample['image'], sample['kept'], run.model.shape.patch_size, home=sample.get('home'),
+    return kept_grid(sample['image'], sample['kept'], run.model.config.patch_size, token_of_patch=sample.get('home'),
                      predictions=sample['prediction'], truths=sample['label'], class_names=run.test_source.class_names)
 
 

@@ -93,6 +93,6 @@ def make_eval_step(model: Model, *, prepare: Callable[[Array], Array]) -> Callab
         place = places(logits, batch['label'])
         return {'loss': optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), 'right': place < 1,
                 'right5': place < 5, 'prediction': logits.argmax(-1), 'kept': seen['kept']} | (
-                    {'home': seen['home']} if plan.reducer.merges else {})
+                    {'token_of_patch': seen['token_of_patch']} if plan.reducer.merges else {})
 
     return step

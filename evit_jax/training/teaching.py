@@ -34,7 +34,7 @@ def check(config: Any) -> None:
     _check_token_labels(config)
 
     scaled = config.optimizer.backbone_scale != 1 or config.optimizer.backbone_from_epoch
-    if scaled and not reducers.named(config.reducer.name).predicts:
+    if scaled and not reducers.get_reducer(config.reducer.name).predicts:
         raise ValueError(f'config.optimizer.backbone_scale and backbone_from_epoch are of all parameters but the '
                          f'predictors of tokens, and reducer {config.reducer.name} has none: leave them at 1 and 0')
 
@@ -42,7 +42,7 @@ def check(config: Any) -> None:
 def _check_token_labels(config):
     if not config.data.token_labels:
         return
-    if not isinstance(models.named_shape(config.model.name), LVViTConfig):
+    if not isinstance(models.get_config(config.model.name), LVViTConfig):
         raise ValueError(f'config.data.token_labels={config.data.token_labels} is for models with a head for tokens, '
                          f'which {config.model.name} lacks: take an lvvit, or give --config.data.token_labels=')
     if config.distill.kind != 'none':
@@ -84,7 +84,7 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
     teacher = distillation.read(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
                             class_names=class_names, dtype=dtype)
     if config.distill.kind == 'self' and config.distill.token_weight:
-        there, here = (teacher.plan.patches, teacher.model.shape.width), (plan.patches, width)
+        there, here = (teacher.plan.patches, teacher.model.config.width), (plan.patches, width)
         if there != here:
             raise ValueError(f'the teacher in {path} has {there[0]} tokens of width {there[1]}, this model {here[0]} '
                              f'of width {here[1]}: they can be compared with --config.distill.token_weight=0 alone')

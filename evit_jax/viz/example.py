@@ -11,8 +11,8 @@ class Stage(NamedTuple):
     kept: tuple[int, ...]         # patch ids that leave it, best first; negative: a fused token
     attention: np.ndarray | None  # [N] float32, of the class token to each patch; NaN: gone before. None: not known
     origin: np.ndarray | None     # [N] float32, how much of each patch is in the token fused here. None: none is
-    home: np.ndarray | None = None  # [N] int, of each patch the number of the token that it is merged in. None: no
-                                    # patches are merged
+    token_of_patch: np.ndarray | None = None  # [N] int: index of the token that holds each patch. None: nothing is
+                                              # merged
 
 
 class View(NamedTuple):

@@ -7,7 +7,7 @@ from evit_jax.viz.page import enlarged
 LINE = (255, 255, 255)  # around groups of several patches
 
 
-def groups_filled(image: np.ndarray, home: np.ndarray, patch_size: int, scale: int = 1) -> np.ndarray:
+def groups_filled(image: np.ndarray, token_of_patch: np.ndarray, patch_size: int, scale: int = 1) -> np.ndarray:
     """Fills every group of patches with its mean colour; a patch that is alone in its token stays as it is.
 
     Args:
@@ -20,10 +20,10 @@ def groups_filled(image: np.ndarray, home: np.ndarray, patch_size: int, scale: i
       ValueError: there are not as many patches.
     """
     rows, columns = image.shape[0] // patch_size, image.shape[1] // patch_size
-    home = np.asarray(home)
-    if home.shape != (rows * columns,):
-        raise ValueError(f'home is of {home.size} patches, the image has {rows}x{columns}')
-    _, group, size = np.unique(home, return_inverse=True, return_counts=True)
+    token_of_patch = np.asarray(token_of_patch)
+    if token_of_patch.shape != (rows * columns,):
+        raise ValueError(f'home is of {token_of_patch.size} patches, the image has {rows}x{columns}')
+    _, group, size = np.unique(token_of_patch, return_inverse=True, return_counts=True)
     of_pixel = enlarged(group.reshape(rows, columns), patch_size)  # [H, W]
     sums = [np.bincount(of_pixel.ravel(), image[..., channel].ravel()) for channel in range(3)]
     means = np.rint(np.stack(sums, axis=1) / (size[:, None] * patch_size**2)).astype(np.uint8)
@@ -37,6 +37,6 @@ def groups_filled(image: np.ndarray, home: np.ndarray, patch_size: int, scale: i
     return picture
 
 
-def tokens_of(home: np.ndarray) -> int:
+def tokens_of(token_of_patch: np.ndarray) -> int:
     """How many tokens hold the patches."""
-    return len(set(np.asarray(home).tolist()) - {-1})
+    return len(set(np.asarray(token_of_patch).tolist()) - {-1})

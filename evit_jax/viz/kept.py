@@ -35,7 +35,8 @@ def dim_dropped(image: np.ndarray, kept_ids: np.ndarray, patch_size: int, dim: f
 
 
 def kept_row(image: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *,
-             home: Sequence[np.ndarray] | None = None, dim: float = DIM, scale: int = 1, gap: int = 8) -> np.ndarray:
+             token_of_patch: Sequence[np.ndarray] | None = None, dim: float = DIM, scale: int = 1,
+             gap: int = 8) -> np.ndarray:
     """The image, and beside it what each stage keeps, with a thin line around it.
 
     Args:
@@ -51,8 +52,8 @@ def kept_row(image: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *,
     space = np.full((image.shape[0] * scale, gap, 3), PAGE, np.uint8)
     parts = [enlarged(image, scale)]
     for stage, ids in enumerate(kept):
-        if home is not None:
-            parts += [space, groups_filled(image, home[stage], patch_size, scale)]
+        if token_of_patch is not None:
+            parts += [space, groups_filled(image, token_of_patch[stage], patch_size, scale)]
             continue
         picture = enlarged(dim_dropped(image, ids, patch_size, dim), scale)
         inside = np.pad(enlarged(_kept_pixels(image, ids, patch_size), scale), 1, mode='edge')
@@ -63,7 +64,7 @@ def kept_row(image: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *,
 
 
 def kept_grid(images: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *,
-              home: Sequence[np.ndarray] | None = None,
+              token_of_patch: Sequence[np.ndarray] | None = None,
               predictions: Sequence[int] | None = None, truths: Sequence[int] | None = None,
               class_names: Sequence[str] | None = None, titles: Sequence[str] | None = None, heading: str | None = None,
               columns: int = 2, scale: int | None = None, dim: float = DIM) -> Image.Image:
@@ -90,12 +91,12 @@ def kept_grid(images: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *
     _check_lengths(images, kept, titles, predictions, truths)
     patches = math.prod(_grid(images[0], patch_size))
     headers = [('image', f'{patches} patches')]
-    headers += [(title, _kept_of(ids, patches)) for title, ids in zip(titles, kept)] if home is None else [
-        (title, _merged_into(of_stage, patches)) for title, of_stage in zip(titles, home, strict=True)]
+    headers += [(title, _kept_of(ids, patches)) for title, ids in zip(titles, kept)] if token_of_patch is None else [
+        (title, _merged_into(of_stage, patches)) for title, of_stage in zip(titles, token_of_patch, strict=True)]
     scale = scale or max(1, round(SIDE / images.shape[1]))
     layout = setup(images.shape[1] * scale, images.shape[2] * scale, len(headers), min(columns, len(images)))
     rows = [kept_row(image, [ids[number] for ids in kept], patch_size, dim=dim, scale=scale, gap=layout.gap,
-                     home=None if home is None else [of_stage[number] for of_stage in home])
+                     token_of_patch=token_of_patch and [of_stage[number] for of_stage in token_of_patch])
             for number, image in enumerate(images)]
     captions = None
     if predictions is not None or truths is not None:
@@ -125,9 +126,9 @@ def _kept_of(ids: np.ndarray, patches: int) -> str:
     return f'{kept} of {patches}, {100 * (ids >= 0).sum() / (len(ids) * patches):.0f} %'
 
 
-def _merged_into(home: np.ndarray, patches: int) -> str:
+def _merged_into(token_of_patch: np.ndarray, patches: int) -> str:
     """'45 tokens, 70 %'; all images have as many."""
-    tokens = tokens_of(home[0])
+    tokens = tokens_of(token_of_patch[0])
     return f'{tokens} tokens, {100 * tokens / patches:.0f} %'
 
 

@@ -6,7 +6,7 @@ const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeA
 const percent = (share) => `${(100 * share).toPrecision(share < 0.001 ? 1 : share < 0.995 ? 2 : 3)} %`;
 const colours = bytes(data.colours);
 const has = (map) => data.rows.some((row) => row.views.some((view) => view.stages.some((stage) => stage[map])));
-const merges = has('home');
+const merges = has('token_of_patch');
 const views = ['kept', ...['attention', 'origin'].filter(has)];
 const state = {setting: data.start, view: 'kept', blank: false};
 
@@ -15,13 +15,13 @@ for (const row of data.rows) {
   for (const view of row.views) {
     for (const stage of view.stages) {
       stage.kept = bytes(stage.kept);
-      if (stage.home) stage.home = new Uint16Array(bytes(stage.home).buffer);
+      if (stage.token_of_patch) stage.token_of_patch = new Uint16Array(bytes(stage.token_of_patch).buffer);
       for (const map of [stage.attention, stage.origin]) if (map) map.of = bytes(map.of);
     }
   }
 }
 const isKept = (stage, patch) => (stage.kept[patch >> 3] >> (7 - (patch & 7))) & 1;
-const membersOf = (stage, patch) => [...stage.home.keys()].filter((other) => stage.home[other] === stage.home[patch]);
+const membersOf = (stage, patch) => [...stage.token_of_patch.keys()].filter((other) => stage.token_of_patch[other] === stage.token_of_patch[patch]);
 const entered = (view, stage, patch) => stage === 0 || isKept(view.stages[stage - 1], patch);
 
 function make(parent, tag, kind, text) {
@@ -85,16 +85,16 @@ function coloursOf(row, pixels) {
 function drawGroups(row, pen, stage) {
   pen.drawImage(row.image, 0, 0, pen.canvas.width, pen.canvas.width);
   const groups = new Map();
-  stage.home.forEach((token, patch) => groups.set(token, [...groups.get(token) || [], patch]));
-  const alone = (patch) => groups.get(stage.home[patch]).length === 1;
+  stage.token_of_patch.forEach((token, patch) => groups.set(token, [...groups.get(token) || [], patch]));
+  const alone = (patch) => groups.get(stage.token_of_patch[patch]).length === 1;
   eachPatch(row, (patch, x, y, cell) => {
-    const members = groups.get(stage.home[patch]);
+    const members = groups.get(stage.token_of_patch[patch]);
     if (members.length === 1) return;
     const mean = [0, 1, 2].map((channel) => members.reduce((sum, member) => sum + row.colours[member][channel], 0));
     pen.fillStyle = `rgb(${mean.map((sum) => Math.round(sum / members.length)).join()})`;
     pen.fillRect(x, y, cell, cell);
   });
-  drawEdge(row, pen, (one, other) => stage.home[one] !== stage.home[other] && !(alone(one) && alone(other)), '#fff');
+  drawEdge(row, pen, (one, other) => stage.token_of_patch[one] !== stage.token_of_patch[other] && !(alone(one) && alone(other)), '#fff');
 }
 
 function colour(value) {
@@ -106,7 +106,7 @@ function drawStage(row, view, number, style) {
   const {canvas} = row.pictures[number + 1], stage = view.stages[number], map = stage[state.view];
   const pen = canvas.getContext('2d'), side = canvas.width, hidden = state.blank && state.view === 'kept';
   pen.imageSmoothingEnabled = row.image.width >= 128;
-  if (stage.home && state.view === 'kept') return drawGroups(row, pen, stage);
+  if (stage.token_of_patch && state.view === 'kept') return drawGroups(row, pen, stage);
   const fill = (paint, alpha, x, y, cell) => {
     pen.globalAlpha = alpha;
     pen.fillStyle = paint;
@@ -162,7 +162,7 @@ function saidOf(row, stage) {
     if (!stage.origin) return 'nothing fused';
     return `${count(row, (patch) => stage.origin.of[patch])} patches, ${percent(stage.origin.sum)} in all`;
   }
-  if (stage.home) return `${new Set(stage.home).size} tokens`;
+  if (stage.token_of_patch) return `${new Set(stage.token_of_patch).size} tokens`;
   const fused = ['', ' and a fused token', ` and ${stage.fused} fused tokens`][Math.min(stage.fused, 2)];
   return `${count(row, (patch) => isKept(stage, patch))} patches${fused}`;
 }
@@ -242,7 +242,7 @@ function follow(row, canvas, number, event) {
     const pen = canvas.getContext('2d'), stage = place && row.views[state.setting].stages[place - 1];
     pen.lineWidth = canvas.width / 130;
     pen.strokeStyle = '#2f8cff';
-    for (const member of stage && stage.home ? membersOf(stage, patch) : [patch]) {
+    for (const member of stage && stage.token_of_patch ? membersOf(stage, patch) : [patch]) {
       pen.strokeRect(member % row.side * cell, Math.floor(member / row.side) * cell, cell, cell);
     }
   });

@@ -22,7 +22,7 @@ _QUALITY = 92  # of the JPEG that an image is inlined as
 
 
 def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, patch_size: int, start: int,
-                stages: Sequence[str], title: str, about: str) -> str:
+                stages: Sequence[str], title: str, metadata: str) -> str:
     """The page as HTML.
 
     Args:
@@ -41,7 +41,7 @@ def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, pat
         'patch': patch_size, 'start': start, 'stages': list(stages), 'colours': _text(COLOURS),
         'settings': [setting._asdict() for setting in settings],
         'rows': [_row(example, patch_size) for example in examples]}
-    parts = {'title': html.escape(title), 'about': html.escape(about), 'style': _part('css'), 'script': _part('js'),
+    parts = {'title': html.escape(title), 'about': html.escape(metadata), 'style': _part('css'), 'script': _part('js'),
              # The only way out of a script element is its end tag.
              'data': json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')}
     return re.sub(r'\{\{(\w+)\}\}', lambda place: parts[place[1]], _part('html'))
@@ -63,9 +63,10 @@ def _view(view: View, patches: int) -> dict[str, Any]:
 def _stage(stage: Stage, patches: int) -> dict[str, Any]:
     ids = np.array(stage.kept)
     bits = np.zeros(patches, bool)
-    bits[ids[ids >= 0] if stage.home is None else stage.home >= 0] = True
-    home = {} if stage.home is None else {'home': _text(stage.home.astype('<u2'))}  # -1 becomes the largest number
-    return {'kept': _text(np.packbits(bits)), 'fused': int((ids < 0).sum())} | home | {
+    bits[ids[ids >= 0] if stage.token_of_patch is None else stage.token_of_patch >= 0] = True
+    token_of_patch = {} if stage.token_of_patch is None else {
+        'token_of_patch': _text(stage.token_of_patch.astype('<u2'))}  # -1 becomes the largest number
+    return {'kept': _text(np.packbits(bits)), 'fused': int((ids < 0).sum())} | token_of_patch | {
         name: _levels(values) for name, values in (('attention', stage.attention), ('origin', stage.origin))
         if values is not None}
 

@@ -23,9 +23,9 @@ def example_sheet(example: Example, number: int, setting: Setting, *, patch_size
     view, image = example.views[number], example.image
     scale = max(1, round(SIDE / len(image)))
     layout = setup(len(image) * scale, len(image) * scale, len(stages) + 1)
-    home = [stage.home for stage in view.stages]
+    token_of_patch = [stage.token_of_patch for stage in view.stages]
     rows = [kept_row(image, [np.array(stage.kept) for stage in view.stages], patch_size, scale=scale, gap=layout.gap,
-                     home=home if any(of is not None for of in home) else None)]
+                     token_of_patch=token_of_patch if any(of is not None for of in token_of_patch) else None)]
     captions = [_answer(example, number)]
     for said, maps in (('class attention', [stage.attention for stage in view.stages]),
                        ('what the fused token is made of', [stage.origin for stage in view.stages])):

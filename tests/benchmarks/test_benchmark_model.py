@@ -73,8 +73,8 @@ def test_r_is_a_case_of_every_reducer_that_merges_beside_the_rates_and_says_so()
 
 
 def test_a_lowering_is_a_case_of_what_keeps_by_rank_and_says_so():
-    found = cases(rates=[1.0, 0.7], methods=['evit', 'tome'], lowerings=['', 'gather', 'product'])
-    assert [(case.dense == case, str(case.reducer), case.lowering) for case in found] == [
+    found = cases(rates=[1.0, 0.7], methods=['evit', 'tome'], gather_impls=['', 'gather', 'product'])
+    assert [(case.dense == case, str(case.reducer), case.gather_impl) for case in found] == [
         (True, 'evit', ''), (False, 'evit', ''), (False, 'evit', 'gather'), (False, 'evit', 'product'),
         (False, 'tome', '')]
     assert 'by product' in str(found[3]) and {case.dense for case in found} == {found[0]}
@@ -115,8 +115,8 @@ def test_rows_say_what_was_measured_and_add_up():
     rows = {(row['rate'], row['batch_size']): row for row in found['rows']}
     assert set(rows) == {(1.0, 1), (0.5, 1), (1.0, 4), (0.5, 4)}
     for (rate, batch), row in rows.items():
-        shape = models.named_shape('tiny')
-        assert row['parameters'] == shape.parameters() and row['compile_seconds'] > 0
+        config = models.get_config('tiny')
+        assert row['parameters'] == config.parameters() and row['compile_seconds'] > 0
         assert row['memory_bytes'] > 4 * row['parameters'] and row['memory_from'] == 'compiler'
         assert row['images_per_second'] == pytest.approx(batch / np.median(row['seconds_per_call']))
         assert (row['latency_p50_ms'] is not None) == (batch == 1)
@@ -125,7 +125,7 @@ def test_rows_say_what_was_measured_and_add_up():
         assert row['macs_dense_over_this'] == dense['macs'] / row['macs'] >= 1
         ratios = np.divide(dense['seconds_per_call'], row['seconds_per_call'])
         assert row['speedup_over_dense'] == pytest.approx(np.median(ratios))
-        assert 0 < row['executed_macs'] == shape.executed_macs(found_plans[rate]) < row['macs']
+        assert 0 < row['executed_macs'] == config.executed_macs(found_plans[rate]) < row['macs']
         assert row['share_of_matmul'] > 0 and row['ours_over_this'] == 1
     assert found['threads'] == report.cpus() and found['matmul_flops_per_second'].keys() == {'float32'}
 
@@ -136,9 +136,9 @@ def test_nothing_is_compiled_while_the_clock_runs(monkeypatch):
         lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None)
     interleave = clock.interleave
 
-    def watched(*arguments, **named):
+    def watched(*arguments, **get_reducer):
         before = len(compiled)
-        times = interleave(*arguments, **named)
+        times = interleave(*arguments, **get_reducer)
         seen.append((before, len(compiled)))
         return times
 

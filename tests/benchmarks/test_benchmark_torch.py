@@ -43,7 +43,7 @@ def test_torch_with_other_weights_or_another_plan_does_not_pass():
     ours = subjects.inference(case, stock)
     with pytest.raises(ValueError, match='differ from ours'):
         model.agree(ours, subjects.baseline(dense, torch_evit.EAGER, stock))
-    other, params = subjects.ModelCache(), jax.device_get(stock.params(case.shape))
+    other, params = subjects.ModelCache(), jax.device_get(stock.params(case.config))
     params['blocks'][2]['attn']['qkv']['kernel'] = params['blocks'][2]['attn']['qkv']['kernel'] * 0.9
     other.params = lambda shape: params
     with pytest.raises(ValueError, match='differ from ours'):

@@ -24,7 +24,7 @@ least = layouts.least
 def save(folder, bad=None, scale=1.0):
     """Weights of three classes, with a bad number in the second block's norm, and a norm and head of this scale."""
     config = layouts.config_of()
-    params = jax.tree.map(np.array, models.create(experiment.setup(config).model.shape).init(jax.random.key(0)))
+    params = jax.tree.map(np.array, models.create(experiment.setup(config).model.config).init(jax.random.key(0)))
     if bad is not None:
         params['blocks'][1]['norm1']['bias'][3] = bad
     for part, name in (('norm', 'scale'), ('head', 'kernel')):
@@ -86,16 +86,16 @@ def test_evaluation_with_a_logit_that_is_not_finite_is_refused(loss):
 
 
 def test_label_map_with_a_value_that_is_not_finite_is_not_written(tmp_path, caplog):
-    about = About('by hand', 'data', (), classes=3, examples=3, top=1, side=1)
+    metadata = About('by hand', 'data', (), classes=3, examples=3, top=1, side=1)
     values = [1.0, np.nan, np.inf]
     entries = [Entry(str(row), LabelMap(np.full((1, 1, 1), value, np.float32), np.zeros((1, 1, 1), int)))
                for row, value in enumerate(values)]
-    assert label_maps.write(tmp_path / 'some', about, lambda start: iter(entries[start:])) == 2
+    assert label_maps.write(tmp_path / 'some', metadata, lambda start: iter(entries[start:])) == 2
     assert 'no label map of 1: its values are not finite' in caplog.text
     maps = LabelMaps(tmp_path / 'some')
     assert ['0' in maps, '1' in maps, '2' in maps] == [True, False, False]
     with pytest.raises(ValueError, match='none of the 3 examples has a label map'):
-        label_maps.write(tmp_path / 'none', about, lambda start: iter([entries[1]] * 3))
+        label_maps.write(tmp_path / 'none', metadata, lambda start: iter([entries[1]] * 3))
 
 
 def test_measurements_as_json_hold_null_for_what_is_not_finite(tmp_path):

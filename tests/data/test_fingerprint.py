@@ -7,7 +7,7 @@ import pytest
 from evit_jax.data import fingerprint
 from evit_jax.data.sources.folder import FolderSource
 from evit_jax.data.sources.generated import GeneratedSource
-from evit_jax.data.sources.tfds import TfdsSource
+from evit_jax.data.sources.tfds_source import TfdsSource
 from tests.data.test_folder import fill, pets, settle  # noqa: F401 (a fixture)
 from tests.helpers import prepared, toys
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from evit_jax.data.sources import digits, open_source
-from evit_jax.data.sources.tfds import TfdsSource, locate
+from evit_jax.data.sources.tfds_source import TfdsSource, locate
 from tests.helpers import prepared
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -229,7 +229,7 @@ def test_more_files_than_a_process_may_usually_open_are_read(tmp_path):
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 import pathlib
-from evit_jax.data.sources.tfds import TfdsSource
+from evit_jax.data.sources.tfds_source import TfdsSource
 from tests.helpers import prepared
 prepared.as_array_record(pathlib.Path({os.fspath(one)!r}), pathlib.Path({os.fspath(tmp_path / 'arrays')!r}))
 for path in {os.fspath(one)!r}, {os.fspath(tmp_path / 'arrays')!r}:

@@ -56,10 +56,10 @@ def random_map(seed=0, classes=CLASSES, top=5, side=SIDE):
 
 def write(folder, maps, classes=CLASSES, ids=None, **changes):
     """A finished folder of these maps, of the examples 'number 0' and so on."""
-    about = {'annotator': 'test', 'data': 'test', 'class_names': (), 'classes': classes, 'examples': len(maps),
+    metadata = {'annotator': 'test', 'data': 'test', 'class_names': (), 'classes': classes, 'examples': len(maps),
              'top': maps[0].value.shape[0], 'side': maps[0].value.shape[1]} | changes
     ids = ids or [f'number {number}' for number in range(len(maps))]
-    label_maps.write(folder, About(**about), lambda start: map(Entry, ids[start:], maps[start:]))
+    label_maps.write(folder, About(**metadata), lambda start: map(Entry, ids[start:], maps[start:]))
     return LabelMaps(folder)
 
 
@@ -233,8 +233,8 @@ def test_targets_are_a_function_of_seed_and_step(numbered, changes):
 def test_an_example_without_a_map_is_replaced_and_named(tmp_path):
     maps = [random_map(seed) for seed in range(9)] + [None]
     ids = [f'number {number}' for number in range(10)]
-    about = About('test', 'test', (), CLASSES, 10, 5, SIDE)
-    label_maps.write(tmp_path, about, lambda start: map(Entry, ids[start:], maps[start:]))
+    metadata = About('test', 'test', (), CLASSES, 10, 5, SIDE)
+    label_maps.write(tmp_path, metadata, lambda start: map(Entry, ids[start:], maps[start:]))
     batches = train(10, transform=TrainTransform(8), targets=TokenTargets(LabelMaps(tmp_path), 2))
     failed = np.concatenate([batch['failed'] for batch in batches]).tolist()
     assert 2 <= len(failed) <= 3 and all('no label map of example \'number 9\'' in why for why in failed)

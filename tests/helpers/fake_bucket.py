@@ -101,8 +101,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._store(self.query['name'], self.content)
         elif kind == 'multipart':
             boundary = b'--' + re.search('boundary="?([^"]+)"?', self.headers['Content-Type'])[1].encode()
-            about, content = (part.split(b'\n\n', 1)[1] for part in self.content.split(boundary, 3)[1:3])
-            self._store(json.loads(about)['name'], content[:-1])
+            metadata, content = (part.split(b'\n\n', 1)[1] for part in self.content.split(boundary, 3)[1:3])
+            self._store(json.loads(metadata)['name'], content[:-1])
         elif 'upload_id' not in self.query:
             number = str(next(self.server.generations))
             self.server.uploads[number] = bytearray()

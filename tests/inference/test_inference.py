@@ -190,7 +190,7 @@ def test_a_plan_that_cannot_be_is_refused(model, asked, said):
 
 
 def test_a_rate_for_a_model_without_reductions_is_refused(model):
-    dense = model.trained._replace(keeping=model.trained.keeping._replace(reduce_at=(), rates=()))
+    dense = model.trained._replace(budget=model.trained.budget._replace(reduce_at=(), rates=()))
     assert not dense.plan().reductions
     with pytest.raises(ValueError, match=r'drops nothing at any block .* leave rate out'):
         dense.plan(rate=0.5)
@@ -200,10 +200,10 @@ def test_a_run_its_best_and_its_average_are_read(tmp_path):
     laid = experiment.setup(layouts.config_of(keep__rates=(0.75,)))
     state = laid.new_state()
     state = state._replace(step=jnp.int32(7), ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
-    workdirs.write_config(tmp_path, laid.about)
+    workdirs.write_config(tmp_path, laid.metadata)
     checkpoints, best = Checkpoints(tmp_path, keep=1), Best(tmp_path, 'top1')
-    checkpoints.save(state, laid.about)
-    best.offer(state._replace(step=jnp.int32(3)), {'top1': 0.5}, laid.about)
+    checkpoints.save(state, laid.metadata)
+    best.offer(state._replace(step=jnp.int32(3)), {'top1': 0.5}, laid.metadata)
     checkpoints.close()
     best.close()
     newest, average, top = (load_model(tmp_path), load_model(tmp_path, ema=True), load_model(tmp_path / 'best'))
@@ -215,10 +215,10 @@ def test_a_run_its_best_and_its_average_are_read(tmp_path):
 
 
 def test_what_a_checkpoint_does_not_say_is_as_in_deit(tmp_path):
-    params = models.create(models.named_shape('vit_layouts')).init(jax.random.key(0))
+    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
     weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_layouts', 'reduce_at': (1,)}}, 'class_names': []})
     trained = load_model(tmp_path)
-    assert (trained.mean, trained.eval_crop, trained.keeping.rates) == ((0.485, 0.456, 0.406), 0.875, (1.0,))
+    assert (trained.mean, trained.eval_crop, trained.budget.rates) == ((0.485, 0.456, 0.406), 0.875, (1.0,))
     assert trained.class_names[207] == 'golden retriever'  # 1,000 classes
     with pytest.raises(ValueError, match='holds no moving average'):
         load_model(tmp_path, ema=True)

@@ -12,7 +12,7 @@ from evit_jax import models
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.interchange import conversion, facts, interpretation, layouts
 from evit_jax.interchange.pickles import Inert
-from evit_jax.models import create, named_shape
+from evit_jax.models import create, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import make_plan
 
@@ -31,7 +31,7 @@ def interpreted(name='deit_s', *, tree=None, metadata=None, configs=None, flags=
     """The shape, and the config keys of the preprocessing."""
     given = interpretation.Given(pathlib.Path(path), tree, metadata or {}, configs or {})
     found = layouts.Found(dict.fromkeys(arrays), layout, {}, label)
-    return interpretation.interpreted(name, named_shape(name), found, given, flags or {})
+    return interpretation.interpreted(name, get_config(name), found, given, flags or {})
 
 
 def namespace(**values):
@@ -58,8 +58,8 @@ def test_the_heads_of_moco_are_assumed_where_arch_alone_names_it(caplog):
 
 def test_a_value_that_nothing_gives_is_assumed_in_one_warning(caplog):
     with caplog.at_level(logging.INFO, 'absl'):
-        shape, preprocessing, _ = interpreted(tree={'args': namespace(num_heads=12, norm_eps=1e-5)})
-    assert (shape.heads, shape.norm_epsilon) == (12, 1e-5)
+        config, preprocessing, _ = interpreted(tree={'args': namespace(num_heads=12, norm_eps=1e-5)})
+    assert (config.heads, config.norm_epsilon) == (12, 1e-5)
     warned = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
     assert len(warned) == 1 and 'heads' not in warned[0] and 'activation gelu (as deit_s)' in warned[0]
     assert 'heads 12 (num_heads of args in the file), norm_epsilon 1e-05 (norm_eps of args in the file)' in caplog.text
@@ -157,8 +157,8 @@ def test_a_pooling_that_is_not_computed_is_refused(value):
     (None, ['fc_norm.weight'], 'avg_fc_norm', 'fc_norm.weight'), ('token', ['fc_norm.weight'], 'token', 'norm.weight'),
     (False, ['norm.weight'], 'token', 'norm.weight'), ('', ['norm.weight'], 'token', 'norm.weight')])
 def test_pooling_is_that_of_the_arguments_and_norms(said, arrays, pooling, norm):
-    shape, _, found = interpreted(tree={'args': namespace(global_pool=said)}, arrays=arrays)
-    assert shape.pooling == pooling and [*found.arrays] == [norm]
+    config, _, found = interpreted(tree={'args': namespace(global_pool=said)}, arrays=arrays)
+    assert config.pooling == pooling and [*found.arrays] == [norm]
 
 
 def test_a_file_written_here_keeps_its_values_without_a_warning(tmp_path, caplog):
@@ -168,7 +168,7 @@ def test_a_file_written_here_keeps_its_values_without_a_warning(tmp_path, caplog
     caplog.clear()
     conversion.from_file(tmp_path / 'b.safetensors', tmp_path / 'c')
     first, again = (load_model(tmp_path / name) for name in 'ac')
-    assert first.shape == again.shape and first.shape.heads == 4 and first.shape.pooling == 'avg'
+    assert first.config == again.config and first.config.heads == 4 and first.config.pooling == 'avg'
     assert (again.mean, again.std, again.eval_crop) == ((0.1,) * 3, (0.2,) * 3, 0.9)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -179,10 +179,10 @@ def test_the_converted_model_computes_with_its_values(tmp_path):
     for heads in (2, 4):
         conversion.from_file(FILES / 'timm.safetensors', tmp_path / str(heads), heads=heads)
         found = load_model(tmp_path / str(heads))
-        logits[heads] = np.asarray(create(found.shape).apply(found.params, images, PLAN)[0])
+        logits[heads] = np.asarray(create(found.config).apply(found.params, images, PLAN)[0])
     assert np.abs(logits[2] - logits[4]).max() > 1e-2
-    shape = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=4, classes=5)
-    np.testing.assert_allclose(create(shape).apply(found.params, images, PLAN)[0], logits[4], atol=1e-6)
+    config = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=4, classes=5)
+    np.testing.assert_allclose(create(config).apply(found.params, images, PLAN)[0], logits[4], atol=1e-6)
 
 
 def test_a_distilled_model_with_one_head_is_read_and_goes_back(tmp_path, caplog):
@@ -193,12 +193,12 @@ def test_a_distilled_model_with_one_head_is_read_and_goes_back(tmp_path, caplog)
     conversion.from_file(tmp_path / 'a.safetensors', tmp_path / 'a')
     conversion.from_file(FILES / 'hugging_face_deit.safetensors', tmp_path / 'two')
     found, two = load_model(tmp_path / 'a'), load_model(tmp_path / 'two')
-    assert found.shape.one_head and found.shape.distilled and 'head_dist' not in found.params
+    assert found.config.one_head and found.config.distilled and 'head_dist' not in found.params
     images = np.ones((1, 8, 8, 3), np.float32)
-    logits, _ = create(found.shape).apply(found.params, images, PLAN)
+    logits, _ = create(found.config).apply(found.params, images, PLAN)
     _, seen = create(two.shape).apply(two.params, images, PLAN)
     np.testing.assert_allclose(logits, seen['cls_logits'], atol=1e-6)
     assert "the class token's decides alone" in caplog.text
     conversion.to_file(tmp_path / 'a', tmp_path / 'b.safetensors')
     conversion.from_file(tmp_path / 'b.safetensors', tmp_path / 'c')
-    assert load_model(tmp_path / 'c').shape == found.shape
+    assert load_model(tmp_path / 'c').config == found.config

@@ -56,14 +56,14 @@ def converted(folder, tmp_path, **values):
 
 def test_a_folder_with_shards_becomes_the_model_of_its_configs(tmp_path, caplog):
     found = converted(write(tmp_path / 'hub'), tmp_path)
-    shape = found.shape
-    assert (shape.heads, shape.norm_epsilon, shape.activation, shape.pooling) == (4, 1e-3, 'quick_gelu', 'token')
+    config = found.config
+    assert (config.heads, config.norm_epsilon, config.activation, config.pooling) == (4, 1e-3, 'quick_gelu', 'token')
     assert found.class_names == tuple(NAMES)
     assert (found.mean, found.std, found.eval_crop) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3), None)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     conversion.from_file(write(tmp_path / 'one', shards=0), tmp_path / 'again')
     again = load_model(tmp_path / 'again')
-    assert again.shape == shape
+    assert again.shape == config
     np.testing.assert_array_equal(again.params['blocks'][1]['attn']['qkv']['kernel'],
                                   found.params['blocks'][1]['attn']['qkv']['kernel'])
 
@@ -76,13 +76,13 @@ def test_from_file_with_another_resampling_warns(tmp_path, caplog, resample, war
 
 def test_a_file_in_the_folder_is_read_with_the_configs_beside_it(tmp_path):
     found = converted(write(tmp_path / 'hub', shards=0) / 'model.safetensors', tmp_path)
-    assert found.shape.heads == 4 and found.class_names == tuple(NAMES)
+    assert found.config.heads == 4 and found.class_names == tuple(NAMES)
 
 
 def test_an_incomplete_config_has_the_defaults_of_its_model_type(tmp_path, caplog):
     config = {'model_type': 'vit', 'id2label': {'0': 'LABEL_0', '1': 'LABEL_1'}}
     found = converted(write(tmp_path / 'hub', config=config, preprocessor=None), tmp_path)
-    assert found.shape.norm_epsilon == 1e-12 and found.class_names == ('0', '1', '2', '3', '4')
+    assert found.config.norm_epsilon == 1e-12 and found.class_names == ('0', '1', '2', '3', '4')
     assert found.mean == (0.5,) * 3 and found.eval_crop is None
     assert "heads 2 (as vit_toy), mean 0.5,0.5,0.5 (as Hugging Face's ViT)" in caplog.text
 
@@ -140,7 +140,7 @@ def test_weights_in_folder_of_flax_or_tensorflow_names_the_file_and_the_way_out(
 
 def test_a_flag_wins_over_the_config_with_a_warning_that_names_both(tmp_path, caplog):
     found = converted(write(tmp_path / 'hub'), tmp_path, heads=8, mean=(0.1, 0.2, 0.3))
-    assert found.shape.heads == 8 and found.mean == (0.1, 0.2, 0.3)
+    assert found.config.heads == 8 and found.mean == (0.1, 0.2, 0.3)
     assert '--heads=8, though it is 4 by num_attention_heads of config.json: the flag wins' in caplog.text
     assert '--mean=0.1,0.2,0.3, though it is 0.5,0.4,0.3 by preprocessor_config.json' in caplog.text
 
@@ -153,7 +153,7 @@ def test_a_config_of_timm_gives_arguments_and_preprocessing(tmp_path):
     save_file(load_file(FILES / 'timm.safetensors'), tmp_path / 'hub' / 'model.safetensors')
     (tmp_path / 'hub' / 'config.json').write_text(json.dumps(config), encoding='utf-8-sig')
     found = converted(tmp_path / 'hub', tmp_path)
-    assert (found.shape.heads, found.shape.activation, found.eval_crop) == (4, 'gelu_tanh', 0.95)
+    assert (found.config.heads, found.config.activation, found.eval_crop) == (4, 'gelu_tanh', 0.95)
     assert found.std == (0.4,) * 3 and found.class_names == tuple(NAMES)
 
 

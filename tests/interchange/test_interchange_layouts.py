@@ -13,7 +13,7 @@ from evit_jax import models
 from evit_jax.interchange import detect, files, layouts, vit
 from evit_jax.interchange.pickles import Inert
 from evit_jax.interchange.stored import Stored
-from evit_jax.models import create, named_shape
+from evit_jax.models import create, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import make_plan
 
@@ -34,21 +34,21 @@ def stored(*shape, value=0.0):
 
 def of_model(name):
     """The weights of a named model in timm's layout, without values."""
-    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), vit.template(named_shape(name)))
-    return {key: stored(*value.shape) for key, value in vit.to_torch(tree, named_shape(name)).items()}
+    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), vit.template(get_config(name)))
+    return {key: stored(*value.shape) for key, value in vit.to_torch(tree, get_config(name)).items()}
 
 
 @pytest.mark.parametrize('name', LOGITS)
 def test_models_of_other_programs_give_the_logits_that_they_gave_there(name):
     with files.opened(FILES / name) as (tree, _):
         found = layouts.find(tree, ema=False)
-        model, shape = detect.detect(found.arrays, classes=1)
-        params = vit.from_torch(found.arrays, shape)
-    assert (model, shape.image_size, shape.classes, shape.distilled) == ('vit_toy', 8, 5, name in DISTILLED)
+        model, config = detect.detect(found.arrays, classes=1)
+        params = vit.from_torch(found.arrays, config)
+    assert (model, config.image_size, config.classes, config.distilled) == ('vit_toy', 8, 5, name in DISTILLED)
     assert found.layout == ('Hugging Face' if 'hugging' in name else 'timm')
     images = (np.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8) * 0.37 % 1).transpose(0, 2, 3, 1)
     plan = make_plan(4, 2, rate=1.0, reduce_at=(0,), fuse=False)
-    np.testing.assert_allclose(create(shape).apply(params, jnp.asarray(images, jnp.float32), plan)[0], LOGITS[name],
+    np.testing.assert_allclose(create(config).apply(params, jnp.asarray(images, jnp.float32), plan)[0], LOGITS[name],
                                rtol=0, atol=1e-5)
 
 
@@ -120,7 +120,7 @@ def test_models_of_other_kinds_are_told_by_their_keys(key, layout):
 
 @pytest.mark.parametrize('name', [*models.SHAPES, 'vit_toy'])
 def test_every_model_is_told_from_its_own_shapes(name):
-    assert detect.detect(of_model(name), classes=7) == (name, named_shape(name))
+    assert detect.detect(of_model(name), classes=7) == (name, get_config(name))
 
 
 def test_classes_without_a_head_are_as_many_as_said():

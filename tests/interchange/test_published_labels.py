@@ -36,7 +36,7 @@ def test_published_files_become_maps_of_their_values(tmp_path, door):
         write_published(published_labels.place_of(folder, example), *want[example])
     assert door(f'--published={folder}', f'--out={out}')[0] == 0
     maps = LabelMaps(out)
-    assert maps.about.side == 6 and maps.about.annotator == 'published files'
+    assert maps.metadata.side == 6 and maps.metadata.annotator == 'published files'
     for example, (value, index) in want.items():
         np.testing.assert_array_equal(maps[example].value, value)
         np.testing.assert_array_equal(maps[example].index, index)

@@ -149,13 +149,13 @@ def test_folded_into_the_convolutions_it_gives_the_same_logits(params, how):
 
 
 def test_folded_there_is_nothing_left_of_it_to_compute_or_to_keep(params):
-    shape, less = folded(SHAPE, params)
-    before, after = operations(SHAPE, params), operations(shape, less)
+    config, less = folded(SHAPE, params)
+    before, after = operations(SHAPE, params), operations(config, less)
     assert {name: before[name] - after[name] for name in before} == {'rsqrt': 3, 'subtract': 3, 'multiply': 6}
     assert not any(is_running(path) for path, _ in jax.tree_util.tree_leaves_with_path(less))
-    assert jax.tree.map(np.shape, less) == jax.tree.map(np.shape, jax.eval_shape(create(shape).init, KEY))
-    assert shape.parameters() == sum(leaf.size for leaf in jax.tree.leaves(less)) == SHAPE.parameters() - 12
-    assert shape.macs(PLAN) == SHAPE.macs(PLAN)
+    assert jax.tree.map(np.shape, less) == jax.tree.map(np.shape, jax.eval_shape(create(config).init, KEY))
+    assert config.parameters() == sum(leaf.size for leaf in jax.tree.leaves(less)) == SHAPE.parameters() - 12
+    assert config.macs(PLAN) == SHAPE.macs(PLAN)
 
 
 def test_folding_leaves_what_was_trained_as_it_is_and_has_nothing_more_to_do_the_second_time(params):

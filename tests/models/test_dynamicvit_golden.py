@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from evit_jax.interchange.vit import from_torch, to_torch
-from evit_jax.models import create, named_shape
+from evit_jax.models import create, get_config
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.reducers import DYNAMICVIT
 from evit_jax.training import losses
@@ -29,8 +29,8 @@ TARGETS = (0.7, 0.7**2, 0.7**3)
 
 @functools.cache
 def reference_model():
-    model = create(dataclasses.replace(named_shape('deit_s'), predictors=3))
-    return model, from_torch(golden_rule.make_weights(ENTRY['state_dict']), model.shape)
+    model = create(dataclasses.replace(get_config('deit_s'), predictors=3))
+    return model, from_torch(golden_rule.make_weights(ENTRY['state_dict']), model.config)
 
 
 def images_of(case):
@@ -77,7 +77,7 @@ def trained():
         return found + 2 * share, (logits, seen, found, share)
 
     (loss, parts), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
-    return loss, parts, to_torch(gradient, model.shape)
+    return loss, parts, to_torch(gradient, model.config)
 
 
 def test_training_decides_and_loses_as_the_reference():
@@ -105,8 +105,8 @@ def test_training_has_the_gradients_of_the_reference():
 
 def test_conversion_round_trip_is_exact():
     model, params = reference_model()
-    back = to_torch(params, model.shape)
-    assert sum(value.size for value in back.values()) == ENTRY['num_params'] == model.shape.parameters() == 22_774_414
+    back = to_torch(params, model.config)
+    assert sum(value.size for value in back.values()) == ENTRY['num_params'] == model.config.parameters() == 22_774_414
     for key, value in golden_rule.make_weights(ENTRY['state_dict']).items():
         np.testing.assert_array_equal(back.pop(key), value, err_msg=key)
     assert not back

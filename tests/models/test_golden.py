@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from evit_jax.interchange.vit import from_torch, to_torch
-from evit_jax.models import create, named_shape
+from evit_jax.models import create, get_config
 from evit_jax.reduction.plan import make_plan
 from tests.helpers import golden_rule
 
@@ -27,8 +27,8 @@ def reference_model(name):
     entry = MANIFEST['models'][name]
     weights = golden_rule.make_weights(entry['state_dict'])
     size, image_size = re.fullmatch(r'deit_(\w+)_(\d+)', name).groups()
-    shape = dataclasses.replace(named_shape(f'deit_{size[0]}'), image_size=int(image_size))
-    return create(shape), from_torch(weights, shape)
+    config = dataclasses.replace(get_config(f'deit_{size[0]}'), image_size=int(image_size))
+    return create(config), from_torch(weights, config)
 
 
 def images_of(case):
@@ -102,7 +102,7 @@ def test_same_loss_and_gradients_as_the_reference():
         return -jnp.mean(log_p[jnp.arange(case['batch']), jnp.asarray(case['labels'])])
 
     loss, gradient = jax.jit(jax.value_and_grad(loss_of))(params)
-    gradient = to_torch(gradient, model.shape)
+    gradient = to_torch(gradient, model.config)
     np.testing.assert_allclose(loss, case['loss'], rtol=1e-3)
     assert gradient.keys() == case['grad_norms'].keys()
     for key, norm in case['grad_norms'].items():
@@ -116,18 +116,18 @@ def test_same_loss_and_gradients_as_the_reference():
 def test_conversion_round_trip_is_exact(name):
     model, params = reference_model(name)
     entry = MANIFEST['models'][name]
-    back = to_torch(params, model.shape)
-    assert sum(value.size for value in back.values()) == entry['num_params'] == model.shape.parameters()
+    back = to_torch(params, model.config)
+    assert sum(value.size for value in back.values()) == entry['num_params'] == model.config.parameters()
     for key, value in golden_rule.make_weights(entry['state_dict']).items():
         np.testing.assert_array_equal(back.pop(key), value, err_msg=key)
     assert not back
 
 
 def test_weights_that_do_not_fit_are_listed():
-    shape = named_shape('deit_t')
+    config = get_config('deit_t')
     weights = golden_rule.make_weights(MANIFEST['models']['deit_tiny_224']['state_dict'])
     weights['head.bias'] = np.zeros(7, np.float32)
     weights['extra'] = weights.pop('norm.bias')
     with pytest.raises(ValueError, match=r'3 problems.*head\.bias has shape \(7,\), wanted \(1000,\); '
                                          r'missing norm\.bias; unknown extra'):
-        from_torch(weights, shape)
+        from_torch(weights, config)

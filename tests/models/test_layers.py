@@ -219,13 +219,13 @@ def test_bfloat16_model_ranks_and_answers_in_float32():
 
 
 @pytest.mark.parametrize('rows', [None, 1])
-@pytest.mark.parametrize('known', [(), ('size',), ('stays',)], ids=['plain', 'size', 'stays'])
+@pytest.mark.parametrize('known', [(), ('size',), ('mask',)], ids=['plain', 'size', 'mask'])
 def test_attention_head_by_head_is_that_of_all_heads_at_once(rows, known):
     rng = np.random.default_rng(0)
     qkv = jnp.asarray(rng.normal(size=(2, 7, 36)), jnp.float32)
-    of_tokens = {'size': rng.integers(1, 4, (2, 7)), 'stays': rng.integers(0, 2, (2, 7))}
-    size, stays = (jnp.asarray(of_tokens[name], jnp.float32) if name in known else None for name in of_tokens)
-    got, want = (attend(qkv, size, stays, heads=3, rows=rows)
+    of_tokens = {'size': rng.integers(1, 4, (2, 7)), 'mask': rng.integers(0, 2, (2, 7))}
+    size, mask = (jnp.asarray(of_tokens[name], jnp.float32) if name in known else None for name in of_tokens)
+    got, want = (attend(qkv, size, mask, heads=3, rows=rows)
                  for attend in (layers._head_by_head, layers._heads_at_once))
     assert want[0].shape == (2, rows or 7, 12)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from evit_jax.interchange.vit import from_torch, to_torch
-from evit_jax.models import create, layers, named_shape
+from evit_jax.models import create, get_config, layers
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction import reducers
@@ -28,18 +28,18 @@ TINY = LVViTConfig(image_size=16, patch_size=4, width=8, depth=3, heads=2, class
 def reference():
     """The reference's case, its weights, and what our model makes of them."""
     case, entry = MANIFEST['cases'][0], MANIFEST['models']['lvvit_s_224']
-    weights, shape = golden_rule.make_weights(entry['state_dict']), named_shape('lvvit_s')
+    weights, config = golden_rule.make_weights(entry['state_dict']), get_config('lvvit_s')
     images = golden_rule.make_images(case['image_name'], case['batch'], case['image_size'])
     assert zlib.crc32(images.tobytes()) == case['images_crc32']
-    params, plan = from_torch(weights, shape), make_plan(196, shape.depth, reduce_at=shape.default_reduce_at)
-    out = jax.jit(create(shape).apply, static_argnums=2)(params, jnp.asarray(images.transpose(0, 2, 3, 1)), plan)
+    params, plan = from_torch(weights, config), make_plan(196, config.depth, reduce_at=config.default_reduce_at)
+    out = jax.jit(create(config).apply, static_argnums=2)(params, jnp.asarray(images.transpose(0, 2, 3, 1)), plan)
     return np.load(GOLDEN / case['file']), weights, params, out
 
 
 @functools.cache
-def tiny_model(dtype=jnp.float32, shape=TINY):
+def tiny_model(dtype=jnp.float32, config=TINY):
     """A jitted model and parameters none of which is zero."""
-    model, rng = create(shape, dtype=dtype), np.random.default_rng(1)
+    model, rng = create(config, dtype=dtype), np.random.default_rng(1)
 
     def values(path, leaf):
         drawn = rng.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype)
@@ -79,7 +79,7 @@ def test_same_activations_as_the_reference(name):
 
 def test_conversion_round_trip_is_exact():
     _, weights, params, _ = reference()
-    back = to_torch(params, named_shape('lvvit_s'))
+    back = to_torch(params, get_config('lvvit_s'))
     assert back.keys() == weights.keys()
     for key, value in weights.items():
         assert back[key].dtype == value.dtype
@@ -90,25 +90,25 @@ def test_conversion_round_trip_is_exact():
     ('lvvit_s', 224, 26_151_824), ('lvvit_s', 384, 26_297_744), ('lvvit_s', 448, 26_377_616),
     ('lvvit_t', 224, None), ('lvvit_m', 224, None)])
 def test_parameters_are_those_of_the_reference(name, size, count):
-    shape = dataclasses.replace(named_shape(name), image_size=size)
-    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(create(shape).init, jax.random.key(0)))
+    config = dataclasses.replace(get_config(name), image_size=size)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(create(config).init, jax.random.key(0)))
     learnt = sum(leaf.size for path, leaf in leaves if path[-1].key not in ('mean', 'var'))
-    assert shape.parameters() == learnt == (count or learnt)
+    assert config.parameters() == learnt == (count or learnt)
 
 
 @pytest.mark.parametrize('size, rate, macs', [
     (224, 1.0, 6.55), (224, 0.7, 4.71), (224, 0.5, 3.88), (448, 1.0, 31.8), (448, 0.7, 21.5), (384, 1.0, 21.9),
     (240, 0.9, 6.8), (256, 0.8, 6.9), (256, 0.7, 6.2), (272, 0.7, 7.1), (304, 0.5, 7.4)])
 def test_macs_are_those_of_the_paper(size, rate, macs):
-    shape = dataclasses.replace(named_shape('lvvit_s'), image_size=size)
-    plan = make_plan(shape.patches(size), shape.depth, rate=rate, reduce_at=shape.default_reduce_at)
-    assert shape.macs(plan) / 1e9 == pytest.approx(macs, abs=0.006 if size == 224 else 0.06)
+    config = dataclasses.replace(get_config('lvvit_s'), image_size=size)
+    plan = make_plan(config.patches(size), config.depth, rate=rate, reduce_at=config.default_reduce_at)
+    assert config.macs(plan) / 1e9 == pytest.approx(macs, abs=0.006 if size == 224 else 0.06)
 
 
 @pytest.mark.parametrize('name, blocks', [('lvvit_t', (3, 6, 9)), ('lvvit_s', (4, 8, 12)), ('lvvit_m', (5, 10, 15)),
                                           ('deit_s', (3, 6, 9))])
 def test_reductions_stand_at_the_quarters(name, blocks):
-    assert named_shape(name).default_reduce_at == blocks
+    assert get_config(name).default_reduce_at == blocks
 
 
 @pytest.mark.parametrize('fuse', [True, False], ids=['fused', 'dropped'])
@@ -146,7 +146,7 @@ def test_where_only_fused_tokens_are_left_the_class_token_answers_alone():
 
 @pytest.mark.parametrize('reducer', [reducers.TOME, reducers.POOL, reducers.DYNAMICVIT], ids=str)
 def test_tokens_of_other_reducers_are_asked_all(reducer):
-    apply, params = tiny_model(shape=dataclasses.replace(TINY, predictors=2))
+    apply, params = tiny_model(config=dataclasses.replace(TINY, predictors=2))
     plan = make_plan(16, 3, rate=(0.7, 0.6), reduce_at=(0, 2), reducer=reducer)
     logits, seen = apply(params, make_images(), plan)
     assert (seen['token_patch'] >= 0).all() and plan.counts[-1] == seen['token_logits'].shape[1] < 16
@@ -154,19 +154,19 @@ def test_tokens_of_other_reducers_are_asked_all(reducer):
 
 
 def test_tokens_that_are_masked_in_training_are_not_asked():
-    apply, params = tiny_model(shape=dataclasses.replace(TINY, predictors=2))
+    apply, params = tiny_model(config=dataclasses.replace(TINY, predictors=2))
     plan = make_plan(16, 3, rate=(0.7, 0.6), reduce_at=(0, 2), reducer=reducers.DYNAMICVIT).in_training()
     logits, seen = apply(params, make_images(), plan, jax.random.key(3))
-    stays = np.asarray(seen['decisions'][-1]) > 0
-    assert stays.any(1).all() and not stays.all() and stays.shape == (4, 16)
-    most = np.where(stays[..., None], seen['token_logits'], -np.inf).max(1)
+    mask = np.asarray(seen['decisions'][-1]) > 0
+    assert mask.any(1).all() and not mask.all() and mask.shape == (4, 16)
+    most = np.where(mask[..., None], seen['token_logits'], -np.inf).max(1)
     np.testing.assert_allclose(logits, seen['cls_logits'] + most / 2, rtol=1e-5)
     assert np.abs(most - seen['token_logits'].max(1)).max() > 1e-3
 
 
 def test_branches_are_scaled():
-    shape = dataclasses.replace(TINY, residual_scale=0.0)
-    apply, params = tiny_model(shape=shape)
+    config = dataclasses.replace(TINY, residual_scale=0.0)
+    apply, params = tiny_model(config=config)
     _, seen = apply(params, make_images(), make_plan(16, 3, reduce_at=()))
     np.testing.assert_array_equal(seen['block02'], seen['pos'])
 
@@ -184,10 +184,10 @@ def test_what_an_lvvit_has_not_is_an_error(wrong):
         dataclasses.replace(TINY, **wrong)
 
 
-@pytest.mark.parametrize('shape', [TINY, ViTConfig(image_size=16, patch_size=4, width=8, depth=3, heads=2, classes=5)],
+@pytest.mark.parametrize('config', [TINY, ViTConfig(image_size=16, patch_size=4, width=8, depth=3, heads=2, classes=5)],
                          ids=['lvvit', 'deit'])
-def test_swapped_patches_come_from_the_mirror_image_of_the_group(shape):
-    apply, params = tiny_model(shape=shape)
+def test_swapped_patches_come_from_the_mirror_image_of_the_group(config):
+    apply, params = tiny_model(config=config)
     images, plan = make_images(6), make_plan(16, 3, reduce_at=())
     swap = np.random.default_rng(3).random((2, 16)) < 0.5
     _, plain = apply(params, images, plan)

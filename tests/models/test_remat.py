@@ -23,13 +23,13 @@ BARRIER = 'optimization_barrier'  # keeps XLA from making one of what is compute
 least = layouts.least
 
 
-def training_loss(shape, reducer, remat):
+def training_loss(config, reducer, remat):
     """The loss of a batch in training, in which drop path draws, as a function of the parameters; and these."""
-    model = models.create(shape, drop_path=0.5, remat=remat)
+    model = models.create(config, drop_path=0.5, remat=remat)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape, scale=0.1).astype(np.float32),
                           model.init(jax.random.key(0)))
-    plan = make_plan(16, shape.depth, rate=0.6, reduce_at=(1, 2), reducer=reducer).in_training()
+    plan = make_plan(16, config.depth, rate=0.6, reduce_at=(1, 2), reducer=reducer).in_training()
     images = jnp.asarray(rng.normal(size=(6, 16, 16, 3)), jnp.float32)
 
     def loss_of(params):

@@ -77,7 +77,7 @@ def test_the_mean_is_over_the_tokens_that_are_left_a_merged_one_by_its_patches(r
     plan = make_plan(16, 2, rate=0.6, reduce_at=(0, 1), reducer=reducer)
     params, logits, seen = run(of(pooling='avg'), plan)
     tokens = normalised(seen['block01'], params['norm'])[:, 1:]
-    count = np.array([np.bincount(home, minlength=tokens.shape[1]) for home in seen['home'][-1]])
+    count = np.array([np.bincount(index, minlength=tokens.shape[1]) for index in seen['token_of_patch'][-1]])
     weight = count if reducer is TOME else np.ones(tokens.shape[:2])
     assert reducer is EVIT or ((weight > 1).any() and weight.sum() == 2 * 16)
     want = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdims=True)
@@ -87,23 +87,23 @@ def test_the_mean_is_over_the_tokens_that_are_left_a_merged_one_by_its_patches(r
 def test_a_masked_token_is_no_part_of_the_mean():
     plan = make_plan(16, 2, rate=0.5, reduce_at=(1,), reducer=DYNAMICVIT).in_training()
     params, logits, seen = run(of(pooling='avg', predictors=1), plan, key=jax.random.key(1))
-    stays = np.asarray(seen['decisions'][-1])
-    assert 0 < stays.sum() < stays.size
+    mask = np.asarray(seen['decisions'][-1])
+    assert 0 < mask.sum() < mask.size
     tokens = normalised(seen['block01'], params['norm'])[:, 1:]
-    want = (tokens * stays[..., None]).sum(1) / stays.sum(1, keepdims=True)
+    want = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     np.testing.assert_allclose(logits, head(params, want), atol=1e-5)
 
 
 @pytest.mark.parametrize('changes', [{'pooling': name} for name in POOLINGS] + [
     {'distilled': True}, {'distilled': True, 'one_head': True}])
 def test_parameters_and_macs_are_counted(changes):
-    shape, plan = of(**changes), make_plan(16, 2, rate=0.5, reduce_at=(1,))
-    leaves = jax.tree.leaves(jax.eval_shape(create(shape).init, jax.random.key(0)))
-    assert shape.parameters() == sum(leaf.size for leaf in leaves)
-    heads = 2 if shape.distilled and not shape.one_head else 1
-    blocks = shape.macs(plan) - 16 * 48 * 8 - heads * 8 * 3
-    assert blocks == of(distilled=shape.distilled).macs(plan) - 16 * 48 * 8 - (1 + shape.distilled) * 8 * 3
-    assert (shape.executed_macs(plan) == shape.macs(plan)) == (shape.pooling != 'token')
+    config, plan = of(**changes), make_plan(16, 2, rate=0.5, reduce_at=(1,))
+    leaves = jax.tree.leaves(jax.eval_shape(create(config).init, jax.random.key(0)))
+    assert config.parameters() == sum(leaf.size for leaf in leaves)
+    heads = 2 if config.distilled and not config.one_head else 1
+    blocks = config.macs(plan) - 16 * 48 * 8 - heads * 8 * 3
+    assert blocks == of(distilled=config.distilled).macs(plan) - 16 * 48 * 8 - (1 + config.distilled) * 8 * 3
+    assert (config.executed_macs(plan) == config.macs(plan)) == (config.pooling != 'token')
 
 
 @pytest.mark.parametrize('shape, said', [
@@ -126,7 +126,7 @@ def converted(tmp_path, monkeypatch):
     """Weights of other values than those of the named model."""
     layouts.prepare(monkeypatch)
     config = layouts.config_of(**OTHER).to_dict()
-    params = create(models.configured_shape(workdir.flat(config))).init(jax.random.key(0))
+    params = create(models.config_from_flat(workdir.flat(config))).init(jax.random.key(0))
     weights.save(tmp_path / 'other', params, {'config': config})
     return tmp_path / 'other'
 
@@ -135,9 +135,9 @@ def test_a_run_starts_from_weights_of_its_own_values_alone(converted, tmp_path):
     with pytest.raises(ValueError, match=r'--config.model.heads=4 --config.model.norm_epsilon=0.001 --config.model.'
                                          r'activation=quick_gelu --config.model.pooling=avg'):
         layouts.train_here(tmp_path / 'run', init_from=str(converted))
-    weights.check_values(converted, models.configured_shape(workdir.flat(layouts.config_of(**OTHER).to_dict())))
+    weights.check_values(converted, models.config_from_flat(workdir.flat(layouts.config_of(**OTHER).to_dict())))
     found = load_model(converted)
-    assert [getattr(found.shape, key) for key in UNSHAPED] == [4, 1e-3, 'quick_gelu', 'avg', False]
+    assert [getattr(found.config, key) for key in UNSHAPED] == [4, 1e-3, 'quick_gelu', 'avg', False]
 
 
 @pytest.mark.parametrize('changes', [{'width': 32}, {'depth': 3}])
@@ -150,7 +150,7 @@ def test_weights_of_another_model_are_refused_with_its_name(converted, changes):
 def test_a_second_head_starts_fresh_from_weights_of_one_head(tmp_path, monkeypatch, caplog):
     layouts.prepare(monkeypatch)
     config = layouts.config_of(model__distilled=True, model__one_head=True)
-    one = models.configured_shape(workdir.flat(config.to_dict()))
+    one = models.config_from_flat(workdir.flat(config.to_dict()))
     weights.save(tmp_path, create(one).init(jax.random.key(0)), {'config': config.to_dict()})
     two = dataclasses.replace(one, one_head=False)
     weights.check_values(tmp_path, two)
@@ -168,8 +168,8 @@ def test_the_values_of_the_named_model_are_its_own_whether_recorded_or_not(tmp_p
     added = [f'model.{name}' for name in UNSHAPED]
     old = {key: value for key, value in workdir.flat(config).items() if key not in added}
     workdir.write_config(tmp_path, {'config': old})
-    named = layouts.config_of(model__heads=2, model__norm_epsilon=1e-6, model__activation='gelu').to_dict()
-    workdir.open_workdir(tmp_path, named, accept_changes=False)
+    get_reducer = layouts.config_of(model__heads=2, model__norm_epsilon=1e-6, model__activation='gelu').to_dict()
+    workdir.open_workdir(tmp_path, get_reducer, accept_changes=False)
     saved = workdir.saved_config(tmp_path)
     evaluation_config.merge(layouts.config_of(), saved, 'a')
     other = layouts.config_of(model__heads=4)

@@ -27,9 +27,9 @@ ASKED = Asked('vit_layouts', 16, 2, 'float32', 'this')
 @pytest.fixture(autouse=True)
 def lvvit_tiny(monkeypatch):
     """A model whose heads read all tokens."""
-    shape = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)
-    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', shape)
-    return shape
+    config = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)
+    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', config)
+    return config
 
 
 def leap(n):
@@ -90,8 +90,8 @@ def test_heads_that_read_all_tokens_cost_by_those_that_leave_the_last_block():
 
 @pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
 def test_the_end_is_measured_as_the_model_runs_it(name):
-    shape = models.named_shape(name)
-    model, plan = models.create(shape), make_plan(16, 2, tokens=(6,), reduce_at=(0,))
+    config = models.get_config(name)
+    model, plan = models.create(config), make_plan(16, 2, tokens=(6,), reduce_at=(0,))
     params = model.init(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
 
@@ -102,20 +102,20 @@ def test_the_end_is_measured_as_the_model_runs_it(name):
 
     logits, seen = applied(params, images)
     if name == 'vit_layouts':
-        x = parts.short_block(shape, 8, 2, 'float32').run(params['blocks'][1], seen['block00'])
+        x = parts.short_block(config, 8, 2, 'float32').run(params['blocks'][1], seen['block00'])
         assert x.shape == (2, 1, 64)
         np.testing.assert_allclose(x, seen['block01'][:, :1], atol=1e-5)
     else:
-        part = parts.heads(shape, 8, 2, 'float32')
+        part = parts.heads(config, 8, 2, 'float32')
         found = part.run(params | {'blocks': {}}, seen['block01'], seen['kept'][-1])
         np.testing.assert_allclose(found, logits, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
 def test_the_end_done_again_begins_with_what_it_left(name):
-    shape = models.named_shape(name)
-    _, end = costs._end(shape)
-    once, twice = (end(shape, 5, 2, 'float32', times) for times in (1, 2))
+    config = models.get_config(name)
+    _, end = costs._end(config)
+    once, twice = (end(config, 5, 2, 'float32', times) for times in (1, 2))
     arguments = once.filled(0)
     first, second = jax.jit(once.run)(*arguments), jax.jit(twice.run)(*arguments)
     assert first.shape == second.shape and np.abs(first - second).max() > 1e-6

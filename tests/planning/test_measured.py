@@ -51,7 +51,7 @@ def test_run_is_measured_with_its_own_blocks_fusion_reducer_size_dtype_and_plan(
     assert said(cases.combine(names=[run], **ASKED)) == [
         f'a {how}, 16 px, batch 2, bfloat16' for how in ('dense', '0.5 not fused', '0.75 not fused')]
     own = cases.combine(names=[run], **ASKED)[-1]
-    assert own.plan == load_model(run).plan() and own.reduce_at == (0, 1) and own.shape.classes == 3
+    assert own.plan == load_model(run).plan() and own.reduce_at == (0, 1) and own.config.classes == 3
     tome = make_run(tmp_path / 'b', reducer__name='tome', reducer__r=3)
     found = cases.combine(names=[tome], **ASKED)
     assert said(found)[1:] == ['b 0.5 merged, tome, 16 px, batch 2, float32',
@@ -135,7 +135,7 @@ def test_training_step_of_a_run_has_its_model(benchmark, tmp_path, monkeypatch):
     config = benchmark._config_of(case)
     laid = benchmark.experiment.setup(config, mesh=benchmark.sharding.data_mesh(2, jax.devices()[:1]),
                                   sources=benchmark._generated(config))
-    assert case.train and laid.plan == case.plan and laid.model.shape == case.shape
+    assert case.train and laid.plan == case.plan and laid.model.config == case.config
 
 
 @pytest.fixture

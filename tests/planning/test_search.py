@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from evit_jax.models import named_shape
+from evit_jax.models import get_config
 from evit_jax.planning import search
 from evit_jax.planning.search import BlockCosts, Costs, Target, cliffs, curve, most_tokens, read_target
 from evit_jax.reduction.plan import make_plan
@@ -128,12 +128,12 @@ def test_a_target_is_a_budget_and_none_that_dense_has_already(text, limit):
 
 @pytest.mark.parametrize('name, head', [('deit_s', 0), ('lvvit_t', 240 * 1000)])
 def test_multiply_accumulates_as_costs_are_those_of_the_model(name, head):
-    shape = named_shape(name)
-    macs = shape.macs(make_plan(196, 12, reduce_at=()))
-    costs = search.mac_costs(macs, patches=196, depth=12, width=shape.width, mlp_ratio=shape.mlp_ratio, prefix=1,
+    config = get_config(name)
+    macs = config.macs(make_plan(196, 12, reduce_at=()))
+    costs = search.mac_costs(macs, patches=196, depth=12, width=config.width, mlp_ratio=config.mlp_ratio, prefix=1,
                               head=head)
     for rate in (1.0, 0.7, 0.3):
-        assert costs.of(make_plan(196, 12, rate=rate)) == shape.macs(make_plan(196, 12, rate=rate))
+        assert costs.of(make_plan(196, 12, rate=rate)) == config.macs(make_plan(196, 12, rate=rate))
 
 
 def test_the_last_block_has_a_cost_of_its_own_and_dropping_in_it_is_not_worth_it_where_it_spares_nothing():

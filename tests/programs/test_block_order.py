@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 
 from evit_jax import cli
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.models import named_shape
+from evit_jax.models import get_config
 from evit_jax.reduction.budget import TokenBudget, check_predictors
 from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
@@ -21,7 +21,7 @@ from evit_jax.training import experiment, loop
 from tests.helpers import doors, layouts
 
 least, main = layouts.least, doors.imported('main')
-SHAPE = named_shape('deit_s')
+SHAPE = get_config('deit_s')
 PAIRS = (3, 0.9), (6, 0.7), (9, 0.5)
 COUNTS = (3, 150), (6, 120), (9, 80)
 IN_ANY_ORDER = pytest.mark.parametrize('order', list(itertools.permutations(range(3))), ids=str)
@@ -62,9 +62,9 @@ def test_rates_of_random_blocks_follow_them():
 def test_schedule_of_a_config_in_any_order_equals_that_of_sorted_pairs(key, pairs, order):
     def plans_of(order):
         blocks, values = ordered(pairs, order)
-        keeping = TokenBudget.of_config({'model.reduce_at': list(blocks), 'model.fuse': True, 'keep.rate': 1.0,
+        budget = TokenBudget.of_config({'model.reduce_at': list(blocks), 'model.fuse': True, 'keep.rate': 1.0,
                                      key: list(values)})
-        return [keeping.plans(196, 12, SHAPE.macs)(step / 5) for step in range(6)]
+        return [budget.plans(196, 12, SHAPE.macs)(step / 5) for step in range(6)]
 
     assert plans_of(order) == plans_of((0, 1, 2))
 
@@ -74,15 +74,15 @@ def test_plan_file_in_another_order_is_the_same_plan(tmp_path):
     plans = []
     for order in itertools.permutations(range(3)):
         blocks, counts = ordered(COUNTS, order)
-        (tmp_path / 'plan.json').write_text(json.dumps(planned.about() | {'reduce_at': blocks, 'tokens': counts}))
-        keeping = TokenBudget(EVIT, (2,), True, (1.0,)).following(read_plan_file(tmp_path / 'plan.json'))
-        plans.append(keeping.plans(196, 12, SHAPE.macs)(1.0))
+        (tmp_path / 'plan.json').write_text(json.dumps(planned.metadata() | {'reduce_at': blocks, 'tokens': counts}))
+        budget = TokenBudget(EVIT, (2,), True, (1.0,)).following(read_plan_file(tmp_path / 'plan.json'))
+        plans.append(budget.plans(196, 12, SHAPE.macs)(1.0))
     assert set(plans) == {make_plan(196, 12, tokens=(150, 120, 80))}
 
 
 def test_values_for_a_trained_model_follow_the_recorded_order_of_its_blocks():
-    keeping = TokenBudget(EVIT, (9, 3, 6), True, (0.5, 0.9, 0.7))
-    trained = LoadedModel('a', 'deit_s', 1, {}, SHAPE, (), 224, (), (), None, 'float32', keeping)
+    budget = TokenBudget(EVIT, (9, 3, 6), True, (0.5, 0.9, 0.7))
+    trained = LoadedModel('a', 'deit_s', 1, {}, SHAPE, (), 224, (), (), None, 'float32', budget)
     assert trained.plan() == trained.plan(rates=(0.5, 0.9, 0.7)) == make_plan(196, 12, rate=(0.9, 0.7, 0.5))
     assert trained.plan(tokens=(80, 150, 120)) == make_plan(196, 12, tokens=(150, 120, 80))
 
@@ -156,8 +156,8 @@ def test_predictors_are_used_at_the_blocks_they_were_trained_at():
 
 
 def test_trained_model_refuses_a_plan_file_that_shifts_its_predictors():
-    shape = named_shape('deit_s').__class__(predictors=3)
-    trained = LoadedModel('a', 'deit_s', 1, {}, shape, (), 224, (), (), None, 'float32',
+    config = get_config('deit_s').__class__(predictors=3)
+    trained = LoadedModel('a', 'deit_s', 1, {}, config, (), 224, (), (), None, 'float32',
                       TokenBudget(DYNAMICVIT, (3, 6, 9), False, (0.7,) * 3))
     planned = PlanFile('deit_s', 224, 196, 12, (6, 9), (120, 80), False)
     with pytest.raises(ValueError, match='the predictor trained at block 3 at block 6'):

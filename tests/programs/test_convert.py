@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from evit_jax import models
 from evit_jax.checkpoints import weights, workdir
 from evit_jax.interchange import conversion, vit
-from evit_jax.models import create, named_shape
+from evit_jax.models import create, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.training import loop
 from tests.helpers import layouts
@@ -53,8 +53,8 @@ def metadata_of(path):
     return json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])['__metadata__']
 
 
-def read(folder, shape=SHAPE):
-    return weights.read(folder, vit.template(shape))[0]
+def read(folder, config=SHAPE):
+    return weights.read(folder, vit.template(config))[0]
 
 
 def test_a_file_becomes_the_workdir_of_its_weights(tmp_path, log):
@@ -273,9 +273,9 @@ def test_program_converts_and_says_what_is_wrong_in_one_line(tmp_path):
         return subprocess.run([sys.executable, '-m', 'evit_jax.convert', *map(str, arguments)], cwd=ROOT,
                               capture_output=True, text=True, check=False)
 
-    shape = named_shape('deit_t')
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float16), vit.template(shape))
-    save_file({key: np.ascontiguousarray(value) for key, value in vit.to_torch(zeros, shape).items()},
+    model_config = get_config('deit_t')
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float16), vit.template(model_config))
+    save_file({key: np.ascontiguousarray(value) for key, value in vit.to_torch(zeros, model_config).items()},
               tmp_path / 'tiny.safetensors')
     done = run(tmp_path / 'tiny.safetensors', tmp_path / 'tiny', '--image_size=304', '--mean=0.5,0.5,0.5')
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from evit_jax import models
 from evit_jax.checkpoints import weights, workdir
 from evit_jax.interchange import conversion, detect, vit
-from evit_jax.models import create, named_shape
+from evit_jax.models import create, get_config
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.training import loop
 from tests.helpers import layouts
@@ -24,9 +24,9 @@ def toy(monkeypatch):
     monkeypatch.setitem(models.SHAPES, 'lvvit_toy', SHAPE)
 
 
-def arrays_of(shape=SHAPE):
+def arrays_of(config=SHAPE):
     """By the authors' names; none is zero, no variance negative, batches were counted."""
-    rng, found = np.random.default_rng(0), vit.to_torch(create(shape).init(jax.random.key(0)), shape)
+    rng, found = np.random.default_rng(0), vit.to_torch(create(config).init(jax.random.key(0)), config)
     found = {key: np.abs(rng.normal(size=value.shape)).astype(value.dtype) for key, value in found.items()}
     return found | {key: np.array(7) for key, value in found.items() if key.endswith('num_batches_tracked')}
 
@@ -36,8 +36,8 @@ def write(path, arrays):
     return path
 
 
-def read(folder, shape=SHAPE):
-    return weights.read(folder, vit.template(shape))[0]
+def read(folder, config=SHAPE):
+    return weights.read(folder, vit.template(config))[0]
 
 
 def test_names_are_those_of_the_authors():
@@ -76,8 +76,8 @@ def test_positions_are_resized_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize('name, crop', [('lvvit_t', 0.9), ('lvvit_s', 0.9), ('lvvit_m', 1.0)])
 def test_evaluation_is_as_the_authors_have_it(name, crop):
-    said = conversion.about.assumed(name, named_shape(name))
-    assert said['data.eval_crop'] == crop and said['model.reduce_at'] == named_shape(name).default_reduce_at
+    said = conversion.run_metadata.assumed(name, get_config(name))
+    assert said['data.eval_crop'] == crop and said['model.reduce_at'] == get_config(name).default_reduce_at
 
 
 def test_size_and_classes_are_told_from_the_shapes():

@@ -40,7 +40,7 @@ def least():
 def checkpoint(tmp_path_factory):
     """Weights that nobody trained."""
     folder = tmp_path_factory.mktemp('weights')
-    params = models.create(models.named_shape('vit_layouts')).init(jax.random.key(1))
+    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(1))
     weights.save(folder, params, {
         'config': layouts.config_of(keep__rate=0.75, model__reduce_at=(0,)).to_dict(), 'class_names': NAMES})
     return folder
@@ -160,7 +160,7 @@ def pictures(folder):
 @pytest.mark.parametrize('crop', [None, 0.875, 1.0, 0.7])
 def test_the_loader_sees_the_pixels_of_an_evaluation(tmp_path, crop):
     served = object.__new__(loader.Served)
-    served.about = {'image': {'size': SIDE, 'crop': crop}}
+    served.metadata = {'image': {'size': SIDE, 'crop': crop}}
     for path in pictures(tmp_path):
         want = EvalTransform(SIDE, crop=crop)(decode(path.read_bytes()))
         np.testing.assert_array_equal(served.read(path), want, path.name)
@@ -170,7 +170,7 @@ def test_another_reducer_can_be_packed(checkpoint, tmp_path, monkeypatch, run):
     code, said = run(monkeypatch, checkpoint, tmp_path / 'merging', '--reducer=tome', '--r=2', '--platforms=cpu')
     assert code == 0, said
     plan, = json.loads((tmp_path / 'merging' / 'manifest.json').read_text())['plans'].values()
-    depth = models.named_shape('vit_layouts').depth
+    depth = models.get_config('vit_layouts').depth
     assert plan['reducer'] == 'tome' and plan['tokens'] == [16 - 2 * block for block in range(1, depth + 1)]
 
 
@@ -185,7 +185,7 @@ def test_the_manifest_says_what_there_is(checkpoint, plans, exported):
     assert (told['image']['size'], told['image']['crop'], told['kept']) == (SIDE, 1.0, True)
     for name, plan in plans.items():
         mine = told['plans'][name]
-        assert (mine['macs'], mine['fused']) == (trained.shape.macs(plan), True)
+        assert (mine['macs'], mine['fused']) == (trained.config.macs(plan), True)
         assert mine['tokens'] == ([] if name == '1.0' else [plan.counts[0]])
     assert told['plans']['1.0']['macs_of_dense'] == 1 > told['plans']['0.5']['macs_of_dense']
     readme = (exported / 'README.md').read_text(encoding='utf-8')

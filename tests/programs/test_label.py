@@ -48,8 +48,8 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
     folder, shape = tmp_path_factory.mktemp('weights'), dataclasses.replace(layouts.SHAPE, classes=10)
-    about = {'config': layouts.config_of(**CONFIG).to_dict(), 'class_names': DigitsSource.class_names}
-    weights.save(folder, models.create(shape).init(jax.random.key(1)), about)
+    metadata = {'config': layouts.config_of(**CONFIG).to_dict(), 'class_names': DigitsSource.class_names}
+    weights.save(folder, models.create(shape).init(jax.random.key(1)), metadata)
     return folder
 
 
@@ -73,8 +73,8 @@ def made(checkpoint, tmp_path_factory):
     """Maps of the digits, not by the door."""
     folder, source = tmp_path_factory.mktemp('made'), open_train()
     annotator = Annotator(load_model(checkpoint), batch_size=16)
-    about = About(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.side)
-    label_maps.write(folder, about, lambda start: annotator.entries(source, start, lambda: None))
+    metadata = About(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.side)
+    label_maps.write(folder, metadata, lambda start: annotator.entries(source, start, lambda: None))
     return LabelMaps(folder)
 
 
@@ -91,7 +91,7 @@ def assert_same_maps(got, want):
 
 def test_a_map_is_the_class_head_on_every_patch_token_of_the_whole_image(checkpoint, made):
     trained, example = load_model(checkpoint), open_train()[7]
-    model, image = models.create(trained.shape), EvalTransform(16, crop=None)(example['image'])
+    model, image = models.create(trained.config), EvalTransform(16, crop=None)(example['image'])
     _, seen = model.apply(trained.params, step.normalise(jnp.asarray(image[None]), trained.mean, trained.std),
                           make_plan(16, 2, rate=1.0, reduce_at=()))
     head = trained.params['head']
@@ -174,11 +174,11 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_maps(checkpoint, made, tmp_
 
     for stop in (5, 29):
         with pytest.raises(KeyboardInterrupt):
-            label_maps.write(tmp_path, made.about, until(stop))
+            label_maps.write(tmp_path, made.metadata, until(stop))
         with pytest.raises(ValueError, match=f'are of {stop} of 40 examples so far'):
             LabelMaps(tmp_path)
-    label_maps.write(tmp_path, made.about, until(None))
-    label_maps.write(tmp_path, made.about, until(None))  # there is nothing left to do
+    label_maps.write(tmp_path, made.metadata, until(None))
+    label_maps.write(tmp_path, made.metadata, until(None))  # there is nothing left to do
     assert began == [0, 5, 29]
     assert_same_maps(LabelMaps(tmp_path), made)
 
@@ -202,8 +202,8 @@ def test_told_to_stop_the_door_keeps_what_is_done_and_goes_on(checkpoint, made, 
 
 def test_what_cannot_be_read_has_no_map_and_is_counted(tmp_path, checkpoint):
     annotator, source = Annotator(load_model(checkpoint), batch_size=4), Broken(10)
-    about = About('x', 'x', (), 10, 10, annotator.top, annotator.side)
-    assert label_maps.write(tmp_path, about, lambda start: annotator.entries(source, start, lambda: None)) == 4
+    metadata = About('x', 'x', (), 10, 10, annotator.top, annotator.side)
+    assert label_maps.write(tmp_path, metadata, lambda start: annotator.entries(source, start, lambda: None)) == 4
     maps = LabelMaps(tmp_path)
     assert [number for number in range(10) if f'number {number}' in maps] == [0, 1, 4, 5, 6, 9]
 
@@ -248,10 +248,10 @@ def test_another_annotators_maps_are_not_written_over(checkpoint, tmp_path, door
 
 
 def small(folder, **changes):
-    about = {'annotator': 'x', 'data': 'a test', 'class_names': DigitsSource.class_names, 'classes': 10,
+    metadata = {'annotator': 'x', 'data': 'a test', 'class_names': DigitsSource.class_names, 'classes': 10,
              'examples': 2, 'top': 2, 'side': 2} | changes
-    blank = LabelMap(np.zeros((about['top'], 2, 2)), np.zeros((about['top'], 2, 2), int))
-    label_maps.write(folder, About(**about), lambda start: (Entry(f'e {n}', blank) for n in range(start, 2)))
+    blank = LabelMap(np.zeros((metadata['top'], 2, 2)), np.zeros((metadata['top'], 2, 2), int))
+    label_maps.write(folder, About(**metadata), lambda start: (Entry(f'e {n}', blank) for n in range(start, 2)))
     return folder
 
 

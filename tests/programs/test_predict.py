@@ -32,10 +32,10 @@ def least():
 
 
 def save(folder, name, **config):
-    shape = models.named_shape(name)
-    weights.save(folder, models.create(shape).init(jax.random.key(0)), {
-        'config': {'model': {'name': name, 'reduce_at': (1,), 'image_size': shape.image_size}, **config},
-        'class_names': list(map(str, range(shape.classes)))})
+    model_config = models.get_config(name)
+    weights.save(folder, models.create(model_config).init(jax.random.key(0)), {
+        'config': {'model': {'name': name, 'reduce_at': (1,), 'image_size': model_config.image_size}, **config},
+        'class_names': list(map(str, range(model_config.classes)))})
     return str(folder)
 
 
@@ -83,7 +83,7 @@ def test_what_predicts_has_its_batch_normalisation_folded(predict, tmp_path, ima
     monkeypatch.setattr(predict, 'Predictor', lambda trained, **how: made.append(trained) or Predictor(trained, **how))
     code, said, _ = program(save(tmp_path / 'weights', 'lvvit_least'), images)
     assert code == 0 and said.count('%') == 6
-    assert [trained.shape.folded for trained in made] == [True]
+    assert [trained.config.folded for trained in made] == [True]
 
 
 def test_a_folder_means_the_images_below_it_without_hidden_ones(images):
@@ -153,10 +153,10 @@ def test_any_reducer_can_be_asked_of_a_checkpoint(program, checkpoint, images):
         code, out, _ = program(checkpoint, images / 'a.png', '--json', *flags)
         told = json.loads(out)
         assert code == 0 and [len(kept) for kept in told['kept']] == tokens[:len(told['kept'])]
-        assert [set(home) for home in told['home']] == [set(range(len(kept))) for kept in told['kept']]
+        assert [set(index) for index in told['token_of_patch']] == [set(range(len(kept))) for kept in told['kept']]
     for flags in ('--reducer=random', '--reducer=least', '--r=0'):
         code, out, _ = program(checkpoint, images / 'a.png', '--json', flags)
-        assert code == 0 and 'home' not in json.loads(out)
+        assert code == 0 and 'token_of_patch' not in json.loads(out)
 
 
 def test_pictures_are_named_after_the_images_and_replace_none(program, checkpoint, images, caplog):
@@ -235,11 +235,11 @@ def test_the_program_reads_names_from_a_pipe_and_goes_quietly_when_nobody_reads(
 
 def test_a_plan_of_the_planner_is_followed_and_one_for_another_model_refused(program, checkpoint, images, tmp_path):
     planned = PlanFile.of(make_plan(16, 2, tokens=(6,), reduce_at=(0,)), 'vit_layouts', 16)
-    (tmp_path / 'plan.json').write_text(json.dumps(planned.about()))
+    (tmp_path / 'plan.json').write_text(json.dumps(planned.metadata()))
     _, out, _ = program(checkpoint, images / 'a.png', '--json', f'--plan={tmp_path / "plan.json"}')
     assert len(json.loads(out)['kept'][0]) == 7
     code, _, err = program(checkpoint, images, '--rate=0.5', f'--plan={tmp_path / "plan.json"}')
     assert (code, err) == (2, 'error: give only one of rate and plan\n')
-    (tmp_path / 'plan.json').write_text(json.dumps(planned._replace(patches=64, image_size=32).about()))
+    (tmp_path / 'plan.json').write_text(json.dumps(planned._replace(patches=64, image_size=32).metadata()))
     code, _, err = program(checkpoint, images, f'--plan={tmp_path / "plan.json"}')
     assert code == 2 and 'is for vit_layouts with 64 patches and 2 blocks, and this is vit_layouts with 16' in err

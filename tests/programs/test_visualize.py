@@ -143,8 +143,8 @@ def test_a_page_of_merged_tokens_says_which_token_each_patch_is_in(checkpoint, t
     for row in data['rows']:
         for setting, view in zip(data['settings'], row['views'], strict=True):
             for count, stage in zip(setting['counts'][1:], view['stages'], strict=True):
-                home = np.frombuffer(base64.b64decode(stage['home']), '<u2')
-                assert len(home) == 16 and set(home.tolist()) == set(range(count))
+                token_of_patch = np.frombuffer(base64.b64decode(stage['token_of_patch']), '<u2')
+                assert len(token_of_patch) == 16 and set(token_of_patch.tolist()) == set(range(count))
                 assert base64.b64decode(stage['kept']) == b'\xff\xff'  # nothing is gone
     assert len(list((tmp_path / 'png').iterdir())) == 12
 
@@ -169,7 +169,7 @@ def test_the_rates_are_tenths_and_the_one_trained_with(trained, visualize):
     assert visualize._rates(trained) == tenths
 
     def rated(*rates):
-        return trained._replace(keeping=trained.keeping._replace(rates=rates))
+        return trained._replace(budget=trained.budget._replace(rates=rates))
 
     assert visualize._rates(rated(0.65, 0.65)) == sorted([*tenths, 0.65])
     assert visualize._rates(rated(0.9, 0.65)) == tenths
@@ -295,7 +295,7 @@ def test_data_of_other_classes_with_the_same_number_are_refused(program, names, 
 
 
 def test_a_checkpoint_that_names_no_data_asks_for_a_config(tmp_path, run):
-    params = models.create(models.named_shape('vit_layouts')).init(jax.random.key(0))
+    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
     weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_layouts', 'reduce_at': (1,)}}, 'class_names': []})
     code, _, errors = run('drop', tmp_path, '--out', tmp_path / 'x.png')
     assert code == 2 and 'give --config FILE' in errors

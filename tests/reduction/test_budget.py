@@ -2,20 +2,20 @@
 
 import pytest
 
-from evit_jax.models import named_shape
+from evit_jax.models import get_config
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import make_plan, merge_plan
 from evit_jax.reduction.reducers import EVIT, TOME
 
-SHAPE = named_shape('deit_s')
+SHAPE = get_config('deit_s')
 DENSE = SHAPE.macs(make_plan(196, 12, reduce_at=()))
 RATES = TokenBudget(EVIT, (3, 6, 9), True, (0.7, 0.7, 0.7))
 WAYS = {'rates': RATES, 'tokens': RATES._replace(tokens=(120, 80, 40)), 'macs': RATES._replace(macs=0.5),
         'r': RATES._replace(reducer=TOME, r=13)}
 
 
-def macs_of(keeping, progress):
-    return SHAPE.macs(keeping.plans(196, 12, SHAPE.macs)(progress)) / DENSE
+def macs_of(budget, progress):
+    return SHAPE.macs(budget.plans(196, 12, SHAPE.macs)(progress)) / DENSE
 
 
 @pytest.mark.parametrize('way', WAYS)
@@ -25,7 +25,7 @@ def test_a_schedule_goes_from_dense_to_what_is_asked_and_never_back(way):
 
 
 def test_at_its_end_stands_what_is_asked():
-    final = {way: keeping.plans(196, 12, SHAPE.macs)(1.0) for way, keeping in WAYS.items()}
+    final = {way: budget.plans(196, 12, SHAPE.macs)(1.0) for way, budget in WAYS.items()}
     assert final['rates'] == make_plan(196, 12, rate=0.7)
     assert final['tokens'] == make_plan(196, 12, tokens=(120, 80, 40))
     assert final['r'] == merge_plan(196, 12, r=13)

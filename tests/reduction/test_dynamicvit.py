@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from evit_jax.benchmarks import cases
-from evit_jax.models import create, dynamicvit, named_shape
+from evit_jax.models import create, dynamicvit, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, MASKED, ReducerInputs
@@ -28,7 +28,7 @@ def small_model(**changes):
     for predictor, middle in zip(params.get('score_predictor', {}).values(), (13, -13)):  # of two minds
         predictor['out_conv'][4] = {'kernel': np.asarray([[20, -20], [-20, 20]], np.float32),
                                     'bias': np.asarray([-middle, middle], np.float32)}
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == model.shape.parameters()
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == model.config.parameters()
     return jax.jit(model.apply, static_argnums=2), params
 
 
@@ -75,9 +75,9 @@ def test_a_mask_gives_the_logits_that_dropping_gives():
         masked, seen = apply(params, alone, plan_of(9, 4).in_training())
         dropped, other = apply(params, alone, plan_of(*counts[:, image].tolist()))
         np.testing.assert_allclose(masked, dropped, rtol=0, atol=1e-4)
-        for decision, home, kept in zip(seen['decisions'], seen['home'], other['kept']):
+        for decision, token_of_patch, kept in zip(seen['decisions'], seen['token_of_patch'], other['kept']):
             np.testing.assert_array_equal(np.flatnonzero(decision[0]), np.sort(kept[0]))
-            np.testing.assert_array_equal(np.asarray(home[0]) >= 0, np.asarray(decision[0]) > 0)
+            np.testing.assert_array_equal(np.asarray(token_of_patch[0]) >= 0, np.asarray(decision[0]) > 0)
 
 
 def test_a_token_that_is_gone_does_not_come_back():
@@ -102,15 +102,15 @@ def test_there_is_noise_in_training_alone():
 @pytest.mark.parametrize('probability', [0.1, 0.5, 0.8])
 def test_noise_lets_tokens_stay_as_often_as_is_predicted(probability):
     prediction = jnp.broadcast_to(jnp.log(jnp.asarray([probability, 1 - probability])), (4, 5000, 2))
-    stays = np.asarray(decide(prediction, jax.random.key(3)).stays)
-    assert stays.mean() == pytest.approx(probability, abs=5 * (probability * (1 - probability) / 20_000)**0.5)
-    assert (stays[0] != stays[1]).any()  # each image has noise of its own
+    mask = np.asarray(decide(prediction, jax.random.key(3)).mask)
+    assert mask.mean() == pytest.approx(probability, abs=5 * (probability * (1 - probability) / 20_000)**0.5)
+    assert (mask[0] != mask[1]).any()  # each image has noise of its own
 
 
 def test_a_decision_has_the_gradient_of_the_probability():
     prediction = jax.nn.log_softmax(jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 2)), jnp.float32))
     toward, before = np.random.default_rng(1).normal(size=(2, 5)), jnp.asarray([[1, 0, 1, 1, 0]] * 2, jnp.float32)
-    got = jax.grad(lambda p: (decide(p, stays=before).stays * toward).sum())(prediction)
+    got = jax.grad(lambda p: (decide(p, mask=before).mask * toward).sum())(prediction)
     want = jax.grad(lambda p: (jax.nn.softmax(p)[..., 0] * before * toward).sum())(prediction)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert np.count_nonzero(got) == 2 * 3 * 2
@@ -119,9 +119,9 @@ def test_a_decision_has_the_gradient_of_the_probability():
 def test_masked_tokens_are_no_part_of_what_a_predictor_says_of_the_others():
     predict = nnx.jit(dynamicvit.Predictor(8, std=1.0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 8)), jnp.float32)
-    stays = jnp.asarray([[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]], jnp.float32)
-    np.testing.assert_allclose(predict(x, stays)[0, [0, 2, 3, 5]], predict(x[:1, [0, 2, 3, 5]])[0], rtol=1e-5)
-    assert np.isfinite(predict(x, stays)).all()
+    mask = jnp.asarray([[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]], jnp.float32)
+    np.testing.assert_allclose(predict(x, mask)[0, [0, 2, 3, 5]], predict(x[:1, [0, 2, 3, 5]])[0], rtol=1e-5)
+    assert np.isfinite(predict(x, mask)).all()
 
 
 @pytest.mark.parametrize('rate, counts', [(0.7, (137, 96, 67)), (0.5, (98, 49, 24)), (0.01, (1, 1, 1))])
@@ -133,10 +133,10 @@ def test_counts_are_those_of_the_paper(rate, counts):
 
 @pytest.mark.parametrize('rate, macs', [(0.7, 2.98), (0.5, 2.23)])  # the paper: 2.9 and 2.2
 def test_macs_have_the_predictors_and_in_training_all_tokens(rate, macs):
-    shape, plan = named_shape('deit_s'), make_plan(196, 12, rate=rate, reducer=DYNAMICVIT)
-    assert shape.macs(plan) / 1e9 == pytest.approx(macs, abs=0.01)
+    config, plan = get_config('deit_s'), make_plan(196, 12, rate=rate, reducer=DYNAMICVIT)
+    assert config.macs(plan) / 1e9 == pytest.approx(macs, abs=0.01)
     training, dense = plan.in_training(), make_plan(196, 12)
-    assert shape.macs(training) - shape.macs(dense) == 3 * dynamicvit.predictor_macs(196, 384)
+    assert config.macs(training) - config.macs(dense) == 3 * dynamicvit.predictor_macs(196, 384)
     assert training.counts == training.attending == dense.counts and training.shares == plan.shares
     assert str(training).startswith(f'196 tokens, {plan.counts[3]} > {plan.counts[6]} > ')
 
@@ -196,6 +196,6 @@ def test_losses_are_those_of_loops():
 def test_a_benchmark_measures_a_model_that_has_the_predictors():
     dense, case = cases.combine(names=['deit_t'], rates=[1, 0.7], fuse=[False], sizes=(), batches=[1],
                                 dtypes=['float32'], methods=['dynamicvit'])
-    assert (dense.shape.predictors, case.shape.predictors) == (0, 3)
-    case.shape.check_plan(case.plan)
+    assert (dense.config.predictors, case.config.predictors) == (0, 3)
+    case.config.check_plan(case.plan)
     assert case._replace(train=True).macs > dense.macs > case.macs  # a mask saves nothing

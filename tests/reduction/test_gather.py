@@ -8,43 +8,44 @@ import numpy as np
 import pytest
 
 from evit_jax.models import create
-from evit_jax.reduction.gather import LOWERINGS
+from evit_jax.reduction.gather import GATHERS
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.tokens import Tokens, keep_top, keep_top_and_fuse
 from tests.helpers import layouts
 
 REDUCERS = {'kept': keep_top, 'fused': functools.partial(keep_top_and_fuse, stage=0)}
-each_other = pytest.mark.parametrize('lowering', [name for name in LOWERINGS if name != 'gather'])
+each_other = pytest.mark.parametrize('gather_impl', [name for name in GATHERS if name != 'gather'])
 each_reducer = pytest.mark.parametrize('reduce', REDUCERS.values(), ids=REDUCERS)
 
 
-def make_tokens(batch=3, n=49, width=16, front=2, dtype=jnp.float32):
+def make_tokens(batch=3, n=49, width=16, num_prefix_tokens=2, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     score = jnp.asarray(rng.dirichlet(np.ones(n + 1), batch)[:, 1:], jnp.float32)
-    x = jnp.asarray(rng.normal(size=(batch, front + n, width)), dtype)
+    x = jnp.asarray(rng.normal(size=(batch, num_prefix_tokens + n, width)), dtype)
     return Tokens(x, jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (batch, n))), score
 
 
 @each_other
 @each_reducer
-def test_tokens_and_gradients_are_those_of_the_gather(reduce, lowering):
+def test_tokens_and_gradients_are_those_of_the_gather(reduce, gather_impl):
     tokens, score = make_tokens()
     toward = jnp.asarray(np.random.default_rng(1).normal(size=reduce(tokens, score, keep=20).x.shape), jnp.float32)
 
-    def read(x, score, lowering):
-        after = reduce(tokens._replace(x=x), score, keep=20, lowering=lowering)
+    def read(x, score, gather_impl):
+        after = reduce(tokens._replace(x=x), score, keep=20, gather_impl=gather_impl)
         return (after.x * toward).sum(), after
 
-    want, got = (jax.value_and_grad(read, (0, 1), has_aux=True)(tokens.x, score, name) for name in ('gather', lowering))
+    read = jax.value_and_grad(read, (0, 1), has_aux=True)
+    want, got = (read(tokens.x, score, name) for name in ('gather', gather_impl))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
     assert np.any(got[1][0][:, :2]) and np.any(got[1][1]) == (reduce is not keep_top)
 
 
 @each_other
 @each_reducer
-def test_kept_tokens_are_moved_without_a_change_in_bfloat16_too(reduce, lowering):
+def test_kept_tokens_are_moved_without_a_change_in_bfloat16_too(reduce, gather_impl):
     tokens, score = make_tokens(dtype=jnp.bfloat16)
-    want, got = (reduce(tokens, score, keep=20, lowering=name) for name in ('gather', lowering))
+    want, got = (reduce(tokens, score, keep=20, gather_impl=name) for name in ('gather', gather_impl))
     assert got.x.dtype == jnp.bfloat16
     np.testing.assert_array_equal(got.x[:, :22], want.x[:, :22])
     wide = [np.asarray(of.x[:, 22:], np.float32) for of in (got, want)]
@@ -53,14 +54,14 @@ def test_kept_tokens_are_moved_without_a_change_in_bfloat16_too(reduce, lowering
 
 @each_other
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16], ids=['float32', 'bfloat16'])
-def test_a_model_keeps_the_same_patches(lowering, dtype):
-    shape = layouts.SHAPE
+def test_a_model_keeps_the_same_patches(gather_impl, dtype):
+    config = layouts.SHAPE
     images = jnp.asarray(np.random.default_rng(2).normal(size=(4, 16, 16, 3)), jnp.float32)
-    plan = make_plan(16, shape.depth, rate=0.7, reduce_at=(0, 1))
-    params = create(shape).init(jax.random.key(0))
+    plan = make_plan(16, config.depth, rate=0.7, reduce_at=(0, 1))
+    params = create(config).init(jax.random.key(0))
     (logits, seen), (want, wanted) = (
-        jax.jit(functools.partial(create(shape, dtype=dtype, lowering=name).apply, plan=plan))(params, images)
-        for name in (lowering, 'gather'))
+        jax.jit(functools.partial(create(config, dtype=dtype, gather_impl=name).apply, plan=plan))(params, images)
+        for name in (gather_impl, 'gather'))
     jax.tree.map(np.testing.assert_array_equal, seen['kept'], wanted['kept'])
     np.testing.assert_allclose(logits, want, rtol=0, atol=1e-5 if dtype == jnp.float32 else 0.05)
 
@@ -94,5 +95,5 @@ def test_a_tpu_multiplies_where_others_look_up(training):
 
 
 def test_an_unknown_lowering_is_an_error_that_names_the_nearest():
-    with pytest.raises(ValueError, match="lowering 'gahter': did you mean gather"):
-        keep_top(*make_tokens(), keep=3, lowering='gahter')
+    with pytest.raises(ValueError, match="gather_impl 'gahter': did you mean gather"):
+        keep_top(*make_tokens(), keep=3, gather_impl='gahter')

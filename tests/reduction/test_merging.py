@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evit_jax.models import create, named_shape
+from evit_jax.models import create, get_config
 from evit_jax.reduction.merging import merge_matched, merge_runs
 from evit_jax.reduction.plan import make_plan, merge_plan
 from evit_jax.reduction.reducers import POOL, TOME
@@ -21,21 +21,21 @@ MERGES = {'matched': lambda tokens, keep: merge_matched(tokens, tokens.x[:, 1:, 
 each_merge = pytest.mark.parametrize('merge', MERGES.values(), ids=MERGES)
 
 
-def make_tokens(batch=3, n=9, width=6, patches=12, front=1):
+def make_tokens(batch=3, n=9, width=6, patches=12, num_prefix_tokens=1):
     """Tokens of some of the patches, of one or two each, behind those in front."""
     rng = np.random.default_rng(0)
-    home = np.stack([rng.permutation([*range(n), 0, 3, -1]) for _ in range(batch)]).astype(np.int32)
-    patch = np.stack([[row.tolist().index(token) for token in range(n)] for row in home]).astype(np.int32)
-    size = np.stack([np.bincount(row[row >= 0], minlength=n) for row in home]).astype(np.float32)
-    x = jnp.asarray(rng.normal(size=(batch, front + n, width)), jnp.float32)
-    return Tokens(x, jnp.asarray(patch), jnp.asarray(home), jnp.asarray(size))
+    token_of_patch = np.stack([rng.permutation([*range(n), 0, 3, -1]) for _ in range(batch)]).astype(np.int32)
+    patch = np.stack([[row.tolist().index(token) for token in range(n)] for row in token_of_patch]).astype(np.int32)
+    size = np.stack([np.bincount(row[row >= 0], minlength=n) for row in token_of_patch]).astype(np.float32)
+    x = jnp.asarray(rng.normal(size=(batch, num_prefix_tokens + n, width)), jnp.float32)
+    return Tokens(x, jnp.asarray(patch), jnp.asarray(token_of_patch), jnp.asarray(size))
 
 
-def matched_in_a_loop(keys, keep, front):
+def matched_in_a_loop(keys, keep, num_prefix_tokens):
     """Of one image: groups of tokens, the destination first, in the order of what comes out."""
     n, unit = len(keys), keys / np.linalg.norm(keys, axis=1, keepdims=True)
-    a = [token for token in range(n) if (token + front) % 2 == 0]
-    b = [token for token in range(n) if (token + front) % 2]
+    a = [token for token in range(n) if (token + num_prefix_tokens) % 2 == 0]
+    b = [token for token in range(n) if (token + num_prefix_tokens) % 2]
     best = {token: max(b, key=lambda other, token=token: unit[token] @ unit[other]) for token in a}
     gone = sorted(a, key=lambda token: -unit[token] @ unit[best[token]])[:n - keep]
     return [[token] for token in a if token not in gone] + [
@@ -44,8 +44,8 @@ def matched_in_a_loop(keys, keep, front):
 
 def check_groups(tokens, got, groups):
     """What comes out of one reduction holds these groups, image by image, behind what was in front."""
-    np.testing.assert_array_equal(got.x[:, :got.front], tokens.x[:, :tokens.front])
-    x, merged = tokens.x[:, tokens.front:], got.x[:, got.front:]
+    np.testing.assert_array_equal(got.x[:, :got.num_prefix_tokens], tokens.x[:, :tokens.num_prefix_tokens])
+    x, merged = tokens.x[:, tokens.num_prefix_tokens:], got.x[:, got.num_prefix_tokens:]
     for image, of_image in enumerate(groups):
         for place, group in enumerate(of_image):
             weight = np.asarray(tokens.size)[image, group]
@@ -53,8 +53,8 @@ def check_groups(tokens, got, groups):
             np.testing.assert_allclose(merged[image, place], mean, rtol=1e-5, atol=1e-6)
             assert got.size[image, place] == weight.sum()
             assert got.patch[image, place] == tokens.patch[image, group[0]]
-            was = np.isin(tokens.home[image], group)
-            np.testing.assert_array_equal(np.asarray(got.home[image]) == place, was)
+            was = np.isin(tokens.token_of_patch[image], group)
+            np.testing.assert_array_equal(np.asarray(got.token_of_patch[image]) == place, was)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -67,25 +67,25 @@ def test_groups_sizes_and_logits_are_those_of_the_reference(name):
 
     assert [count + 1 for count in plan.counts] == want['token_counts_incl_cls'].tolist()
     np.testing.assert_allclose(logits, want['logits'], rtol=0, atol=1e-4)
-    for block, home in enumerate(seen['home']):
-        for ours, theirs in zip(np.asarray(home), want['groups'][:, block, 1:]):
+    for block, token_of_patch in enumerate(seen['token_of_patch']):
+        for ours, theirs in zip(np.asarray(token_of_patch), want['groups'][:, block, 1:]):
             pairs = set(zip(ours.tolist(), theirs.tolist()))
             assert len(pairs) == len(set(ours.tolist())) == len(set(theirs.tolist())) == plan.counts[block]
-    sizes = [np.bincount(home) for home in np.asarray(seen['home'][-1])]
+    sizes = [np.bincount(token_of_patch) for token_of_patch in np.asarray(seen['token_of_patch'][-1])]
     np.testing.assert_array_equal(sizes, want['size_final'][:, 1:])
 
 
-@pytest.mark.parametrize('front', [1, 2], ids=['class', 'class and distillation'])
+@pytest.mark.parametrize('num_prefix_tokens', [1, 2], ids=['class', 'class and distillation'])
 @pytest.mark.parametrize('keep', [5, 7, 9])
-def test_matching_merges_what_a_loop_merges(keep, front):
-    tokens = make_tokens(front=front)
+def test_matching_merges_what_a_loop_merges(keep, num_prefix_tokens):
+    tokens = make_tokens(num_prefix_tokens=num_prefix_tokens)
     keys = np.random.default_rng(1).normal(size=(3, 9, 5)).astype(np.float32)
     got = merge_matched(tokens, jnp.asarray(keys), keep)
-    assert got.x.shape[1] == front + keep
+    assert got.x.shape[1] == num_prefix_tokens + keep
     if keep == 9:  # nothing is merged, and nothing moved
         jax.tree.map(np.testing.assert_array_equal, got, tokens)
     else:
-        check_groups(tokens, got, [matched_in_a_loop(of_image, keep, front) for of_image in keys])
+        check_groups(tokens, got, [matched_in_a_loop(of_image, keep, num_prefix_tokens) for of_image in keys])
 
 
 @pytest.mark.parametrize('keep', [1, 4, 6, 9])
@@ -107,7 +107,7 @@ def test_sizes_that_nobody_counts_are_those_of_the_homes(merge):
 def test_no_patch_is_lost_and_the_mean_over_patches_stays(merge):
     tokens = make_tokens()
     got = merge(tokens, 6)
-    np.testing.assert_array_equal(np.asarray(got.home) < 0, np.asarray(tokens.home) < 0)
+    np.testing.assert_array_equal(np.asarray(got.token_of_patch) < 0, np.asarray(tokens.token_of_patch) < 0)
     totals = [jnp.einsum('bn,bnd->bd', of.size, of.x[:, 1:]) for of in (tokens, got)]
     np.testing.assert_allclose(*totals, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.size.sum(1), tokens.size.sum(1))
@@ -136,9 +136,9 @@ def test_pooling_to_none_or_to_more_is_an_error(keep):
 
 @functools.cache
 def tiny():
-    shape = dataclasses.replace(named_shape('deit_t'), image_size=32, patch_size=8, width=32, heads=2, depth=3,
+    config = dataclasses.replace(get_config('deit_t'), image_size=32, patch_size=8, width=32, heads=2, depth=3,
                                 classes=5, init_std=0.2)
-    model = create(shape)
+    model = create(config)
     images = jnp.asarray(np.random.default_rng(2).normal(size=(2, 32, 32, 3)), jnp.float32)
     return model, model.init(jax.random.key(0)), images
 
@@ -162,8 +162,8 @@ def test_what_is_not_visible_is_in_no_token(reducer):
     visible = jnp.asarray([[0, 3, 5, 6, 9, 12, 14, 15], [1, 2, 4, 7, 8, 10, 11, 13]], jnp.int32)
     apply = jax.jit(functools.partial(model.apply, plan=merge_plan(8, 3, r=2, reducer=reducer)))
     _, seen = apply(params, images, visible=visible)
-    for home, left in zip(seen['home'], (6, 4, 2), strict=True):
-        for row, there in zip(np.asarray(home), visible):
+    for token_of_patch, left in zip(seen['token_of_patch'], (6, 4, 2), strict=True):
+        for row, there in zip(np.asarray(token_of_patch), visible):
             assert set(np.flatnonzero(row >= 0)) == set(there.tolist()) and set(row[there]) == set(range(left))
 
 

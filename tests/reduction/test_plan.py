@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from evit_jax.models import SHAPES, create, named_shape
+from evit_jax.models import SHAPES, create, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import TokenPlan, block_macs, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, POOL, REDUCERS, TOME
@@ -31,49 +31,49 @@ def test_counts_are_those_of_the_paper(rate, fuse, counts):
 @pytest.mark.parametrize('column', range(len(RATES)), ids=map(str, RATES))
 def test_macs_are_those_of_the_paper(name, column):
     plan = make_plan(196, 12, rate=RATES[column])
-    assert round(named_shape(name).macs(plan) / 1e9, 2) == MACS[name][column]
+    assert round(get_config(name).macs(plan) / 1e9, 2) == MACS[name][column]
 
 
 @pytest.mark.parametrize('rate, spared', [(1.0, 0.063), (0.7, 0.032), (0.5, 0.016)])
 def test_the_short_last_block_spares_what_no_head_reads(rate, spared):
-    shape, plan = named_shape('deit_s'), make_plan(196, 12, rate=rate)
-    assert 1 - shape.executed_macs(plan) / shape.macs(plan) == pytest.approx(spared, abs=5e-4)
-    wide = named_shape('lvvit_t')
+    config, plan = get_config('deit_s'), make_plan(196, 12, rate=rate)
+    assert 1 - config.executed_macs(plan) / config.macs(plan) == pytest.approx(spared, abs=5e-4)
+    wide = get_config('lvvit_t')
     assert wide.executed_macs(plan) == wide.macs(plan)
 
 
 def test_where_a_predictor_stands_in_front_of_the_short_last_block_only_what_it_keeps_comes_there():
-    shape = dataclasses.replace(named_shape('deit_s'), predictors=1)
+    config = dataclasses.replace(get_config('deit_s'), predictors=1)
     plan = TokenPlan(196, (None,) * 11 + (100,), False, DYNAMICVIT)
     whole, short = block_macs(101, 101, 384, 4.0), block_macs(101, 1, 384, 4.0, rows=1)
-    assert shape.macs(plan) - shape.executed_macs(plan) == whole - short
+    assert config.macs(plan) - config.executed_macs(plan) == whole - short
     assert short == (3 * 101 + 1 + 8) * 384**2 + 2 * 101 * 384
 
 
 @pytest.mark.parametrize('keep', [(None, None), (30, None), (30, 20)])
 def test_what_is_executed_is_what_the_compiler_counts(keep):
-    shape = ViTConfig(image_size=64, patch_size=8, width=128, depth=2, heads=2)
-    model, plan = create(shape), TokenPlan(64, keep, False)
+    config = ViTConfig(image_size=64, patch_size=8, width=128, depth=2, heads=2)
+    model, plan = create(config), TokenPlan(64, keep, False)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     program = jax.jit(lambda params, images: model.apply(params, images, plan)[0]).lower(
         jax.eval_shape(model.init, jax.random.key(0)), images).compile()
     # Norms, softmax and GELU are in the compiler's count and not in this one.
-    assert program.cost_analysis()['flops'] / 2 / 2 == pytest.approx(shape.executed_macs(plan), rel=0.08)
-    assert shape.macs(plan) > 1.15 * shape.executed_macs(plan)
+    assert program.cost_analysis()['flops'] / 2 / 2 == pytest.approx(config.executed_macs(plan), rel=0.08)
+    assert config.macs(plan) > 1.15 * config.executed_macs(plan)
 
 
 @pytest.mark.parametrize('rate, size, macs', [(0.7, 272, 4.56), (0.6, 288, 4.50), (0.5, 304, 4.44)])
 def test_macs_at_higher_resolution_are_those_of_the_paper(rate, size, macs):
-    shape = named_shape('deit_s')
-    assert round(shape.macs(make_plan(shape.patches(size), shape.depth, rate=rate)) / 1e9, 2) == macs
+    config = get_config('deit_s')
+    assert round(config.macs(make_plan(config.patches(size), config.depth, rate=rate)) / 1e9, 2) == macs
 
 
 @pytest.mark.parametrize('distilled', [False, True], ids=['plain', 'distilled'])
-@pytest.mark.parametrize('name', [name for name, shape in SHAPES.items() if type(shape) is ViTConfig])
+@pytest.mark.parametrize('name', [name for name, config in SHAPES.items() if type(config) is ViTConfig])
 def test_parameter_formula_is_the_real_count(name, distilled):
-    shape = dataclasses.replace(SHAPES[name], distilled=distilled)
-    params = jax.eval_shape(create(shape).init, jax.random.key(0))
-    assert shape.parameters() == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    config = dataclasses.replace(SHAPES[name], distilled=distilled)
+    params = jax.eval_shape(create(config).init, jax.random.key(0))
+    assert config.parameters() == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def test_each_reduction_can_have_its_own_rate():
@@ -127,21 +127,21 @@ def test_plan_that_cannot_be_is_an_error_that_names_value_and_limit(arguments, m
 
 def test_unknown_model_name_gives_the_near_miss():
     with pytest.raises(ValueError, match=r"unknown model 'deits': did you mean deit_s\?"):
-        named_shape('deits')
+        get_config('deits')
 
 
 def test_name_like_no_model_lists_them_all():
     with pytest.raises(ValueError, match=f"unknown model 'resnet50': there are {', '.join(SHAPES)}"):
-        named_shape('resnet50')
+        get_config('resnet50')
 
 
 @pytest.mark.parametrize('size, message', [
     (225, 'image size 225 is not divisible by the patch size 16: use 224 or 240'), (8, 'use 16$'), (0, 'use 16$')])
 def test_image_size_that_is_no_multiple_of_the_patch_gives_the_nearest(size, message):
     with pytest.raises(ValueError, match=message):
-        named_shape('deit_s').patches(size)
+        get_config('deit_s').patches(size)
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(named_shape('deit_s'), image_size=size)
+        dataclasses.replace(get_config('deit_s'), image_size=size)
 
 
 def test_r_tokens_are_merged_in_every_block():
@@ -185,18 +185,18 @@ def test_a_matching_cannot_keep_less_than_half(arguments):
 @pytest.mark.parametrize('name, at', [('deit_s', (3, 6, 9)), ('vit_digits', (0, 2, 4))])
 @pytest.mark.parametrize('decreasing', [False, True])
 def test_a_plan_is_found_for_a_share_of_the_macs(name, at, reducer, decreasing):
-    shape = dataclasses.replace(named_shape(name), predictors=3 if reducer.predicts else 0)
-    plans = plans_of(reducer, shape.patches(shape.image_size), shape.depth, reduce_at=at, decreasing=decreasing)
-    dense = shape.macs(plans(0))
+    config = dataclasses.replace(get_config(name), predictors=3 if reducer.predicts else 0)
+    plans = plans_of(reducer, config.patches(config.image_size), config.depth, reduce_at=at, decreasing=decreasing)
+    dense = config.macs(plans(0))
     for share in (0.9, 0.8, 0.7, 0.6, 0.5):
-        plan = plan_of_macs(shape.macs, share, plans)
-        assert shape.macs(plan) / dense == pytest.approx(share, rel=0.01)
-    assert plan_of_macs(shape.macs, 1, plans).reductions == ()
+        plan = plan_of_macs(config.macs, share, plans)
+        assert config.macs(plan) / dense == pytest.approx(share, rel=0.01)
+    assert plan_of_macs(config.macs, 1, plans).reductions == ()
 
 
 def test_a_share_of_macs_that_cannot_be_reached_is_an_error():
-    shape = named_shape('deit_s')
+    config = get_config('deit_s')
     with pytest.raises(ValueError, match=r'has 0\.\d+ of the MACs, .* ask for more than 0\.4'):
-        plan_of_macs(shape.macs, 0.4, plans_of(TOME._replace(everywhere=False), 196, 12, reduce_at=(6, 9)))
+        plan_of_macs(config.macs, 0.4, plans_of(TOME._replace(everywhere=False), 196, 12, reduce_at=(6, 9)))
     with pytest.raises(ValueError, match=r'1\.2 of the MACs is outside'):
-        plan_of_macs(shape.macs, 1.2, plans_of(EVIT, 196, 12))
+        plan_of_macs(config.macs, 1.2, plans_of(EVIT, 196, 12))

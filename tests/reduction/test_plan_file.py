@@ -21,7 +21,7 @@ PLANNED = PlanFile.of(PLAN, 'vit_layouts', 16)
 
 
 def write(file, planned=PLANNED):
-    file.write_text(json.dumps(planned.about() | {'machine': {}, 'target': '2x'}))
+    file.write_text(json.dumps(planned.metadata() | {'machine': {}, 'target': '2x'}))
     return file
 
 
@@ -34,10 +34,10 @@ def test_what_was_written_is_read(tmp_path):
 @pytest.mark.parametrize('text, said', [
     (None, 'cannot be read .No such file'), ('{', 'holds no plan .Expecting'), ('[]', 'holds no plan'),
     ('{"model": "deit_s"}', 'holds no plan .*missing'),
-    (json.dumps(PLANNED._replace(reduce_at=(0, 7)).about()), 'block 7 is outside'),
-    (json.dumps(PLANNED._replace(tokens=()).about()), r'tokens=\(\) has 0 values for 2 reductions'),
-    (json.dumps(PLANNED.about() | {'tokens': {'9': 0, '5': 1}}), 'is a dict'),
-    (json.dumps(PLANNED.about() | {'fuse': 'false'}), '"fuse": "false" is neither true nor false')])
+    (json.dumps(PLANNED._replace(reduce_at=(0, 7)).metadata()), 'block 7 is outside'),
+    (json.dumps(PLANNED._replace(tokens=()).metadata()), r'tokens=\(\) has 0 values for 2 reductions'),
+    (json.dumps(PLANNED.metadata() | {'tokens': {'9': 0, '5': 1}}), 'is a dict'),
+    (json.dumps(PLANNED.metadata() | {'fuse': 'false'}), '"fuse": "false" is neither true nor false')])
 def test_what_is_no_plan_is_refused(tmp_path, text, said):
     if text is not None:
         (tmp_path / 'plan.json').write_text(text)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evit_jax.checkpoints import manager, weights
-from evit_jax.checkpoints.manager import Checkpoints, read_about, read_newest
+from evit_jax.checkpoints.manager import Checkpoints, read_metadata, read_newest
 from evit_jax.checkpoints.state import TrainState
 from evit_jax.runtime import backend, storage
 from tests.helpers import layouts
@@ -92,7 +92,7 @@ def test_about_of_a_checkpoint_is_not_empty_because_the_machine_fails(saved, mon
 
     monkeypatch.setattr(manager, '_read_meta', fail)
     with pytest.raises(ValueError, match='Too many open files'):
-        read_about(saved)
+        read_metadata(saved)
 
 
 @pytest.mark.parametrize('error', [OSError(5, 'Input/output error'), FileNotFoundError(2, 'No such file'),

@@ -83,14 +83,14 @@ def test_limits_refuse_a_mean_or_std_that_is_not_of_values_in_0_to_1(changes):
 def test_lay_out_resolves_the_dtype_by_the_platform_of_its_mesh(platform, dtype):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))  # a slice that is not this machine
     run = experiment.setup(layouts.config_of(model__dtype='auto'), mesh=mesh)
-    assert run.config.model.dtype == run.about['config']['model']['dtype'] == dtype
+    assert run.config.model.dtype == run.metadata['config']['model']['dtype'] == dtype
 
 
 def test_read_trained_resolves_a_dtype_that_a_file_left_automatic(tmp_path):
     run = experiment.setup(layouts.config_of())
-    about = run.about
-    about['config']['model']['dtype'] = 'auto'
-    weights.save(tmp_path, run.new_state().params, about)
+    metadata = run.metadata
+    metadata['config']['model']['dtype'] = 'auto'
+    weights.save(tmp_path, run.new_state().params, metadata)
     assert load_model(tmp_path).dtype == 'float32'
     assert workdirs.recorded_dtype(tmp_path) == 'auto'
     assert machine.with_dtype(layouts.config_of(model__dtype='auto'), 'cpu', 'auto').model.dtype == 'float32'

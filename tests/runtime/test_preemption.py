@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evit_jax.checkpoints import best, checksums
-from evit_jax.checkpoints.manager import newest_step, read_about, read_newest
+from evit_jax.checkpoints.manager import newest_step, read_metadata, read_newest
 from evit_jax.metrics import writers
 from evit_jax.runtime import preemption as stopping
 from evit_jax.training import experiment, loop, results
@@ -46,8 +46,8 @@ def tell_at(monkeypatch, point, number=signal.SIGTERM, times=1):
 
 
 def assert_same_bits(workdir, want):
-    (got, about), (expected, _) = read_newest(workdir, 'params'), read_newest(want, 'params')
-    assert about['next_step'] == layouts.STEPS
+    (got, metadata), (expected, _) = read_newest(workdir, 'params'), read_newest(want, 'params')
+    assert metadata['next_step'] == layouts.STEPS
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
@@ -116,7 +116,7 @@ def test_the_best_evaluation_is_kept_apart_and_is_a_workdir(undisturbed, tmp_pat
         loop.train(layouts.config_of(**QUIET), tmp_path)
     apart = tmp_path / best.BEST_FOLDER
     assert newest_step(apart) == 8 and os.listdir(apart / 'checkpoints') == ['8']
-    assert read_about(apart)['best'] == {'top1': 0.97}
+    assert read_metadata(apart)['best'] == {'top1': 0.97}
     assert loop.evaluate_workdir(layouts.config_of(), apart)['top1'] == next(
         record['eval/top1'] for record in writers.read_metrics(undisturbed[0] / 'metrics.jsonl')
         if record['step'] == 8)
@@ -132,10 +132,10 @@ def test_where_the_best_could_not_be_written_the_next_one_is_compared_with_what_
         with monkeypatch.context() as patch:
             if not room:
                 patch.setattr(checksums, 'write', mock.Mock(side_effect=OSError('no space left on device')))
-            kept.offer(state._replace(step=jnp.int32(step)), {'top1': value}, laid.about)
+            kept.offer(state._replace(step=jnp.int32(step)), {'top1': value}, laid.metadata)
             assert kept._checkpoints.latest() == {1: 1, 2: 1, 3: 1, 4: 4}[step]
     kept.close()
-    assert read_about(tmp_path / 'best')['best'] == {'top1': 0.7}
+    assert read_metadata(tmp_path / 'best')['best'] == {'top1': 0.7}
 
 
 def test_nothing_is_kept_apart_where_no_metric_is_named(tmp_path):

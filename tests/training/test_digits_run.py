@@ -50,7 +50,7 @@ def accuracy_without(trained, hide):
             batch.pop('failed')
             order = hide(rng.random((len(batch['image']), laid.patches)), object_patches(batch['mask'], laid.patches))
             hidden = order.argsort(1).argsort(1) < laid.patches // 2
-            side, patch = round(laid.patches**0.5), laid.model.shape.patch_size
+            side, patch = round(laid.patches**0.5), laid.model.config.patch_size
             pixels = hidden.reshape(-1, side, side).repeat(patch, 1).repeat(patch, 2)
             yield batch | {'image': np.where(pixels[..., None], np.uint8(GREY), batch['image'])}
 

@@ -12,7 +12,7 @@ from evit_jax import models
 from evit_jax.checkpoints import weights, workdir
 from evit_jax.inference import Predictor, load_model
 from evit_jax.inference.looking import Subject, look
-from evit_jax.interchange import about, conversion, safetensors_file, vit
+from evit_jax.interchange import conversion, metadata, safetensors_file, vit
 from evit_jax.training import experiment
 from tests.helpers import layouts
 
@@ -56,16 +56,16 @@ def pixels():
 
 def test_training_masks_and_evaluation_drops():
     laid = experiment.setup(layouts.config_of(**CONFIG))
-    assert laid.model.shape.predictors == 2
+    assert laid.model.config.predictors == 2
     assert [stage.plan for stage in laid.stages] == [laid.plan.in_training()]
     assert laid.plan.counts == (8, 4) and laid.stages[0].plan.counts == (16, 16)
-    assert experiment.setup(layouts.config_of()).model.shape.predictors == 0
+    assert experiment.setup(layouts.config_of()).model.config.predictors == 0
 
 
 def test_a_run_from_a_plain_model_is_read_with_its_predictors(trained):
     folder, metrics = trained
     found = load_model(folder)
-    assert found.shape.predictors == 2 and found.keeping.reducer.name == 'dynamicvit' and found.plan().counts == (8, 4)
+    assert found.config.predictors == 2 and found.budget.reducer.name == 'dynamicvit' and found.plan().counts == (8, 4)
     assert 0 < metrics['top1'] <= 1
     predictor = Predictor(found, batch_size=5)
     predictions = predictor.predict(pixels())
@@ -101,12 +101,12 @@ def test_weights_with_predictors_are_a_dynamicvit_where_nothing_else_is_said(tmp
     safetensors_file.write(tmp_path / 'a.safetensors', vit.to_torch(initial(2), shape_of(2)), {})
     conversion.from_file(tmp_path / 'a.safetensors', tmp_path / 'a')
     assert workdir.saved_config(tmp_path / 'a')['reducer.name'] == 'dynamicvit'
-    assert about.settings_of({'base_rate': 0.7, 'model': 'deit-s'}) == {'keep.rate': 0.7}
+    assert metadata.settings_of({'base_rate': 0.7, 'model': 'deit-s'}) == {'keep.rate': 0.7}
 
 
 def test_a_model_without_predictors_cannot_be_asked_for_them(plain):
     found = load_model(plain)
-    asked = found._replace(keeping=found.keeping._replace(
-        reducer=found.keeping.reducer._replace(name='mine', predicts=True)))
+    asked = found._replace(budget=found.budget._replace(
+        reducer=found.budget.reducer._replace(name='mine', predicts=True)))
     with pytest.raises(ValueError, match=r'mine asks a trained predictor .* blocks \(1,\), .* has no predictors'):
         asked.plan(rate=0.5)

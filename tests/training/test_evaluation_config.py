@@ -79,9 +79,9 @@ def test_merge_clears_what_would_hide_an_explicit_keep_rate(caplog):
 @pytest.mark.parametrize('changes, named, message', [
     ({'keep__rate': 0.4, 'keep__macs': 0.5}, ('keep.rate', 'keep.macs'), 'give only one of --config.keep.macs and'),
     ({'keep__rate': 0.4, 'model__reduce_at': ()}, ('keep.rate', 'model.reduce_at'), 'keep.rate=0.4 drops nothing')])
-def test_merge_refuses_explicit_keys_that_would_change_nothing(changes, named, message):
+def test_merge_refuses_explicit_keys_that_would_change_nothing(changes, get_reducer, message):
     with pytest.raises(ValueError, match=message):
-        merge(layouts.config_of(**changes), saved(), named, from_file=False)
+        merge(layouts.config_of(**changes), saved(), get_reducer, from_file=False)
 
 
 @pytest.mark.parametrize('key', ['tokens', 'rates'])
@@ -127,8 +127,8 @@ def test_merge_asks_for_data_where_the_workdir_holds_weights_alone():
     run = {key: value for key, value in saved().items() if not key.startswith('data.') or key == 'data.mean'}
     with pytest.raises(ValueError, match=r'weights alone.*--config.data.source=folder --config.data.path=DIR'):
         merge(layouts.config_of(), run, from_file=False)
-    named = merge(layouts.config_of(data__source='folder'), run, ('data.source',), from_file=False)
-    assert named.data.source == 'folder'
+    get_reducer = merge(layouts.config_of(data__source='folder'), run, ('data.source',), from_file=False)
+    assert get_reducer.data.source == 'folder'
     assert merge(layouts.config_of(data__source='tfds'), run).data.source == 'tfds'
 
 

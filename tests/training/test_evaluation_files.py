@@ -83,8 +83,8 @@ def test_evaluation_of_other_data_or_preprocessing_keeps_the_earlier_result(tmp_
     assert (found[one]['data'], found[one]['step']) == (first['data'], 9)
     assert (found[last]['data'], found[last]['step']) == (other['data'], 8)
     assert 'data.split test there, test[:64] here, data.images 100 there, 64 here' in caplog.text
-    named = evaluation_files.files_of(tmp_path, plan, tmp_path / one)
-    assert named.apart(other) is named
+    get_reducer = evaluation_files.files_of(tmp_path, plan, tmp_path / one)
+    assert get_reducer.apart(other) is get_reducer
     shared = evaluation_files.files_of(tmp_path, plan, tmp_path)
     assert shared.apart(first | {'workdir': 'c'}) != shared
 

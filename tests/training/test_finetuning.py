@@ -143,10 +143,10 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_left(tmp_path):
 
 def test_classes_of_the_data_travel_with_the_run_and_may_not_change(trained, monkeypatch):
     workdir, metrics = trained
-    weights, about = read_newest(workdir, 'params')
+    weights, metadata = read_newest(workdir, 'params')
     assert weights['head.bias'].shape == (3,)
-    assert about['class_names'] == ['jay', 'rook', 'wren']
-    assert about['config']['model']['classes'] == 3
+    assert metadata['class_names'] == ['jay', 'rook', 'wren']
+    assert metadata['config']['model']['classes'] == 3
     saved = json.loads((workdir / 'config.json').read_text())
     assert (saved['model.classes'], saved['class_names']) == (3, ['jay', 'rook', 'wren'])
     assert loop.train(few(), workdir)['top1'] == loop.evaluate_workdir(few(), workdir)['top1'] == metrics['top1']

@@ -94,7 +94,7 @@ def test_what_is_fine_tuned_is_evaluated_with_the_statistics_that_it_began_with_
 
 def test_trained_weights_predict_and_are_exported(run, tmp_path):
     trained = load_model(run[0])
-    assert trained.shape.classes == 3 and trained.params['aux_head']['bias'].shape == (3,)
+    assert trained.config.classes == 3 and trained.params['aux_head']['bias'].shape == (3,)
     images = [np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8) for seed in range(3)]
     plans = {'0.5': trained.plan(rate=0.5), '1.0': trained.plan(rate=1.0)}
     found = Predictor(trained, batch_size=2).predict(images, plan=plans['0.5'])
@@ -117,6 +117,6 @@ def test_what_is_served_has_its_normalisation_folded_and_what_is_read_has_not(ru
     assert set(statistics(load_model(run[0]).params)) == set(statistics(trained.params)) != set()
     images = [np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8) for seed in range(2)]
     model = load(run[0])
-    assert model.trained.shape.folded
+    assert model.trained.config.folded
     for got, want in zip(model.predict(images), Predictor(trained).predict(images), strict=True):
         np.testing.assert_allclose(got.logits, want.logits, rtol=0, atol=1e-5)

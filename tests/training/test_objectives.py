@@ -70,13 +70,13 @@ def test_imitation_compares_what_is_left_with_the_same_patches_of_the_teacher(ma
     norm = normal(B, 2 + 5, D)
     kept = np.array([RNG.permutation(P)[:5] for _ in range(B)])
     kept[:, -1] = -1  # a fused token
-    stays = (RNG.random((B, 5)) < 0.6).astype(np.float32) if masked else np.ones((B, 5), np.float32)
-    seen = {'norm': norm, 'kept': (None, kept), 'decisions': (None, stays) if masked else ()}
+    mask = (RNG.random((B, 5)) < 0.6).astype(np.float32) if masked else np.ones((B, 5), np.float32)
+    seen = {'norm': norm, 'kept': (None, kept), 'decisions': (None, mask) if masked else ()}
     loss, parts = of(objectives.imitating(weight=0.5, token_weight=0.25, prefix=2), seen)
     apart, count = 0.0, 0
     for image in range(B):
         for place, patch in enumerate(kept[image]):
-            if patch >= 0 and stays[image, place]:
+            if patch >= 0 and mask[image, place]:
                 apart += ((norm[image, 2 + place] - TEACHER.tokens[image, patch]) ** 2).mean()
                 count += 1
     np.testing.assert_allclose(parts['loss/tokens'], apart / count, rtol=1e-5)
@@ -139,10 +139,10 @@ def test_token_labels_count_for_surviving_patches_alone_and_a_fused_token_for_no
 def test_masked_tokens_have_no_label():
     tokens, logits = sparse(B, P), normal(B, P, L)
     patch = np.tile(np.arange(P, dtype=np.int32), (B, 1))
-    stays = (RNG.random((B, P)) < 0.5).astype(np.float32)
-    _, parts = of(objectives.token_labelled(1.0), {'token_logits': logits, 'token_patch': patch, 'decisions': (stays,)},
+    mask = (RNG.random((B, P)) < 0.5).astype(np.float32)
+    _, parts = of(objectives.token_labelled(1.0), {'token_logits': logits, 'token_patch': patch, 'decisions': (mask,)},
                   Targets(LABEL, tokens))
-    np.testing.assert_allclose(parts['loss/tokens'], entropy(logits, dense_of(tokens))[stays > 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(parts['loss/tokens'], entropy(logits, dense_of(tokens))[mask > 0].mean(), rtol=1e-5)
 
 
 def test_a_label_map_is_smoothed_as_in_the_reference():
@@ -194,5 +194,5 @@ def test_a_box_of_tokens_is_the_box_of_the_pixels_of_its_patches():
 def test_a_part_of_weight_one_is_added_as_it_is():
     parts = (Part('a', 1.0, lambda *_: jnp.float32(1e-8)), Part('b', 0.5, lambda *_: jnp.float32(2.0)))
     assert of(Objective(parts[:1]))[0] == np.float32(1e-8)
-    loss, named = of(Objective(parts))
-    assert loss == 1.0 and named == {'loss/a': np.float32(1e-8), 'loss/b': 2.0}
+    loss, get_reducer = of(Objective(parts))
+    assert loss == 1.0 and get_reducer == {'loss/a': np.float32(1e-8), 'loss/b': 2.0}

@@ -46,9 +46,9 @@ def test_predictors_learn_beside_a_backbone_that_stays_to_the_bit(dense, dynamic
         np.testing.assert_array_equal(after[name], value, err_msg=name)
     predictors = after.keys() - before.keys()
     assert {name.split('.')[0] for name in predictors} == {'score_predictor'}
-    moved = np.abs(after['score_predictor.0.in_conv.1.kernel']
+    remap = np.abs(after['score_predictor.0.in_conv.1.kernel']
                    - np.asarray(fresh['score_predictor'][0]['in_conv'][1]['kernel']))
-    assert moved.max() > 1e-3 and np.isfinite(metrics['loss'])
+    assert remap.max() > 1e-3 and np.isfinite(metrics['loss'])
 
 
 def test_all_four_parts_are_logged_and_sum_up(dynamic):
@@ -67,7 +67,7 @@ def test_it_trains_with_all_tokens_and_is_evaluated_with_fewer_or_under_another_
     other.update_from_flattened_dict({'reducer.name': 'evit', 'optimizer.backbone_scale': 1.0,
                                       'optimizer.backbone_from_epoch': 0.0})
     assert 0 <= loop.evaluate_workdir(other, workdir)['top1'] <= 1
-    assert load_model(workdir).shape.predictors == 1
+    assert load_model(workdir).config.predictors == 1
 
 
 def test_a_run_without_predictors_begins_from_one_with_them(dynamic):

@@ -17,7 +17,7 @@ from configs import base
 from evit_jax.checkpoints.state import average, create_state
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.interchange.vit import to_torch
-from evit_jax.models import create, named_shape
+from evit_jax.models import create, get_config
 from evit_jax.reduction import reducers
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.schedule import KeepSchedule, progress
@@ -68,11 +68,11 @@ def test_keep_rate_is_the_one_recorded_at_every_iteration(recorded):
 
 def test_decay_groups_are_those_recorded():
     want = json.loads((GOLDEN / 'param_groups.json').read_text())['deit_small']
-    shape = named_shape('deit_s')
-    params = jax.eval_shape(create(shape).init, jax.random.key(0))
+    config = get_config('deit_s')
+    params = jax.eval_shape(create(config).init, jax.random.key(0))
     masks = jax.tree.map(lambda leaf, decays: np.broadcast_to(decays, leaf.shape), params, optimizers.decays(params))
     groups = {True: set(), False: set()}
-    for name, mask in to_torch(masks, shape).items():
+    for name, mask in to_torch(masks, config).items():
         groups[bool(mask.flat[0])].add(name)
     assert groups[False] == set(want['no_decay'])
     assert groups[True] == set(want['decay'])
@@ -160,19 +160,19 @@ def test_recipe_has_the_keys_of_the_base_and_no_other(name):
 @pytest.mark.parametrize('name', [name for name in RECIPES if name != 'digits'])
 def test_recipes_header_states_the_cost_of_its_model(name):
     config, header = recipe(name), importlib.import_module(f'configs.{name}').__doc__
-    asks = reducers.named(config.reducer.name).predicts
-    shape = dataclasses.replace(named_shape(config.model.name), classes=config.model.classes or 1000,
+    asks = reducers.get_reducer(config.reducer.name).predicts
+    model_config = dataclasses.replace(get_config(config.model.name), classes=config.model.classes or 1000,
                                 distilled=config.model.distilled,
                                 predictors=len(config.model.reduce_at) if asks else 0)
     parameters, macs = re.search(r'([\d.]+) M parameters.*?; ([\d.]+) G MACs', header).groups()
-    assert parameters == f'{shape.parameters() / 1e6:.2f}'
-    assert macs == f'{macs_of(config, shape, config.model.image_size, config.keep.rate):.2f}'
+    assert parameters == f'{model_config.parameters() / 1e6:.2f}'
+    assert macs == f'{macs_of(config, model_config, config.model.image_size, config.keep.rate):.2f}'
     for size, rate, stated in re.findall(r'image_size=(\d+) --config.keep.rate=(\S+) .* ([\d.]+) G', header):
-        assert stated == f'{macs_of(config, shape, int(size), float(rate)):.2f}'
+        assert stated == f'{macs_of(config, model_config, int(size), float(rate)):.2f}'
     assert f'configs/{name}.py' in header
 
 
-def macs_of(config, shape, size, rate):
-    plan = make_plan(shape.patches(size), shape.depth, rate=rate, reduce_at=config.model.reduce_at,
-                     fuse=config.model.fuse, reducer=reducers.named(config.reducer.name))
-    return shape.macs(plan) / 1e9
+def macs_of(config, model_config, size, rate):
+    plan = make_plan(model_config.patches(size), model_config.depth, rate=rate, reduce_at=config.model.reduce_at,
+                     fuse=config.model.fuse, reducer=reducers.get_reducer(config.reducer.name))
+    return model_config.macs(plan) / 1e9

@@ -131,7 +131,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
     ({'model__reduce_at': (1, 2, 6)}, r'block 6 is outside 0\.\.5'),
     ({'model__image_size': 60}, 'image size 60 is not divisible by the patch size 8: use 56 or 64'),
     ({'batch_size': 60}, 'batch_size=60 is not divisible by the 8 devices: use 56 or 64'),
-    ({'model__lowering': 'scatter'}, "config.model.lowering='scatter' is unknown: there are gather, one_hot, product"),
+    ({'model__gather_impl': 'scatter'},
+     "config.model.gather_impl='scatter' is unknown: there are gather, one_hot, product"),
     ({'model__dtype': 'float8'}, "config.model.dtype='float8' is unknown: there are auto, float32, bfloat16"),
     ({'epochs': 0}, r'config.epochs=0 is outside \[1'),
     ({'model__classes': 1}, r'config.model.classes=1 is outside \[2'),
@@ -246,8 +247,8 @@ def test_object_patches_and_presence_follow_the_grid():
 
 
 def test_a_merged_patch_counts_by_its_share_of_the_token():
-    home = np.array([[0, 1, 1, 2], [0, 0, 0, -1]])
-    np.testing.assert_allclose(shares_of_tokens(home), [[1, 1 / 2, 1 / 2, 1], [1 / 3, 1 / 3, 1 / 3, 0]])
+    token_of_patch = np.array([[0, 1, 1, 2], [0, 0, 0, -1]])
+    np.testing.assert_allclose(shares_of_tokens(token_of_patch), [[1, 1 / 2, 1 / 2, 1], [1 / 3, 1 / 3, 1 / 3, 0]])
     dropped = np.array([[-1, 0, -1, 1]])  # alone in their tokens: as when they are kept
     np.testing.assert_array_equal(shares_of_tokens(dropped), present(np.array([[1, 3]]), 4))
 

@@ -211,8 +211,8 @@ def test_smoothing_keeps_a_slope_and_shrinks_noise():
 
 def test_groups_are_filled_with_their_mean_and_patches_alone_are_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)  # 2 x 3 patches of 2 x 2 pixels
-    home = np.array([0, 0, 1, 2, 3, 0])
-    picture = groups_filled(image, home, 2, scale=5)
+    token_of_patch = np.array([0, 0, 1, 2, 3, 0])
+    picture = groups_filled(image, token_of_patch, 2, scale=5)
     assert picture.shape == (20, 30, 3)
     members = np.concatenate([image[:2, :4].reshape(-1, 3), image[2:, 4:].reshape(-1, 3)])
     for row, column in ((0, 0), (0, 1), (1, 2)):
@@ -228,6 +228,6 @@ def test_groups_of_another_image_are_an_error():
 
 
 def test_headers_count_merged_tokens(texts):
-    images, home = np.zeros((2, 4, 4, 3), np.uint8), np.array([[0, 1, 1, 2]] * 2)
-    kept_grid(images, [np.array([[0, 1, 3]] * 2)], 2, home=[home])
+    images, token_of_patch = np.zeros((2, 4, 4, 3), np.uint8), np.array([[0, 1, 1, 2]] * 2)
+    kept_grid(images, [np.array([[0, 1, 3]] * 2)], 2, token_of_patch=[token_of_patch])
     assert '3 tokens, 75 %' in str(texts)

@@ -47,9 +47,9 @@ def make_settings():
             for rate, counts in RATES.items()]
 
 
-def make_page(examples=None, title='What it keeps', about='a run'):
+def make_page(examples=None, title='What it keeps', metadata='a run'):
     return report_page(make_examples() if examples is None else examples, make_settings(), patch_size=PATCH, start=1,
-                       stages=['block 1', 'block 3'], title=title, about=about)
+                       stages=['block 1', 'block 3'], title=title, metadata=metadata)
 
 
 def data_of(page):
@@ -85,7 +85,7 @@ def test_maps_are_kept_to_half_a_percent_of_their_largest_and_nothing_small_is_l
 
 def test_names_cannot_break_out_of_the_page():
     evil = '</script><script>alert(1)</script><!--{{script}}'
-    page = make_page(make_examples(names=(evil, 'b'), truths=(evil, 'dog')), title=evil, about=evil)
+    page = make_page(make_examples(names=(evil, 'b'), truths=(evil, 'dog')), title=evil, metadata=evil)
     assert page.count('</script>') == 2 and 'alert(1)</script>' not in page
     assert data_of(page)['rows'][0]['name'] == evil
     assert page.count("'use strict'") == 1
@@ -236,9 +236,10 @@ def test_a_page_of_merged_tokens_is_shown_without_errors(tmp_path):
     if BROWSER is None:
         pytest.skip('no Chromium is installed')
     examples = make_examples()
-    home = [np.arange(PATCHES) // 2, np.arange(PATCHES) // 4]
+    token_of_patch = [np.arange(PATCHES) // 2, np.arange(PATCHES) // 4]
     merged = [example._replace(views=tuple(view._replace(stages=tuple(
-        stage._replace(home=of, origin=None) for stage, of in zip(view.stages, home))) for view in example.views))
+        stage._replace(token_of_patch=of, origin=None) for stage, of in zip(view.stages, token_of_patch)))
+        for view in example.views))
         for example in examples]
     found, complaints = browse(make_page(merged), tmp_path)
     assert not found['errors'] and not complaints

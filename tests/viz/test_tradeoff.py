@@ -13,7 +13,7 @@ from evit_jax.viz import tradeoff
 from evit_jax.viz.published import PUBLISHED
 from evit_jax.viz.result import Result
 
-SHAPE = models.named_shape('vit_digits')
+SHAPE = models.get_config('vit_digits')
 PLAN = make_plan(64, 6, rate=0.7, reduce_at=(0, 2, 4))
 
 
@@ -65,11 +65,11 @@ def test_the_plot_has_a_panel_for_each_cost_that_is_known(tmp_path):
 
 
 def test_our_models_cost_what_is_published():
-    shape = models.named_shape('deit_s')
+    config = models.get_config('deit_s')
     for result in PUBLISHED:
         if result.series == 'EViT-DeiT-S':
             rate = float(result.label) if result.label != 'DeiT-S' else 1.0
-            assert shape.macs(make_plan(196, 12, rate=rate)) == pytest.approx(result.macs, rel=0.02)
+            assert config.macs(make_plan(196, 12, rate=rate)) == pytest.approx(result.macs, rel=0.02)
 
 
 def known_run(folder, plan=PLAN, **config):

@@ -12,7 +12,7 @@ from evit_jax.data.fingerprint import digest
 from evit_jax.data.sources import digits, folder_layout
 from evit_jax.data.sources.folder import FolderSource
 from evit_jax.data.sources.generated import GeneratedSource
-from evit_jax.data.sources.tfds import TfdsSource
+from evit_jax.data.sources.tfds_source import TfdsSource
 from evit_jax.data.transforms.decode import decode
 
 

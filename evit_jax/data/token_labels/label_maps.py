@@ -95,11 +95,11 @@ class LabelMaps:
         if found is None:
             raise FileNotFoundError(f'there are no label maps in {os.fspath(folder)!r}: make them with '
                                     'python -m evit_jax.label')
-        self.about, done = found
-        if done < self.about.examples:
-            raise ValueError(f'the label maps in {os.fspath(folder)!r} are of {done:,} of {self.about.examples:,} '
+        self.metadata, done = found
+        if done < self.metadata.examples:
+            raise ValueError(f'the label maps in {os.fspath(folder)!r} are of {done:,} of {self.metadata.examples:,} '
                              'examples so far: give the command that makes them once more, it goes on there')
-        keys, self._values, self._indices = _open(self.folder, self.about, 'r')
+        keys, self._values, self._indices = _open(self.folder, self.metadata, 'r')
         self._order = np.argsort(keys, kind='stable')
         self._keys = keys[self._order]
         if twice := int(np.count_nonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != 0))):
@@ -121,19 +121,19 @@ class LabelMaps:
     @property
     def fingerprint(self) -> str:
         """A digest of their origin, of the ids of all examples, and of the maps of some."""
-        rows = np.unique(np.linspace(0, self.about.examples - 1, _LOOKED_FOR).astype(int))
-        about = json.dumps(dataclasses.asdict(self.about))
-        return digest(about, self._keys.tobytes(), self._values[rows].tobytes(), self._indices[rows].tobytes())
+        rows = np.unique(np.linspace(0, self.metadata.examples - 1, _LOOKED_FOR).astype(int))
+        metadata = json.dumps(dataclasses.asdict(self.metadata))
+        return digest(metadata, self._keys.tobytes(), self._values[rows].tobytes(), self._indices[rows].tobytes())
 
     def check(self, source: Source) -> None:
         """Raises a ValueError where these are not the maps of the source; some of its examples are looked for."""
-        about, where = self.about, f'the label maps in {os.fspath(self.folder)!r}'
-        if about.classes != source.num_classes:
-            raise ValueError(f'{where} are of {about.classes} classes, the data have {source.num_classes}: make maps '
-                             'of these data with python -m evit_jax.label')
-        theirs, ours = about.class_names, tuple(source.class_names)
+        metadata, where = self.metadata, f'the label maps in {os.fspath(self.folder)!r}'
+        if metadata.classes != source.num_classes:
+            raise ValueError(f'{where} are of {metadata.classes} classes, the data have {source.num_classes}: make '
+                             'maps of these data with python -m evit_jax.label')
+        theirs, ours = metadata.class_names, tuple(source.class_names)
         if theirs and ours and theirs != ours:
-            first = next(label for label in range(about.classes) if theirs[label] != ours[label])
+            first = next(label for label in range(metadata.classes) if theirs[label] != ours[label])
             raise ValueError(f'{where} are of other classes than the data: {theirs[first]!r} is class {first} there, '
                              f'and {ours[first]!r} in the data')
         for index in np.unique(np.linspace(0, len(source) - 1, _LOOKED_FOR).astype(int)).tolist():
@@ -142,7 +142,7 @@ class LabelMaps:
             except (ValueError, OSError):
                 continue  # training finds another in its place
             if example not in self:
-                raise ValueError(f'{where} hold none of example {example!r}: they are of {about.data}; make maps of '
+                raise ValueError(f'{where} hold none of example {example!r}: they are of {metadata.data}; make maps of '
                                  'these data with python -m evit_jax.label')
 
     def _row(self, example):
@@ -151,7 +151,7 @@ class LabelMaps:
         return self._order[place] if place < len(self._keys) and self._keys[place] == key else None
 
 
-def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterator[Entry]]) -> int:
+def write(folder: str | os.PathLike, metadata: About, make: Callable[[int], Iterator[Entry]]) -> int:
     """Writes the maps of all examples, or those that are missing where this was begun before.
 
     However it is left, by an error or an interrupt, what was made is kept and the next call goes on from there.
@@ -166,11 +166,11 @@ def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterato
       ValueError: the folder holds maps of or from something else, there is no room, or none of the maps can be made.
     """
     folder = _local(folder)
-    done = _begin(folder, about)
-    if done == about.examples:
+    done = _begin(folder, metadata)
+    if done == metadata.examples:
         logging.info('%s: all %s label maps are there', folder, f'{done:,}')
         return 0
-    files, said, missing = _open(folder, about, 'r+'), Progress('label maps', about.examples, 'images', done), 0
+    files, said, missing = _open(folder, metadata, 'r+'), Progress('label maps', metadata.examples, 'images', done), 0
     keys, values, indices = files
     secured = time.monotonic()
     try:
@@ -185,12 +185,12 @@ def write(folder: str | os.PathLike, about: About, make: Callable[[int], Iterato
             done += 1
             said.add(1)
             if time.monotonic() - secured > _SECONDS:
-                _secure(folder, about, files, done)
+                _secure(folder, metadata, files, done)
                 secured = time.monotonic()
     finally:
-        _secure(folder, about, files, done)
-    assert done == about.examples, f'{done} of {about.examples} entries were made'
-    if missing == about.examples:
+        _secure(folder, metadata, files, done)
+    assert done == metadata.examples, f'{done} of {metadata.examples} entries were made'
+    if missing == metadata.examples:
         raise ValueError(f'none of the {missing:,} examples has a label map, the last one as: {problem}')
     return missing
 
@@ -201,13 +201,13 @@ def _problem(entry: Entry) -> str:
     return '' if np.isfinite(entry.made.value).all() else 'its values are not finite (NaN or infinity)'
 
 
-def check_begun(folder: str | os.PathLike, about: About) -> None:
+def check_begun(folder: str | os.PathLike, metadata: About) -> None:
     """Raises a ValueError if the folder holds maps of or from something else; a missing folder does not."""
     found = _read_about(_local(folder))
     if found is None:
         return
     for field in dataclasses.fields(About):
-        there, asked = (getattr(which, field.name) for which in (found[0], about))
+        there, asked = (getattr(which, field.name) for which in (found[0], metadata))
         if there != asked:
             raise ValueError(f'{os.fspath(folder)!r} holds label maps with {field.name} {_short(there)}, and not '
                              f'{_short(asked)}: name another folder, or remove it')
@@ -224,25 +224,25 @@ def _short(value):
     return text if len(text) < 200 else f'{text[:200]}...'
 
 
-def _begin(folder, about):
+def _begin(folder, metadata):
     """Rows that are done; makes the files where there are none."""
-    check_begun(folder, about)
+    check_begun(folder, metadata)
     found = _read_about(folder)
     if found is not None:
         return found[1]
     folder.mkdir(parents=True, exist_ok=True)
-    size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in about.arrays.values())
+    size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in metadata.arrays.values())
     if size + _SPARE > (free := shutil.disk_usage(folder).free):
         raise ValueError(f'{os.fspath(folder)!r} has {free / 1e9:.1f} GB of room, the label maps need '
                          f'{size / 1e9:.1f} GB: name a folder on a larger disk')
-    _open(folder, about, 'w+')
-    _write_about(folder, about, 0)
+    _open(folder, metadata, 'w+')
+    _write_about(folder, metadata, 0)
     return 0
 
 
-def _open(folder, about, mode):
+def _open(folder, metadata, mode):
     files = []
-    for name, (shape, dtype) in about.arrays.items():
+    for name, (shape, dtype) in metadata.arrays.items():
         path = folder / f'{name}.npy'
         try:
             file = np.lib.format.open_memmap(path, mode, dtype, shape)
@@ -255,14 +255,14 @@ def _open(folder, about, mode):
     return files
 
 
-def _secure(folder, about, files, done):
+def _secure(folder, metadata, files, done):
     for file in files:
         file.flush()
-    _write_about(folder, about, done)
+    _write_about(folder, metadata, done)
 
 
-def _write_about(folder: pathlib.Path, about: About, done: int) -> None:
-    told = {'format': _FORMAT, **dataclasses.asdict(about), 'done': done}
+def _write_about(folder: pathlib.Path, metadata: About, done: int) -> None:
+    told = {'format': _FORMAT, **dataclasses.asdict(metadata), 'done': done}
     handle, made = tempfile.mkstemp(prefix=f'.{_ABOUT}', dir=folder)
     try:
         with os.fdopen(handle, 'w', encoding='utf-8') as file:

@@ -36,7 +36,7 @@ class TokenTargets(NamedTuple):
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape and type of each row, K = min(10, L): token_value, token_index [P, K], label_value, label_index [K]."""
-        stay = min(STAY, self.maps.about.classes)
+        stay = min(STAY, self.maps.metadata.classes)
         return {f'{of}_{name}': ((*tokens, stay), dtype) for of, tokens in (('token', (self.grid**2,)), ('label', ()))
                 for name, dtype in (('value', np.float32), ('index', np.int32))}
 
@@ -49,7 +49,7 @@ class TokenTargets(NamedTuple):
         classes, dense = _dense(self.maps[example])
         tokens, moved = _moved(_aligned(dense, part, self.grid), part)
         label = tokens.mean(axis=(0, 1), keepdims=True) if moved else _aligned(dense, part, 1)
-        made, total = {}, self.maps.about.classes
+        made, total = {}, self.maps.metadata.classes
         for of, logits in (('token', tokens), ('label', label)):
             value, place = sparse_softmax(logits.reshape(-1, len(classes)), total, min(STAY, total))
             made |= {f'{of}_value': value, f'{of}_index': np.append(classes, 0).astype(np.int32)[place]}

@@ -18,16 +18,16 @@ _CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # of evaluation, by t
 _SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
 
 
-def model_keys(name: str, shape: ViTConfig) -> dict[str, Any]:
+def model_keys(name: str, config: ViTConfig) -> dict[str, Any]:
     """The part of a config that says which model it is."""
     keys = ('image_size', 'classes', 'distilled', *UNSHAPED)
-    return {'name': name} | {key: getattr(shape, key) for key in keys}
+    return {'name': name} | {key: getattr(config, key) for key in keys}
 
 
-def assumed(name: str, shape: ViTConfig) -> dict[str, Any]:
+def assumed(name: str, config: ViTConfig) -> dict[str, Any]:
     """Config keys for weights of which nothing else is known: as with DeiT, or as its authors have it for an LV-ViT."""
     crop = _CROPS.get(name, AS_DEIT['data.eval_crop'])
-    return AS_DEIT | {'model.reduce_at': shape.default_reduce_at, 'data.eval_crop': crop}
+    return AS_DEIT | {'model.reduce_at': config.default_reduce_at, 'data.eval_crop': crop}
 
 
 def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,39 +55,39 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str
         return {}, []
 
 
-def to_metadata(name: str, shape: ViTConfig, config: Mapping[str, Any]) -> dict[str, str]:
+def to_metadata(name: str, model_config: ViTConfig, config: Mapping[str, Any]) -> dict[str, str]:
     """Text for a safetensors file: the architecture by timm's name where there is one, and what a run's config says.
 
     Args:
       config: of a run, flat, as `workdir.saved_config` gives it.
     """
-    values = config | {f'model.{key}': getattr(shape, key) for key in UNSHAPED}
+    values = config | {f'model.{key}': getattr(model_config, key) for key in UNSHAPED}
     held = {'config': {key: values[key] for key in _KEYS if key in values},
             'class_names': config.get('class_names', [])}
-    named = name in _SIZES and not _timm_arguments(name, shape)
-    architecture = {'architecture': _timm_name(name, shape)} if named else {}
+    named = name in _SIZES and not _timm_arguments(name, model_config)
+    architecture = {'architecture': _timm_name(name, model_config)} if named else {}
     return {'format': 'pt'} | architecture | {METADATA: json.dumps(held)}
 
 
-def _timm_name(name, shape):
+def _timm_name(name, config):
     """Without image size and classes, which timm is told besides."""
-    return f'deit_{_SIZES[name]}{"_distilled" * shape.distilled}_patch16_224'
+    return f'deit_{_SIZES[name]}{"_distilled" * config.distilled}_patch16_224'
 
 
-def timm_call(name: str, shape: ViTConfig, path: Any) -> str:
+def timm_call(name: str, config: ViTConfig, path: Any) -> str:
     """The Python that makes the model in timm with the weights in a file; '' where timm has none such."""
-    if name not in _SIZES or shape.one_head:
+    if name not in _SIZES or config.one_head:
         return ''
-    size = f', img_size={shape.image_size}' * (shape.image_size != 224)
-    classes = f', num_classes={shape.classes}' * (shape.classes != 1000)
-    return (f'timm.create_model({_timm_name(name, shape)!r}{size}{classes}{_timm_arguments(name, shape)}, '
+    size = f', img_size={config.image_size}' * (config.image_size != 224)
+    classes = f', num_classes={config.classes}' * (config.classes != 1000)
+    return (f'timm.create_model({_timm_name(name, config)!r}{size}{classes}{_timm_arguments(name, config)}, '
             f'checkpoint_path={str(path)!r})')
 
 
-def _timm_arguments(name, shape):
+def _timm_arguments(name, config):
     """The arguments for values that differ from those of the name; '' where none does."""
     usual = SHAPES[name]
-    texts = {'heads': f'num_heads={shape.heads}', 'activation': f'act_layer={shape.activation!r}',
-             'norm_epsilon': f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={shape.norm_epsilon:g})',
-             'pooling': f"global_pool='avg', fc_norm={shape.pooling == 'avg_fc_norm'}"}
-    return ''.join(f', {text}' for key, text in texts.items() if getattr(shape, key) != getattr(usual, key))
+    texts = {'heads': f'num_heads={config.heads}', 'activation': f'act_layer={config.activation!r}',
+             'norm_epsilon': f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={config.norm_epsilon:g})',
+             'pooling': f"global_pool='avg', fc_norm={config.pooling == 'avg_fc_norm'}"}
+    return ''.join(f', {text}' for key, text in texts.items() if getattr(config, key) != getattr(usual, key))
