@@ -129,7 +129,7 @@ def _check_place(path):
     """Raises a ValueError where no folder is; of a bucket `read_newest` knows more."""
     if storage.is_remote(path):
         return
-    place = storage.place(path)
+    place = storage.as_path(path)
     check_is_workdir('the path of the weights', path)
     if not place.is_dir():
         raise ValueError(f'there is no folder {path}: give the folder of a run')
