@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from evit_jax import models
-from evit_jax.checkpoints import preprocessing, weights
+from evit_jax.checkpoints import open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.state import TrainState, create_state
 from evit_jax.data import order, pipeline
@@ -205,7 +205,7 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
     mesh = mesh or sharding.data_mesh(config.batch_size)
-    config = machine.with_dtype(preprocessing.filled(config), mesh.devices.flat[0].platform)
+    config = open_defaults.resolve(config, platform=mesh.devices.flat[0].platform)
     train_source, test_source = sources or _open_sources(config)
     if not config.model.classes:
         config = config.copy_and_resolve_references()

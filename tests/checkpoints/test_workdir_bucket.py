@@ -19,6 +19,7 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
+from evit_jax.checkpoints import continuation
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.lock import IN_USE_FILE, WorkdirLock
 from evit_jax.checkpoints.manager import CheckpointManager, newest_step
@@ -73,7 +74,7 @@ def folder(request, monkeypatch):
 
 
 def test_config_and_classes_are_kept_and_checked(folder):
-    workdirs.open_workdir(folder, tiny().to_dict(), accept_changes=False)
+    continuation.open_workdir(folder, tiny().to_dict(), accept_changes=False)
     workdirs.record_classes(folder, ('cat', 'dog'))
     assert workdirs.saved_config(folder)['class_names'] == ['cat', 'dog']
     assert json.loads((folder / 'config.json').read_bytes())['model.classes'] == 2
