@@ -27,7 +27,7 @@ def recorded(workdir):
     ('auto', 'cpu', None, 'float32'), ('auto', 'gpu', None, 'bfloat16'), ('auto', 'tpu', None, 'bfloat16'),
     ('auto', 'cpu', 'bfloat16', 'bfloat16'), ('auto', 'tpu', 'float32', 'float32'), ('auto', 'tpu', 'auto', 'bfloat16'),
     ('float32', 'tpu', 'bfloat16', 'float32'), ('bfloat16', 'cpu', None, 'bfloat16')])
-def test_resolve_dtype_prefers_the_explicit_then_the_recorded_then_the_platform_value(dtype, platform, recorded, resolved):
+def test_resolve_dtype_prefers_explicit_then_recorded_then_platform(dtype, platform, recorded, resolved):
     assert machine.resolve_dtype(dtype, platform, recorded) == resolved
 
 
