@@ -28,7 +28,7 @@ from evit_jax.metrics.writers import JsonlWriter, TensorboardWriter, create_writ
 from evit_jax.runtime import storage
 from evit_jax.training import loop
 from tests.helpers import fake_bucket
-from tests.metrics.test_writers import read_events, scalars_of
+from tests.helpers.events import read_events, scalars_of
 from tests.training.test_training import command, final_parameters, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -95,7 +95,7 @@ def test_metrics_reach_the_bucket_at_flush_and_a_later_writer_goes_on(folder):
 
 
 def test_metrics_reach_the_bucket_by_themselves_from_time_to_time(folder, monkeypatch):
-    monkeypatch.setattr(append_file, '_SECONDS', 0.05)
+    monkeypatch.setattr(append_file, '_WRITE_SECONDS', 0.05)
     writer = JsonlWriter(folder / 'metrics.jsonl')
     writer.write_scalars(1, {'loss': 3.0})
     deadline = time.monotonic() + 10
