@@ -34,7 +34,7 @@ def main() -> None:
     folders = [pathlib.Path(folder).expanduser() for folder in (_OUT.value, _DOCS.value) if folder]
     for folder in folders:
         report.check_writable('--out', folder / 'compare.md')
-    with distributed.distributed(agreed=Preempted):
+    with distributed.distributed(collective_errors=Preempted):
         rows = compare(_CONFIG.value, folders[0])
     for folder in folders:
         write(rows, [claim.to_dict() for claim in _CONFIG.value.orderings], folder)

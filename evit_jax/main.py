@@ -61,7 +61,7 @@ def main(*, from_file: bool = True) -> None:
     _use_compilation_cache(config.compilation_cache)
     workdir = os.path.expanduser(_WORKDIR.value)
     explicit = config_flags.get_override_values(flags.FLAGS['config'])
-    with distributed.distributed(agreed=Preempted):
+    with distributed.distributed(collective_errors=Preempted):
         if mode == 'train':
             config = apply_plan(config, planned, explicit) if planned else config
             loop.train(config, workdir, accept_changes=_ACCEPT.value)

@@ -1,1 +1,1 @@
-"""Files of a run: checkpoints, weights, the workdir and its lock."""
+"""Checkpoints, weights and workdirs of runs."""

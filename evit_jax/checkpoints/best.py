@@ -1,4 +1,4 @@
-"""The best state of a run, kept apart from its newest ones."""
+"""Keeps the best state of a run, apart from its newest checkpoints."""
 
 import os
 from typing import Any
@@ -15,31 +15,35 @@ BEST_FOLDER = 'best'
 
 
 class BestCheckpoint:
-    """Keeps the state with the highest value of a metric in `workdir/best`, a workdir to evaluate or to begin from.
+    """Keeps the state with the highest value of a metric in `workdir/best`.
+
+    That folder is itself a workdir: it can be evaluated, and a run can start from its weights.
 
     Args:
-      metric: one of `METRICS`; '' keeps nothing.
+      workdir: folder of the run.
+      metric: one of `METRICS`; '' keeps no state.
     """
 
     def __init__(self, workdir: str | os.PathLike, metric: str):
         self._metric, self._checkpoints = metric, None
-        self._values: dict[int | None, float] = {None: float('-inf')}  # by step
+        self._value_of_step: dict[int | None, float] = {None: float('-inf')}
         if metric:
             folder = storage.as_path(workdir) / BEST_FOLDER
             distributed.on_process_zero(lambda: workdirs.copy_config(workdir, folder))
             self._checkpoints = CheckpointManager(folder, keep=1)
-            known = read_metadata(folder).get('best', {}).get(metric, float('-inf'))
-            agreed = distributed.sum_over_processes({metric: known if distributed.is_process_zero() else 0.0})
-            self._values[self._checkpoints.latest()] = agreed[metric]
+            saved = read_metadata(folder).get('best', {}).get(metric, float('-inf'))
+            # All processes must decide alike, so they all take the value that process 0 read.
+            shared = distributed.sum_over_processes({metric: saved if distributed.is_process_zero() else 0.0})
+            self._value_of_step[self._checkpoints.latest()] = shared[metric]
 
     def offer(self, state: TrainState, metrics: dict[str, float], metadata: dict[str, Any]) -> None:
-        """Starts saving the state if it is better than the one on disk."""
-        if self._metric and (value := metrics[self._metric]) > self._values[self._checkpoints.latest()]:
-            self._values[int(state.step)] = value
+        """Starts saving the state if its metric is higher than that of the state on disk."""
+        if self._metric and (value := metrics[self._metric]) > self._value_of_step[self._checkpoints.latest()]:
+            self._value_of_step[int(state.step)] = value
             self._checkpoints.save(state, metadata | {'best': {self._metric: value}})
             logging.info('the best %s so far, %.4f, is that of step %d', self._metric, value, int(state.step))
 
     def close(self) -> None:
-        """Waits until it is on disk, or could not be written."""
+        """Waits until a save under way has ended."""
         if self._checkpoints:
             self._checkpoints.close()

@@ -1,4 +1,4 @@
-"""Sums of a checkpoint's files: its arrays carry none, and a bit that flips on disk would be trained on in silence."""
+"""Checksums of a checkpoint's files. The arrays have none of their own: a flipped bit would pass unnoticed."""
 
 import json
 import os
@@ -9,43 +9,43 @@ from concurrent import futures
 from etils import epath
 
 FILE = 'checksums.json'
-# Orbax writes these at the very commit, after the sums; nothing that is restored depends on them.
-_LATER = ('_CHECKPOINT_METADATA', 'commit_success.txt')
-_CHUNK = 2**22  # bytes held of a file, of each thread
+# Orbax writes these files at the commit, after the checksums. Nothing that is restored depends on them.
+_COMMIT_FILES = ('_CHECKPOINT_METADATA', 'commit_success.txt')
+_CHUNK = 2**22  # bytes that each thread reads at a time
 _THREADS = 8
 
 
 def write(folder: str | os.PathLike) -> None:
-    """Puts size and CRC-32 of every file below a folder into it, as `checksums.json`.
+    """Writes size and CRC-32 of every file below a folder to `checksums.json` in it.
 
-    To be called before the folder gets its final name, so that there are never half the sums in a finished one.
+    Call it before the folder gets its final name: a committed checkpoint then has all of its checksums.
     """
     folder = epath.Path(folder)
-    names = [name for name in _files(folder) if name not in (*_LATER, FILE)]
+    names = [name for name in _files(folder) if name not in (*_COMMIT_FILES, FILE)]
     with futures.ThreadPoolExecutor(_THREADS) as pool:
-        sums = pool.map(lambda name: _sum(folder / name), names)
+        sums = pool.map(lambda name: _checksum(folder / name), names)
         (folder / FILE).write_text(json.dumps(dict(zip(names, sums))) + '\n')
 
 
 def check(folder: str | os.PathLike) -> bool:
-    """Compares the files with their sums.
+    """Compares the files below a folder with their checksums.
 
     Returns:
-      Whether there are sums: a checkpoint of an older version has none, and passes.
+      False if the folder has no checksums, as in checkpoints of older versions; True if all files are intact.
 
     Raises:
-      ValueError: a file is missing, cut, or otherwise not what was written; names the first.
+      ValueError: a file is missing, truncated, or otherwise changed. The message names the first one.
     """
     folder = epath.Path(folder)
     if not (folder / FILE).exists():
         return False
     try:
         sums = {name: (int(size), int(crc)) for name, (size, crc) in json.loads((folder / FILE).read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as error:  # the first: no UTF-8, no JSON, or not two numbers
+    except (ValueError, TypeError, AttributeError) as error:  # not UTF-8, not JSON, or not pairs of numbers
         raise ValueError(f'{FILE} is damaged ({error})') from error
     with futures.ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda name: _problem(folder / name, *sums[name]), sums)
-        for name, problem in zip(sums, found):
+        problems = pool.map(lambda name: _problem(folder / name, *sums[name]), sums)
+        for name, problem in zip(sums, problems):
             if problem:
                 pool.shutdown(cancel_futures=True)
                 raise ValueError(f'{name} {problem}')
@@ -53,17 +53,18 @@ def check(folder: str | os.PathLike) -> bool:
 
 
 def _problem(file, size, crc) -> str:
+    """Returns the difference between a file and its checksum, or ''."""
     try:
-        now = _sum(file)
+        actual_size, actual_crc = _checksum(file)
     except FileNotFoundError:
         return 'is missing'
-    if now[0] != size:
-        return f'has {now[0]} bytes, {size} were written'
-    return '' if now[1] == crc else f'holds other bytes than were written (CRC-32 {now[1]:08x}, not {crc:08x})'
+    if actual_size != size:
+        return f'has {actual_size} bytes, {size} were written'
+    return '' if actual_crc == crc else f'holds other bytes than were written (CRC-32 {actual_crc:08x}, not {crc:08x})'
 
 
-def _sum(file) -> tuple[int, int]:
-    """Size and CRC-32 of a file's bytes."""
+def _checksum(file) -> tuple[int, int]:
+    """Returns size and CRC-32 of a file."""
     size = crc = 0
     with file.open('rb') as reader:
         while chunk := reader.read(_CHUNK):
@@ -72,7 +73,7 @@ def _sum(file) -> tuple[int, int]:
 
 
 def _files(folder, prefix: str = '') -> Iterator[str]:
-    """Names of all files below a folder, as seen from it, in order."""
+    """Yields the paths of all files below a folder, relative to it and sorted."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.is_dir():
             yield from _files(path, f'{prefix}{path.name}/')

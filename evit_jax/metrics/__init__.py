@@ -1,1 +1,1 @@
-"""Metrics: where they are written, and how fast the steps are."""
+"""Metric writers, and the timer of the training loop."""

@@ -1,4 +1,4 @@
-"""Agreement between the processes of a run: all go on with the same values, or all end with the same reason."""
+"""Agreement between the processes of a run: all continue with equal values, or all raise the same error."""
 
 import hashlib
 import json
@@ -15,23 +15,24 @@ Result = TypeVar('Result')
 
 
 def on_every_process(task: Callable[[], Result]) -> Result:
-    """Does something in every process at the same time; where one of them is refused, all raise.
+    """Runs a task in every process at the same point. If it fails in one of them, all raise.
 
     Raises:
-      Exception: from the task, in its own process; a ValueError that names the process and the reason in the others.
+      Exception: the error of the task, in its own process. The others raise a ValueError that names the process
+        and the reason.
     """
     if distributed.is_single_process():
         return task()
-    result = refusal = None
+    result = failure = None
     try:
         result = task()
-    except Exception as error:  # any, or the others would wait for this process
-        refusal = error
-    texts = _texts_of_all('' if refusal is None else str(refusal) or repr(refusal))
-    if refusal is not None:
-        raise refusal
-    if refused := [number for number, text in enumerate(texts) if text]:
-        raise ValueError(f'process {refused[0]} cannot go on: {texts[refused[0]]}')
+    except Exception as error:  # any type, since the other processes would wait for this one
+        failure = error
+    messages = _gather_texts('' if failure is None else str(failure) or repr(failure))
+    if failure is not None:
+        raise failure
+    if failed := [number for number, message in enumerate(messages) if message]:
+        raise ValueError(f'process {failed[0]} cannot go on: {messages[failed[0]]}')
     return result
 
 
@@ -39,41 +40,42 @@ def check_same(values: Mapping[str, Any], way_out: str) -> None:
     """Compares values of all processes, which call this at the same point.
 
     Args:
-      values: anything with a text, by name.
-      way_out: the advice in the message.
+      values: values by name; they are compared as text.
+      way_out: advice at the end of the message.
 
     Raises:
-      ValueError: in all processes, where one has another value than process 0; names the first and both values.
+      ValueError: in all processes, if a process has another value than process 0. The message names the first such
+        value in both processes.
     """
     if distributed.is_single_process():
         return
     text = json.dumps({name: str(value) for name, value in values.items()})
-    if len(set(_texts_of_all(hashlib.blake2b(text.encode()).hexdigest()))) == 1:
+    if len(set(_gather_texts(hashlib.blake2b(text.encode()).hexdigest()))) == 1:
         return
-    first, *others = [json.loads(text) for text in _texts_of_all(text)]
+    first, *others = [json.loads(text) for text in _gather_texts(text)]
     for number, other in enumerate(others, 1):
         if differ := [name for name in first | other if first.get(name) != other.get(name)]:
             name, more = differ[0], f' and {len(differ) - 1} more' if len(differ) > 1 else ''
-            here, there = (repr(of[name]) if name in of else 'none' for of in (first, other))
-            raise ValueError(f'process {number} differs from process 0 in {name}{more}: {there} in process {number}, '
-                             f'{here} in process 0; {way_out}')
+            expected, actual = (repr(values[name]) if name in values else 'none' for values in (first, other))
+            raise ValueError(f'process {number} differs from process 0 in {name}{more}: {actual} in process {number}, '
+                             f'{expected} in process 0; {way_out}')
 
 
-def _texts_of_all(text: str) -> list[str]:
-    """The texts of all processes, by their numbers."""
+def digest_tree(arrays: Any) -> str:
+    """Returns a digest of the names, dtypes, shapes and values of a tree of arrays and numbers."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _gather_texts(text: str) -> list[str]:
+    """Returns the texts of all processes in the order of their numbers."""
     own = np.frombuffer(text.encode('utf-8', 'backslashreplace'), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.array([len(own)], np.int32))).ravel().tolist()
     padded = np.zeros(max(1, *sizes), np.uint8)
     padded[:len(own)] = own
     rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes)]
-
-
-def digest_tree(arrays: Any) -> str:
-    """A digest of the names and values of a tree of arrays and numbers."""
-    made = hashlib.blake2b(digest_size=8)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        array = np.ascontiguousarray(leaf)
-        made.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
-        made.update(array.tobytes())
-    return made.hexdigest()

@@ -1,4 +1,4 @@
-"""Joins the processes of a run; sums, gathers and broadcasts among them; runs a task on process 0 alone."""
+"""Joins the processes of a run; sums, gathers and broadcasts among them; runs a task in process 0 alone."""
 
 import atexit
 import contextlib
@@ -16,47 +16,47 @@ from jax.experimental import multihost_utils
 from evit_jax.runtime import backend
 
 Result = TypeVar('Result')
-_JOIN_SECONDS = 300   # time within which all processes of a run must start
-_SILENT_SECONDS = 60  # a process without a heartbeat for this long counts as dead, and JAX ends the others
-_REFUSAL_BYTES = 2048
+_JOIN_SECONDS = 300       # time within which all processes of a run must start
+_HEARTBEAT_SECONDS = 60   # a process without a heartbeat for this long counts as dead, and JAX ends the others
+_MAX_MESSAGE_BYTES = 2048
 _VARIABLES = ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID')
-_GONE = re.compile(r'Gloo|NCCL|[Cc]onnection (closed|reset)')
+_LOST_PROCESS = re.compile(r'Gloo|NCCL|[Cc]onnection (closed|reset)')  # in errors of a broken collective
 
 
 def start() -> None:
-    """Joins the processes of a run and starts the backend; to be called before anything touches a device.
+    """Joins the processes of a run and starts the backend. Call it before anything touches a device.
 
-    JAX itself finds the others on Cloud TPU, under Slurm, Open MPI and Kubernetes. Elsewhere, and before what it finds,
-    the environment says who they are: COORDINATOR_ADDRESS (host:port at which process 0 listens), NUM_PROCESSES and
-    PROCESS_ID. Where there is nothing of it, the process is alone.
+    The environment variables COORDINATOR_ADDRESS (host:port on which process 0 listens), NUM_PROCESSES and PROCESS_ID
+    take precedence. Without them, JAX detects the processes on Cloud TPU and under Slurm, Open MPI and Kubernetes.
+    If it detects none, the run has a single process.
 
-    JAX aborts a process that waits in vain for the others to come, and one that later loses process 0.
+    JAX aborts a process if the others do not start in time, or if it later loses process 0.
 
     Raises:
-      ValueError: one of these variables is missing or cannot be; names it. Or there is no backend.
+      ValueError: one of the variables is missing or has an impossible value, or there is no backend.
     """
-    if told := _environment_settings(os.environ):
-        logging.info('process %d waits up to %d s for all %d, which meet at %s', told['process_id'], _JOIN_SECONDS,
-                     told['num_processes'], told['coordinator_address'])
+    if settings := _environment_settings(os.environ):
+        logging.info('process %d waits up to %d s for all %d, which meet at %s', settings['process_id'],
+                     _JOIN_SECONDS, settings['num_processes'], settings['coordinator_address'])
     try:
-        jax.distributed.initialize(**told, initialization_timeout=_JOIN_SECONDS,
-                                   heartbeat_timeout_seconds=_SILENT_SECONDS)
+        jax.distributed.initialize(**settings, initialization_timeout=_JOIN_SECONDS,
+                                   heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except ValueError as error:
-        if told or 'coordinator_address' not in str(error):
+        if settings or 'coordinator_address' not in str(error):
             raise
         backend.start()
-        return  # JAX has found no cluster
+        return  # JAX detected no cluster
     backend.start()
     logging.info('process %d of %d, %d of %d devices', jax.process_index(), jax.process_count(),
                  jax.local_device_count(), jax.device_count())
 
 
 @contextlib.contextmanager
-def distributed(agreed: type[BaseException] | tuple = ()) -> Iterator[None]:
-    """Starts, and sees to it that no process is left behind by one that fails in the body.
+def distributed(collective_errors: type[BaseException] | tuple = ()) -> Iterator[None]:
+    """Starts the processes; if this one fails in the body, ends it without waiting for the others.
 
     Args:
-      agreed: what all of them raise at the same point; it leaves none behind.
+      collective_errors: errors that all processes raise at the same point. They end in the usual way.
 
     Raises:
       ConnectionError: another process is gone.
@@ -65,18 +65,80 @@ def distributed(agreed: type[BaseException] | tuple = ()) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not is_single_process() and not isinstance(error, agreed):
-            # JAX would wait at the exit for the others, who wait for this one in their next reduction.
-            atexit.register(_leave, error.code if isinstance(error, SystemExit) else 2)
-            if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
+        if not is_single_process() and not isinstance(error, collective_errors):
+            # At exit, JAX would wait for the others, which wait for this process in their next collective.
+            atexit.register(_exit_now, error.code if isinstance(error, SystemExit) else 2)
+            if isinstance(error, jax.errors.JaxRuntimeError) and _LOST_PROCESS.search(str(error)):
                 raise ConnectionError(
                     f'another process of this run is gone, see its log ({backend.first_line(error)}): start all of '
                     'them again, the run continues from its newest checkpoint') from error
         raise
 
 
+def is_single_process() -> bool:
+    """Returns True if this process is the whole run."""
+    # The second condition alone would start a backend.
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def is_process_zero() -> bool:
+    """Returns True in process 0, which writes the files that exist once for the run."""
+    return jax.process_index() == 0
+
+
+def on_process_zero(task: Callable[[], Result]) -> Result | None:
+    """Runs a task in process 0 while the others wait. If it fails, all raise.
+
+    Returns:
+      The result of the task in process 0; None in the others.
+
+    Raises:
+      ValueError, OSError: the error of the task, in process 0. The others raise a ValueError with the same text.
+    """
+    if is_single_process():
+        return task()
+    result = failure = None
+    if is_process_zero():
+        try:
+            result = task()
+        except (ValueError, OSError) as error:
+            failure = error
+    text = b'' if failure is None else (str(failure) or repr(failure)).encode()[:_MAX_MESSAGE_BYTES]
+    padded = np.frombuffer(text.ljust(_MAX_MESSAGE_BYTES), np.uint8)
+    received = np.asarray(multihost_utils.broadcast_one_to_all(padded))
+    if message := received.tobytes().decode(errors='ignore').strip():
+        raise failure or ValueError(message)
+    return result
+
+
+def sum_over_processes(values: Mapping[str, float]) -> dict[str, float]:
+    """Returns the sums over all processes, which call this at the same point with the same names."""
+    if is_single_process():
+        return dict(values)
+    own = np.array([*values.values()], np.float64)
+    # Gathered as bytes, because JAX would round them to float32.
+    gathered = np.asarray(multihost_utils.process_allgather(own.view(np.uint8))).reshape(-1).view(np.float64)
+    return dict(zip(values, gathered.reshape(-1, len(own)).sum(0).tolist()))
+
+
+def gather(arrays: Any) -> Any:
+    """Concatenates the numpy arrays of all processes along the first axis.
+
+    All processes call this at the same point, with arrays of the same shapes and of at most 32 bits an element.
+    """
+    return arrays if is_single_process() else multihost_utils.process_allgather(arrays, tiled=True)
+
+
+def broadcast(arrays: Any, *, sender: bool) -> Any:
+    """Returns, in all processes, the numpy arrays of the process that calls this with `sender=True`.
+
+    All processes call this at the same point, with arrays of the same shapes and of at most 32 bits an element.
+    """
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(arrays, is_source=sender))
+
+
 def _environment_settings(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What the environment says of the processes, as `jax.distributed.initialize` takes it."""
+    """Returns arguments for `jax.distributed.initialize` from environment variables; {} if none is set."""
     given = {name: environment[name].strip() for name in _VARIABLES if environment.get(name, '').strip()}
     if not given:
         return {}
@@ -98,67 +160,7 @@ def _environment_settings(environment: Mapping[str, str]) -> dict[str, Any]:
             'cluster_detection_method': 'deactivate'}
 
 
-def _leave(code: Any) -> None:
-    """Ends the process without waiting for others; their connections to it then break."""
+def _exit_now(code: Any) -> None:
+    """Ends the process without waiting for the others; their connections to it then break."""
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
-
-
-def is_single_process() -> bool:
-    """Whether one process is the whole run."""
-    return not jax.distributed.is_initialized() or jax.process_count() == 1  # the second alone would start a backend
-
-
-def is_process_zero() -> bool:
-    """Whether this is process 0, which writes what is written once."""
-    return jax.process_index() == 0
-
-
-def on_process_zero(task: Callable[[], Result]) -> Result | None:
-    """Does something in process 0 alone; the others wait, and where it was refused all raise.
-
-    Returns:
-      What the task returned, in process 0; None in the others.
-
-    Raises:
-      ValueError, OSError: of the task, in process 0; a ValueError with the same text in the others.
-    """
-    if is_single_process():
-        return task()
-    result = refusal = None
-    if is_process_zero():
-        try:
-            result = task()
-        except (ValueError, OSError) as error:
-            refusal = error
-    text = b'' if refusal is None else (str(refusal) or repr(refusal)).encode()[:_REFUSAL_BYTES]
-    letters = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(_REFUSAL_BYTES), np.uint8))
-    if said := np.asarray(letters).tobytes().decode(errors='ignore').strip():
-        raise refusal or ValueError(said)
-    return result
-
-
-def sum_over_processes(values: Mapping[str, float]) -> dict[str, float]:
-    """The sums over all processes, which call this at the same point with the same names."""
-    if is_single_process():
-        return dict(values)
-    own = np.array([*values.values()], np.float64)
-    # As bytes, for JAX would round them to float32.
-    every = np.asarray(multihost_utils.process_allgather(own.view(np.uint8))).reshape(-1).view(np.float64)
-    return dict(zip(values, every.reshape(-1, len(own)).sum(0).tolist()))
-
-
-def gather(arrays: Any) -> Any:
-    """A tree of numpy arrays with those of all processes one after the other along the first axis.
-
-    All processes call this at the same point with arrays of the same shapes, of at most 32 bits an element.
-    """
-    return arrays if is_single_process() else multihost_utils.process_allgather(arrays, tiled=True)
-
-
-def broadcast(arrays: Any, *, sender: bool) -> Any:
-    """A tree of numpy arrays of one process, in all of them; of at most 32 bits an element.
-
-    All processes call this at the same point with arrays of the same shapes, one of them as the sender.
-    """
-    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(arrays, is_source=sender))

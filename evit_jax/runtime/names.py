@@ -1,23 +1,34 @@
-"""Things that are asked for by name."""
+"""Finds objects by name, and the nearest name for a misspelt one."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar('T')
 
 
-def get_by_name(kind: str, name: str, known: Mapping[str, T]) -> T:
-    """The one of that name.
+def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Returns the known name that is most similar, or None if no name is similar.
 
     Args:
-      kind: what they are, for the message.
+      cutoff: minimal similarity, from 0 (different) to 1 (equal).
+    """
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
+
+
+def get_by_name(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """Returns the object with a name.
+
+    Args:
+      kind: kind of the objects, for the message, such as 'reducer'.
+      name: the requested name.
+      known: objects by name.
 
     Raises:
-      ValueError: there is none; names the nearest.
+      ValueError: no object has this name. The message gives the nearest name, or all of them.
     """
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(known)}'
+        nearest = nearest_name(name, known)
+        hint = f'did you mean {nearest}?' if nearest else f'there are {", ".join(known)}'
         raise ValueError(f'unknown {kind} {name!r}: {hint}')
     return known[name]

@@ -1,4 +1,4 @@
-"""A run that is told to stop: it finishes the step, saves, and leaves with a code on which it is started again."""
+"""Ends a run on SIGTERM or SIGINT: it finishes the step, saves, and exits with a code that asks for a restart."""
 
 import os
 import signal
@@ -13,53 +13,55 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class Preempted(SystemExit):
-    """The run was told to stop; everything is saved, and the same command continues it."""
+    """The run was stopped by a signal. Everything is saved, and the same command continues it."""
 
     def __init__(self):
         super().__init__(EXIT_CODE)
 
 
 class PreemptionHandler:
-    """Listens, for the time of a `with`, to SIGTERM (preemption) and SIGINT (Ctrl-C); a second Ctrl-C ends at once.
+    """Handles SIGTERM (preemption) and SIGINT (Ctrl-C) in the body of a `with`. A second Ctrl-C ends at once, unsaved.
 
-    In several processes it is enough that one of them is told: JAX's preemption service, which has taken SIGTERM over,
-    finds a point that all of them will pass.
+    With several processes, a signal to one of them is enough. JAX's preemption service then handles SIGTERM, and finds
+    a step that all processes reach.
     """
 
     def __init__(self):
-        self._told = False
-        self._asked = 0
-        self._before: dict[int, object] = {}
+        self._signalled = False
+        self._num_checks = 0
+        self._handlers_before: dict[int, object] = {}
 
     def __enter__(self) -> 'PreemptionHandler':
         if threading.current_thread() is threading.main_thread():
-            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._hear)
+            self._handlers_before[signal.SIGINT] = signal.signal(signal.SIGINT, self._on_signal)
             if not jax.distributed.is_initialized():
-                self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._hear)
+                self._handlers_before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            # What else the process has to do must not be cut short, nor its exit code changed, by one more SIGTERM.
+        for number, handler in self._handlers_before.items():
+            # Another SIGTERM must not cut the shutdown short, nor change the exit code.
             signal.signal(number, signal.SIG_IGN if kind is Preempted and number == signal.SIGTERM else handler)
 
     def check(self) -> None:
-        """A point at which the run may stop; all processes pass the same ones in the same order.
+        """Raises if the run should stop here. All processes call this at the same points in the same order.
 
         Raises:
-          Stopped: it is to stop here.
+          Preempted: a signal has arrived.
         """
-        self._asked += 1
-        if (multihost_utils.reached_preemption_sync_point(self._asked) if jax.distributed.is_initialized()
-                else self._told):
-            logging.info('told to stop here: what is not saved yet is saved now')
+        self._num_checks += 1
+        stop = self._signalled
+        if jax.distributed.is_initialized():
+            stop = multihost_utils.reached_preemption_sync_point(self._num_checks)
+        if stop:
+            logging.info('stopping on a signal: unsaved progress is saved now')
             raise Preempted
 
-    def _hear(self, number, frame):
-        if number == signal.SIGINT and self._told:
+    def _on_signal(self, number, frame):
+        if number == signal.SIGINT and self._signalled:
             raise KeyboardInterrupt
-        if not self._told:
-            self._told = True
+        if not self._signalled:
+            self._signalled = True
             logging.info('%s: the run saves and ends after this step%s', signal.Signals(number).name,
                          '; once more ends it at once, unsaved' if number == signal.SIGINT else '')
             if jax.distributed.is_initialized():

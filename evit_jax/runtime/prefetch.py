@@ -1,4 +1,4 @@
-"""Batches placed on the devices ahead of time."""
+"""Transfers batches to the devices ahead of time."""
 
 import queue
 import threading
@@ -10,36 +10,41 @@ from evit_jax.runtime.sharding import shard_batch
 
 
 class DevicePrefetcher(Iterator[dict]):
-    """Batches placed on the devices ahead of time: a thread reads and places them while the devices compute.
+    """Iterates over batches on the devices; a thread reads and transfers the next ones while the devices compute.
 
-    What goes wrong in reading is raised by `next`. Call `close()` before the batches are closed.
+    `next` raises the errors of the thread. Call `close()` before closing the batches.
+
+    Args:
+      batches: this process's part of each batch, as numpy arrays.
+      mesh: device mesh along which each batch is split.
+      ahead: number of batches to keep on the devices, 1 or more.
     """
 
     def __init__(self, batches: Iterable[dict], mesh: Mesh, ahead: int = 2):
         if ahead < 1:
             raise ValueError(f'ahead={ahead} is less than 1')
-        self._placed: queue.Queue = queue.Queue(ahead)
+        self._queue: queue.Queue = queue.Queue(ahead)
         self._closed, self._end = threading.Event(), None
-        self._thread = threading.Thread(target=self._place, args=(batches, mesh), name='on devices', daemon=True)
+        self._thread = threading.Thread(target=self._transfer, args=(batches, mesh), name='prefetch', daemon=True)
         self._thread.start()
 
     def __next__(self) -> dict:
         if self._end is None:
-            item = self._placed.get()
+            item = self._queue.get()
             if isinstance(item, dict):
                 return item
             self._end = item
         raise self._end
 
     def close(self) -> None:
-        """Ends the thread, after the batch that it is at, and lets go of the batches that nobody took."""
+        """Ends the thread after its current batch, and drops the remaining batches."""
         self._closed.set()
         self._thread.join()
-        while not self._placed.empty():  # they hold shared memory of the workers, which nothing else would free
-            self._placed.get_nowait()
+        while not self._queue.empty():  # these batches hold shared memory of the workers, which must be freed
+            self._queue.get_nowait()
         self._end = self._end or ValueError('the batches are closed')
 
-    def _place(self, batches, mesh):
+    def _transfer(self, batches, mesh):
         try:
             for batch in batches:
                 if not self._put(shard_batch(batch, mesh)):
@@ -51,7 +56,7 @@ class DevicePrefetcher(Iterator[dict]):
     def _put(self, item) -> bool:
         while not self._closed.is_set():
             try:
-                self._placed.put(item, timeout=0.1)
+                self._queue.put(item, timeout=0.1)
                 return True
             except queue.Full:
                 pass

@@ -1,4 +1,4 @@
-"""A profile of some steps on request, for xprof or TensorBoard."""
+"""Profiles requested steps of a run, for xprof or TensorBoard."""
 
 import pathlib
 import re
@@ -12,47 +12,47 @@ from absl import logging
 from evit_jax.runtime import storage
 
 
-def parse_steps(asked: str) -> range:
-    """'10:20' -> the steps from 10 up to 20; '' -> none.
+def parse_steps(text: str) -> range:
+    """Parses 'FIRST:END', such as '10:20' for steps 10 to 19; '' means no steps.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: the text has another form, or names no steps.
     """
-    if not asked:
+    if not text:
         return range(0)
-    found = re.fullmatch(r'(\d+):(\d+)', asked)
-    if not found or not (steps := range(*map(int, found.groups()))):
-        raise ValueError(f'config.profile_steps={asked!r} names no steps: give FIRST:END, as 10:20, or nothing')
+    match = re.fullmatch(r'(\d+):(\d+)', text)
+    if not match or not (steps := range(*map(int, match.groups()))):
+        raise ValueError(f'config.profile_steps={text!r} names no steps: give FIRST:END, as 10:20, or nothing')
     return steps
 
 
 class StepProfiler:
-    """Traces the steps in `workdir/profile`; each process its own."""
+    """Traces steps to `workdir/profile`; each process writes its own trace."""
 
     def __init__(self, steps: range, workdir: Any):
         self._steps, self._folder, self._tracing = steps, storage.as_path(workdir) / 'profile', False
-        self._written = self._folder  # where JAX, which knows no bucket, writes
+        self._trace_folder = self._folder  # a local folder, because JAX cannot write to a bucket
 
     def before(self, step: int) -> None:
-        """A step is about to be sent to the devices."""
+        """Starts the trace if this is the first step to trace. Call it before the step is dispatched."""
         if step in self._steps and not self._tracing:
             if storage.is_remote(self._folder):
-                self._written = pathlib.Path(tempfile.mkdtemp())
-            jax.profiler.start_trace(str(self._written))
+                self._trace_folder = pathlib.Path(tempfile.mkdtemp())
+            jax.profiler.start_trace(str(self._trace_folder))
             self._tracing = True
 
     def after(self, step: int, result: Any) -> None:
-        """A step has been sent; waits for its result if it is the last to trace."""
+        """Ends the trace if this was the last step to trace, after waiting for its result."""
         if self._tracing and step + 1 not in self._steps:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Writes what is being traced."""
+        """Ends and writes a trace under way."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
-            if self._written != self._folder:
-                storage.upload(self._written, self._folder)
-                shutil.rmtree(self._written)
+            if self._trace_folder != self._folder:
+                storage.upload(self._trace_folder, self._folder)
+                shutil.rmtree(self._trace_folder)
             logging.info('profile: %s (look at it with xprof or TensorBoard)', self._folder)

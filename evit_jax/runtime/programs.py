@@ -1,4 +1,4 @@
-"""The compiled programs of a run: one for each stage of the keep-rate schedule, the later ones made while one runs."""
+"""Compiles the training step ahead of time, once for each stage of the keep-rate schedule."""
 
 import bisect
 import concurrent.futures
@@ -10,20 +10,20 @@ from absl import logging
 
 
 class ScheduleStage(Protocol):
-    """A part of a run: from step `start` on, the program of `plan` runs."""
+    """A part of a run: from step `start` on, it uses the token plan `plan`."""
 
     start: int
     plan: Any
 
 
 class Programs:
-    """Compiles ahead, in a background thread, one after the other.
+    """Compiles the programs of later stages in a background thread while the current one runs.
 
-    All that are to come, since a stage may be shorter than the next one's program takes to compile.
+    All later programs are compiled in order, because a stage may be shorter than the compilation for the next one.
 
     Args:
-      stages: of the schedule, in order.
-      compile_plan: plan -> compiled step.
+      stages: stages of the schedule, in order.
+      compile_plan: compiles the step for a plan.
     """
 
     def __init__(self, stages: Sequence[ScheduleStage], compile_plan: Callable[[Any], Callable]):
@@ -35,25 +35,25 @@ class Programs:
                      '; '.join(f'from step {stage.start}: {stage.plan}' for stage in stages))
 
     def at(self, step: int) -> tuple[ScheduleStage, Callable]:
-        """The stage of a step and its program; waits where that is not ready."""
-        number = bisect.bisect_right([stage.start for stage in self.stages], step) - 1
-        program = self._ask(number).result()
-        for later in range(number + 1, len(self.stages)):
-            self._ask(later)
-        return self.stages[number], program
+        """Returns the stage of a step and its program, after waiting for its compilation."""
+        index = bisect.bisect_right([stage.start for stage in self.stages], step) - 1
+        program = self._submit(index).result()
+        for later in range(index + 1, len(self.stages)):
+            self._submit(later)
+        return self.stages[index], program
 
     def close(self) -> None:
-        """Drops what has not begun to compile."""
+        """Cancels compilations that have not begun, and waits for the current one."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _ask(self, number):
-        if number not in self._futures:
-            self._futures[number] = self._pool.submit(self._compile, number)
-        return self._futures[number]
+    def _submit(self, index):
+        if index not in self._futures:
+            self._futures[index] = self._pool.submit(self._compile, index)
+        return self._futures[index]
 
-    def _compile(self, number):
+    def _compile(self, index):
         begin = time.perf_counter()
-        program = self._compile_plan(self.stages[number].plan)
-        logging.info('program %d of %d compiled in %.1f s (%s), needed from step %d', number + 1, len(self.stages),
-                     time.perf_counter() - begin, self.stages[number].plan, self.stages[number].start)
+        program = self._compile_plan(self.stages[index].plan)
+        logging.info('program %d of %d compiled in %.1f s (%s), needed from step %d', index + 1, len(self.stages),
+                     time.perf_counter() - begin, self.stages[index].plan, self.stages[index].start)
         return program

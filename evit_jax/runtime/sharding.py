@@ -1,4 +1,4 @@
-"""The device mesh and the shardings on it: the batch is split along `data`; the state is whole or sharded (FSDP)."""
+"""The device mesh and its shardings: the batch is split along `data`; the state is replicated or sharded (FSDP)."""
 
 import functools
 import math
@@ -11,17 +11,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Result = TypeVar('Result')
 SHARDINGS = ('replicated', 'fsdp')
-_SMALL = 2**14  # elements; FSDP keeps smaller arrays whole, since collecting them costs more time than it saves memory
+_MIN_FSDP_SIZE = 2**14  # elements; FSDP replicates smaller arrays, whose all-gather costs more than the memory saved
 
 
 def data_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the one axis `data`, on which the devices of a process are neighbours.
+    """Returns a mesh with the single axis `data`; the devices of a process are neighbours on it.
 
     Args:
-      devices: all there are, if not given.
+      batch_size: batch size of all processes.
+      devices: devices of the mesh; all devices if not given.
 
     Raises:
-      ValueError: the batch cannot be split evenly over the devices.
+      ValueError: the batch size is not divisible by the number of devices.
     """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if batch_size % len(devices):
@@ -32,7 +33,7 @@ def data_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> M
 
 
 def with_mesh(mesh: Mesh, step: Callable[..., Result]) -> Callable[..., Result]:
-    """The step, traced so that what it calls can divide by hand what XLA does not divide over the mesh."""
+    """Wraps a step so that it is traced with the mesh in context; `shard_map` in the step uses that mesh."""
 
     @functools.wraps(step)
     def traced(*arguments):
@@ -43,42 +44,36 @@ def with_mesh(mesh: Mesh, step: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the sharding that keeps the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis divided among the devices."""
+    """Returns the sharding that splits the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec('data'))
 
 
 def state_shardings(state: Any, mesh: Mesh, how: str) -> Any:
-    """Where each array of a state lies.
+    """Returns the sharding of each array of a state.
 
     Args:
-      state: a tree of anything with shapes.
-      how: 'replicated', or 'fsdp': each array divided among the devices along the largest axis that they divide;
-        small ones, and those without such an axis, whole on every device.
+      state: tree of arrays or abstract arrays.
+      mesh: the device mesh.
+      how: 'replicated', or 'fsdp': each array is split along its largest axis that is divisible by the number of
+        devices. Small arrays, and arrays without such an axis, are replicated.
     """
-    place = {'replicated': lambda shape: replicated(mesh), 'fsdp': lambda shape: _divided(shape, mesh)}[how]
-    return jax.tree.map(lambda leaf: place(leaf.shape), state)
-
-
-def _divided(shape, mesh):
-    axes = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
-    if not axes or math.prod(shape) < _SMALL:
-        return replicated(mesh)
-    return NamedSharding(mesh, PartitionSpec(*[None] * max(axes, key=lambda axis: shape[axis]), 'data'))
+    rule = {'replicated': lambda shape: replicated(mesh), 'fsdp': lambda shape: _fsdp_sharding(shape, mesh)}[how]
+    return jax.tree.map(lambda leaf: rule(leaf.shape), state)
 
 
 def shard_batch(batch: dict, mesh: Mesh) -> dict:
-    """This process's share of a batch, put on the devices as one global batch."""
+    """Transfers this process's part of a batch to its devices; returns global arrays."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def local_rows(outputs: Any) -> Any:
-    """The rows of a batch's outputs that belong to this process's share of it, as numpy arrays."""
+    """Returns the rows of global output arrays that belong to this process's part of the batch, as numpy arrays."""
     def rows(leaf):
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return np.asarray(leaf)
@@ -86,3 +81,10 @@ def local_rows(outputs: Any) -> Any:
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 
     return jax.tree.map(rows, outputs)
+
+
+def _fsdp_sharding(shape, mesh):
+    axes = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
+    if not axes or math.prod(shape) < _MIN_FSDP_SIZE:
+        return replicated(mesh)
+    return NamedSharding(mesh, PartitionSpec(*[None] * max(axes, key=lambda axis: shape[axis]), 'data'))

@@ -1,4 +1,4 @@
-"""The sums of a checkpoint's files: whatever happens to a file is seen, wherever Orbax itself would not look."""
+"""Checksums of a checkpoint's files: every change of a file is detected, also those that Orbax would not notice."""
 
 import json
 import shutil
@@ -22,13 +22,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_was_written_passes_and_a_folder_without_sums_passes_too_and_says_so(folder):
+def test_check_of_intact_files_returns_true_and_without_checksums_false(folder):
     assert checksums.check(folder) is True
     (folder / checksums.FILE).unlink()
     assert checksums.check(folder) is False
 
 
-def test_a_bit_flipped_anywhere_is_seen_and_its_file_named(folder):
+def test_check_with_a_flipped_bit_names_the_file(folder):
     rng = np.random.default_rng(0)
     for name, data in FILES.items():
         for position in {0, len(data) - 1, *rng.integers(max(len(data), 1), size=9).tolist()} if data else ():
@@ -41,7 +41,7 @@ def test_a_bit_flipped_anywhere_is_seen_and_its_file_named(folder):
     assert checksums.check(folder)
 
 
-def test_a_file_that_is_cut_or_longer_or_missing_is_seen_and_named(folder):
+def test_check_of_a_truncated_longer_or_missing_file_names_it(folder):
     file = folder / 'state/manifest'
     for size in (0, 98, 100):
         file.write_bytes(b'm' * size)
@@ -55,31 +55,31 @@ def test_a_file_that_is_cut_or_longer_or_missing_is_seen_and_named(folder):
         checksums.check(folder)
 
 
-def test_bytes_that_change_places_are_seen(folder):
+def test_check_of_reordered_bytes_names_the_file(folder):
     chunk = folder / 'state/d/chunk'
     chunk.write_bytes(chunk.read_bytes()[::-1])
     with pytest.raises(ValueError, match='state/d/chunk holds other bytes'):
         checksums.check(folder)
 
 
-def test_damaged_sums_are_damage(folder):
+def test_check_with_damaged_checksums_raises(folder):
     file = folder / checksums.FILE
-    whole = file.read_bytes()
-    for position in range(len(whole)):
+    content = file.read_bytes()
+    for position in range(len(content)):
         for bit in range(8):
-            broken = bytearray(whole)
+            broken = bytearray(content)
             broken[position] ^= 1 << bit
-            if bytes(broken).split() != whole.split():  # white space says nothing
+            if bytes(broken).split() != content.split():  # a change of white space alone is no damage
                 file.write_bytes(broken)
                 with pytest.raises(ValueError, match=r'is damaged|is missing|bytes'):
                     checksums.check(folder)
-    for cut in (b'', whole[:-3], b'[]', b'{"first": 7}', json.dumps({'first': [0]}).encode()):
+    for cut in (b'', content[:-3], b'[]', b'{"first": 7}', json.dumps({'first': [0]}).encode()):
         file.write_bytes(cut)
         with pytest.raises(ValueError, match=r'checksums.json is damaged'):
             checksums.check(folder)
 
 
-def test_what_orbax_writes_at_the_commit_is_not_summed(folder):
+def test_write_leaves_out_the_files_of_the_commit(folder):
     (folder / '_CHECKPOINT_METADATA').write_text('{}')
     (folder / 'commit_success.txt').write_text('yes')
     assert checksums.check(folder)

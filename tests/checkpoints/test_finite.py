@@ -1,14 +1,11 @@
-"""NaN and infinity: weights that hold them are refused by name, and outputs that are not finite are never results."""
+"""NaN and infinity: such weights are refused by name, and such outputs are never returned as results."""
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from evit_jax import models
 from evit_jax.benchmarks import report
-from evit_jax.checkpoints import weights
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels.label_maps import About, Entry, LabelMap, LabelMaps
 from evit_jax.inference import Predictor, load, load_model
@@ -17,20 +14,9 @@ from evit_jax.serving import artifact
 from evit_jax.training import distillation, experiment
 from evit_jax.training.evaluation import evaluate
 from tests.helpers import layouts
+from tests.helpers.saved_weights import save_weights
 
 least = layouts.least
-
-
-def save(folder, bad=None, scale=1.0):
-    """Weights of three classes, with a bad number in the second block's norm, and a norm and head of this scale."""
-    config = layouts.config_of()
-    params = jax.tree.map(np.array, models.create(experiment.setup(config).model.config).init(jax.random.key(0)))
-    if bad is not None:
-        params['blocks'][1]['norm1']['bias'][3] = bad
-    for part, name in (('norm', 'scale'), ('head', 'kernel')):
-        params[part][name] *= scale
-    weights.save(folder, params, {'config': config.to_dict(), 'class_names': ['red', 'green', 'blue']})
-    return folder
 
 
 def noise(count):
@@ -38,10 +24,10 @@ def noise(count):
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_are_refused_by_name_wherever_they_are_read(tmp_path, bad):
-    save(tmp_path, bad)
-    run_of = experiment.setup(layouts.config_of(init_from=str(tmp_path)))
-    for read in (lambda: load_model(tmp_path), lambda: run_of.trained_state(tmp_path), run_of.new_state,
+def test_weights_not_finite_are_refused_by_name_by_every_reader(tmp_path, bad):
+    save_weights(tmp_path, bad)
+    run = experiment.setup(layouts.config_of(init_from=str(tmp_path)))
+    for read in (lambda: load_model(tmp_path), lambda: run.trained_state(tmp_path), run.new_state,
                  lambda: distillation.read(tmp_path, ema=False, dense=True, image_size=16, dtype=np.float32,
                                        class_names=('red', 'green', 'blue'))):
         with pytest.raises(ValueError, match=r'NaN or infinity stands in 1 of \d+ arrays: blocks.1.norm1.bias \('):
@@ -51,10 +37,10 @@ def test_weights_that_are_not_finite_are_refused_by_name_wherever_they_are_read(
 @pytest.fixture(scope='module')
 def overflowing(tmp_path_factory):
     """Finite weights whose logits overflow."""
-    return save(tmp_path_factory.mktemp('large'), scale=1e30)
+    return save_weights(tmp_path_factory.mktemp('large'), scale=1e30)
 
 
-def test_prediction_with_logits_that_are_not_finite_is_a_problem(overflowing):
+def test_predict_with_logits_not_finite_reports_a_problem(overflowing):
     model = load(overflowing, batch_size=2)
     predictions = model.predict(noise(3))
     assert [prediction.top for prediction in predictions] == [()] * 3
@@ -65,7 +51,7 @@ def test_prediction_with_logits_that_are_not_finite_is_a_problem(overflowing):
     assert not examples and 'a: its logits are not finite' in problems[0]
 
 
-def test_export_with_logits_that_are_not_finite_is_refused(overflowing, tmp_path):
+def test_export_with_logits_not_finite_is_refused(overflowing, tmp_path):
     trained = load_model(overflowing)
     plans = {'trained': trained.plan()}
     artifact.write(tmp_path, trained, plans, platforms=('cpu',), kept=False)
@@ -74,7 +60,7 @@ def test_export_with_logits_that_are_not_finite_is_refused(overflowing, tmp_path
 
 
 @pytest.mark.parametrize('loss', [np.nan, np.inf])
-def test_evaluation_with_a_logit_that_is_not_finite_is_refused(loss):
+def test_evaluate_with_a_loss_not_finite_is_refused(loss):
     def step(batch):
         return {'loss': np.array([1.0, loss, loss]), 'right': np.ones(3), 'right5': np.ones(3), 'kept': ()}
 
@@ -85,7 +71,7 @@ def test_evaluation_with_a_logit_that_is_not_finite_is_refused(loss):
     assert found.metrics == {'images': 1, 'loss': 1, 'top1': 1, 'top5': 1}
 
 
-def test_label_map_with_a_value_that_is_not_finite_is_not_written(tmp_path, caplog):
+def test_label_map_with_a_value_not_finite_is_not_written(tmp_path, caplog):
     metadata = About('by hand', 'data', (), classes=3, examples=3, top=1, side=1)
     values = [1.0, np.nan, np.inf]
     entries = [Entry(str(row), LabelMap(np.full((1, 1, 1), value, np.float32), np.zeros((1, 1, 1), int)))
@@ -98,11 +84,11 @@ def test_label_map_with_a_value_that_is_not_finite_is_not_written(tmp_path, capl
         label_maps.write(tmp_path / 'none', metadata, lambda start: iter([entries[1]] * 3))
 
 
-def test_measurements_as_json_hold_null_for_what_is_not_finite(tmp_path):
+def test_report_json_holds_null_for_values_not_finite(tmp_path):
     report.write_json(tmp_path / 'x.json', {'rows': [{'a': float('nan'), 'b': (float('inf'), 1.5)}]})
     assert json.loads((tmp_path / 'x.json').read_text())['rows'] == [{'a': None, 'b': [None, 1.5]}]
 
 
-def test_predictor_of_finite_weights_predicts(tmp_path):
-    prediction, = Predictor(load_model(save(tmp_path)), batch_size=1).predict(noise(1))
+def test_predict_with_finite_weights_returns_finite_logits(tmp_path):
+    prediction, = Predictor(load_model(save_weights(tmp_path)), batch_size=1).predict(noise(1))
     assert not prediction.problem and np.isfinite(prediction.logits).all()

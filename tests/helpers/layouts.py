@@ -160,7 +160,7 @@ def main():
     if os.environ.get('PROCESS_ID') == '1':
         Colours.sizes = Colours.sizes | {'train': second.pop('examples', Colours.sizes['train'])}
         changes |= second
-    with distributed.distributed(agreed=Preempted):
+    with distributed.distributed(collective_errors=Preempted):
         loop.train(config_of(**changes), workdir)
 
 

@@ -17,8 +17,8 @@ from evit_jax.data.names import FileNames, in_json, in_one_line, valid_text
 from evit_jax.inference import Predictor, load_model
 from evit_jax.inference.images import find_images
 from evit_jax.viz import page
-from tests.checkpoints.test_finite import save
 from tests.helpers import layouts
+from tests.helpers.saved_weights import save_weights
 
 least = layouts.least
 ODD = ['bad\udcff\udcfe.png', 'new\nline.png', 'esc\x1b[31m.png', 'L' * 251 + '.png', 'ü' * 125 + '.png', 'a.png',
@@ -75,7 +75,7 @@ def odd(tmp_path):
 
 
 def test_predict_gives_every_odd_name_a_line_and_a_picture(odd, tmp_path):
-    checkpoint, start = save(tmp_path / 'weights'), [sys.executable, '-m', 'tests.helpers.predict_layouts']
+    checkpoint, start = save_weights(tmp_path / 'weights'), [sys.executable, '-m', 'tests.helpers.predict_layouts']
     done = subprocess.run([*start, checkpoint, odd, f'--kept={tmp_path / "kept"}'], cwd=layouts.ROOT,
                           capture_output=True, env=os.environ | {'PYTHONIOENCODING': 'ascii'})
     assert done.returncode == 1, done.stderr
@@ -91,7 +91,7 @@ def test_predict_gives_every_odd_name_a_line_and_a_picture(odd, tmp_path):
 def test_predict_of_one_image_gives_one_prediction(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'a.png')
-    model = Predictor(load_model(save(tmp_path / 'weights')), batch_size=2)
+    model = Predictor(load_model(save_weights(tmp_path / 'weights')), batch_size=2)
     for image in (str(tmp_path / 'a.png'), tmp_path / 'a.png', Image.fromarray(pixels), pixels):
         prediction, = model.predict(image)
         assert not prediction.problem

@@ -1,4 +1,4 @@
-"""Processes that compare what they have before they train: all go on, or all end and say what differs."""
+"""Comparison of values between processes: all continue, or all end with the difference."""
 
 import pathlib
 
@@ -14,8 +14,8 @@ least = layouts.least
 
 
 @pytest.fixture(scope='module')
-def said(tmp_path_factory):
-    """The output of each of two processes, by check."""
+def outputs(tmp_path_factory):
+    """The outcome of each check in each of two processes."""
     folder = tmp_path_factory.mktemp('agreeing') / 'run'
     started = layouts.start(folder, processes=2, devices=1, module='tests.helpers.agreeing')
     codes = layouts.wait(started, 120)
@@ -24,8 +24,8 @@ def said(tmp_path_factory):
     return [dict(line.split(': ', 1) for line in log.splitlines() if ': ' in line) for log in logs]
 
 
-def test_check_same_with_equal_values_returns_in_all_processes(said):
-    assert [log['same'] for log in said] == ['returned None'] * 2
+def test_check_same_of_equal_values_returns_in_all_processes(outputs):
+    assert [log['same'] for log in outputs] == ['returned None'] * 2
 
 
 @pytest.mark.parametrize(('check', 'message'), [
@@ -33,32 +33,32 @@ def test_check_same_with_equal_values_returns_in_all_processes(said):
     ('name', "process 1 differs from process 0 in b: none in process 1, '2' in process 0"),
     ('letters', r"process 1 differs from process 0 in class 0: 'zoë\udce9' in process 1, 'zoe' in process 0"),
 ])
-def test_check_same_with_other_values_raises_the_same_in_all_processes(said, check, message):
-    assert [log[check] for log in said] == [f'ValueError {message}; way out'] * 2
+def test_check_same_of_different_values_raises_the_same_in_all_processes(outputs, check, message):
+    assert [log[check] for log in outputs] == [f'ValueError {message}; way out'] * 2
 
 
-def test_each_decides_returns_each_process_its_own_result(said):
-    assert [log['decided'] for log in said] == ['returned 0', 'returned 1']
+def test_on_every_process_returns_the_result_of_each_process(outputs):
+    assert [log['decided'] for log in outputs] == ['returned 0', 'returned 1']
 
 
-def test_each_decides_with_one_refusal_names_the_process_and_the_reason_in_the_others(said):
-    assert [log['no file'] for log in said] == ['ValueError process 1 cannot go on: no folder é',
+def test_on_every_process_with_one_failure_names_process_and_reason_in_the_others(outputs):
+    assert [log['no file'] for log in outputs] == ['ValueError process 1 cannot go on: no folder é',
                                                 'FileNotFoundError no folder é']
-    assert [log['no text'] for log in said] == ['RuntimeError ', 'ValueError process 0 cannot go on: RuntimeError()']
+    assert [log['no text'] for log in outputs] == ['RuntimeError ', 'ValueError process 0 cannot go on: RuntimeError()']
 
 
-def test_same_weights_with_other_arrays_raises_in_all_processes(said):
-    for log in said:
+def test_same_weights_of_different_arrays_raises_in_all_processes(outputs):
+    for log in outputs:
         assert log['weights'].startswith('ValueError process 1 differs from process 0 in the weights of /nowhere: ')
 
 
-def test_alone_a_process_agrees_with_itself():
+def test_single_process_agrees_with_itself():
     agreement.check_same({'a': 1}, '')
     assert agreement.on_every_process(lambda: 'done') == 'done'
     assert weights.same_weights('', lambda: 3) == 3
 
 
-def test_digest_of_arrays_depends_on_names_shapes_and_values():
+def test_digest_tree_depends_on_names_shapes_and_values():
     base = agreement.digest_tree({'a': jax.numpy.ones(4)})
     others = [{'b': jax.numpy.ones(4)}, {'a': jax.numpy.ones((2, 2))}, {'a': jax.numpy.zeros(4)}]
     assert base == agreement.digest_tree({'a': jax.numpy.ones(4)})
@@ -66,7 +66,7 @@ def test_digest_of_arrays_depends_on_names_shapes_and_values():
 
 
 def values_of(monkeypatch, check):
-    """The values that a check compares."""
+    """Returns the values that a check compares."""
     compared = {}
     monkeypatch.setattr(identity.distributed, 'is_single_process', lambda: False)
     monkeypatch.setattr(agreement, 'check_same', lambda values, _: compared.update(values))
@@ -84,18 +84,18 @@ def test_check_processes_compares_config_options_and_versions_but_no_keys_of_a_m
 
 
 @pytest.mark.parametrize('start', [loop.train, loop.evaluate_workdir])
-def test_processes_read_the_workdir_together_before_they_compare(monkeypatch, tmp_path, start):
-    decided = []
-    monkeypatch.setattr(agreement, 'on_every_process', lambda task: decided.append(task) or task())
+def test_train_and_evaluate_read_the_workdir_in_all_processes_before_they_compare(monkeypatch, tmp_path, start):
+    tasks = []
+    monkeypatch.setattr(agreement, 'on_every_process', lambda task: tasks.append(task) or task())
     monkeypatch.setattr(identity, 'check_processes', lambda *_, **__: pytest.fail('compared too early'))
     (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
     (tmp_path / 'config.json').write_text('{')
     with pytest.raises(ValueError, match='is no JSON'):
         start(layouts.config_of(model__dtype='auto'), tmp_path)
-    assert len(decided) == 1
+    assert len(tasks) == 1
 
 
-def test_processes_compare_what_is_resolved(monkeypatch, tmp_path):
+def test_train_compares_resolved_values(monkeypatch, tmp_path):
     compared = []
     monkeypatch.setattr(identity, 'check_processes', lambda config, *_, **__: compared.append(config) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -104,10 +104,10 @@ def test_processes_compare_what_is_resolved(monkeypatch, tmp_path):
 
 
 def test_of_sources_holds_classes_counts_splits_and_fingerprints():
-    found = identity.of_sources({split: layouts.Colours(split) for split in ('train', 'test')})
-    assert found['class 1'] == 'green' and found['number of classes'] == 3
-    assert [found[f'number of examples in {split!r}'] for split in ('train', 'test')] == [128, 100]
-    assert len([name for name in found if name.startswith('names or order')]) == 2
+    values = identity.of_sources({split: layouts.Colours(split) for split in ('train', 'test')})
+    assert values['class 1'] == 'green' and values['number of classes'] == 3
+    assert [values[f'number of examples in {split!r}'] for split in ('train', 'test')] == [128, 100]
+    assert len([name for name in values if name.startswith('names or order')]) == 2
 
 
 @pytest.mark.parametrize(('second', 'messages'), [
@@ -119,7 +119,7 @@ def test_of_sources_holds_classes_counts_splits_and_fingerprints():
                                                 "'0.2' in process 1, '0.1' in process 0"], marks=pytest.mark.slow),
     pytest.param({'batch_size': 63}, ['error: process 1 cannot go on: batch_size=63 is not divisible',
                                       'error: batch_size=63 is not divisible'], marks=pytest.mark.slow)])
-def test_training_in_processes_that_differ_ends_in_all_before_anything_is_trained(tmp_path, second, messages):
+def test_train_with_processes_that_differ_ends_in_all_before_the_first_step(tmp_path, second, messages):
     started = layouts.start(tmp_path / 'run', processes=2, devices=1, second=second)
     assert layouts.wait(started, 120) == [2, 2]
     for number, message in enumerate(messages):

@@ -1,4 +1,4 @@
-"""A failure of the machine is named as one, and is never taken for a damaged checkpoint."""
+"""A failure of the machine is reported as such, and never as a damaged checkpoint."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from tests.helpers import layouts
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder with the checkpoint of step 0 of the smallest state."""
+    """A folder with a checkpoint of step 0 of the smallest state."""
     weights.save(tmp_path, {'bias': np.ones(3, np.float32)}, {'config': {'model': {'name': 'vit_digits'}}})
     return tmp_path
 
@@ -29,7 +29,7 @@ def run(words, platform):
 
 
 @pytest.mark.parametrize('platform', ['tpu', 'cuda', 'nonsense'])
-def test_predict_without_the_requested_backend_names_it_and_those_of_the_machine(tmp_path, platform):
+def test_predict_without_the_requested_backend_names_it_and_the_available_ones(tmp_path, platform):
     done = run(['evit_jax.predict', tmp_path / 'absent', 'a.png', f'--kept={tmp_path / "made"}'], platform)
     assert done.returncode == 2 and done.stderr.count('\n') == 1
     assert f'JAX_PLATFORMS={platform} (' in done.stderr and 'this machine has cpu: set' in done.stderr
@@ -44,13 +44,13 @@ def test_predict_without_the_requested_backend_names_it_and_those_of_the_machine
     ['benchmark', 'model', '--json={}/x.json'], ['plan', '--model=deit_s', '--target=2x', '--out={}/x.json'],
     ['compare', '--config=configs/compare_digits.py', '--out={}/out']], ids=lambda words: '-'.join(words[:2]))
 @pytest.mark.slow
-def test_every_program_that_computes_starts_the_backend_before_it_reads_or_writes(tmp_path, words):
+def test_programs_start_the_backend_before_they_read_or_write(tmp_path, words):
     done = run([f'evit_jax.{words[0]}', *(word.format(tmp_path) for word in words[1:])], 'nonsense')
     assert done.returncode == 2 and 'JAX_PLATFORMS=nonsense' in done.stderr.splitlines()[-1]
     assert not [path for path in tmp_path.iterdir() if path.name != 'out']
 
 
-def test_first_line_of_an_error_without_text_is_not_empty():
+def test_first_line_of_an_error_without_text_is_its_default_or_representation():
     assert backend.first_line(ValueError('\n one \ntwo')) == 'one'
     assert backend.first_line(AssertionError()) == 'AssertionError()'
     assert backend.first_line(AssertionError(), 'no plugin') == 'no plugin'
@@ -63,7 +63,7 @@ MACHINE = [MemoryError(), PermissionError(13, 'Permission denied'), OSError(24, 
 
 
 @pytest.mark.parametrize('error', MACHINE, ids=repr)
-def test_reading_a_whole_checkpoint_that_fails_does_not_call_it_damaged(saved, monkeypatch, error):
+def test_read_newest_of_an_intact_checkpoint_that_fails_is_not_reported_as_damage(saved, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
@@ -73,20 +73,20 @@ def test_reading_a_whole_checkpoint_that_fails_does_not_call_it_damaged(saved, m
 
 
 @pytest.mark.parametrize('error', MACHINE[:-1], ids=repr)
-def test_restore_leaves_a_checkpoint_where_it_is_when_the_machine_fails(saved, monkeypatch, error):
+def test_restore_on_a_machine_failure_leaves_the_checkpoint(saved, monkeypatch, error):
     def fail(*_):
         raise error
 
     monkeypatch.setattr(manager.checksums, 'check', fail)
     like = TrainState(jnp.zeros((), jnp.int32), {'bias': jnp.zeros(3)}, None, ())
-    opened = CheckpointManager(saved, keep=1)
+    checkpoints = CheckpointManager(saved, keep=1)
     with pytest.raises(type(error) if not isinstance(error, ValueError | OSError) else ValueError):
-        opened.restore(like)
-    opened.close()
+        checkpoints.restore(like)
+    checkpoints.close()
     assert (saved / 'checkpoints' / '0').exists() and not (saved / 'unreadable_checkpoints').exists()
 
 
-def test_about_of_a_checkpoint_is_not_empty_because_the_machine_fails(saved, monkeypatch):
+def test_read_metadata_on_a_machine_failure_raises(saved, monkeypatch):
     def fail(*_):
         raise OSError(24, 'Too many open files')
 
@@ -97,5 +97,5 @@ def test_about_of_a_checkpoint_is_not_empty_because_the_machine_fails(saved, mon
 
 @pytest.mark.parametrize('error', [OSError(5, 'Input/output error'), FileNotFoundError(2, 'No such file'),
                                    ValueError("DATA_LOSS [os_error_code='EIO']"), KeyError('leaves')], ids=repr)
-def test_damage_of_a_file_is_not_blamed_on_the_machine(error):
+def test_is_machine_failure_of_a_damaged_file_is_false(error):
     assert not storage.is_machine_failure(error)

@@ -1,4 +1,4 @@
-"""The programs of a run are compiled before the loop asks for them, and the time that it waits for one is told."""
+"""The programs of a run are compiled ahead, in the order of the stages."""
 
 import threading
 
@@ -9,12 +9,12 @@ from evit_jax.reduction.schedule import Stage
 from evit_jax.runtime.programs import Programs
 
 PLANS = [make_plan(16, 2, tokens=(keep,), reduce_at=(0,)) for keep in (12, 8, 4)]
-STAGES = [Stage(*of) for of in zip((0, 5, 6), (0.0, 0.5, 1.0), PLANS)]
+STAGES = [Stage(*values) for values in zip((0, 5, 6), (0.0, 0.5, 1.0), PLANS)]
 
 
 @pytest.fixture
 def compiled():
-    """Plans in the order in which they were compiled; `done` once it was the last one's turn."""
+    """A compile function that records its plans in order; `done` is set at the last plan."""
 
     class Compiled(list):
         done = threading.Event()
@@ -28,17 +28,17 @@ def compiled():
     return Compiled()
 
 
-def test_all_later_programs_are_compiled_in_their_order_while_the_first_one_runs(compiled):
+def test_programs_of_later_stages_are_compiled_in_order_while_the_first_runs(compiled):
     programs = Programs(STAGES, compiled)
     assert programs.at(0) == (STAGES[0], f'program of {PLANS[0]}')
-    assert compiled.done.wait(20) and compiled == PLANS  # the stage of 5 is over after one step
+    assert compiled.done.wait(20) and compiled == PLANS  # the second stage has one step only
     for step, number in ((4, 0), (5, 1), (6, 2), (99, 2)):
         assert programs.at(step) == (STAGES[number], f'program of {PLANS[number]}')
     programs.close()
     assert compiled == PLANS
 
 
-def test_a_run_that_goes_on_compiles_nothing_of_the_stages_behind_it(compiled):
+def test_programs_of_past_stages_are_not_compiled(compiled):
     programs = Programs(STAGES, compiled)
     programs.at(5)
     programs.close()

@@ -1,4 +1,4 @@
-"""How the processes of a run meet and agree, and batches put on the devices ahead of time."""
+"""Joining of processes, sums over them, shardings, and the prefetch of batches to the devices."""
 
 import threading
 import time
@@ -30,28 +30,28 @@ def wait_for(condition):
 
 @pytest.fixture
 def joined(monkeypatch):
-    """What JAX is asked to join; a ValueError where it would look for a cluster in vain."""
-    asked = []
+    """Records the arguments of `jax.distributed.initialize`, which fails as without a cluster."""
+    calls = []
 
-    def initialize(**how):
-        asked.append(how)
-        if 'coordinator_address' not in how:
+    def initialize(**arguments):
+        calls.append(arguments)
+        if 'coordinator_address' not in arguments:
             raise ValueError('coordinator_address should be defined.')
 
     monkeypatch.setattr(jax.distributed, 'initialize', initialize)
     for name in ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID'):
         monkeypatch.delenv(name, raising=False)
-    return asked
+    return calls
 
 
-def told(monkeypatch, address='10.0.0.1:8476', count='4', number='3'):
+def set_environment(monkeypatch, address='10.0.0.1:8476', count='4', number='3'):
     for name, value in zip(('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID'), (address, count, number)):
         if value is not None:
             monkeypatch.setenv(name, value)
 
 
-def test_processes_named_by_the_environment_are_joined_within_bounded_times(joined, monkeypatch):
-    told(monkeypatch)
+def test_start_with_environment_variables_joins_the_processes_within_bounded_times(joined, monkeypatch):
+    set_environment(monkeypatch)
     distributed.start()
     bounds = [joined[0].pop(name) for name in ('initialization_timeout', 'heartbeat_timeout_seconds')]
     assert joined == [{'coordinator_address': '10.0.0.1:8476', 'num_processes': 4, 'process_id': 3,
@@ -59,7 +59,7 @@ def test_processes_named_by_the_environment_are_joined_within_bounded_times(join
     assert all(0 < seconds <= 300 for seconds in bounds)
 
 
-def test_without_them_jax_looks_for_a_cluster_and_a_single_machine_is_none(joined):
+def test_start_without_variables_lets_jax_detect_a_cluster(joined):
     distributed.start()
     assert len(joined) == 1 and not {'coordinator_address', 'cluster_detection_method'} & joined[0].keys()
 
@@ -75,25 +75,25 @@ def test_without_them_jax_looks_for_a_cluster_and_a_single_machine_is_none(joine
     ({'number': '4'}, r"PROCESS_ID='4' is outside \[0, 3\], for NUM_PROCESSES=4: count the processes from 0"),
     ({'number': '-1'}, r"PROCESS_ID='-1' is outside \[0, 3\]"),
 ])
-def test_an_environment_that_cannot_be_is_refused_by_name(joined, monkeypatch, wrong, message):
-    told(monkeypatch, **wrong)
+def test_start_with_impossible_variables_is_refused_by_name(joined, monkeypatch, wrong, message):
+    set_environment(monkeypatch, **wrong)
     with pytest.raises(ValueError, match=message):
         distributed.start()
     assert not joined
 
 
-def test_alone_a_process_decides_and_adds_up_for_itself():
+def test_single_process_runs_tasks_and_sums_alone():
     assert distributed.on_process_zero(lambda: 'done') == 'done'
     with pytest.raises(ValueError, match='no'):
         distributed.on_process_zero(lambda: int('no'))
     assert distributed.sum_over_processes({'a': 2.5, 'b': 0.1}) == {'a': 2.5, 'b': 0.1}
 
 
-def test_totals_of_processes_are_not_rounded_to_float32(monkeypatch):
-    others = {'a': 2.0**53 - 1, 'b': 0.1}
+def test_sum_over_processes_is_not_rounded_to_float32(monkeypatch):
+    other_process = {'a': 2.0**53 - 1, 'b': 0.1}
 
     def gather(own):
-        return np.stack([own, np.array([*others.values()]).view(np.uint8)])
+        return np.stack([own, np.array([*other_process.values()]).view(np.uint8)])
 
     monkeypatch.setattr(distributed, 'is_single_process', lambda: False)
     monkeypatch.setattr(distributed.multihost_utils, 'process_allgather', gather)
@@ -105,63 +105,64 @@ def test_totals_of_processes_are_not_rounded_to_float32(monkeypatch):
     ((3, 3, 40, 64), (None, None, None, 'data')), ((99, 1000), (None, 'data')),
     ((999, 99), ()), ((16_384,), ('data',)), ((16_376,), ()), ((), ()),
 ])
-def test_a_divided_array_is_cut_along_its_largest_axis_that_the_devices_divide(shape, spec):
+def test_state_shardings_fsdp_splits_the_largest_divisible_axis(shape, spec):
     leaf = jax.ShapeDtypeStruct(shape, np.float32)
-    for how, want in (('fsdp', spec), ('replicated', ())):
-        got = sharding.state_shardings({'a': leaf}, mesh(), how)['a']
-        assert got.is_equivalent_to(jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec(*want)), len(shape))
+    for how, expected in (('fsdp', spec), ('replicated', ())):
+        result = sharding.state_shardings({'a': leaf}, mesh(), how)['a']
+        assert result.is_equivalent_to(jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec(*expected)),
+                                       len(shape))
 
 
-def test_all_batches_arrive_in_order_split_over_the_devices_as_bytes():
-    placed = list(prefetch.DevicePrefetcher(batches(5), mesh()))
-    assert [int(batch['label'][0]) for batch in placed] == list(range(5))
-    for number, batch in enumerate(placed):
+def test_prefetcher_yields_all_batches_in_order_split_over_the_devices():
+    transferred = list(prefetch.DevicePrefetcher(batches(5), mesh()))
+    assert [int(batch['label'][0]) for batch in transferred] == list(range(5))
+    for number, batch in enumerate(transferred):
         assert batch['image'].dtype == np.uint8
         assert batch['image'].sharding.is_equivalent_to(sharding.batch_sharding(mesh()), 4)
         assert (np.asarray(batch['image']) == number).all()
-    assert len({shard.device for shard in placed[0]['image'].addressable_shards}) == len(jax.devices())
+    assert len({shard.device for shard in transferred[0]['image'].addressable_shards}) == len(jax.devices())
 
 
-def test_at_least_two_batches_are_placed_ahead_and_never_many_more():
+def test_prefetcher_transfers_two_batches_ahead_and_few_more():
     drawn = []
-    placed = prefetch.DevicePrefetcher(batches(100, drawn), mesh(), ahead=2)
-    next(placed)
+    prefetcher = prefetch.DevicePrefetcher(batches(100, drawn), mesh(), ahead=2)
+    next(prefetcher)
     wait_for(lambda: len(drawn) >= 3)
-    time.sleep(0.3)
+    time.sleep(0.1)  # enough for a batch too many
     assert 3 <= len(drawn) <= 4
-    placed.close()
-    assert placed._placed.empty()  # a batch left there holds shared memory of the workers until the process ends
+    prefetcher.close()
+    assert prefetcher._queue.empty()  # a batch left there holds shared memory of the workers until the process ends
 
 
-def test_the_end_stays_the_end():
-    placed = prefetch.DevicePrefetcher(batches(1), mesh())
-    next(placed)
+def test_prefetcher_after_the_end_stays_at_the_end():
+    prefetcher = prefetch.DevicePrefetcher(batches(1), mesh())
+    next(prefetcher)
     for _ in range(2):
         with pytest.raises(StopIteration):
-            next(placed)
+            next(prefetcher)
 
 
-def test_an_error_in_reading_is_raised_where_the_batch_is_asked_for():
+def test_prefetcher_raises_a_read_error_at_its_batch():
     def broken():
         yield from batches(2)
         raise OSError('the disk is gone')
 
-    placed = prefetch.DevicePrefetcher(broken(), mesh())
-    next(placed), next(placed)
+    prefetcher = prefetch.DevicePrefetcher(broken(), mesh())
+    next(prefetcher), next(prefetcher)
     with pytest.raises(OSError, match='the disk is gone'):
-        next(placed)
-    placed.close()
+        next(prefetcher)
+    prefetcher.close()
 
 
-def test_closing_ends_the_thread_though_batches_are_left():
-    placed = prefetch.DevicePrefetcher(batches(100), mesh())
-    next(placed)
-    placed.close()
-    assert 'on devices' not in [thread.name for thread in threading.enumerate()]
+def test_prefetcher_close_with_remaining_batches_ends_the_thread():
+    prefetcher = prefetch.DevicePrefetcher(batches(100), mesh())
+    next(prefetcher)
+    prefetcher.close()
+    assert 'prefetch' not in [thread.name for thread in threading.enumerate()]
     with pytest.raises(ValueError, match='closed'):
-        next(placed)
+        next(prefetcher)
 
 
-def test_nothing_ahead_is_refused():
+def test_prefetcher_with_nothing_ahead_is_refused():
     with pytest.raises(ValueError, match='ahead=0'):
         prefetch.DevicePrefetcher(batches(1), mesh(), ahead=0)

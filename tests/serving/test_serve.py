@@ -12,8 +12,8 @@ from PIL import Image
 
 from evit_jax.inference import load_model
 from evit_jax.serving import artifact, loader
-from tests.checkpoints.test_finite import save
 from tests.helpers import layouts
+from tests.helpers.saved_weights import save_weights
 
 least = layouts.least
 
@@ -21,7 +21,7 @@ least = layouts.least
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
     """Weights that nobody trained, for a keep rate of 0.7."""
-    return save(tmp_path_factory.mktemp('weights'))
+    return save_weights(tmp_path_factory.mktemp('weights'))
 
 
 @pytest.fixture(scope='module')

@@ -15,7 +15,7 @@ from evit_jax.metrics import writers
 from evit_jax.runtime import preemption
 from evit_jax.training import loop
 from tests.helpers import faults, layouts
-from tests.runtime.test_preemption import tell_at
+from tests.helpers.signals import signal_at_check
 from tests.training.test_nonfinite import config_of as poisoned
 from tests.training.test_nonfinite import poison, spoiled
 
@@ -106,7 +106,7 @@ def test_a_run_that_skips_steps_that_are_not_finite_or_ends_at_one_continues_to_
     poison(monkeypatch)
     loop.train(poisoned(nonfinite='skip'), tmp_path / 'undisturbed')
     with monkeypatch.context() as patch, pytest.raises(preemption.Preempted):
-        tell_at(patch, 5)
+        signal_at_check(patch, 5)
         loop.train(poisoned(nonfinite='skip'), tmp_path / 'run')
     saved = faults.kept(tmp_path / 'run')
     first, *_, last = spoiled()
