@@ -30,7 +30,8 @@ from evit_jax.benchmarks import input as input_speed
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.reduction.plan_file import read_plan_file
-from evit_jax.reduction.reducers import EVIT, REDUCERS
+from evit_jax.reduction.reducers import EVIT
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, machine, sharding
 from evit_jax.training import checks, experiment, inputs
 
@@ -54,7 +55,7 @@ _DTYPES = flags.DEFINE_list('dtypes', None, f'Of the computation: {", ".join(cas
                             'was trained; float32 for a named model.')
 _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, those of the run, and at a '
                                'quarter, half and three quarters of a named model.')
-_REDUCERS = flags.DEFINE_list('reducers', None, f'How tokens are reduced: {", ".join(REDUCERS)}. If not given, as the '
+_REDUCERS = flags.DEFINE_list('reducers', None, f'Reducers: {", ".join(list_reducers())}. If not given, as the '
                               'run was trained; evit for a named model.')
 _LOWERINGS = flags.DEFINE_list('gather_impls', ['best'], 'How reductions move tokens: best (on this platform), '
                                f'{", ".join(GATHERS)}.')

@@ -65,7 +65,7 @@ def main() -> None:
         asked.config.default_reduce_at[0], asked.config.depth)
     dense = make_plan(asked.patches, asked.config.depth, reduce_at=blocks)  # refuses blocks that there are not
     table = costs.find(asked, lambda asked: costs.make(asked, _SECONDS.value, _ROUNDS.value), _COSTS.value)
-    prices = table.costs(asked.most, asked.config.prefix)
+    prices = table.costs(asked.most, asked.config.num_prefix_tokens)
     plan = _find(target, asked, prices, dense, blocks)
     plans = {'dense': dense, 'plain rate': _plain(asked, plan, dense), 'plan': plan}
     rows = {name: _predicted(asked, prices, one, dense) for name, one in plans.items()}
@@ -85,7 +85,7 @@ def _asked() -> Asked:
     size = _IMAGE_SIZE.value or model.image_size
     model.config.patches(size)  # refuses one that does not fit
     _check_reducer(model)
-    fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.fuses
+    fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.can_fuse
     return Asked(model.name, size, _BATCH.value, _DTYPE.value or model.dtype, _DEVICE.value, fuse,
                  model if model.run else None)
 
@@ -93,8 +93,8 @@ def _asked() -> Asked:
 def _check_reducer(model: MeasuredModel) -> None:
     """Raises a ValueError where plans of the search cannot be those of the run's reducer."""
     reducer = model.budget.reducer
-    if reducer.predicts:
-        raise ValueError(f'--model={model.run} reduces by {reducer}, whose predictors were trained at the blocks '
+    if reducer.is_learned:
+        raise ValueError(f'--model={model.run} reduces by {reducer}, whose learned modules were trained at the blocks '
                          f'{model.blocks}, and the search chooses among blocks: measure keep rates instead, by '
                          f'python -m evit_jax.benchmark model --models={model.run}')
     if reducer.merges:
@@ -123,8 +123,8 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
     sizes = {'patches': asked.patches, 'depth': config.depth}
     if target.unit.endswith('MACs'):
         head = config.has_token_head * config.width * config.classes
-        searched = search.mac_costs(macs, width=config.width, mlp_ratio=config.mlp_ratio, prefix=config.prefix,
-                                    head=head, **sizes)
+        searched = search.mac_costs(macs, width=config.width, mlp_ratio=config.mlp_ratio, head=head,
+                                    prefix=config.num_prefix_tokens, **sizes)
     else:
         searched = prices
     budget = search.budget_of(target, dense_seconds=prices.of(dense), dense_macs=macs, batch=asked.batch)

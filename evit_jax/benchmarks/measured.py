@@ -31,7 +31,7 @@ class MeasuredModel(NamedTuple):
 
     @property
     def fuse(self) -> bool:
-        return self.budget.fuse and self.budget.reducer.fuses
+        return self.budget.fuse and self.budget.reducer.can_fuse
 
     def plan(self) -> TokenPlan:
         """The plan of the run."""

@@ -64,7 +64,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
                              f'--workdir, and --config.init_from={folder} to start from these weights')
         old = flat(_UNSAID) | old
         new = _with_recorded(old, new) | {key: old[key] for key in _BEGINNING if key in old}
-        there, here = models.resolved(old), models.resolved(new)
+        there, here = models.resolve(old), models.resolve(new)
         differ = [key for key in sorted(there.keys() | here.keys())
                   if there.get(key) != here.get(key) and not key.startswith(_FREE_IN_TRAINING)]
         said = ', '.join(f'{key} {there.get(key)} -> {here.get(key)}' for key in differ)

@@ -117,16 +117,16 @@ def _example(source, number):
 
 def _make_step(trained: LoadedModel, top: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     config = trained.config
-    model = models.create(config, dtype=jnp.dtype(trained.dtype))
+    model = models.create(config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
     prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)
     dense = make_plan(config.patches(trained.image_size), config.depth, rate=1.0, reduce_at=())
 
     def step(params, images):
-        _, seen = model.apply(params, prepare(images), dense)
-        if 'token_logits' in seen:
-            return likeliest(seen['token_logits'], top)
+        _, intermediates = model.apply(params, prepare(images), dense, patch_tokens=True)
+        if 'token_logits' in intermediates:
+            return likeliest(intermediates['token_logits'], top)
         head = params['head']
-        return likeliest(seen['norm'][:, config.prefix:] @ head['kernel'] + head['bias'], top)
+        return likeliest(intermediates['patch_tokens'] @ head['kernel'] + head['bias'], top)
 
     return step
 

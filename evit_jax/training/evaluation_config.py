@@ -80,7 +80,7 @@ def with_batch_for(config: Any, images: int, devices: int) -> Any:
 
 
 def _check_model(here, run, keys, workdir):
-    here, run = models.resolved(here), models.resolved(run)
+    here, run = models.resolve(here), models.resolve(run)
     if here['model.name'] != run['model.name']:
         keys = keys & {'model.name'}  # the other keys of another model differ as well
     differ = [key for key in sorted(keys) if here[key] != run[key] and not _is_open(here[key])]

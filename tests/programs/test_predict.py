@@ -77,7 +77,7 @@ def program(predict, capsys, monkeypatch):
 
 
 def test_what_predicts_has_its_batch_normalisation_folded(predict, tmp_path, images, program, monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, depth=2,
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, depth=2,
                                                                  heads=2, classes=3, stem_width=4))
     made = []
     monkeypatch.setattr(predict, 'Predictor', lambda trained, **how: made.append(trained) or Predictor(trained, **how))
