@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from evit_jax import models
-from evit_jax.checkpoints import preprocessing
+from evit_jax.checkpoints import open_defaults
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.weights import AS_DEIT, check_finite, check_is_workdir, fitted
@@ -123,7 +123,7 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
         raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {config.classes} apart')
     return LoadedModel(
         os.fspath(path), name, metadata['next_step'], fitted(weights, like, path), config,
-        readable(names), config.image_size, *preprocessing.normalisation(told), told['data.eval_crop'] or None,
+        readable(names), config.image_size, *open_defaults.normalisation(told), told['data.eval_crop'] or None,
         machine.resolve_dtype(told['model.dtype'], jax.default_backend()), budget, modules)
 
 
@@ -131,7 +131,7 @@ def _check_place(path):
     """Raises a ValueError where no folder is; of a bucket `read_newest` knows more."""
     if storage.is_remote(path):
         return
-    place = storage.place(path)
+    place = storage.as_path(path)
     check_is_workdir('the path of the weights', path)
     if not place.is_dir():
         raise ValueError(f'there is no folder {path}: give the folder of a run')

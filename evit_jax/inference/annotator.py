@@ -53,7 +53,7 @@ class Annotator:
         self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
         self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
         self._step = jax.jit(sharding.with_mesh(self._mesh, _make_step(trained, self.top)),
-                             out_shardings=sharding.split_batch(self._mesh))
+                             out_shardings=sharding.batch_sharding(self._mesh))
 
     def __str__(self) -> str:
         """Says which annotator this is, by what it does and not where it lies."""

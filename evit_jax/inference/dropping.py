@@ -180,7 +180,7 @@ class _Programs:
             logits = model.apply(params, prepare(images), plan, visible=visible)[0]
             return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
-        jitted = functools.partial(jax.jit, out_shardings=sharding.split_batch(self._mesh))
+        jitted = functools.partial(jax.jit, out_shardings=sharding.batch_sharding(self._mesh))
         self._attend = jitted(sharding.with_mesh(self._mesh, attend), static_argnums=2)
         self._predict = jitted(sharding.with_mesh(self._mesh, predict), static_argnums=3)
 

@@ -73,7 +73,7 @@ class Predictor:
         devices = jax.local_devices()
         self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
         self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
-        rows = sharding.split_batch(self._mesh)
+        rows = sharding.batch_sharding(self._mesh)
         self._step = jax.jit(sharding.with_mesh(self._mesh, _make_step(trained)), static_argnums=2, out_shardings=rows)
 
     def predict(self, images: Picture | Iterable[Picture], *, top: int = 5, rate: float | None = None,

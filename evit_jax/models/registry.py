@@ -6,7 +6,7 @@ from typing import Any
 
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 CONFIGS = {
     'deit_t': ViTConfig(width=192, heads=3),
@@ -32,7 +32,7 @@ def get_config(name: str) -> ViTConfig:
     Raises:
       ValueError: there is no such model; names the nearest.
     """
-    return look_up('model', name, CONFIGS)
+    return get_by_name('model', name, CONFIGS)
 
 
 def list_models() -> list[str]:

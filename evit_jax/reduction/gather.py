@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from evit_jax.reduction.tokens import Tokens, remap
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 Gather = Callable[[Array, Array, Array | None, int], Array]
 """(x, index, weights, num_prefix_tokens) -> prefix tokens, kept tokens, and with weights the weighted sum of the rest.
@@ -137,7 +137,7 @@ def get_gather(name: str, train: bool) -> Gather:
       ValueError: there is none of this name; names the nearest.
     """
     if name:
-        return look_up('gather_impl', name, GATHERS)
+        return get_by_name('gather_impl', name, GATHERS)
     return functools.partial(_by_platform, tpu=one_hot if train else product)
 
 

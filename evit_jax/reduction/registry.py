@@ -8,7 +8,7 @@ from absl import logging
 from flax import nnx
 
 from evit_jax.reduction.reducer import FunctionReducer, LearnedFunctionReducer, Reducer
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 _REDUCERS: dict[str, Reducer] = {}
 _OPTIONS = ('can_fuse', 'before_block', 'merges', 'every_block', 'num_kept', 'min_kept')
@@ -68,7 +68,7 @@ def get_reducer(name: str | Reducer) -> Reducer:
         raise ValueError(f'{name!r} is neither a reducer nor the name of one: decorate a function with '
                          "@evit_jax.register_reducer('name') and give the result")
     _register_own()
-    return look_up('reducer', name, _REDUCERS)
+    return get_by_name('reducer', name, _REDUCERS)
 
 
 def list_reducers() -> list[str]:

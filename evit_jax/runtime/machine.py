@@ -3,7 +3,6 @@
 import math
 import os
 import pathlib
-from typing import Any
 
 from absl import logging
 
@@ -25,18 +24,6 @@ def resolve_dtype(dtype: str, platform: str, recorded: str | None = None) -> str
     if recorded not in (None, AUTO):
         return recorded
     return 'float32' if platform == 'cpu' else 'bfloat16'  # XLA emulates bfloat16 on most CPUs, which is slower
-
-
-def with_dtype(config: Any, platform: str, recorded: str | None = None) -> Any:
-    """A config without 'auto'; the arguments are those of `resolve_dtype`. Logs the choice."""
-    if config.model.dtype != AUTO:
-        return config
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.dtype = resolve_dtype(AUTO, platform, recorded)
-    reason = f'on {platform}' if recorded in (None, AUTO) else 'as recorded in the workdir'
-    logging.info('model.dtype=auto: %s, %s', config.model.dtype, reason)
-    return config
 
 
 def resolve_workers(workers: int, cores: int | None = None) -> int:

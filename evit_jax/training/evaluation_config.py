@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from evit_jax import models
-from evit_jax.checkpoints import preprocessing
+from evit_jax.checkpoints import open_defaults
 from evit_jax.checkpoints import workdir as workdirs
 
 # Keys of the model that its weights do not depend on.
@@ -42,18 +42,18 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
     """
     here = workdirs.flat(config.to_dict())
     run = {key: value for key, value in saved.items()
-           if key in here and value is not None and (value or key not in preprocessing.KEYS[:2])}
+           if key in here and value is not None and (value or key not in open_defaults.NORMALISATION_KEYS)}
     named = {key.partition('[')[0] for key in explicit or ()}
     chosen = {key for key in here if any(f'{key}.'.startswith(f'{name}.') for name in named)}
     model = {key for key in here if key.startswith('model.') and key not in _OF_PLAN}
     for key in model - run.keys():
         run[key] = type(here[key])()  # runs that began before there was such a key
-    chosen -= {key for key in model | {*preprocessing.KEYS[:2]} if _is_open(here[key])}
+    chosen -= {key for key in model | {*open_defaults.NORMALISATION_KEYS} if _is_open(here[key])}
     _check_model(here, run, model if explicit is None else model & chosen, workdir)
     if not from_file and 'data.source' not in run.keys() | chosen:
         raise ValueError(f'{workdir} holds weights alone, and nothing names the images to evaluate on: give '
                          '--config.data.source=folder --config.data.path=DIR, or --config FILE')
-    kept = (*preprocessing.KEYS, *['model.image_size'] * (explicit is not None))
+    kept = (*open_defaults.PREPROCESSING_KEYS, *['model.image_size'] * (explicit is not None))
     values = {key: run[key] for key in run.keys() - chosen if not from_file or key in {*kept, *model}}
     if here['model.dtype'] == 'auto' and 'model.dtype' in run.keys() - chosen:
         values['model.dtype'] = run['model.dtype']
@@ -65,7 +65,7 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
     with config.unlocked():
         config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value
                                            for key, value in (values | _WITHOUT_TRAINING).items()})
-    return preprocessing.filled(config)
+    return open_defaults.resolve(config)
 
 
 def with_batch_for(config: Any, images: int, devices: int) -> Any:
@@ -106,9 +106,10 @@ def _is_open(value):
 
 def _log_differences(here, used, run, chosen, workdir, from_file):
     """Logs the keys that decide the result and are not those of the run, and those of a file that are not used."""
-    differ = [key for key in sorted({*_OF_RESULT, *preprocessing.KEYS} & run.keys()) if used[key] != run[key]]
+    deciding = {*_OF_RESULT, *open_defaults.PREPROCESSING_KEYS} & run.keys()
+    differ = [key for key in sorted(deciding) if used[key] != run[key]]
     for key in (key for key in differ if key in chosen):
-        level = logging.WARNING if key in preprocessing.KEYS else logging.INFO
+        level = logging.WARNING if key in open_defaults.PREPROCESSING_KEYS else logging.INFO
         logging.log(level, 'config.%s=%s as set explicitly; the run in %s has %s', key, used[key], workdir, run[key])
     lines = [f'{key} {used[key]} (the run has {run[key]})' for key in differ if key not in chosen]
     if from_file:

@@ -13,7 +13,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from evit_jax import models
-from evit_jax.checkpoints import preprocessing, weights
+from evit_jax.checkpoints import open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.state import TrainState, create_state
 from evit_jax.data import order, pipeline
@@ -114,7 +114,7 @@ class Experiment(NamedTuple):
         shapes = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
         if self.targets:
             shapes |= {name: ((batch, *row), dtype) for name, (row, dtype) in self.targets.shapes.items()}
-        place = sharding.split_batch(self.mesh)
+        place = sharding.batch_sharding(self.mesh)
         return {name: jax.ShapeDtypeStruct(*of, sharding=place) for name, of in shapes.items()}
 
     def shardings(self) -> TrainState:
@@ -133,7 +133,7 @@ class Experiment(NamedTuple):
             limits.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
         if found is None:
             return None
-        found = found._replace(digest=agreement.digest_of(found.arrays))
+        found = found._replace(digest=agreement.digest_tree(found.arrays))
         places = sharding.state_shardings(found.params, self.mesh, config.sharding)
         return found._replace(model=self._placed(found.model),
                               params=jax.jit(lambda tree: tree, out_shardings=places)(found.params))
@@ -150,7 +150,7 @@ class Experiment(NamedTuple):
             objective=functools.partial(teaching.objective, config), ema_decay=config.ema_decay,
             seed=config.seed, patch_tokens=teaching.compares_tokens(config),
             updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
-        state, whole, batch = self.shardings(), sharding.replicated(self.mesh), sharding.split_batch(self.mesh)
+        state, whole, batch = self.shardings(), sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
         taught_by = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []
         return jax.jit(sharding.with_mesh(self.mesh, step), static_argnums=2, in_shardings=(state, batch, *taught_by),
                        out_shardings=(state, whole), donate_argnums=0)
@@ -158,7 +158,7 @@ class Experiment(NamedTuple):
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
         step = steps.make_eval_step(self._placed(self.model), prepare=self.prepare)
-        batch = sharding.split_batch(self.mesh)
+        batch = sharding.batch_sharding(self.mesh)
         return jax.jit(sharding.with_mesh(self.mesh, step), static_argnums=2,
                        in_shardings=(self.shardings().params, batch), out_shardings=batch)
 
@@ -206,7 +206,7 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
     mesh = mesh or sharding.data_mesh(config.batch_size)
-    config = machine.with_dtype(preprocessing.filled(config), mesh.devices.flat[0].platform)
+    config = open_defaults.resolve(config, platform=mesh.devices.flat[0].platform)
     train_source, test_source = sources or _open_sources(config)
     if not config.model.classes:
         config = config.copy_and_resolve_references()

@@ -9,7 +9,7 @@ import pytest
 from scipy import special
 
 from evit_jax import models
-from evit_jax.checkpoints import weights, workdir
+from evit_jax.checkpoints import continuation, weights, workdir
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.kernels.gelu import ACTIVATIONS
 from evit_jax.models import UNSHAPED, create
@@ -171,11 +171,11 @@ def test_the_values_of_the_named_model_are_its_own_whether_recorded_or_not(tmp_p
     old = {key: value for key, value in workdir.flat(config).items() if key not in added}
     workdir.write_config(tmp_path, {'config': old})
     get_reducer = layouts.config_of(model__heads=2, model__norm_epsilon=1e-6, model__activation='gelu').to_dict()
-    workdir.open_workdir(tmp_path, get_reducer, accept_changes=False)
+    continuation.open_workdir(tmp_path, get_reducer, accept_changes=False)
     saved = workdir.saved_config(tmp_path)
     evaluation_config.merge(layouts.config_of(), saved, 'a')
     other = layouts.config_of(model__heads=4)
     with pytest.raises(ValueError, match=r'another model \(model.heads 2 -> 4\)'):
-        workdir.open_workdir(tmp_path, other.to_dict(), accept_changes=True)
+        continuation.open_workdir(tmp_path, other.to_dict(), accept_changes=True)
     with pytest.raises(ValueError, match=r'model.heads 2 there, 4 here'):
         evaluation_config.merge(other, saved, 'a')
