@@ -12,7 +12,7 @@ from evit_jax.checkpoints import preprocessing
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.weights import AS_DEIT, check_finite, check_is_workdir, fitted
-from evit_jax.data.classes import names_of, readable
+from evit_jax.data.classes import default_class_names, readable_names
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.dynamicvit import predictors_in
@@ -116,12 +116,12 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
     config = dataclasses.replace(models.config_from_flat(told), classes=weights['head.bias'].size,
                                 predictors=predictors_in(weights))
     like = jax.eval_shape(models.create(config).init, jax.random.key(0))
-    names = metadata.get('class_names') or names_of(config.classes)
+    names = metadata.get('class_names') or default_class_names(config.classes)
     if len(names) != config.classes:
         raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {config.classes} apart')
     return LoadedModel(
         os.fspath(path), name, metadata['next_step'], fitted(weights, like, path), config,
-        readable(names), config.image_size, *preprocessing.normalisation(told), told['data.eval_crop'] or None,
+        readable_names(names), config.image_size, *preprocessing.normalisation(told), told['data.eval_crop'] or None,
         machine.resolve_dtype(told['model.dtype'], jax.default_backend()), TokenBudget.of_config(told))
 
 
