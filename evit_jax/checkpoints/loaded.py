@@ -12,7 +12,7 @@ from evit_jax.checkpoints import open_defaults
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.weights import AS_DEIT, check_finite, check_is_workdir, fitted
-from evit_jax.data.classes import names_of, readable
+from evit_jax.data.classes import default_class_names, readable_names
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction import registry
@@ -118,12 +118,12 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
     budget = TokenBudget.of_config(told)
     modules = modules_of(budget.reducer, weights)
     like = jax.eval_shape(models.create(config, modules=modules).init, jax.random.key(0))
-    names = metadata.get('class_names') or names_of(config.classes)
+    names = metadata.get('class_names') or default_class_names(config.classes)
     if len(names) != config.classes:
         raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {config.classes} apart')
     return LoadedModel(
         os.fspath(path), name, metadata['next_step'], fitted(weights, like, path), config,
-        readable(names), config.image_size, *open_defaults.normalisation(told), told['data.eval_crop'] or None,
+        readable_names(names), config.image_size, *open_defaults.normalisation(told), told['data.eval_crop'] or None,
         machine.resolve_dtype(told['model.dtype'], jax.default_backend()), budget, modules)
 
 

@@ -71,7 +71,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
                     for name, value in sums.items() if '_kept_' in name}
     if timed:
         metrics['images_per_second'] = timed / seconds
-    return Evaluation(metrics, examples.chosen())
+    return Evaluation(metrics, examples.collect())
 
 
 def _sums(out, batch, patches):

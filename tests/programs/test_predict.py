@@ -19,8 +19,8 @@ from evit_jax.inference.images import find_images
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
-from tests.data.test_folder import hide_inodes
 from tests.helpers import doors, layouts
+from tests.helpers.folders import hide_inodes
 
 
 @pytest.fixture(scope='module', autouse=True)
