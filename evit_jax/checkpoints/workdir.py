@@ -10,10 +10,10 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.checkpoints.manager import newest_step
+from evit_jax.configs.base import absent
 from evit_jax.data import splits
 from evit_jax.data.classes import displayed
 from evit_jax.data.positions import Segment
-from evit_jax.reduction import budget
 from evit_jax.runtime import storage
 
 CONFIG_FILE = 'config.json'
@@ -27,13 +27,6 @@ _OPEN = {'model.classes': 0, 'model.dtype': 'auto', 'data.mean': [], 'data.std':
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.UNSHAPED))
 # Recorded beside the config: what the data told of themselves, and the history of the run (see `history`).
 RECORDED = ('class_names', 'recorded', 'segments')
-# What runs did that began before there were such keys; configs/base.py says the same.
-_UNSAID = budget.UNSAID | {
-    'model.heads': 0, 'model.norm_epsilon': 0.0, 'model.activation': '', 'model.pooling': '', 'model.one_head': False,
-    'reducer.share_weight': 2.0, 'distill.kind': 'none', 'distill.alpha': 0.5, 'distill.tau': 3.0,
-    'distill.weight': 0.5, 'distill.token_weight': 0.0, 'teacher.path': '', 'teacher.ema': False, 'teacher.dense': True,
-    'data.token_labels': '', 'data.token_weight': 1.0, 'optimizer.b2': 0.999, 'optimizer.backbone_scale': 1.0,
-    'optimizer.backbone_from_epoch': 0.0}
 
 
 def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -50,7 +43,7 @@ def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_changes: bool) -> None:
     """Makes the workdir ready for training with a config; claim it first.
 
-    A key that was not there when the run in it began counts as what runs did then.
+    A key that the saved config lacks has its default (see `configs.base.absent`).
 
     Raises:
       ValueError: it holds a run with another config (a checkpoint of one), or cannot be reached.
@@ -62,7 +55,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
         if 'batch_size' not in old:
             raise ValueError(f'workdir {folder} holds weights alone, and no training that could go on: give another '
                              f'--workdir, and --config.init_from={folder} to start from these weights')
-        old = flat(_UNSAID) | old
+        old = flat(absent()) | old
         new = _with_recorded(old, new) | {key: old[key] for key in _BEGINNING if key in old}
         there, here = models.resolved(old), models.resolved(new)
         differ = [key for key in sorted(there.keys() | here.keys())

@@ -4,14 +4,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from evit_jax.configs.base import absent
 from evit_jax.reduction import reducers
 from evit_jax.reduction.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import Reducer
 
-# What configs say that have not heard of a key.
-UNSAID = {'reducer.name': 'evit', 'reducer.r': 0, 'reducer.decreasing': False, 'keep.rates': (), 'keep.tokens': (),
-          'keep.macs': 0.0}
+_ABSENT = absent('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rates', 'keep.tokens', 'keep.macs')
 
 
 class TokenBudget(NamedTuple):
@@ -33,7 +32,7 @@ class TokenBudget(NamedTuple):
         Raises:
           ValueError: no such reducer.
         """
-        told = UNSAID | dict(flat)
+        told = _ABSENT | dict(flat)
         at = tuple(told['model.reduce_at'])
         return cls(reducers.get_reducer(told['reducer.name']), at, told['model.fuse'],
                    tuple(told['keep.rates']) or (told['keep.rate'],) * len(at), tuple(told['keep.tokens']),
