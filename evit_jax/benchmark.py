@@ -51,8 +51,8 @@ _FUSE = flags.DEFINE_list('fuse', None, 'Whether dropped tokens are fused: true,
                           'run was trained; true for a named model.')
 _SIZES = flags.DEFINE_list('image_sizes', [], "Image sizes; each model's own if not given.")
 _BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes.')
-_DTYPES = flags.DEFINE_list('dtypes', None, f'Of the computation: {", ".join(cases.DTYPES)}. If not given, as the run '
-                            'was trained; float32 for a named model.')
+_DTYPES = flags.DEFINE_list('dtypes', None, f'Dtypes of the computation: {", ".join(machine.DTYPES)}. If not given, as '
+                            'the run was trained; float32 for a named model.')
 _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, those of the run, and at a '
                                'quarter, half and three quarters of a named model.')
 _REDUCERS = flags.DEFINE_list('reducers', None, f'Reducers: {", ".join(list_reducers())}. If not given, as the '
@@ -100,7 +100,7 @@ def measure_model() -> None:
         names=_MODELS.value, rates=numbers('rates', _RATES.value, float),
         fuse=cases.choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
         sizes=numbers('image_sizes', _SIZES.value, int), batches=numbers('batches', _BATCHES.value, int),
-        dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
+        dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in machine.DTYPES}),
         reduce_at=numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
         merged=numbers('r', _R.value, int), planned=[read_plan_file(file) for file in _PLANS.value],
         gather_impls=cases.choices('--gather_impls', _LOWERINGS.value,

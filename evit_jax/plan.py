@@ -17,7 +17,6 @@ from absl import flags, logging
 
 from evit_jax import cli
 from evit_jax.benchmarks import report
-from evit_jax.benchmarks.cases import DTYPES
 from evit_jax.benchmarks.measured import MeasuredModel, find_model
 from evit_jax.planning import costs, search
 from evit_jax.planning.costs import DEVICES, THIS, Asked
@@ -25,7 +24,7 @@ from evit_jax.planning.search import Costs, Target
 from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT
-from evit_jax.runtime import backend
+from evit_jax.runtime import backend, machine
 from evit_jax.runtime.names import get_by_name
 
 _MODEL = flags.DEFINE_string('model', None, 'Name of the model, or folder of a run or of converted weights.')
@@ -34,8 +33,8 @@ flags.DEFINE_alias('image-size', 'image_size')
 _TARGET = flags.DEFINE_string('target', None, 'How fast: 2x, 20000img/s, 3.0GMACs, 18MMACs.')
 _DEVICE = flags.DEFINE_string('device', THIS, f'On what: {", ".join(DEVICES)}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Images at a time.', lower_bound=1)
-_DTYPE = flags.DEFINE_enum('dtype', None, DTYPES, 'Of the computation; if not given, as the run was trained, and '
-                           'float32 for a named model.')
+_DTYPE = flags.DEFINE_enum('dtype', None, [*machine.DTYPES], 'Dtype of the computation; if not given, as the run was '
+                           'trained, and float32 for a named model.')
 _FUSE = flags.DEFINE_bool('fuse', None, 'Dropped tokens become one; if not given, as the run was trained, and true for '
                           'a named model.')
 _REDUCTIONS = flags.DEFINE_integer('reductions', 3, 'At most.', lower_bound=1, upper_bound=6)

@@ -13,8 +13,6 @@ from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT, Reducer
 
-DTYPES = 'float32', 'bfloat16'
-
 
 class Case(NamedTuple):
     """One combination."""

@@ -12,6 +12,7 @@ from evit_jax.checkpoints import open_defaults
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.weights import AS_DEIT, check_finite, check_is_workdir, fitted
+from evit_jax.configs.base import absent
 from evit_jax.data.classes import default_class_names, readable_names
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
@@ -22,7 +23,7 @@ from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer, modules_of
 from evit_jax.runtime import machine, storage
 
-_UNSAID = AS_DEIT | {'model.dtype': machine.AUTO}
+_UNSAID = AS_DEIT | absent('model.dtype')
 
 
 class LoadedModel(NamedTuple):

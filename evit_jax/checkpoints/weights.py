@@ -13,6 +13,7 @@ from evit_jax import models
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import CheckpointManager, newest_step, read_newest
 from evit_jax.checkpoints.state import TrainState
+from evit_jax.configs.base import absent
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.layers import resize_positions
@@ -21,9 +22,9 @@ from evit_jax.runtime import agreement, distributed, storage
 
 Result = TypeVar('Result')
 
-# What weights that came without a config are taken to need: DeiT's values.
-AS_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 1.0,
-           'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
+# Values for weights without a config: those of DeiT.
+AS_DEIT = absent('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'data.mean', 'data.std',
+                 'data.eval_crop')
 _HEADS = ('head', 'head_dist', 'aux_head')
 _FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # suffixes of other programs' files
 _HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # beginnings of file names in its folders

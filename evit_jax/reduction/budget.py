@@ -4,14 +4,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from evit_jax.configs.base import absent
 from evit_jax.reduction.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import Reducer
 from evit_jax.reduction.registry import get_reducer
 
-# Values for configs that were saved before these keys existed.
-UNSAID = {'reducer.name': 'evit', 'reducer.r': 0, 'reducer.decreasing': False, 'keep.rates': (), 'keep.tokens': (),
-          'keep.macs': 0.0}
+_ABSENT = absent('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rates', 'keep.tokens', 'keep.macs')
 
 
 class TokenBudget(NamedTuple):
@@ -33,7 +32,7 @@ class TokenBudget(NamedTuple):
         Raises:
           ValueError: there is no such reducer.
         """
-        values = UNSAID | dict(flat)
+        values = _ABSENT | dict(flat)
         reduce_at = tuple(values['model.reduce_at'])
         return cls(get_reducer(values['reducer.name']), reduce_at, values['model.fuse'],
                    tuple(values['keep.rates']) or (values['keep.rate'],) * len(reduce_at), tuple(values['keep.tokens']),

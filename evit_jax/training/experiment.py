@@ -31,7 +31,7 @@ from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.schedule import KeepSchedule, Stage, stages
 from evit_jax.runtime import agreement, machine, sharding
-from evit_jax.training import inputs, limits, teaching
+from evit_jax.training import inputs, teaching
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import step as steps
 from evit_jax.training.distillation import Teacher
@@ -130,7 +130,7 @@ class Experiment(NamedTuple):
         config = self.config
         found = weights.same_weights(config.teacher.path or config.init_from, functools.partial(
             teaching.read_teacher, config, self.plan, self.model.config.width, self.train_source.class_names,
-            limits.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
+            machine.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
         if found is None:
             return None
         found = found._replace(digest=agreement.digest_tree(found.arrays))
@@ -221,7 +221,7 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
     programs = tuple(stage._replace(start=max(-((offset - stage.start * batch_size) // batch_size), 0))
                      for stage in stages(keep, lambda progress: plan_at(progress).in_training(), whole))
     optimizer, schedule = optimizers.from_config(config.optimizer, batch_size, whole, per_epoch, offset / batch_size)
-    model = models.create(model_config, drop_path=config.model.drop_path, dtype=limits.DTYPES[config.model.dtype],
+    model = models.create(model_config, drop_path=config.model.drop_path, dtype=machine.DTYPES[config.model.dtype],
                           remat=config.remat, gather_impl=config.model.gather_impl, modules=modules)
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
     targets = inputs.token_targets(config, train_source, plan_at(1.0).patches)

@@ -189,7 +189,7 @@ def test_an_estimate_of_another_compiler_is_another(monkeypatch):
 
 @pytest.fixture
 def program(plan, capsys, monkeypatch):
-    monkeypatch.setattr(cli, '_log_our_own_lines', lambda: None)
+    monkeypatch.setattr(cli, 'configure_logging', lambda: None)
 
     def run(*words):
         monkeypatch.setattr(sys, 'argv', ['plan', *map(str, words)])

@@ -89,7 +89,7 @@ def test_values_for_a_trained_model_follow_the_recorded_order_of_its_blocks():
 
 def test_config_flags_in_any_order_train_the_plan_of_the_pairs(main, tmp_path, monkeypatch):
     seen, recipe = [], tmp_path / 'recipe.py'
-    monkeypatch.setattr(cli, '_log_our_own_lines', lambda: None)
+    monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda agreed: contextlib.nullcontext())
     monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: seen.append(config))
     recipe.write_text('from tests.helpers import layouts\n\ndef get_config():\n    return layouts.config_of()\n')

@@ -32,7 +32,7 @@ def least():
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
         patch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, classes=3))
-        patch.setattr(cli, '_log_our_own_lines', lambda: None)
+        patch.setattr(cli, 'configure_logging', lambda: None)
         yield
 
 
