@@ -11,7 +11,16 @@ from absl import logging
 
 from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.manager import read_newest
-from evit_jax.interchange import detect, files, folders, interpretation, layouts, run_metadata, safetensors_file, vit
+from evit_jax.interchange import (
+    detect,
+    files,
+    folders,
+    interpretation,
+    layouts,
+    run_metadata,
+    safetensors_file,
+    torch_weights,
+)
 from evit_jax.models import Params, config_from_flat
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.dynamicvit import predictors_in
@@ -39,7 +48,7 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
       key: path of nested dicts, or a prefix of array names, that holds the weights; see `wrapped.take`.
       image_size: resize the position embeddings for images of this size.
       class_names: path of a text file with one class name a line.
-      allow_missing, allow_extra: patterns of timm's array names; see `vit.from_torch`.
+      allow_missing, allow_extra: patterns of timm's array names; see `torch_weights.from_torch`.
       **hyperparameters: values by the names in `facts.KEYS`; they override the file. None and () are ignored.
 
     Raises:
@@ -62,10 +71,11 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
             _log_model(path, name, config, found)
             if len(names) not in (0, config.classes):
                 raise ValueError(f'there are {len(names)} names for {config.classes} classes: give --class_names')
-            params = vit.from_torch(found.arrays, config, allow_missing=allow_missing, allow_extra=allow_extra)
+            params = torch_weights.from_torch(found.arrays, config, allow_missing=allow_missing,
+                                              allow_extra=allow_extra)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
-    weights.check_finite(vit.to_torch(params, config), path)
+    weights.check_finite(torch_weights.to_torch(params, config), path)
     params, config = _resized(params, config, image_size)
     reducer = {'reducer.name': DYNAMICVIT.name} if config.predictors else {}
     settings = reducer | settings | run_metadata.settings_of(found.settings) | preprocessing
@@ -133,8 +143,9 @@ def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool 
     if not params:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
     model_config = dataclasses.replace(model_config, predictors=predictors_in(params))
-    params, model_config = _resized(weights.fitted(params, vit.template(model_config), src), model_config, image_size)
-    arrays = vit.to_torch(params, model_config)
+    params = weights.fitted(params, torch_weights.template(model_config), src)
+    params, model_config = _resized(params, model_config, image_size)
+    arrays = torch_weights.to_torch(params, model_config)
     weights.check_finite(arrays, src)
     safetensors_file.write(dst, arrays, run_metadata.to_metadata(name, model_config, config))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', told['next_step'], dst)
@@ -178,7 +189,7 @@ def _resized(params, config, size):
     if size is None or size == config.image_size:
         return params, config
     logging.info('position embeddings resized from images of %d to %d', config.image_size, size)
-    return vit.resized(params, config, size)
+    return torch_weights.resized(params, config, size)
 
 
 def _nested(flat):
