@@ -77,8 +77,8 @@ def _from_published(_, source, check):
         name = f'example {number}'
         try:
             example = source[number]
-            name, path = example['id'], published_labels.place_of(folder, example.get('path', example['id']))
-            return Entry(name, LabelMap(*published_labels.read(path, classes)))
+            name, path = example['id'], published_labels.label_map_path(folder, example.get('path', example['id']))
+            return Entry(name, LabelMap(*published_labels.read_label_map(path, classes)))
         except (OSError, ValueError) as error:
             return Entry(name, None, in_one_line(str(error)))
 

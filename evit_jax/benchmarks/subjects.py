@@ -17,7 +17,7 @@ from evit_jax.benchmarks import torch_evit
 from evit_jax.benchmarks.cases import Case
 from evit_jax.benchmarks.clock import Benchmark
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.interchange import vit
+from evit_jax.interchange import torch_weights
 from evit_jax.training.experiment import Experiment
 
 OURS = 'jax'
@@ -69,7 +69,7 @@ class ModelCache:
         return [rng.standard_normal((batch, size, size, 3), np.float32) for _ in range(INPUTS)]
 
     def _torch_model(self, shape, run, dtype):
-        weights = vit.to_torch(jax.device_get(self.params(shape, run)), shape)
+        weights = torch_weights.to_torch(jax.device_get(self.params(shape, run)), shape)
         return torch_evit.TorchEViT(weights, shape, dtype=dtype, device=device().platform)
 
 

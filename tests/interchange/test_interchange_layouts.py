@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evit_jax import models
-from evit_jax.interchange import detect, files, layouts, vit
+from evit_jax.interchange import detect, files, layouts, torch_weights
 from evit_jax.interchange.pickles import Inert
 from evit_jax.interchange.stored import Stored
 from evit_jax.models import create, get_config
@@ -34,8 +34,9 @@ def stored(*shape, value=0.0):
 
 def of_model(name):
     """The weights of a named model in timm's layout, without values."""
-    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), vit.template(get_config(name)))
-    return {key: stored(*value.shape) for key, value in vit.to_torch(tree, get_config(name)).items()}
+    config = get_config(name)
+    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), torch_weights.template(config))
+    return {key: stored(*value.shape) for key, value in torch_weights.to_torch(tree, config).items()}
 
 
 @pytest.mark.parametrize('name', LOGITS)
@@ -43,7 +44,7 @@ def test_models_of_other_programs_give_the_logits_that_they_gave_there(name):
     with files.opened(FILES / name) as (tree, _):
         found = layouts.find(tree, ema=False)
         model, config = detect.detect(found.arrays, classes=1)
-        params = vit.from_torch(found.arrays, config)
+        params = torch_weights.from_torch(found.arrays, config)
     assert (model, config.image_size, config.classes, config.distilled) == ('vit_toy', 8, 5, name in DISTILLED)
     assert found.layout == ('Hugging Face' if 'hugging' in name else 'timm')
     images = (np.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8) * 0.37 % 1).transpose(0, 2, 3, 1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evit_jax.interchange.vit import from_torch, to_torch
+from evit_jax.interchange.torch_weights import from_torch, to_torch
 from evit_jax.models import create, get_config
 from evit_jax.reduction.plan import make_plan
 from tests.helpers import golden_rule

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evit_jax.interchange.vit import from_torch, to_torch
+from evit_jax.interchange.torch_weights import from_torch, to_torch
 from evit_jax.models import create, get_config, layers
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViTConfig

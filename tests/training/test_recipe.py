@@ -16,7 +16,7 @@ import pytest
 from configs import base
 from evit_jax.checkpoints.state import create_state, update_ema
 from evit_jax.checkpoints.workdir import flat
-from evit_jax.interchange.vit import to_torch
+from evit_jax.interchange.torch_weights import to_torch
 from evit_jax.models import create, get_config
 from evit_jax.reduction import registry
 from evit_jax.reduction.plan import make_plan
