@@ -9,8 +9,8 @@ from evit_jax import models
 from evit_jax.checkpoints import open_defaults
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.checkpoints.workdir import RECORDED, flat, saved_config, write_flat
+from evit_jax.configs.base import absent
 from evit_jax.data.positions import Segment
-from evit_jax.reduction import budget
 from evit_jax.runtime import storage
 
 # Keys that a run may change when it continues: they do not alter the final parameters, apart from rounding.
@@ -20,13 +20,6 @@ _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.i
 _INITIALISATION = ('init_from', 'init_ema')
 # Keys that identify the model: they decide the shapes of its parameters, or its logits.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.UNSHAPED))
-# Keys that were added after the first runs, with the behaviour before. They equal the defaults in configs/base.py.
-_ADDED_KEYS = budget.UNSAID | {
-    'model.heads': 0, 'model.norm_epsilon': 0.0, 'model.activation': '', 'model.pooling': '', 'model.one_head': False,
-    'reducer.share_weight': 2.0, 'distill.kind': 'none', 'distill.alpha': 0.5, 'distill.tau': 3.0,
-    'distill.weight': 0.5, 'distill.token_weight': 0.0, 'teacher.path': '', 'teacher.ema': False, 'teacher.dense': True,
-    'data.token_labels': '', 'data.token_weight': 1.0, 'optimizer.b2': 0.999, 'optimizer.backbone_scale': 1.0,
-    'optimizer.backbone_from_epoch': 0.0}
 
 
 def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_changes: bool) -> None:
@@ -49,7 +42,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
         if 'batch_size' not in old:
             raise ValueError(f'workdir {folder} holds weights alone, and no training that could go on: give another '
                              f'--workdir, and --config.init_from={folder} to start from these weights')
-        old = flat(_ADDED_KEYS) | old
+        old = flat(absent()) | old
         new = open_defaults.fill_from_run(new, old) | {
             key: old[key] for key in (*RECORDED, *_INITIALISATION) if key in old}
         differ = _check_changes(folder, old, new, accept_changes)
@@ -60,7 +53,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
 
 def _check_changes(folder, old, new, accept_changes):
     """Returns the keys whose values differ; raises a ValueError where they may not."""
-    old, new = models.resolved(old), models.resolved(new)
+    old, new = models.resolve(old), models.resolve(new)
     differ = [key for key in sorted(old.keys() | new.keys())
               if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
     changes = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)

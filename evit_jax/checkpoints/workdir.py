@@ -9,7 +9,7 @@ from typing import Any
 from evit_jax.checkpoints.layout import check_version
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.data import splits
-from evit_jax.data.classes import displayed
+from evit_jax.data.classes import display_name
 from evit_jax.runtime import storage
 
 CONFIG_FILE = 'config.json'
@@ -114,8 +114,8 @@ def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequenc
     Raises:
       ValueError: they differ.
     """
-    names = [*map(displayed, names)]
-    old = [*map(displayed, saved.get('class_names', names))]
+    names = [*map(display_name, names)]
+    old = [*map(display_name, saved.get('class_names', names))]
     if old == names:
         return
     missing = [name for name in old if name not in names] if {*names} < {*old} else []

@@ -11,10 +11,12 @@ from scipy import special
 from evit_jax import models
 from evit_jax.checkpoints import continuation, weights, workdir
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.models import UNSHAPED, create, layers
+from evit_jax.kernels.gelu import ACTIVATIONS
+from evit_jax.models import UNSHAPED, create
 from evit_jax.models.config import POOLINGS, ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, TOME
 from evit_jax.training import evaluation_config
 from tests.helpers import layouts
@@ -27,8 +29,8 @@ def of(**changes):
     return dataclasses.replace(SHAPE, **changes)
 
 
-def run(shape, plan, images=IMAGES, **inputs):
-    model = create(shape)
+def run(config, plan, images=IMAGES, modules=NO_MODULES, **inputs):
+    model = create(config, modules=modules)
     params = model.init(jax.random.key(0))
     return params, *model.apply(params, images, plan, **inputs)
 
@@ -49,8 +51,8 @@ def head(params, x):
     ('gelu_tanh', lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))])
 def test_activations_are_those_of_their_names(name, want):
     x = np.linspace(-5, 5, 101)
-    np.testing.assert_allclose(layers.ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), want(x), atol=1e-6)
-    assert layers.ACTIVATIONS[name](jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), want(x), atol=1e-6)
+    assert ACTIVATIONS[name](jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize('changes', [{'heads': 4}, {'norm_epsilon': 1e-2}, {'activation': 'quick_gelu'},
@@ -86,8 +88,8 @@ def test_the_mean_is_over_the_tokens_that_are_left_a_merged_one_by_its_patches(r
 
 def test_a_masked_token_is_no_part_of_the_mean():
     plan = make_plan(16, 2, rate=0.5, reduce_at=(1,), reducer=DYNAMICVIT).in_training()
-    params, logits, seen = run(of(pooling='avg', predictors=1), plan, key=jax.random.key(1))
-    mask = np.asarray(seen['decisions'][-1])
+    params, logits, seen = run(of(pooling='avg'), plan, modules=Modules(DYNAMICVIT, 1), key=jax.random.key(1))
+    mask = np.asarray(seen['mask'][-1])
     assert 0 < mask.sum() < mask.size
     tokens = normalised(seen['block01'], params['norm'])[:, 1:]
     want = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
