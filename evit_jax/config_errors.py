@@ -1,6 +1,5 @@
 """Finds recipes by name, and explains mistakes in `--config` and `--config.key` before the flags are parsed."""
 
-import difflib
 import glob
 import math
 import os
@@ -15,6 +14,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from evit_jax.configs import FOLDER
 from evit_jax.configs.base import KEYS
+from evit_jax.runtime.names import nearest_name
 
 BASE = FOLDER / 'base.py'  # the recipe with the defaults of all keys
 _SIMILARITY = 0.5          # least similarity, in 0..1, of a name that is offered as a hint
@@ -53,8 +53,8 @@ def resolve(arguments: Sequence[str], defined: flags.FlagValues) -> list[str]:
 
 def nearest(name: str, known: Sequence[str], before: str = '') -> str:
     """Returns 'did you mean ...? ' with the most similar known name, or '' if none is similar."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=_SIMILARITY)
-    return f'did you mean {before}{near[0]}? ' if near else ''
+    similar = nearest_name(name, known, _SIMILARITY)
+    return f'did you mean {before}{similar}? ' if similar else ''
 
 
 def recipes() -> list[str]:
@@ -110,8 +110,8 @@ def _check_file(file: str) -> None:
     beside = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), '*.py')) if os.path.dirname(path) else []
     known = {os.path.basename(name).removesuffix('.py'): name for name in sorted(beside)}
     known = known | {name: name for name in recipes()}
-    near = difflib.get_close_matches(os.path.basename(path).removesuffix('.py'), known, n=1, cutoff=_SIMILARITY)
-    hint = f'did you mean {shlex.quote(known[near[0]])}? ' if near else ''
+    similar = nearest_name(os.path.basename(path).removesuffix('.py'), known, _SIMILARITY)
+    hint = f'did you mean {shlex.quote(known[similar])}? ' if similar else ''
     kind = 'a folder' if os.path.isdir(path) else 'no file and no recipe'
     raise FileNotFoundError(f'--config={file} is {kind}: {hint}the recipes are {", ".join(recipes())}')
 
@@ -182,7 +182,8 @@ def _find(config: Any, name: str) -> Any:
 
 def _hint(config, group, path, key):
     """Returns a hint with the nearest key of the group, and with keys of the same name in other groups."""
-    near = [f'{path}.{name}' for name in difflib.get_close_matches(key, group, n=1, cutoff=_SIMILARITY)]
+    similar = nearest_name(key, group, _SIMILARITY)
+    near = [f'{path}.{similar}'] if similar else []
     same = [f'config.{name}' for name in _keys(config) if name.split('.')[-1] == key]
     return f'did you mean {" or ".join(near + same)}? ' if near + same else ''
 
