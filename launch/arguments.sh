@@ -1,29 +1,30 @@
-# Sourced by the launch scripts: reads and checks their arguments; prints commands, runs them, or both.
+# Sourced by the launch scripts: reads and checks their arguments, and runs or prints commands.
 # shellcheck shell=bash
 
-# shellcheck disable=SC2034  # the variables of this file are for those who source it
+# shellcheck disable=SC2034  # the scripts that source this file use its variables
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PREEMPTED=75  # the exit code of evit_jax.main when it has saved on a signal, to go on later (EX_TEMPFAIL)
+PREEMPTED=75  # exit code of evit_jax.main after it saved on a signal; the same command continues (EX_TEMPFAIL)
 
-# Ends the script before anything was done: the value, the limit, the way out.
+# refuse MESSAGE: ends the script before it has done anything. The message names the value, its limit and a way out.
 refuse() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 2
 }
 
-# need_bash MAJOR MINOR
+# need_bash MAJOR MINOR: requires this version of bash.
 need_bash() {
   ((BASH_VERSINFO[0] > $1 || (BASH_VERSINFO[0] == $1 && BASH_VERSINFO[1] >= $2))) ||
     refuse "this bash is $BASH_VERSION, but $1.$2 is needed: install a newer one and put it first on the PATH"
 }
 
-# The comment at the top of a script is its help.
+# print_help: prints the comment at the top of the script.
 print_help() {
   awk 'NR == 1 { next } !/^#/ { exit } { sub(/^# ?/, ""); print }' "$0"
 }
 
-# read_options 'name: env+ spot' ARGUMENT...: sets one variable per option: its value (name:), one more element (env+),
-# or yes. Every script knows --help and --dry-run. Words without dashes go to `words`, what follows -- to `passed`.
+# read_options 'name: env+ spot' ARGUMENT...: sets a variable for each option. `name:` takes a value, `env+` appends a
+# value to an array, `spot` is set to yes. All scripts have --help and --dry-run. Words without dashes are stored in
+# `words`, arguments after -- in `passed`.
 read_options() {
   local known=" dry-run ${1//$'\n' /} " argument option options
   shift
@@ -66,17 +67,18 @@ _set_option() {
 
 # choose_command NAME...: sets `command` to the one word that was given.
 choose_command() {
-  ((${#words[@]} == 1)) || refuse "say one of: $* (got ${words[*]:-nothing}; see --help)"
+  ((${#words[@]} == 1)) || refuse "give one of: $* (got ${words[*]:-nothing}; see --help)"
   command=${words[0]}
   [[ " $* " == *" $command "* ]] || refuse "$command is not one of: $*"
 }
 
-# no_words: for a script without commands.
+# no_words: refuses words, in a script without commands.
 no_words() {
-  ((${#words[@]} == 0)) || refuse "what is ${words[0]} for? Options begin with --; flags of evit_jax.main follow after --"
+  ((${#words[@]} == 0)) ||
+    refuse "unexpected argument ${words[0]}: options begin with --; flags of evit_jax.main follow after --"
 }
 
-# require OPTION...
+# require OPTION...: refuses an option without a value.
 require() {
   local option
   for option; do
@@ -84,18 +86,18 @@ require() {
   done
 }
 
-# check_number OPTION LEAST MOST
+# check_number OPTION MIN MAX: refuses a value outside the range.
 check_number() {
   [[ ${!1} =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "--${1//_/-}=${!1} is not a whole number from $2 to $3"
   ((${!1} >= $2 && ${!1} <= $3)) || refuse "--${1//_/-}=${!1} is not a whole number from $2 to $3"
 }
 
-# check_form OPTION PATTERN DESCRIPTION
+# check_form OPTION PATTERN DESCRIPTION: refuses a value that does not match the pattern.
 check_form() {
   [[ ${!1} =~ $2 ]] || refuse "--${1//_/-}=${!1} is not $3"
 }
 
-# What every launch says of the run. Uses `config` and `workdir`, sets `flags`, those of evit_jax.main.
+# read_run: checks `config` and `workdir`, and sets `flags` to the flags of evit_jax.main.
 # shellcheck disable=SC2154
 read_run() {
   require config workdir
@@ -103,17 +105,17 @@ read_run() {
   flags=("--config=$config" "--workdir=$workdir" ${passed[@]+"${passed[@]}"})
 }
 
-# For a launch that takes along the repository, and nothing else of this machine.
+# config_in_repository: refuses a config outside the repository, because only the repository is copied.
 config_in_repository() {
   check_form config '^[^/]' 'a file of the repository, as configs/deit_s.py'
 }
 
-# need_tool PROGRAM SOURCE
+# need_tool PROGRAM ADVICE: refuses to run without a program on the PATH.
 need_tool() {
   [[ $dry_run ]] || command -v "$1" >/dev/null || refuse "$1 is not on the PATH: $2"
 }
 
-# The words as a shell reads them, quoted where they must be.
+# quoted WORD...: prints the words with quotes where a shell needs them.
 quoted() {
   local word quote=\' escaped="'\\''" separator=''
   for word; do
@@ -123,7 +125,7 @@ quoted() {
   done
 }
 
-# Runs the command, or prints it in a dry run.
+# run COMMAND...: runs the command, or prints it in a dry run.
 run() {
   if [[ $dry_run ]]; then
     quoted "$@"
@@ -133,7 +135,7 @@ run() {
   fi
 }
 
-# run_with_input TEXT COMMAND...: the same, with the text on its standard input.
+# run_with_input TEXT COMMAND...: runs or prints the command, with the text as its standard input.
 run_with_input() {
   local text=$1
   shift
@@ -145,11 +147,11 @@ run_with_input() {
   fi
 }
 
-# confirm QUESTION: goes on after a yes, or with --yes.
+# confirm QUESTION: continues after the answer yes, or with --yes.
 confirm() {
   local answer
   [[ -z $yes && -z $dry_run ]] || return 0
-  [[ -t 0 ]] || refuse "$1? Nobody can be asked here: give --yes"
+  [[ -t 0 ]] || refuse "$1? There is no terminal to ask in: give --yes"
   read -r -p "$1? [y/N] " answer
   [[ $answer == [yY]* ]] || { echo 'Nothing was done.' >&2 && exit 1; }
 }

@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# Trains on TPUs of a GKE cluster, as a JobSet: one pod per TPU host, started anew together when one fails.
+# Trains on TPUs of a GKE cluster, as a JobSet: one pod per TPU host. All pods restart together when one fails.
 #
 # Usage: launch/gke_jobset.sh COMMAND --name NAME [options] [-- FLAGS of evit_jax.main]
 #
 #   apply    starts the run
-#   render   prints the manifest that apply would use
+#   render   prints the manifest that apply uses
 #   logs     follows the log of one pod, or of all
 #   status   shows the JobSet and its pods
-#   delete   deletes the JobSet and its pods; what is in the workdir stays
+#   delete   deletes the JobSet and its pods; the workdir stays
 #
 #   --name NAME             name of the JobSet
-#   --namespace NAMESPACE   its namespace (kubectl's default)
-#   --context CONTEXT       its cluster, by kubectl's name (kubectl's default)
-#   --image IMAGE           made from launch/Dockerfile and pushed where the cluster can pull it
+#   --namespace NAMESPACE   namespace of the JobSet (kubectl's default)
+#   --context CONTEXT       kubectl context of the cluster (kubectl's default)
+#   --image IMAGE           image built from launch/Dockerfile, in a registry that the cluster can access
 #   --type TYPE             v4, v5e, v5p or v6e
-#   --topology TOPOLOGY     of the slice, as 2x4 or 4x4 (v5e, v6e), 2x2x4 (v4, v5p)
-#   --chips-per-host N      8 or 4 where both are possible, as in 2x4 (the larger)
-#   --spot                  on spot nodes
-#   --restarts N            restarts after faults before it fails; preemptions do not count (10)
-#   --grace SECONDS         from SIGTERM to SIGKILL (120; spot nodes may give as little as 15)
-#   --env KEY=VALUE         variable of the environment, may be given again
+#   --topology TOPOLOGY     topology of the slice, such as 2x4 or 4x4 (v5e, v6e), 2x2x4 (v4, v5p)
+#   --chips-per-host N      8 or 4, if both are possible, such as in 2x4 (8)
+#   --spot                  uses spot nodes
+#   --restarts N            number of restarts after failures; preemptions do not count (10)
+#   --grace SECONDS         time from SIGTERM to SIGKILL (120; spot nodes may allow only 15)
+#   --env KEY=VALUE         environment variable; may be repeated
 #   --service-account NAME  Kubernetes service account that may use the bucket
 #   --config FILE           a file of configs/
 #   --workdir DIR           folder of the run, gs://BUCKET/...
 #   --worker N              logs: index of the pod, or all (0)
-#   --yes                   delete: does not ask
+#   --yes                   delete: without confirmation
 #   --dry-run               prints the commands and runs nothing
 #
 # The cluster needs the JobSet controller and a node pool of this type and topology.
@@ -41,19 +41,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 source "$root/launch/tpu_shapes.sh"
 need_bash 4 4
 
-# shellcheck disable=SC2034  # the template asks for `spot`
-name='' namespace='''' context='' image='' type='' topology='' chips_per_host='' spot='' restarts=10 grace=120
+# shellcheck disable=SC2034  # the template uses `spot`
+name='' namespace='' context='' image='' type='' topology='' chips_per_host='' spot='' restarts=10 grace=120
 service_account='' config='' workdir='' worker=0 yes='' env=()
 read_options 'name: namespace: context: image: type: topology: chips-per-host: spot restarts: grace: env+
   service-account: config: workdir: worker: yes' "$@"
 choose_command apply render logs status delete
 require name
-# At most 40, since pods are called NAME-slice-0-INDEX-xxxxx, in 63 letters at most.
+# Pod names, NAME-slice-0-INDEX-xxxxx, have at most 63 characters.
 check_form name '^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$' 'a name of lower case letters, digits and -, at most 40'
 cluster=(kubectl ${context:+"--context=$context"} ${namespace:+"--namespace=$namespace"})
 pods="jobset.sigs.k8s.io/jobset-name=$name"
 
-# The text as a YAML string (JSON's form); $( is doubled, since Kubernetes would fill in a variable there.
+# yaml_string TEXT: prints a YAML string in the form of JSON. $( is doubled, because Kubernetes expands $(NAME).
 yaml_string() {
   local text=$1
   [[ $text != *[[:cntrl:]]* ]] || refuse "${text@Q} has a line break or another control character: leave it out"
@@ -107,7 +107,7 @@ read_job() {
   env_list=$(yaml_env ${env[@]+"${env[@]}"})
 }
 
-# Fills in the template; lines marked `# with --OPTION` stay where that option was given.
+# render: prints the template with its values. Lines marked `# with --OPTION` are kept if that option was given.
 render() {
   local line option optional='^(.*)  # with --(.+)$' placeholder='^(.*)\$\{([a-z_]+)\}(.*)$'
   local -A values=([name]=$name [restarts]=$restarts [hosts]=$hosts [grace]=$grace [accelerator]=$accelerator

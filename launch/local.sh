@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Trains in several processes on this machine, each with its own virtual CPU devices: a pod in small.
+# Trains in several processes on this machine, each with its own virtual CPU devices, like a small pod.
 #
 # Usage: launch/local.sh [options] --config FILE --workdir DIR [-- FLAGS of evit_jax.main]
 #
-#   --processes N      how many processes (2)
-#   --devices N        virtual CPU devices of each (4)
+#   --processes N      number of processes (2)
+#   --devices N        number of virtual CPU devices of each process (4)
 #   --config FILE      a file of configs/
 #   --workdir DIR      folder of the run
-#   --grace SECONDS    from the first failure, or a signal, to SIGKILL for those still there (60)
+#   --grace SECONDS    time from the first failure or signal to SIGKILL for the remaining processes (60)
 #   --python PROGRAM   the Python to use (.venv/bin/python if there is one, else python3)
-#   --program PROGRAM  runs this with what follows after --, instead of evit_jax.main
+#   --program PROGRAM  runs this program with the arguments after --, instead of evit_jax.main
 #   --dry-run          prints the commands and runs nothing
 #
 # Paths are relative to the repository. Each line of output begins with the number of its process. SIGTERM and SIGINT
-# are forwarded to all. When one fails, the others get SIGTERM, and the exit code is that of the first to fail.
+# are forwarded to all processes. When one fails, the others get SIGTERM; the exit code is that of the first failure.
 #
 # Examples:
 #   launch/local.sh --config configs/digits.py --workdir runs/two
@@ -40,7 +40,7 @@ else
 fi
 command -v "${line[0]}" >/dev/null || refuse "${line[0]} is not a program: give another as --program or --python"
 
-# Below the ports that Linux and macOS give to outgoing connections, so that none of those comes in between.
+# free_port: prints a free port, below the range that Linux and macOS use for outgoing connections.
 free_port() {
   local port
   while :; do
@@ -50,7 +50,7 @@ free_port() {
   echo "$port"
 }
 
-# For its process number; reads to the end whatever the line ends with.
+# prefix_lines NUMBER: copies lines, each after the number of its process; also a last line without a line end.
 prefix_lines() {
   local text
   trap '' TERM INT
@@ -59,7 +59,7 @@ prefix_lines() {
   done
 }
 
-# signal_all SIGNAL: to the programs, not to what they have started, which they end themselves.
+# signal_all SIGNAL: signals the programs. They end their own children.
 signal_all() {
   local pid
   for pid in "${!number_of[@]}"; do
@@ -67,13 +67,13 @@ signal_all() {
   done
 }
 
-# end_all SIGNAL: asks all to end, in `grace` seconds from the first time.
+# end_all SIGNAL: signals the programs, and sets the deadline for SIGKILL at the first call.
 end_all() {
   signal_all "$1"
   deadline=${deadline:-$((SECONDS + grace))}
 }
 
-# any_alive ID...: of processes, or of groups (-ID).
+# any_alive ID...: succeeds if one of the processes, or process groups (-ID), is alive.
 any_alive() {
   local id
   for id; do
@@ -82,7 +82,7 @@ any_alive() {
   return 1
 }
 
-# wait_briefly ID...: at most two seconds for all of them to end.
+# wait_briefly ID...: waits at most two seconds until all of them have ended.
 wait_briefly() {
   local tries
   for ((tries = 0; tries < 20; tries++)); do
@@ -91,7 +91,8 @@ wait_briefly() {
   done
 }
 
-# start NUMBER: leading a process group, so that Ctrl-C reaches it through this script alone, and its children can be found.
+# start NUMBER: starts a process that leads its own group. Ctrl-C then reaches it through this script alone, and its
+# children can be found.
 start() {
   local output
   exec {output}> >(prefix_lines "$1")
@@ -103,7 +104,7 @@ start() {
   exec {output}>&-
 }
 
-# note_end PID: of a program that is there no more.
+# note_end PID: handles the end of a program.
 note_end() {
   local code=0 number=${number_of[$1]}
   wait "$1" 2>/dev/null || code=$?
@@ -125,7 +126,7 @@ if [[ $dry_run ]]; then
   exit
 fi
 
-declare -A number_of=()  # by process id
+declare -A number_of=()  # process numbers by process id
 groups=() readers=() deadline='' first=0
 trap 'end_all TERM' TERM
 trap 'end_all INT' INT
@@ -133,7 +134,7 @@ for ((i = 0; i < processes; i++)); do
   start "$i"
 done
 
-# Looking, not `wait -n`, which misses a child that ends before it is called.
+# This polls, because `wait -n` misses a child that ended before the call.
 while ((${#number_of[@]})); do
   sleep 0.1 || true  # Ctrl-C ends it
   for pid in "${!number_of[@]}"; do
@@ -146,7 +147,7 @@ while ((${#number_of[@]})); do
   fi
 done
 
-# Data workers that a killed program has left behind; Python's resource tracker cleans up after them, and then ends.
+# Ends the data workers of a killed program. Python's resource tracker cleans up after them, then ends too.
 kill -s TERM -- "${groups[@]}" 2>/dev/null || true
 wait_briefly "${groups[@]}"
 kill -s KILL -- "${groups[@]}" 2>/dev/null || true

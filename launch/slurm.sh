@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of a Slurm cluster: one process per GPU, queued again when preempted or out of time.
+# Trains on the GPUs of a Slurm cluster: one process per GPU. The job is requeued when preempted or out of time.
 #
 # Usage: launch/slurm.sh COMMAND [options] [-- FLAGS of evit_jax.main]
 #
 #   submit   submits the job
-#   logs     follows its log
-#   cancel   cancels the jobs of this name
+#   logs     follows the log of the job
+#   cancel   cancels all your jobs of this name
 #
 #   --name NAME            name of the job (evit)
-#   --nodes N              how many nodes (1)
-#   --gpus-per-node N      GPUs of each: all of them, or the first ones (8)
+#   --nodes N              number of nodes (1)
+#   --gpus-per-node N      number of GPUs to use in each node (8)
 #   --cpus-per-gpu N       cores of each process, for its data workers (8)
-#   --time TIME            limit of one stretch, as 24:00:00 or 2-00:00:00; the run goes on after it (24:00:00)
-#   --partition PARTITION  where to run (the cluster's default)
-#   --account ACCOUNT      who pays (the cluster's default)
-#   --sbatch OPTION        another option of sbatch, as --sbatch=--constraint=a100; may be given again
-#   --grace SECONDS        from SIGTERM to the end of a stretch, to save in (120)
+#   --time TIME            time limit of the job, such as 24:00:00 or 2-00:00:00; the run then continues in a requeued
+#                          job (24:00:00)
+#   --partition PARTITION  partition to run in (the cluster's default)
+#   --account ACCOUNT      account to charge (the cluster's default)
+#   --sbatch OPTION        another option of sbatch, such as --sbatch=--constraint=a100; may be repeated
+#   --grace SECONDS        time between SIGTERM and the time limit, for saving (120)
 #   --logs DIR             folder of the log NAME.log, on a disk that all nodes share (runs/slurm)
-#   --python PROGRAM       the Python to use, with jax[cuda13] (.venv/bin/python)
+#   --python PROGRAM       the Python to use, with jax[cuda13] installed (.venv/bin/python)
 #   --config FILE          a file of configs/
 #   --workdir DIR          folder of the run, on a disk that all nodes share
-#   --yes                  cancel: does not ask
+#   --yes                  cancel: without confirmation
 #   --dry-run              prints the commands and runs nothing
 #
 # This repository must be on a disk that all nodes share; paths are relative to it.
@@ -40,7 +41,7 @@ read_options 'name: nodes: gpus-per-node: cpus-per-gpu: time: partition: account
 choose_command submit logs cancel
 cd "$root"
 check_form name '^[A-Za-z0-9][-A-Za-z0-9._]*$' 'a name of letters, digits, dots, - and _'
-# Slurm fills in what follows a %.
+# Slurm expands % and the character after it.
 check_form logs '^[^%]+$' 'a folder without % in its name'
 [[ $logs == /* ]] || logs=$root/$logs
 
@@ -55,21 +56,21 @@ check_job() {
   [[ -x $python || $dry_run ]] || refuse "--python=$python is not a program: make it with make venv, then add jax[cuda13]"
 }
 
-# What Slurm runs on the first node. JAX finds the other processes by Slurm's variables, and takes the i-th GPU in the i-th
-# process of a node; so each must see all of them, and --gpus-per-task is not for us.
+# batch_script: prints the script that Slurm runs on the first node. JAX finds the processes by Slurm's variables; the i-th
+# process of a node takes the i-th GPU. Each process must therefore see all GPUs, which rules out --gpus-per-task.
 batch_script() {
   cat <<END
 #!/bin/bash
 cd $(quoted "$root") || exit
-# Slurm sends SIGTERM to this script alone before the time is up; srun itself would end the job.
+# Before the time limit, Slurm sends SIGTERM to this script alone. A SIGTERM to srun would end the job.
 trap 'scancel --signal=TERM "\$SLURM_JOB_ID"' TERM
-# The processes end by themselves when one does; --wait is for those that cannot.
+# When one process ends, the others end by themselves; --wait ends those that hang.
 srun --cpus-per-task=$cpus_per_gpu --gpu-bind=none --kill-on-bad-exit=0 --wait=300 \\
   $(quoted "$python" -m evit_jax.main "${flags[@]}") &
 step=\$!
 code=0
 wait "\$step" || code=\$?
-while kill -0 "\$step" 2>/dev/null; do  # a signal ended the wait, not the step
+while kill -0 "\$step" 2>/dev/null; do  # a signal ends `wait` while the step still runs
   code=0
   wait "\$step" || code=\$?
 done
@@ -84,7 +85,7 @@ END
 submit() {
   check_job
   run mkdir -p "$logs"
-  # --open-mode: the log of the stretches before is kept.
+  # --open-mode=append keeps the log of earlier jobs of this run.
   run_with_input "$(batch_script)" sbatch "--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$gpus_per_node" \
     "--gpus-per-node=$gpus_per_node" "--cpus-per-task=$cpus_per_gpu" "--time=$time" ${partition:+"--partition=$partition"} \
     ${account:+"--account=$account"} --requeue "--signal=B:TERM@$grace" --open-mode=append "--output=$logs/$name.log" \

@@ -1,7 +1,7 @@
-# Sourced by the launch scripts for TPUs: which slices there are, and how many chips and hosts they have.
+# Sourced by the launch scripts for TPUs: the slices that exist, with their numbers of chips and hosts.
 # Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # the variables of this file are for those who source it
+# shellcheck disable=SC2034  # the scripts that source this file use its variables
 
 _FLAT='1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16'  # v5e and v6e
 _SMALL='2x2x1 2x2x2 2x2x4 2x4x4'            # v4 and v5p below one cube of 4x4x4
@@ -37,7 +37,7 @@ _check_cubes() {
     refuse "--topology=$2: $1 has $_SMALL, or AxBxC of $fits"
 }
 
-# check_accelerator TYPE, as v5litepod-16: sets `default_runtime`.
+# check_accelerator TYPE: checks a type such as v5litepod-16, and sets `default_runtime`.
 check_accelerator() {
   local size=${1##*-} flat='1 4 8 16 32 64 128 256'
   case $1 in

@@ -1,37 +1,37 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM, asked for as a queued resource.
+# Trains on a Cloud TPU VM, which is requested as a queued resource.
 #
 # Usage: launch/tpu_vm.sh COMMAND --name NAME --zone ZONE [options] [-- FLAGS of evit_jax.main]
 #
-#   create   asks for the TPU and waits until it is ACTIVE; what a preempted one of this name has left is deleted first
-#   setup    copies a commit of this repository to all workers and installs what it needs
-#   start    starts evit_jax.main on all workers, detached; it is started again whenever it ends with exit code 75
-#   stop     has it save and end
+#   create   requests the TPU and waits until it is ACTIVE; deletes a preempted TPU of this name first
+#   setup    copies a commit of this repository to all workers and installs its requirements
+#   start    starts evit_jax.main on all workers, detached; restarts it after each exit with code 75
+#   stop     asks evit_jax.main to save and end
 #   logs     follows the log of one worker, or of all
-#   status   says the state of the TPU and, when that is ACTIVE, what each worker does
+#   status   shows the state of the TPU and, if it is ACTIVE, of each worker
 #   delete   deletes the TPU and the request
 #
 #   --name NAME         name of the TPU and of its request
-#   --zone ZONE         its zone
-#   --project PROJECT   its project (gcloud's default)
-#   --type TYPE         create: v4-N, v5litepod-N, v5p-N or v6e-N, as v5litepod-8 or v6e-16
-#   --runtime VERSION   create: software of the VM (by type)
-#   --spot              create: cheaper, and preempted when others pay more
-#   --poll SECONDS      create: time between two looks at the state (15)
-#   --commit COMMIT     setup: what to copy (HEAD)
+#   --zone ZONE         zone of the TPU
+#   --project PROJECT   project of the TPU (gcloud's default)
+#   --type TYPE         create: v4-N, v5litepod-N, v5p-N or v6e-N, such as v5litepod-8 or v6e-16
+#   --runtime VERSION   create: runtime version of the VM (the default of the type)
+#   --spot              create: requests a spot TPU, which is cheaper and may be preempted
+#   --poll SECONDS      create: time between two queries of the state (15)
+#   --commit COMMIT     setup: commit to copy (HEAD)
 #   --config FILE       start: a file of configs/
 #   --workdir DIR       start: folder of the run, gs://BUCKET/... or an absolute path that all workers share
-#   --worker N          logs: a worker's number, or all (0)
-#   --yes               delete: does not ask
+#   --worker N          logs: number of a worker, or all (0)
+#   --yes               delete: without confirmation
 #   --dry-run           prints the commands and runs nothing
 #
-# gcloud must be logged in; for more than one worker run `ssh-add ~/.ssh/google_compute_engine` before.
+# gcloud must be logged in. For more than one worker, run `ssh-add ~/.ssh/google_compute_engine` first.
 #
 # Examples:
 #   launch/tpu_vm.sh create --name evit --zone ZONE --type v5litepod-16 --spot
 #   launch/tpu_vm.sh setup --name evit --zone ZONE
 #   launch/tpu_vm.sh start --name evit --zone ZONE --config configs/deit_s.py --workdir gs://BUCKET/evit -- --config.seed=1
-# After a preemption the same three continue the run.
+# After a preemption, the same three commands continue the run.
 set -euo pipefail
 # shellcheck source=launch/arguments.sh
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
@@ -45,24 +45,24 @@ choose_command create setup start stop logs status delete
 require name zone
 check_form name '^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$' 'a name of lower case letters, digits and -, at most 63'
 check_form zone '^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$' 'a zone, as us-west4-a'
-place=("--zone=$zone" ${project:+"--project=$project"})
+location=("--zone=$zone" ${project:+"--project=$project"})
 need_tool gcloud 'install the Google Cloud CLI'
 
 queue() {
   local verb=$1
   shift
-  run gcloud compute tpus queued-resources "$verb" "$name" "${place[@]}" "$@"
+  run gcloud compute tpus queued-resources "$verb" "$name" "${location[@]}" "$@"
 }
 
-# on_workers WORKER WORD...: runs launch/tpu_worker.sh with the words there.
+# on_workers WORKER ARGUMENT...: runs launch/tpu_worker.sh with the arguments on one worker, or all.
 on_workers() {
-  local which=$1
+  local worker=$1
   shift
-  run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" "--worker=$which" \
+  run gcloud compute tpus tpu-vm ssh "$name" "${location[@]}" "--worker=$worker" \
     "--command=bash evit_jax/launch/tpu_worker.sh $(quoted "$@")"
 }
 
-# The state of the request; nothing when there is none.
+# state: prints the state of the request; nothing if there is none.
 state() {
   queue describe '--format=value(state.state)' 2>/dev/null || true
 }
@@ -84,27 +84,27 @@ create() {
   case $(state) in
     '') request ;;
     FAILED | SUSPENDED | SUSPENDING)
-      echo "$name was preempted, or failed: asking anew"
+      echo "$name was preempted, or failed: requesting it again"
       queue delete --force --quiet
       request
       ;;
-    *) echo "$name is asked for already" ;;
+    *) echo "$name has been requested already" ;;
   esac
   wait_until_active
 }
 
 wait_until_active() {
-  local now last=none begin=$SECONDS said=0 unknown=0
+  local now last=none begin=$SECONDS printed=0 unknown=0
   while :; do
     now=$(state)
-    if [[ $now != "$last" ]] || ((SECONDS - said >= 300)); then
+    if [[ $now != "$last" ]] || ((SECONDS - printed >= 300)); then
       printf '%6d s  %s\n' $((SECONDS - begin)) "${now:-unknown}"
-      said=$SECONDS
+      printed=$SECONDS
     fi
     case $now in
       '')
         if ((++unknown == 5)); then
-          echo "The state of $name cannot be had; gcloud says:" >&2
+          echo "gcloud does not report the state of $name:" >&2
           queue describe >&2
           exit 1
         fi
@@ -126,11 +126,11 @@ setup() {
   local unpack='mkdir -p evit_jax && cd evit_jax && rm -rf configs evit_jax launch && tar -xzf ../evit_jax.tar.gz && cd ..'
   hash=$(git -C "$root" rev-parse --verify --quiet "$commit^{commit}") ||
     refuse "--commit=$commit is no commit of $root"
-  git -C "$root" diff --quiet HEAD -- || echo "note: changes that are not committed are not copied" >&2
+  git -C "$root" diff --quiet HEAD -- || echo "note: uncommitted changes are not copied" >&2
   archive=${TMPDIR:-/tmp}/evit_jax-$hash.tar.gz
   run git -C "$root" archive --format=tar.gz "--output=$archive" "$hash"
-  run gcloud compute tpus tpu-vm scp "$archive" "$name:evit_jax.tar.gz" "${place[@]}" --worker=all
-  run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker=all \
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:evit_jax.tar.gz" "${location[@]}" --worker=all
+  run gcloud compute tpus tpu-vm ssh "$name" "${location[@]}" --worker=all \
     "--command=$unpack && bash evit_jax/launch/tpu_worker.sh install"
   run rm -f "$archive"
 }

@@ -3,19 +3,19 @@
 #
 # Usage: launch/tpu_worker.sh COMMAND [FLAGS of evit_jax.main]
 #
-#   install    makes .venv, with the packages of requirements.txt, JAX's TPU plugin of the same version, and gs://
-#   start      starts evit_jax.main with the flags, detached, logging to train.log
-#   stop       has it save and end
+#   install    creates .venv with requirements.txt, JAX's TPU plugin of the same version, and gcsfs
+#   start      starts evit_jax.main with the flags, detached; the log is train.log
+#   stop       asks evit_jax.main to save and end
 #   logs       follows train.log
-#   status     says whether it runs, and the log's last line
-#   supervise  what start starts: runs evit_jax.main, again whenever it ends with exit code 75 (preempted, saved)
+#   status     prints whether evit_jax.main runs, and the last line of the log
+#   supervise  runs evit_jax.main, again after each exit with code 75 (preempted, saved); used by start
 set -euo pipefail
 # shellcheck source=launch/arguments.sh
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 [[ ${1-} != --help ]] || { print_help && exit; }
 cd "$root"
 
-# Sets `pid` if a supervisor runs. After a reboot the number may be another program's.
+# is_running: sets `pid` if a supervisor runs. After a reboot, the number may belong to another program.
 is_running() {
   pid=$(cat train.pid 2>/dev/null) && grep -qs tpu_worker.sh "/proc/$pid/cmdline"
 }
@@ -23,7 +23,7 @@ is_running() {
 install() {
   local jax
   jax=$(sed -n 's/^jax==//p' requirements.txt)
-  # uv brings a Python of its own where the image has none that fits.
+  # uv downloads a Python if the image has none of a suitable version.
   python3 -m pip install --quiet --upgrade --target .uv uv
   .uv/bin/uv venv --quiet --clear --python '>=3.11,<3.14' .venv
   .uv/bin/uv pip install --quiet --python .venv -r requirements.txt "jax[tpu]==$jax" gcsfs
@@ -32,7 +32,7 @@ install() {
 
 start() {
   if is_running; then
-    echo "it runs already, as process $pid: stop it first" >&2
+    echo "evit_jax.main runs already, as process $pid: stop it first" >&2
     exit 1
   fi
   [[ -x .venv/bin/python ]] || { echo 'there is no .venv here: run setup first' >&2 && exit 1; }
@@ -49,7 +49,7 @@ supervise() {
     program=$!
     code=0
     wait "$program" || code=$?
-    # A signal ends `wait`, while the program is still saving.
+    # A signal ends `wait` while the program is still saving.
     while kill -0 "$program" 2>/dev/null; do
       code=0
       wait "$program" || code=$?
@@ -67,12 +67,12 @@ case ${1:-} in
       kill -s TERM "$pid"
       echo "process $pid was asked to save and end: see the log"
     else
-      echo 'it does not run'
+      echo 'evit_jax.main does not run'
     fi
     ;;
   logs) exec tail -n 100 -F train.log ;;
   status)
-    if is_running; then echo "it runs, as process $pid"; else echo 'it does not run'; fi
+    if is_running; then echo "evit_jax.main runs, as process $pid"; else echo 'evit_jax.main does not run'; fi
     tail -n 1 train.log 2>/dev/null || true
     ;;
   *) refuse "${1:-nothing} is not one of install, start, stop, logs, status, supervise: see --help" ;;

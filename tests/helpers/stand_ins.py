@@ -1,4 +1,4 @@
-"""Stand-ins for gcloud, kubectl and Slurm that write down how they are called, for the tests of launch/."""
+"""Stand-ins for gcloud, kubectl and Slurm that record their calls, for the tests of launch/."""
 
 import json
 import os
@@ -38,12 +38,12 @@ if 'ssh' in call:
 
 
 def python(text):
-    """The text as a program of this Python."""
+    """Returns a program that runs the text with this Python."""
     return f'#!{sys.executable}\n{text}'
 
 
 class Cloud:
-    """A PATH whose gcloud, kubectl and Slurm write down how they are called; ssh runs its command in `worker`."""
+    """A PATH on which gcloud, kubectl and Slurm record their calls; ssh runs its command in `worker`."""
 
     def __init__(self, folder):
         self.folder, self.worker = folder, folder / 'worker'
@@ -75,13 +75,13 @@ class Cloud:
 def until(condition, seconds=10):
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, 'waited in vain'
+        assert time.monotonic() < end, 'the condition did not become true in time'
         time.sleep(0.02)
     return value
 
 
 def printed(result):
-    """The commands that a dry run printed, without what they would read."""
+    """Returns the commands that a dry run printed, without their standard input."""
     assert result.returncode == 0, result.stderr
     text = re.sub(r" <<'END'\n.*?\nEND$", '', result.stdout, flags=re.M | re.S)
     return [shlex.split(line) for line in text.splitlines()]

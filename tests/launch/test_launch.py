@@ -1,4 +1,4 @@
-"""The launch scripts: what they say, what they refuse, what they would run, and the manifest for Kubernetes."""
+"""The launch scripts: help, refusals, dry runs, and the manifest for Kubernetes."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ import yaml
 
 from tests.helpers.stand_ins import AWKWARD, LAUNCH, ROOT, RUN, TPU, Cloud, printed
 
-DOORS = ['tpu_vm.sh', 'gke_jobset.sh', 'slurm.sh', 'local.sh']
+LAUNCHERS = ['tpu_vm.sh', 'gke_jobset.sh', 'slurm.sh', 'local.sh']
 SCRIPTS = sorted(path.name for path in LAUNCH.glob('*.sh'))
 GKE = ['render', '--name=evit', '--image=place/image:1', *RUN]
 V5E = ['--type=v5e', '--topology=4x4']
@@ -22,20 +22,20 @@ def cloud(tmp_path):
 
 
 def words_of(line):
-    """Those of a command line, in which a name in capitals stands for several."""
-    several = {'TPU': TPU, 'RUN': RUN, 'GKE': GKE, 'V5E': V5E}
-    return [word for words in shlex.split(line) for word in several.get(words, [words])]
+    """Splits a command line in which a name in capitals stands for several arguments."""
+    abbreviations = {'TPU': TPU, 'RUN': RUN, 'GKE': GKE, 'V5E': V5E}
+    return [word for words in shlex.split(line) for word in abbreviations.get(words, [words])]
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
-def test_scripts_are_correct_shell(script):
+def test_script_is_correct_shell(script):
     subprocess.run(['bash', '-n', LAUNCH / script], check=True)
     if shutil.which('shellcheck'):
         subprocess.run(['shellcheck', '-x', '-P', ROOT, LAUNCH / script], check=True)
 
 
-@pytest.mark.parametrize('script', DOORS)
-def test_help_tells_of_every_option_and_gives_examples(script, cloud):
+@pytest.mark.parametrize('script', LAUNCHERS)
+def test_help_lists_every_option_and_gives_examples(script, cloud):
     result = cloud.run(script, '--help')
     options = re.search(r"read_options '([^']+)'", (LAUNCH / script).read_text())[1].split()
     assert result.returncode == 0 and len(options) > 5
@@ -62,7 +62,7 @@ def test_dry_run_prints_commands_and_runs_none(script, args, cloud):
 
 
 WRONG = [
-    ('tpu_vm.sh', 'say one of: create setup'),
+    ('tpu_vm.sh', 'give one of: create setup'),
     ('tpu_vm.sh create setup', 'create setup'),
     ('tpu_vm.sh make', 'make is not one of'),
     ('tpu_vm.sh create --name=evit', '--zone is missing'),
@@ -107,7 +107,7 @@ WRONG = [
     ('slurm.sh logs --logs=%j', 'without %'),
     ('slurm.sh cancel', 'give --yes'),
     ('local.sh', '--config is missing'),
-    ('local.sh RUN word', 'what is word for?'),
+    ('local.sh RUN word', 'unexpected argument word: options begin with --'),
     ('local.sh RUN --processes=0', '--processes=0 is not a whole number from 1 to 64'),
     ('local.sh RUN --devices=two', '--devices=two is not a whole number'),
     ('local.sh RUN --config.seed=1', 'flags of evit_jax.main follow after --'),
@@ -116,7 +116,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize('line, message', WRONG, ids=[line for line, _ in WRONG])
-def test_wrong_arguments_are_refused_before_anything_is_done(line, message, cloud):
+def test_script_with_wrong_arguments_refuses_before_it_runs_anything(line, message, cloud):
     script, *args = words_of(line)
     result = cloud.run(script, *args)
     assert result.returncode == 2 and result.stdout == ''
@@ -125,7 +125,7 @@ def test_wrong_arguments_are_refused_before_anything_is_done(line, message, clou
 
 
 @pytest.mark.parametrize('line', ['tpu_vm.sh stop TPU', 'gke_jobset.sh status --name=evit', 'slurm.sh cancel --yes'])
-def test_missing_program_is_named_and_a_dry_run_needs_none(line, cloud):
+def test_script_without_a_program_names_it_and_a_dry_run_needs_none(line, cloud):
     cloud.folder = cloud.folder / 'bin'
     cloud.folder.mkdir()
     for name in ('bash', 'env', 'dirname'):
@@ -144,7 +144,7 @@ def render(cloud, *args):
     return manifest, job, job['template']['spec']
 
 
-def test_manifest_is_one_indexed_job_that_is_restarted_as_a_whole(cloud):
+def test_manifest_has_one_indexed_job_that_restarts_as_a_whole(cloud):
     manifest, job, pod = render(cloud, *V5E, '--restarts=7', '--grace=90')
     assert (manifest['apiVersion'], manifest['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
     assert manifest['metadata']['name'] == 'evit'
@@ -179,12 +179,12 @@ def test_manifest_has_a_pod_for_each_host_and_all_its_chips(kind, topology, per_
                                    'cloud.google.com/gke-tpu-topology': topology}
 
 
-def test_manifest_takes_smaller_hosts_where_there_are_two_kinds(cloud):
+def test_manifest_with_chips_per_host_takes_smaller_hosts(cloud):
     _, job, pod = render(cloud, '--type=v6e', '--topology=2x4', '--chips-per-host=4')
     assert job['completions'] == 2 and pod['containers'][0]['resources']['limits'] == {'google.com/tpu': 4}
 
 
-def test_manifest_has_spot_nodes_and_service_account_only_on_request(cloud):
+def test_manifest_has_spot_nodes_and_service_account_only_with_their_options(cloud):
     _, _, plain = render(cloud, *V5E)
     _, _, pod = render(cloud, *V5E, '--spot', '--service-account=trainer')
     assert pod['nodeSelector'].pop('cloud.google.com/gke-spot') == 'true'
@@ -193,17 +193,17 @@ def test_manifest_has_spot_nodes_and_service_account_only_on_request(cloud):
     assert pod == plain
 
 
-def test_manifest_gives_flags_and_environment_as_they_are(cloud):
+def test_manifest_passes_flags_and_environment_unchanged(cloud):
     _, _, pod = render(cloud, *V5E, '--env=A=', '--env=ON=$(A) "b" \\', '--', *AWKWARD)
     container, = pod['containers']
     assert container['command'] == ['python', '-m', 'evit_jax.main']
-    # Kubernetes reads $$( as $( and would fill in $(A).
+    # Kubernetes replaces $$( by $(, and expands $(A).
     assert [arg.replace('$$(', '$(') for arg in container['args']] == [*RUN, *AWKWARD]
     assert '$$(id)' in container['args'][4]
     assert container['env'] == [{'name': 'A', 'value': ''}, {'name': 'ON', 'value': '$$(A) "b" \\'}]
 
 
-def test_apply_hands_the_rendered_manifest_to_kubectl(cloud):
+def test_apply_passes_the_rendered_manifest_to_kubectl(cloud):
     assert cloud.run('gke_jobset.sh', 'apply', *GKE[1:], *V5E, '--namespace=mine').returncode == 0
     (call, manifest), = cloud.calls()
     assert call == ['kubectl', '--namespace=mine', 'apply', '-f', '-']

@@ -1,4 +1,4 @@
-"""The launch scripts at work: Cloud TPU and Slurm by stand-ins, local.sh with real processes."""
+"""Runs of the launch scripts: Cloud TPU and Slurm with stand-ins, local.sh with real processes."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def cloud(tmp_path):
     ('WAITING_FOR_RESOURCES PROVISIONING ACTIVE', 'describe describe describe', 0),
     ('SUSPENDED WAITING_FOR_RESOURCES ACTIVE', 'describe delete create describe describe', 0),
     ('PROVISIONING FAILED', 'describe describe', 1)])
-def test_create_waits_for_active_and_replaces_what_was_preempted(states, verbs, code, cloud):
+def test_create_waits_for_active_and_replaces_a_preempted_tpu(states, verbs, code, cloud):
     (cloud.folder / 'states').write_text(states)
     result = cloud.run('tpu_vm.sh', 'create', *TPU, '--type=v6e-8', '--poll=0')
     assert result.returncode == code and cloud.verbs() == verbs.split()
@@ -34,10 +34,10 @@ def test_create_waits_for_active_and_replaces_what_was_preempted(states, verbs, 
     assert ('will not become ACTIVE' in result.stderr) == bool(code)
 
 
-def test_create_asks_when_there_is_none_and_gives_up_when_the_state_cannot_be_had(cloud):
+def test_create_without_a_request_makes_one_and_without_a_state_gives_up(cloud):
     args = ['--project=p', '--type=v5litepod-16', '--spot', '--poll=0']
     result = cloud.run('tpu_vm.sh', 'create', *TPU, *args)
-    assert result.returncode == 1 and 'The state of evit cannot be had' in result.stderr
+    assert result.returncode == 1 and 'gcloud does not report the state of evit' in result.stderr
     assert cloud.verbs()[:3] == ['describe', 'create', 'describe']
     create, _ = cloud.calls()[1]
     assert create[:6] == ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'evit']
@@ -54,8 +54,8 @@ if '--wait=' not in sys.argv: sys.exit(75 if count == 1 else 3)
 signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.2), os._exit(75)))
 time.sleep(30)
 """
-# Stands for the worker's python3 -m pip, which brings uv, which brings .venv.
-BRINGS_UV = """#!/bin/bash
+# Replaces the worker's `python3 -m pip`, which installs uv, which creates .venv.
+INSTALLS_UV = """#!/bin/bash
 mkdir -p .uv/bin && cat >.uv/bin/uv <<'END'
 #!/bin/bash
 printf '%s\\n' "$*" >>uv_calls
@@ -67,9 +67,9 @@ chmod +x .uv/bin/uv
 
 @pytest.fixture
 def worker(cloud):
-    """Set up from this folder: what git has of it, and launch/ as it is."""
+    """A worker that was set up from a commit of this repository's launch/ and configs/."""
     cloud.program('worker_python', python(WORKER_PYTHON))
-    cloud.program('python3', BRINGS_UV)
+    cloud.program('python3', INSTALLS_UV)
     repository = cloud.folder / 'repository'
     for part in ('launch', 'configs'):
         shutil.copytree(ROOT / part, repository / part)
@@ -90,7 +90,7 @@ def test_setup_copies_the_commit_and_installs_the_pinned_jax(worker, cloud):
 
 
 @pytest.mark.skipif(not pathlib.Path('/proc/self/cmdline').exists(), reason='workers are Linux')
-def test_worker_starts_again_on_75_only_and_stops_on_request(worker, cloud):
+def test_worker_restarts_on_75_only_and_stops_on_request(worker, cloud):
     started = lambda: (worker / 'started').read_text().splitlines() if (worker / 'started').exists() else []
     log = lambda: (worker / 'train.log').read_text()
     assert cloud.run('tpu_vm.sh', 'start', *TPU, *RUN, '--', *AWKWARD).returncode == 0
@@ -99,12 +99,12 @@ def test_worker_starts_again_on_75_only_and_stops_on_request(worker, cloud):
     assert cloud.run('tpu_vm.sh', 'start', *TPU, *RUN, '--', '--wait=').returncode == 0
     until(lambda: len(started()) == 3)
     (cloud.folder / 'states').write_text('ACTIVE')
-    assert 'it runs, as process' in cloud.run('tpu_vm.sh', 'status', *TPU).stdout
+    assert 'evit_jax.main runs, as process' in cloud.run('tpu_vm.sh', 'status', *TPU).stdout
     again = cloud.run('tpu_vm.sh', 'start', *TPU, *RUN)
-    assert again.returncode == 1 and 'it runs already' in again.stderr
+    assert again.returncode == 1 and 'evit_jax.main runs already' in again.stderr
     assert 'asked to save and end' in cloud.run('tpu_vm.sh', 'stop', *TPU).stdout
     until(lambda: log().count('exit code 75') == 2)
-    until(lambda: 'it does not run' in cloud.run('tpu_vm.sh', 'stop', *TPU).stdout)
+    until(lambda: 'evit_jax.main does not run' in cloud.run('tpu_vm.sh', 'stop', *TPU).stdout)
     assert len(started()) == 3
 
 
@@ -117,7 +117,7 @@ def submit(cloud, *args):
     return call, script
 
 
-def test_slurm_gets_one_task_per_gpu_requeued_with_time_to_save(cloud):
+def test_slurm_job_has_one_task_per_gpu_and_is_requeued_with_time_to_save(cloud):
     call, script = submit(cloud, '--sbatch=--constraint=a b', '--', *AWKWARD)
     assert {'--nodes=2', '--ntasks-per-node=4', '--gpus-per-node=4', '--requeue', '--signal=B:TERM@120',
             '--open-mode=append', '--constraint=a b', f'--output={cloud.folder}/evit.log'} <= set(call)
@@ -167,24 +167,24 @@ if f'exit{number}' in sys.argv:
     sys.exit(7)
 if 'stay' in sys.argv: time.sleep(60)
 """
-# What follows it, with SIGINT as in a terminal: it is ignored when the tests run behind a shell's &.
-HEARING = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])'
+# Runs a command with SIGINT handled as in a terminal; tests in the background ignore it.
+WITH_SIGINT = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])'
 
 
 class Local:
-    """local.sh with a program that does what its arguments say."""
+    """local.sh with `PROGRAM`, whose arguments choose its behaviour."""
 
     def __init__(self, folder, *words, options=()):
         program = Cloud(folder).program('program', python(PROGRAM))
         self.folder = folder / 'processes'
         self.folder.mkdir()
         self.shell = subprocess.Popen(
-            [sys.executable, '-c', HEARING, LAUNCH / 'local.sh',
+            [sys.executable, '-c', WITH_SIGINT, LAUNCH / 'local.sh',
              f'--program={program}', *options, '--', self.folder, *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'XLA_FLAGS': '--xla_a=1'})
 
     def process(self, number):
-        """Its process id and environment, once it is there."""
+        """Returns id and environment of a process, after waiting for its start."""
         path = self.folder / str(number)
         return json.loads(until(lambda: path.exists() and path.read_text()))
 
@@ -193,7 +193,7 @@ class Local:
         return self.shell.returncode, output, errors
 
 
-def test_local_starts_processes_that_find_each_other_and_have_their_own_devices(tmp_path):
+def test_local_starts_processes_with_one_coordinator_and_own_devices(tmp_path):
     local = Local(tmp_path, 'two  words', options=['--processes=3', '--devices=2'])
     code, output, errors = local.end()
     environments = [local.process(number)[1] for number in range(3)]
@@ -209,13 +209,13 @@ def test_local_starts_processes_that_find_each_other_and_have_their_own_devices(
 
 
 @pytest.mark.parametrize('number', [0, 1])
-def test_local_ends_the_others_when_one_fails_and_gives_its_exit_code(number, tmp_path):
+def test_local_with_a_failed_process_ends_the_others_and_returns_its_exit_code(number, tmp_path):
     code, output, errors = Local(tmp_path, f'exit{number}', 'stay', 'save').end()
     assert code == 7 and f'process {number} ended with exit code 7' in errors
     assert 'saved on SIGTERM' in output
 
 
-def test_local_ends_the_others_when_one_is_killed_and_leaves_no_children(tmp_path):
+def test_local_with_a_killed_process_ends_the_others_and_leaves_no_children(tmp_path):
     local = Local(tmp_path, 'stay', 'child')
     (first, _), (second, _) = local.process(0), local.process(1)
     os.kill(second, signal.SIGKILL)
@@ -233,7 +233,7 @@ def exists(group):
 
 
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
-def test_local_forwards_signals_and_waits_for_what_is_saved(sent, tmp_path):
+def test_local_forwards_signals_and_waits_until_the_processes_have_saved(sent, tmp_path):
     local = Local(tmp_path, 'stay', 'save')
     for number in range(2):
         local.process(number)
@@ -242,7 +242,7 @@ def test_local_forwards_signals_and_waits_for_what_is_saved(sent, tmp_path):
     assert code == 75 and output.count(f'saved on {sent.name}') == 2
 
 
-def test_local_kills_what_does_not_end_in_its_time(tmp_path):
+def test_local_kills_processes_that_do_not_end_in_time(tmp_path):
     local = Local(tmp_path, 'stay', 'deaf', options=['--grace=0'])
     for number in range(2):
         local.process(number)
