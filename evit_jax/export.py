@@ -14,7 +14,6 @@ import contextlib
 import errno
 import pathlib
 import shutil
-import uuid
 from collections.abc import Iterator
 
 import jax
@@ -127,19 +126,15 @@ def _write_orbax(folder: pathlib.Path, trained: LoadedModel) -> None:
 @contextlib.contextmanager
 def _appearing(folder: pathlib.Path, trained: LoadedModel) -> Iterator[pathlib.Path]:
     """A folder beside the one wanted, which takes its place at the end of the body; nothing stays of a failure."""
-    unfinished = folder.with_name(f'{folder.name}.unfinished-{uuid.uuid4().hex[:8]}')
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params))
     try:
-        unfinished.mkdir(parents=True)
-        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params)), shutil.disk_usage(unfinished).free
-        if free < needed:
-            raise OSError(errno.ENOSPC, f'{free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB of weights')
-        yield unfinished
-        unfinished.rename(folder)
+        with storage.new_folder(folder) as unfinished:
+            if (free := shutil.disk_usage(unfinished).free) < needed:
+                raise OSError(errno.ENOSPC, f'{free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB of weights')
+            yield unfinished
     except OSError as error:
         raise ValueError(f'{folder} cannot be written ({error.strerror or error}): make room there, or give another '
                          'DIR') from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ was done.
 import json
 import pathlib
 import sys
-import tempfile
 from collections.abc import Sequence
 
 from absl import flags, logging
@@ -26,7 +25,7 @@ from evit_jax.inference.images import find_images
 from evit_jax.inference.predictor import Prediction, Predictor
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.registry import list_reducers
-from evit_jax.runtime import backend
+from evit_jax.runtime import backend, storage
 
 _TOP = flags.DEFINE_integer('top', 5, 'Guesses of each image.', lower_bound=1)
 _JSON = flags.DEFINE_bool('json', False, 'A JSON object in each line.')
@@ -97,12 +96,7 @@ class _Pictures:
 
     def __init__(self, folder: str, images: Sequence[str]):
         self._folder = pathlib.Path(folder).expanduser()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._folder):
-                pass
-        except OSError as error:
-            raise ValueError(f'--kept={folder} cannot be written ({error.strerror}): give another folder') from error
+        storage.make_writable(self._folder, f'--kept={folder}', 'give another folder')
         self._names = FileNames(self._folder, taken=images)
 
     def keep(self, predictor: Predictor, prediction: Prediction) -> bool:

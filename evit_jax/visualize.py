@@ -22,7 +22,6 @@ The data are those of the checkpoint's config, or of --config FILE.
 import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Sequence
 
 from absl import flags, logging
@@ -42,7 +41,7 @@ from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
 from evit_jax.reduction.registry import list_reducers
-from evit_jax.runtime import backend
+from evit_jax.runtime import backend, storage
 from evit_jax.viz.dropping import dropping_csv, dropping_plot
 from evit_jax.viz.example import Example, Setting
 from evit_jax.viz.published import PUBLISHED
@@ -215,12 +214,8 @@ def _folder_there(name: str) -> str:
 
 def _folder(name: str | os.PathLike, flag: str = '--png') -> pathlib.Path:
     folder = pathlib.Path(name).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise ValueError(f'{flag}: the folder {folder} cannot be written ({error.strerror}): give another') from error
+    storage.make_writable(folder, f'{flag}: the folder {folder}', 'give another')
+    return folder
 
 
 PROGRAMS = {'kept CHECKPOINT [IMAGES...]': kept, 'drop CHECKPOINT': drop, 'tradeoff FILES...': tradeoff}

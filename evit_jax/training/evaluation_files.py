@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import uuid
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -83,17 +82,10 @@ def check_out(out: str | os.PathLike | None) -> None:
     if path.suffix and folder == path and not os.fspath(out).endswith('/') and not path.is_dir():
         raise ValueError(f'--out={out} is neither a file that ends in .json nor a folder that exists: name a file that '
                          'ends in .json, or make the folder first')
-    probe = folder / f'.{uuid.uuid4().hex[:8]}.probe'
-    try:
-        if _is_file_name(out) and path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with storage.explain_bucket_errors(out):
-            folder.mkdir(parents=True, exist_ok=True)
-            storage.write_atomic(probe, b'')
-            probe.unlink()
-    except OSError as error:
-        raise ValueError(f'--out={out} cannot be written ({error.strerror or error}): name a file that ends in .json, '
-                         'or a folder, where you may write') from error
+    way_out = 'name a file that ends in .json, or a folder, where you may write'
+    if _is_file_name(out) and path.is_dir():
+        raise ValueError(f'--out={out} cannot be written ({os.strerror(errno.EISDIR)}): {way_out}')
+    storage.make_writable(folder, f'--out={out}', way_out)
 
 
 def _is_file_name(out):
