@@ -168,7 +168,8 @@ if f'exit{number}' in sys.argv:
 if 'stay' in sys.argv: time.sleep(60)
 """
 # Runs a command with SIGINT handled as in a terminal; tests in the background ignore it.
-WITH_SIGINT = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])'
+WITH_SIGINT = ('import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); '
+               'os.execv(sys.argv[1], sys.argv[1:])')
 
 
 class Local:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -202,7 +203,7 @@ def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_computed
     def refuse(*_, **__):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(predict.tempfile, 'TemporaryFile', refuse)
+    monkeypatch.setattr(pathlib.Path, 'write_bytes', refuse)
     monkeypatch.setattr(predict, 'Predictor', None)
     code, _, err = program(checkpoint, 'a.png', f'--kept={checkpoint}')
     assert code == 2 and 'cannot be written (Permission denied): give another folder' in err
