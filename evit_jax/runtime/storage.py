@@ -67,7 +67,7 @@ def make_writable(folder: epath.Path | pathlib.Path, subject: str, way_out: str)
         with explain_bucket_errors(folder):
             if not is_remote(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b'probe')
+            write_atomic(probe, b'probe')
             probe.unlink()
     except OSError as error:
         raise ValueError(f'{subject} cannot be written ({error.strerror or error}): {way_out}') from error

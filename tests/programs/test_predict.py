@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -20,6 +19,7 @@ from evit_jax.inference.images import find_images
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.runtime import storage
 from tests.helpers import doors, layouts
 from tests.helpers.folders import hide_inodes
 
@@ -203,7 +203,7 @@ def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_computed
     def refuse(*_, **__):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(pathlib.Path, 'write_bytes', refuse)
+    monkeypatch.setattr(storage, 'write_atomic', refuse)
     monkeypatch.setattr(predict, 'Predictor', None)
     code, _, err = program(checkpoint, 'a.png', f'--kept={checkpoint}')
     assert code == 2 and 'cannot be written (Permission denied): give another folder' in err
