@@ -1,6 +1,7 @@
-"""A workdir in a bucket: with gcsfs at a server of this machine, and without it in a file system of fsspec's memory.
+"""A workdir in a bucket: a local server with gcsfs, or the memory file system of fsspec without it.
 
-The server speaks the JSON API, so what stands below ours (etils, gcsfs, Orbax, tensorstore, Google's client) is real.
+The server implements the JSON API of Cloud Storage, so the libraries (etils, gcsfs, Orbax, tensorstore, Google's
+client) are the real ones.
 """
 
 import importlib.util
@@ -37,7 +38,7 @@ needs_gcsfs = pytest.mark.skipif(importlib.util.find_spec('gcsfs') is None,
 
 
 class Memory(MemoryFileSystem):
-    """A file system that knows `gs://` addresses."""
+    """An in-memory file system for `gs://` addresses."""
     store, pseudo_dirs = {}, ['']
 
     @classmethod
@@ -53,7 +54,7 @@ def server():
 
 @pytest.fixture
 def gcs(server, monkeypatch):
-    """The server, which knows `gs://bucket`; what lay there is gone."""
+    """The server, with an empty bucket `gs://bucket`."""
     for key, value in server.environment.items():
         monkeypatch.setenv(key, value)
     server.objects['bucket'].clear()
@@ -62,7 +63,7 @@ def gcs(server, monkeypatch):
 
 @pytest.fixture(params=['memory', pytest.param('server', marks=needs_gcsfs)])
 def folder(request, monkeypatch):
-    """`gs://bucket/run`."""
+    """The path `gs://bucket/run`, in each kind of bucket."""
     if request.param == 'server':
         request.getfixturevalue('gcs')
     else:
@@ -73,7 +74,7 @@ def folder(request, monkeypatch):
     return storage.as_path('gs://bucket/run')
 
 
-def test_config_and_classes_are_kept_and_checked(folder):
+def test_workdir_in_a_bucket_keeps_and_checks_config_and_classes(folder):
     continuation.open_workdir(folder, tiny().to_dict(), accept_changes=False)
     workdirs.record_classes(folder, ('cat', 'dog'))
     assert workdirs.saved_config(folder)['class_names'] == ['cat', 'dog']
@@ -82,19 +83,19 @@ def test_config_and_classes_are_kept_and_checked(folder):
         workdirs.record_classes(folder, ('cat', 'cow'))
 
 
-def test_metrics_reach_the_bucket_at_flush_and_a_later_writer_goes_on(folder):
+def test_writer_in_a_bucket_uploads_at_flush_and_the_next_writer_continues(folder):
     writer = create_writer(folder)
     writer.write_scalars(1, {'loss': 3.0})
     writer.flush()
     assert read_metrics(folder / 'metrics.jsonl') == [{'step': 1, 'loss': 3.0}]
     writer.write_scalars(2, {'loss': 2.0})
-    later = create_writer(folder)  # the first was killed
+    later = create_writer(folder)  # as after a kill of the first
     later.write_scalars(3, {'loss': 1.0})
     later.close()
     assert [record['step'] for record in read_metrics(folder / 'metrics.jsonl')] == [1, 3]
 
 
-def test_metrics_reach_the_bucket_by_themselves_from_time_to_time(folder, monkeypatch):
+def test_jsonl_in_a_bucket_is_uploaded_regularly(folder, monkeypatch):
     monkeypatch.setattr(append_file, '_WRITE_SECONDS', 0.05)
     writer = JsonlWriter(folder / 'metrics.jsonl')
     writer.write_scalars(1, {'loss': 3.0})
@@ -105,7 +106,7 @@ def test_metrics_reach_the_bucket_by_themselves_from_time_to_time(folder, monkey
     writer.close()
 
 
-def test_long_metrics_go_on_in_further_objects_of_which_only_the_last_is_written_anew(folder, monkeypatch):
+def test_jsonl_in_a_bucket_continues_in_further_objects_and_rewrites_only_the_last(folder, monkeypatch):
     monkeypatch.setattr(append_file, '_PART_BYTES', 200)
     for begin in (0, 20):
         writer = JsonlWriter(folder / 'metrics.jsonl')
@@ -125,7 +126,7 @@ def test_long_metrics_go_on_in_further_objects_of_which_only_the_last_is_written
     assert written == [f'metrics.{len(sizes) - 1:05d}.jsonl']
 
 
-def test_parts_that_were_copied_to_a_folder_are_read_and_continued_there(folder, tmp_path, monkeypatch):
+def test_jsonl_parts_copied_to_a_folder_are_read_and_continued(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(append_file, '_PART_BYTES', 100)
     writer = JsonlWriter(folder / 'metrics.jsonl')
     for step in range(9):
@@ -140,7 +141,7 @@ def test_parts_that_were_copied_to_a_folder_are_read_and_continued_there(folder,
         {'step': step, 'loss': 1.0 + (step == 8)} for step in range(9)]
 
 
-def test_a_bucket_out_of_reach_costs_no_line_and_stops_no_run(folder, monkeypatch):
+def test_jsonl_in_an_unreachable_bucket_loses_no_line_and_raises_nothing(folder, monkeypatch):
     def unreachable(file, content):
         raise RuntimeError('no route to host')
 
@@ -156,7 +157,7 @@ def test_a_bucket_out_of_reach_costs_no_line_and_stops_no_run(folder, monkeypatc
     assert [record['step'] for record in read_metrics(folder / 'metrics.jsonl')] == [*range(20)]
 
 
-def test_events_are_whole_in_every_object(folder, tmp_path, monkeypatch):
+def test_tensorboard_events_in_a_bucket_are_complete_in_every_object(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(append_file, '_PART_BYTES', 300)
     writer = TensorboardWriter(folder / 'tensorboard', resumed_at=4)
     for step in range(30):
@@ -172,23 +173,23 @@ def test_events_are_whole_in_every_object(folder, tmp_path, monkeypatch):
     assert scalars_of(event for part in events for event in part) == [(step, 'loss', step) for step in range(30)]
 
 
-def test_two_runs_cannot_hold_one_workdir_and_a_dead_one_holds_nothing(folder):
+def test_lock_in_a_bucket_refuses_a_second_run_and_is_free_after_a_dead_one(folder):
     with WorkdirLock(folder, beat_seconds=0.2):
         with pytest.raises(ValueError, match=rf'gs://bucket/run is in use .*process {os.getpid()} on'), \
                 WorkdirLock(folder, beat_seconds=0.2):
             pass
-        left = (folder / IN_USE_FILE).read_bytes()
+        content = (folder / IN_USE_FILE).read_bytes()
     assert not (folder / IN_USE_FILE).exists()
-    (folder / IN_USE_FILE).write_bytes(left)  # as by a kill
+    (folder / IN_USE_FILE).write_bytes(content)  # as after a kill
     with WorkdirLock(folder, beat_seconds=0.2):
-        assert (folder / IN_USE_FILE).read_bytes() != left
+        assert (folder / IN_USE_FILE).read_bytes() != content
 
 
 @pytest.mark.parametrize('address, message', [
     ('s3://bucket/run', 's3://bucket/run cannot be used: give a folder of this machine, or gs://bucket/folder'),
     ('gs://bucket', 'gs://bucket names no folder in a bucket'), ('gs:///run', 'gs:///run names no folder'),
     ('gs://bucket/run', r"gs://bucket/run needs packages .*: pip install 'evit_jax\[gcs\]'")])
-def test_an_address_that_cannot_be_used_is_refused_before_any_work(address, message, monkeypatch):
+def test_train_and_evaluate_with_an_unusable_address_refuse_before_any_work(address, message, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gcsfs', None)
     for start in (loop.train, loop.evaluate_workdir):
         with pytest.raises(ValueError, match=message) as refusal:
@@ -202,7 +203,7 @@ def test_an_address_that_cannot_be_used_is_refused_before_any_work(address, mess
 @pytest.mark.parametrize('address, reason', [
     ('gs://nowhere/run', r'gs://nowhere/run cannot be used \(not found\): check that the bucket exists'),
     ('gs://private/run', r'gs://private/run cannot be used \(the account has no access to private\).*may read and')])
-def test_a_bucket_that_is_not_there_or_not_ours_is_named_before_any_work(gcs, address, reason, monkeypatch):
+def test_train_in_a_missing_or_forbidden_bucket_names_it_before_any_work(gcs, address, reason, monkeypatch):
     monkeypatch.setattr(loop, '_train', lambda *arguments: pytest.fail('long work'))
     with pytest.raises(ValueError, match=reason) as refusal:
         loop.train(tiny(), address)
@@ -211,7 +212,7 @@ def test_a_bucket_that_is_not_there_or_not_ours_is_named_before_any_work(gcs, ad
 
 @needs_gcsfs
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(gcs, caplog):
+def test_damaged_checkpoint_in_a_bucket_is_set_aside_and_the_one_before_used(gcs, caplog):
     config = tiny(checkpoint__every=20)
     metrics = loop.train(config, 'gs://bucket/run')
     assert metrics['top1'] > 0.2
@@ -230,23 +231,23 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(gcs, caplo
 
 @needs_gcsfs
 @pytest.mark.slow
-def test_a_run_killed_in_a_bucket_ends_with_the_bits_of_an_undisturbed_one(gcs, tmp_path):
+def test_train_killed_in_a_bucket_continues_to_the_bit(gcs, tmp_path):
     loop.train(tiny(), tmp_path)
     start = {'cwd': ROOT, 'env': os.environ | gcs.environment, 'stderr': subprocess.PIPE, 'text': True}
     process = subprocess.Popen(command('gs://bucket/run'), **start)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None and \
             not any(name.startswith('run/checkpoints/21/') for name in gcs.objects['bucket']):
-        time.sleep(0.01)  # so that a save is under way
+        time.sleep(0.01)  # kill while a save is under way
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.communicate()
     before = [*read_metrics('gs://bucket/run/metrics.jsonl')] if 'run/metrics.jsonl' in gcs.objects['bucket'] else []
     done = subprocess.run(command('gs://bucket/run'), **start)
     assert done.returncode == 0, done.stderr
     assert 'taking over' in done.stderr and 'continuing at step' in done.stderr
-    want, got = final_parameters(tmp_path, tiny()), final_parameters('gs://bucket/run', tiny())
-    assert want[1] == got[1] == 40
-    jax.tree.map(np.testing.assert_array_equal, want[0], got[0])
+    expected, actual = final_parameters(tmp_path, tiny()), final_parameters('gs://bucket/run', tiny())
+    assert expected[1] == actual[1] == 40
+    jax.tree.map(np.testing.assert_array_equal, expected[0], actual[0])
     assert {record['step'] for record in before} <= {
         record['step'] for record in read_metrics('gs://bucket/run/metrics.jsonl')}
     checkpoints = CheckpointManager('gs://bucket/run', keep=3)

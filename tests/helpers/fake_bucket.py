@@ -1,4 +1,4 @@
-"""Google Cloud Storage on this machine: what gcsfs, tensorstore and Google's own client ask of its JSON API."""
+"""A local server for Google Cloud Storage: the part of its JSON API that gcsfs, tensorstore and Google's client use."""
 
 import contextlib
 import http.server
@@ -10,19 +10,19 @@ import threading
 import time
 import urllib.parse
 
-PAGE = 7  # entries of a listing; so few that every reader has to ask for more
+PAGE = 7  # entries in a page of a listing; few enough that every client must request further pages
 
 
 @contextlib.contextmanager
 def serving(*buckets, forbidden=()):
-    """Yields the server; `environment` makes the clients use it."""
+    """Yields the server; the variables in its `environment` make the clients use it."""
     server = _Server(('127.0.0.1', 0), _Handler)
     server.objects = {name: {} for name in (*buckets, *forbidden)}  # bucket -> name -> (content, generation)
     server.forbidden, server.uploads, server.lock = set(forbidden), {}, threading.RLock()
-    server.asked, server.generations = [], itertools.count(1)
+    server.generations = itertools.count(1)
     url = f'http://127.0.0.1:{server.server_port}'
     server.environment = {'STORAGE_EMULATOR_HOST': url, 'TENSORSTORE_GCS_HTTP_URL': url,
-                          'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'}  # asks Google's gRPC endpoint otherwise
+                          'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'}  # otherwise gcsfs calls Google's gRPC endpoint
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
@@ -35,12 +35,12 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request, client_address):
-        if not isinstance(sys.exception(), ConnectionError):  # gcsfs hangs up on what it no longer needs
+        if not isinstance(sys.exception(), ConnectionError):  # gcsfs closes connections early
             super().handle_error(request, client_address)
 
 
-class _Refused(Exception):
-    """Code and reason of an answer."""
+class _RefusedError(Exception):
+    """HTTP code and reason of an error response."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -55,11 +55,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.content = self._body()
         path = re.sub('^/(?:upload|download)?/?storage/v1/', '', url.path)
         parts = [urllib.parse.unquote(part) for part in path.strip('/').split('/')]
-        self.server.asked.append((self.command, url.path))
         try:
             with self.server.lock:
                 self._route(url.path.startswith('/upload/'), parts)
-        except _Refused as refusal:
+        except _RefusedError as refusal:
             code, reason = refusal.args
             self._send({'error': {'code': code, 'message': reason}}, code)
 
@@ -77,12 +76,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _route(self, upload, parts):
         if parts[0] != 'b' or len(parts) < 2:
-            raise _Refused(404, f'nothing at {self.path}')
+            raise _RefusedError(404, f'nothing at {self.path}')
         bucket = parts[1]
         if bucket not in self.server.objects:
-            raise _Refused(404, 'The specified bucket does not exist.')
+            raise _RefusedError(404, 'The specified bucket does not exist.')
         if bucket in self.server.forbidden:
-            raise _Refused(403, f'the account has no access to {bucket}')
+            raise _RefusedError(403, f'the account has no access to {bucket}')
         self.bucket, self.objects = bucket, self.server.objects[bucket]
         if len(parts) == 2:
             self._send({'kind': 'storage#bucket', 'name': bucket})
@@ -107,9 +106,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             number = str(next(self.server.generations))
             self.server.uploads[number] = bytearray()
             name = self.query.get('name') or json.loads(self.content)['name']
-            where = urllib.parse.urlencode({'uploadType': kind, 'upload_id': number, 'name': name})
+            query = urllib.parse.urlencode({'uploadType': kind, 'upload_id': number, 'name': name})
             self._send({}, headers={'Location': f'{self.server.environment["STORAGE_EMULATOR_HOST"]}/upload/storage/v1'
-                                                f'/b/{self.bucket}/o?{where}'})
+                                                f'/b/{self.bucket}/o?{query}'})
         else:
             content = self.server.uploads[self.query['upload_id']]
             content += self.content
@@ -122,12 +121,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _store(self, name, content):
         self._check_generation(name)
         self.objects[name] = (content, next(self.server.generations))
-        self._send(self._about(name))
+        self._send(self._metadata(name))
 
     def _check_generation(self, name):
-        if (wanted := self.query.get('ifGenerationMatch')) is not None and \
-                int(wanted) != self.objects.get(name, (b'', 0))[1]:
-            raise _Refused(412, 'conditionNotMet')
+        if (generation := self.query.get('ifGenerationMatch')) is not None and \
+                int(generation) != self.objects.get(name, (b'', 0))[1]:
+            raise _RefusedError(412, 'conditionNotMet')
 
     def _list(self):
         prefix, delimiter = self.query.get('prefix', ''), self.query.get('delimiter')
@@ -140,32 +139,32 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         names = [name for name in entries if name > self.query.get('pageToken', '')]
         page = names[:min(PAGE, int(self.query.get('maxResults', PAGE)))]
         more = {'nextPageToken': page[-1]} if len(names) > len(page) else {}
-        self._send({'kind': 'storage#objects', 'items': [self._about(name) for name in page if not entries[name]],
+        self._send({'kind': 'storage#objects', 'items': [self._metadata(name) for name in page if not entries[name]],
                     'prefixes': [name for name in page if entries[name]]} | more)
 
     def _copy(self, parts):
         source, target = parts[3], parts[-1]
         if source not in self.objects:
-            raise _Refused(404, f'No such object: {source}')
+            raise _RefusedError(404, f'No such object: {source}')
         self.objects[target] = (self.objects[source][0], next(self.server.generations))
         if 'moveTo' in parts:
             del self.objects[source]
-            self._send(self._about(target))
+            self._send(self._metadata(target))
         else:
-            self._send({'done': True, 'resource': self._about(target)})
+            self._send({'done': True, 'resource': self._metadata(target)})
 
     def _get(self, name):
         if name not in self.objects:
-            raise _Refused(404, f'No such object: {name}')
+            raise _RefusedError(404, f'No such object: {name}')
         if self.query.get('alt') != 'media':
-            return self._send(self._about(name))
+            return self._send(self._metadata(name))
         content, generation = self.objects[name]
         code, headers = 200, {'x-goog-generation': str(generation)}
-        if wanted := self.headers.get('Range'):
-            begin, end = re.fullmatch(r'bytes=(\d*)-(\d*)', wanted).groups()
+        if requested := self.headers.get('Range'):
+            begin, end = re.fullmatch(r'bytes=(\d*)-(\d*)', requested).groups()
             begin, end = (int(begin), int(end or len(content))) if begin else (len(content) - int(end), len(content))
             if begin >= len(content):
-                raise _Refused(416, 'InvalidRange')
+                raise _RefusedError(416, 'InvalidRange')
             end = min(end, len(content) - 1)
             code, headers = 206, headers | {'Content-Range': f'bytes {begin}-{end}/{len(content)}'}
             content = content[begin:end + 1]
@@ -174,10 +173,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _delete(self, name):
         self._check_generation(name)
         if self.objects.pop(name, None) is None:
-            raise _Refused(404, f'No such object: {name}')
+            raise _RefusedError(404, f'No such object: {name}')
         self._send(None, 204)
 
-    def _about(self, name):
+    def _metadata(self, name):
         content, generation = self.objects[name]
         return {'kind': 'storage#object', 'name': name, 'bucket': self.bucket, 'size': str(len(content)),
                 'generation': str(generation), 'metageneration': '1', 'contentType': 'application/octet-stream',
