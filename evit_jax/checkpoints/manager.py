@@ -138,7 +138,7 @@ class CheckpointManager:
         step = int(state.step)
         if step == self.latest():
             return
-        self._remove_unfinished()  # those of a killed process included
+        self._remove_unfinished()  # also those of a killed process
         self._saving_step, self._save_begin, self._lost = step, time.perf_counter(), ''
         meta = json.loads(json.dumps(metadata)) | {'next_step': step, 'leaves': layout.shapes(state)}
         try:

@@ -1,4 +1,4 @@
-"""One of several processes that compare values: `python -m tests.helpers.agreeing` prints the outcome of each check."""
+"""Compares values with other processes: `python -m tests.helpers.agreeing` prints the outcome of each check."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ def refuse(error):
 
 
 def checks(number):
-    """Name and check, which all processes go through in this order."""
+    """Returns the checks by name. All processes run them in this order."""
     return {
         'same': lambda: agreement.check_same({'a': 1, 'long': 'x' * 5000}, 'way out'),
         'value': lambda: agreement.check_same({'a': 1, 'b': 'x' * (1 + 5000 * number), 'c': number}, 'way out'),
@@ -27,7 +27,7 @@ def checks(number):
 
 
 def main():
-    """Goes through all checks."""
+    """Runs all checks."""
     with distributed.distributed():
         for name, check in checks(jax.process_index()).items():
             try:
