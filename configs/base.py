@@ -26,7 +26,7 @@ KEYS = {
     'batch_size': Key(1024, 'global batch size, over all devices', '[1, inf]'),
     'epochs': Key(300, 'number of epochs', '[1, inf]'),
     'ema_decay': Key(0.99996, 'decay of the moving average (EMA) of the weights; 0: no EMA', '[0, 0.999999]'),
-    'label_smoothing': Key(0.1, 'label smoothing', '[0, 0.999]'),
+    'label_smoothing': Key(0.1, 'fraction of the target that is spread over all classes', '[0, 0.999]'),
     'init_from': Key('', "workdir whose newest weights are the initial weights; '': random weights"),
     'init_ema': Key(False, 'start from the EMA in init_from'),
     'sharding': Key('replicated', "training state: 'replicated' on all devices, or 'fsdp': divided among them",
@@ -37,8 +37,8 @@ KEYS = {
     'profile_steps': Key('', "steps to profile into WORKDIR/profile, as '10:20'; '': none"),
     'compilation_cache': Key('~/.cache/evit_jax', "folder of compiled programs; '': none"),
 
-    'model.name': Key('deit_s', 'deit_t, deit_s, deit_b, lvvit_t, lvvit_s, lvvit_m, or for small images vit_digits, '
-                      'lvvit_digits'),
+    'model.name': Key('deit_s', 'named model: deit_t, deit_s, deit_b, lvvit_t, lvvit_s, lvvit_m; for small images: '
+                      'vit_digits, lvvit_digits'),
     'model.image_size': Key(224, 'height and width of the input, in pixels', '[1, inf]'),
     'model.classes': Key(1000, 'number of classes; 0: as many as the data has', '[2, inf]', special=0),
     'model.distilled': Key(False, 'add a distillation token'),
@@ -58,20 +58,21 @@ KEYS = {
     'model.reduce_at': Key((3, 6, 9), 'blocks that reduce tokens, counted from 0', '[0, inf]'),
     'model.fuse': Key(True, 'fuse the dropped tokens into one, if the reducer can'),
 
-    'reducer.name': Key('evit', 'evit, tome or dynamicvit; baselines: random, least, pool'),
+    'reducer.name': Key('evit', 'method: evit, tome or dynamicvit; baselines: random, least, pool'),
     'reducer.r': Key(0, 'tome, pool: number of tokens merged in every block; replaces the keep rates', '[0, inf]'),
     'reducer.decreasing': Key(False, 'r falls linearly from 2 r in the first block to 0 in the last'),
-    'reducer.share_weight': Key(2.0, 'dynamicvit: weight of the loss that holds the predictors to the keep rates',
+    'reducer.share_weight': Key(2.0, 'dynamicvit: weight of the loss that ties the predictors to the keep rates',
                                 '[0, inf]'),
 
     'keep.rate': Key(0.7, 'fraction of the tokens that each reduction keeps; 1: dense', '(0, 1]', absent=1.0),
     'keep.rates': Key((), 'keep rate of each block in model.reduce_at; replaces keep.rate', '(0, 1]'),
     'keep.tokens': Key((), 'number of tokens that each block in model.reduce_at keeps; replaces the keep rates',
                        '[1, inf]'),
-    'keep.macs': Key(0.0, "fraction of the dense model's MACs; replaces all of the above; 0: not used", '[0, 1]'),
+    'keep.macs': Key(0.0, "fraction of the dense model's MACs; replaces keep rates, keep.tokens and reducer.r; 0: not "
+                     'used', '[0, 1]'),
     'keep.start_epoch': Key(0, 'epoch until which the keep rate is 1', '[0, inf]'),
     'keep.shrink_epochs': Key(0, 'number of epochs over which the keep rate falls, by a cosine', '[0, inf]'),
-    'keep.levels': Key(8, 'number of keep rates, each a compiled program, in these epochs', '[1, inf]'),
+    'keep.levels': Key(8, 'number of keep rates in these epochs; each is a compiled program', '[1, inf]'),
 
     'distill.kind': Key('none', 'a teacher trains the distillation token (hard, soft) or the class token (self)',
                         choices=('none', 'hard', 'soft', 'self')),
@@ -85,14 +86,14 @@ KEYS = {
     'teacher.ema': Key(False, "use the teacher's EMA"),
     'teacher.dense': Key(True, 'the teacher keeps all tokens; False: it follows its own plan'),
 
-    'data.source': Key('generated', 'digits, generated, tfds or folder'),
+    'data.source': Key('generated', 'kind of data: digits, generated, tfds or folder'),
     'data.name': Key('imagenet2012', 'tfds: name of the data set'),
     'data.path': Key('data', 'folder of the data'),
     'data.index_cache': Key('~/.cache/evit_jax/data', 'folder of file lists that cannot be kept beside the data'),
     'data.train_split': Key('train', 'split to train on'),
     'data.test_split': Key('auto', 'split to evaluate on; auto: the first of validation, val and test that the data '
                            'has, else a tenth of train'),
-    'data.crop': Key((0.08, 1.0), 'smallest and largest area of the random crop; (): squeeze the whole image',
+    'data.crop': Key((0.08, 1.0), 'smallest and largest area of the random crop / image; (): squeeze the whole image',
                      '(0, 1]', lengths=(0, 2)),
     'data.ratio': Key((3 / 4, 4 / 3), 'smallest and largest width / height of the random crop', '(0, inf]',
                       lengths=(2,)),
@@ -117,7 +118,8 @@ KEYS = {
     'mixing.switch': Key(0.5, 'probability of cutmix if both are on', '[0, 1]'),
 
     'optimizer.lr': Key(5e-4, 'base learning rate for a batch of 512; scaled linearly with the batch', '[0, inf]'),
-    'optimizer.warmup_epochs': Key(5.0, 'number of warm-up epochs', '[0, inf]'),
+    'optimizer.warmup_epochs': Key(5.0, 'number of epochs over which the learning rate rises from warmup_lr',
+                                   '[0, inf]'),
     'optimizer.warmup_lr': Key(1e-6, 'learning rate at step 0; not scaled', '[0, inf]'),
     'optimizer.min_lr': Key(1e-5, 'learning rate at the end; not scaled', '[0, inf]'),
     'optimizer.weight_decay': Key(0.05, 'weight decay of AdamW', '[0, inf]'),
@@ -135,8 +137,8 @@ KEYS = {
     'log.pictures': Key(12, 'number of test images in kept.png', '[0, inf]'),
 
     'checkpoint.every': Key(1000, 'number of steps between two checkpoints', '[1, inf]'),
-    'checkpoint.minutes': Key(15.0, 'most minutes between two checkpoints, checked every log.every steps; 0: no limit',
-                              '[0, inf]'),
+    'checkpoint.minutes': Key(15.0, 'maximal minutes between two checkpoints, checked every log.every steps; 0: no '
+                              'limit', '[0, inf]'),
     'checkpoint.keep': Key(3, 'number of checkpoints kept', '[1, inf]'),
     'checkpoint.best': Key('top1', "metric that selects WORKDIR/best; '': none", choices=('', 'top1', 'top1_ema')),
 }

@@ -4,18 +4,19 @@ import re
 
 import pytest
 
-from evit_jax import config_errors, models
+from evit_jax import config_errors
 from evit_jax.checkpoints import best
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.configs import base
 from evit_jax.data import sources
 from evit_jax.metrics import writers
+from evit_jax.models import list_models
 from evit_jax.models.config import POOLINGS
 from evit_jax.models.layers import ACTIVATIONS
-from evit_jax.reduction import reducers
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.runtime import machine, sharding
 from evit_jax.training import limits, step, teaching
+from tests.helpers import layouts
 
 KEYS = base.KEYS
 CHOICES = {
@@ -75,10 +76,11 @@ def test_choices_are_those_that_the_code_knows():
 
 
 @pytest.mark.parametrize(('name', 'known'), [
-    ('model.name', {name for name in models.CONFIGS if not name.endswith('_layouts')}),
-    ('reducer.name', reducers.REDUCERS), ('data.source', sources._OPEN)])
-def test_help_of_a_registry_lists_every_entry(name, known):
-    assert {*known} <= {*re.findall(r'\w+', KEYS[name].help)}
+    ('model.name', list_models()), ('data.source', sources.registry._OPENERS),
+    ('reducer.name', [name for file in (layouts.ROOT / 'evit_jax' / 'reduction' / 'reducers').glob('*.py')
+                      for name in re.findall(r"register_reducer\('(\w+)'", file.read_text())])])
+def test_help_of_a_registry_lists_every_entry_of_the_package(name, known):
+    assert known and {*known} <= {*re.findall(r'\w+', KEYS[name].help)}
 
 
 @pytest.mark.parametrize('name', CHOICES)
