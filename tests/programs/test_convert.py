@@ -1,4 +1,4 @@
-"""From files of other programs to a folder that a run evaluates and starts from, and back without loss."""
+"""Files of other programs are converted to workdirs that are evaluated and trained from, and back exactly."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def arrays_of(name='timm.safetensors'):
 
 
 def altered(path, **changes):
-    """The toy's weights in a file, with some of them changed, or without them (None)."""
+    """Writes the toy model with some arrays replaced, or removed (None)."""
     arrays = arrays_of() | {key.replace('__', '.'): value for key, value in changes.items()}
     save_file({key: value for key, value in arrays.items() if value is not None}, path)
     return path
@@ -58,7 +58,7 @@ def read(folder, config=SHAPE):
     return weights.read(folder, torch_weights.template(config))[0]
 
 
-def test_a_file_becomes_the_workdir_of_its_weights(tmp_path, log):
+def test_to_workdir_file_becomes_a_workdir_with_its_config(tmp_path, log):
     conversion.to_workdir(FILES / 'evit.pth', tmp_path / 'new' / 'folder')
     config = workdir.saved_config(tmp_path / 'new' / 'folder')
     assert config == {
@@ -67,7 +67,7 @@ def test_a_file_becomes_the_workdir_of_its_weights(tmp_path, log):
         'model.heads': 2, 'model.norm_epsilon': 1e-6, 'model.activation': 'gelu', 'model.pooling': 'token',
         'model.one_head': False, 'data.eval_crop': 0.875, 'data.mean': [0.485, 0.456, 0.406],
         'data.std': [0.229, 0.224, 0.225]}
-    assert 'evit.pth: vit_toy, images of 8, 5 classes, distilled; names of timm; values float32' in log.text
+    assert 'evit.pth: vit_toy, images of 8, 5 classes, distilled; layout timm; dtype float32' in log.text
     assert 'keep.rate' not in log.text
     warned = [record.getMessage() for record in log.records if record.levelname == 'WARNING']
     assert len(warned) == 1 and 'so they are assumed: activation gelu (as vit_toy), crop 0.875 (as DeiT), ' in warned[0]
@@ -84,7 +84,7 @@ def test_read_pretrained_file_returns_the_model_and_writes_nothing(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, read(tmp_path / 'a', config))
 
 
-def test_the_average_of_a_file_is_converted_on_request(tmp_path):
+def test_to_workdir_ema_converts_the_average(tmp_path):
     for ema in (False, True):
         conversion.to_workdir(FILES / 'evit.pth', tmp_path / f'{ema}', ema=ema)
     shape = dataclasses.replace(SHAPE, distilled=True)
@@ -92,7 +92,7 @@ def test_the_average_of_a_file_is_converted_on_request(tmp_path):
     jax.tree.map(lambda value, half: np.testing.assert_array_equal(value / 2, half), params, average)
 
 
-def test_there_and_back_loses_no_bit_and_nothing_that_was_known(tmp_path, log):
+def test_to_safetensors_and_back_is_exact_and_keeps_the_config(tmp_path, log):
     names = tmp_path / 'names.txt'
     names.write_text('ant\nbee\ncat \ndog\neel\n')
     conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'a', class_names=names, mean=(0.5,) * 3,
@@ -109,10 +109,10 @@ def test_there_and_back_loses_no_bit_and_nothing_that_was_known(tmp_path, log):
     config = workdir.saved_config(tmp_path / 'c')
     assert config == workdir.saved_config(tmp_path / 'a')
     assert config['class_names'] == ['ant', 'bee', 'cat', 'dog', 'eel'] and config['data.std'] == [0.1] * 3
-    assert 'values float16 become float32' in log.text and 'timm has no model like vit_toy' in log.text
+    assert 'dtype float16 converted to float32' in log.text and 'timm has no model like vit_toy' in log.text
 
 
-def test_a_model_that_timm_has_is_written_with_how_to_load_it_there(tmp_path, log, monkeypatch):
+def test_to_safetensors_logs_the_call_that_loads_it_in_timm(tmp_path, log, monkeypatch):
     monkeypatch.setitem(models.SHAPES, 'deit_s', SHAPE)
     shape = dataclasses.replace(SHAPE, distilled=True)
     weights.save(tmp_path / 'a', create(shape).init(jax.random.key(0)),
@@ -124,7 +124,7 @@ def test_a_model_that_timm_has_is_written_with_how_to_load_it_there(tmp_path, lo
             f"'{tmp_path / 'b.safetensors'}')") in log.text
 
 
-def test_positions_are_resized_in_either_direction(tmp_path):
+def test_conversions_image_size_resizes_the_position_embeddings(tmp_path):
     conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'a', image_size=16)
     assert workdir.saved_config(tmp_path / 'a')['model.image_size'] == 16
     large = read(tmp_path / 'a', dataclasses.replace(SHAPE, image_size=16))
@@ -139,7 +139,7 @@ def test_positions_are_resized_in_either_direction(tmp_path):
         conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'd', image_size=18)
 
 
-def test_keys_that_do_not_fit_are_listed_and_allowed_by_pattern(tmp_path, log):
+def test_to_workdir_arrays_that_do_not_fit_are_listed(tmp_path, log):
     file = altered(tmp_path / 'a.safetensors', norm__bias=None, head__bias=np.zeros(7, np.float32),
                    fc_norm__weight=np.ones(8, np.float32))
     with pytest.raises(ValueError, match=r'a\.safetensors: weights do not fit the model \(3 problems\): '
@@ -148,27 +148,27 @@ def test_keys_that_do_not_fit_are_listed_and_allowed_by_pattern(tmp_path, log):
         conversion.to_workdir(file, tmp_path / 'new')
     file = altered(tmp_path / 'b.safetensors', norm__bias=None, fc_norm__weight=np.ones(8, np.float32))
     with pytest.raises(ValueError, match=r'\(2 problems\): missing norm.bias; unknown fc_norm.*fc_norm.weight, '
-                                         'norm.bias may not be let go of'):
+                                         'norm.bias cannot be left out'):
         conversion.to_workdir(file, tmp_path / 'new', allow_missing=['*.bias'], allow_extra=['fc_*'])
     assert not (tmp_path / 'new').exists()
 
 
 @pytest.mark.parametrize('key', ['blocks.1.ls1.gamma', 'norm_pre.weight', 'blocks.0.attn.q_norm.weight', 'reg_token',
                                  'vit.encoder.layer.0.scale', 'pre_logits.fc.weight', 'layer_scale'])
-def test_weights_that_every_image_goes_through_cannot_be_left_out(tmp_path, key):
+def test_to_workdir_extra_backbone_weights_cannot_be_allowed(tmp_path, key):
     file = altered(tmp_path / 'a.safetensors', **{key: np.ones(8, np.float32)})
-    with pytest.raises(ValueError, match=rf'unknown {key}. {key} may not be let go of'):
+    with pytest.raises(ValueError, match=rf'unknown {key}. {key} cannot be left out'):
         conversion.to_workdir(file, tmp_path / 'new', allow_extra=['*'])
 
 
 @pytest.mark.parametrize('key', ['pos_embed', 'blocks.1.mlp.fc2.bias', 'patch_embed.proj.bias', 'cls_token'])
-def test_weights_that_every_image_goes_through_cannot_be_missing(tmp_path, key):
+def test_to_workdir_missing_backbone_weights_cannot_be_allowed(tmp_path, key):
     file = altered(tmp_path / 'a.safetensors', **{key: None})
-    with pytest.raises(ValueError, match=rf'no {key} among|missing {key}. {key} may not be let go of'):
+    with pytest.raises(ValueError, match=rf'no {key} among|missing {key}. {key} cannot be left out'):
         conversion.to_workdir(file, tmp_path / 'new', allow_missing=['*'])
 
 
-def test_from_file_with_unknown_weights_that_do_not_compute_names_the_flag(tmp_path):
+def test_to_workdir_unused_extra_weights_names_the_flag(tmp_path):
     pooler = {f'vit__pooler__dense__{part}': np.ones(8, np.float32) for part in ('weight', 'bias')}
     file = altered(tmp_path / 'a.safetensors', **pooler)
     with pytest.raises(ValueError, match=r"\(2 problems\).*, give --allow_extra='vit\.pooler\.dense\.\*'$"):
@@ -176,21 +176,21 @@ def test_from_file_with_unknown_weights_that_do_not_compute_names_the_flag(tmp_p
     conversion.to_workdir(file, tmp_path / 'new', allow_extra=['vit.pooler.dense.*'])
 
 
-def test_a_fresh_head_and_what_is_left_out_are_warnings(tmp_path, log):
+def test_to_workdir_allowed_missing_and_extra_weights_warn(tmp_path, log):
     file = altered(tmp_path / 'a.safetensors', head__bias=None, head__weight=None, mask_token=np.ones(8, np.float32),
                    pooler__dense__weight=np.ones((8, 8), np.float32), decoder_norm__weight=np.ones(8, np.float32))
     conversion.to_workdir(file, tmp_path / 'new', allow_missing=['head.*'], allow_extra=['*'])
     warned = ' '.join(record.getMessage() for record in log.records if record.levelname == 'WARNING')
-    assert 'missing: head.bias, head.weight. They are random: predictions of this model mean nothing' in warned
-    assert 'left out, as the model has none such: decoder_norm.weight, mask_token, pooler.dense.weight' in warned
+    assert 'initialised at random, as they are missing: head.bias, head.weight. Predictions of this' in warned
+    assert 'left out, as the model has no such arrays: decoder_norm.weight, mask_token, pooler.dense.weight' in warned
 
 
-def test_arrays_with_nan_or_infinity_are_named_and_refused(tmp_path):
+def test_conversions_nan_or_infinity_is_refused_with_the_arrays(tmp_path):
     broken = np.ones(8, np.float32)
     broken[[1, 3]] = np.nan, np.inf
     file = altered(tmp_path / 'a.safetensors', norm__bias=broken, head__bias=np.full(5, 1e300))
-    said = r'in 2 of \d+ arrays: head.bias \(5 of 5 values\), norm.bias \(2 of 8 values\)'
-    with pytest.raises(ValueError, match=said):
+    message = r'in 2 of \d+ arrays: head.bias \(5 of 5 values\), norm.bias \(2 of 8 values\)'
+    with pytest.raises(ValueError, match=message):
         conversion.to_workdir(file, tmp_path / 'new')
     params = create(SHAPE).init(jax.random.key(0))
     params['head']['kernel'] = np.asarray(params['head']['kernel']).copy()
@@ -201,7 +201,7 @@ def test_arrays_with_nan_or_infinity_are_named_and_refused(tmp_path):
     assert {*os.listdir(tmp_path)} == {'a.safetensors', 'run'}
 
 
-def test_class_names_are_read_past_a_byte_order_mark(tmp_path):
+def test_to_workdir_class_names_accept_a_byte_order_mark(tmp_path):
     (tmp_path / 'names.txt').write_bytes('\ufeffant\r\nbee\r\nc\u2028t\r\ndog\r\neel\r\n'.encode())
     conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'new', class_names=tmp_path / 'names.txt')
     assert workdir.saved_config(tmp_path / 'new')['class_names'] == ['ant', 'bee', 'c\u2028t', 'dog', 'eel']
@@ -210,7 +210,7 @@ def test_class_names_are_read_past_a_byte_order_mark(tmp_path):
         conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'other', class_names=tmp_path / 'names.txt')
 
 
-def test_a_model_without_head_gets_a_fresh_one_for_the_classes_that_are_named(tmp_path):
+def test_to_workdir_missing_head_is_created_for_the_class_names(tmp_path):
     file = altered(tmp_path / 'a.safetensors', head__weight=None, head__bias=None)
     (tmp_path / 'names.txt').write_text('ant\nbee\n')
     conversion.to_workdir(file, tmp_path / 'new', class_names=tmp_path / 'names.txt', allow_missing=['head.*'])
@@ -218,21 +218,22 @@ def test_a_model_without_head_gets_a_fresh_one_for_the_classes_that_are_named(tm
 
 
 @pytest.mark.parametrize('content', ['[]', '7', '{'])
-def test_saved_config_that_is_no_dict_is_refused(tmp_path, content):
+def test_saved_config_not_a_dict_is_refused(tmp_path, content):
     (tmp_path / 'config.json').write_text(content)
     with pytest.raises(ValueError, match=r'config\.json (holds|is no JSON).*: restore it, or give another folder$'):
         workdir.saved_config(tmp_path)
 
 
-def test_what_cannot_be_converted_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+def test_conversions_refused_input_leaves_no_files(tmp_path, monkeypatch):
     (tmp_path / 'names.txt').write_text('ant\n\nbee\n')
     (tmp_path / 'text.pth').write_text('hello, these are no weights')
     (tmp_path / 'empty.pth').write_text('')
     (tmp_path / 'torn.safetensors').write_bytes((FILES / 'timm.safetensors').read_bytes()[:-9])
     (tmp_path / 'folder').mkdir()
     toy = FILES / 'timm.safetensors'
-    for src, dst, options, said in (
-            (tmp_path / 'none.pth', 'a', {}, 'none.pth is not there'), (toy, 'folder', {}, 'folder is there already'),
+    for src, dst, options, message in (
+            (tmp_path / 'none.pth', 'a', {}, 'none.pth does not exist'),
+            (toy, 'folder', {}, 'folder exists, and is not overwritten'),
             (toy, 'a.safetensors', {}, 'is the name of a file'),
             (tmp_path / 'text.pth', 'a', {}, "begins with b'hello, t'"),
             (tmp_path / 'empty.pth', 'a', {}, 'empty.pth is empty'),
@@ -241,18 +242,18 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing(tmp_path, monkeypat
             (FILES / 'containers.pth', 'a', {}, r'not the weights of a vision transformer.*among 1 arrays \(parameter'),
             (toy, 'a', {'ema': True}, 'no moving average'),
             (toy, 'a', {'class_names': tmp_path / 'names.txt'}, 'names.txt has an empty line')):
-        with pytest.raises((ValueError, FileNotFoundError), match=said):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             conversion.to_workdir(src, tmp_path / dst, **options)
     (tmp_path / 'names.txt').write_text('ant\nbee\n')
     with pytest.raises(ValueError, match='2 names for 5 classes'):
         conversion.to_workdir(toy, tmp_path / 'a', class_names=tmp_path / 'names.txt')
     conversion.to_workdir(toy, tmp_path / 'run')
-    for src, dst, options, said in (
-            (tmp_path / 'run', 'b', {}, 'a file of this machine that ends in .safetensors'),
+    for src, dst, options, message in (
+            (tmp_path / 'run', 'b', {}, 'a local file name that ends in .safetensors'),
             (tmp_path / 'folder', 'b.safetensors', {}, 'is not the workdir of a run'),
-            (tmp_path / 'run', 'torn.safetensors', {}, 'is there already'),
+            (tmp_path / 'run', 'torn.safetensors', {}, 'exists, and is not overwritten'),
             (tmp_path / 'run', 'b.safetensors', {'ema': True}, 'kept no moving average: leave out --ema')):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             conversion.to_safetensors(src, tmp_path / dst, **options)
 
     def full(*_):
@@ -264,7 +265,7 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing(tmp_path, monkeypat
     assert not {'a', 'b', 'b.safetensors', 'a.safetensors'} & {*os.listdir(tmp_path)}
 
 
-def test_converted_weights_are_evaluated_and_begun_from(tmp_path, monkeypatch, log):
+def test_to_workdir_result_is_evaluated_and_trained_from(tmp_path, monkeypatch, log):
     layouts.prepare(monkeypatch)
     shape = dataclasses.replace(layouts.SHAPE, classes=3)
     params = create(shape).init(jax.random.key(1))
@@ -272,15 +273,14 @@ def test_converted_weights_are_evaluated_and_begun_from(tmp_path, monkeypatch, l
               tmp_path / 'a.safetensors')
     conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / 'a', shape), params)
-    found = loop.evaluate_workdir(layouts.config_of(), tmp_path / 'a')  # though no class names are known
-    assert found['loss'] > 0
+    assert loop.evaluate_workdir(layouts.config_of(), tmp_path / 'a')['loss'] > 0  # without class names
     other = create(dataclasses.replace(shape, classes=4)).init(jax.random.key(2))
-    begun = weights.start_from(tmp_path / 'a', other, prefix=1, ema=False)
-    np.testing.assert_array_equal(begun['norm']['bias'], params['norm']['bias'])
+    started = weights.start_from(tmp_path / 'a', other, prefix=1, ema=False)
+    np.testing.assert_array_equal(started['norm']['bias'], params['norm']['bias'])
     assert 'fresh for other classes: head.bias, head.kernel' in log.text
 
 
-def test_program_converts_and_says_what_is_wrong_in_one_line(tmp_path):
+def test_convert_program_reports_errors_in_one_line(tmp_path):
     def run(*arguments):
         return subprocess.run([sys.executable, '-m', 'evit_jax.convert', *map(str, arguments)], cwd=ROOT,
                               capture_output=True, text=True, check=False)
@@ -294,8 +294,14 @@ def test_program_converts_and_says_what_is_wrong_in_one_line(tmp_path):
     assert 'deit_t, images of 224, 1000 classes' in done.stderr and 'resized from images of 224 to 304' in done.stderr
     config = workdir.saved_config(tmp_path / 'tiny')
     assert config['model.image_size'] == 304 and config['data.mean'] == [0.5] * 3
-    for arguments, said in (((tmp_path / 'tiny.safetensors', tmp_path / 'new', '--std=1,0,1'), 'none of them 0'),
-                            ((tmp_path / 'tiny', tmp_path / 'a.safetensors', '--std=1,1,1'), '--std is for files')):
+    for arguments, message in (
+            ((tmp_path / 'tiny.safetensors', tmp_path / 'new', '--std=1,0,1'), 'three positive numbers'),
+            ((tmp_path / 'tiny', tmp_path / 'a.safetensors', '--std=1,1,1'), '--std applies to files')):
         failed = run(*arguments)
         assert failed.returncode == 2
-        assert failed.stderr.startswith('error: ') and failed.stderr.count('\n') == 1 and said in failed.stderr
+        assert failed.stderr.startswith('error: ') and failed.stderr.count('\n') == 1 and message in failed.stderr
+
+
+def test_read_pretrained_unknown_hyperparameter_is_refused():
+    with pytest.raises(TypeError, match='head is not a hyperparameter: there are heads, '):
+        conversion.read_pretrained(FILES / 'timm.safetensors', head=4)

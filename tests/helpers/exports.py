@@ -1,0 +1,57 @@
+"""Fixtures for tests of exported models: a checkpoint with random weights, and the export program."""
+
+import dataclasses
+import sys
+
+import jax
+import pytest
+from absl.testing import flagsaver
+
+from evit_jax import cli, models
+from evit_jax.checkpoints import weights
+from tests.helpers import doors, layouts
+
+NAMES = 'red', 'grün', 'blue'
+
+export = doors.imported('export')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_model():
+    """Registers the smallest model, with three classes, for a test module."""
+    with pytest.MonkeyPatch.context() as patch:
+        layouts.prepare(patch)
+        patch.setitem(models.SHAPES, 'vit_layouts', dataclasses.replace(layouts.SHAPE, classes=3))
+        patch.setattr(cli, '_log_our_own_lines', lambda: None)
+        yield
+
+
+def save_random_weights(folder, seed=1, names=NAMES, **config):
+    """Writes random weights of three classes as a checkpoint."""
+    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(seed))
+    weights.save(folder, params, {'config': layouts.config_of(**config).to_dict(), 'class_names': names})
+    return folder
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """Random weights for a keep rate of 0.75 at the first block."""
+    return save_random_weights(tmp_path_factory.mktemp('weights'), keep__rate=0.75, model__reduce_at=(0,))
+
+
+@pytest.fixture(scope='module')
+def run(export):
+    """Returns a function of (patch, words of a command line) that returns exit code and printed errors."""
+
+    def start(patch, *words):
+        errors = []
+        patch.setattr(sys, 'argv', ['export', *map(str, words)])
+        patch.setattr('builtins.print', lambda text, **_: errors.append(text))
+        with flagsaver.flagsaver():
+            try:
+                cli.run(export.main, 'CHECKPOINT', 'DIR')
+            except SystemExit as end:
+                return end.code, '\n'.join(errors)
+        return 0, '\n'.join(errors)
+
+    return start
