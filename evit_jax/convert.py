@@ -69,7 +69,7 @@ def _is_run(src):
     """Returns True for the workdir of a run. The config.json of a Hugging Face folder has no model.name."""
     if storage.is_remote(src):
         return True
-    if not storage.place(src).is_dir():
+    if not storage.as_path(src).is_dir():
         return False
     config = workdir.saved_config(src)
     return config is not None and 'model.name' in config

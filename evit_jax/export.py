@@ -31,7 +31,7 @@ from evit_jax.checkpoints.manager import read_metadata
 from evit_jax.data.names import in_one_line
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import read_plan_file
-from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
 from evit_jax.serving import artifact
 
@@ -45,7 +45,7 @@ _R = flags.DEFINE_list('r', [], 'Numbers of tokens that every block merges, for 
 _PLANS = flags.DEFINE_multi_string('plan', [], 'A plan file of python -m evit_jax.plan. The plan has the name of the '
                                    'file. May be repeated.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; default: that of training. One of '
-                               f'{", ".join(REDUCERS)}.')
+                               f'{", ".join(list_reducers())}.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms that the programs run on: '
                                f'{", ".join(artifact.PLATFORMS)}.')
 _KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the indices of the patches that each reduction '

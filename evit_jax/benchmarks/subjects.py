@@ -80,7 +80,7 @@ def device() -> jax.Device:
 
 def inference(case: Case, stock: ModelCache) -> BenchmarkCase:
     """The forward pass as it is served: normalised float32 images to logits."""
-    shape, params = models.folded(case.config, stock.params(case.config, case.run))
+    shape, params = models.fold_batchnorm(case.config, stock.params(case.config, case.run))
     model, plan = models.create(shape, dtype=jnp.dtype(case.dtype), gather_impl=case.gather_impl), case.plan
     images = jax.device_put(stock.images(case.size, case.batch), device())
     forward = jax.jit(lambda params, images: model.apply(params, images, plan)[0])

@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from evit_jax.models import SHAPES
+from evit_jax.models import CONFIGS
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.models.lvvit import LVViTConfig
 
 _POSITIONS = ('pos_embed', 'position_embeddings')
@@ -26,7 +25,7 @@ _UNSUPPORTED = {  # feature -> pattern of its array names
 def detect(arrays: Mapping[str, Any], default_classes: int) -> tuple[str, ViTConfig]:
     """Returns the name and config of the model whose arrays have these shapes.
 
-    Image size, number of classes, distillation and token predictors are those of the arrays.
+    Image size, number of classes and distillation are those of the arrays.
 
     Args:
       arrays: timm's name -> object with a shape.
@@ -42,7 +41,7 @@ def detect(arrays: Mapping[str, Any], default_classes: int) -> tuple[str, ViTCon
         raise ValueError(f'these are not the weights of a vision transformer with a known layout: there is no '
                          f'{" or ".join(missing)} among {len(arrays)} arrays ({some}...){unsupported}')
     name = _matching_model(arrays, unsupported)
-    config, distilled = SHAPES[name], 'dist_token' in arrays
+    config, distilled = CONFIGS[name], 'dist_token' in arrays
     positions = _dimensions(arrays, 'pos_embed', 3)[1]
     num_patches = positions - 1 - distilled
     side = math.isqrt(max(num_patches, 0))
@@ -53,7 +52,7 @@ def detect(arrays: Mapping[str, Any], default_classes: int) -> tuple[str, ViTCon
     classes = _dimensions(arrays, 'head.weight', 2)[0] if has_head else default_classes
     return name, dataclasses.replace(
         config, image_size=side * config.patch_size, classes=classes, distilled=distilled,
-        one_head=distilled and has_head and 'head_dist.weight' not in arrays, predictors=predictors_in(arrays))
+        one_head=distilled and has_head and 'head_dist.weight' not in arrays)
 
 
 def _matching_model(arrays, unsupported):
@@ -65,11 +64,11 @@ def _matching_model(arrays, unsupported):
         r'patch_embed\.(stem\.\d|conv\d)\.weight', key))
     patch, is_lvvit = _dimensions(arrays, 'patch_embed.proj.weight', 4)[2], 'patch_embed.conv1.weight' in arrays
     signature = (width, hidden, len(blocks), stem, patch, is_lvvit)
-    if name := next((name for name, config in SHAPES.items() if signature == _signature(config)), ''):
+    if name := next((name for name, config in CONFIGS.items() if signature == _signature(config)), ''):
         return name
     patch *= 1 + is_lvvit  # the stem of an LV-ViT halves the image
     supported = '; '.join(f'{name} {config.width} wide, {config.depth} blocks, patches of {config.patch_size}'
-                          for name, config in SHAPES.items())
+                          for name, config in CONFIGS.items())
     raise ValueError(f'the weights are of a vision transformer {width} wide with {len(blocks)} blocks, an MLP of '
                      f'{hidden} and patches of {patch}, which is none of these: {supported}{unsupported}')
 

@@ -1,7 +1,6 @@
 """Converts models of other programs to workdirs of this one, and back to safetensors files."""
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -23,15 +22,15 @@ from evit_jax.interchange import (
 from evit_jax.interchange.hyperparameter_sources import CONFIG_KEYS
 from evit_jax.models import Params, config_from_flat
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.dynamicvit import predictors_in
-from evit_jax.reduction.reducers import DYNAMICVIT
+from evit_jax.reduction.reducer import modules_of
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import storage
 
 
 class PretrainedModel(NamedTuple):
     """A model read from the file of another program."""
 
-    name: str                 # key of `models.SHAPES`
+    name: str                 # key of `models.CONFIGS`
     config: ViTConfig
     params: Params            # NumPy arrays, float32
     metadata: dict[str, Any]  # 'config': nested dict of config keys; 'class_names': list, only if known
@@ -72,16 +71,17 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
             found = checkpoint_layouts.find_weights(tree, ema=ema, key=key)
             name, config = architecture.detect(found.arrays, default_classes=len(names) or 1000)
             config, preprocessing, found = hyperparameters.resolve(name, config, found, contents, values)
-            _log_model(path, name, config, found)
+            modules = torch_weights.learned_modules(found.arrays)
+            _log_model(path, name, config, modules, found)
             if len(names) not in (0, config.classes):
                 raise ValueError(f'there are {len(names)} names for {config.classes} classes: give --class_names')
             params = torch_weights.from_torch(found.arrays, config, allow_missing=allow_missing,
                                               allow_extra=allow_extra)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
-    weights.check_finite(torch_weights.to_torch(params, config), path)
+    weights.check_finite(torch_weights.to_torch(params, config, modules), path)
     params, config = _resize(params, config, image_size)
-    reducer = {'reducer.name': DYNAMICVIT.name} if config.predictors else {}
+    reducer = {'reducer.name': modules.reducer.name} if modules.count else {}
     settings = reducer | settings | run_metadata.plan_settings(found.training_arguments) | preprocessing
     return PretrainedModel(name, config, params, _metadata(name, config, settings, names))
 
@@ -133,23 +133,23 @@ def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool 
     arrays, metadata = read_newest(src, 'ema' if ema else 'params')
     if not arrays:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
-    model_config = dataclasses.replace(model_config, predictors=predictors_in(arrays))
-    params = weights.fitted(arrays, torch_weights.template(model_config), src)
+    modules = modules_of(get_reducer(config.get('reducer.name', 'evit')), arrays)
+    params = weights.fitted(arrays, torch_weights.template(model_config, modules), src)
     params, model_config = _resize(params, model_config, image_size)
-    arrays = torch_weights.to_torch(params, model_config)
+    arrays = torch_weights.to_torch(params, model_config, modules)
     weights.check_finite(arrays, src)
     safetensors_file.write(dst, arrays, run_metadata.to_metadata(name, model_config, config))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', metadata['next_step'], dst)
-    if call := '' if model_config.predictors else run_metadata.timm_call(name, model_config, dst):
+    if call := '' if modules.count else run_metadata.timm_call(name, model_config, dst):
         logging.info('in timm: %s', call)
     else:
         logging.warning('timm has no model like %s: the file can only be converted back', name)
 
 
-def _log_model(path, name, config, found):
-    predictors = f', {config.predictors} predictors' if config.predictors else ''
+def _log_model(path, name, config, modules, found):
+    learned = f', {modules.count} learned modules of {modules.reducer}' if modules.count else ''
     logging.info('%s: %s, images of %d, %d classes%s%s; layout %s; dtype %s', path, name, config.image_size,
-                 config.classes, ', distilled' * config.distilled, predictors, found.layout, _dtypes(found.arrays))
+                 config.classes, ', distilled' * config.distilled, learned, found.layout, _dtypes(found.arrays))
     if config.one_head:
         logging.warning('its distillation token has no head: only the head of the class token gives logits, as in '
                         "Hugging Face's DeiTForImageClassification")
@@ -204,9 +204,9 @@ def _nested(flat):
 
 
 def _check_paths(src, dst):
-    if not storage.place(src).exists():
+    if not storage.as_path(src).exists():
         raise FileNotFoundError(_missing(src))
-    if storage.place(dst).exists():
+    if storage.as_path(dst).exists():
         raise ValueError(f'{dst} exists, and is not overwritten: give another DST')
 
 
@@ -217,7 +217,7 @@ def _missing(path):
 @contextlib.contextmanager
 def _new_folder(path):
     """Creates a folder, and removes it if the body fails, so that the command can be repeated."""
-    folder = storage.place(path)
+    folder = storage.as_path(path)
     folder.mkdir(parents=True)
     try:
         yield

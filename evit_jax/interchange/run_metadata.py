@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from evit_jax.checkpoints.weights import AS_DEIT
-from evit_jax.models import SHAPES, UNSHAPED
+from evit_jax.models import CONFIGS, UNSHAPED
 from evit_jax.models.config import ViTConfig
 
 METADATA = 'evit_jax'  # key in the metadata of a safetensors file; its value is JSON
@@ -91,7 +91,7 @@ def timm_call(name: str, config: ViTConfig, path: Any) -> str:
 
 def _timm_arguments(name, config):
     """Returns code for the arguments that differ from those of the named model; '' if none does."""
-    named = SHAPES[name]
+    named = CONFIGS[name]
     arguments = {'heads': f'num_heads={config.heads}', 'activation': f'act_layer={config.activation!r}',
                  'norm_epsilon': f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={config.norm_epsilon:g})',
                  'pooling': f"global_pool='avg', fc_norm={config.pooling == 'avg_fc_norm'}"}

@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from absl import logging
 from evit_jax.models import Params, create
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.layers import resize_positions
+from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, modules_of
+from evit_jax.reduction.registry import get_reducer, list_reducers
 
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 _VARIANCE, _COUNTER = '.running_var', '.num_batches_tracked'  # suffixes of BatchNorm arrays
@@ -41,12 +43,15 @@ def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: 
     Raises:
       ValueError: other arrays are missing, unknown or of another shape; lists them.
     """
-    leaves = {_torch_key(path): (path, leaf.shape) for path, leaf in _leaves(config)}
+    modules = learned_modules(weights)
+    leaves = {_torch_key(path, modules): (path, leaf.shape)
+              for path, leaf in _flattened(template(config, modules))}
     weights = {key: value for key, value in weights.items() if not key.endswith(_COUNTER)}
     _check_fit(weights, leaves, config, allow_missing, allow_extra)
     missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
-    initial = to_torch(create(config).init(jax.random.key(0)), config) if missing else {}
+    initial = {}
     if missing:
+        initial = to_torch(create(config, modules=modules).init(jax.random.key(0)), config, modules)
         logging.warning('initialised at random, as they are missing: %s. Predictions of this model mean nothing until '
                         'it is trained', ', '.join(sorted(missing)))
     if extra:
@@ -90,19 +95,32 @@ def _flags_for(extra):
     return ' '.join(f"--allow_extra='{pattern}'" for pattern in patterns)
 
 
-def to_torch(params: Params, config: ViTConfig) -> dict[str, np.ndarray]:
-    """Converts parameters to a state dict; the exact inverse of `from_torch`."""
+def to_torch(params: Params, config: ViTConfig, modules: Modules = NO_MODULES) -> dict[str, np.ndarray]:
+    """Converts parameters to a state dict; the exact inverse of `from_torch`.
+
+    Args:
+      params: the parameters of a model.
+      config: of the model.
+      modules: the learned modules of its reducer.
+    """
     out = {}
     for path, leaf in _flattened(params):
-        out[key := _torch_key(path)] = _from_flax(path, np.asarray(leaf), config)
+        out[key := _torch_key(path, modules)] = _from_flax(path, np.asarray(leaf), config)
         if key.endswith(_VARIANCE):
             out[key.removesuffix(_VARIANCE) + _COUNTER] = np.zeros((), np.int64)
     return out
 
 
-def template(config: ViTConfig) -> Params:
+def learned_modules(names: Iterable[str]) -> Modules:
+    """Returns the learned modules of a reducer that a state dict contains, by the names of its arrays."""
+    names = list(names)
+    found = (modules_of(reducer, names, reducer.checkpoint_prefix) for reducer in map(get_reducer, list_reducers()))
+    return next((modules for modules in found if modules.count), NO_MODULES)
+
+
+def template(config: ViTConfig, modules: Modules = NO_MODULES) -> Params:
     """Returns the tree of the parameters of a model, with shapes and dtypes in place of arrays."""
-    return jax.eval_shape(create(config).init, jax.random.key(0))
+    return jax.eval_shape(create(config, modules=modules).init, jax.random.key(0))
 
 
 def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params, ViTConfig]:
@@ -111,15 +129,11 @@ def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params,
     Raises:
       ValueError: the image size is not a multiple of the patch size.
     """
-    positions, prefix = params['pos_embed'], config.prefix
+    positions, prefix = params['pos_embed'], config.num_prefix_tokens
     side = math.isqrt(config.patches(image_size))
     grid = np.asarray(resize_positions(jnp.asarray(positions[0, prefix:]), side))
     return (params | {'pos_embed': np.concatenate([positions[0, :prefix], grid])[None]},
             dataclasses.replace(config, image_size=image_size))
-
-
-def _leaves(config):
-    return _flattened(template(config))
 
 
 def _flattened(params):
@@ -141,7 +155,9 @@ def _is_backbone(key):
     return _BACKBONE.search(key) is not None and not key.startswith('decoder') and not key.endswith('mask_token')
 
 
-def _torch_key(path):
+def _torch_key(path, modules):
+    if path[0] == PARAMS and modules.reducer is not None:
+        path = (modules.reducer.checkpoint_prefix, *path[1:])
     return '.'.join(str(_NAMES.get(part, part)) for part in path)
 
 

@@ -38,7 +38,7 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
           kept: bool, ema: bool = False) -> None:
     """Writes a model to an empty folder: a program for each plan, the weights, a manifest, a loader and a README.
 
-    Batch normalisation is folded into the convolutions; see `models.folded`.
+    Batch normalisation is folded into the convolutions; see `models.fold_batchnorm`.
 
     Args:
       folder: an empty folder.
@@ -125,7 +125,7 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
 
 
 def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
-    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype))
+    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
     like = jax.eval_shape(model.init, jax.random.key(0))
 
     def program(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, Any]:

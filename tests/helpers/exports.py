@@ -21,8 +21,8 @@ def small_model():
     """Registers the smallest model, with three classes, for a test module."""
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
-        patch.setitem(models.SHAPES, 'vit_layouts', dataclasses.replace(layouts.SHAPE, classes=3))
-        patch.setattr(cli, '_log_our_own_lines', lambda: None)
+        patch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, classes=3))
+        patch.setattr(cli, 'configure_logging', lambda: None)
         yield
 
 

@@ -15,7 +15,7 @@ TOY = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, classes=5
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_toy', TOY)
+    monkeypatch.setitem(models.CONFIGS, 'vit_toy', TOY)
 
 
 def lazy(*shape):
@@ -29,7 +29,7 @@ def of_model(name):
     return {key: lazy(*value.shape) for key, value in torch_weights.to_torch(tree, config).items()}
 
 
-@pytest.mark.parametrize('name', [*models.SHAPES, 'vit_toy'])
+@pytest.mark.parametrize('name', [*models.CONFIGS, 'vit_toy'])
 def test_detect_arrays_of_a_model_return_its_name_and_config(name):
     assert architecture.detect(of_model(name), default_classes=7) == (name, get_config(name))
 

@@ -25,7 +25,7 @@ DISTILLED = {'evit.pth', 'hugging_face_deit.safetensors', 'hugging_face_5.pth'}
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_toy', TOY)
+    monkeypatch.setitem(models.CONFIGS, 'vit_toy', TOY)
 
 
 def lazy(*shape, value=0.0):

@@ -29,7 +29,7 @@ SHAPE = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, classes
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_toy', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'vit_toy', SHAPE)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_to_safetensors_and_back_is_exact_and_keeps_the_config(tmp_path, log):
 
 
 def test_to_safetensors_logs_the_call_that_loads_it_in_timm(tmp_path, log, monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'deit_s', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'deit_s', SHAPE)
     shape = dataclasses.replace(SHAPE, distilled=True)
     weights.save(tmp_path / 'a', create(shape).init(jax.random.key(0)),
                  {'config': {'model': {'name': 'deit_s', 'image_size': 8, 'classes': 5, 'distilled': True}}})
