@@ -75,11 +75,11 @@ def _matching_model(arrays, unsupported):
 
 def unsupported_features(arrays: Mapping[str, Any]) -> str:
     """Returns a sentence on the features that array names reveal and no model here has; '' if there are none."""
-    found = [f'{feature} ({key})' for feature, pattern in _UNSUPPORTED.items()
+    features = [f'{feature} ({key})' for feature, pattern in _UNSUPPORTED.items()
              if (key := next((key for key in sorted(arrays) if re.search(pattern, key)), None))]
     if any(key.endswith(_POSITIONS) for key in arrays) and not any(key.endswith('cls_token') for key in arrays):
-        found.append('no class token')
-    return f'. It has {", ".join(found)}, which no model here supports' if found else ''
+        features.append('no class token')
+    return f'. It has {", ".join(features)}, which no model here supports' if features else ''
 
 
 def _signature(config):

@@ -68,21 +68,21 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
         settings, names = run_metadata.from_metadata(metadata)
         names = _choose_class_names(names or weight_files.class_names(contents.config), class_names)
         try:
-            found = checkpoint_layouts.find_weights(tree, ema=ema, key=key)
-            name, config = architecture.detect(found.arrays, default_classes=len(names) or 1000)
-            config, preprocessing, found = hyperparameters.resolve(name, config, found, contents, values)
-            modules = torch_weights.learned_modules(found.arrays)
-            _log_model(path, name, config, modules, found)
+            selected = checkpoint_layouts.find_weights(tree, ema=ema, key=key)
+            name, config = architecture.detect(selected.arrays, default_classes=len(names) or 1000)
+            config, preprocessing, selected = hyperparameters.resolve(name, config, selected, contents, values)
+            modules = torch_weights.learned_modules(selected.arrays)
+            _log_model(path, name, config, modules, selected)
             if len(names) not in (0, config.classes):
                 raise ValueError(f'there are {len(names)} names for {config.classes} classes: give --class_names')
-            params = torch_weights.from_torch(found.arrays, config, allow_missing=allow_missing,
+            params = torch_weights.from_torch(selected.arrays, config, allow_missing=allow_missing,
                                               allow_extra=allow_extra)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
     weights.check_finite(torch_weights.to_torch(params, config, modules), path)
     params, config = _resize(params, config, image_size)
     reducer = {'reducer.name': modules.reducer.name} if modules.count else {}
-    settings = reducer | settings | run_metadata.plan_settings(found.training_arguments) | preprocessing
+    settings = reducer | settings | run_metadata.plan_settings(selected.training_arguments) | preprocessing
     return PretrainedModel(name, config, params, _metadata(name, config, settings, names))
 
 
@@ -146,10 +146,10 @@ def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool 
         logging.warning('timm has no model like %s: the file can only be converted back', name)
 
 
-def _log_model(path, name, config, modules, found):
+def _log_model(path, name, config, modules, selected):
     learned = f', {modules.count} learned modules of {modules.reducer}' if modules.count else ''
     logging.info('%s: %s, images of %d, %d classes%s%s; layout %s; dtype %s', path, name, config.image_size,
-                 config.classes, ', distilled' * config.distilled, learned, found.layout, _dtypes(found.arrays))
+                 config.classes, ', distilled' * config.distilled, learned, selected.layout, _dtypes(selected.arrays))
     if config.one_head:
         logging.warning('its distillation token has no head: only the head of the class token gives logits, as in '
                         "Hugging Face's DeiTForImageClassification")

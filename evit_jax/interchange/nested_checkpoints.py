@@ -60,8 +60,8 @@ def select_weights(tree: Any, *, ema: bool, key: str) -> SelectedWeights:
     node, path = _at_key(tree, key) if key else _descend(tree, ema)
     arrays = arrays_of(node)
     if not arrays:
-        held = [printable(str(name)) for name in node] if isinstance(node, Mapping) else [f'one {type(node).__name__}']
-        raise ValueError(f'it holds no weights by name, but {_shortened(held) or "nothing"}')
+        names = [printable(str(name)) for name in node] if isinstance(node, Mapping) else [f'one {type(node).__name__}']
+        raise ValueError(f'it holds no weights by name, but {_shortened(names) or "nothing"}')
     is_average = bool({*path} & {*_AVERAGES})
     if ema and not is_average:
         raise ValueError(_no_average())

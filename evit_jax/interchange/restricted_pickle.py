@@ -71,7 +71,7 @@ def load(data: bytes, allowed: AllowList) -> Any:
                 return machine.result()
             machine.step(opcode.name, argument)
     except (IndexError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'damaged, or made up: {type(error).__name__} in {opcode.name}') from error
+        raise ValueError(f'malformed: {type(error).__name__} in {opcode.name}') from error
 
 
 def printable(value: Any) -> str:
@@ -94,7 +94,7 @@ class _StackMachine:
 
     def result(self):
         if self._marked_stacks or len(self._stack) != 1:
-            raise ValueError('damaged, or made up: its stack does not hold one object at the end')
+            raise ValueError('malformed: its stack does not hold one object at the end')
         return self._stack.pop()
 
     def step(self, name: str, argument: Any) -> None:

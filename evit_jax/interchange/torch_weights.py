@@ -114,8 +114,9 @@ def to_torch(params: Params, config: ViTConfig, modules: Modules = NO_MODULES) -
 def learned_modules(names: Iterable[str]) -> Modules:
     """Returns the learned modules of a reducer that a state dict contains, by the names of its arrays."""
     names = list(names)
-    found = (modules_of(reducer, names, reducer.checkpoint_prefix) for reducer in map(get_reducer, list_reducers()))
-    return next((modules for modules in found if modules.count), NO_MODULES)
+    reducers = map(get_reducer, list_reducers())
+    candidates = (modules_of(reducer, names, reducer.checkpoint_prefix) for reducer in reducers)
+    return next((modules for modules in candidates if modules.count), NO_MODULES)
 
 
 def template(config: ViTConfig, modules: Modules = NO_MODULES) -> Params:

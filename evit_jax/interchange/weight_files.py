@@ -98,8 +98,8 @@ def _read_index(index):
         raise ValueError(f'{index} lists no shards (weight_map): download it again')
     for file in files.values():
         if file != pathlib.PurePosixPath(file).name or '\\' in file or file in ('', '.', '..'):
-            raise ValueError(f'{index} names {printable(file)!r}, which is no file of its folder: it is damaged or '
-                             'made up')
+            raise ValueError(f'{index} names {printable(file)!r}, which is no file of its folder: it is damaged '
+                             'or malicious')
     return files
 
 

@@ -1,15 +1,14 @@
 """Fixtures for tests of exported models: a checkpoint with random weights, and the export program."""
 
 import dataclasses
-import sys
+import functools
 
 import jax
 import pytest
-from absl.testing import flagsaver
 
-from evit_jax import cli, models
+from evit_jax import models
 from evit_jax.checkpoints import weights
-from tests.helpers import doors, layouts
+from tests.helpers import doors, layouts, programs
 
 NAMES = 'red', 'grün', 'blue'
 
@@ -22,7 +21,6 @@ def small_model():
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
         patch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, classes=3))
-        patch.setattr(cli, 'configure_logging', lambda: None)
         yield
 
 
@@ -41,17 +39,5 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def run(export):
-    """Returns a function of (patch, words of a command line) that returns exit code and printed errors."""
-
-    def start(patch, *words):
-        errors = []
-        patch.setattr(sys, 'argv', ['export', *map(str, words)])
-        patch.setattr('builtins.print', lambda text, **_: errors.append(text))
-        with flagsaver.flagsaver():
-            try:
-                cli.run(export.main, 'CHECKPOINT', 'DIR')
-            except SystemExit as end:
-                return end.code, '\n'.join(errors)
-        return 0, '\n'.join(errors)
-
-    return start
+    """Returns a function of the words of a command line that returns exit code and printed errors."""
+    return functools.partial(programs.run, export, ('CHECKPOINT', 'DIR'))

@@ -1,15 +1,13 @@
 """Fixtures for tests of the program that writes label maps: a small digits data set, and the program."""
 
-import sys
+import functools
 
 import pytest
-from absl.testing import flagsaver
 
-from evit_jax import cli
 from evit_jax.data import sources, splits
 from evit_jax.data.sources import DigitsSource
 from evit_jax.data.sources import digits as builder
-from tests.helpers import doors, layouts
+from tests.helpers import doors, layouts, programs
 
 SIZES = {'train': 40, 'test': 8}
 
@@ -29,19 +27,9 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, label):
-    """Returns a function of the words of a command line that returns exit code and standard error."""
-
-    def start(*words):
-        monkeypatch.setattr(sys, 'argv', ['label', '--config=configs/digits.py', *map(str, words)])
-        with flagsaver.flagsaver():
-            try:
-                code = cli.run(label.main, '[CHECKPOINT]')
-            except SystemExit as end:
-                code = end.code
-        return code or 0, capsys.readouterr().err
-
-    return start
+def run(label):
+    """Returns a function of the words of a command line that returns exit code and printed errors."""
+    return functools.partial(programs.run, label, ('[CHECKPOINT]',), '--config=configs/digits.py')
 
 
 def open_train():

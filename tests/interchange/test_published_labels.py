@@ -34,7 +34,7 @@ def test_label_published_files_become_label_maps(tmp_path, run):
         example = open_train()[number]['id']
         want[example] = rng.normal(5, 3, (5, 6, 6)).astype(np.float16), np.argsort(rng.random((10, 6, 6)), 0)[:5]
         write_published(published_labels.label_map_path(folder, example), *want[example])
-    assert run(f'--published={folder}', f'--out={out}')[0] == 0
+    assert run(f'--published={folder}', f'--out={out}') == (0, '')
     maps = LabelMaps(out)
     assert maps.metadata.side == 6 and maps.metadata.annotator == 'published files'
     for example, (value, index) in want.items():

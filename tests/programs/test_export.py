@@ -33,8 +33,7 @@ def plans(checkpoint):
 @pytest.fixture(scope='module')
 def exported(checkpoint, tmp_path_factory, run):
     folder = tmp_path_factory.mktemp('exported') / 'model'
-    with pytest.MonkeyPatch.context() as patch:
-        code, errors = run(patch, checkpoint, folder, '--rates=0.5,1', '--tokens=3', '--kept')
+    code, errors = run(checkpoint, folder, '--rates=0.5,1', '--tokens=3', '--kept')
     assert code == 0, errors
     return folder
 
@@ -123,8 +122,8 @@ def test_served_read_gives_the_pixels_of_an_evaluation(tmp_path, crop):
         np.testing.assert_array_equal(served.read(path), want, path.name)
 
 
-def test_export_another_reducer_is_in_the_manifest(checkpoint, tmp_path, monkeypatch, run):
-    code, errors = run(monkeypatch, checkpoint, tmp_path / 'merging', '--reducer=tome', '--r=2', '--platforms=cpu')
+def test_export_another_reducer_is_in_the_manifest(checkpoint, tmp_path, run):
+    code, errors = run(checkpoint, tmp_path / 'merging', '--reducer=tome', '--r=2', '--platforms=cpu')
     assert code == 0, errors
     plan, = json.loads((tmp_path / 'merging' / 'manifest.json').read_text())['plans'].values()
     depth = models.get_config('vit_layouts').depth
@@ -152,10 +151,10 @@ def test_export_manifest_describes_files_checkpoint_and_plans(checkpoint, plans,
 
 def test_export_without_plans_exports_that_of_training_reproducibly(checkpoint, tmp_path, monkeypatch, caplog, run):
     caplog.set_level('INFO')
-    assert run(monkeypatch, checkpoint, tmp_path / 'new' / 'one', '--dtype=bfloat16') == (0, '')
+    assert run(checkpoint, tmp_path / 'new' / 'one', '--dtype=bfloat16') == (0, '')
     assert re.search(r"plan trained: run on cpu, its probabilities differ from the model's by \S+ at most", caplog.text)
     monkeypatch.setattr(artifact, 'check', lambda *_: ())
-    assert run(monkeypatch, checkpoint, tmp_path / 'new' / 'two', '--dtype=bfloat16') == (0, '')
+    assert run(checkpoint, tmp_path / 'new' / 'two', '--dtype=bfloat16') == (0, '')
     one, two = (json.loads((tmp_path / 'new' / name / 'manifest.json').read_text()) for name in ('one', 'two'))
     assert list(one['plans']) == ['trained'] and one['plans']['trained']['tokens'] == [13]
     assert one['model']['dtype'] == 'bfloat16'
@@ -164,20 +163,20 @@ def test_export_without_plans_exports_that_of_training_reproducibly(checkpoint, 
     assert files_of(tmp_path / 'new') == ['one', 'two']
 
 
-def test_export_for_other_platforms_warns_that_programs_were_not_run(checkpoint, tmp_path, monkeypatch, caplog, run):
-    assert run(monkeypatch, checkpoint, tmp_path / 'tpu', '--platforms=tpu,cuda', '--rates=0.5') == (0, '')
+def test_export_for_other_platforms_warns_that_programs_were_not_run(checkpoint, tmp_path, caplog, run):
+    assert run(checkpoint, tmp_path / 'tpu', '--platforms=tpu,cuda', '--rates=0.5') == (0, '')
     assert 'the programs were not run: they are for tpu, cuda, and this machine computes on cpu' in caplog.text
     with pytest.raises(ValueError, match='tpu'):
         loader.Served(tmp_path / 'tpu')(noise(1))
 
 
-def test_export_orbax_is_loaded_like_a_run(checkpoint, tmp_path, monkeypatch, run):
-    assert run(monkeypatch, checkpoint, tmp_path / 'orbax', '--format=orbax') == (0, '')
+def test_export_orbax_is_loaded_like_a_run(checkpoint, tmp_path, run):
+    assert run(checkpoint, tmp_path / 'orbax', '--format=orbax') == (0, '')
     old, new = load_model(checkpoint), load_model(tmp_path / 'orbax')
     jax.tree.map(np.testing.assert_array_equal, old.params, new.params)
     assert old._replace(path='', params=None) == new._replace(path='', params=None)
     assert files_of(tmp_path) == ['orbax']
-    code, errors = run(monkeypatch, checkpoint, tmp_path / 'x', '--format=orbax', '--rates=0.5')
+    code, errors = run(checkpoint, tmp_path / 'x', '--format=orbax', '--rates=0.5')
     assert code == 2 and '--rates applies to programs, and a checkpoint holds none: leave it out' in errors
 
 
@@ -196,7 +195,7 @@ def test_export_orbax_is_loaded_like_a_run(checkpoint, tmp_path, monkeypatch, ru
     (('--ema',), 'holds no moving average')])
 def test_export_invalid_flag_is_refused_before_writing(checkpoint, tmp_path, monkeypatch, words, message, run):
     monkeypatch.setattr(artifact, 'write', None)
-    code, text = run(monkeypatch, checkpoint, tmp_path / 'new', *words)
+    code, text = run(checkpoint, tmp_path / 'new', *words)
     assert code == 2 and text.startswith('error: ') and message in text and '\n' not in text
     assert files_of(tmp_path) == []
 
@@ -207,9 +206,9 @@ def test_export_existing_path_is_not_overwritten(checkpoint, tmp_path, monkeypat
     (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
     (tmp_path / 'folder').mkdir()
     for name in 'file', 'link', 'folder':
-        code, errors = run(monkeypatch, checkpoint, tmp_path / name)
+        code, errors = run(checkpoint, tmp_path / name)
         assert code == 2 and 'exists, and is not overwritten: give another DIR' in errors
-    assert 'is not a local folder' in run(monkeypatch, checkpoint, 'gs://bucket/served')[1]
+    assert 'is not a local folder' in run(checkpoint, 'gs://bucket/served')[1]
     assert files_of(tmp_path) == ['file', 'folder', 'link'] and (tmp_path / 'file').read_text() == 'mine'
 
 
@@ -221,7 +220,7 @@ def test_export_folder_appears_after_the_check_and_not_after_a_failure(checkpoin
         raise KeyboardInterrupt
 
     monkeypatch.setattr(artifact, 'check', look)
-    assert run(monkeypatch, checkpoint, tmp_path / 'new', '--rates=0.5')[0] == 130
+    assert run(checkpoint, tmp_path / 'new', '--rates=0.5')[0] == 130
     assert observed == [(True, False, 5)] and files_of(tmp_path) == []
 
 
@@ -231,20 +230,20 @@ def test_export_full_disk_or_unwritable_folder_is_refused(checkpoint, tmp_path, 
 
     monkeypatch.setattr(artifact, 'export', None)  # nothing is computed before
     (tmp_path / 'file').write_text('')
-    code, errors = run(monkeypatch, checkpoint, tmp_path / 'file' / 'new')
+    code, errors = run(checkpoint, tmp_path / 'file' / 'new')
     assert code == 2 and 'new cannot be written (Not a directory): make room there, or give another DIR' in errors
     with monkeypatch.context() as patch:
         patch.setattr(export.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=2000))
         for form in 'stablehlo', 'orbax':
-            code, errors = run(monkeypatch, checkpoint, tmp_path / 'new', f'--format={form}')
+            code, errors = run(checkpoint, tmp_path / 'new', f'--format={form}')
             assert code == 2 and 'new cannot be written (0.0 MB free, 0.4 MB of weights): make room there' in errors
     monkeypatch.setattr(artifact.np, 'savez', full)
-    code, errors = run(monkeypatch, checkpoint, tmp_path / 'new')
+    code, errors = run(checkpoint, tmp_path / 'new')
     assert code == 2 and 'new cannot be written (No space left on device)' in errors and '\n' not in errors
     assert files_of(tmp_path) == ['file']
 
 
-def test_check_program_with_other_probabilities_is_refused(checkpoint, plans, exported, monkeypatch):
+def test_check_program_with_other_probabilities_is_refused(checkpoint, plans, exported):
     trained = load_model(checkpoint)
     assert max(difference for _, difference in artifact.check(exported, trained, plans)) < 1e-5
     trained.params['head']['bias'] = trained.params['head']['bias'] + np.array([1, 0, 0], np.float32)
@@ -252,6 +251,6 @@ def test_check_program_with_other_probabilities_is_refused(checkpoint, plans, ex
         list(artifact.check(exported, trained, plans))
 
 
-def test_export_without_the_plan_of_training_warns_of_the_default(checkpoint, tmp_path, monkeypatch, caplog, run):
-    assert run(monkeypatch, checkpoint, tmp_path / 'new', '--rates=0.5,1', '--platforms=cpu')[0] == 0
+def test_export_without_the_plan_of_training_warns_of_the_default(checkpoint, tmp_path, caplog, run):
+    assert run(checkpoint, tmp_path / 'new', '--rates=0.5,1', '--platforms=cpu')[0] == 0
     assert 'the plan of training is not among those requested: 0.5 is the default' in caplog.text
