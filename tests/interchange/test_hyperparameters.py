@@ -87,8 +87,8 @@ def test_resolve_preprocessing_is_of_the_configs_else_of_the_model_family(source
     ({'do_normalize': False}, 0, 1), ({'do_rescale': False, 'image_mean': [51] * 3, 'image_std': [102] * 3}, 0.2, 0.4),
     ({'rescale_factor': 2 / 255, 'image_mean': [1] * 3, 'image_std': [1] * 3}, 0.5, 0.5)])
 def test_of_preprocessor_rescale_factor_is_part_of_mean_and_std(config, mean, std):
-    found = hyperparameter_sources.of_preprocessor(config, 'it')
-    np.testing.assert_allclose((found['mean'].value[0], found['std'].value[0]), (mean, std), atol=1e-6)
+    values = hyperparameter_sources.of_preprocessor(config, 'it')
+    np.testing.assert_allclose((values['mean'].value[0], values['std'].value[0]), (mean, std), atol=1e-6)
 
 
 def test_of_preprocessor_without_resizing_gives_no_crop():
@@ -180,11 +180,11 @@ def test_to_workdir_heads_change_the_logits(tmp_path):
     logits = {}
     for heads in (2, 4):
         conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / str(heads), heads=heads)
-        found = load_model(tmp_path / str(heads))
-        logits[heads] = np.asarray(create(found.config).apply(found.params, images, PLAN)[0])
+        model = load_model(tmp_path / str(heads))
+        logits[heads] = np.asarray(create(model.config).apply(model.params, images, PLAN)[0])
     assert np.abs(logits[2] - logits[4]).max() > 1e-2
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=4, classes=5)
-    np.testing.assert_allclose(create(config).apply(found.params, images, PLAN)[0], logits[4], atol=1e-6)
+    np.testing.assert_allclose(create(config).apply(model.params, images, PLAN)[0], logits[4], atol=1e-6)
 
 
 def test_to_workdir_distilled_model_with_one_head_survives_a_round_trip(tmp_path, caplog):
@@ -194,13 +194,13 @@ def test_to_workdir_distilled_model_with_one_head_survives_a_round_trip(tmp_path
     save_file(one, tmp_path / 'a.safetensors')
     conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     conversion.to_workdir(FILES / 'hugging_face_deit.safetensors', tmp_path / 'two')
-    found, two = load_model(tmp_path / 'a'), load_model(tmp_path / 'two')
-    assert found.config.one_head and found.config.distilled and 'head_dist' not in found.params
+    model, two = load_model(tmp_path / 'a'), load_model(tmp_path / 'two')
+    assert model.config.one_head and model.config.distilled and 'head_dist' not in model.params
     images = np.ones((1, 8, 8, 3), np.float32)
-    logits, _ = create(found.config).apply(found.params, images, PLAN)
+    logits, _ = create(model.config).apply(model.params, images, PLAN)
     _, outputs = create(two.config).apply(two.params, images, PLAN)
     np.testing.assert_allclose(logits, outputs['cls_logits'], atol=1e-6)
     assert "only the head of the class token gives logits" in caplog.text
     conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
     conversion.to_workdir(tmp_path / 'b.safetensors', tmp_path / 'c')
-    assert load_model(tmp_path / 'c').config == found.config
+    assert load_model(tmp_path / 'c').config == model.config

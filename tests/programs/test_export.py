@@ -90,9 +90,9 @@ def test_loader_of_the_readme_runs_without_this_package(checkpoint, exported, tm
                           cwd=tmp_path, capture_output=True, text=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr
     trained = load_model(checkpoint)
-    found = Predictor(trained, batch_size=2).predict([tmp_path / '0.png', tmp_path / '1.png'], rate=0.5)
+    predictions = Predictor(trained, batch_size=2).predict([tmp_path / '0.png', tmp_path / '1.png'], rate=0.5)
     assert done.stdout == ''.join(f'{number}.png: {prediction.top[0].name} {prediction.top[0].probability:.1%}\n'
-                                  for number, prediction in enumerate(found))
+                                  for number, prediction in enumerate(predictions))
 
 
 def pictures(folder):
