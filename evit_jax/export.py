@@ -1,13 +1,16 @@
-"""Packs a trained model to be served: python -m evit_jax.export runs/digits served/digits --rates=0.5,0.7,1.0
+"""Exports a trained model for serving: python -m evit_jax.export runs/digits served/digits --rates=0.5,0.7,1.0
 
-CHECKPOINT is the folder of a run, its `best`, or one of weights alone. DIR is made, and appears when it is complete: a
-program of StableHLO for each plan, which runs on CPUs, GPUs and TPUs with any batch size, weights that all of them
-share, a manifest with sizes, class names and checksums, and a loader that needs jax and Pillow, and not this package;
-its README says the rest. What was written is run before the program ends, and its probabilities compared with the
-model's. A program that is killed leaves DIR.unfinished-..., which may be deleted.
+CHECKPOINT is the folder of a run, its `best` folder, or a folder of weights alone. DIR is a new folder. It receives
+- a StableHLO program for each token plan, which runs on CPUs, GPUs and TPUs with any batch size;
+- the weights, which all programs share;
+- a manifest with sizes, class names and checksums;
+- a loader that needs jax and Pillow, but not this package, and a README.
 
-With --format=orbax DIR becomes a checkpoint of the weights alone, without the optimizer's state, with the config, for
-Orbax and for all that reads a run here: predict, evaluate, --config.init_from.
+The exported programs are run before this program ends, and their probabilities are compared with those of the model.
+DIR appears only when it is complete. A killed export leaves DIR.unfinished-..., which may be deleted.
+
+With --format=orbax DIR becomes a checkpoint of the weights and the config, without the state of the optimizer. Use it
+like the folder of a run: predict, --mode evaluate, --config.init_from; or read it with Orbax.
 """
 
 import contextlib
@@ -31,101 +34,111 @@ from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
 from evit_jax.serving import artifact
 
-_RATES = flags.DEFINE_list('rates', [], 'A plan for each: the share of the tokens that every reduction keeps.')
-_TOKENS = flags.DEFINE_multi_string('tokens', [], 'A plan of the tokens that each reduction keeps, as 137,96,67; may '
-                                    'be given again. Without --rates, --tokens, --r and --plan there is one plan, '
-                                    'that of training. It is the default where it is among them, else the first is.')
-_R = flags.DEFINE_list('r', [], 'A plan for each: the tokens that every block merges, of a reducer that merges.')
-_PLANS = flags.DEFINE_multi_string('plan', [], 'A plan of the planner (python -m evit_jax.plan), by its file, which '
-                                   'also names it; may be given again.')
-_REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; as trained if not given. '
+_RATES = flags.DEFINE_list('rates', [], 'Keep rates, in (0, 1]. One plan for each; every reduction keeps that fraction '
+                           'of the tokens.')
+_TOKENS = flags.DEFINE_multi_string('tokens', [], 'A plan by the number of tokens that each reduction keeps, such as '
+                                    '137,96,67. May be repeated. Without --rates, --tokens, --r and --plan the plan of '
+                                    'training is exported. It is the default plan if it is exported, else the first.')
+_R = flags.DEFINE_list('r', [], 'Numbers of tokens that every block merges, for a reducer that merges. One plan for '
+                       'each.')
+_PLANS = flags.DEFINE_multi_string('plan', [], 'A plan file of python -m evit_jax.plan. The plan has the name of the '
+                                   'file. May be repeated.')
+_REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; default: that of training. One of '
                                f'{", ".join(list_reducers())}.')
-_PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'],
-                               f'Where the programs are to run: {", ".join(artifact.PLATFORMS)}.')
-_KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the patches that each reduction keeps.')
-_DTYPE = flags.DEFINE_enum('dtype', None, list(artifact.TOLERANCE), 'Of the computation; as trained if not given.')
-_EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
-_FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'orbax'], 'What DIR is to hold.')
-_OF_PROGRAMS = _RATES, _TOKENS, _R, _PLANS, _REDUCER, _PLATFORMS, _KEPT, _DTYPE
+_PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms that the programs run on: '
+                               f'{", ".join(artifact.PLATFORMS)}.')
+_KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the indices of the patches that each reduction '
+                          'keeps.')
+_DTYPE = flags.DEFINE_enum('dtype', None, list(artifact.TOLERANCE), 'Dtype of the computation; default: that of '
+                           'training.')
+_EMA = flags.DEFINE_bool('ema', False, 'Export the moving average of the weights.')
+_FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'orbax'], 'Format of DIR.')
+_PROGRAM_FLAGS = _RATES, _TOKENS, _R, _PLANS, _REDUCER, _PLATFORMS, _KEPT, _DTYPE
 
 
 def main(checkpoint: str, dst: str) -> None:
-    """Writes DIR, whole or not at all."""
+    """Exports a checkpoint to a new folder."""
     backend.start()
     if storage.is_remote(dst):
-        raise ValueError(f'{dst} is no folder of this machine: export to one, then copy it')
+        raise ValueError(f'{dst} is not a local folder: export to a local folder, then copy it')
     folder = pathlib.Path(dst).expanduser().absolute()
     if folder.is_symlink() or folder.exists():
-        raise ValueError(f'{dst} is there already, and is left as it is: give another DIR')
-    wanted, platforms = _wanted_plans(), _platforms()
-    if _FORMAT.value == 'orbax' and (given := [flag.name for flag in _OF_PROGRAMS if flag.present]):
-        raise ValueError(f'--{given[0]} is for programs, and a checkpoint holds none: leave it out')
+        raise ValueError(f'{dst} exists, and is not overwritten: give another DIR')
+    plan_arguments, platforms = _plan_arguments(), _platforms()
+    if _FORMAT.value == 'orbax' and (given := [flag.name for flag in _PROGRAM_FLAGS if flag.present]):
+        raise ValueError(f'--{given[0]} applies to programs, and a checkpoint holds none: leave it out')
     trained = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     logging.info('%s, step %d of %s', trained.name, trained.step, checkpoint)
     if _FORMAT.value == 'orbax':
-        with _appearing(folder, trained) as unfinished:
+        with _new_folder(folder, trained) as unfinished:
             _write_orbax(unfinished, trained)
     else:
         trained = trained._replace(dtype=_DTYPE.value or trained.dtype)
-        plans = {name: trained.plan(**how) for name, how in wanted.items()}
+        plans = {name: trained.plan(**arguments) for name, arguments in plan_arguments.items()}
         default = artifact.default_plan(trained, plans)
         if plans[default] != artifact.plan_of_training(trained):
             logging.warning('the plan of training is not among those requested: %s is the default', default)
-        with _appearing(folder, trained) as unfinished:
+        with _new_folder(folder, trained) as unfinished:
             artifact.write(unfinished, trained, plans, platforms=platforms, kept=_KEPT.value, ema=_EMA.value)
             _check(unfinished, trained, plans, platforms)
     logging.info('%s is written', dst)
 
 
-def _wanted_plans() -> dict[str, dict]:
-    """By name, what `LoadedModel.plan` is to be asked for."""
+def _plan_arguments() -> dict[str, dict]:
+    """Returns the name of each requested plan, with the keyword arguments of `LoadedModel.plan` that create it."""
     counts = [cli.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
-    asked = [(str(rate), '--rates', {'rate': rate}) for rate in cli.numbers('rates', _RATES.value, float)]
-    asked += [('-'.join(map(str, tokens)), '--tokens', {'tokens': tokens}) for tokens in counts]
-    asked += [(f'r{r}', '--r', {'r': r}) for r in cli.numbers('r', _R.value, int)]
-    asked += [(in_one_line(pathlib.Path(file).stem), f'--plan={in_one_line(file)}', {'planned': read_plan_file(file)})
-              for file in _PLANS.value]
+    requested = [(str(rate), '--rates', {'rate': rate}) for rate in cli.numbers('rates', _RATES.value, float)]
+    requested += [('-'.join(map(str, tokens)), '--tokens', {'tokens': tokens}) for tokens in counts]
+    requested += [(f'r{r}', '--r', {'r': r}) for r in cli.numbers('r', _R.value, int)]
+    requested += [(in_one_line(pathlib.Path(file).stem), f'--plan={in_one_line(file)}',
+                   {'planned': read_plan_file(file)}) for file in _PLANS.value]
     origins = {}
-    for name, origin, _ in asked:
+    for name, origin, _ in requested:
         if origins.setdefault(name, origin) != origin:
-            raise ValueError(f'{origins[name]} and {origin} are two plans of one name, {name}: rename a file')
-    names = [name for name, *_ in asked]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f'the plan {twice[0]} is asked for twice: give each once')
-    return {name: how for name, _, how in asked} or {'trained': {}}
+            raise ValueError(f'{origins[name]} and {origin} give two plans the name {name}: rename a file')
+    names = [name for name, *_ in requested]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f'the plan {repeated[0]} is given twice: give each plan once')
+    return {name: arguments for name, _, arguments in requested} or {'trained': {}}
 
 
 def _platforms() -> tuple[str, ...]:
     known = artifact.PLATFORMS
-    if wrong := [name for name in _PLATFORMS.value if name not in known]:
-        raise ValueError(f'--platforms: {wrong[0]!r} is unknown, there are {", ".join(known)}')
+    if unknown := [name for name in _PLATFORMS.value if name not in known]:
+        raise ValueError(f'--platforms: {unknown[0]!r} is unknown, there are {", ".join(known)}')
     if not _PLATFORMS.value:
         raise ValueError(f'--platforms is empty: give some of {", ".join(known)}')
     return tuple(dict.fromkeys(_PLATFORMS.value))
 
 
 def _check(folder: pathlib.Path, trained: LoadedModel, plans: dict[str, TokenPlan], platforms: tuple[str, ...]) -> None:
-    here = jax.export.default_export_platform()
-    if here not in platforms:
-        logging.warning('not run: the programs are for %s, and this machine computes on %s', ', '.join(platforms), here)
+    """Compares the exported programs with the model, if this machine has one of their platforms."""
+    platform = jax.export.default_export_platform()
+    if platform not in platforms:
+        logging.warning('the programs were not run: they are for %s, and this machine computes on %s',
+                        ', '.join(platforms), platform)
         return
     for name, difference in artifact.check(folder, trained, plans):
-        logging.info("plan %s: run on %s, its probabilities differ from the model's by %.1e at most", name, here,
-                     difference)
+        logging.info("plan %s: run on %s, its probabilities differ from the model's by %.1e at most", name,
+                     platform, difference)
 
 
 def _write_orbax(folder: pathlib.Path, trained: LoadedModel) -> None:
     metadata = read_metadata(trained.path)
-    told = {key: metadata[key] for key in ('config', 'class_names') if key in metadata}
-    weights.save(folder, trained.params, told | {'exported': {
+    kept = {key: metadata[key] for key in ('config', 'class_names') if key in metadata}
+    weights.save(folder, trained.params, kept | {'exported': {
         'path': trained.path, 'step': trained.step, 'moving_average': _EMA.value}})
     assert jax.tree.all(jax.tree.map(np.array_equal, load_model(folder).params, trained.params))
-    logging.info('read again, the weights are the same')
+    logging.info('the exported weights equal those of the checkpoint')
 
 
 @contextlib.contextmanager
-def _appearing(folder: pathlib.Path, trained: LoadedModel) -> Iterator[pathlib.Path]:
-    """A folder beside the one wanted, which takes its place at the end of the body; nothing stays of a failure."""
+def _new_folder(folder: pathlib.Path, trained: LoadedModel) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder, and renames it to `folder` at the end of the body. A failure leaves no folder.
+
+    Raises:
+      ValueError: the disk has no room for the weights, or the folder cannot be written.
+    """
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params))
     try:
         with storage.new_folder(folder) as unfinished:

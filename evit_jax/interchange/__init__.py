@@ -1,1 +1,1 @@
-"""Weights of other programs, read without running anything that they hold, and written for them."""
+"""Reads the weights of other programs without executing anything in their files, and writes weights for them."""

@@ -1,4 +1,4 @@
-"""What is known of weights beside their values: how images are prepared, which tokens go, what the classes mean."""
+"""Config keys of converted models: defaults, settings of training programs, and the metadata of safetensors files."""
 
 import ast
 import json
@@ -11,71 +11,76 @@ from evit_jax.checkpoints.weights import AS_DEIT
 from evit_jax.models import CONFIGS, UNSHAPED
 from evit_jax.models.config import ViTConfig
 
-METADATA = 'evit_jax'  # the key under which all of it stands in a safetensors file
+METADATA = 'evit_jax'  # key in the metadata of a safetensors file; its value is JSON
 _KEYS = ('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean',
          'data.std', 'data.eval_crop', *(f'model.{key}' for key in UNSHAPED))
-_CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # of evaluation, by those who trained them
+_CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # crop in the evaluation of the authors
 _SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
 
 
-def model_keys(name: str, config: ViTConfig) -> dict[str, Any]:
-    """The part of a config that says which model it is."""
+def model_settings(name: str, config: ViTConfig) -> dict[str, Any]:
+    """Returns the config keys that identify the model, without the prefix 'model.'."""
     keys = ('image_size', 'classes', 'distilled', *UNSHAPED)
     return {'name': name} | {key: getattr(config, key) for key in keys}
 
 
-def assumed(name: str, config: ViTConfig) -> dict[str, Any]:
-    """Config keys for weights of which nothing else is known: as with DeiT, or as its authors have it for an LV-ViT."""
+def default_settings(name: str, config: ViTConfig) -> dict[str, Any]:
+    """Returns the config keys to assume for weights without any: those of DeiT, or of the authors of LV-ViT."""
     crop = _CROPS.get(name, AS_DEIT['data.eval_crop'])
     return AS_DEIT | {'model.reduce_at': config.default_reduce_at, 'data.eval_crop': crop}
 
 
-def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What the arguments of EViT's or DynamicViT's training program say of the plan, as config keys; else {}."""
-    if isinstance(rate := arguments.get('base_rate'), float) and 0 < rate <= 1:
-        return {'keep.rate': rate}  # DynamicViT's
-    rate, at = arguments.get('base_keep_rate'), arguments.get('drop_loc')
+def plan_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Translates the arguments of EViT's or DynamicViT's training program to config keys of the token plan.
+
+    Returns:
+      {} if the arguments are of another program, or out of range.
+    """
+    if isinstance(rate := arguments.get('base_rate'), float) and 0 < rate <= 1:  # DynamicViT
+        return {'keep.rate': rate}
+    rate, reduce_at = arguments.get('base_keep_rate'), arguments.get('drop_loc')  # EViT
     try:
-        at = tuple(ast.literal_eval(at) if isinstance(at, str) else at)
-        if not (0 < rate <= 1 and all(type(block) is int for block in at)):
+        reduce_at = tuple(ast.literal_eval(reduce_at) if isinstance(reduce_at, str) else reduce_at)
+        if not (0 < rate <= 1 and all(type(block) is int for block in reduce_at)):
             raise ValueError
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return {}
-    return {'model.reduce_at': at, 'model.fuse': bool(arguments.get('fuse_token')), 'keep.rate': float(rate)}
+    return {'model.reduce_at': reduce_at, 'model.fuse': bool(arguments.get('fuse_token')), 'keep.rate': float(rate)}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """Config keys and class names of a file that `to_metadata` was written to; none of another's."""
+    """Returns the config keys and class names that `to_metadata` stored; ({}, []) for a file of another program."""
     try:
-        held = json.loads(metadata.get(METADATA, '{}'))
-        names = [str(name) for name in held.get('class_names', ())]
-        return {key: value for key, value in held.get('config', {}).items() if key in _KEYS}, names
+        stored = json.loads(metadata.get(METADATA, '{}'))
+        names = [str(name) for name in stored.get('class_names', ())]
+        return {key: value for key, value in stored.get('config', {}).items() if key in _KEYS}, names
     except (ValueError, AttributeError, TypeError, RecursionError):
-        logging.warning('what the file says of its config cannot be read, and is left out')
+        logging.warning('the config in the metadata of the file cannot be read; ignored')
         return {}, []
 
 
 def to_metadata(name: str, model_config: ViTConfig, config: Mapping[str, Any]) -> dict[str, str]:
-    """Text for a safetensors file: the architecture by timm's name where there is one, and what a run's config says.
+    """Returns the metadata of a safetensors file: config keys, class names, and timm's model name if there is one.
 
     Args:
-      config: of a run, flat, as `workdir.saved_config` gives it.
+      name, model_config: of the model.
+      config: flat config of the run, as `workdir.saved_config` returns it.
     """
     values = config | {f'model.{key}': getattr(model_config, key) for key in UNSHAPED}
-    held = {'config': {key: values[key] for key in _KEYS if key in values},
-            'class_names': config.get('class_names', [])}
-    named = name in _SIZES and not _timm_arguments(name, model_config)
-    architecture = {'architecture': _timm_name(name, model_config)} if named else {}
-    return {'format': 'pt'} | architecture | {METADATA: json.dumps(held)}
+    stored = {'config': {key: values[key] for key in _KEYS if key in values},
+              'class_names': config.get('class_names', [])}
+    has_timm_name = name in _SIZES and not _timm_arguments(name, model_config)
+    architecture = {'architecture': _timm_name(name, model_config)} if has_timm_name else {}
+    return {'format': 'pt'} | architecture | {METADATA: json.dumps(stored)}
 
 
 def _timm_name(name, config):
-    """Without image size and classes, which timm is told besides."""
+    """Returns timm's name of the model; image size and number of classes are separate arguments of create_model."""
     return f'deit_{_SIZES[name]}{"_distilled" * config.distilled}_patch16_224'
 
 
 def timm_call(name: str, config: ViTConfig, path: Any) -> str:
-    """The Python that makes the model in timm with the weights in a file; '' where timm has none such."""
+    """Returns Python code that loads a file into timm's model; '' if timm has no such model."""
     if name not in _SIZES or config.one_head:
         return ''
     size = f', img_size={config.image_size}' * (config.image_size != 224)
@@ -85,9 +90,9 @@ def timm_call(name: str, config: ViTConfig, path: Any) -> str:
 
 
 def _timm_arguments(name, config):
-    """The arguments for values that differ from those of the name; '' where none does."""
-    usual = CONFIGS[name]
-    texts = {'heads': f'num_heads={config.heads}', 'activation': f'act_layer={config.activation!r}',
-             'norm_epsilon': f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={config.norm_epsilon:g})',
-             'pooling': f"global_pool='avg', fc_norm={config.pooling == 'avg_fc_norm'}"}
-    return ''.join(f', {text}' for key, text in texts.items() if getattr(config, key) != getattr(usual, key))
+    """Returns code for the arguments that differ from those of the named model; '' if none does."""
+    named = CONFIGS[name]
+    arguments = {'heads': f'num_heads={config.heads}', 'activation': f'act_layer={config.activation!r}',
+                 'norm_epsilon': f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={config.norm_epsilon:g})',
+                 'pooling': f"global_pool='avg', fc_norm={config.pooling == 'avg_fc_norm'}"}
+    return ''.join(f', {code}' for key, code in arguments.items() if getattr(config, key) != getattr(named, key))

@@ -1,4 +1,4 @@
-"""safetensors files through their library: arrays by name, and text beside them."""
+"""Reads and writes safetensors files with the safetensors library."""
 
 import contextlib
 import pathlib
@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from evit_jax.interchange.stored import Stored
+from evit_jax.interchange.lazy_array import LazyArray
 
 _DTYPES = {name: np.dtype(dtype) for name, dtype in {
     'F32': np.float32, 'F64': np.float64, 'F16': np.float16, 'BF16': jnp.bfloat16, 'I64': np.int64, 'I32': np.int32,
@@ -17,24 +17,24 @@ _DTYPES = {name: np.dtype(dtype) for name, dtype in {
 
 
 @contextlib.contextmanager
-def opened(path: str | pathlib.Path) -> Iterator[tuple[dict[str, Stored], dict[str, str]]]:
-    """The arrays, which can be read in the body only, and the metadata.
+def opened(path: str | pathlib.Path) -> Iterator[tuple[dict[str, LazyArray], dict[str, str]]]:
+    """Opens a file and yields (arrays by name, metadata). Values can be read only inside the `with` block.
 
     Raises:
-      ValueError: it is no such file, or holds numbers of a type that weights do not have.
+      ValueError: the file is damaged, or holds a dtype that is not supported.
     """
     try:
         with safe_open(path, 'numpy') as file:
-            yield {key: _stored(file, key, path) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield {key: _lazy_array(file, key, path) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f'{path} is cut off or damaged: {error}') from error
 
 
 def write(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a new file, whole or not at all.
+    """Writes a new file. A failed write leaves no file behind.
 
     Raises:
-      OSError: it is there already, or cannot be written.
+      OSError: the file exists, or cannot be written.
     """
     content = save({key: np.asarray(value, order='C') for key, value in arrays.items()}, dict(metadata))
     with open(path, 'xb') as file:
@@ -45,8 +45,8 @@ def write(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: 
             raise
 
 
-def _stored(file, key, path):
-    part = file.get_slice(key)
-    if part.get_dtype() not in _DTYPES:
-        raise ValueError(f'{path} holds {key} as {part.get_dtype()}; weights are read as {", ".join(_DTYPES)}')
-    return Stored(tuple(part.get_shape()), _DTYPES[part.get_dtype()], lambda: file.get_tensor(key))
+def _lazy_array(file, key, path):
+    array = file.get_slice(key)
+    if array.get_dtype() not in _DTYPES:
+        raise ValueError(f'{path} holds {key} as {array.get_dtype()}; supported dtypes are {", ".join(_DTYPES)}')
+    return LazyArray(tuple(array.get_shape()), _DTYPES[array.get_dtype()], lambda: file.get_tensor(key))

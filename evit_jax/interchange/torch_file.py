@@ -1,6 +1,8 @@
-"""PyTorch's checkpoints (.pth, .pt: zip files of a pickle and raw values), read without PyTorch.
+"""Reads PyTorch checkpoints (.pth, .pt) without PyTorch: zip files of one pickle and raw values.
 
-Source: torch/serialization.py; a tensor is a view (offset, size, stride) of a storage, which is one member of the zip.
+A tensor is a view (offset, size, stride) of a storage. Each storage is one member of the zip file.
+
+Source: torch/serialization.py.
 """
 
 import contextlib
@@ -16,8 +18,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from evit_jax.interchange import pickles
-from evit_jax.interchange.stored import Stored
+from evit_jax.interchange import restricted_pickle
+from evit_jax.interchange.lazy_array import LazyArray
+from evit_jax.interchange.restricted_pickle import AllowList, GlobalName, InertObject, checked_key, printable
 
 _TYPES = {f'torch.{name}Storage': np.dtype(dtype) for name, dtype in {
     'Float': np.float32, 'Double': np.float64, 'Half': np.float16, 'BFloat16': jnp.bfloat16, 'Long': np.int64,
@@ -27,17 +30,19 @@ _INERT = {'argparse.Namespace', 'types.SimpleNamespace', 'torch.device', 'numpy.
           'pathlib.WindowsPath', 'pathlib.PurePosixPath', 'pathlib.PureWindowsPath',
           'torch.torch_version.TorchVersion', 'datetime.datetime', 'datetime.date', 'datetime.timedelta'}
 _FACTORIES = {f'{module}.{name}' for module in ('builtins', '__builtin__') for name in (
-    'bool', 'dict', 'float', 'frozenset', 'int', 'list', 'long', 'set', 'str', 'tuple', 'unicode')}  # defaultdict's
-_SCALARS = {'b1', 'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'}  # NumPy's types of one number
-_MAX_PICKLE = 4 * 2**20  # of a model with its optimizer it takes a tenth of that; filled with opcodes, a few 100 MB
+    'bool', 'dict', 'float', 'frozenset', 'int', 'list', 'long', 'set', 'str', 'tuple', 'unicode')}  # for defaultdict
+_SCALARS = {'b1', 'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'}  # type codes of NumPy numbers
+# Bytes. A large model with its optimizer needs a tenth; a hostile pickle of this size takes a few 100 MB of memory.
+_MAX_PICKLE = 4 * 2**20
 _MAX_MEMBERS = 100_000
 _MAX_DIMENSIONS = 32
-_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the magic number of PyTorch before 1.6, pickled
+_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the pickled magic number of PyTorch before 1.6
 _RESAVE = 'where PyTorch is installed, and if you trust the file, save its weights again: '
 
 
 class _Storage(NamedTuple):
-    """A run of values of one type in a member of the zip."""
+    """A one-dimensional array in a member of the zip file."""
+
     member: zipfile.ZipInfo
     dtype: np.dtype
     count: int
@@ -45,12 +50,13 @@ class _Storage(NamedTuple):
 
 @contextlib.contextmanager
 def opened(path: str | pathlib.Path) -> Iterator[Any]:
-    """What was saved: dicts, lists, numbers and text, tensors as `Stored`, and a few other objects as `Inert`.
+    """Opens a checkpoint and yields the object that was saved.
 
-    The tensors can be read in the body only.
+    Dicts, lists, numbers and text are themselves, a tensor is a `LazyArray`, and objects of a few other classes are an
+    `InertObject`. Tensors can be read only inside the `with` block.
 
     Raises:
-      ValueError: it is no such file, it is damaged, or it holds anything that is not needed for weights; says what.
+      ValueError: the file is damaged, is not a checkpoint, or holds an object that weights do not need.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -62,19 +68,23 @@ def opened(path: str | pathlib.Path) -> Iterator[Any]:
 
 
 def is_torch_file(start: bytes, path: str | pathlib.Path) -> bool:
-    """Whether a file that begins so is to be read here.
+    """Returns True for the first bytes of a PyTorch checkpoint.
+
+    Args:
+      start: the first 15 bytes of the file, or more.
+      path: of the file, for the error message.
 
     Raises:
-      ValueError: it is PyTorch's, but of the time before zip files.
+      ValueError: the file has the format of PyTorch before version 1.6, which is not a zip file.
     """
     if start.startswith(_LEGACY):
-        raise ValueError(f"{path} has PyTorch's format of before version 1.6; {_RESAVE}torch.save(torch.load('{path}', "
-                         "map_location='cpu', weights_only=True), 'NEW.pth')")
+        raise ValueError(f'{path} has the format of PyTorch before version 1.6; {_RESAVE}'
+                         f"torch.save(torch.load('{path}', map_location='cpu', weights_only=True), 'NEW.pth')")
     return start.startswith((b'PK\x03\x04', b'PK\x05\x06'))
 
 
 class _Refusal(Exception):
-    """Said of a file whose path is not known where it is raised."""
+    """Raised when a file is refused. `opened` adds the path of the file to the message."""
 
 
 def _contents(archive):
@@ -87,68 +97,71 @@ def _contents(archive):
         raise _Refusal(f'it is a TorchScript program; {_RESAVE}torch.save(model.state_dict(), NEW)')
     order = members.get(f'{folder}byteorder')
     if order is not None and archive.read(order) != b'little':
-        raise _Refusal('its numbers are big-endian: save it again on a machine of today')
+        raise _Refusal('its numbers are big-endian: save it again on a little-endian machine')
     if members[file].file_size > _MAX_PICKLE:
         raise _Refusal(f'its data.pkl has {members[file].file_size:,} bytes, more than {_MAX_PICKLE:,}')
-    storage_of = functools.partial(_storage_of, members, f'{folder}data/')
+    persistent_load = functools.partial(_storage, members, f'{folder}data/')
     rebuild = functools.partial(_tensor, functools.lru_cache(maxsize=1)(lambda name: archive.read(members[name])))
-    allowed = pickles.Allowed(
+    allowed = AllowList(
         calls={'torch._utils._rebuild_tensor_v2': rebuild, 'torch._utils._rebuild_tensor': rebuild,
-               'torch._utils._rebuild_parameter': _parameter, 'torch.Size': _one(tuple, ()),
-               'collections.OrderedDict': _one(_pairs, ()), 'collections.Counter': _one(dict, {}),
-               'collections.defaultdict': _defaultdict, '_codecs.encode': _encoded,
+               'torch._utils._rebuild_parameter': _parameter, 'torch.Size': _container(tuple, ()),
+               'collections.OrderedDict': _container(_dict_of_pairs, ()), 'collections.Counter': _container(dict, {}),
+               'collections.defaultdict': _defaultdict, '_codecs.encode': _encoded_bytes,
                'numpy.core.multiarray.scalar': _scalar, 'numpy._core.multiarray.scalar': _scalar,
-               **{f'{module}.{name}': _one(_set, ()) for module in ('builtins', '__builtin__')
+               **{f'{module}.{name}': _container(_set, ()) for module in ('builtins', '__builtin__')
                   for name in ('set', 'frozenset')}},
-        types=_TYPES.keys() | _DTYPES | _FACTORIES, inert=_INERT, persistent=storage_of)
+        types=_TYPES.keys() | _DTYPES | _FACTORIES, inert=_INERT, persistent_load=persistent_load)
     try:
-        return pickles.load(archive.read(members[file]), allowed)
+        return restricted_pickle.load(archive.read(members[file]), allowed)
     except ValueError as error:
-        more = (f'. For its weights alone: {_RESAVE}held = torch.load(FILE, weights_only=False), then '
-                'torch.save(held.state_dict(), NEW), or the state_dict in held'
-                if re.search(r'asks for (?:numpy\.|\S*\.[A-Z])', str(error)) else '')  # nobody should load os.system
+        more = (f'. For its weights alone: {_RESAVE}loaded = torch.load(FILE, weights_only=False), then '
+                'torch.save(loaded.state_dict(), NEW), or the state_dict in loaded'
+                if re.search(r'refers to (?:numpy\.|\S*\.[A-Z])', str(error)) else '')  # never suggest it for os.system
         raise _Refusal(f'its pickle holds more than weights, or is damaged: {error}{more}') from error
 
 
 def _members(archive):
-    """The members by name, none of which can be larger than the file: PyTorch compresses nothing."""
+    """Returns the members of the zip file by name.
+
+    Refuses compressed members, which PyTorch never writes, and sizes larger than the file: both could fill the memory.
+    """
     members = {member.filename: member for member in archive.infolist()}
     if len(members) != len(archive.infolist()) or len(members) > _MAX_MEMBERS:
-        raise _Refusal(f'it has {len(archive.infolist()):,} members, of which {len(members):,} have names of their own')
+        raise _Refusal(f'it has {len(archive.infolist()):,} members, of which {len(members):,} have different names')
     for name, member in members.items():
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise _Refusal(f'{pickles.shown(name)} is compressed ({member.compress_size:,} bytes that claim to be '
+            raise _Refusal(f'{printable(name)} is compressed ({member.compress_size:,} bytes that claim to be '
                            f'{member.file_size:,}), which PyTorch never does')
         if member.flag_bits & 1:
-            raise _Refusal(f'{pickles.shown(name)} is encrypted')
-    total, there = sum(member.file_size for member in members.values()), os.path.getsize(archive.filename)
-    if not all(0 <= member.header_offset < there for member in members.values()):
+            raise _Refusal(f'{printable(name)} is encrypted')
+    total, file_size = sum(member.file_size for member in members.values()), os.path.getsize(archive.filename)
+    if not all(0 <= member.header_offset < file_size for member in members.values()):
         raise _Refusal('a member begins outside of the file')
-    if total > there:
-        raise _Refusal(f'its members claim {total:,} bytes, the file has {there:,}')
+    if total > file_size:
+        raise _Refusal(f'its members claim {total:,} bytes, the file has {file_size:,}')
     return members
 
 
-def _storage_of(members, folder, identity):
-    """The storage that a persistent id stands for: ('storage', type, key, device, count)."""
-    if type(identity) is not tuple or len(identity) != 5 or identity[0] != 'storage':
+def _storage(members, folder, persistent_id):
+    """Returns the storage of a persistent id ('storage', type, key, device, count)."""
+    if type(persistent_id) is not tuple or len(persistent_id) != 5 or persistent_id[0] != 'storage':
         raise ValueError('it has a persistent id that is not of a storage')
-    kind, key, _, count = identity[1:]
-    if type(kind) is not pickles.Name or kind not in _TYPES:
-        raise ValueError(f'a storage has the type {pickles.shown(kind)}')
+    kind, key, _, count = persistent_id[1:]
+    if type(kind) is not GlobalName or kind not in _TYPES:
+        raise ValueError(f'a storage has the type {printable(kind)}')
     if type(key) is not str or not re.fullmatch(r'\d+', key, re.ASCII) or f'{folder}{key}' not in members:
-        raise ValueError(f'there is no storage {pickles.shown(key)}')
+        raise ValueError(f'there is no storage {printable(key)}')
     member, dtype = members[f'{folder}{key}'], _TYPES[kind]
     if not _is_count(count) or count * dtype.itemsize != member.file_size:
-        raise ValueError(f'storage {key} is said to be {count if _is_count(count) else pickles.shown(count)} values '
+        raise ValueError(f'storage {key} claims {count if _is_count(count) else printable(count)} values '
                          f'of {dtype.name}, and has {member.file_size:,} bytes')
     return _Storage(member, dtype, count)
 
 
 def _tensor(read, arguments):
-    """_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata]), or without the last three.
+    """Replaces `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])`.
 
-    Every element that it would touch is checked to be in the storage.
+    `_rebuild_tensor` has the first four arguments only. Every element of the view must lie inside the storage.
     """
     if len(arguments) not in (4, 6, 7) or type(arguments[0]) is not _Storage:
         raise ValueError('a tensor is not made of a storage, offset, size and stride')
@@ -161,7 +174,8 @@ def _tensor(read, arguments):
     if count > storage.count or last >= max(storage.count, 1):
         raise ValueError(f'a tensor of shape {size} ({count:,} values, the last at {last:,}) is larger than its '
                          f'storage of {storage.count:,}')
-    stride = tuple(step if n > 1 else 0 for n, step in zip(size, stride))  # the others are never taken, and may be huge
+    # The stride of an axis of one element is never used, and may overflow NumPy's integers.
+    stride = tuple(step if n > 1 else 0 for n, step in zip(size, stride))
 
     def values():
         if not count:
@@ -170,18 +184,19 @@ def _tensor(read, arguments):
         return np.lib.stride_tricks.as_strided(flat, size, [step * storage.dtype.itemsize for step in stride],
                                                writeable=False)
 
-    return Stored(size, storage.dtype, values)
+    return LazyArray(size, storage.dtype, values)
 
 
 def _parameter(arguments):
-    """_rebuild_parameter(data, requires_grad, hooks)."""
-    if len(arguments) != 3 or type(arguments[0]) is not Stored:
+    """Replaces `_rebuild_parameter(data, requires_grad, hooks)`."""
+    if len(arguments) != 3 or type(arguments[0]) is not LazyArray:
         raise ValueError('a parameter is not made of a tensor')
     return arguments[0]
 
 
-def _one(make, default):
-    """A stand-in for calling a container, with nothing or with one list, tuple or dict."""
+def _container(make, default):
+    """Replaces the call of a container type, with no argument or with one list, tuple or dict."""
+
     def call(arguments):
         if len(arguments) > 1 or type(*arguments or (default,)) not in (list, tuple, dict):
             raise ValueError('a container is not made of a list')
@@ -190,41 +205,41 @@ def _one(make, default):
     return call
 
 
-def _pairs(items):
+def _dict_of_pairs(items):
     if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in items):
         raise ValueError('an ordered dict is not made of pairs')
-    return {pickles.checked_key(key): value for key, value in items}
+    return {checked_key(key): value for key, value in items}
 
 
 def _set(items):
-    return {pickles.checked_key(item) for item in items}
+    return {checked_key(item) for item in items}
 
 
 def _defaultdict(arguments):
-    """An empty dict in place of defaultdict(factory); its items follow by themselves, and nobody calls the factory."""
+    """Replaces `defaultdict(factory)` by an empty dict. The pickle sets its items afterwards."""
     factory = arguments[0] if len(arguments) == 1 else None
-    is_type = type(factory) is pickles.Name and factory in _FACTORIES
+    is_type = type(factory) is GlobalName and factory in _FACTORIES
     if len(arguments) > 1 or not (factory is None or is_type):
         raise ValueError('a defaultdict is not made of the type of its values')
     return {}
 
 
-def _encoded(arguments):
-    """Bytes, as pickles of protocol 2 write them: text in latin1."""
+def _encoded_bytes(arguments):
+    """Replaces `_codecs.encode(text, 'latin1')`, which is how a pickle of protocol 2 stores bytes."""
     if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] != 'latin1':
         raise ValueError('bytes are not written as text in latin1')
     return arguments[0].encode('latin1')
 
 
 def _scalar(arguments):
-    """numpy.core.multiarray.scalar(dtype, bytes), as Python's own number; text and dates stay inert."""
+    """Replaces `numpy.core.multiarray.scalar(dtype, bytes)` by a Python number. Text and dates become inert objects."""
     kind, content = arguments if len(arguments) == 2 else (None, None)
-    if type(kind) is not pickles.Inert or kind.name != 'numpy.dtype' or type(content) is not bytes:
+    if type(kind) is not InertObject or kind.name != 'numpy.dtype' or type(content) is not bytes:
         raise ValueError('a numpy scalar is not made of a type and bytes')
     code = kind.arguments[0] if kind.arguments else None
     order = kind.state[1] if type(kind.state) is tuple and len(kind.state) > 1 else None
     if type(code) is not str or code not in _SCALARS:
-        return pickles.Inert('numpy.scalar', ())
+        return InertObject('numpy.scalar', ())
     if order not in ('<', '>', '|') or int(code[1:]) != len(content):
         raise ValueError(f'a numpy scalar of type {code} has {len(content)} bytes, or no byte order')
     return np.frombuffer(content, np.dtype(code).newbyteorder(order))[0].item()

@@ -1,7 +1,7 @@
-"""Weights in the layout of PyTorch's DeiT (timm) or LV-ViT <-> this project's parameters, as dicts of numpy arrays.
+"""Converts a PyTorch state dict in the layout of timm or LV-ViT to the parameters of a model, and back.
 
-The one thing that does not come along is how many batches a BatchNorm of PyTorch has seen, which it only needs where it
-keeps a plain mean of them: it is written as 0.
+The conversion is exact but for BatchNorm's `num_batches_tracked`, which is written as 0: PyTorch needs it only if
+`momentum` is None.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, modules_of
 from evit_jax.reduction.registry import get_reducer, list_reducers
 
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
-_VARIANCE, _COUNTER = '.running_var', '.num_batches_tracked'  # of BatchNorm
+_VARIANCE, _COUNTER = '.running_var', '.num_batches_tracked'  # suffixes of BatchNorm arrays
 
 _BACKBONE = re.compile(
     r'^((vit|deit)\.)?(blocks|layers?|encoder|embeddings|patch_embed|pos_embed|cls_token|dist_token|reg_token|norm|fc_norm|'
@@ -32,64 +32,79 @@ _BACKBONE = re.compile(
 
 def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: Sequence[str] = (),
                allow_extra: Sequence[str] = ()) -> Params:
-    """PyTorch's weights as the parameters of a model, in float32.
+    """Converts a state dict to parameters in float32.
 
     Args:
-      weights: state_dict key -> array; linear [out, in], convolution [out, in, height, width].
-      allow_missing: patterns, as 'head.*', of keys that get initial values where they are missing.
-      allow_extra: patterns of keys that are left out where the model has none such.
+      weights: timm's name -> array; linear [out, in], convolution [out, in, height, width].
+      config: of the model.
+      allow_missing: patterns, such as 'head.*', of arrays of a head that get initial values if they are missing.
+      allow_extra: patterns of arrays that are left out if the model has none of the name.
 
     Raises:
-      ValueError: other keys are missing, unknown or of another shape; lists them.
+      ValueError: other arrays are missing, unknown or of another shape; lists them.
     """
     modules = learned_modules(weights)
-    leaves = {_torch_key(path, modules): (path, leaf.shape) for path, leaf in _template(config, modules)}
+    leaves = {_torch_key(path, modules): (path, leaf.shape)
+              for path, leaf in _flattened(template(config, modules))}
     weights = {key: value for key, value in weights.items() if not key.endswith(_COUNTER)}
+    _check_fit(weights, leaves, config, allow_missing, allow_extra)
     missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
-    problems = [f'missing {key}' for key in missing if not (matches([key], allow_missing) and _is_head(key))]
-    problems += [f'unknown {key}' for key in extra if not matches([key], allow_extra) or _computes(key)]
-    for key in leaves.keys() & weights.keys():
-        wanted = _torch_shape(*leaves[key], config)
-        if weights[key].shape != wanted:
-            problems.append(f'{key} has shape {weights[key].shape}, wanted {wanted}')
-    if problems:
-        kept = [key for key in missing if matches([key], allow_missing) and not _is_head(key)]
-        kept += [key for key in extra if matches([key], allow_extra) and _computes(key)]
-        unknown = [key for key in extra if not matches([key], allow_extra)]
-        why = (f'. {", ".join(sorted(kept))} may not be let go of: every number is computed with such weights, so that '
-               'only heads may be missing' if kept else '')
-        if len(problems) == len(unknown) and not any(map(_computes, unknown)):
-            why = f'. If logits do not depend on them, give {_flags_for(unknown)}'
-        raise ValueError(f'weights do not fit the model ({len(problems)} problems): {"; ".join(sorted(problems))}{why}')
-    fresh = to_torch(create(config, modules=modules).init(jax.random.key(0)), config, modules) if missing else {}
+    initial = {}
     if missing:
-        logging.warning('fresh, as they are missing: %s. They are random: predictions of this model mean nothing '
-                        'until it is trained', ', '.join(sorted(missing)))
+        initial = to_torch(create(config, modules=modules).init(jax.random.key(0)), config, modules)
+        logging.warning('initialised at random, as they are missing: %s. Predictions of this model mean nothing until '
+                        'it is trained', ', '.join(sorted(missing)))
     if extra:
-        logging.warning('left out, as the model has none such: %s. Where the other program computes its logits with '
-                        'them, these are others', ', '.join(sorted(extra)))
+        logging.warning('left out, as the model has no such arrays: %s. If the other program computes its logits with '
+                        'them, these logits differ', ', '.join(sorted(extra)))
     params: Params = {}
-    for key, (path, wanted) in leaves.items():
+    for key, (path, shape) in leaves.items():
         node = params
         for part in path[:-1]:
             node = node.setdefault(part, {})
-        with np.errstate(over='ignore'):  # becomes infinity
-            value = np.asarray(fresh[key] if key in missing else weights[key]).astype(np.float32, copy=False)
-        node[path[-1]] = _to_flax(path, value, wanted)
+        with np.errstate(over='ignore'):  # a float64 beyond float32 becomes infinity, which the caller refuses
+            value = np.asarray(initial[key] if key in missing else weights[key]).astype(np.float32, copy=False)
+        node[path[-1]] = _to_flax(path, value, shape)
     return params
 
 
+def _check_fit(weights, leaves, config, allow_missing, allow_extra):
+    """Raises a ValueError that lists the arrays that do not fit the model."""
+    missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
+    problems = [f'missing {key}' for key in missing if not (_matches(key, allow_missing) and _is_head(key))]
+    problems += [f'unknown {key}' for key in extra if not _matches(key, allow_extra) or _is_backbone(key)]
+    for key in leaves.keys() & weights.keys():
+        shape = _torch_shape(*leaves[key], config)
+        if weights[key].shape != shape:
+            problems.append(f'{key} has shape {weights[key].shape}, wanted {shape}')
+    if not problems:
+        return
+    required = [key for key in missing if _matches(key, allow_missing) and not _is_head(key)]
+    required += [key for key in extra if _matches(key, allow_extra) and _is_backbone(key)]
+    unknown = [key for key in extra if not _matches(key, allow_extra)]
+    way_out = (f'. {", ".join(sorted(required))} cannot be left out: all outputs depend on such weights, so that only '
+               'heads may be missing' if required else '')
+    if len(problems) == len(unknown) and not any(map(_is_backbone, unknown)):
+        way_out = f'. If logits do not depend on them, give {_flags_for(unknown)}'
+    raise ValueError(f'weights do not fit the model ({len(problems)} problems): {"; ".join(sorted(problems))}{way_out}')
+
+
 def _flags_for(extra):
-    """The flags that leave out some arrays, a module at a time."""
+    """Returns the flags that leave out some arrays; one flag for each module."""
     patterns = sorted({f'{key.rpartition(".")[0]}.*' if '.' in key else key for key in extra})
     return ' '.join(f"--allow_extra='{pattern}'" for pattern in patterns)
 
 
 def to_torch(params: Params, config: ViTConfig, modules: Modules = NO_MODULES) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`, exactly."""
+    """Converts parameters to a state dict; the exact inverse of `from_torch`.
+
+    Args:
+      params: the parameters of a model.
+      config: of the model.
+      modules: the learned modules of its reducer.
+    """
     out = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = tuple(key.key for key in keys)
+    for path, leaf in _flattened(params):
         out[key := _torch_key(path, modules)] = _from_flax(path, np.asarray(leaf), config)
         if key.endswith(_VARIANCE):
             out[key.removesuffix(_VARIANCE) + _COUNTER] = np.zeros((), np.int64)
@@ -97,22 +112,23 @@ def to_torch(params: Params, config: ViTConfig, modules: Modules = NO_MODULES) -
 
 
 def learned_modules(names: Iterable[str]) -> Modules:
-    """Returns the learned modules that PyTorch weights contain, by the names of the arrays."""
+    """Returns the learned modules of a reducer that a state dict contains, by the names of its arrays."""
     names = list(names)
-    found = (modules_of(reducer, names, reducer.checkpoint_prefix) for reducer in map(get_reducer, list_reducers()))
-    return next((modules for modules in found if modules.count), NO_MODULES)
+    reducers = map(get_reducer, list_reducers())
+    candidates = (modules_of(reducer, names, reducer.checkpoint_prefix) for reducer in reducers)
+    return next((modules for modules in candidates if modules.count), NO_MODULES)
 
 
 def template(config: ViTConfig, modules: Modules = NO_MODULES) -> Params:
-    """The parameters of a model as shapes alone."""
+    """Returns the tree of the parameters of a model, with shapes and dtypes in place of arrays."""
     return jax.eval_shape(create(config, modules=modules).init, jax.random.key(0))
 
 
 def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params, ViTConfig]:
-    """Parameters and shape for another image size: the position embeddings are resized.
+    """Returns parameters and config for another image size. Only the position embeddings change.
 
     Raises:
-      ValueError: the size is not a multiple of the patch.
+      ValueError: the image size is not a multiple of the patch size.
     """
     positions, prefix = params['pos_embed'], config.num_prefix_tokens
     side = math.isqrt(config.patches(image_size))
@@ -121,23 +137,22 @@ def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params,
             dataclasses.replace(config, image_size=image_size))
 
 
-def _template(config, modules):
-    return [(tuple(key.key for key in keys), leaf)
-            for keys, leaf in jax.tree_util.tree_leaves_with_path(template(config, modules))]
+def _flattened(params):
+    """Returns (path, leaf) of every leaf; a path is a tuple of names and indices."""
+    return [(tuple(key.key for key in keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def matches(keys: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether every key is like one of the patterns."""
-    return all(any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns) for key in keys)
+def _matches(key, patterns):
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def _is_head(key):
-    """True for an array of a head. Training on other classes replaces heads."""
+    """Returns True for an array of a head, which training on other classes replaces."""
     return key.split('.')[0] in ('head', 'head_dist', 'aux_head')
 
 
-def _computes(key):
-    """True for an array that every image goes through before it reaches a head."""
+def _is_backbone(key):
+    """Returns True for an array on which all outputs depend. MAE's decoder and mask tokens serve pretraining only."""
     return _BACKBONE.search(key) is not None and not key.startswith('decoder') and not key.endswith('mask_token')
 
 
@@ -161,7 +176,7 @@ def _torch_shape(path, flax_shape, config):
 
 
 def _to_flax(path, value, flax_shape):
-    """A patch projection is a convolution in PyTorch and, on flattened patches, a linear map here."""
+    """Converts an array of PyTorch. A patch projection is a convolution there, and here a linear map of patches."""
     if path[-1] != 'kernel':
         return value
     return value.transpose(2, 3, 1, 0).reshape(flax_shape) if value.ndim == 4 else value.T

@@ -1,1 +1,1 @@
-"""A trained model as a folder that serves without this package: programs of StableHLO, weights, a loader."""
+"""Exports a model as a folder that serves without this package: StableHLO programs, weights and a loader."""

@@ -1,4 +1,4 @@
-"""Writes a trained model as a folder that serves without this package, and checks what was written."""
+"""Exports a trained model as a folder that serves without this package, and checks the exported programs."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,8 @@ from evit_jax.serving.readme import readme
 from evit_jax.training import step
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
-TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2}  # of a probability: two compilations of one program may differ by this
+# dtype -> largest difference of a probability that two compilations of one program may have
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2}
 
 _WEIGHTS, _MANIFEST, _LOADER, _README = 'weights.npz', 'manifest.json', 'serve.py', 'README.md'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'Pillow')
@@ -35,16 +36,20 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'Pillow')
 
 def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenPlan], *, platforms: Sequence[str],
           kept: bool, ema: bool = False) -> None:
-    """Fills an empty folder; what is written has no batch normalisation left, see `models.fold_batchnorm`.
+    """Writes a model to an empty folder: a program for each plan, the weights, a manifest, a loader and a README.
+
+    Batch normalisation is folded into the convolutions; see `models.fold_batchnorm`.
 
     Args:
-      plans: by the names that they are requested with; see `default_plan` for the one that runs without a name.
-      platforms: of `PLATFORMS`; one program runs on any of these.
-      kept: the programs return the patches that each reduction keeps, too.
-      ema: whether the weights are said to be the moving average.
+      folder: an empty folder.
+      trained: the model.
+      plans: name -> token plan. `default_plan` decides which one runs if none is named.
+      platforms: of `PLATFORMS`. Each program runs on all of them.
+      kept: the programs also return the indices of the patches that each reduction keeps.
+      ema: recorded in the manifest: the weights are the moving average.
 
     Raises:
-      OSError: no room, or no permission.
+      OSError: the disk is full, or the folder cannot be written.
       ValueError: an unknown platform.
     """
     if isinstance(platforms, str) or {*platforms} - {*PLATFORMS}:
@@ -54,53 +59,55 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
     np.savez(folder / _WEIGHTS, **weights)
     logging.info('%s: %.2f M parameters, %.1f MB', _WEIGHTS, sum(leaf.size for leaf in weights.values()) / 1e6,
                  (folder / _WEIGHTS).stat().st_size / 1e6)
-    told, names = {}, FileNames(folder)
+    plan_entries, file_names = {}, FileNames(folder)
     for name, plan in plans.items():
-        began, file = time.monotonic(), folder / names.of(f'plan_{name}.jaxexport', '.jaxexport')
+        start, file = time.monotonic(), folder / file_names.of(f'plan_{name}.jaxexport', '.jaxexport')
         exported = export(trained, plan, platforms=platforms, kept=kept)
         file.write_bytes(exported.serialize())
-        told[name] = _about_plan(trained, plan) | {'trained': plan == plan_of_training(trained), 'file': file.name}
-        logging.info('%s: %s, %.3g G MACs; %.2f MB, %.1f s', file.name, plan, told[name]['macs'] / 1e9,
-                     file.stat().st_size / 1e6, time.monotonic() - began)
+        plan_entries[name] = _plan_entry(trained, plan) | {'trained': plan == plan_of_training(trained),
+                                                           'file': file.name}
+        logging.info('%s: %s, %.3g G MACs; %.2f MB, %.1f s', file.name, plan, plan_entries[name]['macs'] / 1e9,
+                     file.stat().st_size / 1e6, time.monotonic() - start)
     (folder / _LOADER).write_text(inspect.getsource(loader), encoding='utf-8')
     manifest = {'default': default_plan(trained, plans), 'tolerance': TOLERANCE[trained.dtype]} | _manifest(
-        trained, told, platforms, kept, ema, exported.calling_convention_version)
+        trained, plan_entries, platforms, kept, ema, exported.calling_convention_version)
     (folder / _README).write_text(readme(manifest, inspect.getsource(loader)), encoding='utf-8')
     manifest['files'] = {file.name: {'bytes': file.stat().st_size, 'sha256': _sha256(file)}
                          for file in sorted(folder.iterdir())}
-    manifest['class_names'] = manifest.pop('class_names')  # last, as there may be a thousand
+    manifest['class_names'] = manifest.pop('class_names')  # last, because the list may be long
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
 def default_plan(trained: LoadedModel, plans: Mapping[str, TokenPlan]) -> str:
-    """The name of the plan that runs if none is named: that of training, or the first where it is not there."""
-    own = plan_of_training(trained)
-    return next((name for name, plan in plans.items() if plan == own), next(iter(plans)))
+    """Returns the name of the plan that runs if none is named: the plan of training, else the first."""
+    training_plan = plan_of_training(trained)
+    return next((name for name, plan in plans.items() if plan == training_plan), next(iter(plans)))
 
 
 def export(trained: LoadedModel, plan: TokenPlan, *, platforms: Sequence[str], kept: bool) -> jax.export.Exported:
-    """The program of one plan: (weights by name, uint8 [b, S, S, 3]) to probabilities [b, L] and kept patches.
+    """Exports the program of one plan: (weights by name, images) -> probabilities, and kept patches.
 
-    The batch stays open, and the weights outside.
+    Images are uint8 [b, S, S, 3], probabilities float32 [b, L]. The batch size b is symbolic. The weights are an
+    argument, so that all programs share one file.
     """
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in by_name(trained.params).items()}
     batch, = jax.export.symbolic_shape('b')
     images = jax.ShapeDtypeStruct((batch, trained.image_size, trained.image_size, 3), jnp.uint8)
-    # JAX promises nothing for it, yet XLA has long known it: behind a reduction it spares a TPU 6 % of the time.
+    # JAX makes no compatibility promise for LayoutConstraint, but it makes token reductions 6 % faster on a TPU.
     layout = jax.export.DisabledSafetyCheck.custom_call('LayoutConstraint')
-    with _places_left_out():
+    with _without_source_locations():
         return jax.export.export(jax.jit(_program(trained, plan, kept)), platforms=platforms,
                                  disabled_checks=[layout])(shapes, images)
 
 
 def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenPlan]) -> Iterator[tuple[str, float]]:
-    """Runs one image through what was written, by the loader that was, and through the model itself.
+    """Compares the probabilities of the exported programs with those of the model, on one random image.
 
     Yields:
-      A plan's name, and the largest difference of a probability under it.
+      The name of a plan, and the largest difference of a probability under it.
 
     Raises:
-      ValueError: it is larger than `TOLERANCE`, or the model's logits are not finite.
+      ValueError: a difference is larger than `TOLERANCE`, or the model's logits are not finite.
     """
     served, predictor = loader.Served(folder), Predictor(trained, batch_size=1)
     image = np.random.default_rng(0).integers(0, 256, (trained.image_size, trained.image_size, 3), np.uint8)
@@ -110,10 +117,10 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
             raise ValueError(f'plan {name} cannot be checked ({prediction.problem}): nothing is kept')
         want = np.asarray(jax.nn.softmax(prediction.logits))
         got, = np.asarray(served(prediction.image[None], name)['probabilities'])
-        difference, most = float(np.abs(got - want).max()), TOLERANCE[trained.dtype]
-        if not difference <= most:
+        difference, tolerance = float(np.abs(got - want).max()), TOLERANCE[trained.dtype]
+        if not difference <= tolerance:
             raise ValueError(f"the probabilities of plan {name} differ from the model's by up to {difference:.1e}, and "
-                             f'rounding explains {most:.0e}: nothing is kept')
+                             f'rounding explains {tolerance:.0e}: nothing is kept')
         yield name, difference
 
 
@@ -123,19 +130,19 @@ def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[...,
 
     def program(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, Any]:
         images = step.normalise(images, trained.mean, trained.std)
-        logits, seen = model.apply(fitted(weights, like, trained.path), images, plan)
-        return {'probabilities': jax.nn.softmax(logits)} | ({'kept': seen['kept']} if kept else {})
+        logits, outputs = model.apply(fitted(weights, like, trained.path), images, plan)
+        return {'probabilities': jax.nn.softmax(logits)} | ({'kept': outputs['kept']} if kept else {})
 
     return program
 
 
 @contextlib.contextmanager
-def _places_left_out():
-    """Keeps callers and folders out of what a program says of its source: the same whoever makes it, and wherever."""
-    wanted = {'jax_hlo_source_file_canonicalization_regex': '.*/', 'jax_include_full_tracebacks_in_locations': False}
-    before = {name: getattr(jax.config, name) for name in wanted}
+def _without_source_locations():
+    """Leaves callers and folders out of the source locations in a program, so that every export has the same bytes."""
+    settings = {'jax_hlo_source_file_canonicalization_regex': '.*/', 'jax_include_full_tracebacks_in_locations': False}
+    before = {name: getattr(jax.config, name) for name in settings}
     try:
-        for name, value in wanted.items():
+        for name, value in settings.items():
             jax.config.update(name, value)
         yield
     finally:
@@ -158,14 +165,14 @@ def _manifest(trained, plans, platforms, kept, ema, convention):
 
 
 def plan_of_training(trained: LoadedModel) -> TokenPlan | None:
-    """The plan as the model was trained; None where another reducer cannot follow it."""
+    """Returns the plan of training; None if the reducer of the model does not support it."""
     try:
         return trained.plan()
     except ValueError:
         return None
 
 
-def _about_plan(trained, plan):
+def _plan_entry(trained, plan):
     macs, dense = trained.config.macs(plan), trained.config.macs(plan._replace(keep=(None,) * len(plan.keep)))
     return {'patches': plan.patches, 'reducer': str(plan.reducer), 'reductions': list(plan.reductions),
             'fused': plan.fused, 'tokens': [plan.counts[block] for block in plan.reductions],

@@ -1,4 +1,4 @@
-"""The README.md of an exported model."""
+"""Writes the README.md of an exported model."""
 
 from typing import Any
 
@@ -7,70 +7,72 @@ from evit_jax.serving.loader import OLDEST_PILLOW
 _TEXT = """\
 # {name}, exported
 
-Tells {classes} classes apart. Runs on {platforms}, without the package that it was trained with:
+Classifies images into {classes} classes. Runs on {platforms}, without the package that trained it:
 
     pip install jax=={jax} flatbuffers 'Pillow>={pillow}'
     python serve.py a.jpg b.png
 
-`serve.py` is all there is to a loader:
+`serve.py` is the complete loader:
 
 ```python
 {loader}```
 
 ## Plans
 
-All share the weights in `{weights}`. `{default}` runs if none is named: {why}.
+A plan sets how many tokens each block processes. All plans share the weights in `{weights}`.
+`{default}` is the default: {why}.
 
 | plan | tokens | G MACs | of dense |
 |---|---|---|---|
 {plans}
 
-## What goes in, what comes out
+## Input and output
 
-In: `images`, uint8 [b, {size}, {size}, 3], RGB, any b. A batch size is compiled at its first use: fill up to a few.
+Input: `images`, uint8 [b, {size}, {size}, 3], RGB, any b. Each new batch size is compiled at its first use, so use few
+different sizes, and pad batches to them.
 {crop}
-Mean {mean} and deviation {std} of the channels, of values in 0..1, are applied inside the programs.
+Mean {mean} and standard deviation {std} of the channels, for values in 0..1, are applied inside the programs.
 
 `Served.read` gives the pixels that the model was evaluated on, except in these cases:
 
-- Grey with 16 bits: the evaluation scales it to 8 bits, Pillow clips what is bright. With 32 bits the evaluation
-  refuses it, Pillow clips it too.
-- A JPEG whose data are damaged or end early, but that closes properly: the evaluation refuses it, Pillow fills in
-  what is missing.
-- A CMYK JPEG without Adobe's marker: the evaluation takes its inks as inverted, Pillow as they are.
-- Other formats than JPEG, PNG, WebP, GIF, BMP and TIFF: the evaluation refuses them, Pillow reads many.
-- More than 100 million pixels: the evaluation refuses the image, Pillow one of more than 179 million.
+- Grey images with 16 bits: the evaluation scales them to 8 bits, Pillow clips bright values. With 32 bits the
+  evaluation refuses them, Pillow clips them too.
+- A JPEG whose data are damaged or end early, but that closes properly: the evaluation refuses it, Pillow fills in the
+  missing part.
+- A CMYK JPEG without Adobe's marker: the evaluation inverts its inks, Pillow does not.
+- Formats other than JPEG, PNG, WebP, GIF, BMP and TIFF: the evaluation refuses them, Pillow reads many.
+- More than 100 million pixels: the evaluation refuses the image; Pillow refuses more than 179 million.
 
-An image that cannot be read, or whose probabilities are not finite, is named by `serve.py` on standard error and ends
-no other; the exit code is then 1.
+`serve.py` names an image that cannot be read, or whose probabilities are not finite, on standard error, continues with
+the next image, and ends with exit code 1.
 
-Out: `probabilities`, float32 [b, {classes}]; `class_names` in `manifest.json` has their names.{kept}
-Computed in {dtype}; the weights are float32. An evaluation gives logits, of which these are the softmax; another
-compiler, device or batch size rounds otherwise, and may change a probability by about {tolerance:.0e}.
+Output: `probabilities`, float32 [b, {classes}]; `class_names` in `manifest.json` names the classes.{kept}
+Computed in {dtype}; the weights are float32. The probabilities are the softmax of the logits of an evaluation. Another
+compiler, device or batch size rounds differently, and may change a probability by about {tolerance:.0e}.
 
-## How long it lasts
+## Compatibility
 
 The programs are StableHLO, written by `jax.export` of jax {jax} (calling convention {convention}). JAX promises that
-they run with a jax and jaxlib up to six months newer, and up to three weeks older, than what wrote them; all but the
-operation `LayoutConstraint`, which only a TPU runs. Others may work; to be certain keep the checkpoint, and export
-again.
+they run with a jax and jaxlib up to six months newer, and up to three weeks older, than the version that wrote them,
+except for the operation `LayoutConstraint`, which only a TPU runs. Other versions may work. Keep the checkpoint, so
+that you can export it again.
 
-Made of {source}, step {step} ({average} weights).
-`manifest.json` has all of this for programs, and the SHA-256 of every file.
+Exported from {source}, step {step} ({average} weights).
+`manifest.json` holds all of this for programs, and the SHA-256 of every file.
 """
 _WHY = {True: 'it is the plan of training',
-        False: 'it was requested first, and the plan of training is not here'}
+        False: 'it was requested first, and the plan of training was not exported'}
 _CROP = """\
-An image's short side is resized to {short} pixels, bicubic and antialiased, and the middle {size} x {size} cut out."""
-_SQUEEZED = 'An image is resized to {size} x {size}, bicubic and antialiased, its aspect ratio not kept.'
+Resize the short side of an image to {short} pixels, bicubic and antialiased, and cut out the centre {size} x {size}."""
+_SQUEEZED = 'Resize an image to {size} x {size}, bicubic and antialiased, without keeping its aspect ratio.'
 _KEPT = """
 
-`kept`, for each reduction int32 [b, K]: the patches that leave it, best first, numbered by rows in a grid of
-{grid} x {grid}; a negative number is a fused token."""
+`kept`: one int32 array [b, K] for each reduction, with the indices of the patches that it keeps, best first. Patches
+are numbered by rows in a grid of {grid} x {grid}; a negative number is a fused token."""
 
 
 def readme(manifest: dict[str, Any], loader: str) -> str:
-    """The text, of what the manifest says and the source of the loader."""
+    """Returns the README for a manifest. `loader` is the source code of the loader."""
     image, model, versions = manifest['image'], manifest['model'], manifest['versions']
     size, crop = image['size'], image['crop']
     plans = '\n'.join(

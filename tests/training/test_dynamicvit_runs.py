@@ -101,7 +101,7 @@ def test_weights_with_predictors_are_a_dynamicvit_where_nothing_else_is_said(tmp
     safetensors_file.write(tmp_path / 'a.safetensors', torch_weights.to_torch(initial(2), shape_of(2)), {})
     conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     assert workdir.saved_config(tmp_path / 'a')['reducer.name'] == 'dynamicvit'
-    assert run_metadata.settings_of({'base_rate': 0.7, 'model': 'deit-s'}) == {'keep.rate': 0.7}
+    assert run_metadata.plan_settings({'base_rate': 0.7, 'model': 'deit-s'}) == {'keep.rate': 0.7}
 
 
 def test_a_model_without_predictors_cannot_be_asked_for_them(plain):

@@ -1,4 +1,4 @@
-"""Values that no array shows: found in a file and beside it, assumed with a warning, and never silently."""
+"""Hyperparameters that no array shape shows are read from a file and its folder, or assumed with a warning."""
 
 import argparse
 import logging
@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from evit_jax import models
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.interchange import conversion, facts, interpretation, layouts
-from evit_jax.interchange.pickles import Inert
+from evit_jax.interchange import conversion, hyperparameter_sources, hyperparameters
+from evit_jax.interchange.checkpoint_layouts import ModelWeights
+from evit_jax.interchange.restricted_pickle import InertObject
 from evit_jax.models import create, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import make_plan
@@ -26,39 +27,40 @@ def toy(monkeypatch):
     monkeypatch.setitem(models.CONFIGS, 'vit_toy', SHAPE)
 
 
-def interpreted(name='deit_s', *, tree=None, metadata=None, configs=None, flags=None, path='a.pth', label='',
-                layout='timm', arrays=()):
-    """The shape, and the config keys of the preprocessing."""
-    given = interpretation.Given(pathlib.Path(path), tree, metadata or {}, configs or {})
-    found = layouts.Found(dict.fromkeys(arrays), layout, {}, label)
-    return interpretation.interpreted(name, get_config(name), found, given, flags or {})
+def resolve(name='deit_s', *, tree=None, metadata=None, configs=None, flags=None, path='a.pth',
+            weights_path='', layout='timm', arrays=()):
+    """Returns the config, the config keys of the preprocessing, and the weights."""
+    contents = hyperparameters.CheckpointContents(pathlib.Path(path), tree, metadata or {}, configs or {})
+    weights = ModelWeights(dict.fromkeys(arrays), layout, {}, weights_path)
+    return hyperparameters.resolve(name, get_config(name), weights, contents, flags or {})
 
 
 def namespace(**values):
-    return Inert('argparse.Namespace', (), argparse.Namespace(**values).__dict__)
+    return InertObject('argparse.Namespace', (), argparse.Namespace(**values).__dict__)
 
 
 @pytest.mark.parametrize('source', [
     {'tree': {'args': namespace(num_heads=12)}}, {'tree': {'hyper_parameters': {'model': {'num_heads': 12}}}},
-    {'tree': {'arch': 'vit_small'}}, {'label': 'state_dict.module.base_encoder'}, {'metadata': {'num_heads': '12'}},
+    {'tree': {'arch': 'vit_small'}}, {'weights_path': 'state_dict.module.base_encoder'},
+    {'metadata': {'num_heads': '12'}},
     {'configs': {'config.json': {'num_attention_heads': 12}}}, {'flags': {'heads': 12}},
     {'configs': {'config.json': {'model_args': {'num_heads': 12}}}}, {'tree': {'hyper_parameters': {'n_heads': 12}}},
     {'tree': {'args': namespace(model='vit_small_patch16_224', model_kwargs={'num_heads': 12})}},
     {'tree': {'hyper_parameters': {'vit': {'num_heads': 12}, 'decoder': {'num_heads': 16}}}},
     {'tree': {'hyper_parameters': {'any': namespace(num_heads=16), 'model': {'num_heads': 12}}}}])
-def test_the_number_of_heads_is_read_from_every_place(source):
-    assert interpreted(**source)[0].heads == 12
+def test_resolve_heads_are_read_from_every_source(source):
+    assert resolve(**source)[0].heads == 12
 
 
-def test_the_heads_of_moco_are_assumed_where_arch_alone_names_it(caplog):
-    assert interpreted(tree={'arch': 'vit_small'})[0].heads == 12
+def test_resolve_arch_of_moco_is_an_assumption(caplog):
+    assert resolve(tree={'arch': 'vit_small'})[0].heads == 12
     warning, = (record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
     assert 'heads 12 (as MoCo v3, by arch vit_small)' in warning and '--heads' in warning
 
 
-def test_a_value_that_nothing_gives_is_assumed_in_one_warning(caplog):
+def test_resolve_missing_values_are_assumed_in_one_warning(caplog):
     with caplog.at_level(logging.INFO, 'absl'):
-        config, preprocessing, _ = interpreted(tree={'args': namespace(num_heads=12, norm_eps=1e-5)})
+        config, preprocessing, _ = resolve(tree={'args': namespace(num_heads=12, norm_eps=1e-5)})
     assert (config.heads, config.norm_epsilon) == (12, 1e-5)
     warned = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
     assert len(warned) == 1 and 'heads' not in warned[0] and 'activation gelu (as deit_s)' in warned[0]
@@ -76,92 +78,92 @@ def test_a_value_that_nothing_gives_is_assumed_in_one_warning(caplog):
     ({'path': 'vit_small_patch16_224.pth', 'flags': {'mean': (0.1, 0.1, 0.1), 'crop': 0.5}}, 0.1, 0.5),
     ({'path': 'vit_small_patch16_224.pth', 'configs': {'preprocessor_config.json': {
         'image_mean': [0.2] * 3, 'size': 256, 'crop_size': {'height': 192}, 'do_center_crop': True}}}, 0.2, 0.75)])
-def test_preprocessing_is_that_of_the_configs_else_of_the_family(source, mean, crop):
-    _, preprocessing, _ = interpreted(**source)
+def test_resolve_preprocessing_is_of_the_configs_else_of_the_model_family(source, mean, crop):
+    _, preprocessing, _ = resolve(**source)
     assert preprocessing['data.mean'][0] == mean and preprocessing['data.eval_crop'] == crop
 
 
 @pytest.mark.parametrize('config, mean, std', [
     ({'do_normalize': False}, 0, 1), ({'do_rescale': False, 'image_mean': [51] * 3, 'image_std': [102] * 3}, 0.2, 0.4),
     ({'rescale_factor': 2 / 255, 'image_mean': [1] * 3, 'image_std': [1] * 3}, 0.5, 0.5)])
-def test_a_preprocessors_scale_is_part_of_mean_and_std(config, mean, std):
-    found = facts.of_preprocessor(config, 'it')
-    np.testing.assert_allclose((found['mean'].value[0], found['std'].value[0]), (mean, std), atol=1e-6)
+def test_of_preprocessor_rescale_factor_is_part_of_mean_and_std(config, mean, std):
+    values = hyperparameter_sources.of_preprocessor(config, 'it')
+    np.testing.assert_allclose((values['mean'].value[0], values['std'].value[0]), (mean, std), atol=1e-6)
 
 
-def test_preprocessor_without_resizing_gives_no_crop():
+def test_of_preprocessor_without_resizing_gives_no_crop():
     size = {'size': {'height': 8, 'width': 8}}
-    assert facts.of_preprocessor(size, 'it')['crop'].value == 0
-    assert 'crop' not in facts.of_preprocessor(size | {'do_resize': False}, 'it')
+    assert hyperparameter_sources.of_preprocessor(size, 'it')['crop'].value == 0
+    assert 'crop' not in hyperparameter_sources.of_preprocessor(size | {'do_resize': False}, 'it')
 
 
 @pytest.mark.parametrize('values', [
     {'flags': {'mean': (123.675, 116.28, 103.53)}}, {'flags': {'std': (58.4, 57.1, 57.4)}},
     {'configs': {'preprocessor_config.json': {'image_mean': [127.5] * 3}}}, {'flags': {'mean': (-0.1, 0, 0)}}])
-def test_interpreted_mean_or_std_of_another_pixel_scale_is_refused(values):
+def test_resolve_mean_or_std_of_another_pixel_scale_is_refused(values):
     with pytest.raises(ValueError, match=r'pixels are in 0\.\.1, so divide values of 0\.\.255 by 255'):
-        interpreted(**values)
+        resolve(**values)
 
 
-def test_interpreted_crop_ratio_of_deits_arguments_is_read():
-    assert interpreted(tree={'args': namespace(eval_crop_ratio=1.0)})[1]['data.eval_crop'] == 1
+def test_resolve_crop_ratio_of_deit_arguments_is_read():
+    assert resolve(tree={'args': namespace(eval_crop_ratio=1.0)})[1]['data.eval_crop'] == 1
 
 
-@pytest.mark.parametrize('source', [{'tree': {'arch': 'vit_small'}}, {'label': 'module.base_encoder'}])
-def test_interpreted_names_of_moco_at_another_width_leave_the_heads(source):
-    assert interpreted('deit_t', **source)[0].heads == 3
+@pytest.mark.parametrize('source', [{'tree': {'arch': 'vit_small'}}, {'weights_path': 'module.base_encoder'}])
+def test_resolve_names_of_moco_at_another_width_leave_the_heads(source):
+    assert resolve('deit_t', **source)[0].heads == 3
 
 
 @pytest.mark.parametrize('value', [None, 'six', True, [6], {'a': 1}, 6.5])
-def test_a_value_of_another_type_is_no_value(value):
-    assert interpreted(tree={'args': namespace(num_heads=value)})[0].heads == 6
-    assert interpreted(tree={'args': namespace(mean=value, norm_eps=10**400)})[1]['data.mean'][0] == 0.485
+def test_resolve_value_of_another_type_is_ignored(value):
+    assert resolve(tree={'args': namespace(num_heads=value)})[0].heads == 6
+    assert resolve(tree={'args': namespace(mean=value, norm_eps=10**400)})[1]['data.mean'][0] == 0.485
 
 
-def test_settings_that_hold_themselves_are_read():
+def test_resolve_recursive_settings_are_read():
     tree = {'args': {'num_heads': 12}}
     tree['args'] |= {f'{number}': tree['args'] for number in range(100)} | {'config': tree['args']}
-    assert interpreted(tree=tree)[0].heads == 12
+    assert resolve(tree=tree)[0].heads == 12
 
 
 @pytest.mark.parametrize('inner', [{'a': {'num_heads': 12}, 'b': {'num_heads': 4}}, {'class_to_idx': {'heads': 12}}])
-def test_said_in_dicts_that_disagree_or_map_labels_give_no_value(inner, caplog):
-    assert interpreted(tree={'hyper_parameters': inner})[0].heads == 6
+def test_resolve_contradicting_or_unrelated_dicts_give_no_value(inner, caplog):
+    assert resolve(tree={'hyper_parameters': inner})[0].heads == 6
     assert 'assumed' in caplog.text and '--heads' in caplog.text
 
 
-def test_contradictions_are_named(caplog):
-    interpreted(tree={'args': namespace(num_heads=12)}, configs={'config.json': {'num_heads': 6}}, flags={'heads': 4})
+def test_resolve_contradictions_are_logged(caplog):
+    resolve(tree={'args': namespace(num_heads=12)}, configs={'config.json': {'num_heads': 6}}, flags={'heads': 4})
     assert 'heads is 12 (num_heads of args in the file), but 6 (num_heads of config.json): took the' in caplog.text
-    assert '--heads=4, though it is 12 by num_heads of args in the file: the flag wins' in caplog.text
+    assert '--heads=4 overrides 12 (num_heads of args in the file)' in caplog.text
 
 
-@pytest.mark.parametrize('flags, said', [
+@pytest.mark.parametrize('flags, message', [
     ({'heads': 5}, 'width of 384 cannot be divided among 5 heads'), ({'heads': 0}, 'among 0 heads'),
     ({'norm_epsilon': 0.0}, r'norm_epsilon=0 is outside \(0, 1\)'), ({'crop': 1.5}, r'crop=1.5 \(--crop\) is outside'),
     ({'norm_epsilon': float('nan')}, 'norm_epsilon=nan'), ({'activation': 'relu'}, 'activation=relu'),
     ({'std': (1, 0, 1)}, 'std=1,0,1'), ({'pooling': 'avg_fc_norm'}, 'is for weights with fc_norm in place of norm')])
-def test_values_out_of_range_are_refused(flags, said):
-    with pytest.raises(ValueError, match=said):
-        interpreted(flags=flags)
+def test_resolve_value_out_of_range_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(flags=flags)
 
 
 @pytest.mark.parametrize('value', ['map', 'max', 'avgmax'])
-def test_a_pooling_that_is_not_computed_is_refused(value):
-    with pytest.raises(ValueError, match=rf'pooling={value} \(global_pool of args in the file\) is not computed here'):
-        interpreted(tree={'args': namespace(global_pool=value)})
+def test_resolve_unsupported_pooling_is_refused(value):
+    with pytest.raises(ValueError, match=rf'pooling={value} \(global_pool of args in the file\) is not supported'):
+        resolve(tree={'args': namespace(global_pool=value)})
 
 
-@pytest.mark.parametrize('said, arrays, pooling, norm', [
+@pytest.mark.parametrize('value, arrays, pooling, norm', [
     (True, ['fc_norm.weight'], 'avg_fc_norm', 'fc_norm.weight'), ('avg', ['norm.weight'], 'avg', 'norm.weight'),
     (None, ['fc_norm.weight'], 'avg_fc_norm', 'fc_norm.weight'), ('token', ['fc_norm.weight'], 'token', 'norm.weight'),
     (False, ['norm.weight'], 'token', 'norm.weight'), ('', ['norm.weight'], 'token', 'norm.weight')])
-def test_pooling_is_that_of_the_arguments_and_norms(said, arrays, pooling, norm):
-    config, _, found = interpreted(tree={'args': namespace(global_pool=said)}, arrays=arrays)
-    assert config.pooling == pooling and [*found.arrays] == [norm]
+def test_resolve_pooling_follows_arguments_and_norms(value, arrays, pooling, norm):
+    config, _, weights = resolve(tree={'args': namespace(global_pool=value)}, arrays=arrays)
+    assert config.pooling == pooling and [*weights.arrays] == [norm]
 
 
-def test_a_file_written_here_keeps_its_values_without_a_warning(tmp_path, caplog):
+def test_to_workdir_file_of_this_project_keeps_its_values_without_a_warning(tmp_path, caplog):
     conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'a', heads=4, norm_epsilon=1e-4,
                           activation='gelu_tanh', pooling='avg', mean=(0.1,) * 3, std=(0.2,) * 3, crop=0.9)
     conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
@@ -173,32 +175,32 @@ def test_a_file_written_here_keeps_its_values_without_a_warning(tmp_path, caplog
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_the_converted_model_computes_with_its_values(tmp_path):
+def test_to_workdir_heads_change_the_logits(tmp_path):
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     logits = {}
     for heads in (2, 4):
         conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / str(heads), heads=heads)
-        found = load_model(tmp_path / str(heads))
-        logits[heads] = np.asarray(create(found.config).apply(found.params, images, PLAN)[0])
+        model = load_model(tmp_path / str(heads))
+        logits[heads] = np.asarray(create(model.config).apply(model.params, images, PLAN)[0])
     assert np.abs(logits[2] - logits[4]).max() > 1e-2
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=4, classes=5)
-    np.testing.assert_allclose(create(config).apply(found.params, images, PLAN)[0], logits[4], atol=1e-6)
+    np.testing.assert_allclose(create(config).apply(model.params, images, PLAN)[0], logits[4], atol=1e-6)
 
 
-def test_a_distilled_model_with_one_head_is_read_and_goes_back(tmp_path, caplog):
+def test_to_workdir_distilled_model_with_one_head_survives_a_round_trip(tmp_path, caplog):
     arrays = load_file(FILES / 'hugging_face_deit.safetensors')
     one = {key.replace('cls_classifier', 'classifier'): value for key, value in arrays.items()
            if not key.startswith('distillation_classifier')}
     save_file(one, tmp_path / 'a.safetensors')
     conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     conversion.to_workdir(FILES / 'hugging_face_deit.safetensors', tmp_path / 'two')
-    found, two = load_model(tmp_path / 'a'), load_model(tmp_path / 'two')
-    assert found.config.one_head and found.config.distilled and 'head_dist' not in found.params
+    model, two = load_model(tmp_path / 'a'), load_model(tmp_path / 'two')
+    assert model.config.one_head and model.config.distilled and 'head_dist' not in model.params
     images = np.ones((1, 8, 8, 3), np.float32)
-    logits, _ = create(found.config).apply(found.params, images, PLAN)
-    _, seen = create(two.config).apply(two.params, images, PLAN)
-    np.testing.assert_allclose(logits, seen['cls_logits'], atol=1e-6)
-    assert "the class token's decides alone" in caplog.text
+    logits, _ = create(model.config).apply(model.params, images, PLAN)
+    _, outputs = create(two.config).apply(two.params, images, PLAN)
+    np.testing.assert_allclose(logits, outputs['cls_logits'], atol=1e-6)
+    assert "only the head of the class token gives logits" in caplog.text
     conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
     conversion.to_workdir(tmp_path / 'b.safetensors', tmp_path / 'c')
-    assert load_model(tmp_path / 'c').config == found.config
+    assert load_model(tmp_path / 'c').config == model.config

@@ -1,4 +1,4 @@
-"""An array in a file, whose shape and type are known before its values are read."""
+"""An array in an open file; its shape and dtype are known before its values are read. All readers share it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,8 +7,8 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """Reads its values each time that it is made a numpy array; keeps none."""
+class LazyArray:
+    """Reads its values from the file on every conversion to a NumPy array, and caches nothing."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

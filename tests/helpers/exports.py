@@ -1,0 +1,43 @@
+"""Fixtures for tests of exported models: a checkpoint with random weights, and the export program."""
+
+import dataclasses
+import functools
+
+import jax
+import pytest
+
+from evit_jax import models
+from evit_jax.checkpoints import weights
+from tests.helpers import doors, layouts, programs
+
+NAMES = 'red', 'grün', 'blue'
+
+export = doors.imported('export')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_model():
+    """Registers the smallest model, with three classes, for a test module."""
+    with pytest.MonkeyPatch.context() as patch:
+        layouts.prepare(patch)
+        patch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, classes=3))
+        yield
+
+
+def save_random_weights(folder, seed=1, names=NAMES, **config):
+    """Writes random weights of three classes as a checkpoint."""
+    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(seed))
+    weights.save(folder, params, {'config': layouts.config_of(**config).to_dict(), 'class_names': names})
+    return folder
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """Random weights for a keep rate of 0.75 at the first block."""
+    return save_random_weights(tmp_path_factory.mktemp('weights'), keep__rate=0.75, model__reduce_at=(0,))
+
+
+@pytest.fixture(scope='module')
+def run(export):
+    """Returns a function of the words of a command line that returns exit code and printed errors."""
+    return functools.partial(programs.run, export, ('CHECKPOINT', 'DIR'))
