@@ -7,7 +7,7 @@ import numpy as np
 from evit_jax.data.transforms import geometry
 
 
-def test_shift_takes_in_the_mirror_image_and_nothing_else_moves():
+def test_jitter_shift_reflects_the_border():
     image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), 'reflect')
     windows = {padded[y:y + 9, x:x + 7, order].tobytes()
@@ -18,7 +18,7 @@ def test_shift_takes_in_the_mirror_image_and_nothing_else_moves():
     assert len(seen) > 150
 
 
-def test_jitter_is_a_function_of_its_generator_and_stays_in_range():
+def test_jitter_same_generator_returns_the_same_image_in_range():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     first, second = (geometry.jitter(image, np.random.default_rng(3), shift=2, brightness=200) for _ in range(2))
     np.testing.assert_array_equal(first, second)

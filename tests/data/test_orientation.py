@@ -87,18 +87,18 @@ SEGMENTS = {
 
 @pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow warns of cut EXIF
 @pytest.mark.parametrize('name', SEGMENTS)
-def test_jpeg_with_any_segments_stands_upright_for_all_readers(name):
+def test_decode_and_loaders_jpeg_with_any_segments_is_upright(name):
     for turn, first in itertools.product(STORED, (True, False)):
         assert_stands(jpeg(STORED[turn](PICTURE), *SEGMENTS[name](turn, turn % 8 + 1), first=first))
 
 
 @pytest.mark.parametrize('turn', [0, 9])
-def test_jpeg_with_an_unknown_orientation_is_shown_as_stored(turn):
+def test_decode_jpeg_with_an_unknown_orientation_is_as_stored(turn):
     assert_stands(jpeg(PICTURE, segment(exif(turn))))
     assert_stands(jpeg(PICTURE, segment(exif(turn)), xmp_segment(6)))
 
 
-def test_jpeg_that_is_left_to_pillow_stands_upright():
+def test_decode_jpeg_decoded_by_pillow_is_upright():
     file = jpeg(STORED[6](PICTURE), xmp_segment(6))
     assert_stands(file.replace(b'JFIF\0\x01', b'JFIF\0\x07'))
     assert_stands(file[:-2] + bytes(18) + file[-2:])
@@ -106,7 +106,7 @@ def test_jpeg_that_is_left_to_pillow_stands_upright():
 
 @pytest.mark.parametrize('form', FORMS[1:])
 @pytest.mark.parametrize('where', ['exif', 'xmp', 'both'])
-def test_other_formats_stand_upright_for_all_readers(form, where):
+def test_decode_and_loaders_other_formats_are_upright(form, where):
     for turn in STORED:
         picture, saved = Image.fromarray(np.ascontiguousarray(STORED[turn](PICTURE))), {}
         told = xmp(turn if where == 'xmp' else turn % 8 + 1)
@@ -127,7 +127,7 @@ def png_text(told):
     return info
 
 
-def test_broken_exif_of_other_formats_leaves_xmp():
+def test_decode_broken_exif_uses_xmp():
     for form in ('PNG', 'WEBP'):
         saved = {'pnginfo': png_text(xmp(6))} if form == 'PNG' else {'xmp': xmp(6), 'lossless': True}
         file = io.BytesIO()
@@ -136,7 +136,7 @@ def test_broken_exif_of_other_formats_leaves_xmp():
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_picture_that_was_put_upright_before_is_not_turned_again(form):
+def test_from_picture_upright_image_is_not_rotated_again(form):
     file, tag = io.BytesIO(), Image.Exif()
     tag[0x112] = 6
     Image.fromarray(np.ascontiguousarray(STORED[6](PICTURE))).save(file, form, exif=tag)
@@ -145,7 +145,7 @@ def test_picture_that_was_put_upright_before_is_not_turned_again(form):
 
 
 @pytest.mark.parametrize('segments', [(xmp_segment(6),), (segment(exif(6), fill=2),)])
-def test_exported_loader_reads_the_pixels_that_are_evaluated(tmp_path, segments):
+def test_exported_loader_returns_the_pixels_of_the_evaluation(tmp_path, segments):
     (tmp_path / 'a.jpg').write_bytes(jpeg(STORED[6](PICTURE), *segments))
     served = Served.__new__(Served)
     for crop in (None, 0.875):
