@@ -51,20 +51,20 @@ def main(src: str, dst: str) -> None:
     backend.start()
     if not _is_run(src):
         values = {flag.name: flag.value for flag in (_HEADS, _NORM_EPSILON, _ACTIVATION, _POOLING, _CROP)}
-        conversion.from_file(src, dst, ema=_EMA.value, key=_KEY.value, image_size=_IMAGE_SIZE.value,
+        conversion.to_workdir(src, dst, ema=_EMA.value, key=_KEY.value, image_size=_IMAGE_SIZE.value,
                              class_names=_CLASS_NAMES.value, allow_missing=_ALLOW_MISSING.value,
                              allow_extra=_ALLOW_EXTRA.value, mean=_channels(_MEAN), std=_channels(_STD), **values)
         return
     if given := [flag.name for flag in _INWARD if flag.value not in (None, '', [])]:
         raise ValueError(f'--{given[0]} is for files that come in, and {src} is a run: leave it out')
-    conversion.to_file(src, dst, ema=_EMA.value, image_size=_IMAGE_SIZE.value)
+    conversion.to_safetensors(src, dst, ema=_EMA.value, image_size=_IMAGE_SIZE.value)
 
 
 def _is_run(src):
     """True for the workdir of a run. A folder of Hugging Face has a config.json, too."""
     if storage.is_remote(src):
         return True
-    if not storage.place(src).is_dir():
+    if not storage.as_path(src).is_dir():
         return False
     config = workdir.saved_config(src)
     return config is not None and 'model.name' in config

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from evit_jax import cli
-from evit_jax.checkpoints import preprocessing
+from evit_jax.checkpoints import open_defaults
 from evit_jax.data.sources import split_of
 from evit_jax.data.survey import describe_classes, describe_sizes, survey
 from evit_jax.data.transforms import mixing
@@ -38,7 +38,7 @@ def main() -> None:
         raise ValueError('give --config FILE, as in: python -m evit_jax.describe --config configs/folder.py '
                          '--config.data.path=DIR')
     backend.start()
-    config = preprocessing.filled(_CONFIG.value)
+    config = open_defaults.resolve(_CONFIG.value)
     inputs.train_transform(config)
     if not pathlib.Path(_PICTURE.value).absolute().parent.is_dir():
         raise ValueError(f'--picture={_PICTURE.value}: its folder does not exist')

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from evit_jax import cli
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.checkpoints.lock import claim
+from evit_jax.checkpoints.lock import WorkdirLock
 from evit_jax.data.names import in_one_line
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMapsMetadata
@@ -53,8 +53,8 @@ def main(checkpoint: str = '') -> None:
             source.num_classes, len(source), top, side)
         logging.info('%s examples, %d classes in each of %d x %d cells, by %s', f'{len(source):,}', top, side, side,
                      annotator)
-        label_maps.check_folder(_OUT.value, metadata)
-        with claim(_OUT.value):
+        label_maps.check_begun(_OUT.value, metadata)
+        with WorkdirLock(_OUT.value):
             missing = label_maps.write(_OUT.value, metadata, entries)
     if missing:
         logging.warning('%d of %d examples have no label map', missing, len(source))
@@ -77,8 +77,8 @@ def _from_published(_, source, check):
         name = f'example {number}'
         try:
             example = source[number]
-            name, path = example['id'], published_labels.place_of(folder, example.get('path', example['id']))
-            return Entry(name, LabelMap(*published_labels.read(path, classes)))
+            name, path = example['id'], published_labels.label_map_path(folder, example.get('path', example['id']))
+            return Entry(name, LabelMap(*published_labels.read_label_map(path, classes)))
         except (OSError, ValueError) as error:
             return Entry(name, None, in_one_line(str(error)))
 

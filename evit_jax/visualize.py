@@ -41,7 +41,7 @@ from evit_jax.inference.held_out import check_classes, held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
-from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend
 from evit_jax.viz.dropping import dropping_csv, dropping_plot
 from evit_jax.viz.example import Example, Setting
@@ -63,7 +63,7 @@ _MASKS = flags.DEFINE_string('masks', None, 'drop: folder of masks.')
 _SEED = flags.DEFINE_integer('seed', 0, 'drop: of what is dropped at random.')
 _REFERENCE = flags.DEFINE_bool('reference', True, 'tradeoff: published figures of DeiT-S, EViT, DynamicViT, LV-ViT.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'kept: method that reduces the tokens; as trained if not given. '
-                               f'{", ".join(REDUCERS)}.')
+                               f'{", ".join(list_reducers())}.')
 _PNG = flags.DEFINE_string('png', None, 'kept: folder for a picture of each image at each rate.')
 
 

@@ -55,7 +55,7 @@ class Annotator:
         self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
         self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
         self._step = jax.jit(sharding.with_mesh(self._mesh, _make_step(trained, self.top)),
-                             out_shardings=sharding.split_batch(self._mesh))
+                             out_shardings=sharding.batch_sharding(self._mesh))
 
     def __str__(self) -> str:
         """Identifies the annotator by its model and weights, independent of its path."""
@@ -119,16 +119,16 @@ def _example(source, number):
 
 def _make_step(trained: LoadedModel, top: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     config = trained.config
-    model = models.create(config, dtype=jnp.dtype(trained.dtype))
+    model = models.create(config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
     prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)
     dense = make_plan(config.patches(trained.image_size), config.depth, rate=1.0, reduce_at=())
 
     def step(params, images):
-        _, seen = model.apply(params, prepare(images), dense)
-        if 'token_logits' in seen:
-            return top_logits(seen['token_logits'], top)
+        _, intermediates = model.apply(params, prepare(images), dense, patch_tokens=True)
+        if 'token_logits' in intermediates:
+            return top_logits(intermediates['token_logits'], top)
         head = params['head']
-        return top_logits(seen['norm'][:, config.prefix:] @ head['kernel'] + head['bias'], top)
+        return top_logits(intermediates['patch_tokens'] @ head['kernel'] + head['bias'], top)
 
     return step
 

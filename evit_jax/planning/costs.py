@@ -29,7 +29,7 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.planning.search import BlockCosts, Costs, curve
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 THIS = 'this'
 DEVICES = {THIS: None} | {f'tpu_{kind}': chip for kind, chip in tpu.CHIPS.items()}
@@ -69,7 +69,7 @@ class Asked(NamedTuple):
     @property
     def most(self) -> int:
         """Tokens in all."""
-        return self.patches + self.config.prefix
+        return self.patches + self.config.num_prefix_tokens
 
     def key(self) -> dict[str, Any]:
         """All that decides the costs; touches the device, if it is this one."""
@@ -167,7 +167,7 @@ def find(asked: Asked, make: Callable[[Asked], Table], file: str | os.PathLike |
 
 def make(asked: Asked, seconds: float = 60.0, rounds: int = 5) -> Table:
     """Measures or estimates, as the device asked for is this one or a TPU."""
-    chip = look_up('device', asked.device, DEVICES)
+    chip = get_by_name('device', asked.device, DEVICES)
     return _timed(asked, seconds, rounds) if chip is None else _estimated(asked, chip)
 
 
@@ -214,7 +214,7 @@ def refined(cost_of: Callable[[int], float], first: Iterable[int]) -> dict[int, 
 
 def _timed(asked: Asked, seconds: float, rounds: int) -> Table:
     config, batch, dtype = asked.config, asked.batch, asked.dtype
-    found = counts(config.prefix + 1, asked.most)
+    found = counts(config.num_prefix_tokens + 1, asked.most)
     wanted = {('outside', 0): parts.whole(config, asked.image_size, batch, dtype, depth=0),
               ('dense', 0): parts.whole(config, asked.image_size, batch, dtype)}
     for n in found:
@@ -261,7 +261,7 @@ def _estimated(asked: Asked, chip: tpu.Chip) -> Table:
 
         return {(name, n): cost for n, cost in refined(cost, found).items()}
 
-    found = spread(config.prefix + 1, asked.most)
+    found = spread(config.num_prefix_tokens + 1, asked.most)
     table = {('outside', 0): seconds(parts.whole(config, asked.image_size, batch, dtype, depth=0))}
     for name in parts.HALVES:
         table |= costs(name, lambda n, name=name: parts.half(config, name, n, batch, dtype))

@@ -59,10 +59,10 @@ def _open(config, *names):
             for split in (data[f'{name}_split'] for name in names)]
 
     opened = distributed.on_process_zero(open_all)
-    result = agreement.each_decides(lambda: opened or open_all())
-    agreement.check_same(identity.of_sources({data[f'{name}_split']: source for name, source in zip(names, result)}),
+    found = agreement.on_every_process(lambda: opened or open_all())
+    agreement.check_same(identity.of_sources({data[f'{name}_split']: source for name, source in zip(names, found)}),
                          'give all processes the same data')
-    return result
+    return found
 
 
 def _warn_of_overlap(config, train, test):
@@ -89,7 +89,7 @@ def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | N
         maps.check(source)
         return maps
 
-    maps = agreement.each_decides(opened)
+    maps = agreement.on_every_process(opened)
     if not distributed.is_single_process():
         agreement.check_same({f'the label maps in {config.data.token_labels}': maps.fingerprint},
                             'give all processes the same maps')

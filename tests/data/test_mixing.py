@@ -182,7 +182,7 @@ def test_random_erasing_fills_one_box_with_normal_noise():
 
 def test_mix_batch_of_a_sharded_batch_needs_no_collective():
     mesh = sharding.data_mesh(32)
-    split, whole = sharding.split_batch(mesh), sharding.replicated(mesh)
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     mix = jax.jit(functools.partial(mixing.mix_batch, mixing=DEIT, classes=10, groups=8),
                   in_shardings=(split, split, whole), out_shardings=split)
     shapes = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32), jax.ShapeDtypeStruct((32,), jnp.int32)

@@ -134,7 +134,7 @@ TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'batch
 
 
 def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTConfig(
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(
         image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))
     config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder))
     loop.train(config, tmp_path)
@@ -150,7 +150,7 @@ def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatc
     ({'model__name': 'vit_layouts'}, 'a head for tokens, which vit_layouts lacks'),
     ({'distill__kind': 'self'}, 'both say what is learned'), ({'mixing__mixup': 0.8}, 'in place of mixing images')])
 def test_what_token_labels_do_not_go_with_is_told(monkeypatch, changes, said):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, heads=2))
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, heads=2))
     with pytest.raises(ValueError, match=said):
         checks.check(layouts.config_of(**TOKENS | {'data__token_labels': 'x'} | changes))
 
