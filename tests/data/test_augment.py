@@ -1,4 +1,4 @@
-"""RandAugment against what timm 0.4.12 made of the same image under Pillow 13.0.0: equal, pixel for pixel."""
+"""Tests of augmentations. RandAugment equals timm 0.4.12 under Pillow 13.0.0, pixel for pixel."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def share(magnitude, sign):
 
 
 def within(got, want, stderr):
-    """Two samples of one law, as large as each other, differ by less: four standard errors of the difference."""
+    """Returns four standard errors of the difference between two samples of equal size."""
     return abs(got - want) <= 4 * math.sqrt(2) * stderr
 
 
@@ -175,7 +175,7 @@ def test_three_augment_applies_the_colour_jitter_last(monkeypatch):
 
 
 def test_colour_jitter_draws_order_and_factors_for_each_image(monkeypatch):
-    """Against torchvision's ColorJitter: three enhancements in any order, factors uniform in 1 ± strength."""
+    """As in torchvision's ColorJitter: three enhancements in any order, with factors uniform in 1 ± strength."""
     calls = []
 
     class Recorder:

@@ -1,4 +1,4 @@
-"""Class folders and files whose names are no text, no line, or one text in two forms."""
+"""Tests of class folders and files with invalid, multi-line or equivalent Unicode names."""
 
 import json
 import os

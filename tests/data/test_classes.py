@@ -1,4 +1,4 @@
-"""Names of classes: ImageNet's where they are meant, and nobody else's replaced."""
+"""Tests of class names of ImageNet and of other data."""
 
 import logging
 

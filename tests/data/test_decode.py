@@ -16,7 +16,7 @@ def by_pillow(file):
 
 
 def png(width, height, depth, colour, rows=b''):
-    """A PNG file of raw rows, for what Pillow cannot write: colour 0 is grey, 2 RGB, 4 grey and alpha."""
+    """Returns a PNG file of raw rows, for formats that Pillow cannot write; colour 0 is grey, 2 RGB, 4 with alpha."""
     size = len(rows) // height
     rows = b''.join(b'\0' + rows[i:i + size] for i in range(0, size * height, size or 1))
     chunks = (b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)), (b'IDAT', zlib.compress(rows))
@@ -122,7 +122,7 @@ def test_decode_image_of_one_pixel(form):
 
 
 def with_size(file, width, height):
-    """The file with another size in its header, and the pixels that it had."""
+    """Returns the file with another size in its header and the same pixels."""
     if file.startswith(b'\x89PNG'):
         head = b'IHDR' + struct.pack('>II', width, height) + file[24:29]
         return file[:12] + head + struct.pack('>I', zlib.crc32(head)) + file[33:]
@@ -166,11 +166,11 @@ def test_decode_truncated_jpeg_with_end_marker_raises(name):
             decode(JPEGS[name][:int(len(JPEGS[name]) * share)] + b'\xff\xd9')
 
 
-@pytest.mark.filterwarnings('ignore:Truncated File Read')  # Pillow says it twice
+@pytest.mark.filterwarnings('ignore:Truncated File Read')  # Pillow warns twice
 @pytest.mark.parametrize('name', OTHERS)
 def test_decode_other_truncated_formats_raise(name):
     file = OTHERS[name]
-    for end in range(0, len(file) - 21, 97):  # a PNG's last 21 bytes hold no pixel
+    for end in range(0, len(file) - 21, 97):  # the last 21 bytes of a PNG hold no pixels
         with pytest.raises(ValueError, match='not a readable image'):
             decode(file[:end])
 
@@ -194,7 +194,7 @@ def test_decode_other_bytes_raise(file, message):
 
 
 def outcomes(files, variants):
-    """Counts of images and refusals; any other exception, crash or hang is the test's own."""
+    """Counts decoded and rejected files; any other exception fails the test."""
     counts, rng = collections.Counter(), np.random.default_rng(0)
     for i in range(variants):
         try:
@@ -208,7 +208,7 @@ def outcomes(files, variants):
     return counts
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')  # of Pillow, about damaged EXIF
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow warns of damaged EXIF
 def test_decode_3000_corrupted_jpegs_return_an_image_or_raise_value_error():
     exif = Image.Exif()
     exif[0x112] = 6

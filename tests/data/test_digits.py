@@ -17,7 +17,7 @@ SIZES = {'train': 12, 'test': 5}
 
 @pytest.fixture(autouse=True, scope='module')
 def small_bank():
-    """All but the number of pieces to choose from is as in the real data set."""
+    """Reduces the number of pieces; all else is as in the real data set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, 'BANK', 96)
         digits.clutter_bank.cache_clear()
@@ -115,7 +115,7 @@ def test_render_mask_covers_the_whole_digit():
         core = np.asarray(Image.fromarray(mask).filter(ImageFilter.MinFilter(3))) > 0
         moved = np.abs(alone.astype(int) - among).max(-1) > 2 * digits.NOISE
         assert core.sum() > 15
-        assert not moved[core].any()  # the same ink, whatever lies below
+        assert not moved[core].any()  # the same ink on any background
         assert moved.mean() > 0.1
 
 
@@ -126,7 +126,7 @@ def test_render_digit_lies_within_the_canvas_with_the_given_size():
         _, mask = digits.render(np.random.default_rng(index), images[index], [])
         assert set(np.unique(mask)) == {0, 255}
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        edge = digits.DIGIT_MARGIN + 1  # a box has a blank rim
+        edge = digits.DIGIT_MARGIN + 1  # a sprite has a blank rim
         assert min(rows[0], columns[0]) >= edge
         assert max(rows[-1], columns[-1]) < digits.CANVAS - edge
         heights.append(rows[-1] - rows[0] + 1)
@@ -156,7 +156,7 @@ def test_cut_never_returns_the_whole_digit():
 
 
 def test_example_equals_the_recorded_pixels_of_this_version():
-    """Fails where the drawing changed: then raise digits.VERSION, and record the new figures here."""
+    """Fails if the drawing changes. Then raise digits.VERSION, and record the new values here."""
     images, _ = digits.source_digits()
     rng = np.random.default_rng(0)
     clutter = [digits.curve(rng), *(digits.sprite(rng, digits.cut(rng, digit)) for digit in images[10:30])]

@@ -1,4 +1,4 @@
-"""What cannot be read: replaced or left out, named, counted, and in the end too much."""
+"""Tests of unreadable examples: they are replaced or skipped, logged and counted, and too many raise."""
 
 import logging
 
@@ -38,7 +38,7 @@ def test_failures_above_the_fraction_of_one_pass_or_of_all_samples_raise(limit, 
     failures = Failures(limit, examples)
     failures.take(batch(*['a: torn'] * allowed))
     with pytest.raises(ValueError, match=rf"{allowed + 1} of 10 samples could not be read, the last one 'z: torn'; "
-                                         rf'data.max_failed={limit} allows {allowed}: mend'):
+                                         rf'data.max_failed={limit} allows {allowed}: repair'):
         failures.take(batch('z: torn', size=0))
 
 
@@ -72,7 +72,7 @@ def test_failures_log_each_example_once_and_then_counts_only(caplog):
     for number in range(1000):
         failures.take(batch(f'{number}: torn'))
     assert len(warnings(caplog)) < 40
-    assert 'more of them are only counted' in warnings(caplog)[19]
+    assert 'further ones are only counted' in warnings(caplog)[19]
     assert 'samples could not be read so far' in warnings(caplog)[-1]
 
 
@@ -131,7 +131,7 @@ def test_eval_batches_unreadable_example_has_weight_0_and_is_reported():
 
 
 class Corrupted(Numbered):
-    """JPEG files with bits flipped, parts missing, or junk put in."""
+    """JPEG files with flipped bits, missing parts or inserted bytes."""
 
     def __getitem__(self, index):
         files = [*JPEGS.values()]
@@ -139,7 +139,7 @@ class Corrupted(Numbered):
         return super().__getitem__(index) | {'image': broken}
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')  # of Pillow, about damaged EXIF
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow warns of damaged EXIF
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_eval_batches_1000_corrupted_jpegs_are_read_or_counted(num_workers):
     failures = Failures(1.0, examples=1000)

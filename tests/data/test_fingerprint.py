@@ -1,4 +1,4 @@
-"""Fingerprints of sources: equal for equal examples, other where the examples or their order are others."""
+"""Tests of fingerprints: equal for equal examples, different for other examples or another order."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Lists of files that are kept: used where the folders' times tell changes, made anew where they do not."""
+"""Tests of cached lists of files: used if the times of the folders report changes, rebuilt otherwise."""
 
 import logging
 import os
@@ -24,13 +24,13 @@ def pets(tmp_path):
 
 
 def set_times(root, *times):
-    """Gives the split's folder and its class folders these times in turn, as a file system would show them."""
+    """Sets the times of a split folder and its class folders to these values in turn."""
     for number, path in enumerate((root, *sorted(root.iterdir()))):
         os.utime(path, (times[number % len(times)],) * 2)
 
 
 def forget_inode_times(monkeypatch):
-    """As on file systems whose times are only what programs set."""
+    """Imitates a file system without inode times."""
     monkeypatch.setattr(folder, '_times', lambda status: (status.st_mtime_ns, 0))
 
 
@@ -40,7 +40,7 @@ def test_folder_source_unreliable_times_are_listed_again(pets, monkeypatch, time
     forget_inode_times(monkeypatch)
     set_times(pets / 'train', *times)
     assert len(ids(pets)) == 5
-    assert not (pets / KEPT).exists()  # it would be written at each start, and never used
+    assert not (pets / KEPT).exists()  # it would never be used
     (pets / 'train' / 'cat' / 'new.jpg').write_text('')
     set_times(pets / 'train', *times)
     assert 'train/cat/new.jpg' in ids(pets)

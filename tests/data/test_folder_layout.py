@@ -1,4 +1,4 @@
-"""Folders of images with the faults that people bring: each is refused with the way out, or a warning names it."""
+"""Tests of common mistakes in the layout of image folders: each raises with the fix, or warns."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def pets(tmp_path):
 
 
 def deeper(folder, name='images'):
-    """Moves what is in a folder one level down."""
+    """Moves the content of a folder one level down."""
     (folder.parent / 'moved').mkdir()
     folder.rename(folder.parent / 'moved' / name)
     (folder.parent / 'moved').rename(folder)
@@ -73,7 +73,7 @@ def test_open_source_class_folders_without_train_raise_with_the_fix(tmp_path):
     new = tmp_path / 'new'
     new.mkdir()
     shutil.rmtree(tmp_path / 'cat'), fill(tmp_path / 'old', {'cat': 20, 'dog': 20})
-    (new / 'train').symlink_to(tmp_path / 'old')  # the way out
+    (new / 'train').symlink_to(tmp_path / 'old')  # the suggested fix
     assert open_source('folder', 'train', path=new).class_names == ('cat', 'dog')
 
 
@@ -113,7 +113,7 @@ def test_open_source_class_named_like_an_annotation_folder_is_opened(tmp_path):
 def test_open_source_hidden_class_folder_warns(pets, caplog, split):
     fill(pets / split, {'.net': 1, '.empty': 0})
     open_source('folder', 'train', path=pets)
-    assert f"{split}': left out, since the name begins with a dot: 1 folder (.net) with images" in caplog.text
+    assert f"{split}': skipped, because the name begins with a dot: 1 folder (.net) with images" in caplog.text
 
 
 @pytest.mark.parametrize('levels', [1, 2])
@@ -129,7 +129,7 @@ def test_folder_source_val_below_another_folder_raises_with_its_path(pets, level
     (lambda train: (train / '.cat').mkdir(), 'holds no folders of classes'),
     (lambda train: [(train / name).mkdir() for name in ('cat', 'dog')], "class folder .*cat' holds no images"),
     (lambda train: (fill(train, {'cat': 1, 'dog': 1}), (train / 'owl').symlink_to('nowhere')),
-     r'1 link \(owl\) that lead nowhere')])
+     r'1 broken link \(owl\): repair')])
 def test_open_source_hidden_empty_or_broken_class_folders_raise(tmp_path, make, error):
     (tmp_path / 'train').mkdir()
     make(tmp_path / 'train')
@@ -206,7 +206,7 @@ def test_folder_source_file_named_like_a_split_is_ignored_with_a_warning(pets, c
     assert FolderSource(pets, HELD_OUT).split == 'validation'
     shutil.rmtree(pets / 'validation')
     assert FolderSource(pets, HELD_OUT).split == 'train[90%:]'
-    assert f"{name}' is a file and no folder of images: it is not used" in caplog.text
+    assert f"{name}' is a file, not a folder of images: it is not used" in caplog.text
 
 
 def test_folder_source_broken_link_of_a_split_raises(pets):
@@ -236,7 +236,7 @@ def test_open_source_val_linked_to_train_warns(pets, caplog, inner, classes):
     shutil.rmtree(pets / 'val' / inner)
     (pets / 'val' / inner).symlink_to(pets / 'train' / inner)
     open_source('folder', 'val', path=pets)
-    assert f'are links to train/ or the reverse, their images are trained on, too: {classes}' in caplog.text
+    assert f'are links to train/ or the reverse, so training uses their images: {classes}' in caplog.text
 
 
 def test_open_source_two_classes_linked_to_one_folder_raise(pets):
@@ -248,7 +248,7 @@ def test_open_source_two_classes_linked_to_one_folder_raise(pets):
 def test_open_source_archives_beside_the_classes_warn(pets, caplog):
     (pets / 'train' / 'owl.tar').write_text('')
     open_source('folder', 'train', path=pets)
-    assert '1 packed file (owl.tar): what is in them is not used' in caplog.text
+    assert '1 packed file (owl.tar), which are not read' in caplog.text
 
 
 def test_image_suffixes_of_training_and_prediction_are_equal(tmp_path, caplog):
@@ -258,4 +258,4 @@ def test_image_suffixes_of_training_and_prediction_are_equal(tmp_path, caplog):
     names = ids(tmp_path, 'train[:100%]')
     assert len(names) == 4 * len(decode.SUFFIXES)
     assert sorted(f'{tmp_path}/{name}' for name in names) == sorted(find_images([str(tmp_path)]))
-    assert 'are no images' not in caplog.text
+    assert 'are not images' not in caplog.text

@@ -1,4 +1,4 @@
-"""The augmentation of the digits."""
+"""Tests of the augmentation of the digits."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def test_jitter_same_generator_returns_the_same_image_in_range():
     first, second = (geometry.jitter(image, np.random.default_rng(3), shift=2, brightness=200) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.shape == image.shape and first.dtype == np.uint8
-    for i in range(20):  # no pixel wraps around: all move the same way
+    for i in range(20):  # all pixels move in the same direction; none wraps around
         one = geometry.jitter(image, np.random.default_rng(i), shift=0, contrast=0, brightness=255)
         change = np.sort(one.astype(int), -1) - np.sort(image.astype(int), -1)
         assert (change >= 0).all() or (change <= 0).all()

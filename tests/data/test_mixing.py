@@ -1,4 +1,4 @@
-"""Erasing, mixup and cutmix: the recorded batches and statistics of timm, and no word between devices."""
+"""Tests of erasing, mixup and cutmix: recorded batches and statistics of timm, and no communication."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ def cut(row):
 
 
 def assert_mean_like(got, recorded):
-    """The mean of draws, within 4 standard errors of the difference of two samplers."""
+    """Compares means within 4 standard errors of the difference between two samples."""
     error = np.hypot(np.std(got) / np.sqrt(len(got)), recorded['stderr_of_mean'])
     np.testing.assert_allclose(np.mean(got, dtype=np.float64), recorded['mean'], rtol=0, atol=4 * error)
     np.testing.assert_allclose(np.std(got, dtype=np.float64), recorded['std'], rtol=0.03)
@@ -95,7 +95,7 @@ def test_symmetric_beta_has_the_beta_distribution(a):
     count = 100_000
     x = jnp.sort(mixing.symmetric_beta(*jax.random.uniform(jax.random.key(3), (2, count)), a))
     distance = jnp.abs(jax.scipy.special.betainc(a, a, x) - (jnp.arange(count) + 0.5) / count).max()
-    assert distance < 1.95 / np.sqrt(count)  # Kolmogorov-Smirnov, once in a thousand
+    assert distance < 1.95 / np.sqrt(count)  # Kolmogorov-Smirnov test at p = 0.001
 
 
 def test_symmetric_beta_of_extreme_draws_is_finite():
@@ -167,7 +167,7 @@ def test_erasing_boxes_have_the_recorded_statistics(run):
 
 
 def test_random_erasing_fills_one_box_with_normal_noise():
-    images = jnp.full((400, 32, 32, 3), 9.0)  # further out than noise gets
+    images = jnp.full((400, 32, 32, 3), 9.0)  # beyond the range of the noise
     erased = np.asarray(jax.jit(mixing.random_erasing)(images, jax.random.key(4), 0.5))
     noisy = (erased != 9).any(axis=-1)
     assert 0.4 < noisy.any(axis=(1, 2)).mean() < 0.6
@@ -187,7 +187,7 @@ def test_mix_batch_of_a_sharded_batch_needs_no_collective():
                   in_shardings=(split, split, whole), out_shardings=split)
     shapes = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32), jax.ShapeDtypeStruct((32,), jnp.int32)
     program = mix.lower(*shapes, jax.eval_shape(lambda: jax.random.key(0))).compile().as_text()
-    assert 'f32[4,32,32,3]' in program  # a device holds its own images
+    assert 'f32[4,32,32,3]' in program  # each device holds its own images
     for word in ('all-gather', 'all-reduce', 'all-to-all', 'collective', 'reduce-scatter', 'f32[32,32,32,3]'):
         assert word not in program
 
@@ -226,7 +226,7 @@ def test_check_mixing_odd_number_per_device_warns_of_unmixed_images(caplog):
 
 
 def test_check_mixing_copies_as_partners_warns_of_unmixed_images(caplog):
-    limits.check_mixing(config_of(**{'batch_size': 18, 'data.repeats': 3}), 2)  # AAABBBCCC: the B's
+    limits.check_mixing(config_of(**{'batch_size': 18, 'data.repeats': 3}), 2)  # AAABBBCCC: the copies of B
     assert ('6 of the 18 images of a batch are not mixed: on each of 2 devices there are 9, and the partner of one in '
             'the middle is a copy of it (config.data.repeats=3). --config.batch_size=12 or 24 mixes all') in caplog.text
     caplog.clear()

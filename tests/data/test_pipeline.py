@@ -1,4 +1,4 @@
-"""What is in a batch: order, shares, copies, and a start at any step."""
+"""Tests of the batches: order, shares of processes, repeats, and the start at any step."""
 
 import itertools
 
@@ -62,7 +62,7 @@ def test_train_batches_augmentation_differs_by_example_epoch_copy_and_seed(repea
 
 
 def test_train_batches_augmentation_is_independent_of_the_position_in_the_batch():
-    """The same example of the same epoch looks the same in batches of another size."""
+    """An example of an epoch is augmented equally in batches of another size."""
     small, large = (train(10, batch_size=size, epochs=1, transform=marked) for size in (2, 10))
     np.testing.assert_array_equal(joined(small, 'image'), joined(large, 'image'))
 
@@ -97,13 +97,13 @@ def test_train_batches_epoch_with_3_repeats_visits_a_third_of_the_images():
     assert order.epoch_samples(600, 3) == 512 and order.epoch_samples(600) == 600
     assert order.epoch_samples(1_281_167, 3) == 1_281_024
     assert {len(set(epoch.tolist())) for epoch in seen} == {171}
-    assert len(set(seen.ravel().tolist())) > 550  # another third each time
+    assert len(set(seen.ravel().tolist())) > 550  # a different third in each epoch
 
 
 def test_train_batches_decode_copies_once_per_batch():
     counting = Counting(30)
     train(counting, batch_size=10, epochs=1, repeats=3, transform=marked)
-    assert len(counting.read) == 3 * 4  # ten rows: three images, and one that goes on in the next batch
+    assert len(counting.read) == 3 * 4  # ten rows: three images, and one shared with the next batch
 
 
 @pytest.mark.parametrize('size', [1, 4, 7, 8])

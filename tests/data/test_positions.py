@@ -1,4 +1,4 @@
-"""The place of a run in its data is counted in samples: it stays when the batch size, repeats or the data change."""
+"""Tests of the position of a run in its data, which survives changes of batch size, repeats and data."""
 
 import collections
 
@@ -11,7 +11,7 @@ from evit_jax.training import experiment, optimizer
 from tests.helpers import layouts, toys
 
 least = layouts.least
-BEGUN = Segment(0, 0, 4, 1, 24)  # 6 steps to an epoch
+BEGUN = Segment(0, 0, 4, 1, 24)  # 6 steps per epoch
 
 
 def now(**changes):
@@ -84,8 +84,8 @@ def test_learning_rate_with_an_offset_is_the_same_curve():
 
 def test_experiment_with_an_offset_has_steps_stages_and_learning_rate_of_its_epoch():
     config = layouts.config_of(keep__start_epoch=1, keep__shrink_epochs=2, keep__levels=3, batch_size=32)
-    laid = experiment.setup(config)  # 4 steps to an epoch, 20 in all
-    moved = laid.moved(5 * 64 - 5 * 32)  # 5 steps had 64 images
+    laid = experiment.setup(config)  # 4 steps per epoch, 20 in total
+    moved = laid.moved(5 * 64 - 5 * 32)  # 5 steps with 64 images
     assert (laid.total_steps, moved.total_steps) == (20, 15)
     assert moved.epoch(5) == laid.epoch(10) == 2.5
     assert [stage.start for stage in laid.stages] == [0, 9, 12]

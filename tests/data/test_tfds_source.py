@@ -31,7 +31,7 @@ def shards_of(split, sizes):
 
 @pytest.fixture(scope='module')
 def as_tfrecord(tmp_path_factory):
-    """data_dir with insects/2.0.0 in it."""
+    """Writes a data_dir with insects/2.0.0."""
     path = tmp_path_factory.mktemp('tfrecord')
     prepared.write_data_set(path / 'insects' / '2.0.0', {split: shards_of(split, SHARDS[split]) for split in SHARDS})
     return path

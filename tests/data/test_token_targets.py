@@ -1,4 +1,4 @@
-"""Label maps on their way to tokens: RoI-align, a softmax over few classes, and maps that go where their image goes."""
+"""Tests of token targets: RoI-align, the sparse softmax, and maps that follow their image."""
 
 import math
 
@@ -20,7 +20,7 @@ CLASSES, SIDE = 30, 6
 
 
 def roi_align(dense, box, bins):
-    """As torchvision's loops do it, one sample after the other; the box is in cells, (left, top, right, bottom)."""
+    """RoI-align as in torchvision, sample by sample; the box is in cells, (left, top, right, bottom)."""
     height, width, _ = dense.shape
     left, top, right, bottom = box
     high, wide = max(bottom - top, 1), max(right - left, 1)
@@ -55,7 +55,7 @@ def random_map(seed=0, classes=CLASSES, top=5, side=SIDE):
 
 
 def write(folder, maps, classes=CLASSES, ids=None, **changes):
-    """A finished folder of these maps, of the examples 'number 0' and so on."""
+    """Writes the maps for the examples 'number 0', 'number 1', ..., and opens them."""
     metadata = {'annotator': 'test', 'data': 'test', 'class_names': (), 'classes': classes, 'examples': len(maps),
              'top': maps[0].value.shape[0], 'side': maps[0].value.shape[1]} | changes
     ids = ids or [f'number {number}' for number in range(len(maps))]
@@ -64,7 +64,7 @@ def write(folder, maps, classes=CLASSES, ids=None, **changes):
 
 
 def dense_of(value, index, classes=CLASSES):
-    """Targets of all classes, as the docstring of `TokenTargets` says."""
+    """Returns dense targets by the definition of `TokenTargets`."""
     dense = np.zeros((*value.shape[:-1], classes))
     for place in np.ndindex(value.shape):
         dense[*place[:-1], index[place]] += value[place]
@@ -77,7 +77,7 @@ def softmax(logits):
 
 
 def whole(label_map, classes=CLASSES):
-    """[G, G, L], 0 where a class has no value."""
+    """Returns the map as [G, G, L], with 0 for classes without a value."""
     dense = np.zeros((*label_map.value.shape[1:], classes), np.float32)
     np.put_along_axis(dense, label_map.index.transpose(1, 2, 0), label_map.value.transpose(1, 2, 0), -1)
     return dense
@@ -97,7 +97,7 @@ def test_align_equals_torchvision_written_as_loops(box, bins):
 def test_align_of_a_linear_map_returns_the_centres_of_the_bins(bins):
     centres = (np.arange(SIDE) + 0.5) / SIDE
     plane = np.stack(np.meshgrid(centres, centres, indexing='ij'), -1).astype(np.float32)
-    top, left, bottom, right = 0.1, 0.35, 0.7, 0.9  # all within the centres, beyond which a map is flat
+    top, left, bottom, right = 0.1, 0.35, 0.7, 0.9  # within the centres of the outer cells
     got = align(plane, axis_weights(top, bottom, SIDE, bins), axis_weights(left, right, SIDE, bins))
     middle = (np.arange(bins) + 0.5) / bins
     want = np.meshgrid(top + middle * (bottom - top), left + middle * (right - left), indexing='ij')
@@ -145,7 +145,7 @@ def test_sparse_softmax_few_classes_are_padded_with_0(total, stay):
 
 
 def test_token_targets_follow_the_crop_of_the_image(tmp_path):
-    """Each cell of the image's colours is its own class; what a token shows is what it is told."""
+    """Each cell of the image has its own colour and class, so a token's target is the class that it shows."""
     cells, pixels, grid = 8, 16, 4
     numbers = np.arange(cells * cells).reshape(1, cells, cells)
     maps = write(tmp_path, [LabelMap(np.full(numbers.shape, 30.0), numbers)], classes=cells * cells)
@@ -158,7 +158,7 @@ def test_token_targets_follow_the_crop_of_the_image(tmp_path):
         shown, part = transform.crop_and_augment(image, np.random.default_rng(seed))
         rows = targets.rows('number 0', part)
         best = rows['token_index'][:, 0].reshape(grid, grid)
-        middle = shown[8::16, 8::16].astype(int)  # of each token
+        middle = shown[8::16, 8::16].astype(int)  # centre of each token
         assert abs(best // cells * 30 - middle[..., 0]).max() <= 45
         assert abs(best % cells * 30 - middle[..., 1]).max() <= 45
         seen.add(part.mirrored)
@@ -243,5 +243,5 @@ def test_train_batches_example_without_a_map_is_replaced_and_reported(tmp_path):
 
 def test_label_maps_duplicate_ids_raise(tmp_path):
     maps = [random_map(seed) for seed in range(3)]
-    with pytest.raises(ValueError, match='1 ids twice, so a map may be that of another example: give each example'):
+    with pytest.raises(ValueError, match='1 duplicate ids, so a map may be that of another example: give each example'):
         write(tmp_path, maps, ids=['a.jpg', 'b.jpg', 'a.jpg'])

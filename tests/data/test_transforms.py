@@ -1,4 +1,4 @@
-"""Geometry of training and evaluation, against numbers recorded with timm 0.4.12 and torchvision's stated rule."""
+"""Tests of crops and resizing against values recorded with timm 0.4.12, and torchvision's rule."""
 
 import hashlib
 import json
@@ -124,7 +124,7 @@ def test_random_crop_has_the_recorded_statistics(run):
         fallback = (np.stack([top, left, down, across], 1) == central).all(1)
         share = run['fallback_share']
         assert abs(fallback.mean() - share) < 4 * math.sqrt(2 * share * (1 - share) / draws)
-        drawn['left_over_range'] = (left / (width - across))[~fallback]  # as recorded
+        drawn['left_over_range'] = (left / (width - across))[~fallback]  # as in the record
     for name, values in drawn.items():
         want = run[name]
         assert abs(values.mean() - want['mean']) < 4 * math.sqrt(2) * want['stderr_of_mean'], name

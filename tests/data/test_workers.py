@@ -1,4 +1,4 @@
-"""Worker processes: they change nothing, end when they should, and take the memory that is said."""
+"""Tests of worker processes: equal batches, exit, and memory."""
 
 import json
 import multiprocessing
@@ -36,7 +36,7 @@ def test_batches_closed_cannot_be_iterated(num_workers):
 
 
 class Deadly(Numbered):
-    """Kills the worker that reads example 5, as the kernel does when memory is short."""
+    """Kills the worker that reads example 5, like the kernel when memory is short."""
 
     def __getitem__(self, index):
         if index == 5:
@@ -79,7 +79,7 @@ def test_batches_workers_exit_when_the_parent_is_killed(tmp_path):
 def test_batches_workers_ignore_a_sigterm_to_the_process_group():
     batches = pipeline.eval_batches(Numbered(40), batch_size=4, transform=Plain(), num_workers=2)
     try:
-        got = [next(batches), next(batches)]  # one of each worker: both have started
+        got = [next(batches), next(batches)]  # one from each worker, so both have started
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGTERM)
         got += batches
@@ -114,7 +114,7 @@ def is_running(pid):
 
 
 class Noted(Numbered):
-    """Notes in a file what is read, by whichever process."""
+    """Appends each read example to a file, from any process."""
 
     def __init__(self, size, file):
         super().__init__(size)
@@ -133,7 +133,7 @@ def test_batches_prepared_ahead_are_at_most_max_held(num_workers, tmp_path):
     for _ in range(3):
         next(batches)
     before, made, deadline = -1, 0, time.monotonic() + 20
-    while (made > before or made == 3) and time.monotonic() < deadline:  # until they rest
+    while (made > before or made == 3) and time.monotonic() < deadline:  # until they are idle
         time.sleep(0.5)
         before, made = made, file.stat().st_size
     batches.close()

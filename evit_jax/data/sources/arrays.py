@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evit_jax.data.classes import display_name
-from evit_jax.data.fingerprint import digest
+from evit_jax.data.fingerprint import digest, evenly_spaced
 
 _NUM_SAMPLED = 256  # images in a fingerprint
 
@@ -45,9 +45,8 @@ class ArraySource:
     @property
     def fingerprint(self) -> str:
         """Digest of the shape, the class names, all labels, and up to 256 evenly spaced images."""
-        rows = np.unique(np.linspace(0, len(self) - 1, _NUM_SAMPLED).astype(int))
-        return digest('arrays', str(self._images.shape), *self.class_names, self.labels.tobytes(),
-                      self._images[rows].tobytes())
+        sample = self._images[evenly_spaced(len(self), _NUM_SAMPLED)]
+        return digest('arrays', str(self._images.shape), *self.class_names, self.labels.tobytes(), sample.tobytes())
 
     def __len__(self) -> int:
         return len(self._images)

@@ -182,7 +182,7 @@ def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
             ignored += others
             progress.add(1)
     if ignored:
-        logging.info('%r: %d files are no images and were left out: %s', folder, ignored.total(),
+        logging.info('%r: %d files are not images and are skipped: %s', folder, ignored.total(),
                      ', '.join(f'{count} {suffix or "without suffix"}' for suffix, count in ignored.most_common(5)))
     folder_layout.warn_of_depth(folder, files)
     return {'name': np.array([os.fsencode(name) for name in files]), 'kind': np.array(kinds, np.int32),
