@@ -1,8 +1,17 @@
 """Tests of class names of ImageNet and of other data."""
 
 import logging
+import unicodedata
 
-from evit_jax.data.classes import default_class_names, readable_names, same_classes
+import pytest
+
+from evit_jax.data.classes import (
+    default_class_names,
+    display_name,
+    lookalikes,
+    readable_names,
+    same_classes,
+)
 
 
 def test_default_class_names_of_1000_classes_are_unique_and_in_the_order_of_imagenet():
@@ -52,3 +61,21 @@ def test_same_classes_accepts_numbers_for_imagenet_names_only():
 def test_readable_names_of_other_data_returns_them():
     for names in (('cat', 'dog'), tuple('0123456789'), tuple(map(str, range(1, 1001))), ()):
         assert readable_names(names) == names
+
+
+@pytest.mark.parametrize('name, shown', [
+    ('cat', 'cat'), ('café', 'café'), ('\u0646\u200c\u062e', '\u0646\u200c\u062e'), ('a\\b', 'a\\b'),
+    ('caf\udce9', r'caf\xe9'), ('a\nb\r', r'a\nb\r'), ('\x1b[31m', r'\x1b[31m'), ('a\u2028b', r'a\u2028b')])
+def test_display_name_returns_one_line_of_text(name, shown):
+    assert display_name(name) == shown == display_name(shown)
+    assert shown.encode() and len(shown.splitlines()) == 1
+
+
+def test_display_name_of_both_unicode_forms_is_equal():
+    composed, decomposed = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
+    assert composed != decomposed and display_name(decomposed) == display_name(composed) == composed
+
+
+def test_lookalikes_returns_pairs_that_differ_in_case_spaces_or_marks():
+    assert lookalikes(['cat', 'Cat', 'dog', 'dog ', '\ufeffowl', 'owl', 'ant']) == [
+        ('cat', 'Cat'), ('dog', 'dog '), ('\ufeffowl', 'owl')]

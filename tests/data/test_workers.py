@@ -143,4 +143,4 @@ def test_batches_prepared_ahead_are_at_most_max_held(num_workers, tmp_path):
 def test_train_batches_logs_the_memory_of_the_batches(caplog):
     with caplog.at_level('INFO'):
         train(4, transform=Jitter(224))
-    assert 'input: a thread holds at most 3 batches of 0.6 MB, 2 MB in all' in caplog.text
+    assert 'input: a thread holds at most 3 batches of 0.6 MB, 2 MB in total' in caplog.text

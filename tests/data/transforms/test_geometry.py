@@ -1,6 +1,7 @@
 """Tests of crops and resizing against values recorded with timm 0.4.12, and torchvision's rule."""
 
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -14,7 +15,7 @@ from evit_jax.data.transforms import augment, geometry
 from evit_jax.data.transforms.geometry import EvalTransform, TrainTransform
 from tests.helpers.recipe_rule import make_image
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden_recipe'
+GOLDEN = pathlib.Path(__file__).parents[2] / 'golden_recipe'
 EVALUATION = json.loads((GOLDEN / 'eval_transform.json').read_text())
 CROPS = json.loads((GOLDEN / 'statistics.json').read_text())['random_resized_crop']
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -218,3 +219,25 @@ def test_eval_transform_returns_the_same_image_after_pickling():
 def test_transforms_arguments_out_of_range_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_jitter_shift_reflects_the_border():
+    image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), 'reflect')
+    windows = {padded[y:y + 9, x:x + 7, order].tobytes()
+               for y in range(7) for x in range(7) for order in itertools.permutations(range(3))}
+    seen = {geometry.jitter(image, np.random.default_rng(i), shift=3, contrast=0, brightness=0).tobytes()
+            for i in range(400)}
+    assert seen <= windows
+    assert len(seen) > 150
+
+
+def test_jitter_same_generator_returns_the_same_image_in_range():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    first, second = (geometry.jitter(image, np.random.default_rng(3), shift=2, brightness=200) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == image.shape and first.dtype == np.uint8
+    for i in range(20):  # all pixels move in the same direction; none wraps around
+        one = geometry.jitter(image, np.random.default_rng(i), shift=0, contrast=0, brightness=255)
+        change = np.sort(one.astype(int), -1) - np.sort(image.astype(int), -1)
+        assert (change >= 0).all() or (change <= 0).all()

@@ -180,7 +180,7 @@ digits.BANK, make = 96, digits.example
 digits.example = lambda seed, split, i: make(seed, split, i) if i < 5 else os.kill(os.getpid(), signal.SIGKILL)
 digits.prepare({str(tmp_path)!r}, {SIZES!r})
 """
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     killed = subprocess.run([sys.executable, '-c', program], cwd=root, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-500:]
     assert list(tmp_path.rglob('*incomplete*'))

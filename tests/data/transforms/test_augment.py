@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from evit_jax.data.transforms import augment
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden_recipe'
+GOLDEN = pathlib.Path(__file__).parents[2] / 'golden_recipe'
 CASES = json.loads((GOLDEN / 'randaug_cases.json').read_text())
 WANT = json.loads((GOLDEN / 'statistics.json').read_text())['randaugment']
 RECORDED = dict(np.load(GOLDEN / 'randaug_images.npz'))

@@ -15,7 +15,7 @@ from evit_jax.data.sources import digits, open_source
 from evit_jax.data.sources.tfds_source import TfdsSource, locate
 from tests.helpers import prepared
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 SHARDS = {'train': [9, 0, 8], 'validation': [3, 4], 'test': [2]}
 
 

@@ -6,29 +6,12 @@ import unicodedata
 
 import pytest
 
-from evit_jax.data.classes import display_name, lookalikes
+from evit_jax.data.classes import display_name
 from evit_jax.data.sources import open_source
 from evit_jax.data.sources.folder import FolderSource
 from tests.helpers.folders import examples, fill
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
-
-
-@pytest.mark.parametrize('name, shown', [
-    ('cat', 'cat'), ('café', 'café'), ('\u0646\u200c\u062e', '\u0646\u200c\u062e'), ('a\\b', 'a\\b'),
-    ('caf\udce9', r'caf\xe9'), ('a\nb\r', r'a\nb\r'), ('\x1b[31m', r'\x1b[31m'), ('a\u2028b', r'a\u2028b')])
-def test_display_name_returns_one_line_of_text(name, shown):
-    assert display_name(name) == shown == display_name(shown)
-    assert shown.encode() and len(shown.splitlines()) == 1
-
-
-def test_display_name_of_both_unicode_forms_is_equal():
-    assert COMPOSED != DECOMPOSED and display_name(DECOMPOSED) == display_name(COMPOSED) == COMPOSED
-
-
-def test_lookalikes_returns_pairs_that_differ_in_case_spaces_or_marks():
-    assert lookalikes(['cat', 'Cat', 'dog', 'dog ', '\ufeffowl', 'owl', 'ant']) == [
-        ('cat', 'Cat'), ('dog', 'dog '), ('\ufeffowl', 'owl')]
 
 
 def test_folder_source_odd_names_are_displayed_as_one_line_and_read(tmp_path):

@@ -15,7 +15,7 @@ from evit_jax.data.transforms.mixing import Mixing
 from evit_jax.runtime import sharding
 from evit_jax.training import checks, limits
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden_recipe'
+GOLDEN = pathlib.Path(__file__).parents[2] / 'golden_recipe'
 RECORDED = json.loads((GOLDEN / 'mixup.json').read_text())
 ERASING = json.loads((GOLDEN / 'statistics.json').read_text())['random_erasing']
 DEIT = Mixing(erase=0.25, mixup=0.8, cutmix=1.0, switch=0.5, smoothing=0.1)
