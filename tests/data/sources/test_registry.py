@@ -102,6 +102,15 @@ def test_as_source_of_a_folder_with_class_names_numbers_classes_by_them(tmp_path
         as_source(root, ('a', 'b'))
 
 
+def test_as_source_of_a_folder_of_synsets_accepts_readable_class_names(tmp_path):
+    fill(tmp_path, {'n01440764': 1, 'n02099601': 2})
+    source = as_source(tmp_path, ('golden retriever', 'house', 'tench'))
+    assert source.labels.tolist() == [2, 0, 0] and source.class_names == ('golden retriever', 'house', 'tench')
+    assert as_source(tmp_path).class_names == ('n01440764', 'n02099601')
+    with pytest.raises(ValueError, match=r'has 2 classes \(n01440764, n02099601\) that train/ does not have'):
+        as_source(tmp_path, ('tench', 'house'))
+
+
 def test_as_source_of_val_beside_train_has_the_classes_of_train(tmp_path):
     fill(tmp_path / 'train', {'ape': 1, 'bat': 1, 'cat': 1})
     fill(tmp_path / 'val', {'cat': 2})
