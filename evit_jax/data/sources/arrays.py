@@ -6,6 +6,7 @@ import numpy as np
 
 from evit_jax.data.classes import display_name
 from evit_jax.data.fingerprint import digest, evenly_spaced
+from evit_jax.data.sources.base import check_index
 
 _NUM_SAMPLED = 256  # images in a fingerprint
 
@@ -52,8 +53,7 @@ class ArraySource:
         return len(self._images)
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f'example {index} of {len(self)}')
+        check_index(index, len(self))
         return {'image': self._images[index], 'label': int(self.labels[index]), 'id': f'{index:07d}'}
 
 

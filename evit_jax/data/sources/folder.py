@@ -21,6 +21,7 @@ from evit_jax.data.fingerprint import digest
 from evit_jax.data.names import in_one_line
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import folder_entries, folder_layout, index_cache
+from evit_jax.data.sources.base import check_index
 from evit_jax.data.transforms.decode import SUFFIXES
 
 _SCANS = 16               # classes listed in parallel
@@ -95,8 +96,7 @@ class FolderSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f'example {index} of {len(self)}')
+        check_index(index, len(self))
         folder = self._folders[np.searchsorted(self._ends, index, 'right')]
         return _read(self._path, os.path.join(folder, os.fsdecode(self._names[index])), self.labels[index])
 
@@ -151,8 +151,7 @@ class ClassFolderSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f'example {index} of {len(self)}')
+        check_index(index, len(self))
         return _read(self._path, os.fsdecode(self._names[index]), self.labels[index])
 
 

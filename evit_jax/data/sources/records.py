@@ -9,6 +9,7 @@ import numpy as np
 from evit_jax.data.fingerprint import digest, evenly_spaced
 from evit_jax.data.names import in_one_line
 from evit_jax.data.sources.arrays import names_of_labels
+from evit_jax.data.sources.base import check_index
 
 _NUM_SAMPLED = 16  # records in a fingerprint
 
@@ -59,8 +60,7 @@ class RecordSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f'example {index} of {len(self)}')
+        check_index(index, len(self))
         record = self._records[index]
         label = _label_of(record, index)
         if not 0 <= label < self.num_classes:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evit_jax.data import fingerprint
 from evit_jax.data.sources import ArraySource, RecordSource, as_source, open_source
 from evit_jax.data.sources.folder import ClassFolderSource
 from evit_jax.data.sources.generated import GeneratedSource
@@ -146,6 +147,12 @@ def test_as_source_fingerprints_change_with_the_data(tmp_path):
     (tmp_path / 'one' / 'a' / '00.png').rename(tmp_path / 'one' / 'a' / 'new.png')
     assert as_source(values[-1]).fingerprint != fingerprints[-1]
     assert fingerprints[:7] == [as_source(value).fingerprint for value in values[:7]]
+
+
+def test_as_source_of_changed_arrays_is_reported_as_other_data():
+    before, now = (fingerprint.describe(as_source(value)) for value in ((IMAGES, LABELS), (255 - IMAGES, LABELS)))
+    assert fingerprint.differences(before, before) == []
+    assert fingerprint.differences(before, now) == ['12 examples as before, but other ones or in another order']
 
 
 def test_as_source_numbered_toy_is_a_source():
