@@ -53,7 +53,7 @@ def main(checkpoint: str = '') -> None:
             source.num_classes, len(source), top, side)
         logging.info('%s examples, %d classes in each of %d x %d cells, by %s', f'{len(source):,}', top, side, side,
                      annotator)
-        label_maps.check_begun(_OUT.value, metadata)
+        label_maps.check_folder(_OUT.value, metadata)
         with WorkdirLock(_OUT.value):
             missing = label_maps.write(_OUT.value, metadata, entries)
     if missing:

@@ -66,7 +66,7 @@ class Failures:
         if totals['failed'] > allowed:
             last = f'the last one {self._last!r}' if self._last else 'none of them in this process'
             raise ValueError(f'{totals["failed"]:.0f} of {totals["samples"]:.0f} samples could not be read, {last}; '
-                             f'data.max_failed={self._limit} allows {allowed}: mend the files or raise it')
+                             f'data.max_failed={self._limit} allows {allowed}: repair the files or raise it')
 
     def _log(self, failed):
         self._last = failed[-1] if failed else self._last
@@ -74,7 +74,7 @@ class Failures:
             if message not in self._logged and len(self._logged) < _MAX_LOGGED:
                 self._logged.add(message)
                 logging.warning('cannot be read: %s%s', message,
-                                '; more of them are only counted' if len(self._logged) == _MAX_LOGGED else '')
+                                '; further ones are only counted' if len(self._logged) == _MAX_LOGGED else '')
         if self.num_failed >= self._next_logged:
             logging.warning('%d of %d samples could not be read so far', self.num_failed, self.num_samples)
             self._next_logged = 2 * self.num_failed

@@ -3,6 +3,8 @@
 import hashlib
 from typing import Any
 
+import numpy as np
+
 _DIGEST_BYTES = 8  # two of 1,000 sources collide with a probability of 10^-13
 
 
@@ -13,6 +15,11 @@ def digest(*texts: str | bytes) -> str:
         content = text.encode('utf-8', 'surrogateescape') if isinstance(text, str) else text
         digest.update(len(content).to_bytes(8, 'little') + content)
     return digest.hexdigest()
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Returns at most `count` evenly spaced positions in [0, total), from the first to the last."""
+    return np.unique(np.linspace(0, total - 1, count).astype(int)).tolist()
 
 
 def fingerprint(source: Any) -> str:

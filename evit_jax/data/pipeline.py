@@ -6,32 +6,24 @@ batch, so that consecutive copies of an image are decoded once. (A departure: De
 processes; the global batch is the same.)
 """
 
-import dataclasses
-import functools
 import gc
-import itertools
 import math
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grain.python as grain
-import numpy as np
 from absl import flags, logging
 
 from evit_jax.data import order
+from evit_jax.data.batching import EvalBatcher, EvalTransform, TrainBatcher, TrainTransform
 from evit_jax.data.sources import Source
 from evit_jax.data.token_labels.targets import TokenTargets
-from evit_jax.data.transforms.decode import decode
-
-TrainTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [H, W, 3] -> uint8 [S, S, 3]
-EvalTransform = Callable[[np.ndarray], np.ndarray]                        # and `mask(mask)` -> bool [S, S]
 
 _THREAD_AHEAD = 2   # batches that the thread prepares while a step runs
 _WORKER_QUEUE = 1   # batches in each of Grain's two queues for a worker: in shared memory, and in this process
-_TRIES = 16         # replacements tried for an unreadable example
 _EXIT_REASONS = {'-9': ' (killed, often because memory is short)', '-7': ' (no room in shared memory, /dev/shm)'}
 
 
@@ -76,7 +68,7 @@ def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, tr
         raise ValueError(f'start_step={start_step} is outside [0, {steps}], the steps of {epochs} epochs; '
                          f'has the batch size or the number of epochs changed since the run began?')
     first = process_index * local + offset
-    make_batch = _TrainBatch(source, transform, seed, repeats, local, batch_size, first, targets)
+    make_batch = TrainBatcher(source, transform, seed, repeats, local, batch_size, first, targets)
     batches = Batches(grain.MapDataset.range(start_step, steps).map(make_batch), num_workers)
     megabytes = local * math.prod(make_batch.image_shape) / 1e6
     holder = f'{num_workers} worker processes hold' if num_workers else 'a thread holds'
@@ -108,7 +100,7 @@ def eval_batches(source: Source, *, batch_size: int, transform: EvalTransform, p
     local = _local_batch(batch_size, process_index, process_count)
     if not len(source):
         raise ValueError('nothing to evaluate: the source holds no examples')
-    make_batch = _EvalBatch(source, transform, local, batch_size, process_index * local)
+    make_batch = EvalBatcher(source, transform, local, batch_size, process_index * local)
     return Batches(grain.MapDataset.range(math.ceil(len(source) / batch_size)).map(make_batch), num_workers)
 
 
@@ -155,116 +147,6 @@ class Batches(Iterator[dict]):
             gc.collect()           # a reference cycle in them holds the last batches in shared memory
 
 
-@dataclasses.dataclass(frozen=True)
-class _TrainBatch:
-    """Maps a step to this process's share of its training batch."""
-
-    source: Source
-    transform: TrainTransform
-    seed: int
-    repeats: int
-    local: int       # number of rows in the share
-    batch_size: int
-    first: int       # first row of the share in the global batch, plus the offset of the steps
-    targets: TokenTargets | None
-
-    @functools.cached_property
-    def image_shape(self) -> tuple[int, ...]:
-        return self.transform(_blank(), np.random.default_rng(0)).shape
-
-    def __call__(self, step: int) -> dict:
-        specs = {'image': (self.image_shape, np.uint8), 'label': ((), np.int32)} | (
-            self.targets.shapes if self.targets else {})
-        batch = {name: np.empty((self.local, *shape), dtype) for name, (shape, dtype) in specs.items()}
-        failed: list[str] = []
-        row = 0
-        drawn = order.samples(step * self.batch_size + self.first, self.local, len(self.source), seed=self.seed,
-                              repeats=self.repeats)
-        for (epoch, index), samples in itertools.groupby(drawn, lambda sample: sample[:2]):
-            read = functools.cache(self.source.__getitem__)
-            decoded = functools.cache(lambda number: decode(read(number)['image']))  # noqa: B023, used in this iteration
-            for _, _, copy in samples:
-                for name, value in self._sample(read, decoded, epoch, index, copy, failed).items():
-                    _put(batch[name], row, value)
-                row += 1
-        return batch | {'failed': np.array(failed, str)}
-
-    def _sample(self, read, decoded, epoch, index, copy, failed):
-        """Returns the rows of a sample, or of its first readable replacement."""
-        for attempt, number in enumerate(self._candidates(epoch, index)):
-            example = None
-            try:
-                example = read(number)
-                rng = order.stream(order.SAMPLE, self.seed, epoch, index, copy)
-                return self._rows(example, decoded(number), rng)
-            except (ValueError, OSError) as error:
-                message = _failure(number, example, error)
-                failed.extend([message] if attempt == 0 else [])
-        raise ValueError(f'{attempt + 1} examples in a row cannot be read, the last one {message!r}; are the data '
-                         'damaged?')
-
-    def _rows(self, example, image, rng):
-        if self.targets is None:
-            return {'image': self.transform(image, rng), 'label': example['label']}
-        augmented, window = self.transform.crop_and_augment(image, rng)
-        return {'image': augmented, 'label': example['label']} | self.targets.rows(example['id'], window)
-
-    def _candidates(self, epoch, index):
-        yield index
-        others = order.stream(order.REPLACEMENT, self.seed, epoch, index)
-        yield from others.integers(len(self.source), size=_TRIES).tolist()
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalBatch:
-    """Maps the number of a batch to this process's share of the evaluation batch."""
-
-    source: Source
-    transform: EvalTransform
-    local: int
-    batch_size: int
-    first: int
-
-    @functools.cached_property
-    def image_shape(self) -> tuple[int, ...]:
-        return self.transform(_blank()).shape
-
-    def __call__(self, number: int) -> dict:
-        images, labels = np.zeros((self.local, *self.image_shape), np.uint8), np.zeros(self.local, np.int32)
-        weights, failed, masks = np.zeros(self.local, np.float32), [], None
-        begin = number * self.batch_size + self.first
-        indices = np.arange(begin, begin + self.local, dtype=np.int32)
-        indices[indices >= len(self.source)] = -1
-        for row, index in enumerate(indices[indices >= 0].tolist()):
-            example = None
-            try:
-                example = self.source[index]
-                stored = decode(example['image'])
-                image = self.transform(stored)
-                mask = self.transform.mask(_mask_of(example, stored)) if 'mask' in example else None
-            except (ValueError, OSError) as error:
-                failed.append(_failure(index, example, error))
-                continue
-            _put(images, row, image)
-            labels[row], weights[row] = example['label'], 1
-            if mask is not None:
-                masks = np.zeros((self.local, *self.image_shape[:2]), bool) if masks is None else masks
-                _put(masks, row, mask)
-        return {'image': images, 'label': labels, 'index': indices, 'weight': weights,
-                'failed': np.array(failed, str)} | ({} if masks is None else {'mask': masks})
-
-
-def _mask_of(example: dict, image: np.ndarray) -> np.ndarray:
-    """Returns the example's mask, uint8 [H, W], after checking that it has the proportions of the image."""
-    mask = example['mask']
-    mask = mask if isinstance(mask, np.ndarray) else decode(mask)[..., 0]
-    (height, width), (rows, columns) = image.shape[:2], mask.shape
-    if abs(rows - columns * height / width) > max(1, 0.02 * rows):
-        raise ValueError(f'its mask has {columns} x {rows} pixels, and the image {width} x {height}: give a mask of '
-                         'the same proportions')
-    return mask
-
-
 def _begin_worker(index: int, count: int) -> None:
     """Makes a worker exit together with its parent, and ignore signals sent to the process group.
 
@@ -273,23 +155,6 @@ def _begin_worker(index: int, count: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def _blank() -> np.ndarray:
-    """Returns an image with which to find the output shape of a transform."""
-    return np.zeros((64, 64, 3), np.uint8)
-
-
-def _put(rows: np.ndarray, row: int, value: np.ndarray | int) -> None:
-    """Sets a row after checking its shape, which numpy would broadcast."""
-    assert np.shape(value) == rows.shape[1:], f'a transform returned shape {np.shape(value)} after {rows.shape[1:]}'
-    rows[row] = value
-
-
-def _failure(index: int, example: dict | None, error: Exception) -> str:
-    """Returns 'id: reason' in one line."""
-    name = example['id'] if example else f'example {index}'
-    return f'{name}: {" ".join(str(error).split())[:200]}'
 
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:

@@ -1,20 +1,21 @@
-"""Progress bar for work that takes minutes."""
+"""Progress of work that takes minutes, as lines in the log."""
 
 import io
-import sys
 
 from absl import logging
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 5.0
-_LINE = '{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left'
+_LINE = '{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left'
 
 
 class Progress(tqdm):
-    """Reports progress, rate and remaining time: a bar on a terminal, a line every five seconds in a log.
+    """Logs progress, rate and remaining time every five seconds.
+
+    A bar that is redrawn in place would mix with the log and with the results that programs print meanwhile.
 
     Args:
-      description: what is being done, such as 'reading'.
+      description: name of the work, such as 'reading'.
       total: amount of work.
       unit: unit of the amounts, such as 'images'.
       initial: amount that was done before.
@@ -22,10 +23,9 @@ class Progress(tqdm):
     monitor_interval = 0  # no thread that redraws
 
     def __init__(self, description: str, total: float, unit: str, initial: float = 0):
-        on_terminal = sys.stderr.isatty()
-        seconds, layout, file = (0.1, None, sys.stderr) if on_terminal else (_SECONDS_BETWEEN_LINES, _LINE, _Log())
         super().__init__(desc=description, total=total, unit=f' {unit}', initial=initial, unit_scale=True, leave=False,
-                         file=file, bar_format=layout, delay=seconds, mininterval=seconds, miniters=0, smoothing=0)
+                         file=_Log(), bar_format=_LINE, delay=_SECONDS_BETWEEN_LINES, smoothing=0, miniters=0,
+                         mininterval=_SECONDS_BETWEEN_LINES)
 
     def add(self, amount: float) -> None:
         """Adds to the amount of work done."""

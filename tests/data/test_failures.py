@@ -1,4 +1,4 @@
-"""What cannot be read: replaced or left out, named, counted, and in the end too much."""
+"""Tests of unreadable examples: they are replaced or skipped, logged and counted, and too many raise."""
 
 import logging
 
@@ -20,29 +20,29 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_the_batch_goes_on_without_its_failures_which_are_counted():
+def test_failures_take_removes_and_counts_failed_samples():
     failures = Failures(0.5, examples=100)
     assert failures.take(batch('a: torn', 'b: empty')).keys() == {'label'}
     failures.take(batch())
     assert (failures.num_failed, failures.num_samples) == (2, 20)
 
 
-def test_in_evaluation_what_fills_the_last_batch_is_not_seen():
+def test_failures_take_does_not_count_padding():
     failures = Failures(0.5, examples=3)
     failures.take(batch('a: torn', size=4) | {'index': np.array([0, 1, 2, -1])})
     assert (failures.num_failed, failures.num_samples) == (1, 3)
 
 
 @pytest.mark.parametrize('limit, examples, allowed', [(0.1, 30, 3), (0.1, 5, 1), (0.0, 1000, 0), (1.0, 12, 12)])
-def test_the_limit_is_a_share_of_one_pass_or_of_all_seen_if_that_is_more(limit, examples, allowed):
+def test_failures_above_the_fraction_of_one_pass_or_of_all_samples_raise(limit, examples, allowed):
     failures = Failures(limit, examples)
     failures.take(batch(*['a: torn'] * allowed))
     with pytest.raises(ValueError, match=rf"{allowed + 1} of 10 samples could not be read, the last one 'z: torn'; "
-                                         rf'data.max_failed={limit} allows {allowed}: mend'):
+                                         rf'data.max_failed={limit} allows {allowed}: repair'):
         failures.take(batch('z: torn', size=0))
 
 
-def test_the_limit_grows_with_what_is_seen():
+def test_failures_limit_grows_with_the_number_of_samples():
     failures = Failures(0.1, examples=10)
     for number in range(50):
         failures.take(batch(f'{number}: torn'))
@@ -50,7 +50,7 @@ def test_the_limit_grows_with_what_is_seen():
         failures.take(batch('x: torn', 'y: torn'))
 
 
-def test_of_several_processes_each_goes_on_until_all_stop_by_what_all_have_counted(monkeypatch):
+def test_failures_of_several_processes_are_summed_and_raise_in_check_only(monkeypatch):
     monkeypatch.setattr(distributed, 'is_single_process', lambda: False)
     monkeypatch.setattr(distributed, 'sum_over_processes',
                         lambda own: {'failed': own['failed'] + 7, 'samples': own['samples'] + 40})
@@ -64,7 +64,7 @@ def test_of_several_processes_each_goes_on_until_all_stop_by_what_all_have_count
         next(batches)
 
 
-def test_each_file_is_named_once_and_a_flood_is_counted(caplog):
+def test_failures_log_each_example_once_and_then_counts_only(caplog):
     failures = Failures(1.0, examples=1)
     for _ in range(3):
         failures.take(batch('a: torn', 'b: empty', 'a: torn'))
@@ -72,17 +72,17 @@ def test_each_file_is_named_once_and_a_flood_is_counted(caplog):
     for number in range(1000):
         failures.take(batch(f'{number}: torn'))
     assert len(warnings(caplog)) < 40
-    assert 'more of them are only counted' in warnings(caplog)[19]
+    assert 'further ones are only counted' in warnings(caplog)[19]
     assert 'samples could not be read so far' in warnings(caplog)[-1]
 
 
 @pytest.mark.parametrize('limit', [-0.1, 1.1])
-def test_a_limit_that_is_no_share_is_refused(limit):
+def test_failures_limit_outside_0_to_1_raises(limit):
     with pytest.raises(ValueError, match=r'data.max_failed=.* is outside \[0, 1\]'):
         Failures(limit, 10)
 
 
-def test_an_unreadable_example_is_replaced_by_a_readable_one_and_reported():
+def test_train_batches_unreadable_example_is_replaced_and_reported():
     batches = train(Broken(10), transform=marked)
     failed = joined(batches, 'failed').tolist()
     assert len(failed) == sum(label % 5 in (2, 3) for label in labels(train(10)))
@@ -96,7 +96,7 @@ def test_an_unreadable_example_is_replaced_by_a_readable_one_and_reported():
         np.testing.assert_array_equal(image[0, 0], Numbered(10)[label]['image'][0, 0])
 
 
-def test_a_transform_that_refuses_an_image_counts_as_a_failure():
+def test_train_batches_error_in_the_transform_counts_as_a_failure():
     def picky(image, rng):
         if np.array_equal(image, Numbered(10)[4]['image']):
             raise ValueError('too dark')
@@ -108,7 +108,7 @@ def test_a_transform_that_refuses_an_image_counts_as_a_failure():
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
-def test_data_of_which_nothing_can_be_read_stop_the_run(num_workers):
+def test_train_batches_only_unreadable_examples_raise(num_workers):
     batches = pipeline.train_batches(Nothing(4), batch_size=4, epochs=1, seed=0, transform=Jitter(),
                                      num_workers=num_workers)
     with pytest.raises(ValueError, match=r"17 examples in a row cannot be read, the last one .number \d: not a"):
@@ -121,7 +121,7 @@ class Nothing(Numbered):
         return super().__getitem__(index) | {'image': b''}
 
 
-def test_in_evaluation_an_unreadable_example_has_no_weight_and_is_reported():
+def test_eval_batches_unreadable_example_has_weight_0_and_is_reported():
     batches = evaluate(Broken(9, masked=True))
     assert joined(batches, 'index').tolist() == [*range(9), -1, -1, -1]
     assert joined(batches, 'weight').tolist() == [1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0]
@@ -131,7 +131,7 @@ def test_in_evaluation_an_unreadable_example_has_no_weight_and_is_reported():
 
 
 class Corrupted(Numbered):
-    """JPEG files with bits flipped, parts missing, or junk put in."""
+    """JPEG files with flipped bits, missing parts or inserted bytes."""
 
     def __getitem__(self, index):
         files = [*JPEGS.values()]
@@ -139,9 +139,9 @@ class Corrupted(Numbered):
         return super().__getitem__(index) | {'image': broken}
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')  # of Pillow, about damaged EXIF
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow warns of damaged EXIF
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_of_1000_corrupted_jpegs_each_is_shown_or_counted_and_no_worker_dies(num_workers):
+def test_eval_batches_1000_corrupted_jpegs_are_read_or_counted(num_workers):
     failures = Failures(1.0, examples=1000)
     shown = sum(failures.take(batch)['weight'].sum()
                 for batch in evaluate(Corrupted(1000), batch_size=64, num_workers=num_workers))

@@ -1,4 +1,4 @@
-"""Fingerprints of sources: equal for equal examples, other where the examples or their order are others."""
+"""Tests of fingerprints: equal for equal examples, different for other examples or another order."""
 
 import shutil
 
@@ -24,7 +24,7 @@ def of_folder(path, split='train'):
     return FolderSource(path, split).fingerprint
 
 
-def test_fingerprint_of_a_folder_is_that_of_a_copy_elsewhere(pets, tmp_path_factory):
+def test_fingerprint_of_a_copied_folder_is_equal(pets, tmp_path_factory):
     copy = tmp_path_factory.mktemp('copy') / 'pets'
     shutil.copytree(pets, copy)
     assert of_folder(pets) == of_folder(copy) != of_folder(pets, 'val')
@@ -41,12 +41,12 @@ def test_fingerprint_of_a_folder_changes_with_its_files(pets, change):
     assert of_folder(pets) != before
 
 
-def test_fingerprint_of_a_folder_tells_slices_and_orders_of_splits_apart(pets):
+def test_fingerprint_of_a_folder_differs_between_slices_and_orders_of_splits(pets):
     splits = ('train', 'train[:50%]', 'train[50%:]', 'train+val', 'val+train', 'val')
     assert len({of_folder(pets, split) for split in splits}) == len(splits)
 
 
-def test_fingerprint_of_tfds_is_the_same_in_both_formats_and_other_for_other_records(tmp_path):
+def test_fingerprint_of_tfds_is_equal_for_both_formats_and_differs_for_other_records(tmp_path):
     def made(name, version, labels):
         records = [[prepared.example(image=b'jpeg', label=label) for label in labels]]
         prepared.write_data_set(tmp_path / name / 'insects' / version, {'train': records, 'test': records})
@@ -61,14 +61,14 @@ def test_fingerprint_of_tfds_is_the_same_in_both_formats_and_other_for_other_rec
                 TfdsSource(tmp_path / 'first', 'test', 'insects').fingerprint}) == 5
 
 
-def test_fingerprint_of_generated_images_is_that_of_their_parameters():
+def test_fingerprint_of_generated_images_depends_on_their_parameters():
     sources = [GeneratedSource('train', 8, 3), GeneratedSource('test', 8, 3), GeneratedSource('train', 8, 4),
                GeneratedSource('train', 8, 3, seed=1), GeneratedSource('train', 8, 3, size=64)]
     assert len({source.fingerprint for source in sources}) == len(sources)
     assert sources[0].fingerprint == GeneratedSource('train', 8, 3).fingerprint
 
 
-def test_fingerprint_of_a_source_without_one_is_that_of_its_number_and_classes():
+def test_fingerprint_of_a_source_without_one_depends_on_its_length():
     assert fingerprint.fingerprint(toys.Numbered(4)) == fingerprint.fingerprint(toys.Numbered(4))
     assert fingerprint.fingerprint(toys.Numbered(4)) != fingerprint.fingerprint(toys.Numbered(5))
 
@@ -77,6 +77,6 @@ def test_fingerprint_of_a_source_without_one_is_that_of_its_number_and_classes()
     ({}, []), ({'examples': 1600}, ['1,401 examples then, 1,600 now']),
     ({'split': 'test', 'fingerprint': 'b'}, ["split 'val' then, 'test' now"]),
     ({'fingerprint': 'b'}, ['1,401 examples as before, but other ones or in another order'])])
-def test_differences_name_what_changed_with_both_values(change, said):
+def test_differences_lists_each_change_with_both_values(change, said):
     before = {'examples': 1401, 'split': 'val', 'fingerprint': 'a'}
     assert fingerprint.differences(before, before | change) == said

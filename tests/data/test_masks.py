@@ -13,7 +13,7 @@ from tests.programs.test_visualize import SIZE, Few, find
 least, checkpoint, trained = test_visualize.least, test_visualize.checkpoint, test_visualize.trained
 
 
-def test_masks_may_lie_in_a_folder(trained, tmp_path):
+def test_masked_source_reads_masks_from_a_folder(trained, tmp_path):
     class Named(Few):
         def __getitem__(self, index):
             example = super().__getitem__(index)
@@ -47,7 +47,7 @@ def test_check_masks_first_image_unreadable_takes_the_next(trained):
 
 
 @pytest.mark.parametrize('name', [b'x\ny', b'q\xff', b'a\\nb'])
-def test_masked_image_with_an_odd_name_finds_its_mask(tmp_path, name):
+def test_masked_source_image_with_an_odd_name_has_its_mask(tmp_path, name):
     for folder, suffix in ((b'data/val/cat/', b'.jpg'), (b'data/val/dog/', b'.jpg'), (b'masks/val/cat/', b'.png')):
         folder = os.fsencode(tmp_path) + b'/' + folder
         os.makedirs(folder)

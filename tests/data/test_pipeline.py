@@ -1,4 +1,4 @@
-"""What is in a batch: order, shares, copies, and a start at any step."""
+"""Tests of the batches: order, shares of processes, repeats, and the start at any step."""
 
 import itertools
 
@@ -23,7 +23,7 @@ from tests.helpers.toys import (
 )
 
 
-def test_every_epoch_holds_every_example_once_in_another_order():
+def test_train_batches_epoch_contains_each_example_once_in_another_order():
     batches = train(10, batch_size=5, epochs=4)
     epochs = np.array(labels(batches)).reshape(4, 10)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (4, 1)))
@@ -32,27 +32,27 @@ def test_every_epoch_holds_every_example_once_in_another_order():
     assert batches[0]['label'].dtype == np.int32 and not batches[0]['failed'].size
 
 
-def test_batches_straddle_epochs_and_only_the_last_remainder_is_lost():
+def test_train_batches_span_epochs_and_drop_only_the_last_remainder():
     batches = train(10)
     assert len(batches) == order.train_steps(10, 4, 3) == 7
     seen = labels(batches)
     assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(10))
 
 
-def test_images_are_those_of_their_labels():
+def test_train_batches_images_match_their_labels():
     for batch in train(10, transform=marked):
         for image, label in zip(batch['image'], batch['label'].tolist()):
             np.testing.assert_array_equal(image[0, 0], Numbered(10)[label]['image'][0, 0])
 
 
-def test_same_seed_same_batches_other_seed_other_order():
+def test_train_batches_order_depends_on_the_seed():
     assert_same(train(10), train(10))
     assert labels(train(10, seed=8)) != labels(train(10))
     assert labels(train(10, seed=-1)) != labels(train(10))
 
 
 @pytest.mark.parametrize('repeats', [1, 3])
-def test_augmentation_is_drawn_anew_for_every_example_epoch_copy_and_seed(repeats):
+def test_train_batches_augmentation_differs_by_example_epoch_copy_and_seed(repeats):
     def drawn(seed):
         return [image.tobytes() for image in
                 joined(train(6, batch_size=6, epochs=2, seed=seed, transform=marked, repeats=repeats), 'image')]
@@ -61,22 +61,22 @@ def test_augmentation_is_drawn_anew_for_every_example_epoch_copy_and_seed(repeat
     assert drawn(0) == drawn(0)
 
 
-def test_an_augmentation_depends_on_epoch_and_example_not_on_its_place():
-    """The same example of the same epoch looks the same in batches of another size."""
+def test_train_batches_augmentation_is_independent_of_the_position_in_the_batch():
+    """An example of an epoch is augmented equally in batches of another size."""
     small, large = (train(10, batch_size=size, epochs=1, transform=marked) for size in (2, 10))
     np.testing.assert_array_equal(joined(small, 'image'), joined(large, 'image'))
 
 
 @pytest.mark.parametrize('repeats', [1, 3])
 @pytest.mark.parametrize('start_step', [0, 1, 2, 5, 7])
-def test_started_at_a_step_it_continues_as_if_never_stopped(start_step, repeats):
+def test_train_batches_from_a_step_equal_those_of_an_uninterrupted_run(start_step, repeats):
     assert_same(train(10, start_step, repeats=repeats), train(10, repeats=repeats)[start_step:])
 
 
 @pytest.mark.parametrize('repeats', [1, 3])
 @pytest.mark.parametrize('size, process_count', [(10, 2), (11, 2), (11, 4), (9, 4)])
 @pytest.mark.parametrize('start_step', [0, 3])
-def test_processes_hold_contiguous_rows_of_the_global_batch(size, process_count, start_step, repeats):
+def test_train_batches_of_processes_are_contiguous_rows_of_the_global_batch(size, process_count, start_step, repeats):
     for source in (Numbered(size), Broken(size)):
         whole = train(source, start_step, repeats=repeats)
         parts = [train(source, start_step, repeats=repeats, process_index=p, process_count=process_count)
@@ -85,30 +85,30 @@ def test_processes_hold_contiguous_rows_of_the_global_batch(size, process_count,
         assert_same([{key: joined(shares, key) for key in whole[0]} for shares in zip(*parts)], whole)
 
 
-def test_repeated_copies_stand_in_a_row_and_differ():
+def test_train_batches_repeats_are_consecutive_and_differ():
     seen = labels(train(10, batch_size=6, epochs=1, repeats=3))
     assert seen == np.repeat(seen[::3], 3).tolist() and len(set(seen)) == 2
     images = joined(train(10, batch_size=6, epochs=1, repeats=3, transform=marked), 'image')
     assert len({image.tobytes() for image in images}) == 6
 
 
-def test_an_epoch_with_repeats_is_no_longer_and_visits_a_third_of_the_images():
+def test_train_batches_epoch_with_3_repeats_visits_a_third_of_the_images():
     seen = np.array(labels(train(600, batch_size=128, epochs=8, repeats=3))).reshape(8, 512)
     assert order.epoch_samples(600, 3) == 512 and order.epoch_samples(600) == 600
     assert order.epoch_samples(1_281_167, 3) == 1_281_024
     assert {len(set(epoch.tolist())) for epoch in seen} == {171}
-    assert len(set(seen.ravel().tolist())) > 550  # another third each time
+    assert len(set(seen.ravel().tolist())) > 550  # a different third in each epoch
 
 
-def test_copies_are_decoded_once_per_batch():
+def test_train_batches_decode_copies_once_per_batch():
     counting = Counting(30)
     train(counting, batch_size=10, epochs=1, repeats=3, transform=marked)
-    assert len(counting.read) == 3 * 4  # ten rows: three images, and one that goes on in the next batch
+    assert len(counting.read) == 3 * 4  # ten rows: three images, and one shared with the next batch
 
 
 @pytest.mark.parametrize('size', [1, 4, 7, 8])
 @pytest.mark.parametrize('process_count', [1, 2, 4])
-def test_evaluation_counts_every_example_once(size, process_count):
+def test_eval_batches_contain_each_example_once(size, process_count):
     parts = [evaluate(Numbered(size), process_index=p, process_count=process_count) for p in range(process_count)]
     assert {len(part) for part in parts} == {-(-size // 4)}
     batches = list(itertools.chain(*parts))
@@ -121,12 +121,12 @@ def test_evaluation_counts_every_example_once(size, process_count):
     assert set(weight.tolist()) <= {0, 1}
 
 
-def test_evaluation_keeps_the_order_of_the_source_over_processes():
+def test_eval_batches_of_processes_keep_the_order_of_the_source():
     parts = [evaluate(Numbered(7), process_index=p, process_count=2) for p in range(2)]
     assert np.concatenate([joined(shares, 'index') for shares in zip(*parts)]).tolist() == [*range(7), -1]
 
 
-def test_evaluation_shows_images_as_they_are_with_their_masks():
+def test_eval_batches_contain_images_and_masks():
     source = Numbered(5, masked=True)
     batches = evaluate(source)
     for i in range(5):
@@ -138,7 +138,7 @@ def test_evaluation_shows_images_as_they_are_with_their_masks():
 
 
 @pytest.mark.parametrize('shape, fits', [((8, 8), True), ((16, 16), True), ((8, 16), False), ((16, 12), False)])
-def test_evaluation_mask_of_other_proportions_than_the_image_is_refused(shape, fits):
+def test_eval_batches_mask_of_other_proportions_is_a_failure(shape, fits):
     class Misfit(Numbered):
         def __getitem__(self, index):
             return super().__getitem__(index) | ({'mask': np.full(shape, 255, np.uint8)} if index == 1 else {})
@@ -148,7 +148,7 @@ def test_evaluation_mask_of_other_proportions_than_the_image_is_refused(shape, f
     assert fits or f'its mask has {shape[1]} x {shape[0]} pixels, and the image' in batch['failed'][0]
 
 
-def test_images_come_at_the_size_of_the_transform():
+def test_batches_have_the_size_of_the_transform():
     assert train(10, transform=Jitter(12))[0]['image'].shape == (4, 12, 12, 3)
     batch = evaluate(Numbered(5, masked=True), transform=Plain(16))[0]
     assert batch['image'].shape == (4, 16, 16, 3) and batch['mask'].shape == (4, 16, 16)
@@ -166,11 +166,11 @@ def test_images_come_at_the_size_of_the_transform():
     ({'epochs': 0}, 'epochs'),
     ({'repeats': 0}, 'repeats=0'),
 ])
-def test_sizes_that_do_not_fit_are_refused_before_any_work(changes, message):
+def test_train_batches_invalid_sizes_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         train(10, **changes)
 
 
-def test_nothing_to_evaluate_is_refused():
+def test_eval_batches_empty_source_raises():
     with pytest.raises(ValueError, match='no examples'):
         evaluate(Numbered(0))

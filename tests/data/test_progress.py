@@ -1,8 +1,6 @@
-"""Tests of the progress bar."""
+"""Tests of progress in the log."""
 
-import io
 import logging
-import sys
 
 import tqdm
 
@@ -19,24 +17,26 @@ def advance(monkeypatch, seconds, **arguments):
             progress.add(20)
 
 
-def test_progress_in_a_log_writes_rate_and_time_left_every_five_seconds(monkeypatch, caplog):
+def test_progress_logs_rate_and_time_left_every_five_seconds(monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         advance(monkeypatch, 12, initial=1000)
     assert [record.getMessage() for record in caplog.records] == [
         'copying: 1.10k of 4.00k MB, 20.0 MB/s, 02:25 left', 'copying: 1.20k of 4.00k MB, 20.0 MB/s, 02:20 left']
 
 
-def test_progress_of_short_work_writes_nothing_to_the_log(monkeypatch, caplog):
+def test_progress_of_short_work_logs_nothing(monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         advance(monkeypatch, 4)
     assert not caplog.records
 
 
-def test_progress_on_a_terminal_draws_a_bar_and_removes_it(monkeypatch, caplog):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, 'stderr', terminal)
+def test_progress_that_is_not_closed_logs_no_more_lines(monkeypatch, caplog):
+    clock = [0.0]
+    monkeypatch.setattr(tqdm.std, 'time', lambda: clock[0])
     with caplog.at_level(logging.INFO):
-        advance(monkeypatch, 4)
-    assert 'copying:' in terminal.getvalue() and '20.0 MB/s' in terminal.getvalue()
-    assert terminal.getvalue().endswith('\r') and not caplog.records
+        progress = Progress('reading', 10, 'images')
+        clock[0] = 6.0
+        progress.add(4)
+        del progress
+    assert [record.getMessage() for record in caplog.records] == [
+        'reading: 4.00 of 10.0 images, 0.67 images/s, 00:09 left']

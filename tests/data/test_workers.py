@@ -1,4 +1,4 @@
-"""Worker processes: they change nothing, end when they should, and take the memory that is said."""
+"""Tests of worker processes: equal batches, exit, and memory."""
 
 import json
 import multiprocessing
@@ -15,18 +15,18 @@ from evit_jax.data import pipeline
 from tests.helpers.toys import Broken, Jitter, Numbered, Plain, assert_same, evaluate, train
 
 
-def test_worker_processes_change_nothing():
+def test_batches_of_workers_equal_those_of_the_thread():
     want = train(Broken(10), 1, repeats=3)
     for num_workers in (1, 2):
         assert_same(train(Broken(10), 1, repeats=3, num_workers=num_workers), want)
 
 
-def test_more_workers_than_batches_change_nothing_in_evaluation_either():
+def test_eval_batches_more_workers_than_batches_equal_those_of_the_thread():
     assert_same(evaluate(Broken(5, masked=True), num_workers=3), evaluate(Broken(5, masked=True)))
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
-def test_closed_batches_end(num_workers):
+def test_batches_closed_cannot_be_iterated(num_workers):
     batches = pipeline.train_batches(Numbered(9), batch_size=3, epochs=100, seed=0, transform=Jitter(),
                                      num_workers=num_workers)
     next(batches)
@@ -36,7 +36,7 @@ def test_closed_batches_end(num_workers):
 
 
 class Deadly(Numbered):
-    """Kills the worker that reads example 5, as the kernel does when memory is short."""
+    """Kills the worker that reads example 5, like the kernel when memory is short."""
 
     def __getitem__(self, index):
         if index == 5:
@@ -45,7 +45,7 @@ class Deadly(Numbered):
 
 
 @pytest.mark.parametrize('num_workers', [1, 2])
-def test_a_killed_worker_is_an_error_within_seconds_and_no_hang(num_workers):
+def test_batches_killed_worker_raises_within_seconds(num_workers):
     batches = pipeline.eval_batches(Deadly(8), batch_size=1, transform=Plain(), num_workers=num_workers)
     begin = time.monotonic()
     with pytest.raises(ChildProcessError, match=r'input died with exit code -9 \(killed.*data.workers'):
@@ -54,7 +54,7 @@ def test_a_killed_worker_is_an_error_within_seconds_and_no_hang(num_workers):
     assert time.monotonic() - begin < 30
 
 
-def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+def test_batches_workers_exit_when_the_parent_is_killed(tmp_path):
     code = ('import sys, time, multiprocessing\n'
             'from tests.helpers.toys import Numbered, Plain, pipeline\n'
             'if __name__ == "__main__":\n'
@@ -76,10 +76,10 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     assert not left
 
 
-def test_workers_leave_a_sigterm_of_the_whole_group_to_their_parent():
+def test_batches_workers_ignore_a_sigterm_to_the_process_group():
     batches = pipeline.eval_batches(Numbered(40), batch_size=4, transform=Plain(), num_workers=2)
     try:
-        got = [next(batches), next(batches)]  # one of each worker: both have started
+        got = [next(batches), next(batches)]  # one from each worker, so both have started
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGTERM)
         got += batches
@@ -89,7 +89,7 @@ def test_workers_leave_a_sigterm_of_the_whole_group_to_their_parent():
 
 
 @pytest.mark.slow
-def test_a_run_with_workers_that_is_told_to_stop_leaves_no_shared_memory(tmp_path):
+def test_run_with_workers_stopped_by_sigterm_leaves_no_shared_memory(tmp_path):
     layout = {'data__workers': 2, 'epochs': 5000, 'checkpoint__every': 10**6, 'log__pictures': 0, 'batch_size': 16}
     with open(tmp_path / 'log', 'w') as log:
         run = subprocess.Popen([sys.executable, '-m', 'tests.helpers.layouts'], stdout=log, stderr=log,
@@ -114,7 +114,7 @@ def is_running(pid):
 
 
 class Noted(Numbered):
-    """Notes in a file what is read, by whichever process."""
+    """Appends each read example to a file, from any process."""
 
     def __init__(self, size, file):
         super().__init__(size)
@@ -127,20 +127,20 @@ class Noted(Numbered):
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_no_more_batches_are_made_ahead_than_is_said(num_workers, tmp_path):
+def test_batches_prepared_ahead_are_at_most_max_held(num_workers, tmp_path):
     file = tmp_path / 'read'
     batches = pipeline.eval_batches(Noted(99, file), batch_size=1, transform=Plain(), num_workers=num_workers)
     for _ in range(3):
         next(batches)
     before, made, deadline = -1, 0, time.monotonic() + 20
-    while (made > before or made == 3) and time.monotonic() < deadline:  # until they rest
+    while (made > before or made == 3) and time.monotonic() < deadline:  # until they are idle
         time.sleep(0.5)
         before, made = made, file.stat().st_size
     batches.close()
     assert 3 < made <= 2 + batches.max_held < 20
 
 
-def test_the_memory_that_is_taken_is_logged(caplog):
+def test_train_batches_logs_the_memory_of_the_batches(caplog):
     with caplog.at_level('INFO'):
         train(4, transform=Jitter(224))
-    assert 'input: a thread holds at most 3 batches of 0.6 MB, 2 MB in all' in caplog.text
+    assert 'input: a thread holds at most 3 batches of 0.6 MB, 2 MB in total' in caplog.text

@@ -45,3 +45,8 @@ def corrupted(rng, file):
             return file[:at] + rng.bytes(length) + file[at:]
         case _:
             return file[:at] + file[at + length:]
+
+
+def grey_png(width, height, level=128):
+    """Returns a PNG file of one grey level."""
+    return encoded(Image.new('RGB', (width, height), (level,) * 3), 'PNG')

@@ -4,6 +4,9 @@ import os
 import time
 import types
 
+import numpy as np
+from PIL import Image
+
 from evit_jax.data.sources.folder import FolderSource
 
 
@@ -49,3 +52,19 @@ def examples(path, split='train', **arguments):
 
 def ids(path, split='train'):
     return [example['id'] for example in examples(path, split)]
+
+
+def draw_stripes(folder, broken=0):
+    """Writes 24 images to train on and 8 to evaluate on, horizontal or vertical stripes, and `broken` invalid files."""
+    for split, count in (('train', 12), ('val', 4)):
+        for label, name in enumerate(('oak', 'pine')):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                rng = np.random.default_rng([label, number])
+                stripes = np.repeat(rng.integers(0, 256, (10, 1, 3), np.uint8), 40, axis=1).repeat(3, axis=0)
+                picture = Image.fromarray(stripes if label else stripes.swapaxes(0, 1))
+                picture.save(folder / split / name / f'{number}.{"jpg" if number % 2 else "png"}')
+    for number in range(broken):
+        for split in ('train', 'val'):
+            (folder / split / 'oak' / f'broken {number}.jpg').write_bytes(b'\xff\xd8 no image')
+    return folder

@@ -1,4 +1,4 @@
-"""Sources and transforms that tell what became of every example, for tests of the pipeline."""
+"""Sources and transforms that make every example identifiable, for tests of the pipeline."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ SIDE = 8
 
 
 class Numbered:
-    """Example i has label i and an image of noise that belongs to i."""
+    """Example i has label i and an image of noise from seed i."""
     num_classes, class_names, image_size = 1000, (), SIDE
 
     def __init__(self, size, masked=False):
@@ -29,7 +29,7 @@ class Numbered:
 
 
 class Broken(Numbered):
-    """Every fifth example from 2 on is no image, every fifth from 3 on cannot even be read."""
+    """Examples 2, 7, 12, ... are no images; reading examples 3, 8, 13, ... raises."""
 
     def __getitem__(self, index):
         if index % 5 == 3:
@@ -48,7 +48,7 @@ class Counting(Numbered):
 
 
 class Jitter(NamedTuple):
-    """What a training transform is to the pipeline: any image to one size, changed at random."""
+    """A training transform: resizes and augments."""
     size: int = SIDE
 
     def __call__(self, image, rng):
@@ -56,7 +56,7 @@ class Jitter(NamedTuple):
 
 
 class Plain(NamedTuple):
-    """What an evaluation transform is to the pipeline."""
+    """An evaluation transform: resizes."""
     size: int = SIDE
 
     def __call__(self, image):
@@ -67,7 +67,7 @@ class Plain(NamedTuple):
 
 
 def marked(image, rng):
-    """The image's first pixel, which names it, and random bytes."""
+    """Returns random bytes with the first pixel of the image, which identifies it."""
     noise = np.frombuffer(rng.bytes(3 * SIDE * SIDE), np.uint8).reshape(SIDE, SIDE, 3).copy()
     noise[0, 0] = image[0, 0]
     return noise

@@ -1,23 +1,20 @@
-"""The door of label maps: by a model, by published files, stopped and gone on with, and what is refused."""
+"""Tests of the program that makes label maps: from a model, after an interruption, and invalid arguments."""
 
 import dataclasses
 import json
 import pickle
 import signal
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
-from evit_jax import cli, models
+from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.data import sources, splits
+from evit_jax.data import sources
 from evit_jax.data.sources import DigitsSource
-from evit_jax.data.sources import digits as builder
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMaps, LabelMapsMetadata
 from evit_jax.data.transforms.geometry import EvalTransform
@@ -25,24 +22,12 @@ from evit_jax.inference.annotator import Annotator, top_logits
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
 from evit_jax.training import checks, experiment, loop, step
-from tests.helpers import doors, layouts
+from tests.helpers import label_program, layouts
+from tests.helpers.label_program import SIZES, open_train
 from tests.helpers.toys import Broken
 
-label = doors.imported('label')
-SIZES = {'train': 40, 'test': 8}
+digits, label, run = label_program.digits, label_program.label, label_program.run  # fixtures
 CONFIG = {'data__source': 'digits', 'model__classes': 10, 'batch_size': 8, 'keep__rate': 0.5}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def digits(tmp_path_factory):
-    """A small set of digits, and the least model."""
-    path = tmp_path_factory.mktemp('digits')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, 'BANK', 80)
-        layouts.prepare(patch)
-        patch.setattr(sources, 'open_source', lambda name, split, **_: DigitsSource(
-            path, splits.resolve(split, SIZES), SIZES))
-        yield path
 
 
 @pytest.fixture(scope='module')
@@ -53,33 +38,14 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def door(capsys, monkeypatch, label):
-    def start(*words):
-        """Exit code, and what was said on standard error."""
-        monkeypatch.setattr(sys, 'argv', ['label', '--config=configs/digits.py', *map(str, words)])
-        with flagsaver.flagsaver():
-            try:
-                code = cli.run(label.main, '[CHECKPOINT]')
-            except SystemExit as end:
-                code = end.code
-        return code or 0, capsys.readouterr().err
-
-    return start
-
-
 @pytest.fixture(scope='module')
 def made(checkpoint, tmp_path_factory):
-    """Maps of the digits, not by the door."""
+    """Maps of the digits, made without the program."""
     folder, source = tmp_path_factory.mktemp('made'), open_train()
     annotator = Annotator(load_model(checkpoint), batch_size=16)
     metadata = LabelMapsMetadata(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.side)
     label_maps.write(folder, metadata, lambda start: annotator.entries(source, start, lambda: None))
     return LabelMaps(folder)
-
-
-def open_train():
-    return sources.open_source('digits', 'train')
 
 
 def assert_same_maps(got, want):
@@ -89,23 +55,23 @@ def assert_same_maps(got, want):
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_map_is_the_class_head_on_every_patch_token_of_the_whole_image(checkpoint, made):
+def test_annotator_applies_the_class_head_to_each_patch_token(checkpoint, made):
     trained, example = load_model(checkpoint), open_train()[7]
     model, image = models.create(trained.config), EvalTransform(16, crop=None)(example['image'])
-    _, seen = model.apply(trained.params, step.normalise(jnp.asarray(image[None]), trained.mean, trained.std),
-                          make_plan(16, 2, rate=1.0, reduce_at=()))
+    images = step.normalise(jnp.asarray(image[None]), trained.mean, trained.std)
+    _, outputs = model.apply(trained.params, images, make_plan(16, 2, rate=1.0, reduce_at=()), patch_tokens=True)
     head = trained.params['head']
-    chance = jax.nn.softmax(seen['norm'][0, 1:] @ head['kernel'] + head['bias'])
+    probability = jax.nn.softmax(outputs['patch_tokens'][0] @ head['kernel'] + head['bias'])
     found = made[example['id']]
     assert found.value.shape == found.index.shape == (5, 4, 4)
     value, index = (of.reshape(5, 16).T for of in found)
-    np.testing.assert_array_equal(index, np.argsort(-chance, axis=-1)[:, :5])
-    got = np.exp(value) / (np.exp(value).sum(-1, keepdims=True) + 5)  # of five others with the value 0
-    np.testing.assert_allclose(got, np.take_along_axis(np.asarray(chance), index, -1), rtol=5e-3)
+    np.testing.assert_array_equal(index, np.argsort(-probability, axis=-1)[:, :5])
+    got = np.exp(value) / (np.exp(value).sum(-1, keepdims=True) + 5)  # five others have logit 0
+    np.testing.assert_allclose(got, np.take_along_axis(np.asarray(probability), index, -1), rtol=5e-3)
 
 
 @pytest.mark.parametrize('top', [2, 6])
-def test_logits_are_counted_from_the_level_of_those_left_out(top):
+def test_top_logits_preserve_the_probabilities(top):
     logits = jax.random.normal(jax.random.key(0), (3, 6)) * 4 - 7
     value, index = top_logits(logits, top)
     rest = 6 - top
@@ -113,12 +79,12 @@ def test_logits_are_counted_from_the_level_of_those_left_out(top):
     np.testing.assert_allclose(got, np.take_along_axis(np.asarray(jax.nn.softmax(logits)), index, -1), rtol=1e-5)
 
 
-def test_the_door_makes_maps_that_a_training_reads(checkpoint, made, tmp_path, door):
+def test_label_makes_maps_that_training_reads(checkpoint, made, tmp_path, run):
     out = tmp_path / 'maps'
-    assert door(checkpoint, f'--out={out}', '--batch=16')[0] == 0
+    assert run(checkpoint, f'--out={out}', '--batch=16')[0] == 0
     assert_same_maps(LabelMaps(out), made)
-    told = json.loads((out / 'label_maps.json').read_text())
-    assert told['annotator'].startswith('vit_layouts at 16 pixels, step 0') and told['data'] == 'digits train'
+    metadata = json.loads((out / 'label_maps.json').read_text())
+    assert metadata['annotator'].startswith('vit_layouts at 16 pixels, step 0') and metadata['data'] == 'digits train'
     laid = experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(out)))
     batches = experiment.train_batches(laid, 3)
     batch = next(batches)
@@ -133,7 +99,7 @@ TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'batch
                    'log__pictures': 0, 'ema_decay': 0.0, 'checkpoint__best': ''}
 
 
-def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatch):
+def test_train_lvvit_on_the_maps_of_another_model(made, tmp_path, monkeypatch):
     monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(
         image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))
     config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder))
@@ -146,20 +112,20 @@ def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatc
     assert loop.evaluate_workdir(config, tmp_path)['images'] == SIZES['test']
 
 
-@pytest.mark.parametrize('changes, said', [
+@pytest.mark.parametrize('changes, message', [
     ({'model__name': 'vit_layouts'}, 'a head for tokens, which vit_layouts lacks'),
     ({'distill__kind': 'self'}, 'both say what is learned'), ({'mixing__mixup': 0.8}, 'in place of mixing images')])
-def test_what_token_labels_do_not_go_with_is_told(monkeypatch, changes, said):
+def test_check_token_labels_with_incompatible_settings_raises(monkeypatch, changes, message):
     monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, heads=2))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         checks.check(layouts.config_of(**TOKENS | {'data__token_labels': 'x'} | changes))
 
 
-def test_without_token_labels_a_batch_is_what_it_was():
+def test_setup_without_token_labels_has_images_and_labels_only():
     assert set(experiment.setup(layouts.config_of(**CONFIG)).abstract_batch()) == {'image', 'label'}
 
 
-def test_interrupted_anywhere_it_goes_on_to_the_same_maps(checkpoint, made, tmp_path):
+def test_write_interrupted_continues_to_the_same_maps(checkpoint, made, tmp_path):
     source, annotator = open_train(), Annotator(load_model(checkpoint), batch_size=16)
     began = []
 
@@ -178,29 +144,29 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_maps(checkpoint, made, tmp_
         with pytest.raises(ValueError, match=f'are of {stop} of 40 examples so far'):
             LabelMaps(tmp_path)
     label_maps.write(tmp_path, made.metadata, until(None))
-    label_maps.write(tmp_path, made.metadata, until(None))  # there is nothing left to do
+    label_maps.write(tmp_path, made.metadata, until(None))  # nothing is left to do
     assert began == [0, 5, 29]
     assert_same_maps(LabelMaps(tmp_path), made)
 
 
-def test_told_to_stop_the_door_keeps_what_is_done_and_goes_on(checkpoint, made, tmp_path, door, monkeypatch):
+def test_label_stopped_by_sigterm_keeps_maps_and_continues(checkpoint, made, tmp_path, run, monkeypatch):
     entries = Annotator.entries
 
-    def told(self, source, start, check):
+    def stop_at_20(self, source, start, check):
         for number, entry in enumerate(entries(self, source, start, check), start):
             if number == 20:
                 signal.raise_signal(signal.SIGTERM)
             yield entry
 
-    monkeypatch.setattr(Annotator, 'entries', told)
-    code, _ = door(checkpoint, f'--out={tmp_path}', '--batch=8')
+    monkeypatch.setattr(Annotator, 'entries', stop_at_20)
+    code, _ = run(checkpoint, f'--out={tmp_path}', '--batch=8')
     assert code == 75 and json.loads((tmp_path / 'label_maps.json').read_text())['done'] == 24
     monkeypatch.setattr(Annotator, 'entries', entries)
-    assert door(checkpoint, f'--out={tmp_path}', '--batch=8')[0] == 0
+    assert run(checkpoint, f'--out={tmp_path}', '--batch=8')[0] == 0
     assert_same_maps(LabelMaps(tmp_path), made)
 
 
-def test_what_cannot_be_read_has_no_map_and_is_counted(tmp_path, checkpoint):
+def test_write_unreadable_examples_have_no_map(tmp_path, checkpoint):
     annotator, source = Annotator(load_model(checkpoint), batch_size=4), Broken(10)
     metadata = LabelMapsMetadata('x', 'x', (), 10, 10, annotator.top, annotator.side)
     assert label_maps.write(tmp_path, metadata, lambda start: annotator.entries(source, start, lambda: None)) == 4
@@ -208,41 +174,41 @@ def test_what_cannot_be_read_has_no_map_and_is_counted(tmp_path, checkpoint):
     assert [number for number in range(10) if f'number {number}' in maps] == [0, 1, 4, 5, 6, 9]
 
 
-def test_maps_come_through_pickles_and_are_found_by_id_alone(made):
+def test_label_maps_pickled_are_equal_and_raise_for_an_unknown_id(made):
     again = pickle.loads(pickle.dumps(made))
     assert_same_maps(again, made)
     with pytest.raises(ValueError, match="no label map of example 'another'"):
         made['another']
 
 
-@pytest.mark.parametrize('words, said', [
+@pytest.mark.parametrize('words, message', [
     ([], 'either a CHECKPOINT or --published'), (['{checkpoint}'], '--out DIR'),
     (['{checkpoint}', '--published=x', '--out={out}'], 'either a CHECKPOINT'),
     (['{out}/none', '--out={out}'], 'there is no folder'),
     (['{checkpoint}', '--out={out}', '--image_size=17'], 'not divisible by the patch size'),
     (['{checkpoint}', '--out=gs://a/b'], 'mounted folders only'),
     (['--published={out}', '--out={out}'], 'there is no published label map')])
-def test_what_cannot_be_is_told_before_anything_is_written(words, said, checkpoint, tmp_path, door):
-    code, errors = door(*(word.format(checkpoint=checkpoint, out=tmp_path / 'out') for word in words))
-    assert code == 2 and said in errors.splitlines()[-1]
+def test_label_invalid_arguments_exit_before_writing(words, message, checkpoint, tmp_path, run):
+    code, errors = run(*(word.format(checkpoint=checkpoint, out=tmp_path / 'out') for word in words))
+    assert code == 2 and message in errors.splitlines()[-1]
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('names, said', [
+@pytest.mark.parametrize('names, message', [
     (('a', 'b', 'c'), 'tells 10 classes apart, the data have 3'),
     (('zero', *'123456789'), "'0' is its class 0, 'zero' that of the data")])
-def test_an_annotator_of_other_classes_is_refused(names, said, checkpoint, tmp_path, door, monkeypatch):
+def test_label_model_of_other_classes_exits(names, message, checkpoint, tmp_path, run, monkeypatch):
     monkeypatch.setattr(layouts.Colours, 'class_names', names)
     monkeypatch.setattr(layouts.Colours, 'num_classes', len(names))
     monkeypatch.setattr(sources, 'open_source', lambda name, split, **_: layouts.Colours(split))
-    code, errors = door(checkpoint, f'--out={tmp_path / "out"}')
-    assert code == 2 and said in errors.splitlines()[-1] and not (tmp_path / 'out').exists()
+    code, errors = run(checkpoint, f'--out={tmp_path / "out"}')
+    assert code == 2 and message in errors.splitlines()[-1] and not (tmp_path / 'out').exists()
 
 
-def test_another_annotators_maps_are_not_written_over(checkpoint, tmp_path, door):
-    assert door(checkpoint, f'--out={tmp_path}')[0] == 0
+def test_label_maps_of_another_annotator_are_not_overwritten(checkpoint, tmp_path, run):
+    assert run(checkpoint, f'--out={tmp_path}')[0] == 0
     before = (tmp_path / 'values.npy').read_bytes()
-    code, errors = door(checkpoint, f'--out={tmp_path}', '--image_size=8')
+    code, errors = run(checkpoint, f'--out={tmp_path}', '--image_size=8')
     assert code == 2 and "holds label maps with annotator 'vit_layouts at 16 pixels" in errors
     assert (tmp_path / 'values.npy').read_bytes() == before
 
@@ -256,16 +222,16 @@ def small(folder, **changes):
     return folder
 
 
-@pytest.mark.parametrize('changes, said', [
+@pytest.mark.parametrize('changes, message', [
     ({'classes': 9, 'class_names': ()}, 'are of 9 classes, the data have 10'),
     ({'class_names': tuple('9876543210')}, "'9' is class 0 there, and '0' in the data"),
     ({}, r'hold none of example .* they are of a test')])
-def test_maps_of_other_data_are_refused_before_a_training_begins(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_setup_label_maps_of_other_data_raise(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
         experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(small(tmp_path, **changes))))
 
 
-def test_maps_that_are_not_there_or_damaged_are_refused(tmp_path):
+def test_label_maps_absent_or_damaged_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'python -m evit_jax\.label'):
         experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(tmp_path / 'none')))
     small(tmp_path)
@@ -276,5 +242,5 @@ def test_maps_that_are_not_there_or_damaged_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r'values.npy.* cannot be opened'):
         LabelMaps(tmp_path)
     (tmp_path / 'label_maps.json').write_text('{"format": 2}')
-    with pytest.raises(ValueError, match='is not what evit_jax'):
+    with pytest.raises(ValueError, match='is not a file of evit_jax'):
         LabelMaps(tmp_path)

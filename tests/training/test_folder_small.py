@@ -7,7 +7,7 @@ import pytest
 from configs import folder_small
 from evit_jax import models
 from evit_jax.training import checks, experiment, loop
-from tests.programs.test_own_images import draw
+from tests.helpers.folders import draw_stripes
 from tests.training.test_finetuning import LEAST
 
 
@@ -25,7 +25,7 @@ def recipe(path, **changes):
 
 
 def test_folder_small_needs_a_folder_and_nothing_else(tmp_path):
-    config = recipe(draw(tmp_path))
+    config = recipe(draw_stripes(tmp_path))
     assert (config.init_from, config.model.dtype, config.data.workers) == ('', 'auto', -1)
     run = experiment.setup(config)
     assert (run.config.model.dtype, run.config.model.classes, len(run.test_source)) == ('float32', 2, 8)
@@ -33,14 +33,14 @@ def test_folder_small_needs_a_folder_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize('size', [32, 48, 96])
 def test_folder_small_takes_image_sizes_from_32_to_96(tmp_path, size):
-    config = recipe(draw(tmp_path), model__image_size=size)
+    config = recipe(draw_stripes(tmp_path), model__image_size=size)
     checks.check(config)
     assert experiment.setup(config).patches == (size // 8)**2
 
 
 def test_folder_small_trains_on_fewer_images_than_a_batch_without_val(tmp_path):
     """One step in all, fewer than those of the warm-up; a batch holds each image several times."""
-    images = draw(tmp_path / 'images')
+    images = draw_stripes(tmp_path / 'images')
     (images / 'val').rename(tmp_path / 'elsewhere')
     metrics = loop.train(recipe(images, epochs=4), tmp_path / 'run')
     saved = json.loads((tmp_path / 'run' / 'config.json').read_text())

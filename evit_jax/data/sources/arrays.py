@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from evit_jax.data.classes import display_name
-from evit_jax.data.fingerprint import digest
+from evit_jax.data.fingerprint import digest, evenly_spaced
+from evit_jax.data.sources.base import check_index
 
 _NUM_SAMPLED = 256  # images in a fingerprint
 
@@ -45,16 +46,14 @@ class ArraySource:
     @property
     def fingerprint(self) -> str:
         """Digest of the shape, the class names, all labels, and up to 256 evenly spaced images."""
-        rows = np.unique(np.linspace(0, len(self) - 1, _NUM_SAMPLED).astype(int))
-        return digest('arrays', str(self._images.shape), *self.class_names, self.labels.tobytes(),
-                      self._images[rows].tobytes())
+        sample = self._images[evenly_spaced(len(self), _NUM_SAMPLED)]
+        return digest('arrays', str(self._images.shape), *self.class_names, self.labels.tobytes(), sample.tobytes())
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f'example {index} of {len(self)}')
+        check_index(index, len(self))
         return {'image': self._images[index], 'label': int(self.labels[index]), 'id': f'{index:07d}'}
 
 

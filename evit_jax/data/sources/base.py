@@ -1,4 +1,4 @@
-"""The protocol that every source of examples follows."""
+"""The protocol of sources of examples."""
 
 from typing import Protocol, runtime_checkable
 
@@ -32,3 +32,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict: ...
+
+
+def check_index(index: int, length: int) -> None:
+    """Raises an IndexError unless 0 <= index < length; sources do not accept negative indices."""
+    if not 0 <= index < length:
+        raise IndexError(f'example {index} of {length}')

@@ -16,11 +16,12 @@ import numpy as np
 from absl import logging
 
 from evit_jax.data import splits
-from evit_jax.data.classes import display_name
+from evit_jax.data.classes import display_name, readable_names
 from evit_jax.data.fingerprint import digest
 from evit_jax.data.names import in_one_line
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import folder_entries, folder_layout, index_cache
+from evit_jax.data.sources.base import check_index
 from evit_jax.data.transforms.decode import SUFFIXES
 
 _SCANS = 16               # classes listed in parallel
@@ -73,7 +74,7 @@ class FolderSource:
         self._folders = [name for name, _ in positions]
         self._ends = np.cumsum([len(rows) for _, rows in positions])
         self._names = np.concatenate([indexes[name]['name'][rows] for name, rows in positions])
-        labels = {name: _labels(index, self.class_names) for name, index in indexes.items()}
+        labels = {name: _labels(index, _displayed(index), self.class_names) for name, index in indexes.items()}
         self.labels = np.concatenate([labels[name][rows] for name, rows in positions])
         folder_layout.check_labels(self._path, split, self.split, self.class_names, self.labels)
 
@@ -95,8 +96,7 @@ class FolderSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f'example {index} of {len(self)}')
+        check_index(index, len(self))
         folder = self._folders[np.searchsorted(self._ends, index, 'right')]
         return _read(self._path, os.path.join(folder, os.fsdecode(self._names[index])), self.labels[index])
 
@@ -110,8 +110,9 @@ class ClassFolderSource:
       labels: int32 [N], labels of all examples.
 
     Args:
-      class_names: names of the classes in the order of their labels. Default: those of a folder train/ beside this one
-        if this is val/, validation/ or test/; otherwise the names of the subfolders, sorted.
+      class_names: names of the classes in the order of their labels, as the subfolders are named, or the readable names
+        of ImageNet's synsets. Default: the names in a folder train/ beside this one if this is val/, validation/ or
+        test/; otherwise the names of the subfolders, sorted.
 
     Raises:
       OSError: a folder is absent or unreadable. When an example is read: its file is.
@@ -124,13 +125,16 @@ class ClassFolderSource:
         classes = folder_layout.class_folders(self._path)
         folder_layout.check_not_splits(self._path, classes)
         self.class_names = tuple(map(display_name, class_names)) or self._default_class_names(classes)
-        folder_layout.check_known(self._path, classes, self.class_names)
+        names = readable_names(classes)
+        if not {*names} <= {*self.class_names}:
+            folder_layout.check_known(self._path, classes, self.class_names)
+            names = [*map(display_name, classes)]
         self.num_classes = len(self.class_names)
         if self.num_classes < 2:
             raise ValueError(f'{self._path!r} has one class only ({self.class_names[0]}), and a model needs two or '
                              'more')
         index = _list(self._path, classes)
-        self._names, self.labels = index['name'], _labels(index, self.class_names)
+        self._names, self.labels = index['name'], _labels(index, names, self.class_names)
 
     def _default_class_names(self, classes: Sequence[str]) -> tuple[str, ...]:
         parent, name = os.path.split(self._path)
@@ -147,8 +151,7 @@ class ClassFolderSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f'example {index} of {len(self)}')
+        check_index(index, len(self))
         return _read(self._path, os.fsdecode(self._names[index]), self.labels[index])
 
 
@@ -158,10 +161,15 @@ def _read(root: str, name: str, label: int) -> dict:
     return {'image': image, 'label': int(label), 'id': in_one_line(name), 'path': name}
 
 
-def _labels(index: index_cache.Index, class_names: Sequence[str]) -> np.ndarray:
-    """Returns the labels of all files in an index, int32 [N]."""
+def _displayed(index: index_cache.Index) -> list[str]:
+    """Returns the names of the class folders in an index as displayed."""
+    return [display_name(os.fsdecode(name)) for name in index['class']]
+
+
+def _labels(index: index_cache.Index, names: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
+    """Returns the labels of all files in an index, int32 [N]; `names` are the names of its class folders."""
     label_of = {name: label for label, name in enumerate(class_names)}
-    return np.array([label_of[display_name(os.fsdecode(name))] for name in index['class']], np.int32)[index['kind']]
+    return np.array([label_of[name] for name in names], np.int32)[index['kind']]
 
 
 def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
@@ -182,7 +190,7 @@ def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
             ignored += others
             progress.add(1)
     if ignored:
-        logging.info('%r: %d files are no images and were left out: %s', folder, ignored.total(),
+        logging.info('%r: %d files are not images and are skipped: %s', folder, ignored.total(),
                      ', '.join(f'{count} {suffix or "without suffix"}' for suffix, count in ignored.most_common(5)))
     folder_layout.warn_of_depth(folder, files)
     return {'name': np.array([os.fsencode(name) for name in files]), 'kind': np.array(kinds, np.int32),

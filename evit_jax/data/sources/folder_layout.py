@@ -73,7 +73,7 @@ def class_folders(folder: str) -> tuple[str, ...]:
     present = entries(folder)
     classes = tuple(entry.name for entry in present if entry.is_dir())
     if broken := [entry.name for entry in present if not os.path.exists(entry.path)]:
-        raise ValueError(f'{folder!r} holds {summarize(broken, "link")} that lead nowhere: mend or remove them')
+        raise ValueError(f'{folder!r} holds {summarize(broken, "broken link")}: repair or remove them')
     stray = [entry.name for entry in present if is_image(entry.name) and entry.name not in classes]
     if stray:
         raise ValueError(f'{folder!r} holds {summarize(stray, "image")} outside of any class: move to '
@@ -115,13 +115,13 @@ def check_classes(path: str) -> None:
     _warn_of_classes(folder, classes)
     for split in available:
         if hidden := folder_entries.hidden_folders(os.path.join(path, split)):
-            logging.warning('%r: left out, since the name begins with a dot: %s with images; rename those that are '
+            logging.warning('%r: skipped, because the name begins with a dot: %s with images; rename those that are '
                             'classes', os.path.join(path, split), summarize(hidden, 'folder'))
     trained = _folder_identities(folder)
     for split in available[1:] if 'train' in available else ():
         held_out = _folder_identities(os.path.join(path, split))
         if shared := [name for identity, name in held_out.items() if identity in trained]:
-            logging.warning('%r: folders of %s/ are links to train/ or the reverse, their images are trained on, too: '
+            logging.warning('%r: folders of %s/ are links to train/ or the reverse, so training uses their images: '
                             '%s', path, split, summarize(shared, 'class'))
 
 
@@ -223,7 +223,7 @@ def _warn_of_classes(folder: str, classes: Sequence[str]) -> None:
         logging.warning('%r has two classes whose names differ only in case or spaces: %r and %r', folder, one, other)
     packed = [entry.name for entry in entries(folder) if entry.name.lower().endswith(_ARCHIVES)]
     if packed := [name for name in packed if name not in classes]:
-        logging.warning('%r holds %s: what is in them is not used, unpack or remove them', folder,
+        logging.warning('%r holds %s, which are not read: unpack or remove them', folder,
                         summarize(packed, 'packed file'))
 
 
@@ -234,7 +234,7 @@ def _warn_of_unused(path: str) -> None:
                         summarize(unused, 'folder'))
     for file in (os.path.join(path, name) for name in splits.HELD_OUT):
         if os.path.isfile(file):
-            logging.warning('%r is a file and no folder of images: it is not used', file)
+            logging.warning('%r is a file, not a folder of images: it is not used', file)
 
 
 def _suggest_path(path: str) -> str:

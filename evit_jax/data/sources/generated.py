@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from evit_jax.data.fingerprint import digest
+from evit_jax.data.sources.base import check_index
 
 _NUM_PICTURES = 8   # distinct encoded pictures, reused so that a measurement includes no encoding
 _JPEG_QUALITY = 95  # 500x375 pixels then take about 110 kB, as a file of ImageNet does
@@ -56,8 +57,7 @@ class GeneratedSource:
         return self._size
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < self._size:
-            raise IndexError(f'example {index} of {self._size}')
+        check_index(index, self._size)
         rng = np.random.default_rng([self._seed, self.splits.index(self._split), index])
         label = int(rng.integers(self.num_classes))
         if self._encoded:

@@ -3,13 +3,14 @@
 import hashlib
 import os
 import pathlib
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
 
 import numpy as np
 from absl import logging
+
+from evit_jax.runtime import storage
 
 Index = dict[str, np.ndarray]
 
@@ -91,12 +92,5 @@ def _load(path: pathlib.Path) -> Index | None:
 
 def _save(path: pathlib.Path, index: Index) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            np.savez(file, **index)
-        os.chmod(temporary, 0o644)  # readable for others who use the data
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with storage.open_atomic(path) as file:
+        np.savez(file, **index)

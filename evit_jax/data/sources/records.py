@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from evit_jax.data.fingerprint import digest
+from evit_jax.data.fingerprint import digest, evenly_spaced
 from evit_jax.data.names import in_one_line
 from evit_jax.data.sources.arrays import names_of_labels
+from evit_jax.data.sources.base import check_index
 
 _NUM_SAMPLED = 16  # records in a fingerprint
 
@@ -52,16 +53,14 @@ class RecordSource:
         own = getattr(self._records, 'fingerprint', None)
         if own is not None:
             return digest(str(own), *self.class_names)
-        rows = np.unique(np.linspace(0, len(self) - 1, _NUM_SAMPLED).astype(int)).tolist()
-        samples = (text for row in rows for text in self._sample(row))
+        samples = (text for row in evenly_spaced(len(self), _NUM_SAMPLED) for text in self._sample(row))
         return digest('records', str(len(self)), *self.class_names, *samples)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f'example {index} of {len(self)}')
+        check_index(index, len(self))
         record = self._records[index]
         label = _label_of(record, index)
         if not 0 <= label < self.num_classes:

@@ -17,6 +17,7 @@ from evit_jax.data.classes import display_name
 from evit_jax.data.fingerprint import digest
 from evit_jax.data.names import in_one_line
 from evit_jax.data.sources import tfrecord
+from evit_jax.data.sources.base import check_index
 
 _NAME = re.compile(r'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -61,8 +62,7 @@ class TfdsSource:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f'example {index} of {len(self)}')
+        check_index(index, len(self))
         row = int(np.searchsorted(self._ends, index, 'right'))
         split, _, stop = self.slices[row]
         number = stop - int(self._ends[row]) + index

@@ -23,7 +23,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -31,9 +30,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from evit_jax.data.fingerprint import digest
+from evit_jax.data.fingerprint import digest, evenly_spaced
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
+from evit_jax.runtime import storage
 
 _METADATA_FILE, _FORMAT = 'label_maps.json', 'evit_jax label maps, 1'
 _FLUSH_SECONDS = 10.0  # seconds between flushes to disk
@@ -102,9 +102,9 @@ class LabelMaps:
         keys, self._values, self._indices = _open(self.folder, self.metadata, 'r')
         self._order = np.argsort(keys, kind='stable')
         self._keys = keys[self._order]
-        if twice := int(np.count_nonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != 0))):
-            raise ValueError(f'the label maps in {os.fspath(folder)!r} have {twice:,} ids twice, so a map may be that '
-                             'of another example: give each example an id of its own and make the maps again')
+        if duplicates := int(np.count_nonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != 0))):
+            raise ValueError(f'the label maps in {os.fspath(folder)!r} have {duplicates:,} duplicate ids, so a map may '
+                             'be that of another example: give each example an id of its own and make the maps again')
 
     def __getitem__(self, example: str) -> LabelMap:
         row = self._row(example)
@@ -121,7 +121,7 @@ class LabelMaps:
     @property
     def fingerprint(self) -> str:
         """Digest of the metadata, the ids of all examples, and the maps of 16."""
-        rows = np.unique(np.linspace(0, self.metadata.examples - 1, _NUM_SAMPLED).astype(int))
+        rows = evenly_spaced(self.metadata.examples, _NUM_SAMPLED)
         metadata = json.dumps(dataclasses.asdict(self.metadata))
         return digest(metadata, self._keys.tobytes(), self._values[rows].tobytes(), self._indices[rows].tobytes())
 
@@ -136,7 +136,7 @@ class LabelMaps:
             first = next(label for label in range(metadata.classes) if theirs[label] != ours[label])
             raise ValueError(f'{maps} are of other classes than the data: {theirs[first]!r} is class {first} there, '
                              f'and {ours[first]!r} in the data')
-        for index in np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED).astype(int)).tolist():
+        for index in evenly_spaced(len(source), _NUM_SAMPLED):
             try:
                 example = source[index]['id']
             except (ValueError, OSError):
@@ -170,7 +170,7 @@ def write(folder: str | os.PathLike, metadata: LabelMapsMetadata, make: Callable
     folder = _local(folder)
     done = _create(folder, metadata)
     if done == metadata.examples:
-        logging.info('%s: all %s label maps are there', folder, f'{done:,}')
+        logging.info('%s: all %s label maps exist', folder, f'{done:,}')
         return 0
     keys, values, indices = files = _open(folder, metadata, 'r+')
     progress, missing, flushed = Progress('label maps', metadata.examples, 'images', done), 0, time.monotonic()
@@ -193,7 +193,7 @@ def write(folder: str | os.PathLike, metadata: LabelMapsMetadata, make: Callable
         _flush(folder, metadata, files, done)
     assert done == metadata.examples, f'{done} of {metadata.examples} entries were made'
     if missing == metadata.examples:
-        raise ValueError(f'none of the {missing:,} examples has a label map, the last one as: {problem}')
+        raise ValueError(f'none of the {missing:,} examples has a label map; reason of the last one: {problem}')
     return missing
 
 
@@ -217,7 +217,7 @@ def check_folder(folder: str | os.PathLike, metadata: LabelMapsMetadata) -> None
 
 def _local(folder):
     if '://' in os.fspath(folder):
-        raise ValueError(f'{os.fspath(folder)!r}: label maps are kept in mounted folders only')
+        raise ValueError(f'{os.fspath(folder)!r}: label maps can be stored in mounted folders only')
     return pathlib.Path(folder).expanduser()
 
 
@@ -235,7 +235,7 @@ def _create(folder, metadata):
     folder.mkdir(parents=True, exist_ok=True)
     size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in metadata.arrays.values())
     if size + _MIN_FREE > (free := shutil.disk_usage(folder).free):
-        raise ValueError(f'{os.fspath(folder)!r} has {free / 1e9:.1f} GB of room, the label maps need '
+        raise ValueError(f'{os.fspath(folder)!r} has {free / 1e9:.1f} GB of free space, the label maps need '
                          f'{size / 1e9:.1f} GB: name a folder on a larger disk')
     _open(folder, metadata, 'w+')
     _write_metadata(folder, metadata, 0)
@@ -265,17 +265,7 @@ def _flush(folder, metadata, files, done):
 
 def _write_metadata(folder: pathlib.Path, metadata: LabelMapsMetadata, done: int) -> None:
     content = {'format': _FORMAT, **dataclasses.asdict(metadata), 'done': done}
-    handle, temporary = tempfile.mkstemp(prefix=f'.{_METADATA_FILE}', dir=folder)
-    try:
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(handle)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / _METADATA_FILE)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    storage.write_atomic(folder / _METADATA_FILE, json.dumps(content, indent=1).encode())
 
 
 def _read_metadata(folder: pathlib.Path) -> tuple[LabelMapsMetadata, int] | None:

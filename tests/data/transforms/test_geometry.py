@@ -1,6 +1,7 @@
-"""Geometry of training and evaluation, against numbers recorded with timm 0.4.12 and torchvision's stated rule."""
+"""Tests of crops and resizing against values recorded with timm 0.4.12, and torchvision's rule."""
 
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -14,7 +15,7 @@ from evit_jax.data.transforms import augment, geometry
 from evit_jax.data.transforms.geometry import EvalTransform, TrainTransform
 from tests.helpers.recipe_rule import make_image
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden_recipe'
+GOLDEN = pathlib.Path(__file__).parents[2] / 'golden_recipe'
 EVALUATION = json.loads((GOLDEN / 'eval_transform.json').read_text())
 CROPS = json.loads((GOLDEN / 'statistics.json').read_text())['random_resized_crop']
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -26,7 +27,7 @@ def noise(height, width, seed=0):
 
 
 @pytest.mark.parametrize('case', EVALUATION['images'], ids=lambda case: f"{case['width']}x{case['height']}")
-def test_evaluation_crop_is_the_recorded_one(case):
+def test_eval_transform_equals_the_recorded_crop(case):
     image = make_image(case['width'], case['height'], case['rule_seed'])
     assert hashlib.sha256(image.tobytes()).hexdigest() == case['input_sha256']
     got = EvalTransform(224)(image)
@@ -36,7 +37,7 @@ def test_evaluation_crop_is_the_recorded_one(case):
 
 
 @pytest.mark.parametrize('row', EVALUATION['geometry_table'], ids=lambda row: f"{row['width']}x{row['height']}")
-def test_evaluation_geometry_is_the_recorded_one(row, monkeypatch):
+def test_eval_transform_equals_the_recorded_geometry(row, monkeypatch):
     seen = []
 
     def resize(self, size, resample):
@@ -51,7 +52,7 @@ def test_evaluation_geometry_is_the_recorded_one(row, monkeypatch):
 
 
 @pytest.mark.parametrize('size', [224, 240, 256, 272, 288, 304, 384, 448])
-def test_short_side_follows_the_256_to_224_rule_at_every_size(size, monkeypatch):
+def test_eval_transform_short_side_is_256_224_of_the_size(size, monkeypatch):
     seen = []
     monkeypatch.setattr(Image.Image, 'resize', lambda self, size, resample: seen.append(size) or Image.new('RGB', size))
     EvalTransform(size)(np.zeros((640, 640, 3), np.uint8))
@@ -60,7 +61,7 @@ def test_short_side_follows_the_256_to_224_rule_at_every_size(size, monkeypatch)
 
 @pytest.mark.parametrize('transform', [EvalTransform(224), EvalTransform(97, crop=0.9), EvalTransform(64, crop=None)])
 @pytest.mark.parametrize('height, width', [(375, 500), (700, 301), (12, 9), (10, 400)])
-def test_mask_follows_the_image(transform, height, width):
+def test_eval_transform_mask_follows_the_image(transform, height, width):
     mask = np.zeros((height, width), np.uint8)
     mask[height // 5:height // 2, width // 2:width * 9 // 10] = 255
     image = transform(np.repeat(mask[..., None], 3, 2))
@@ -71,7 +72,7 @@ def test_mask_follows_the_image(transform, height, width):
 
 @pytest.mark.parametrize('shape', ODD_SHAPES)
 @pytest.mark.parametrize('transform', [EvalTransform(224), EvalTransform(64, crop=1.0), EvalTransform(64, crop=None)])
-def test_every_shape_of_image_can_be_evaluated(shape, transform):
+def test_eval_transform_accepts_every_shape(shape, transform):
     image = noise(*shape)
     got = transform(image)
     assert got.shape == (transform.size, transform.size, 3) and got.dtype == np.uint8
@@ -81,7 +82,7 @@ def test_every_shape_of_image_can_be_evaluated(shape, transform):
 
 
 @pytest.mark.parametrize('long', [9 * 40, 9 * 40 + 1])
-def test_ends_of_a_slender_image_are_not_needed(long, monkeypatch):
+def test_eval_transform_slender_image_is_independent_of_its_ends(long, monkeypatch):
     image = noise(9, long)
     for way_up in (image, image.swapaxes(0, 1)):
         cut = EvalTransform(64)(way_up)
@@ -90,14 +91,14 @@ def test_ends_of_a_slender_image_are_not_needed(long, monkeypatch):
             np.testing.assert_allclose(cut, EvalTransform(64)(way_up), atol=1)
 
 
-def test_slender_image_is_not_enlarged_whole(monkeypatch):
+def test_eval_transform_slender_image_is_cut_before_resizing(monkeypatch):
     seen = []
     monkeypatch.setattr(Image.Image, 'resize', lambda self, size, resample: seen.append(size) or Image.new('RGB', size))
     EvalTransform(224)(np.zeros((1_000_000, 1, 3), np.uint8))
     assert seen == [(256, 256 * 16)]
 
 
-def test_evaluation_without_a_crop_shows_the_whole_image():
+def test_eval_transform_without_a_crop_returns_the_whole_image():
     image = noise(40, 60)
     whole = EvalTransform(32, crop=None)
     np.testing.assert_array_equal(whole(image), geometry.resize(image, 32))
@@ -106,7 +107,7 @@ def test_evaluation_without_a_crop_shows_the_whole_image():
 
 @pytest.mark.parametrize('run', [run for run in CROPS['runs'] if run['draws'] == 20_000],
                          ids=lambda run: f"{run['width']}x{run['height']}")
-def test_random_crops_have_the_recorded_statistics(run):
+def test_random_crop_has_the_recorded_statistics(run):
     width, height, draws = run['width'], run['height'], run['draws']
     rng = np.random.default_rng(0)
     top, left, down, across = np.array(
@@ -124,7 +125,7 @@ def test_random_crops_have_the_recorded_statistics(run):
         fallback = (np.stack([top, left, down, across], 1) == central).all(1)
         share = run['fallback_share']
         assert abs(fallback.mean() - share) < 4 * math.sqrt(2 * share * (1 - share) / draws)
-        drawn['left_over_range'] = (left / (width - across))[~fallback]  # as recorded
+        drawn['left_over_range'] = (left / (width - across))[~fallback]  # as in the record
     for name, values in drawn.items():
         want = run[name]
         assert abs(values.mean() - want['mean']) < 4 * math.sqrt(2) * want['stderr_of_mean'], name
@@ -136,14 +137,14 @@ def test_random_crops_have_the_recorded_statistics(run):
 
 
 @pytest.mark.parametrize('height, width', [(1, 1), (1, 2), (3, 1)])
-def test_random_crop_of_a_tiny_image_holds_a_pixel(height, width):
+def test_random_crop_of_a_tiny_image_is_not_empty(height, width):
     for seed in range(100):
         crop = geometry.random_crop(np.random.default_rng(seed), height, width, SCALE, RATIO)
         assert crop[2] >= 1 and crop[3] >= 1
 
 
 @pytest.mark.parametrize('case', CROPS['forced_fallback'], ids=lambda case: f"{case['width']}x{case['height']}")
-def test_crop_that_nowhere_fits_gives_way_to_the_central_one(case):
+def test_random_crop_that_does_not_fit_is_the_central_crop(case):
     want = tuple(case[key] for key in ('top', 'left', 'crop_height', 'crop_width'))
     assert geometry.central_crop(case['height'], case['width'], RATIO) == want
 
@@ -151,13 +152,13 @@ def test_crop_that_nowhere_fits_gives_way_to_the_central_one(case):
 @pytest.mark.parametrize('shape', ODD_SHAPES)
 @pytest.mark.parametrize('transform', [TrainTransform(224), TrainTransform(32, policy='3a', colour_jitter=0.3),
                                        TrainTransform(16, scale=None, policy='jitter')])
-def test_every_shape_of_image_can_be_trained_on(shape, transform):
+def test_train_transform_accepts_every_shape(shape, transform):
     for seed in range(3):
         got = transform(noise(*shape), np.random.default_rng(seed))
         assert got.shape == (transform.size, transform.size, 3) and got.dtype == np.uint8
 
 
-def test_training_image_is_cropped_then_resized_then_mirrored_then_augmented():
+def test_train_transform_crops_resizes_flips_and_augments_in_order():
     image, policy = noise(375, 500), augment.from_policy('rand-m9-mstd0.5-inc1')
     mirrored = 0
     for seed in range(20):
@@ -173,7 +174,7 @@ def test_training_image_is_cropped_then_resized_then_mirrored_then_augmented():
 
 
 @pytest.mark.parametrize('flip, share', [(0, 0), (0.5, 0.5), (1, 1)])
-def test_mirror_image_comes_as_often_as_asked(flip, share):
+def test_train_transform_flips_with_the_given_probability(flip, share):
     image = noise(8, 8)
     transform = TrainTransform(8, scale=None, flip=flip, policy='none')
     rng = np.random.default_rng(0)
@@ -182,7 +183,7 @@ def test_mirror_image_comes_as_often_as_asked(flip, share):
     assert abs(np.mean([one == image[:, ::-1].tobytes() for one in made]) - share) < 0.1
 
 
-def test_digits_keep_their_whole_image_and_their_jitter():
+def test_train_transform_for_digits_applies_the_jitter_to_the_whole_image():
     transform = TrainTransform(64, scale=None, flip=0, policy='jitter')
     for side in (64, 48):
         image = noise(side, side)
@@ -192,7 +193,7 @@ def test_digits_keep_their_whole_image_and_their_jitter():
 
 @pytest.mark.parametrize('transform', [TrainTransform(32), TrainTransform(32, policy='3a', colour_jitter=0.3),
                                        TrainTransform(32, scale=None, flip=0, policy='jitter')])
-def test_training_is_a_function_of_the_generator_and_travels_to_workers(transform):
+def test_train_transform_same_generator_returns_the_same_image_after_pickling(transform):
     image, sent = noise(50, 40), pickle.loads(pickle.dumps(transform))
     assert sent == transform
     made = [transform(image, np.random.default_rng(seed)).tobytes() for seed in range(10)]
@@ -201,7 +202,7 @@ def test_training_is_a_function_of_the_generator_and_travels_to_workers(transfor
     assert image.tobytes() == noise(50, 40).tobytes()
 
 
-def test_evaluation_travels_to_workers():
+def test_eval_transform_returns_the_same_image_after_pickling():
     sent = pickle.loads(pickle.dumps(EvalTransform(32)))
     np.testing.assert_array_equal(sent(noise(50, 40)), EvalTransform(32)(noise(50, 40)))
 
@@ -215,6 +216,28 @@ def test_evaluation_travels_to_workers():
     (lambda: TrainTransform(8, policy='none', colour_jitter=-1), 'colour_jitter=-1'),
     (lambda: EvalTransform(8, crop=0), r'crop=0 is outside \(0, 1\]'), (lambda: EvalTransform(8, crop=1.1), 'crop=1.1'),
 ])
-def test_arguments_out_of_range_are_refused_at_once(make, message):
+def test_transforms_arguments_out_of_range_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_jitter_shift_reflects_the_border():
+    image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), 'reflect')
+    windows = {padded[y:y + 9, x:x + 7, order].tobytes()
+               for y in range(7) for x in range(7) for order in itertools.permutations(range(3))}
+    seen = {geometry.jitter(image, np.random.default_rng(i), shift=3, contrast=0, brightness=0).tobytes()
+            for i in range(400)}
+    assert seen <= windows
+    assert len(seen) > 150
+
+
+def test_jitter_same_generator_returns_the_same_image_in_range():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    first, second = (geometry.jitter(image, np.random.default_rng(3), shift=2, brightness=200) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == image.shape and first.dtype == np.uint8
+    for i in range(20):  # all pixels move in the same direction; none wraps around
+        one = geometry.jitter(image, np.random.default_rng(i), shift=0, contrast=0, brightness=255)
+        change = np.sort(one.astype(int), -1) - np.sort(image.astype(int), -1)
+        assert (change >= 0).all() or (change <= 0).all()

@@ -1,4 +1,4 @@
-"""Label maps on their way to tokens: RoI-align, a softmax over few classes, and maps that go where their image goes."""
+"""Tests of token targets: RoI-align, the sparse softmax, and maps that follow their image."""
 
 import math
 
@@ -20,7 +20,7 @@ CLASSES, SIDE = 30, 6
 
 
 def roi_align(dense, box, bins):
-    """As torchvision's loops do it, one sample after the other; the box is in cells, (left, top, right, bottom)."""
+    """RoI-align as in torchvision, sample by sample; the box is in cells, (left, top, right, bottom)."""
     height, width, _ = dense.shape
     left, top, right, bottom = box
     high, wide = max(bottom - top, 1), max(right - left, 1)
@@ -55,7 +55,7 @@ def random_map(seed=0, classes=CLASSES, top=5, side=SIDE):
 
 
 def write(folder, maps, classes=CLASSES, ids=None, **changes):
-    """A finished folder of these maps, of the examples 'number 0' and so on."""
+    """Writes the maps for the examples 'number 0', 'number 1', ..., and opens them."""
     metadata = {'annotator': 'test', 'data': 'test', 'class_names': (), 'classes': classes, 'examples': len(maps),
              'top': maps[0].value.shape[0], 'side': maps[0].value.shape[1]} | changes
     ids = ids or [f'number {number}' for number in range(len(maps))]
@@ -64,7 +64,7 @@ def write(folder, maps, classes=CLASSES, ids=None, **changes):
 
 
 def dense_of(value, index, classes=CLASSES):
-    """Targets of all classes, as the docstring of `TokenTargets` says."""
+    """Returns dense targets by the definition of `TokenTargets`."""
     dense = np.zeros((*value.shape[:-1], classes))
     for place in np.ndindex(value.shape):
         dense[*place[:-1], index[place]] += value[place]
@@ -77,7 +77,7 @@ def softmax(logits):
 
 
 def whole(label_map, classes=CLASSES):
-    """[G, G, L], 0 where a class has no value."""
+    """Returns the map as [G, G, L], with 0 for classes without a value."""
     dense = np.zeros((*label_map.value.shape[1:], classes), np.float32)
     np.put_along_axis(dense, label_map.index.transpose(1, 2, 0), label_map.value.transpose(1, 2, 0), -1)
     return dense
@@ -85,7 +85,7 @@ def whole(label_map, classes=CLASSES):
 
 @pytest.mark.parametrize('box', BOXES)
 @pytest.mark.parametrize('bins', [1, 4, 9])
-def test_align_is_torchvisions_in_its_loops(box, bins):
+def test_align_equals_torchvision_written_as_loops(box, bins):
     dense = np.random.default_rng(0).normal(size=(SIDE, SIDE, 3)).astype(np.float32)
     top, left, bottom, right = box
     got = align(dense, axis_weights(top, bottom, SIDE, bins), axis_weights(left, right, SIDE, bins))
@@ -94,23 +94,23 @@ def test_align_is_torchvisions_in_its_loops(box, bins):
 
 
 @pytest.mark.parametrize('bins', [1, 3, 8])
-def test_each_bin_of_a_map_that_is_a_plane_tells_where_its_centre_is_in_the_image(bins):
+def test_align_of_a_linear_map_returns_the_centres_of_the_bins(bins):
     centres = (np.arange(SIDE) + 0.5) / SIDE
     plane = np.stack(np.meshgrid(centres, centres, indexing='ij'), -1).astype(np.float32)
-    top, left, bottom, right = 0.1, 0.35, 0.7, 0.9  # all within the centres, beyond which a map is flat
+    top, left, bottom, right = 0.1, 0.35, 0.7, 0.9  # within the centres of the outer cells
     got = align(plane, axis_weights(top, bottom, SIDE, bins), axis_weights(left, right, SIDE, bins))
     middle = (np.arange(bins) + 0.5) / bins
     want = np.meshgrid(top + middle * (bottom - top), left + middle * (right - left), indexing='ij')
     np.testing.assert_allclose(got, np.stack(want, -1), atol=1e-6)
 
 
-def test_a_whole_map_on_its_own_grid_stays_as_it_is():
+def test_align_of_the_whole_map_to_its_own_grid_returns_it():
     np.testing.assert_array_equal(axis_weights(0, 1, SIDE, SIDE), np.eye(SIDE))
 
 
 @pytest.mark.parametrize('box', BOXES)
 @pytest.mark.parametrize('mirrored', [False, True])
-def test_targets_are_the_softmax_over_all_classes_of_the_aligned_map(tmp_path, monkeypatch, box, mirrored):
+def test_token_targets_equal_the_softmax_of_the_aligned_map(tmp_path, monkeypatch, box, mirrored):
     monkeypatch.setattr(token_targets, 'MAX_CLASSES', CLASSES)
     targets = TokenTargets(write(tmp_path, [random_map()]), 4)
     rows = targets.rows('number 0', CropWindow(*box, mirrored))
@@ -123,7 +123,7 @@ def test_targets_are_the_softmax_over_all_classes_of_the_aligned_map(tmp_path, m
         np.testing.assert_allclose(got.reshape(bins, bins, CLASSES), want, atol=1e-5)
 
 
-def test_what_does_not_stay_is_shared_out_and_all_sum_to_one(tmp_path):
+def test_sparse_softmax_spreads_the_remaining_probability_and_sums_to_1(tmp_path):
     rows = TokenTargets(write(tmp_path, [random_map(top=9)]), 4).rows('number 0', CropWindow(0, 0, 1, 1, False))
     got = dense_of(rows['token_value'], rows['token_index'])
     want = softmax(align(whole(random_map(top=9)), *[axis_weights(0, 1, SIDE, 4)] * 2)).reshape(16, CLASSES)
@@ -136,7 +136,7 @@ def test_what_does_not_stay_is_shared_out_and_all_sum_to_one(tmp_path):
 
 
 @pytest.mark.parametrize('total, stay', [(3, 3), (3, 2), (50, 10), (4, 4)])
-def test_few_classes_leave_gaps_of_value_zero(total, stay):
+def test_sparse_softmax_few_classes_are_padded_with_0(total, stay):
     logits = np.array([[2.0, -1.0, 300.0], [0.5, 0.0, -200.0]], np.float32)
     value, place = sparse_softmax(logits, total, stay)
     assert value.shape == place.shape == (2, stay) and np.isfinite(value).all()
@@ -144,8 +144,8 @@ def test_few_classes_leave_gaps_of_value_zero(total, stay):
     assert place[0, 0] == 2 and place[1, 0] == 0
 
 
-def test_a_map_goes_where_its_image_goes(tmp_path):
-    """Each cell of the image's colours is its own class; what a token shows is what it is told."""
+def test_token_targets_follow_the_crop_of_the_image(tmp_path):
+    """Each cell of the image has its own colour and class, so a token's target is the class that it shows."""
     cells, pixels, grid = 8, 16, 4
     numbers = np.arange(cells * cells).reshape(1, cells, cells)
     maps = write(tmp_path, [LabelMap(np.full(numbers.shape, 30.0), numbers)], classes=cells * cells)
@@ -158,7 +158,7 @@ def test_a_map_goes_where_its_image_goes(tmp_path):
         shown, part = transform.crop_and_augment(image, np.random.default_rng(seed))
         rows = targets.rows('number 0', part)
         best = rows['token_index'][:, 0].reshape(grid, grid)
-        middle = shown[8::16, 8::16].astype(int)  # of each token
+        middle = shown[8::16, 8::16].astype(int)  # centre of each token
         assert abs(best // cells * 30 - middle[..., 0]).max() <= 45
         assert abs(best % cells * 30 - middle[..., 1]).max() <= 45
         seen.add(part.mirrored)
@@ -167,7 +167,7 @@ def test_a_map_goes_where_its_image_goes(tmp_path):
 
 @pytest.mark.parametrize('name', ['Rotate', 'ShearX', 'ShearY', 'TranslateXRel', 'TranslateYRel'])
 @pytest.mark.parametrize('share', [0.9, -0.5])
-def test_what_randaugment_moves_takes_its_places_along(name, share):
+def test_source_positions_follow_the_ops_of_rand_augment(name, share):
     side = 64
     middles = (np.arange(side) + 0.5) / side
     x, y = np.meshgrid(middles, middles)
@@ -182,7 +182,7 @@ def test_what_randaugment_moves_takes_its_places_along(name, share):
     assert (outcome[..., 2][~inside] != 255).mean() > 0.9
 
 
-def test_tokens_are_moved_with_the_image_and_those_from_beyond_are_told_nothing(tmp_path):
+def test_token_targets_follow_ops_and_are_uniform_outside_the_image(tmp_path):
     numbers = np.arange(16).reshape(1, 4, 4)
     targets = TokenTargets(write(tmp_path, [LabelMap(np.full(numbers.shape, 9.0), numbers)], classes=16), 4)
     still, moved = (targets.rows('number 0', CropWindow(0, 0, 1, 1, False, drawn)) for drawn in (
@@ -193,7 +193,7 @@ def test_tokens_are_moved_with_the_image_and_those_from_beyond_are_told_nothing(
     assert not {0, 4, 8, 12} & set(moved['label_index'][moved['label_value'] > 1e-3].tolist())
 
 
-def test_a_transform_shows_what_a_call_makes_and_draws_no_more():
+def test_crop_and_augment_equals_a_call_and_draws_as_much():
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     for policy in ('rand-m9-mstd0.5-inc1', 'jitter', '3a'):
         called, asked = np.random.default_rng(1), np.random.default_rng(1)
@@ -207,7 +207,7 @@ def numbered(tmp_path_factory):
     return TokenTargets(write(tmp_path_factory.mktemp('maps'), [random_map(seed) for seed in range(10)]), 2)
 
 
-def test_batches_hold_the_targets_of_their_examples(numbered):
+def test_train_batches_contain_the_targets_of_their_examples(numbered):
     transform = TrainTransform(8, policy='none')
     plain, told = (train(10, transform=transform, targets=targets) for targets in (None, numbered))
     assert_same([{name: batch[name] for name in plain[0]} for batch in told], plain)
@@ -224,13 +224,13 @@ def test_batches_hold_the_targets_of_their_examples(numbered):
 
 
 @pytest.mark.parametrize('changes', [{'num_workers': 2}, {'start_step': 3, 'repeats': 3}])
-def test_targets_are_a_function_of_seed_and_step(numbered, changes):
+def test_train_batches_targets_depend_on_seed_and_step(numbered, changes):
     repeats = changes.get('repeats', 1)
     arguments = {'transform': TrainTransform(8), 'targets': numbered, 'repeats': repeats}
     assert_same(train(10, **arguments | changes), train(10, **arguments)[changes.get('start_step', 0):])
 
 
-def test_an_example_without_a_map_is_replaced_and_named(tmp_path):
+def test_train_batches_example_without_a_map_is_replaced_and_reported(tmp_path):
     maps = [random_map(seed) for seed in range(9)] + [None]
     ids = [f'number {number}' for number in range(10)]
     metadata = LabelMapsMetadata('test', 'test', (), CLASSES, 10, 5, SIDE)
@@ -241,7 +241,7 @@ def test_an_example_without_a_map_is_replaced_and_named(tmp_path):
     assert 9 not in np.concatenate([batch['label'] for batch in batches])
 
 
-def test_label_maps_of_two_examples_with_one_id_are_refused(tmp_path):
+def test_label_maps_duplicate_ids_raise(tmp_path):
     maps = [random_map(seed) for seed in range(3)]
-    with pytest.raises(ValueError, match='1 ids twice, so a map may be that of another example: give each example'):
+    with pytest.raises(ValueError, match='1 duplicate ids, so a map may be that of another example: give each example'):
         write(tmp_path, maps, ids=['a.jpg', 'b.jpg', 'a.jpg'])

@@ -68,7 +68,7 @@ def test_tfrecords_pickled_opens_its_own_files(shards):
     want = [source[i] for i in range(len(source))]
     again = pickle.loads(pickle.dumps(source))
     os.rename(shards[0][0], shards[0][0] + '.away')
-    assert source[0] == want[0]  # open already
+    assert source[0] == want[0]  # already open
     assert again[7] == want[7]
     with pytest.raises(FileNotFoundError):
         again[0]

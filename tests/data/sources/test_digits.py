@@ -17,7 +17,7 @@ SIZES = {'train': 12, 'test': 5}
 
 @pytest.fixture(autouse=True, scope='module')
 def small_bank():
-    """All but the number of pieces to choose from is as in the real data set."""
+    """Reduces the number of pieces; all else is as in the real data set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, 'BANK', 96)
         digits.clutter_bank.cache_clear()
@@ -37,13 +37,13 @@ def records(path, split, sizes=SIZES):
     return [source[i] for i in range(len(source))]
 
 
-def test_fingerprint_depends_on_the_examples_and_not_on_the_spelling_of_the_split(built):
+def test_digits_source_fingerprint_is_independent_of_the_spelling_of_the_split(built):
     splits = (['test', 'test[:100%]', 'test[0:5]'], ['train[:50%]', 'train[:6]'], ['train[6:]'], ['train'])
     found = [{DigitsSource(built, split, SIZES).fingerprint for split in same} for same in splits]
     assert [len(same) for same in found] == [1] * 4 and len(set.union(*found)) == 4
 
 
-def test_build_holds_example_i_at_i_and_repeats_itself(built, tmp_path):
+def test_prepare_stores_example_i_at_position_i_and_is_reproducible(built, tmp_path):
     digits.prepare(tmp_path, SIZES)
     for split, size in SIZES.items():
         first, second = records(built, split), records(tmp_path, split)
@@ -59,7 +59,7 @@ def test_build_holds_example_i_at_i_and_repeats_itself(built, tmp_path):
 BLANK = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
 
 
-def test_seed_split_and_index_each_change_what_is_drawn(monkeypatch):
+def test_example_depends_on_seed_split_and_index(monkeypatch):
     drawn = []
     monkeypatch.setattr(digits, 'render', lambda rng, digit, clutter: drawn.append(rng.random()) or BLANK)
     for key in ((0, 'train', 0), (1, 'train', 0), (0, 'test', 0), (0, 'train', 1), (0, 'train', 0)):
@@ -68,14 +68,14 @@ def test_seed_split_and_index_each_change_what_is_drawn(monkeypatch):
     assert drawn[0] == drawn[4]
 
 
-def test_builds_of_other_sizes_or_seeds_do_not_mix(built):
+def test_prepare_other_sizes_or_seeds_have_separate_folders(built):
     assert len(records(built, 'test', {'train': 12, 'test': 4})) == 4
     assert len(records(built, 'test')) == 5
     other = digits.prepare(built, SIZES, seed=1)
     assert other.data_path != digits.prepare(built, SIZES).data_path
 
 
-def test_no_test_digit_is_seen_in_training(monkeypatch):
+def test_split_digits_test_digits_are_absent_from_training(monkeypatch):
     images, labels = digits.source_digits()
     train, test = digits.split_digits('train'), digits.split_digits('test')
     assert not set(train) & set(test)
@@ -98,14 +98,14 @@ def test_no_test_digit_is_seen_in_training(monkeypatch):
             assert number not in [number_of[id(strokes)] for strokes in seen['clutter']]
 
 
-def test_every_source_digit_of_a_split_comes_equally_often():
+def test_example_uses_each_source_digit_equally_often():
     size = len(digits.split_digits('test'))
     objects = [int(digits.split_digits('test')[i % size]) for i in range(size)]
     assert [int(digits.example(0, 'test', i)['id'][-4:]) for i in range(0, size, 40)] == objects[::40]
     assert len(set(objects)) == size
 
 
-def test_mask_is_where_the_digit_is_and_nothing_covers_it():
+def test_render_mask_covers_the_whole_digit():
     images, _ = digits.source_digits()
     clutter, _, curves = digits.clutter_bank(0)
     for index in range(20):
@@ -115,18 +115,18 @@ def test_mask_is_where_the_digit_is_and_nothing_covers_it():
         core = np.asarray(Image.fromarray(mask).filter(ImageFilter.MinFilter(3))) > 0
         moved = np.abs(alone.astype(int) - among).max(-1) > 2 * digits.NOISE
         assert core.sum() > 15
-        assert not moved[core].any()  # the same ink, whatever lies below
+        assert not moved[core].any()  # the same ink on any background
         assert moved.mean() > 0.1
 
 
-def test_digit_lies_inside_the_canvas_and_has_the_stated_size():
+def test_render_digit_lies_within_the_canvas_with_the_given_size():
     images, _ = digits.source_digits()
     heights = []
     for index in range(200):
         _, mask = digits.render(np.random.default_rng(index), images[index], [])
         assert set(np.unique(mask)) == {0, 255}
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        edge = digits.DIGIT_MARGIN + 1  # a box has a blank rim
+        edge = digits.DIGIT_MARGIN + 1  # a sprite has a blank rim
         assert min(rows[0], columns[0]) >= edge
         assert max(rows[-1], columns[-1]) < digits.CANVAS - edge
         heights.append(rows[-1] - rows[0] + 1)
@@ -134,7 +134,7 @@ def test_digit_lies_inside_the_canvas_and_has_the_stated_size():
     assert min(heights) >= 17
 
 
-def test_digit_stands_out_from_the_ground():
+def test_render_digit_contrasts_with_the_background():
     images, _ = digits.source_digits()
     for index in range(50):
         image, mask = digits.render(np.random.default_rng(index), images[index], [])
@@ -143,7 +143,7 @@ def test_digit_stands_out_from_the_ground():
         assert object_ - ground > digits.INK_CONTRAST - digits.TEXTURE
 
 
-def test_a_piece_is_never_the_whole_digit():
+def test_cut_never_returns_the_whole_digit():
     images, _ = digits.source_digits()
     rng = np.random.default_rng(0)
     for digit in images[:300]:
@@ -155,8 +155,8 @@ def test_a_piece_is_never_the_whole_digit():
         assert kept.any(1).sum() <= digits.PIECE_CELLS[1] and kept.any(0).sum() <= digits.PIECE_CELLS[1]
 
 
-def test_pictures_are_those_of_this_version():
-    """Fails where the drawing changed: then raise digits.VERSION, and record the new figures here."""
+def test_example_equals_the_recorded_pixels_of_this_version():
+    """Fails if the drawing changes. Then raise digits.VERSION, and record the new values here."""
     images, _ = digits.source_digits()
     rng = np.random.default_rng(0)
     clutter = [digits.curve(rng), *(digits.sprite(rng, digits.cut(rng, digit)) for digit in images[10:30])]
@@ -172,7 +172,7 @@ def test_pictures_are_those_of_this_version():
     assert abs(int((mask > 0).sum()) - 137) <= 4
 
 
-def test_killed_build_does_not_count(tmp_path):
+def test_prepare_killed_build_is_built_again(tmp_path):
     program = f"""
 import os, signal
 from evit_jax.data.sources import digits
@@ -180,14 +180,14 @@ digits.BANK, make = 96, digits.example
 digits.example = lambda seed, split, i: make(seed, split, i) if i < 5 else os.kill(os.getpid(), signal.SIGKILL)
 digits.prepare({str(tmp_path)!r}, {SIZES!r})
 """
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     killed = subprocess.run([sys.executable, '-c', program], cwd=root, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-500:]
     assert list(tmp_path.rglob('*incomplete*'))
     assert [len(records(tmp_path, split)) for split in SIZES] == [12, 5]
 
 
-def test_of_two_builds_at_the_same_time_one_stays(tmp_path, monkeypatch):
+def test_prepare_two_builds_at_once_keep_one(tmp_path, monkeypatch):
     make, inner = digits.example, []
 
     def example(seed, split, index):
@@ -205,25 +205,25 @@ def test_of_two_builds_at_the_same_time_one_stays(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
-def test_no_permission_is_said(tmp_path):
+def test_prepare_folder_without_permission_raises(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
         digits.prepare(tmp_path / 'data', SIZES)
 
 
-def test_a_file_in_the_way_is_said(tmp_path):
+def test_prepare_path_of_a_file_raises(tmp_path):
     (tmp_path / 'data').write_text('')
     with pytest.raises(OSError, match='data'):
         digits.prepare(tmp_path / 'data', SIZES)
 
 
 @pytest.mark.parametrize('sizes', [{'train': 3}, {'train': 3, 'test': 0}, {'train': 3, 'test': 1, 'dev': 1}])
-def test_sizes_that_make_no_sense_are_refused(tmp_path, sizes):
+def test_prepare_invalid_sizes_raise(tmp_path, sizes):
     with pytest.raises(ValueError, match="'train' and 'test'"):
         digits.prepare(tmp_path, sizes)
 
 
-def test_source_survives_pickling_and_protects_what_it_remembers(built):
+def test_digits_source_is_picklable_and_its_cached_images_are_read_only(built):
     source = DigitsSource(built, 'test', SIZES)
     first = source[3]
     again = pickle.loads(pickle.dumps(source))[3]

@@ -1,4 +1,4 @@
-"""RandAugment against what timm 0.4.12 made of the same image under Pillow 13.0.0: equal, pixel for pixel."""
+"""Tests of augmentations. RandAugment equals timm 0.4.12 under Pillow 13.0.0, pixel for pixel."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from evit_jax.data.transforms import augment
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden_recipe'
+GOLDEN = pathlib.Path(__file__).parents[2] / 'golden_recipe'
 CASES = json.loads((GOLDEN / 'randaug_cases.json').read_text())
 WANT = json.loads((GOLDEN / 'statistics.json').read_text())['randaugment']
 RECORDED = dict(np.load(GOLDEN / 'randaug_images.npz'))
@@ -24,11 +24,11 @@ def share(magnitude, sign):
 
 
 def within(got, want, stderr):
-    """Two samples of one law, as large as each other, differ by less: four standard errors of the difference."""
+    """Returns four standard errors of the difference between two samples of equal size."""
     return abs(got - want) <= 4 * math.sqrt(2) * stderr
 
 
-def test_operations_are_the_references_in_its_order():
+def test_ops_equal_those_of_timm_in_order():
     assert list(augment.OPS) == CASES['ops']
     assert {name for name, op in augment.OPS.items() if op.signed} == {
         name for name, signed in CASES['takes_sign'].items() if signed}
@@ -36,7 +36,7 @@ def test_operations_are_the_references_in_its_order():
 
 
 @pytest.mark.parametrize('case', CASES['cases'], ids=lambda case: f"{case['op']} {case['magnitude']} {case['sign']}")
-def test_operation_gives_the_recorded_image(case):
+def test_op_returns_the_recorded_image(case):
     op = augment.OPS[case['op']]
     got = op.apply(PICTURE, op.level(share(case['magnitude'], case['sign'])))
     assert got.mode == 'RGB'
@@ -44,7 +44,7 @@ def test_operation_gives_the_recorded_image(case):
 
 
 @pytest.mark.parametrize('name', CASES['level_table'])
-def test_magnitudes_map_to_the_recorded_levels(name):
+def test_op_levels_equal_the_recorded_levels(name):
     op = augment.OPS[name]
     for row in CASES['level_table'][name]:
         assert [op.level(share(row['magnitude'], 1))] == row['positive']
@@ -57,7 +57,7 @@ def drawn():
     return [policy.draw(rng) for _ in range(DRAWS)]
 
 
-def test_every_operation_is_drawn_as_often_as_any_and_half_of_them_applied(drawn):
+def test_rand_augment_draws_ops_uniformly_and_applies_half(drawn):
     expected = DRAWS * WANT['config']['num_layers'] / len(augment.OPS) / 2
     names = [name for ops in drawn for name, _ in ops]
     for name in augment.OPS:
@@ -67,7 +67,7 @@ def test_every_operation_is_drawn_as_often_as_any_and_half_of_them_applied(drawn
         assert within(got, want, math.sqrt(want * (1 - want) / DRAWS))
 
 
-def test_an_operation_can_be_drawn_twice_and_the_order_is_free(drawn):
+def test_rand_augment_draws_with_replacement_in_any_order(drawn):
     pairs = [(first[0], second[0]) for first, second in (ops for ops in drawn if len(ops) == 2)]
     want = WANT['expected_same_op_twice_share']
     same = np.mean([first == second for first, second in pairs])
@@ -77,7 +77,7 @@ def test_an_operation_can_be_drawn_twice_and_the_order_is_free(drawn):
     assert within(later, (1 - want) / 2, math.sqrt(0.25 / len(pairs)))
 
 
-def test_magnitudes_signs_and_bits_have_the_recorded_statistics(drawn):
+def test_rand_augment_levels_have_the_recorded_statistics(drawn):
     magnitudes = np.array([abs(by) for ops in drawn for _, by in ops]) * augment.MAX_MAGNITUDE
     want = WANT['magnitude']
     assert within(magnitudes.mean(), want['mean'], want['stderr_of_mean'])
@@ -98,7 +98,7 @@ def test_magnitudes_signs_and_bits_have_the_recorded_statistics(drawn):
     ('rand-m9-mstd0.5-inc1', augment.RandAugment(9, 0.5, 2)), ('rand-inc1', augment.RandAugment(10, 0, 2)),
     ('rand-n3-inc1-m7.5', augment.RandAugment(7.5, 0, 3)), ('3a', augment.ThreeAugment(augment.ColourJitter(0.3))),
     ('none', augment.ColourJitter(0.3)), ('', augment.ColourJitter(0.3))])
-def test_policy_is_read_as_timm_writes_it(policy, want):
+def test_from_policy_parses_the_notation_of_timm(policy, want):
     assert augment.from_policy(policy, colour_jitter=0.3) == want
 
 
@@ -113,18 +113,18 @@ def test_policy_is_read_as_timm_writes_it(policy, want):
     ('rand-m11-inc1', r'magnitude 11 of RandAugment is outside \[0, 10\]'),
     ('rand-n0-inc1', 'RandAugment with 0 operations'),
 ])
-def test_policy_that_is_not_understood_is_refused(policy, message):
+def test_from_policy_invalid_policy_raises(policy, message):
     with pytest.raises(ValueError, match=message):
         augment.from_policy(policy)
 
 
-def test_negative_colour_jitter_is_refused():
+def test_colour_jitter_negative_strength_raises():
     with pytest.raises(ValueError, match=r'colour_jitter=-0\.1 is negative'):
         augment.from_policy('none', -0.1)
 
 
 @pytest.mark.parametrize('policy', ['rand-m9-mstd0.5-inc1', '3a', 'none'])
-def test_augmentation_is_a_function_of_its_generator_and_travels_to_workers(policy):
+def test_augmentation_same_generator_returns_the_same_image_after_pickling(policy):
     apply = augment.from_policy(policy, colour_jitter=0.3)
     sent = pickle.loads(pickle.dumps(apply))
     seen = set()
@@ -137,7 +137,7 @@ def test_augmentation_is_a_function_of_its_generator_and_travels_to_workers(poli
     assert PICTURE.tobytes() == RECORDED['input'].tobytes()
 
 
-def test_randaugment_applies_what_it_draws_one_after_the_other():
+def test_rand_augment_applies_the_drawn_ops_in_order():
     policy = augment.from_policy('rand-m9-mstd0.5-inc1')
     for seed in range(30):
         want = PICTURE
@@ -146,14 +146,14 @@ def test_randaugment_applies_what_it_draws_one_after_the_other():
         assert policy(PICTURE, np.random.default_rng(seed)).tobytes() == want.tobytes()
 
 
-def test_colour_jitter_has_no_part_in_randaugment():
+def test_from_policy_rand_augment_ignores_colour_jitter():
     for seed in range(10):
         plain, other = (augment.from_policy('rand-m9-mstd0.5-inc1', jitter)(PICTURE, np.random.default_rng(seed))
                         for jitter in (0, 0.9))
         assert plain.tobytes() == other.tobytes()
 
 
-def test_three_augment_is_grey_solarized_or_blurred_each_a_third_of_the_time():
+def test_three_augment_applies_each_op_to_a_third_of_the_images():
     apply, rng = augment.from_policy('3a'), np.random.default_rng(0)
     grey, solarized = ImageOps.grayscale(PICTURE).convert('RGB').tobytes(), ImageOps.solarize(PICTURE, 128).tobytes()
     made = [apply(PICTURE, rng) for _ in range(600)]
@@ -169,13 +169,13 @@ def test_three_augment_is_grey_solarized_or_blurred_each_a_third_of_the_time():
     assert least <= min(rough) < 1.05 * least and 0.95 * most < max(rough) <= most
 
 
-def test_three_augment_ends_with_the_colour_jitter(monkeypatch):
+def test_three_augment_applies_the_colour_jitter_last(monkeypatch):
     monkeypatch.setattr(augment.ColourJitter, '__call__', lambda self, picture, rng: (self.strength, picture.size))
     assert augment.from_policy('3a', 0.3)(PICTURE, np.random.default_rng(0)) == (0.3, PICTURE.size)
 
 
-def test_colour_jitter_draws_order_and_factors_anew(monkeypatch):
-    """Against torchvision's ColorJitter: three enhancements in any order, factors uniform in 1 ± strength."""
+def test_colour_jitter_draws_order_and_factors_for_each_image(monkeypatch):
+    """As in torchvision's ColorJitter: three enhancements in any order, with factors uniform in 1 ± strength."""
     calls = []
 
     class Recorder:
@@ -205,5 +205,5 @@ def test_colour_jitter_draws_order_and_factors_anew(monkeypatch):
     assert all(0 <= factor <= 3 for _, factor in calls)
 
 
-def test_no_colour_jitter_changes_nothing():
+def test_colour_jitter_strength_0_returns_the_image():
     assert augment.from_policy('none')(PICTURE, np.random.default_rng(0)) is PICTURE

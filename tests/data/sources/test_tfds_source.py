@@ -15,7 +15,7 @@ from evit_jax.data.sources import digits, open_source
 from evit_jax.data.sources.tfds_source import TfdsSource, locate
 from tests.helpers import prepared
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 SHARDS = {'train': [9, 0, 8], 'validation': [3, 4], 'test': [2]}
 
 
@@ -31,7 +31,7 @@ def shards_of(split, sizes):
 
 @pytest.fixture(scope='module')
 def as_tfrecord(tmp_path_factory):
-    """data_dir with insects/2.0.0 in it."""
+    """Writes a data_dir with insects/2.0.0."""
     path = tmp_path_factory.mktemp('tfrecord')
     prepared.write_data_set(path / 'insects' / '2.0.0', {split: shards_of(split, SHARDS[split]) for split in SHARDS})
     return path
@@ -53,7 +53,7 @@ def ids(source):
     return [source[i]['id'] for i in range(len(source))]
 
 
-def test_examples_come_in_the_order_of_the_files_with_names_and_classes(data_dir):
+def test_tfds_source_returns_examples_in_the_order_of_the_files(data_dir):
     source = open_source('tfds', 'train', path=data_dir, dataset='insects')
     assert len(source) == 17
     assert [source[i] for i in range(17)] == [
@@ -64,7 +64,7 @@ def test_examples_come_in_the_order_of_the_files_with_names_and_classes(data_dir
         source[17]
 
 
-def test_slices_divide_a_split_without_rest(data_dir):
+def test_tfds_source_slices_cover_the_split_once(data_dir):
     whole = ids(TfdsSource(data_dir, 'train', 'insects'))
     for cut in ('90%', '13%', '1', '9', '16'):
         first, second = (ids(TfdsSource(data_dir, split, 'insects')) for split in (f'train[:{cut}]', f'train[{cut}:]'))
@@ -73,35 +73,35 @@ def test_slices_divide_a_split_without_rest(data_dir):
         'train_8.JPEG', 'train_9.JPEG', 'validation_2.JPEG', 'validation_3.JPEG', 'validation_4.JPEG']
 
 
-def test_auto_is_validation_where_there_is_one_and_test_is_test(data_dir):
+def test_tfds_source_auto_is_validation_before_test(data_dir):
     assert ids(TfdsSource(data_dir, 'auto', 'insects'))[0] == 'validation_0.JPEG'
     for split in ('test', 'test[:100%]'):
         assert ids(TfdsSource(data_dir, split, 'insects')) == ['test_0.JPEG', 'test_1.JPEG']
     assert TfdsSource(data_dir, 'auto', 'insects').split == 'validation'
 
 
-def test_data_without_a_split_to_evaluate_on_give_up_a_tenth_of_train(tmp_path):
+def test_tfds_source_without_a_test_split_holds_out_a_tenth_of_train(tmp_path):
     prepared.write_data_set(tmp_path / 'one' / '1.0.0', {'train': shards_of('train', [10])})
     train, test = (ids(TfdsSource(tmp_path, split, 'one')) for split in ('train', 'auto'))
     assert (len(train), len(test)) == (9, 1) and not set(train) & set(test)
     assert len(TfdsSource(tmp_path, 'train[:100%]', 'one')) == 10
 
 
-def test_worker_processes_read_the_same(data_dir):
+def test_tfds_source_in_workers_reads_the_same_examples(data_dir):
     source = TfdsSource(data_dir, 'train', 'insects')
     want = [source[i] for i in range(len(source))]
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         assert list(pool.map(source.__getitem__, range(len(source)), chunksize=9)) == want
 
 
-def test_names_of_examples_without_a_name_are_those_of_the_whole_split(tmp_path):
+def test_tfds_source_ids_without_a_file_name_are_numbers_in_the_whole_split(tmp_path):
     features = {key: feature for key, feature in prepared.FEATURES.items() if key != 'file_name'}
     shards = [[prepared.example(image=b'x', label=1)] * 3, [prepared.example(image=b'x', label=1)] * 3]
     prepared.write_data_set(tmp_path / 'nameless' / '1.0.0', {'train': shards}, features)
     assert ids(TfdsSource(tmp_path, 'train[2:5]', 'nameless')) == ['train_0000002', 'train_0000003', 'train_0000004']
 
 
-def test_digits_come_alike_from_their_build_and_from_files_copied_to_tfrecord(tmp_path, monkeypatch):
+def test_tfds_source_digits_copied_to_tfrecord_equal_their_build(tmp_path, monkeypatch):
     monkeypatch.setattr(digits, 'BANK', 96)
     digits.clutter_bank.cache_clear()
     built = digits.prepare(tmp_path / 'built', {'train': 5, 'test': 3})
@@ -118,7 +118,7 @@ def test_digits_come_alike_from_their_build_and_from_files_copied_to_tfrecord(tm
             key: seen[key] for key in ('mask', 'label', 'id')}
 
 
-def test_converted_data_are_what_tfds_reads(as_tfrecord, as_array_record):
+def test_tfds_source_array_record_copy_is_readable_by_tfds(as_tfrecord, as_array_record):
     source = TfdsSource(as_tfrecord, 'train', 'insects')
     theirs = tfds.builder_from_directory(as_array_record / 'insects' / '2.0.0').as_data_source(
         'train', decoders={'image': tfds.decode.SkipDecoding()})
@@ -128,7 +128,7 @@ def test_converted_data_are_what_tfds_reads(as_tfrecord, as_array_record):
             record['image'], record['label'], record['file_name'].decode())
 
 
-def test_newest_version_is_read_and_any_can_be_named(tmp_path):
+def test_locate_returns_the_newest_or_the_requested_version(tmp_path):
     for version in ('2.0.0', '10.0.0', '9.0.0'):
         prepared.write_data_set(tmp_path / 'insects' / version, {'train': shards_of('train', [1])})
     (tmp_path / 'insects' / 'incomplete.XY_11.0.0').mkdir()
@@ -142,7 +142,7 @@ def test_newest_version_is_read_and_any_can_be_named(tmp_path):
         locate(tmp_path, 'insects:3.0.0')
 
 
-def test_of_several_configs_one_must_be_named(tmp_path):
+def test_locate_several_configs_raise_unless_one_is_requested(tmp_path):
     for config in ('large', 'small'):
         folder = prepared.write_data_set(tmp_path / 'x' / 'insects' / config, {'train': shards_of('train', [1])})
         (tmp_path / 'insects' / config).mkdir(parents=True)
@@ -163,14 +163,14 @@ def test_of_several_configs_one_must_be_named(tmp_path):
     ({'split': 'train[:0%]'}, ValueError, 'holds no examples .there are 17 in'),
     ({'num_classes': 10}, ValueError, "num_classes=10, but source 'tfds' has 3"),
 ])
-def test_what_is_not_there_is_said(as_tfrecord, changes, error, message):
+def test_locate_absent_data_set_raises(as_tfrecord, changes, error, message):
     arguments = {'split': 'train', 'path': '', 'dataset': 'insects'} | changes
     with pytest.raises(error, match=message):
         open_source('tfds', **arguments | {'path': as_tfrecord / arguments['path']})
 
 
 @pytest.mark.parametrize('label', [-1, 3, 2**40])
-def test_label_out_of_range_names_the_example(tmp_path, label):
+def test_tfds_source_label_out_of_range_raises_with_the_example(tmp_path, label):
     folder = prepared.write_data_set(tmp_path / 'odd' / '1.0.0', {'train': [[record('train', 0, label=label)]]})
     source = TfdsSource(folder, 'train[:100%]')
     with pytest.raises(ValueError, match=rf"'train_0.JPEG': label {label} is outside \[0, 2\]"):
@@ -180,13 +180,13 @@ def test_label_out_of_range_names_the_example(tmp_path, label):
 @pytest.mark.parametrize('changed, message', [
     (b'\x0a\xff\xff', 'train_0000000'), (b'', 'has no image, or no label'),
     (record('train', 0)[:-9], 'train_0000000'), (prepared.example(image=5, label=1), 'has no image')])
-def test_record_of_something_else_is_named(tmp_path, changed, message):
+def test_tfds_source_other_record_raises_with_the_example(tmp_path, changed, message):
     folder = prepared.write_data_set(tmp_path / 'odd' / '1.0.0', {'train': [[changed]]})
     with pytest.raises(ValueError, match=message):
         TfdsSource(folder, 'train[:100%]')[0]
 
 
-def test_data_without_labels_are_refused(tmp_path):
+def test_tfds_source_without_labels_raises(tmp_path):
     features = {'image': prepared.FEATURES['image'], 'caption': tfds.features.Text()}
     folder = prepared.write_data_set(tmp_path / 'odd' / '1.0.0', {'train': [[b'']]}, features)
     with pytest.raises(ValueError, match=r'image .*and label .*needed, it has .*caption \(Text\)'):
@@ -196,14 +196,14 @@ def test_data_without_labels_are_refused(tmp_path):
 @pytest.mark.parametrize('name, text', [
     ('dataset_info.json', '{"name": '), ('dataset_info.json', '{}'),
     ('features.json', '{"type": '), ('features.json', None)])
-def test_damaged_descriptions_are_said(as_tfrecord, tmp_path, name, text):
+def test_load_builder_damaged_metadata_raises(as_tfrecord, tmp_path, name, text):
     folder = shutil.copytree(as_tfrecord / 'insects' / '2.0.0', tmp_path / 'copy')
     (folder / name).unlink() if text is None else (folder / name).write_text(text)
     with pytest.raises(ValueError, match=r"copy': dataset_info.json or features.json is damaged or too old"):
         TfdsSource(folder, 'train')
 
 
-def test_missing_files_are_counted(data_dir, tmp_path):
+def test_tfds_source_missing_files_raise_with_their_number(data_dir, tmp_path):
     folder = shutil.copytree(data_dir / 'insects' / '2.0.0', tmp_path / 'copy')
     for path in folder.glob('*train*-00002-of-00003'):
         path.unlink()
@@ -212,7 +212,7 @@ def test_missing_files_are_counted(data_dir, tmp_path):
     assert len(TfdsSource(folder, 'validation')) == 7
 
 
-def test_cut_array_record_names_file_and_example(as_array_record, tmp_path):
+def test_tfds_source_truncated_array_record_raises_with_file_and_example(as_array_record, tmp_path):
     folder = shutil.copytree(as_array_record / 'insects' / '2.0.0', tmp_path / 'copy')
     (file,) = folder.glob('*train*-00002-of-00003')
     file.write_bytes(file.read_bytes()[:1000])
@@ -222,7 +222,7 @@ def test_cut_array_record_names_file_and_example(as_array_record, tmp_path):
         source[9]
 
 
-def test_more_files_than_a_process_may_usually_open_are_read(tmp_path):
+def test_tfds_source_raises_the_limit_on_open_files(tmp_path):
     shards = {'train': [[record('train', number)] for number in range(90)]}
     one = prepared.write_data_set(tmp_path / 'many' / '1.0.0', shards)
     program = f"""
@@ -240,7 +240,7 @@ for path in {os.fspath(one)!r}, {os.fspath(tmp_path / 'arrays')!r}:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_reading_needs_no_tensorflow(as_tfrecord, as_array_record):
+def test_tfds_source_does_not_import_tensorflow(as_tfrecord, as_array_record):
     program = f"""
 import sys
 from evit_jax.data.sources import open_source
@@ -252,19 +252,19 @@ assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_source_that_has_read_can_be_pickled(data_dir):
+def test_tfds_source_is_picklable_after_reading(data_dir):
     source = TfdsSource(data_dir, 'validation', 'insects')
     source[0]
     assert ids(pickle.loads(pickle.dumps(source))) == ids(source)
 
 
-def test_info_of_another_format_is_refused(tmp_path):
+def test_tfds_source_other_file_format_raises(tmp_path):
     folder = prepared.write_data_set(tmp_path / 'odd' / '1.0.0', {'train': [[b'']]}, file_format='riegeli')
     with pytest.raises(ValueError, match='stored as riegeli: prepare it as array_record or TFRecord'):
         TfdsSource(folder, 'train')
 
 
-def test_tfds_source_names_from_outside_are_lines_without_a_byte_order_mark(tmp_path):
+def test_tfds_source_names_are_lines_without_a_byte_order_mark(tmp_path):
     features = prepared.FEATURES | {'label': tfds.features.ClassLabel(names=['ant', 'bee', 'cat'])}
     folder = prepared.write_data_set(tmp_path / 'insects' / '1.0.0', {
         'train': [[record('train', 0, file_name=b'a\nb\xe9.jpg')]], 'test': [[record('test', 0)]]}, features)

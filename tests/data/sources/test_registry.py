@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evit_jax.data import fingerprint
 from evit_jax.data.sources import ArraySource, RecordSource, as_source, open_source
 from evit_jax.data.sources.folder import ClassFolderSource
 from evit_jax.data.sources.generated import GeneratedSource
@@ -102,6 +103,15 @@ def test_as_source_of_a_folder_with_class_names_numbers_classes_by_them(tmp_path
         as_source(root, ('a', 'b'))
 
 
+def test_as_source_of_a_folder_of_synsets_accepts_readable_class_names(tmp_path):
+    fill(tmp_path, {'n01440764': 1, 'n02099601': 2})
+    source = as_source(tmp_path, ('golden retriever', 'house', 'tench'))
+    assert source.labels.tolist() == [2, 0, 0] and source.class_names == ('golden retriever', 'house', 'tench')
+    assert as_source(tmp_path).class_names == ('n01440764', 'n02099601')
+    with pytest.raises(ValueError, match=r'has 2 classes \(n01440764, n02099601\) that train/ does not have'):
+        as_source(tmp_path, ('tench', 'house'))
+
+
 def test_as_source_of_val_beside_train_has_the_classes_of_train(tmp_path):
     fill(tmp_path / 'train', {'ape': 1, 'bat': 1, 'cat': 1})
     fill(tmp_path / 'val', {'cat': 2})
@@ -137,6 +147,12 @@ def test_as_source_fingerprints_change_with_the_data(tmp_path):
     (tmp_path / 'one' / 'a' / '00.png').rename(tmp_path / 'one' / 'a' / 'new.png')
     assert as_source(values[-1]).fingerprint != fingerprints[-1]
     assert fingerprints[:7] == [as_source(value).fingerprint for value in values[:7]]
+
+
+def test_as_source_of_changed_arrays_is_reported_as_other_data():
+    before, now = (fingerprint.describe(as_source(value)) for value in ((IMAGES, LABELS), (255 - IMAGES, LABELS)))
+    assert fingerprint.differences(before, before) == []
+    assert fingerprint.differences(before, now) == ['12 examples as before, but other ones or in another order']
 
 
 def test_as_source_numbered_toy_is_a_source():

@@ -16,7 +16,7 @@ def by_pillow(file):
 
 
 def png(width, height, depth, colour, rows=b''):
-    """A PNG file of raw rows, for what Pillow cannot write: colour 0 is grey, 2 RGB, 4 grey and alpha."""
+    """Returns a PNG file of raw rows, for formats that Pillow cannot write; colour 0 is grey, 2 RGB, 4 with alpha."""
     size = len(rows) // height
     rows = b''.join(b'\0' + rows[i:i + size] for i in range(0, size * height, size or 1))
     chunks = (b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)), (b'IDAT', zlib.compress(rows))
@@ -35,29 +35,29 @@ OTHERS = {
 
 
 @pytest.mark.parametrize('name', JPEGS)
-def test_jpeg_has_the_pixels_that_pillow_shows(name):
+def test_decode_jpeg_equals_pillow(name):
     got = decode(JPEGS[name])
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, np.asarray(by_pillow(JPEGS[name]).convert('RGB')))
 
 
 @pytest.mark.parametrize('name', ['png', 'webp', 'bmp', 'tiff'])
-def test_lossless_files_come_back_as_they_were(name):
+def test_decode_lossless_formats_return_the_original_pixels(name):
     np.testing.assert_array_equal(decode(OTHERS[name]), IMAGE)
 
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'P', 'CMYK'])
-def test_other_colours_become_rgb(mode):
+def test_decode_other_modes_returns_rgb(mode):
     picture = PICTURE.convert(mode)
     want = np.asarray(picture.convert('RGB'))
     np.testing.assert_array_equal(decode(encoded(picture, 'TIFF' if mode == 'CMYK' else 'PNG')), want)
 
 
-def test_arrays_pass_as_they_are():
+def test_decode_array_returns_it():
     assert decode(IMAGE) is IMAGE
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped():
+def test_decode_16_bit_grey_is_scaled():
     ramp = np.linspace(0, 65535, WIDTH * HEIGHT).astype(np.uint16).reshape(HEIGHT, WIDTH)
     grey = decode(encoded(Image.fromarray(ramp), 'PNG'))
     np.testing.assert_array_equal(grey, np.repeat(ramp[..., None] >> 8, 3, 2))
@@ -69,13 +69,13 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
     np.testing.assert_array_equal(decode(png(WIDTH, HEIGHT, 16, 4, opaque.astype('>u2').tobytes())), grey)
 
 
-def test_pixels_without_an_agreed_white_are_refused():
+def test_decode_32_bit_pixels_raise():
     with pytest.raises(ValueError, match=r'32 bits .mode F.*save it with 8 or 16 bits'):
         decode(encoded(Image.fromarray(np.ones((3, 3), np.float32)), 'TIFF'))
 
 
 @pytest.mark.parametrize('mode', ['LA', 'RGBA'])
-def test_transparent_pixels_lie_over_white(mode):
+def test_decode_transparent_pixels_are_composited_over_white(mode):
     alpha = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
     picture = PICTURE.convert(mode)
     picture.putalpha(Image.fromarray(alpha))
@@ -86,7 +86,7 @@ def test_transparent_pixels_lie_over_white(mode):
 
 
 @pytest.mark.parametrize('form', ['PNG', 'GIF'])
-def test_transparent_colour_of_a_palette_shows_white(form):
+def test_decode_transparent_palette_colour_is_white(form):
     picture = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
     picture.putpalette([level for index in range(16) for level in (index, 0, 16 * index)])
     got = decode(encoded(picture, form, transparency=5))
@@ -97,7 +97,7 @@ def test_transparent_colour_of_a_palette_shows_white(form):
 
 @pytest.mark.parametrize('form', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
 @pytest.mark.parametrize('orientation', range(10))
-def test_image_stands_upright_whatever_its_exif_orientation(form, orientation):
+def test_decode_any_exif_orientation_is_applied(form, orientation):
     exif = Image.Exif()
     exif[0x112] = orientation
     file = encoded(PICTURE, form, exif=exif)
@@ -107,7 +107,7 @@ def test_image_stands_upright_whatever_its_exif_orientation(form, orientation):
     assert got.flags.c_contiguous
 
 
-def test_unreadable_exif_leaves_the_image_as_stored():
+def test_decode_unreadable_exif_returns_the_image_as_stored():
     exif = Image.Exif()
     exif[0x112] = 6
     file = encoded(PICTURE, 'JPEG', exif=exif)
@@ -117,12 +117,12 @@ def test_unreadable_exif_leaves_the_image_as_stored():
 
 
 @pytest.mark.parametrize('form', ['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF'])
-def test_one_pixel_is_an_image(form):
+def test_decode_image_of_one_pixel(form):
     assert decode(encoded(Image.new('RGB', (1, 1), (200, 100, 50)), form)).shape == (1, 1, 3)
 
 
 def with_size(file, width, height):
-    """The file with another size in its header, and the pixels that it had."""
+    """Returns the file with another size in its header and the same pixels."""
     if file.startswith(b'\x89PNG'):
         head = b'IHDR' + struct.pack('>II', width, height) + file[24:29]
         return file[:12] + head + struct.pack('>I', zlib.crc32(head)) + file[33:]
@@ -133,26 +133,26 @@ def with_size(file, width, height):
 
 
 @pytest.mark.parametrize('file', [JPEGS['baseline'], JPEGS['cmyk'], OTHERS['png'], OTHERS['bmp']])
-def test_twenty_thousand_pixels_a_side_are_refused_by_the_header(file):
+def test_decode_image_above_the_limit_raises_before_decoding(file):
     with pytest.raises(ValueError, match='20000 x 20000 pixels, more than max_pixels=100000000: shrink it, or raise'):
         decode(with_size(file, 20_000, 20_000))
 
 
 @pytest.mark.parametrize('file', [*JPEGS.values(), *OTHERS.values()])
-def test_pixels_up_to_the_limit_are_read(file):
+def test_decode_image_at_the_limit_is_read(file):
     assert decode(file, max_pixels=WIDTH * HEIGHT).shape == (HEIGHT, WIDTH, 3)
     with pytest.raises(ValueError, match=f'{WIDTH} x {HEIGHT} pixels, more than max_pixels={WIDTH * HEIGHT - 1}'):
         decode(file, max_pixels=WIDTH * HEIGHT - 1)
 
 
-def test_limit_is_ours_and_not_pillows_global_one(monkeypatch):
+def test_decode_limit_is_independent_of_pillow(monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
     for file in (*JPEGS.values(), OTHERS['png']):
         assert decode(file).shape == (HEIGHT, WIDTH, 3)
 
 
 @pytest.mark.parametrize('name', JPEGS)
-def test_truncated_jpeg_is_refused_wherever_it_ends(name):
+def test_decode_jpeg_truncated_anywhere_raises(name):
     file = JPEGS[name]
     for end in range(len(file)):
         with pytest.raises(ValueError, match='not a readable image'):
@@ -160,17 +160,17 @@ def test_truncated_jpeg_is_refused_wherever_it_ends(name):
 
 
 @pytest.mark.parametrize('name', ['baseline', 'progressive', 'grey', 'cmyk'])
-def test_truncated_jpeg_is_refused_even_where_it_closes_properly(name):
+def test_decode_truncated_jpeg_with_end_marker_raises(name):
     for share in (0.6, 0.8, 0.9):
         with pytest.raises(ValueError, match='not a readable image'):
             decode(JPEGS[name][:int(len(JPEGS[name]) * share)] + b'\xff\xd9')
 
 
-@pytest.mark.filterwarnings('ignore:Truncated File Read')  # Pillow says it twice
+@pytest.mark.filterwarnings('ignore:Truncated File Read')  # Pillow warns twice
 @pytest.mark.parametrize('name', OTHERS)
-def test_other_truncated_files_are_refused(name):
+def test_decode_other_truncated_formats_raise(name):
     file = OTHERS[name]
-    for end in range(0, len(file) - 21, 97):  # a PNG's last 21 bytes hold no pixel
+    for end in range(0, len(file) - 21, 97):  # the last 21 bytes of a PNG hold no pixels
         with pytest.raises(ValueError, match='not a readable image'):
             decode(file[:end])
 
@@ -178,7 +178,7 @@ def test_other_truncated_files_are_refused(name):
 @pytest.mark.parametrize('file', [
     JPEGS['baseline'] + b'behind the end', JPEGS['baseline'][:-2] + bytes(18) + JPEGS['baseline'][-2:],
     JPEGS['baseline'].replace(b'JFIF\0\x01', b'JFIF\0\x07')])
-def test_jpeg_with_harmless_oddities_is_shown(file):
+def test_decode_jpeg_with_harmless_warnings_is_read(file):
     np.testing.assert_array_equal(decode(file), decode(JPEGS['baseline']))
 
 
@@ -188,13 +188,13 @@ def test_jpeg_with_harmless_oddities_is_shown(file):
     (b'%!PS-Adobe-3.0 EPSF-3.0', 'neither JPEG'),
     (b'\xff\xd8', '2 bytes'), (b'\x89PNG\r\n\x1a\n', '8 bytes'), (b'RIFF', '4 bytes'), (b'MM', '2 bytes'),
 ])
-def test_what_is_no_image_is_refused(file, message):
+def test_decode_other_bytes_raise(file, message):
     with pytest.raises(ValueError, match='not a readable image.*' + message):
         decode(file)
 
 
 def outcomes(files, variants):
-    """Counts of images and refusals; any other exception, crash or hang is the test's own."""
+    """Counts decoded and rejected files; any other exception fails the test."""
     counts, rng = collections.Counter(), np.random.default_rng(0)
     for i in range(variants):
         try:
@@ -208,8 +208,8 @@ def outcomes(files, variants):
     return counts
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')  # of Pillow, about damaged EXIF
-def test_every_one_of_3000_corrupted_jpegs_is_an_image_or_a_value_error():
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow warns of damaged EXIF
+def test_decode_3000_corrupted_jpegs_return_an_image_or_raise_value_error():
     exif = Image.Exif()
     exif[0x112] = 6
     counts = outcomes([*JPEGS.values(), encoded(PICTURE, 'JPEG', exif=exif)], 3000)
@@ -219,11 +219,11 @@ def test_every_one_of_3000_corrupted_jpegs_is_an_image_or_a_value_error():
 
 @pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.parametrize('name', OTHERS)
-def test_corrupted_files_of_other_formats_are_images_or_value_errors(name):
+def test_decode_corrupted_other_formats_return_an_image_or_raise_value_error(name):
     assert outcomes([OTHERS[name]], 200).total() == 200
 
 
-def test_mask_is_where_the_file_is_bright_at_any_size():
+def test_decode_mask_is_true_for_bright_pixels_at_any_size():
     mask = np.where(IMAGE[..., 0] > 99, np.uint8(255), np.uint8(100))
     for stored in (mask, encoded(Image.fromarray(mask), 'PNG')):
         np.testing.assert_array_equal(decode_mask(stored), mask == 255)

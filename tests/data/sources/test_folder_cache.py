@@ -1,4 +1,4 @@
-"""Lists of files that are kept: used where the folders' times tell changes, made anew where they do not."""
+"""Tests of cached lists of files: used if the times of the folders report changes, rebuilt otherwise."""
 
 import logging
 import os
@@ -24,29 +24,29 @@ def pets(tmp_path):
 
 
 def set_times(root, *times):
-    """Gives the split's folder and its class folders these times in turn, as a file system would show them."""
+    """Sets the times of a split folder and its class folders to these values in turn."""
     for number, path in enumerate((root, *sorted(root.iterdir()))):
         os.utime(path, (times[number % len(times)],) * 2)
 
 
 def forget_inode_times(monkeypatch):
-    """As on file systems whose times are only what programs set."""
+    """Imitates a file system without inode times."""
     monkeypatch.setattr(folder, '_times', lambda status: (status.st_mtime_ns, 0))
 
 
 @pytest.mark.parametrize('times', [(1.7e9,), (1.6e9, 1.7e9, 1.7e9), (0,), (0, 1, 2), (315_532_800, 1.7e9, 1.6e9),
                                    (1.7e9, 4e9, 1.6e9), (-5, 1.7e9, 1.6e9)])
-def test_folder_source_times_that_do_not_move_hide_no_new_file(pets, monkeypatch, times):
+def test_folder_source_unreliable_times_are_listed_again(pets, monkeypatch, times):
     forget_inode_times(monkeypatch)
     set_times(pets / 'train', *times)
     assert len(ids(pets)) == 5
-    assert not (pets / KEPT).exists()  # it would be written at each start, and never used
+    assert not (pets / KEPT).exists()  # it would never be used
     (pets / 'train' / 'cat' / 'new.jpg').write_text('')
     set_times(pets / 'train', *times)
     assert 'train/cat/new.jpg' in ids(pets)
 
 
-def test_folder_source_class_folders_of_one_time_are_listed_anew_whatever_is_below_them(pets):
+def test_folder_source_class_folders_of_equal_time_are_listed_again(pets):
     fill(pets / 'train', {'cat/a': 1, 'cat/b': 1})
     settle(pets)
     set_times(pets / 'train', 1.7e9)
@@ -55,7 +55,7 @@ def test_folder_source_class_folders_of_one_time_are_listed_anew_whatever_is_bel
 
 
 @pytest.mark.parametrize('kind, trusted', [('ext4', True), ('squashfs', False)])
-def test_folder_source_list_with_a_class_folder_on_another_file_system_is_kept_by_its_kind(pets, monkeypatch, kind,
+def test_folder_source_class_folder_on_another_file_system_is_cached_by_its_type(pets, monkeypatch, kind,
                                                                                            trusted):
     change_status(monkeypatch, lambda path: path.endswith('/dog'), st_dev=os.makedev(259, 7))
     (pets / 'mounts').write_text(f'21 1 259:7 / /dogs rw - {kind} dogs rw\n')
@@ -64,7 +64,7 @@ def test_folder_source_list_with_a_class_folder_on_another_file_system_is_kept_b
     assert (pets / KEPT).exists() == trusted
 
 
-def test_folder_source_times_set_back_hide_no_new_file(pets):
+def test_folder_source_new_file_with_reset_time_is_listed(pets):
     assert len(ids(pets)) == 5 and (pets / KEPT).exists()
     cat = pets / 'train' / 'cat'
     before = cat.stat().st_mtime_ns
@@ -74,7 +74,7 @@ def test_folder_source_times_set_back_hide_no_new_file(pets):
 
 
 @pytest.mark.parametrize('change', ['added', 'removed', 'renamed'])
-def test_folder_source_other_classes_are_noticed_whatever_the_times(pets, monkeypatch, change):
+def test_folder_source_changed_classes_with_equal_times_are_listed_again(pets, monkeypatch, change):
     forget_inode_times(monkeypatch)
     fill(pets / 'train', {'owl': 2})
     set_times(pets / 'train', 1.5e9, 1.6e9, 1.7e9, 1.8e9 - 1e8)
@@ -90,7 +90,7 @@ def test_folder_source_other_classes_are_noticed_whatever_the_times(pets, monkey
     assert ids(pets) == sorted(f'train/{path.relative_to(pets / "train")}' for path in (pets / 'train').rglob('*.jpg'))
 
 
-def test_folder_source_list_from_the_cache_is_logged_with_its_file_and_time(pets, caplog):
+def test_folder_source_cached_list_is_logged_with_its_path_and_time(pets, caplog):
     with caplog.at_level(logging.INFO):
         ids(pets)
         assert 'read from' not in caplog.text
@@ -100,7 +100,7 @@ def test_folder_source_list_from_the_cache_is_logged_with_its_file_and_time(pets
     assert 'remove that file to build it again' in caplog.text
 
 
-def test_folder_source_list_of_other_suffixes_is_made_anew(pets, monkeypatch):
+def test_folder_source_cached_list_of_other_suffixes_is_rebuilt(pets, monkeypatch):
     monkeypatch.setattr(folder, 'SUFFIXES', ('.jpg',))
     ids(pets)
     monkeypatch.undo()
@@ -110,12 +110,12 @@ def test_folder_source_list_of_other_suffixes_is_made_anew(pets, monkeypatch):
     assert listed
 
 
-def test_folder_source_list_of_an_older_version_is_made_anew(pets):
+def test_folder_source_cached_list_of_an_older_version_is_rebuilt(pets):
     np.savez(pets / KEPT, name=np.array([b'cat/000.jpg']), kind=np.zeros(1, np.int32))
     assert len(FolderSource(pets, 'train')) == 5
 
 
-def test_load_or_build_keeps_no_index_that_is_not_current(tmp_path, caplog):
+def test_load_or_build_index_that_is_not_current_is_not_stored(tmp_path, caplog):
     def build():
         return {'value': np.array(3)}
 
@@ -129,7 +129,7 @@ def test_load_or_build_keeps_no_index_that_is_not_current(tmp_path, caplog):
 
 @pytest.mark.parametrize('kind, trusted', [('ext4', True), ('fuseblk', True), ('fuse.gcsfuse', False), ('fuse', False),
                                            ('squashfs', False), ('overlay', True)])
-def test_folder_source_list_on_fuse_mounts_and_disk_images_is_not_kept(pets, monkeypatch, kind, trusted):
+def test_folder_source_on_fuse_mounts_and_disk_images_is_not_cached(pets, monkeypatch, kind, trusted):
     device = os.stat(pets).st_dev
     number = f'{os.major(device)}:{os.minor(device)}'
     (pets / 'mounts').write_text('21 1 259:99 / /other rw - fuse other rw\n'

@@ -57,7 +57,7 @@ def test_generated_encoded_images_have_the_size_of_photographs():
 
 
 def test_generated_encoded_images_are_smooth_like_photographs():
-    """Amplitudes fall with frequency: octave by octave, the power of neighbouring differences grows with distance."""
+    """Amplitudes fall with frequency, so the power of differences between pixels grows with their distance."""
     pixels = np.asarray(Image.open(io.BytesIO(encoded()[0]['image'])).convert('L')).astype(float)
     power = [np.mean((pixels[:, step:] - pixels[:, :-step]) ** 2) for step in (1, 4, 16, 64)]
     assert power == sorted(power) and power[3] > 4 * power[0]

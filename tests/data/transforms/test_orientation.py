@@ -1,4 +1,4 @@
-"""An image's orientation: `decode`, a picture in memory and the exported loader turn every file alike, and rightly."""
+"""Tests of image orientation: `decode`, `from_picture` and the exported loader agree on every file."""
 
 import io
 import itertools
@@ -12,17 +12,17 @@ from evit_jax.data.transforms.decode import decode, from_picture
 from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.serving.loader import Served, upright
 
-# The letter F in grey over a ramp: no turn and no mirroring leaves it as it is.
+# The letter F in grey over a ramp. Every rotation and reflection changes it.
 PICTURE = np.tile(np.linspace(0, 90, 32, dtype=np.uint8), (48, 1))
 PICTURE[8:40, 8:12] = PICTURE[8:12, 8:24] = PICTURE[20:24, 8:20] = 220
-STORED = {  # how a camera stores the picture with each orientation: the first row and column are named by EXIF
+STORED = {  # stored pixels of the picture for each value of the EXIF tag
     1: lambda image: image, 2: np.fliplr, 3: lambda image: np.rot90(image, 2), 4: np.flipud,
     5: np.transpose, 6: np.rot90, 7: lambda image: np.rot90(image, 2).T, 8: lambda image: np.rot90(image, -1)}
 FORMS = ('JPEG', 'PNG', 'WEBP', 'TIFF')
 
 
 def exif(orientation, order='<'):
-    """The body of an EXIF segment with one tag; without the tag for None."""
+    """Returns the body of an EXIF segment with the orientation tag; without it for None."""
     entries = b'' if orientation is None else struct.pack(f'{order}HHIHH', 0x112, 3, 1, orientation, 0)
     head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}I', 8)
     return b'Exif\0\0' + head + struct.pack(f'{order}H', len(entries) // 12) + entries + bytes(4)
@@ -44,7 +44,7 @@ def xmp_segment(*arguments, fill=0):
 
 
 def jpeg(stored, *segments, first=True):
-    """A JPEG file with these segments in front of its JFIF segment, or behind it."""
+    """Returns a JPEG file with these segments before or after its JFIF segment."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(stored)).save(file, 'JPEG', quality=95)
     file, at = file.getvalue(), 2 if first else 20
@@ -52,7 +52,7 @@ def jpeg(stored, *segments, first=True):
 
 
 def read_by_all(file):
-    """The file's pixels, after a check that the three readers agree on them."""
+    """Returns the pixels of the file, after checking that the three readers agree."""
     images = [decode(file), from_picture(Image.open(io.BytesIO(file))),
               np.asarray(upright(Image.open(io.BytesIO(file))).convert('RGB'))]
     for other in images[1:]:
@@ -63,7 +63,7 @@ def read_by_all(file):
 def assert_stands(file):
     image = read_by_all(file)
     assert image.shape == (48, 32, 3)
-    assert np.abs(image[..., 0].astype(int) - PICTURE).mean() < 3  # JPEG's loss; 30 and more where it is turned
+    assert np.abs(image[..., 0].astype(int) - PICTURE).mean() < 3  # loss of JPEG; at least 30 for a rotated image
 
 
 SEGMENTS = {
@@ -85,20 +85,20 @@ SEGMENTS = {
 }
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow warns of cut EXIF
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow warns of truncated EXIF
 @pytest.mark.parametrize('name', SEGMENTS)
-def test_jpeg_with_any_segments_stands_upright_for_all_readers(name):
+def test_decode_and_loaders_jpeg_with_any_segments_is_upright(name):
     for turn, first in itertools.product(STORED, (True, False)):
         assert_stands(jpeg(STORED[turn](PICTURE), *SEGMENTS[name](turn, turn % 8 + 1), first=first))
 
 
 @pytest.mark.parametrize('turn', [0, 9])
-def test_jpeg_with_an_unknown_orientation_is_shown_as_stored(turn):
+def test_decode_jpeg_with_an_unknown_orientation_is_as_stored(turn):
     assert_stands(jpeg(PICTURE, segment(exif(turn))))
     assert_stands(jpeg(PICTURE, segment(exif(turn)), xmp_segment(6)))
 
 
-def test_jpeg_that_is_left_to_pillow_stands_upright():
+def test_decode_jpeg_decoded_by_pillow_is_upright():
     file = jpeg(STORED[6](PICTURE), xmp_segment(6))
     assert_stands(file.replace(b'JFIF\0\x01', b'JFIF\0\x07'))
     assert_stands(file[:-2] + bytes(18) + file[-2:])
@@ -106,7 +106,7 @@ def test_jpeg_that_is_left_to_pillow_stands_upright():
 
 @pytest.mark.parametrize('form', FORMS[1:])
 @pytest.mark.parametrize('where', ['exif', 'xmp', 'both'])
-def test_other_formats_stand_upright_for_all_readers(form, where):
+def test_decode_and_loaders_other_formats_are_upright(form, where):
     for turn in STORED:
         picture, saved = Image.fromarray(np.ascontiguousarray(STORED[turn](PICTURE))), {}
         told = xmp(turn if where == 'xmp' else turn % 8 + 1)
@@ -127,7 +127,7 @@ def png_text(told):
     return info
 
 
-def test_broken_exif_of_other_formats_leaves_xmp():
+def test_decode_broken_exif_uses_xmp():
     for form in ('PNG', 'WEBP'):
         saved = {'pnginfo': png_text(xmp(6))} if form == 'PNG' else {'xmp': xmp(6), 'lossless': True}
         file = io.BytesIO()
@@ -136,7 +136,7 @@ def test_broken_exif_of_other_formats_leaves_xmp():
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_picture_that_was_put_upright_before_is_not_turned_again(form):
+def test_from_picture_upright_image_is_not_rotated_again(form):
     file, tag = io.BytesIO(), Image.Exif()
     tag[0x112] = 6
     Image.fromarray(np.ascontiguousarray(STORED[6](PICTURE))).save(file, form, exif=tag)
@@ -145,7 +145,7 @@ def test_picture_that_was_put_upright_before_is_not_turned_again(form):
 
 
 @pytest.mark.parametrize('segments', [(xmp_segment(6),), (segment(exif(6), fill=2),)])
-def test_exported_loader_reads_the_pixels_that_are_evaluated(tmp_path, segments):
+def test_exported_loader_returns_the_pixels_of_the_evaluation(tmp_path, segments):
     (tmp_path / 'a.jpg').write_bytes(jpeg(STORED[6](PICTURE), *segments))
     served = Served.__new__(Served)
     for crop in (None, 0.875):

@@ -19,7 +19,7 @@ def pets(tmp_path):
     return tmp_path
 
 
-def test_classes_are_sorted_and_images_keep_their_names(pets):
+def test_folder_source_sorts_classes_and_files(pets):
     source = open_source('folder', 'train', path=pets, num_classes=3)
     assert source.class_names == ('ape', 'cat', 'dog') and source.num_classes == 3 and source.image_size is None
     assert len(source) == 33
@@ -33,13 +33,13 @@ def test_classes_are_sorted_and_images_keep_their_names(pets):
         source[33]
 
 
-def test_labels_to_evaluate_on_are_those_of_training(pets):
+def test_folder_source_val_has_the_labels_of_train(pets):
     assert [(example['label'], example['id']) for example in examples(pets, 'auto')] == [
         (1, 'val/cat/000.jpg'), (1, 'val/cat/001.jpg'), (2, 'val/dog/000.jpg')]
     assert ids(pets, 'val') == ids(pets, 'auto')
 
 
-def test_an_explicit_split_opens_the_folder_of_that_name(pets):
+def test_folder_source_explicit_split_opens_its_folder(pets):
     fill(pets / 'test', {'ape': 4})
     opened = {split: FolderSource(pets, split) for split in ('auto', 'val', 'test', 'test[:50%]', 'val+test')}
     assert {split: (source.split, len(source)) for split, source in opened.items()} == {
@@ -49,12 +49,12 @@ def test_an_explicit_split_opens_the_folder_of_that_name(pets):
 
 
 @pytest.mark.parametrize('name', ['val', 'validation', 'test'])
-def test_folder_to_evaluate_on_may_have_any_of_three_names(pets, name):
+def test_folder_source_auto_accepts_three_folder_names(pets, name):
     (pets / 'val').rename(pets / name)
     assert len(ids(pets, 'auto')) == len(ids(pets, name)) == 3 and len(ids(pets)) == 33
 
 
-def test_suffix_counts_in_any_case_and_depth_and_hidden_files_do_not(pets):
+def test_folder_source_reads_suffixes_in_any_case_and_skips_hidden_files(pets):
     ape = pets / 'train' / 'ape'
     shutil.rmtree(ape)
     images = ['a.JPG', 'b.jpeg', 'below/deep/e.jpg', 'c.Png', 'd.webp', 'h.gif', 'j.BMP', 'k.tif', 'l.tiff']
@@ -64,7 +64,7 @@ def test_suffix_counts_in_any_case_and_depth_and_hidden_files_do_not(pets):
     assert [name[10:] for name in ids(pets) if '/ape/' in name] == images
 
 
-def test_linked_classes_and_images_are_followed_and_a_broken_link_is_named_when_read(pets, tmp_path_factory):
+def test_folder_source_follows_links_and_raises_on_reading_a_broken_one(pets, tmp_path_factory):
     elsewhere = fill(tmp_path_factory.mktemp('elsewhere'), {'owls': 2})
     (pets / 'train' / 'owl').symlink_to(elsewhere / 'owls')
     (pets / 'train' / 'dog' / 'link.jpg').symlink_to(elsewhere / 'owls' / '001.jpg')
@@ -77,7 +77,7 @@ def test_linked_classes_and_images_are_followed_and_a_broken_link_is_named_when_
         examples(pets)
 
 
-def test_slices_divide_a_folder_without_rest_and_with_every_class_in_proportion(tmp_path):
+def test_folder_source_slices_cover_the_split_once_with_classes_in_proportion(tmp_path):
     fill(tmp_path / 'train', {'ape': 40, 'cat': 20, 'dog': 10})
     whole = ids(tmp_path, 'train[:100%]')
     for cut in ('90%', '50%', '33%', '7', '69'):
@@ -86,30 +86,30 @@ def test_slices_divide_a_folder_without_rest_and_with_every_class_in_proportion(
     counts = collections.Counter(name.split('/')[1] for name in ids(tmp_path, 'train[90%:]'))
     assert counts == {'ape': 4, 'cat': 2, 'dog': 1}
     held_out = [name for name in ids(tmp_path, 'train[90%:]') if 'ape' in name]
-    assert held_out != [f'train/ape/{number:03d}.jpg' for number in range(36, 40)]  # nor just the last by name
+    assert held_out != [f'train/ape/{number:03d}.jpg' for number in range(36, 40)]  # not simply the last by name
 
 
-def test_without_a_folder_to_evaluate_on_a_tenth_of_train_is_held_out(tmp_path):
+def test_folder_source_without_val_holds_out_a_tenth_of_train(tmp_path):
     fill(tmp_path / 'train', {'ape': 40, 'cat': 20})
     assert ids(tmp_path, 'train') == ids(tmp_path, 'train[:90%]')
     assert ids(tmp_path, 'auto') == ids(tmp_path, 'train[90%:]')
     assert len(ids(tmp_path, 'auto')) == 6
 
 
-def test_an_image_more_moves_few_others_to_the_other_side(tmp_path):
+def test_folder_source_added_image_moves_few_others_between_slices(tmp_path):
     fill(tmp_path / 'train', {'ape': 100})
     before = set(ids(tmp_path, 'auto'))
     fill(tmp_path / 'train', {'ape': 101})
     assert len(before ^ set(ids(tmp_path, 'auto'))) <= 2
 
 
-def test_slices_of_two_splits_come_one_after_the_other(pets):
+def test_folder_source_slices_of_two_splits_are_concatenated(pets):
     both = ids(pets, 'val[1:]+train[:100%]')
     assert both == ids(pets, 'val[1:]') + ids(pets)
     assert set(both[:2]) < set(ids(pets, 'val'))
 
 
-def test_list_of_files_is_made_once(pets, monkeypatch):
+def test_folder_source_opened_twice_lists_files_once(pets, monkeypatch):
     want = examples(pets)
     monkeypatch.setattr(folder, '_list', None)
     assert examples(pets) == want
@@ -118,7 +118,7 @@ def test_list_of_files_is_made_once(pets, monkeypatch):
 
 @pytest.mark.parametrize('change', ['file added', 'file below added', 'file removed', 'file renamed', 'class added',
                                     'class renamed'])
-def test_every_change_of_names_is_noticed(pets, change):
+def test_folder_source_changed_names_are_listed_again(pets, change):
     fill(pets / 'train', {'ape/below': 1})
     settle(pets)
     before = ids(pets)
@@ -141,7 +141,7 @@ def test_every_change_of_names_is_noticed(pets, change):
     assert after == sorted(f'train/{path.relative_to(pets / "train")}' for path in (pets / 'train').rglob('*.jpg'))
 
 
-def test_list_of_folders_that_have_just_changed_is_not_trusted(pets, monkeypatch):
+def test_folder_source_recently_changed_folders_are_listed_again(pets, monkeypatch):
     (pets / 'train' / 'cat' / 'new.jpg').write_text('')
     listed, make = [], folder._list
     monkeypatch.setattr(folder, '_list', lambda *arguments: listed.append(1) or make(*arguments))
@@ -149,7 +149,7 @@ def test_list_of_folders_that_have_just_changed_is_not_trusted(pets, monkeypatch
     assert len(listed) == 2
 
 
-def test_folder_source_without_inodes_reads_folders_below_and_refuses_loops(pets, monkeypatch):
+def test_folder_source_without_inodes_reads_subfolders_and_raises_on_loops(pets, monkeypatch):
     fill(pets / 'train', {'ape/below': 1})
     hide_inodes(monkeypatch)
     assert 'train/ape/below/000.jpg' in ids(pets)
@@ -158,18 +158,18 @@ def test_folder_source_without_inodes_reads_folders_below_and_refuses_loops(pets
         FolderSource(pets, 'train')
 
 
-def test_folder_source_leaves_out_a_link_to_a_pipe(pets):
+def test_folder_source_skips_a_link_to_a_pipe(pets):
     os.mkfifo(pets / 'pipe')
     (pets / 'train' / 'ape' / 'pipe.jpg').symlink_to(pets / 'pipe')
     assert len(FolderSource(pets, 'train')) == 33
 
 
-def test_pickled_source_reads_the_same(pets):
+def test_folder_source_pickled_reads_the_same_examples(pets):
     source = pickle.loads(pickle.dumps(FolderSource(pets, 'train[:50%]')))
     assert [source[i] for i in range(len(source))] == examples(pets, 'train[:50%]')
 
 
-def test_names_in_any_encoding_are_read_and_can_be_printed(pets):
+def test_folder_source_names_in_any_encoding_are_printable(pets):
     odd = os.path.join(os.fsencode(pets), b'train', b'cat', b'caf\xe9.jpg')
     with open(odd, 'wb') as file:
         file.write(b'coffee')
@@ -177,11 +177,11 @@ def test_names_in_any_encoding_are_read_and_can_be_printed(pets):
     assert example['id'] == 'train/cat/caf\\xe9.jpg'
 
 
-def test_what_is_no_image_is_counted_in_the_log(pets, caplog):
+def test_folder_source_logs_the_number_of_other_files(pets, caplog):
     (pets / 'train' / 'cat' / 'notes.txt').write_text('')
     with caplog.at_level(logging.INFO):
         ids(pets)
-    assert '1 files are no images and were left out: 1 .txt' in caplog.text
+    assert '1 files are not images and are skipped: 1 .txt' in caplog.text
 
 
 def remake(path, name):
@@ -200,13 +200,13 @@ def remake(path, name):
     (lambda path: (path / 'train' / 'x.JPG').write_text(''), ValueError, r'1 image \(x.JPG\) outside of any class'),
     (lambda path: (path / 'train' / 'cat' / 'loop').symlink_to(path / 'train'), ValueError, 'link to a folder that it'),
 ])
-def test_folders_laid_out_otherwise_are_refused_with_the_reason(pets, spoil, error, message):
+def test_folder_source_other_layouts_raise(pets, spoil, error, message):
     spoil(pets)
     with pytest.raises(error, match=message):
         FolderSource(pets, 'train')
 
 
-def test_classes_unknown_in_training_are_named(pets):
+def test_folder_source_unknown_classes_of_val_raise(pets):
     fill(pets / 'val', {'yak': 1, 'zebra': 1})
     with pytest.raises(ValueError, match=r"val' has 2 classes \(yak, zebra\) that train/ does not have"):
         FolderSource(pets, 'auto')
@@ -216,16 +216,16 @@ def test_classes_unknown_in_training_are_named(pets):
     ('dev', "no split 'dev' .there are train, val"), ('test', "no split 'test' .there are train, val"),
     ('train[:x]', 'Unrecognized split format'),
     ('val[:0]', 'holds no examples .there are 3 in')])
-def test_splits_that_are_not_there_are_refused(pets, split, message):
+def test_folder_source_unknown_split_raises(pets, split, message):
     with pytest.raises(ValueError, match=message):
         FolderSource(pets, split)
 
 
-def test_other_number_of_classes_is_refused(pets):
+def test_open_source_other_number_of_classes_raises(pets):
     with pytest.raises(ValueError, match="num_classes=1000, but source 'folder' has 3"):
         open_source('folder', 'train', path=pets, num_classes=1000)
 
 
-def test_buckets_are_refused():
+def test_folder_source_bucket_raises():
     with pytest.raises(ValueError, match='mount the bucket'):
         FolderSource('gs://bucket/images', 'train')
