@@ -9,10 +9,12 @@ from typing import Any
 from absl import logging
 
 from evit_jax import models
+from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.data import splits
 from evit_jax.data.classes import displayed
 from evit_jax.data.positions import Segment
+from evit_jax.models.config import ViTConfig
 from evit_jax.reduction import budget
 from evit_jax.runtime import storage
 
@@ -25,8 +27,8 @@ _BEGINNING = ('init_from', 'init_ema')  # a run that goes on stays with what was
 _OPEN = {'model.classes': 0, 'model.dtype': 'auto', 'data.mean': [], 'data.std': []}
 # The model's identity: its parameters' shapes, and what else decides logits.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.UNSHAPED))
-# Recorded beside the config: what the data told of themselves, and the history of the run (see `history`).
-RECORDED = ('class_names', 'recorded', 'segments')
+# Recorded beside the config: the class names, the model (see `model_config`) and the run's history (see `history`).
+RECORDED = ('class_names', 'model_config', 'recorded', 'segments')
 # What runs did that began before there were such keys; configs/base.py says the same.
 _UNSAID = budget.UNSAID | {
     'model.heads': 0, 'model.norm_epsilon': 0.0, 'model.activation': '', 'model.pooling': '', 'model.one_head': False,
@@ -103,6 +105,17 @@ def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
     write_flat(path, saved | {'model.classes': len(names), 'class_names': list(names)})
 
 
+def record_model(path: str | os.PathLike, config: ViTConfig) -> None:
+    """Records the model's config in the workdir's config.
+
+    Raises:
+      ValueError: the run in the workdir has another model.
+    """
+    saved = saved_config(path)
+    model_configs.check_same(path, saved, config)
+    write_flat(path, saved | {model_configs.KEY: model_configs.to_json(config)})
+
+
 def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequence[str]) -> None:
     """Raises a ValueError if the run in the workdir, with this saved config, has other classes."""
     names = [*map(displayed, names)]
@@ -154,8 +167,10 @@ def write_config(path: str | os.PathLike, metadata: dict[str, Any]) -> None:
       about: config (nested), and class_names where they are known.
     """
     storage.as_path(path).mkdir(parents=True, exist_ok=True)
-    names = {'class_names': list(metadata['class_names'])} if 'class_names' in metadata else {}
-    write_flat(path, flat(metadata['config']) | names)
+    recorded = {'class_names': list(metadata['class_names'])} if 'class_names' in metadata else {}
+    if 'model_config' in metadata:
+        recorded['model_config'] = metadata['model_config']
+    write_flat(path, flat(metadata['config']) | recorded)
 
 
 def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:

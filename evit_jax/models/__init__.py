@@ -53,14 +53,17 @@ def get_config(name: str) -> ViTConfig:
     return get_by_name('model', name, SHAPES)
 
 
-def config_from_flat(config: Mapping[str, Any]) -> ViTConfig:
-    """The shape of the model in a flat config; a key that is absent has the value of the named model.
+def config_from_flat(config: Mapping[str, Any], base: ViTConfig | None = None) -> ViTConfig:
+    """Returns the model config of a flat run config. An absent or empty key has the value of the named model.
+
+    Args:
+      base: config that replaces the one of the named model.
 
     Raises:
       ValueError: no such model, or a value out of range.
     """
     values = {key: config.get(f'model.{key}') for key in ('image_size', 'classes', 'distilled', *UNSHAPED)}
-    model_config = get_config(config['model.name'])
+    model_config = base or get_config(config['model.name'])
     return dataclasses.replace(model_config, **{key: value for key, value in values.items() if value})
 
 

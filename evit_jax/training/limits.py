@@ -11,7 +11,7 @@ from evit_jax.checkpoints import best
 from evit_jax.metrics import writers
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.runtime import machine, sharding
-from evit_jax.training import step, teaching
+from evit_jax.training import distillation, step
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -30,7 +30,7 @@ def check(config: Any) -> None:
             ('model.gather_impl', config.model.gather_impl, ('', *GATHERS)),
             ('sharding', config.sharding, sharding.SHARDINGS),
             ('log.writer', config.log.writer, writers.KINDS), ('nonfinite', config.nonfinite, step.NONFINITE),
-            ('distill.kind', config.distill.kind, teaching.KINDS),
+            ('distill.kind', config.distill.kind, distillation.KINDS),
             ('checkpoint.best', config.checkpoint.best, ('', *best.METRICS) if averaged else ('', best.METRICS[0]))):
         if value not in known:
             raise ValueError(f'config.{key}={value!r} is unknown: there are {", ".join(filter(None, known))}')

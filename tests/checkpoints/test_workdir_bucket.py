@@ -27,8 +27,9 @@ from evit_jax.metrics.writers import JsonlWriter, TensorboardWriter, create_writ
 from evit_jax.runtime import storage
 from evit_jax.training import loop
 from tests.helpers import fake_bucket
+from tests.helpers.tiny_run import command, final_parameters
+from tests.helpers.tiny_run import config_of as tiny
 from tests.metrics.test_writers import read_events, scalars_of
-from tests.training.test_training import command, final_parameters, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_gcsfs = pytest.mark.skipif(importlib.util.find_spec('gcsfs') is None,

@@ -120,7 +120,7 @@ def test_the_door_makes_maps_that_a_training_reads(checkpoint, made, tmp_path, d
     told = json.loads((out / 'label_maps.json').read_text())
     assert told['annotator'].startswith('vit_layouts at 16 pixels, step 0') and told['data'] == 'digits train'
     laid = experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(out)))
-    batches = experiment.train_batches(laid, 3)
+    batches = laid.train_batches(3)
     batch = next(batches)
     batches.close()
     assert {name: (value.shape, value.dtype) for name, value in batch.items() if name != 'failed'} == {

@@ -1,4 +1,4 @@
-"""A DynamicViT through the doors: trained under a mask, from a plain model; converted, and run as it was trained."""
+"""A DynamicViT is trained with masked tokens from dense weights, loaded, converted, and used for prediction."""
 
 import dataclasses
 import logging
@@ -54,15 +54,15 @@ def pixels():
     return list(np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8))
 
 
-def test_training_masks_and_evaluation_drops():
-    laid = experiment.setup(layouts.config_of(**CONFIG))
-    assert laid.model.config.predictors == 2
-    assert [stage.plan for stage in laid.stages] == [laid.plan.in_training()]
-    assert laid.plan.counts == (8, 4) and laid.stages[0].plan.counts == (16, 16)
+def test_setup_masks_tokens_in_training_and_drops_them_in_evaluation():
+    run = experiment.setup(layouts.config_of(**CONFIG))
+    assert run.model.config.predictors == 2
+    assert [stage.plan for stage in run.stages] == [run.plan.in_training()]
+    assert run.plan.counts == (8, 4) and run.stages[0].plan.counts == (16, 16)
     assert experiment.setup(layouts.config_of()).model.config.predictors == 0
 
 
-def test_a_run_from_a_plain_model_is_read_with_its_predictors(trained):
+def test_load_model_of_a_run_from_dense_weights_has_predictors(trained):
     folder, metrics = trained
     found = load_model(folder)
     assert found.config.predictors == 2 and found.budget.reducer.name == 'dynamicvit' and found.plan().counts == (8, 4)
@@ -76,7 +76,7 @@ def test_a_run_from_a_plain_model_is_read_with_its_predictors(trained):
     assert [stage.attention for stage in example.views[0].stages] == [None, None]
 
 
-def test_a_start_keeps_what_both_have_and_says_what_is_fresh_or_left_out(plain, trained, log):
+def test_start_from_keeps_common_weights_and_logs_new_and_left_out_predictors(plain, trained, log):
     begun = weights.start_from(plain, initial(2, seed=7), prefix=1, ema=False)
     jax.tree.map(np.testing.assert_array_equal, begun['blocks'], initial(0)['blocks'])
     jax.tree.map(np.testing.assert_array_equal, begun['score_predictor'], initial(2, seed=7)['score_predictor'])
@@ -104,7 +104,7 @@ def test_weights_with_predictors_are_a_dynamicvit_where_nothing_else_is_said(tmp
     assert metadata.settings_of({'base_rate': 0.7, 'model': 'deit-s'}) == {'keep.rate': 0.7}
 
 
-def test_a_model_without_predictors_cannot_be_asked_for_them(plain):
+def test_plan_with_a_predicting_reducer_of_a_model_without_predictors_is_refused(plain):
     found = load_model(plain)
     asked = found._replace(budget=found.budget._replace(
         reducer=found.budget.reducer._replace(name='mine', predicts=True)))

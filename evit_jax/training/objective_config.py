@@ -1,0 +1,73 @@
+"""Chooses the training objective of a config, and checks the values that decide it."""
+
+from typing import Any
+
+from evit_jax import models
+from evit_jax.models.config import ViTConfig
+from evit_jax.models.lvvit import LVViTConfig
+from evit_jax.reduction import reducers
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.training import objectives
+from evit_jax.training.distillation import KINDS
+from evit_jax.training.objectives import Objective
+
+
+def check(config: Any, base: ViTConfig | None = None) -> None:
+    """Raises a ValueError for values that do not go together. Reads no files.
+
+    Args:
+      base: model config that replaces the one of the named model.
+    """
+    distill, kind = config.distill, config.distill.kind
+    if kind in ('hard', 'soft') and not config.model.distilled:
+        raise ValueError(f'config.distill.kind={kind} trains a distillation token, which this model lacks: give '
+                         '--config.model.distilled=True, or --config.distill.kind=self to train the class token')
+    if kind in ('hard', 'soft') and config.model.one_head:
+        raise ValueError(f'config.distill.kind={kind} trains the head of the distillation token, which this model '
+                         'lacks: give --config.model.one_head=False, or --config.distill.kind=self')
+    if kind == 'none' and config.teacher.path:
+        raise ValueError(f'the teacher in {config.teacher.path} is not used: give --config.distill.kind='
+                         f'{", ".join(KINDS[1:-1])} or {KINDS[-1]}, or no config.teacher.path')
+    if kind == 'self' and distill.token_weight and not config.teacher.dense:
+        raise ValueError(f'config.distill.token_weight={distill.token_weight} compares tokens with those of a teacher '
+                         'that drops none: give --config.teacher.dense=True, or --config.distill.token_weight=0')
+    _check_token_labels(config, base)
+
+    scaled = config.optimizer.backbone_scale != 1 or config.optimizer.backbone_from_epoch
+    if scaled and not reducers.get_reducer(config.reducer.name).predicts:
+        raise ValueError('config.optimizer.backbone_scale and backbone_from_epoch apply to all parameters but the '
+                         f'token predictors, and reducer {config.reducer.name} has none: leave them at 1 and 0')
+
+
+def _check_token_labels(config, base):
+    if not config.data.token_labels:
+        return
+    if not isinstance(base or models.get_config(config.model.name), LVViTConfig):
+        raise ValueError(f'config.data.token_labels={config.data.token_labels} needs a model with a head for patch '
+                         f'tokens, which {config.model.name} lacks: give an lvvit, or --config.data.token_labels=')
+    if config.distill.kind != 'none':
+        raise ValueError(f'config.distill.kind={config.distill.kind} and config.data.token_labels both decide the '
+                         'objective: give one of them')
+    if config.mixing.mixup or config.mixing.cutmix:
+        raise ValueError('with config.data.token_labels, MixToken replaces mixup and cutmix: give '
+                         '--config.mixing.mixup=0 --config.mixing.cutmix=0')
+
+
+def objective(config: Any, prefix: int, plan: TokenPlan) -> Objective:
+    """Returns the training objective under a plan.
+
+    Args:
+      prefix: number of prefix tokens.
+    """
+    distill = config.distill
+    if distill.kind in ('hard', 'soft'):
+        chosen = objectives.distilled(distill.kind, alpha=distill.alpha, tau=distill.tau)
+    elif distill.kind == 'self':
+        chosen = objectives.imitating(weight=distill.weight, token_weight=distill.token_weight, prefix=prefix)
+    elif config.data.token_labels:
+        chosen = objectives.token_labelled(config.data.token_weight)
+    else:
+        chosen = objectives.plain()
+    if plan.reducer.masks and plan.reductions:
+        chosen = Objective((*chosen.parts, objectives.keeping(plan.shares, config.reducer.share_weight)))
+    return chosen
