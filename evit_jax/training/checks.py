@@ -1,4 +1,4 @@
-"""Checks of a config before any long work. They write nothing."""
+"""Checks a config before any long work starts. The checks write nothing."""
 
 import os
 from typing import Any
@@ -17,13 +17,20 @@ from evit_jax.training.model_setup import config_and_plans
 
 
 def check_start(config: Any, workdir: str | os.PathLike, base: ViTConfig | None = None) -> None:
-    """Raises a ValueError if a run in this workdir lacks its teacher, or the weights that it is to begin from."""
+    """Checks that the teacher and the initial weights of a run in this workdir are there.
+
+    Args:
+      base: model config that replaces the one of the named model.
+
+    Raises:
+      ValueError: they are missing, or they do not fit the model.
+    """
     distillation.check_teacher(config)
     if newest_step(workdir) is not None:
         return
     if config.init_from is None:
-        raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of the run that '
-                         'has them, or --config.init_from= to start from nothing')
+        raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of a trained '
+                         'run, or --config.init_from= to start from random weights')
     if not config.init_from:
         return
     weights.check_is_workdir('config.init_from', config.init_from)
@@ -33,16 +40,26 @@ def check_start(config: Any, workdir: str | os.PathLike, base: ViTConfig | None 
 
 
 def check_training(config: Any, base: ViTConfig | None = None) -> None:
-    """Raises a ValueError for a value outside its limits, or one that training cannot do with; reads nothing."""
+    """Checks the values of a config for training; reads nothing.
+
+    Args:
+      base: model config that replaces the one of the named model.
+
+    Raises:
+      ValueError: a value is outside its limits, contradicts another one, or cannot be trained with.
+    """
     check(config, base)
     limits.check_mixing(config, jax.device_count())
 
 
 def check(config: Any, base: ViTConfig | None = None) -> None:
-    """Raises a ValueError for a value outside its limits; reads and writes nothing.
+    """Checks the values of a config for training or evaluation; reads nothing.
 
     Args:
       base: model config that replaces the one of the named model.
+
+    Raises:
+      ValueError: a value is outside its limits or contradicts another one.
     """
     limits.check(config)
     profiler.parse_steps(config.profile_steps)
@@ -50,13 +67,13 @@ def check(config: Any, base: ViTConfig | None = None) -> None:
     inputs.train_transform(config)
     inputs.eval_transform(config)
     _check_tokens(config)
-    _, plan_at = config_and_plans(config, base=base)
+    _, plan_at, _ = config_and_plans(config, base=base)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
     sharding.data_mesh(config.batch_size)
 
 
 def _check_tokens(config):
-    """Raises a ValueError where there is not one token count, or one rate, for each block that reduces."""
+    """Raises a ValueError unless there is one token count, or one rate, for each block of model.reduce_at."""
     keep, blocks = config.keep, len(config.model.reduce_at)
     key = 'tokens' if keep.tokens else 'rates'
     if keep[key] and len(keep[key]) != blocks and not keep.macs and not config.reducer.r:

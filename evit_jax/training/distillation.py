@@ -12,7 +12,7 @@ from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.manager import newest_step
-from evit_jax.data.classes import readable
+from evit_jax.data.classes import readable_names
 from evit_jax.models import Model, Params
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.training.objectives import Taught
@@ -28,6 +28,7 @@ class Teacher(NamedTuple):
     params: Params             # numpy arrays
     mean: tuple[float, ...]    # mean of each channel that it was trained with
     std: tuple[float, ...]     # standard deviation of each channel
+    patch_tokens: bool = False  # also return the patch tokens
     digest: str = ''           # digest of `arrays`
 
     @property
@@ -44,12 +45,12 @@ class Teacher(NamedTuple):
         """
         if (tuple(mean), tuple(std)) != (self.mean, self.std):
             images = (images * jnp.asarray(std) + jnp.asarray(mean) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
-        logits, seen = self.model.apply(params, images, self.plan)
-        return Taught(logits, seen['norm'][:, self.model.config.prefix:])
+        logits, intermediates = self.model.apply(params, images, self.plan, patch_tokens=self.patch_tokens)
+        return Taught(logits, intermediates.get('patch_tokens'))
 
 
 def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, class_names: Sequence[str],
-                 dtype: Any) -> Teacher:
+                 dtype: Any, patch_tokens: bool = False) -> Teacher:
     """Loads a teacher from a workdir.
 
     Args:
@@ -58,12 +59,13 @@ def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size:
       image_size: size of the images; its position embeddings are resized to it.
       class_names: classes of the student.
       dtype: dtype of its computation.
+      patch_tokens: also return its patch tokens.
 
     Raises:
       ValueError: no readable checkpoint, no EMA in it, other classes, or a size that its patches do not divide.
     """
     trained = load_model(path, ema=ema)
-    names = readable(class_names)
+    names = readable_names(class_names)
     if len(trained.class_names) != len(names):
         raise ValueError(f'the teacher in {path} has {len(trained.class_names)} classes, this data has {len(names)}: '
                          'give a teacher that was trained on the same classes')
@@ -72,11 +74,11 @@ def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size:
         raise ValueError(f'the teacher in {path} has other classes (the first that differs is {there!r} there, '
                          f'{here!r} in the data): give a teacher that was trained on the same classes')
     trained = trained._replace(image_size=image_size)
-    model = models.create(trained.config, dtype=dtype)
+    model = models.create(trained.config, dtype=dtype, modules=trained.modules)
     plan = (make_plan(trained.config.patches(image_size), trained.config.depth, reduce_at=()) if dense else
             trained.plan())
     logging.info('teacher: %s in %s at step %d: %s', trained.name, path, trained.step, plan)
-    return Teacher(model, plan, trained.params, trained.mean, trained.std)
+    return Teacher(model, plan, trained.params, trained.mean, trained.std, patch_tokens)
 
 
 def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence[str], dtype: Any) -> Teacher | None:
@@ -95,14 +97,19 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
         return None
     _, path, ema = _source(config)
     teacher = load_teacher(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
-                           class_names=class_names, dtype=dtype)
-    if config.distill.kind == 'self' and config.distill.token_weight:
+                           class_names=class_names, dtype=dtype, patch_tokens=compares_tokens(config))
+    if compares_tokens(config):
         there, here = (teacher.plan.patches, teacher.model.config.width), (plan.patches, width)
         if there != here:
             raise ValueError(f'the teacher in {path} has {there[0]} tokens of width {there[1]}, this model {here[0]} '
                              f'of width {here[1]}: their tokens cannot be compared, give '
                              '--config.distill.token_weight=0')
     return teacher
+
+
+def compares_tokens(config: Any) -> bool:
+    """Returns True if the loss compares patch tokens with those of a teacher."""
+    return config.distill.kind == 'self' and config.distill.token_weight > 0
 
 
 def check_teacher(config: Any) -> None:

@@ -18,7 +18,7 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, float]
     sample: dict[str, Any]  # see `Examples`: image, label, prediction; kept: per reduction [B, K];
-                            # token_of_patch: per reduction [B, N], if the reducer merges
+                            # token_of_patch: per reduction [B, P]
 
 
 def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], put: Callable[[dict], dict], *, patches: int,
@@ -57,7 +57,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], put: Callabl
         update = _batch_averages(outputs, batch, patches)
         averages = {name: averages[name].merge(value) for name, value in update.items()} if averages else update
         examples.add({'image': batch['image'], 'label': batch['label']} | {
-            name: outputs[name] for name in ('prediction', 'kept', 'token_of_patch') if name in outputs}, batch)
+            name: outputs[name] for name in ('prediction', 'kept', 'token_of_patch')}, batch)
     seconds = time.perf_counter() - begin
     averages, timed = _over_processes(averages, timed)
     nonfinite = averages.pop('nonfinite', Average(0.0, 0.0))
@@ -72,7 +72,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], put: Callabl
     metrics = {'images': nonfinite.count} | {name: value.compute() for name, value in averages.items()}
     if timed:
         metrics['images_per_second'] = timed / seconds
-    return Evaluation(metrics, examples.chosen())
+    return Evaluation(metrics, examples.collect())
 
 
 def _batch_averages(outputs, batch, patches):
@@ -87,9 +87,7 @@ def _batch_averages(outputs, batch, patches):
     on_object = np.zeros((len(weight), patches), bool)  # a batch of padding alone has no masks
     if 'mask' in batch:
         on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]
-    shares = (map(shares_of_tokens, outputs['token_of_patch']) if 'token_of_patch' in outputs else
-              (present(kept, patches) for kept in outputs['kept']))
-    for number, share in enumerate(shares, 1):
+    for number, share in enumerate(map(patch_shares, outputs['kept'], outputs['token_of_patch']), 1):
         totals[f'object_kept_{number}'] = (share * on_object).sum()
         counts[f'object_kept_{number}'] = float(on_object.sum())
         totals[f'random_kept_{number}'] = (share.mean(1) * weight).sum()
@@ -117,20 +115,17 @@ def object_patches(mask: np.ndarray, patches: int) -> np.ndarray:
     return cover.reshape(batch, patches) > OBJECT_COVER
 
 
-def present(kept: np.ndarray, patches: int) -> np.ndarray:
-    """Converts kept patch ids [B, K] to a bool mask [B, N]. Fused tokens (negative ids) are ignored."""
-    mask = np.zeros((len(kept), patches + 1), bool)
-    np.put_along_axis(mask, np.where(kept < 0, patches, kept), True, axis=1)
-    return mask[:, :patches]
+def patch_shares(kept: np.ndarray, token_of_patch: np.ndarray) -> np.ndarray:
+    """Computes how much of each patch is left after a reduction, [B, P]: 1 / (number of patches in its token).
 
-
-def shares_of_tokens(token_of_patch: np.ndarray) -> np.ndarray:
-    """Returns each patch's share of its token: 1 / (number of patches in it), or 0 for a dropped patch.
+    A patch that is dropped, or whose token is a fused one, has 0.
 
     Args:
-      token_of_patch: [B, N] token indices; -1 is a dropped patch.
+      kept: [B, K] patch ids of the tokens; a fused token has a negative id.
+      token_of_patch: [B, P] index of the token that holds each patch; -1: dropped.
     """
     batch, patches = token_of_patch.shape
-    index = np.where(token_of_patch < 0, patches, token_of_patch) + (patches + 1) * np.arange(batch)[:, None]
-    size = np.bincount(index.ravel(), minlength=batch * (patches + 1))
-    return np.where(token_of_patch < 0, 0, 1 / size[index])
+    bins = np.where(token_of_patch < 0, patches, token_of_patch) + (patches + 1) * np.arange(batch)[:, None]
+    size = np.bincount(bins.ravel(), minlength=batch * (patches + 1))
+    left = (token_of_patch >= 0) & (np.take_along_axis(kept, np.maximum(token_of_patch, 0), axis=1) >= 0)
+    return np.where(left, 1 / size[bins], 0)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from evit_jax import models
 from evit_jax.checkpoints import model_config as model_configs
-from evit_jax.checkpoints import preprocessing, weights
+from evit_jax.checkpoints import open_defaults, weights
 from evit_jax.checkpoints.state import TrainState, create_state
 from evit_jax.data import order, pipeline
 from evit_jax.data.failures import Failures
@@ -27,7 +27,7 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.schedule import KeepSchedule, Stage, stages
 from evit_jax.runtime import agreement, machine, sharding
-from evit_jax.training import distillation, inputs, limits, model_setup, objective_config
+from evit_jax.training import distillation, inputs, model_setup, objective_config
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import step as steps
 from evit_jax.training.distillation import Teacher
@@ -89,8 +89,8 @@ class Experiment(NamedTuple):
         if config.init_from:
             weights.check_values(config.init_from, self.model.config)
             params = weights.same_weights(config.init_from, functools.partial(
-                weights.start_from, config.init_from, params, prefix=self.model.config.prefix, ema=config.init_ema,
-                class_names=self.train_source.class_names))
+                weights.start_from, config.init_from, params, prefix=self.model.config.num_prefix_tokens,
+                ema=config.init_ema, class_names=self.train_source.class_names))
         return jax.jit(self._state_of, out_shardings=self.shardings())(params)
 
     def trained_state(self, workdir: str | os.PathLike) -> TrainState:
@@ -132,7 +132,7 @@ class Experiment(NamedTuple):
         config = self.config
         teacher = weights.same_weights(config.teacher.path or config.init_from, functools.partial(
             distillation.read_teacher, config, self.plan, self.model.config.width, self.train_source.class_names,
-            limits.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
+            machine.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
         if teacher is None:
             return None
         teacher = teacher._replace(digest=agreement.digest_tree(teacher.arrays))
@@ -153,9 +153,9 @@ class Experiment(NamedTuple):
         teach = teacher and functools.partial(teacher.teach, mean=tuple(config.data.mean), std=tuple(config.data.std))
         step = steps.make_train_step(
             model, self.optimizer, self.schedule, prepare=self.prepare, mix=self._mix, teach=teach,
-            objective=functools.partial(objective_config.objective, config, model.config.prefix),
-            ema_decay=config.ema_decay, seed=config.seed, updates_every=config.optimizer.accumulate,
-            skip_nonfinite=config.nonfinite == 'skip')
+            objective=functools.partial(objective_config.objective, config), ema_decay=config.ema_decay,
+            seed=config.seed, patch_tokens=distillation.compares_tokens(config),
+            updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
         state, replicated = self.shardings(), sharding.replicated(self.mesh)
         batch = sharding.batch_sharding(self.mesh)
         teacher_params = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []
@@ -212,7 +212,7 @@ class Experiment(NamedTuple):
                 batch, swap_key, patches=self.patches, classes=self.model.config.classes, groups=self.mesh.size,
                 smoothing=self.config.label_smoothing)
             return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
-        images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_of(self.config),
+        images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_settings(self.config),
                                            groups=self.mesh.size, classes=self.model.config.classes)
         return steps.Mixed(images, Targets(targets))
 
@@ -239,13 +239,13 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
       ValueError: a value is out of range; names the value, its limit and a way out.
     """
     mesh = mesh or sharding.data_mesh(config.batch_size)
-    config = machine.with_dtype(preprocessing.filled(config), mesh.devices.flat[0].platform)
+    config = open_defaults.resolve(config, platform=mesh.devices.flat[0].platform)
     train_source, test_source = _checked_sources(config, sources) if sources else _open_sources(config)
     if not config.model.classes:
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.classes = train_source.num_classes
-    model_config, plan_at = model_setup.config_and_plans(config, trained, model_config)
+    model_config, plan_at, modules = model_setup.config_and_plans(config, trained, model_config)
     batch_size, per_epoch = config.batch_size, _steps_per_epoch(config, train_source)
     steps_without_offset, total_steps = (
         order.train_steps(len(train_source), batch_size, config.epochs, config.data.repeats, samples)
@@ -257,8 +257,8 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
                        for stage in run_stages)
     optimizer, schedule = optimizers.from_config(config.optimizer, batch_size, steps_without_offset, per_epoch,
                                                  offset / batch_size)
-    model = models.create(model_config, drop_path=config.model.drop_path, dtype=limits.DTYPES[config.model.dtype],
-                          remat=config.remat, gather_impl=config.model.gather_impl)
+    model = models.create(model_config, drop_path=config.model.drop_path, dtype=machine.DTYPES[config.model.dtype],
+                          remat=config.remat, gather_impl=config.model.gather_impl, modules=modules)
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
     targets = inputs.token_targets(config, train_source, plan_at(1.0).patches)
     return Experiment(config, mesh, model, train_source, test_source, plan_at(1.0), run_stages, max(total_steps, 0),

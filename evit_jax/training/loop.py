@@ -10,8 +10,8 @@ import jax
 from absl import logging
 from clu import parameter_overview
 
+from evit_jax.checkpoints import continuation, open_defaults, weights
 from evit_jax.checkpoints import model_config as model_configs
-from evit_jax.checkpoints import preprocessing, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.best import BestCheckpoint
 from evit_jax.checkpoints.lock import WorkdirLock
@@ -21,7 +21,7 @@ from evit_jax.data.sources import Source
 from evit_jax.metrics.writers import create_writer
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.runtime import agreement, distributed, machine
+from evit_jax.runtime import agreement, distributed
 from evit_jax.runtime.preemption import PreemptionHandler
 from evit_jax.training import (
     checks,
@@ -67,7 +67,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
         def open_workdir():
             checks.check_start(config, workdir, model_config)
             resources.enter_context(WorkdirLock(workdir))
-            workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
+            continuation.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
 
         distributed.on_process_zero(open_workdir)
         run = experiment.setup(config, sources=sources, model_config=model_config)
@@ -111,7 +111,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     check_classes = functools.partial(workdirs.check_classes, workdir, trained)
     if source is None:
         data_sources.check_classes(config.data.source, config.data.path, check_classes)
-        source = inputs.open_held_out(config)
+        source = inputs.open_test_source(config)
     check_classes(source.class_names)
     history.warn_of_other_data(trained, source)
     config = evaluation_config.with_batch_for(config, len(source), jax.device_count())
@@ -133,8 +133,7 @@ def _with_objects(config, sources, model_config=None):
 def _check_training(config, workdir, model_config):
     """Returns the checked config, with the values that depend on the initial weights or the machine filled in."""
     checks.check_training(config, model_config)
-    config = preprocessing.resolve(config, workdir)
-    return machine.with_dtype(config, jax.devices()[0].platform, workdirs.recorded_dtype(workdir))
+    return open_defaults.resolve_for_training(config, workdir, jax.devices()[0].platform)
 
 
 def _train(run, workdir, resources, accept_changes):

@@ -8,24 +8,25 @@ from evit_jax import models
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.models.config import ViTConfig
-from evit_jax.reduction import reducers
-from evit_jax.reduction.budget import TokenBudget, check_predictors
+from evit_jax.reduction import registry
+from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
 from evit_jax.reduction.plan import TokenPlan, by_depth
 from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.schedule import Stage
 
 CUSTOM = 'custom'  # model.name and data.source of a model and of sources that are passed as objects
 
 
 def config_and_plans(config: Any, trained: dict[str, Any] | None = None,
-                     base: ViTConfig | None = None) -> tuple[ViTConfig, Callable[[float], TokenPlan]]:
-    """Returns the model config of a run, and a function from progress in [0, 1] to the token plan.
+                     base: ViTConfig | None = None) -> tuple[ViTConfig, Callable[[float], TokenPlan], Modules]:
+    """Returns the model config of a run, its token plans by progress in [0, 1], and its learned modules.
 
     Progress is that of the keep schedule: 0 is dense, 1 is the plan that is evaluated.
 
     Args:
       trained: flat config that the weights were trained with, if it is not `config`. It decides the size of the
-        position embeddings and the number of token predictors.
+        position embeddings and the learned modules.
       base: model config that replaces the one of the named model.
 
     Raises:
@@ -33,15 +34,19 @@ def config_and_plans(config: Any, trained: dict[str, Any] | None = None,
     """
     flat = workdirs.flat(config.to_dict())
     trained = trained or flat
-    has_predictors = reducers.get_reducer(trained.get('reducer.name', 'evit')).predicts
     model_config = models.config_from_flat(flat | {'model.image_size': trained['model.image_size']}, base)
-    model_config = dataclasses.replace(model_config,
-                                       predictors=len(trained['model.reduce_at']) if has_predictors else 0)
     budget = TokenBudget.of_config(flat)
     plan_at = budget.plans(model_config.patches(config.model.image_size), model_config.depth, model_config.macs)
-    model_config.check_plan(plan_at(1.0))
-    check_predictors(plan_at(1.0), trained.get('model.reduce_at', ()))
-    return model_config, plan_at
+    modules = trained_modules(trained)
+    modules.check(plan_at(1.0))
+    check_trained_blocks(plan_at(1.0), trained.get('model.reduce_at', ()))
+    return model_config, plan_at, modules
+
+
+def trained_modules(flat: dict[str, Any]) -> Modules:
+    """Returns the learned modules of a model that is trained with a flat config: one per reduction, if any."""
+    reducer = registry.get_reducer(flat.get('reducer.name', 'evit'))
+    return Modules(reducer, len(flat['model.reduce_at'])) if reducer.is_learned else NO_MODULES
 
 
 def apply_model_config(config: Any, model_config: ViTConfig) -> Any:
@@ -50,7 +55,7 @@ def apply_model_config(config: Any, model_config: ViTConfig) -> Any:
     The model's name becomes 'custom' where a named model would be another one.
     """
     values = {key: getattr(model_config, key) for key in model_configs.CONFIG_FIELDS}
-    named = models.SHAPES.get(config.model.name)
+    named = models.CONFIGS.get(config.model.name)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.update(values)

@@ -5,7 +5,7 @@ from typing import Any
 from evit_jax import models
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
-from evit_jax.reduction import reducers
+from evit_jax.reduction import registry
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.training import objectives
 from evit_jax.training.distillation import KINDS
@@ -34,9 +34,9 @@ def check(config: Any, base: ViTConfig | None = None) -> None:
     _check_token_labels(config, base)
 
     scaled = config.optimizer.backbone_scale != 1 or config.optimizer.backbone_from_epoch
-    if scaled and not reducers.get_reducer(config.reducer.name).predicts:
-        raise ValueError('config.optimizer.backbone_scale and backbone_from_epoch apply to all parameters but the '
-                         f'token predictors, and reducer {config.reducer.name} has none: leave them at 1 and 0')
+    if scaled and not registry.get_reducer(config.reducer.name).is_learned:
+        raise ValueError('config.optimizer.backbone_scale and backbone_from_epoch are for all parameters but '
+                         f'those of the reducer, and reducer {config.reducer.name} has none: leave them at 1 and 0')
 
 
 def _check_token_labels(config, base):
@@ -53,21 +53,18 @@ def _check_token_labels(config, base):
                          '--config.mixing.mixup=0 --config.mixing.cutmix=0')
 
 
-def objective(config: Any, prefix: int, plan: TokenPlan) -> Objective:
-    """Returns the training objective under a plan.
-
-    Args:
-      prefix: number of prefix tokens.
-    """
+def objective(config: Any, plan: TokenPlan) -> Objective:
+    """Returns the training objective under a plan."""
     distill = config.distill
     if distill.kind in ('hard', 'soft'):
-        chosen = objectives.distilled(distill.kind, alpha=distill.alpha, tau=distill.tau)
+        chosen = objectives.distillation_loss(distill.kind, alpha=distill.alpha, tau=distill.tau)
     elif distill.kind == 'self':
-        chosen = objectives.imitating(weight=distill.weight, token_weight=distill.token_weight, prefix=prefix)
+        chosen = objectives.self_distillation_loss(weight=distill.weight, token_weight=distill.token_weight)
     elif config.data.token_labels:
-        chosen = objectives.token_labelled(config.data.token_weight)
+        chosen = objectives.token_label_loss(config.data.token_weight)
     else:
-        chosen = objectives.plain()
-    if plan.reducer.masks and plan.reductions:
-        chosen = Objective((*chosen.parts, objectives.keeping(plan.shares, config.reducer.share_weight)))
+        chosen = objectives.classification_loss()
+    if plan.reductions and plan.counts[-1] == plan.patches:  # tokens are masked, not dropped
+        keep_ratio = objectives.keep_ratio_loss(plan.kept_fractions, config.reducer.share_weight)
+        chosen = Objective((*chosen.terms, keep_ratio))
     return chosen

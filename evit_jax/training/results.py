@@ -151,9 +151,9 @@ def _kept_page(run, sample):
     """Returns the picture of images and their kept patches, or None without reductions or images."""
     if not sample or not sample['kept']:
         return None
-    return kept_grid(sample['image'], sample['kept'], run.model.config.patch_size,
-                     token_of_patch=sample.get('token_of_patch'), predictions=sample['prediction'],
-                     truths=sample['label'], class_names=run.test_source.class_names)
+    groups = sample['token_of_patch'] if run.plan.reducer.merges else None
+    return kept_grid(sample['image'], sample['kept'], run.model.config.patch_size, token_of_patch=groups,
+                     predictions=sample['prediction'], truths=sample['label'], class_names=run.test_source.class_names)
 
 
 def _write_pictures(run, sample, workdir):

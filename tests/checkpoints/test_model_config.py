@@ -11,7 +11,7 @@ from evit_jax.models.lvvit import LVViTConfig
 from tests.helpers import layouts
 
 
-@pytest.mark.parametrize('config', [*models.SHAPES.values(), layouts.SHAPE, LVViTConfig(width=96, heads=3)])
+@pytest.mark.parametrize('config', [*models.CONFIGS.values(), layouts.SHAPE, LVViTConfig(width=96, heads=3)])
 def test_from_json_of_to_json_is_the_config(config):
     stored = json.loads(json.dumps(model_configs.to_json(config)))
     assert model_configs.from_json(stored) == config and type(model_configs.from_json(stored)) is type(config)

@@ -106,7 +106,7 @@ def evaluate_here(workdir, *, out=None, explicit=None, **changes):
 
 def prepare(patch):
     """Patches the model and the data into the tables of the package, for programs that look them up by name."""
-    patch.setitem(models.SHAPES, 'vit_layouts', SHAPE)
+    patch.setitem(models.CONFIGS, 'vit_layouts', SHAPE)
     patch.setattr(data_sources, 'open_source', lambda name, split, **_: Colours(split))
 
 

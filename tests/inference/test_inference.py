@@ -233,9 +233,9 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, workdir, monkeypatch
                        ('', 'holds no checkpoint')):
         with pytest.raises(ValueError, match=said):
             load_model(tmp_path / name)
-    monkeypatch.setitem(models.SHAPES, 'vit_layouts', dataclasses.replace(layouts.SHAPE, width=32))
+    monkeypatch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, width=32))
     with pytest.raises(ValueError, match='do not fit this model'):
         load_model(workdir)
-    monkeypatch.delitem(models.SHAPES, 'vit_layouts')
+    monkeypatch.delitem(models.CONFIGS, 'vit_layouts')
     with pytest.raises(ValueError, match="unknown model 'vit_layouts'"):
         load_model(workdir)

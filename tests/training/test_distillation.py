@@ -21,7 +21,7 @@ def least():
     """`load_model` looks the models up by their names."""
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
-        patch.setitem(models.SHAPES, 'vit_narrow', dataclasses.replace(layouts.SHAPE, width=32))
+        patch.setitem(models.CONFIGS, 'vit_narrow', dataclasses.replace(layouts.SHAPE, width=32))
         yield
 
 
@@ -165,7 +165,7 @@ def wrong_teachers(tmp_path_factory):
     folder = tmp_path_factory.mktemp('wrong_teachers')
     for name, model, names in (('four', 'vit_layouts', (*NAMES, 'grey')),
                                ('other', 'vit_layouts', ('red', 'grey', 'blue')), ('narrow', 'vit_narrow', NAMES)):
-        shape = dataclasses.replace(models.SHAPES[model], classes=len(names))
+        shape = dataclasses.replace(models.CONFIGS[model], classes=len(names))
         config = layouts.config_of(model__classes=len(names), model__name=model)
         save(folder / name, models.create(shape).init(jax.random.key(0)),
              {'config': config.to_dict(), 'class_names': list(names)})

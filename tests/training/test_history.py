@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from evit_jax.checkpoints import continuation
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.training import history
 from evit_jax.training.history import Record
@@ -72,13 +73,13 @@ def test_compare_logs_other_versions_and_with_mixing_other_devices(recorded, cap
 
 def test_open_workdir_with_another_accumulate_is_refused(recorded):
     with pytest.raises(ValueError, match=r'optimizer.accumulate 1 -> 2\).*--config.init_from='):
-        workdirs.open_workdir(recorded, layouts.config_of(optimizer__accumulate=2).to_dict(), accept_changes=True)
+        continuation.open_workdir(recorded, layouts.config_of(optimizer__accumulate=2).to_dict(), accept_changes=True)
 
 
 def test_open_workdir_without_a_record_keeps_the_old_batch_size_as_a_segment(recorded, caplog):
     older = {key: value for key, value in saved(recorded).items() if key not in ('recorded', 'segments')}
     workdirs.write_flat(recorded, older)
-    workdirs.open_workdir(recorded, layouts.config_of(batch_size=32).to_dict(), accept_changes=True)
+    continuation.open_workdir(recorded, layouts.config_of(batch_size=32).to_dict(), accept_changes=True)
     assert 'batch_size 64 -> 32' in caplog.text and saved(recorded)['batch_size'] == 32
     history.compare(recorded, RECORD, accept_changes=False)
     assert saved(recorded)['segments'] == [{'step': 0, 'samples': 0, 'batch_size': 64, 'repeats': 1, 'examples': None}]
@@ -87,7 +88,7 @@ def test_open_workdir_without_a_record_keeps_the_old_batch_size_as_a_segment(rec
 def test_train_resumed_with_another_batch_size_or_data_keeps_its_epoch(shared_run, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     layouts.cut_off(shared_run, tmp_path / 'run')  # step 5, epoch 2.5 of 5
-    with pytest.raises(ValueError, match=r'batch_size 64 -> 32.*from the place in the epoch that it has reached'):
+    with pytest.raises(ValueError, match=r'batch_size 64 -> 32.*from the position in the epoch that it has reached'):
         layouts.train_here(tmp_path / 'run', batch_size=32)
     monkeypatch.setitem(layouts.Colours.sizes, 'train', 192)
     with pytest.raises(ValueError, match='train: 128 examples then, 192 now'):

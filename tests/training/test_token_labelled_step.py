@@ -46,7 +46,7 @@ def stepped():
     optimizer = optax.sgd(0.1)
     step = jax.jit(steps.make_train_step(
         model, optimizer, lambda _: 0.1, prepare=lambda images: images, mix=mix, seed=0, ema_decay=0.5,
-        objective=lambda plan: objectives.token_labelled(0.5)), static_argnums=2)
+        objective=lambda plan: objectives.token_label_loss(0.5)), static_argnums=2)
     before = create_state(model.init(jax.random.key(1)), optimizer, ema=True)
     after, metrics = step(before, batch, PLAN)
     return model, batch, before, after, metrics
@@ -56,8 +56,8 @@ def shown(model, batch, before):
     """What the model shows of the step's images, and the step's targets."""
     drop_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
     mixed = mix(jnp.asarray(batch['image']), batch, mix_key)
-    assert np.asarray(mixed.asked['swap']).any()
-    return model.apply(before.params, mixed.images, PLAN, drop_key, **mixed.asked)[1], mixed.targets
+    assert np.asarray(mixed.options['swap']).any()
+    return model.apply(before.params, mixed.images, PLAN, drop_key, **mixed.options)[1], mixed.targets
 
 
 def test_train_step_uses_the_labels_of_the_swapped_patches(stepped):
