@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from evit_jax.runtime import distributed
-from evit_jax.training.evaluation import evaluate, object_patches, present, shares_of_tokens
+from evit_jax.training.evaluation import evaluate, object_patches, patch_shares
 
 
 def test_evaluate_counts_each_image_once_and_no_padding():
     def step(batch):
         right = batch['label'] == 1
         return {'loss': np.ones(4), 'right': right, 'right5': right, 'prediction': batch['label'],
-                'kept': (np.array([[0, -1]] * 4),)}
+                'kept': (np.array([[0, -1]] * 4),), 'token_of_patch': (np.array([[0, 1, 1, 1]] * 4),)}
 
     mask = np.zeros((4, 4, 4), bool)
     mask[:, :2, :2] = True
@@ -27,25 +27,29 @@ def test_evaluate_counts_each_image_once_and_no_padding():
 
 def test_evaluate_without_a_readable_image_is_refused():
     def step(batch):
-        return {'loss': np.zeros(2), 'right': np.zeros(2), 'right5': np.zeros(2), 'prediction': np.zeros(2), 'kept': ()}
+        return {'loss': np.zeros(2), 'right': np.zeros(2), 'right5': np.zeros(2), 'prediction': np.zeros(2), 'kept': (),
+                'token_of_patch': ()}
 
     unreadable = {'image': np.zeros((2, 4, 4, 3), np.uint8), 'label': np.zeros(2, int), 'weight': np.zeros(2)}
     with pytest.raises(ValueError, match='none of the images to evaluate on could be read'):
         evaluate(step, [unreadable], lambda batch: batch, patches=4)
 
 
-def test_object_patches_and_present_are_row_major():
+def test_object_patches_are_row_major():
     mask = np.zeros((1, 4, 4), bool)
     mask[0, 2:, :2] = True
     assert object_patches(mask, 4).tolist() == [[False, False, True, False]]
-    assert present(np.array([[3, -1, 0]]), 4).tolist() == [[True, False, False, True]]
 
 
-def test_shares_of_tokens_of_merged_patches_sum_to_one_per_token():
+def test_patch_shares_of_merged_patches_sum_to_one_per_token():
     token_of_patch = np.array([[0, 1, 1, 2], [0, 0, 0, -1]])
-    np.testing.assert_allclose(shares_of_tokens(token_of_patch), [[1, 1 / 2, 1 / 2, 1], [1 / 3, 1 / 3, 1 / 3, 0]])
-    dropped = np.array([[-1, 0, -1, 1]])  # one patch per token, as after dropping
-    np.testing.assert_array_equal(shares_of_tokens(dropped), present(np.array([[1, 3]]), 4))
+    kept = np.array([[0, 1, 3], [0, 1, 2]])
+    np.testing.assert_allclose(patch_shares(kept, token_of_patch), [[1, 1 / 2, 1 / 2, 1], [1 / 3, 1 / 3, 1 / 3, 0]])
+
+
+def test_patch_shares_of_dropped_and_fused_patches_are_zero():
+    np.testing.assert_array_equal(patch_shares(np.array([[1, 3]]), np.array([[-1, 0, -1, 1]])), [[0, 1, 0, 1]])
+    np.testing.assert_array_equal(patch_shares(np.array([[3, -1]]), np.array([[1, 1, 1, 0]])), [[0, 0, 0, 1]])
 
 
 def test_evaluate_sums_in_float64_and_over_processes(monkeypatch):
@@ -54,7 +58,8 @@ def test_evaluate_sums_in_float64_and_over_processes(monkeypatch):
 
     def step(batch):
         right = np.ones(2, bool)
-        return {'loss': losses, 'right': right, 'right5': right, 'prediction': batch['label'], 'kept': ()}
+        return {'loss': losses, 'right': right, 'right5': right, 'prediction': batch['label'], 'kept': (),
+                'token_of_patch': ()}
 
     batch = {'image': np.zeros((2, 4, 4, 3), np.uint8), 'label': np.zeros(2, int), 'weight': weights}
     assert evaluate(step, [batch], lambda batch: batch, patches=4).metrics['loss'] == (2**24 + 1) / 2

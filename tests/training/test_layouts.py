@@ -11,7 +11,8 @@ import pytest
 
 from evit_jax.checkpoints.manager import CheckpointManager
 from evit_jax.metrics import writers
-from evit_jax.reduction.tokens import Tokens, keep_top_and_fuse
+from evit_jax.reduction.gather import keep_top
+from evit_jax.reduction.tokens import Tokens
 from evit_jax.runtime import sharding
 from evit_jax.training import step
 from tests.helpers import layouts
@@ -114,12 +115,12 @@ def programs(**changes):
             sum(leaf.size for leaf in jax.tree.leaves(state.params)))
 
 
-def test_places_are_those_of_top_k_and_nan_is_never_right():
+def test_label_ranks_are_those_of_top_k_and_nan_is_never_right():
     logits = np.random.default_rng(0).integers(0, 4, (200, 6)).astype(np.float32)  # many are equal
     labels = np.arange(200) % 6
     best = np.asarray(jax.lax.top_k(logits, 6)[1])
-    np.testing.assert_array_equal(step.places(logits, labels), (best == labels[:, None]).argmax(1))
-    assert (step.places(np.full((6, 6), np.nan), np.arange(6)) == 6).all()
+    np.testing.assert_array_equal(step.label_ranks(logits, labels), (best == labels[:, None]).argmax(1))
+    assert (step.label_ranks(np.full((6, 6), np.nan), np.arange(6)) == 6).all()
 
 
 @pytest.mark.parametrize('batch', [16, 6])  # 6 is not divisible by the 8 devices
@@ -130,7 +131,7 @@ def test_keep_top_on_several_devices_breaks_ties_as_on_one(batch):
     tokens = Tokens(rng.normal(size=(batch, 49, 4)).astype(np.float32), patch)
 
     def reduced(score):
-        return keep_top_and_fuse(tokens, score, 30, 0)
+        return keep_top(tokens, score, 30, fuse_weights=score)
 
     gradient, twice = jax.grad(lambda score: (reduced(score).x ** 2).sum()), jax.vmap(reduced)
     for reduce, scores in ((reduced, score), (gradient, score), (twice, np.stack([score, score]))):

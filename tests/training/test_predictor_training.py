@@ -18,7 +18,7 @@ QUIET = {'log__eval_epochs': 9.0, 'log__pictures': 0}
 RECIPE = QUIET | {'reducer__name': 'dynamicvit', 'distill__kind': 'self', 'distill__token_weight': 0.5,
                   'model__drop_path': 0.0, 'optimizer__clip_norm': 0.0, 'optimizer__backbone_scale': 0.01,
                   'optimizer__backbone_from_epoch': 5.0}  # all epochs
-PARAMS = {'head': {'kernel': jnp.ones((2, 3))}, 'score_predictor': {'0': {'kernel': jnp.ones((3, 2))}}}
+PARAMS = {'head': {'kernel': jnp.ones((2, 3))}, 'reducer': {'0': {'kernel': jnp.ones((3, 2))}}}
 
 least = layouts.least  # `load_model` looks the model up by its name
 
@@ -44,9 +44,9 @@ def test_train_with_a_frozen_backbone_changes_only_the_predictors(dense, dynamic
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, err_msg=name)
     predictors = after.keys() - before.keys()
-    assert {name.split('.')[0] for name in predictors} == {'score_predictor'}
-    change = np.abs(after['score_predictor.0.in_conv.1.kernel']
-                    - np.asarray(fresh['score_predictor'][0]['in_conv'][1]['kernel']))
+    assert {name.split('.')[0] for name in predictors} == {'reducer'}
+    change = np.abs(after['reducer.0.in_conv.1.kernel']
+                    - np.asarray(fresh['reducer'][0]['in_conv'][1]['kernel']))
     assert change.max() > 1e-3 and np.isfinite(metrics['loss'])
 
 
@@ -65,13 +65,13 @@ def test_train_keeps_all_tokens_and_evaluate_workdir_drops_them_or_uses_another_
     other = changes | {'reducer__name': 'evit', 'optimizer__backbone_scale': 1.0,
                        'optimizer__backbone_from_epoch': 0.0}
     assert 0 <= layouts.evaluate_here(workdir, **other)['top1'] <= 1
-    assert load_model(workdir).config.predictors == 1
+    assert load_model(workdir).modules.count == 1
 
 
 def test_new_state_without_predictors_starts_from_a_run_with_them(dynamic):
     before, _ = read_newest(dynamic[0], 'params')
     state = layouts.setup(init_from=str(dynamic[0])).new_state()
-    assert 'score_predictor' not in state.params
+    assert 'reducer' not in state.params
     np.testing.assert_array_equal(state.params['norm']['bias'], before['norm.bias'])
 
 
@@ -83,7 +83,7 @@ def test_adamw_with_backbone_scale_freezes_then_scales_the_backbone():
         gradient = jax.tree.map(functools.partial(jnp.multiply, size), PARAMS)
         (want, states[0]), (got, states[1]) = (
             adamw.update(gradient, state, PARAMS) for adamw, state in zip((plain, grouped), states))
-        np.testing.assert_array_equal(got['score_predictor']['0']['kernel'], want['score_predictor']['0']['kernel'])
+        np.testing.assert_array_equal(got['reducer']['0']['kernel'], want['reducer']['0']['kernel'])
         np.testing.assert_allclose(got['head']['kernel'], want['head']['kernel'] * (0 if step < 2 else 0.01), rtol=1e-6)
 
 

@@ -23,7 +23,7 @@ from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.schedule import KeepSchedule, progress
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import step as steps
-from evit_jax.training.objectives import Targets, plain
+from evit_jax.training.objectives import Targets, classification_loss
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden_recipe'
@@ -111,7 +111,7 @@ def test_update_ema_equals_the_recorded_average(x64, tolerance):
 
 def fixed_model(logits):
     """Returns a model with constant logits, plus the sum of its input times a weight that starts at 0."""
-    return SimpleNamespace(apply=lambda params, images, plan, key: (
+    return SimpleNamespace(apply=lambda params, images, plan, key, **options: (
         jnp.asarray(logits) + 0 * params['w'].sum() + images.sum() * params['w'].sum(), {}))
 
 
@@ -123,7 +123,8 @@ def one_step(mix, step=0, logits=((1.0, 0.0), (1.0, 0.0)), seed=0):
     optimizer = optax.sgd(1.0)
     train = steps.make_train_step(
         fixed_model(logits), optimizer, lambda _: 0.1, prepare=jnp.float32, ema_decay=0.9, seed=seed,
-        mix=lambda images, batch, key: mixed(*mix(images, batch['label'], key)), objective=lambda plan: plain())
+        mix=lambda images, batch, key: mixed(*mix(images, batch['label'], key)),
+        objective=lambda plan: classification_loss())
     state = create_state({'w': jnp.zeros(1)}, optimizer, ema=True)._replace(step=jnp.asarray(step))
     return train(state, {'image': jnp.ones((2, 4, 4, 3), jnp.uint8), 'label': jnp.asarray([0, 1])}, None)
 
@@ -160,19 +161,18 @@ def test_recipe_has_exactly_the_keys_of_the_base(name):
 @pytest.mark.parametrize('name', [name for name in RECIPES if name != 'digits'])
 def test_recipe_header_states_the_cost_of_its_model(name):
     config, header = recipe(name), importlib.import_module(f'configs.{name}').__doc__
-    asks = registry.get_reducer(config.reducer.name).predicts
     model_config = dataclasses.replace(get_config(config.model.name), classes=config.model.classes or 1000,
-                                distilled=config.model.distilled,
-                                predictors=len(config.model.reduce_at) if asks else 0)
+                                       distilled=config.model.distilled)
     parameters, macs = re.search(r'([\d.]+) M parameters.*?; ([\d.]+) G MACs', header).groups()
-    assert parameters == f'{model_config.parameters() / 1e6:.2f}'
-    assert macs == f'{macs_of(config, model_config, config.model.image_size, config.keep.rate):.2f}'
+    plan = plan_of(config, model_config, config.model.image_size, config.keep.rate)
+    assert parameters == f'{model_config.parameters(plan) / 1e6:.2f}'
+    assert macs == f'{model_config.macs(plan) / 1e9:.2f}'
     for size, rate, stated in re.findall(r'image_size=(\d+) --config.keep.rate=(\S+) .* ([\d.]+) G', header):
-        assert stated == f'{macs_of(config, model_config, int(size), float(rate)):.2f}'
+        plan = plan_of(config, model_config, int(size), float(rate))
+        assert stated == f'{model_config.macs(plan) / 1e9:.2f}'
     assert f'configs/{name}.py' in header
 
 
-def macs_of(config, model_config, size, rate):
-    plan = make_plan(model_config.patches(size), model_config.depth, rate=rate, reduce_at=config.model.reduce_at,
+def plan_of(config, model_config, size, rate):
+    return make_plan(model_config.patches(size), model_config.depth, rate=rate, reduce_at=config.model.reduce_at,
                      fuse=config.model.fuse, reducer=registry.get_reducer(config.reducer.name))
-    return model_config.macs(plan) / 1e9
