@@ -11,7 +11,8 @@ from configs import deit_s_finetune
 from evit_jax import models
 from evit_jax.checkpoints.manager import newest_step, read_newest
 from evit_jax.checkpoints.weights import start_from
-from evit_jax.data import sources, splits
+from evit_jax.data import splits
+from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.training import checks, experiment, loop
 from tests.helpers import tiny_run
 
@@ -24,7 +25,7 @@ def config_of(**changes):
     return tiny_run.config_of(**TWO_STEPS | changes)
 
 
-class Birds(sources.GeneratedSource):
+class Birds(GeneratedSource):
     """A small data set with class names."""
     sizes = {'train': 128, 'test': 64}
     names = ('jay', 'rook', 'wren')
