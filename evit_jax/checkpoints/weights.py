@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from evit_jax import models
+from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import CheckpointManager, newest_step, read_newest
 from evit_jax.checkpoints.state import TrainState
@@ -187,9 +188,9 @@ def check_values(workdir: str | os.PathLike, model_config: ViTConfig) -> None:
       shape: shape of the model that starts from them.
     """
     config = workdirs.saved_config(workdir)
-    if config is None or config.get('model.name') not in models.CONFIGS:
+    if config is None or not (model_configs.KEY in config or config.get('model.name') in models.CONFIGS):
         return
-    there = models.config_from_flat(config)
+    there = models.config_from_flat(config, model_configs.saved_in(config))
     same = all(getattr(there, key) == getattr(model_config, key) for key in ('width', 'depth'))
     if not same or type(there) is not type(model_config):
         raise ValueError(f'the weights of {workdir} are of {config["model.name"]}, another model than this: give '
