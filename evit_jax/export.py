@@ -81,10 +81,10 @@ def main(checkpoint: str, dst: str) -> None:
 def _wanted_plans() -> dict[str, dict]:
     """By name, what `LoadedModel.plan` is to be asked for."""
     counts = [cli.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
-    asked = [(str(rate), '--rates', {'rate': rate}) for rate in cli.numbers('rates', _RATES.value, float)]
+    asked = [(str(rate), '--rates', {'keep_rate': rate}) for rate in cli.numbers('rates', _RATES.value, float)]
     asked += [('-'.join(map(str, tokens)), '--tokens', {'tokens': tokens}) for tokens in counts]
     asked += [(f'r{r}', '--r', {'r': r}) for r in cli.numbers('r', _R.value, int)]
-    asked += [(in_one_line(pathlib.Path(file).stem), f'--plan={in_one_line(file)}', {'planned': read_plan_file(file)})
+    asked += [(in_one_line(pathlib.Path(file).stem), f'--plan={in_one_line(file)}', {'plan': read_plan_file(file)})
               for file in _PLANS.value]
     origins = {}
     for name, origin, _ in asked:

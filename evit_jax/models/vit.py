@@ -108,6 +108,8 @@ class ViT(nnx.Module):
               gradient.
             patch: [B, N] int32 per reduction, the patch ids that enter it, in the order of class_attention.
             origin: per reduction that fuses, see `fused_origin`: how much of each patch is in the token fused there.
+            features: [B, D] float32, the vector that the classification head reads.
+            patch_tokens: [B, N, D] float32, the tokens of `norm` without the prefix tokens.
             cls_logits, dist_logits: [B, L] of each head.
 
         Raises:
@@ -149,7 +151,8 @@ class ViT(nnx.Module):
 
     def classify(self, x: Array, tokens: Tokens, seen: dict) -> Array:
         """The last norm's tokens, prefix first, to logits; `tokens` says what those of the patches are."""
-        logits = seen['cls_logits'] = self.head(self._pooled(x, tokens))
+        seen['features'], seen['patch_tokens'] = self._pooled(x, tokens), seen['norm'][:, self.config.prefix:]
+        logits = seen['cls_logits'] = self.head(seen['features'])
         if self.config.distilled and not self.config.one_head:
             seen['dist_logits'] = self.head_dist(x[:, 1])
             logits = (logits + seen['dist_logits']) / 2

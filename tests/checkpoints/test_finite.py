@@ -9,10 +9,11 @@ import pytest
 from evit_jax import models
 from evit_jax.benchmarks import report
 from evit_jax.checkpoints import weights
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels.label_maps import About, Entry, LabelMap, LabelMaps
-from evit_jax.inference import Predictor, load, load_model
 from evit_jax.inference.looking import Subject, look
+from evit_jax.inference.model import VisionModel
 from evit_jax.serving import artifact
 from evit_jax.training import distillation, experiment
 from evit_jax.training.evaluation import evaluate
@@ -55,7 +56,7 @@ def overflowing(tmp_path_factory):
 
 
 def test_prediction_with_logits_that_are_not_finite_is_a_problem(overflowing):
-    model = load(overflowing, batch_size=2)
+    model = VisionModel(load_model(overflowing), batch_size=2)
     predictions = model.predict(noise(3))
     assert [prediction.top for prediction in predictions] == [()] * 3
     assert all('logits are not finite' in prediction.problem for prediction in predictions)
@@ -104,5 +105,5 @@ def test_measurements_as_json_hold_null_for_what_is_not_finite(tmp_path):
 
 
 def test_predictor_of_finite_weights_predicts(tmp_path):
-    prediction, = Predictor(load_model(save(tmp_path)), batch_size=1).predict(noise(1))
+    prediction, = VisionModel(load_model(save(tmp_path)), batch_size=1).predict(noise(1))
     assert not prediction.problem and np.isfinite(prediction.logits).all()

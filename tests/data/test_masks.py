@@ -22,12 +22,12 @@ def test_masks_may_lie_in_a_folder(trained, tmp_path):
     (tmp_path / 'val').mkdir()
     for index in range(SIZE - 3):
         Image.fromarray(Few('test')[index]['mask']).save(tmp_path / 'val' / f'{index}.png')
-    masked = dropping.Masked(Named('test'), tmp_path)
+    masked = dropping.MaskedSource(Named('test'), tmp_path)
     assert find(trained, masked, shares=(0.5,)).images == SIZE - 3
     with pytest.raises(FileNotFoundError, match=r'no mask .*val.39\.png'):
         masked[SIZE - 1]
     with pytest.raises(ValueError, match=r'none of 3 images counts: .*no mask'):
-        find(trained, dropping.Some(masked, range(SIZE - 3, SIZE)), shares=(0.5,))
+        find(trained, dropping.Subset(masked, range(SIZE - 3, SIZE)), shares=(0.5,))
 
 
 class Torn(Few):
@@ -43,7 +43,7 @@ def test_check_masks_first_image_unreadable_takes_the_next(trained):
     dropping.check_masks(Torn('test'))
     assert find(trained, Torn('test'), shares=(0.5,)).images == SIZE - 1
     with pytest.raises(ValueError, match='none of 1 images tried can be used, the last one as: disk error'):
-        dropping.check_masks(dropping.Some(Torn('test'), [0]))
+        dropping.check_masks(dropping.Subset(Torn('test'), [0]))
 
 
 @pytest.mark.parametrize('name', [b'x\ny', b'q\xff', b'a\\nb'])
@@ -53,7 +53,7 @@ def test_masked_image_with_an_odd_name_finds_its_mask(tmp_path, name):
         os.makedirs(folder)
         with open(folder + name + suffix, 'wb') as file:
             file.write(b'the file ' + suffix)
-    masked = dropping.Masked(FolderSource(tmp_path / 'data', 'val'), tmp_path / 'masks')
+    masked = dropping.MaskedSource(FolderSource(tmp_path / 'data', 'val'), tmp_path / 'masks')
     assert masked[0]['mask'] == b'the file .png' and len(masked[0]['id'].splitlines()) == 1
     with pytest.raises(FileNotFoundError, match='there is no mask') as caught:
         masked[1]

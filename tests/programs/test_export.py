@@ -17,9 +17,10 @@ from PIL import Image
 
 from evit_jax import cli, models
 from evit_jax.checkpoints import weights
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.data.transforms.decode import decode
 from evit_jax.data.transforms.geometry import EvalTransform
-from evit_jax.inference import Predictor, load_model
+from evit_jax.inference.model import VisionModel
 from evit_jax.serving import artifact, loader
 from tests.helpers import doors, layouts
 
@@ -49,7 +50,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope='module')
 def plans(checkpoint):
     trained = load_model(checkpoint)
-    return {'0.5': trained.plan(rate=0.5), '1.0': trained.plan(rate=1.0), '3': trained.plan(tokens=(3,))}
+    return {'0.5': trained.plan(keep_rate=0.5), '1.0': trained.plan(keep_rate=1.0), '3': trained.plan(tokens=(3,))}
 
 
 @pytest.fixture(scope='module')
@@ -91,13 +92,13 @@ def files_of(folder):
 
 
 def test_the_artifact_gives_the_models_probabilities_and_kept_patches_under_every_plan(checkpoint, plans, exported):
-    served, predictor = loader.Served(exported), Predictor(load_model(checkpoint), batch_size=1)
+    served, model = loader.Served(exported), VisionModel(load_model(checkpoint), batch_size=1)
     assert list(served.programs) == list(plans)
     for batch in (1, 5):
         images = noise(batch, seed=batch)
         for name, plan in plans.items():
             got = served(images, name)
-            for row, want in enumerate(predictor.predict(images, plan=plan)):
+            for row, want in enumerate(model.with_plan(plan=plan).predict(images)):
                 np.testing.assert_allclose(got['probabilities'][row], jax.nn.softmax(want.logits), rtol=0, atol=1e-5)
                 assert len(got['kept']) == len(want.kept)
                 jax.tree.map(np.testing.assert_array_equal, [kept[row] for kept in got['kept']], list(want.kept))
@@ -133,8 +134,8 @@ def test_the_loader_in_the_readme_runs_where_nothing_of_ours_can_be_imported(che
     done = subprocess.run([sys.executable, '-I', '-X', 'utf8', '-c', start, exported / 'serve.py', '0.png', '1.png'],
                           cwd=tmp_path, capture_output=True, text=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr
-    trained = load_model(checkpoint)
-    found = Predictor(trained, batch_size=2).predict([tmp_path / '0.png', tmp_path / '1.png'], rate=0.5)
+    model = VisionModel(load_model(checkpoint), batch_size=2).with_plan(keep_rate=0.5)
+    found = model.predict([tmp_path / '0.png', tmp_path / '1.png'])
     assert done.stdout == ''.join(f'{number}.png: {prediction.top[0].name} {prediction.top[0].probability:.1%}\n'
                                   for number, prediction in enumerate(found))
 

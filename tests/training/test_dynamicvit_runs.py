@@ -10,8 +10,9 @@ from safetensors.numpy import load_file
 
 from evit_jax import models
 from evit_jax.checkpoints import weights, workdir
-from evit_jax.inference import Predictor, load_model
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.inference.looking import Subject, look
+from evit_jax.inference.model import VisionModel
 from evit_jax.interchange import conversion, metadata, safetensors_file, vit
 from evit_jax.training import experiment
 from tests.helpers import layouts
@@ -67,11 +68,11 @@ def test_a_run_from_a_plain_model_is_read_with_its_predictors(trained):
     found = load_model(folder)
     assert found.config.predictors == 2 and found.budget.reducer.name == 'dynamicvit' and found.plan().counts == (8, 4)
     assert 0 < metrics['top1'] <= 1
-    predictor = Predictor(found, batch_size=5)
-    predictions = predictor.predict(pixels())
+    model = VisionModel(found, batch_size=5)
+    predictions = model.predict(pixels())
     for prediction in predictions:
         assert [len(ids) for ids in prediction.kept] == [8, 4] and {*prediction.kept[1]} <= {*prediction.kept[0]}
-    (example,), _, _ = look(predictor, [Subject('first', pixels()[0], None)], [0.5])
+    (example,), _, _ = look(model, [Subject('first', pixels()[0], None)], [0.5])
     assert [stage.kept for stage in example.views[0].stages] == [tuple(ids) for ids in predictions[0].kept]
     assert [stage.attention for stage in example.views[0].stages] == [None, None]
 
@@ -109,4 +110,4 @@ def test_a_model_without_predictors_cannot_be_asked_for_them(plain):
     asked = found._replace(budget=found.budget._replace(
         reducer=found.budget.reducer._replace(name='mine', predicts=True)))
     with pytest.raises(ValueError, match=r'mine asks a trained predictor .* blocks \(1,\), .* has no predictors'):
-        asked.plan(rate=0.5)
+        asked.plan(keep_rate=0.5)
