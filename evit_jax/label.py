@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from evit_jax import cli
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.checkpoints.lock import claim
+from evit_jax.checkpoints.lock import WorkdirLock
 from evit_jax.data.names import in_one_line
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels.label_maps import About, Entry, LabelMap
@@ -54,7 +54,7 @@ def main(checkpoint: str = '') -> None:
         logging.info('%s examples, %d classes at each of %d x %d places, by %s', f'{len(source):,}', top, side, side,
                      annotator)
         label_maps.check_begun(_OUT.value, metadata)
-        with claim(_OUT.value):
+        with WorkdirLock(_OUT.value):
             missing = label_maps.write(_OUT.value, metadata, entries)
     if missing:
         logging.warning('%d of %d examples have no label map', missing, len(source))

@@ -26,7 +26,7 @@ from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT
 from evit_jax.runtime import backend
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 _MODEL = flags.DEFINE_string('model', None, 'Name of the model, or folder of a run or of converted weights.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', None, "Of the images; the model's own if not given.")
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _asked() -> Asked:
-    look_up('device', _DEVICE.value, DEVICES)
+    get_by_name('device', _DEVICE.value, DEVICES)
     model = find_model('--model', _MODEL.value)
     size = _IMAGE_SIZE.value or model.image_size
     model.config.patches(size)  # refuses one that does not fit

@@ -108,7 +108,7 @@ def evaluation_of(file: Any, ema: bool) -> Evaluated:
     told = json.loads(file.read_text())
     if not isinstance(told.get('workdir') or '', str):
         raise ValueError(f'{file}: "workdir": {json.dumps(told["workdir"])} is no path of a workdir')
-    workdir = storage.place(told.get('workdir') or file.parent)
+    workdir = storage.as_path(told.get('workdir') or file.parent)
     if found := _of_file(workdir, workdirs.saved_config(workdir) or {}, file, ema):
         return found
     raise ValueError(f'{file} holds no evaluation: give what evit_jax.main --mode=evaluate has written')

@@ -47,7 +47,7 @@ def find_model(flag: str, word: str) -> MeasuredModel:
     Raises:
       ValueError: neither a model nor a run.
     """
-    folder = storage.place(word) if word else None
+    folder = storage.as_path(word) if word else None
     if word in models.SHAPES:
         if folder.is_dir():
             logging.warning('%s=%s is the named model; for the run in the folder %s give %s=%s', flag, word, word, flag,

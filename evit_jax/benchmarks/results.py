@@ -47,7 +47,7 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
     """
     found, speeds = [], []
     for path in paths:
-        place = storage.place(path)
+        place = storage.as_path(path)
         if not place.exists():
             raise FileNotFoundError(f'there is no {path}: give workdirs of runs and JSON files of measurements')
         if place.is_dir() or place.suffix == '.jsonl':

@@ -214,5 +214,5 @@ def _check_path(path):
     if storage.is_remote(path):
         return
     weights.check_is_workdir('the path of the weights', path)
-    if not storage.place(path).is_dir():
+    if not storage.as_path(path).is_dir():
         raise ValueError(f'there is no folder {path}: give the folder of a run')

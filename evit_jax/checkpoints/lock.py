@@ -25,7 +25,7 @@ _DESCRIPTORS: set[int] = set()  # of the locks held here
 
 
 @contextlib.contextmanager
-def claim(workdir: str | os.PathLike, *, beat_seconds: float = _BEAT_SECONDS) -> Iterator[None]:
+def WorkdirLock(workdir: str | os.PathLike, *, beat_seconds: float = _BEAT_SECONDS) -> Iterator[None]:
     """Holds the workdir, which is made if need be, for the run in the body; one process of a run calls it.
 
     In a folder the file `in_use.json` is locked: the system frees it however the process ends. In a bucket, and on a
@@ -37,7 +37,7 @@ def claim(workdir: str | os.PathLike, *, beat_seconds: float = _BEAT_SECONDS) ->
     Raises:
       ValueError: another run holds it; names its host, process and start. Or it cannot be written.
     """
-    folder = storage.place(workdir)
+    folder = storage.as_path(workdir)
     storage.make_writable(folder)
     lock = None if storage.is_remote(folder) else _lock(folder)
     if lock is not None:
@@ -176,7 +176,7 @@ class _SignsOfLife:
 
     def _write(self):
         self._beat += 1
-        storage.write_whole(self._file, _mark(self._since, run=self._name, beat=self._beat))
+        storage.write_atomic(self._file, _mark(self._since, run=self._name, beat=self._beat))
 
 
 def _mark(since=None, **more):

@@ -27,7 +27,7 @@ _KEYS = re.compile(r"\['?(\w+)'?\]")
 def newest_step(workdir: str | os.PathLike) -> int | None:
     """Step of the newest checkpoint of a run; reads only."""
     folder = _folder_in(workdir)
-    with storage.reaching(workdir):
+    with storage.explain_bucket_errors(workdir):
         return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
 
 
@@ -41,8 +41,8 @@ def read_metadata(workdir: str | os.PathLike) -> dict[str, Any]:
         return {}
     try:
         return _read_meta(_folder_in(workdir) / str(step))
-    except Exception as error:  # as in `Checkpoints.restore`
-        if storage.blames_machine(error):
+    except Exception as error:  # as in `CheckpointManager.restore`
+        if storage.is_machine_failure(error):
             raise ValueError(_not_damaged(_folder_in(workdir), step, error)) from error
         logging.warning('the checkpoint of step %d in %s cannot be read: %s', step, _folder_in(workdir), error)
         return {}
@@ -74,7 +74,7 @@ def read_newest(workdir: str | os.PathLike, *fields: str) -> tuple[dict[str, Any
                 dict.fromkeys(names, 0), partial_restore=True,
                 restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})) if names else {}
     except Exception as error:  # as in `restore`
-        if whole or storage.blames_machine(error):
+        if whole or storage.is_machine_failure(error):
             raise ValueError(_not_damaged(folder, step, error)) from error
         raise ValueError(f'the checkpoint of step {step} in {folder} cannot be read: {backend.first_line(error)}; '
                          'move it away to use the one before') from error
@@ -97,7 +97,7 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, in `workdir/checkpoints`.
 
     A save that is cut off leaves no checkpoint, only a temporary folder that is ignored. The data position is the step:
@@ -162,7 +162,7 @@ class Checkpoints:
                         restored = self._manager.restore(step, args=ocp.args.Composite(
                             state=ocp.args.StandardRestore(_named(like))))['state']
                 except Exception as error:  # Orbax and tensorstore raise many kinds
-                    if found['whole'] or storage.blames_machine(error):
+                    if found['whole'] or storage.is_machine_failure(error):
                         raise ValueError(_not_damaged(self._folder, step, error)) from error
                     problem = _reason(error)
             if distributed.sum_over_processes({'problems': bool(problem)})['problems']:
@@ -223,7 +223,7 @@ class Checkpoints:
             if distributed.is_process_zero() and not (whole := checksums.check(self._folder / str(step))):
                 logging.info('the checkpoint of step %d has no sums: an older version wrote it', step)
         except (ValueError, OSError) as error:
-            if storage.blames_machine(error):
+            if storage.is_machine_failure(error):
                 raise ValueError(_not_damaged(self._folder, step, error)) from error
             return _reason(error), False
         return '', whole
@@ -265,7 +265,7 @@ class Checkpoints:
 
 
 def _folder_in(workdir):
-    return storage.place(workdir) / 'checkpoints'
+    return storage.as_path(workdir) / 'checkpoints'
 
 
 def _not_damaged(folder: epath.Path, step: int, error: Exception) -> str:

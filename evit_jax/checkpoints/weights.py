@@ -11,7 +11,7 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.checkpoints import workdir as workdirs
-from evit_jax.checkpoints.manager import Checkpoints, newest_step, read_newest
+from evit_jax.checkpoints.manager import CheckpointManager, newest_step, read_newest
 from evit_jax.checkpoints.state import TrainState
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
@@ -43,7 +43,7 @@ def save(folder: str | os.PathLike, params: Params, metadata: dict[str, Any]) ->
     if isinstance(names := metadata.get('class_names', ()), str):
         raise ValueError(f'class_names={names!r} is one text: give a sequence with a name for each class')
     workdirs.write_config(folder, metadata)
-    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints = CheckpointManager(folder, keep=1)
     try:
         checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, None, ()), metadata)
         checkpoints.wait()
@@ -164,7 +164,7 @@ def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
     """
     if storage.is_remote(path):
         return
-    place = storage.place(path)
+    place = storage.as_path(path)
     convert = f'python -m evit_jax.convert {os.fspath(path)} NEW_FOLDER'
     if place.is_file():
         raise ValueError(f'{setting}: {path} is a file: give the folder of a run; {convert} makes one of weights of '
@@ -236,11 +236,11 @@ def same_weights(path: str | os.PathLike, read: Callable[[], Result],
       arrays_of: the result to a tree of arrays.
 
     Raises:
-      Exception, ValueError: as in `each_decides` and `check_same`.
+      Exception, ValueError: as in `on_every_process` and `check_same`.
     """
-    found = agreement.each_decides(read)
+    found = agreement.on_every_process(read)
     if not distributed.is_single_process():
         agreement.check_same({f'the step of the newest checkpoint in {path}': path and newest_step(path),
-                              f'the weights of {path}': agreement.digest_of(arrays_of(found))},
+                              f'the weights of {path}': agreement.digest_tree(arrays_of(found))},
                              'let all processes read the same checkpoint, and start again')
     return found

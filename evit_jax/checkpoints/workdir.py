@@ -55,7 +55,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     Raises:
       ValueError: it holds a run with another config (a checkpoint of one), or cannot be reached.
     """
-    folder = storage.place(path)
+    folder = storage.as_path(path)
     old = saved_config(folder) if newest_step(folder) is not None else None
     new = flat(config)
     if old is not None:
@@ -123,8 +123,8 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
       ValueError: the file holds no dict in JSON, or cannot be reached.
     """
-    file = storage.place(path) / CONFIG_FILE
-    with storage.reaching(path):
+    file = storage.as_path(path) / CONFIG_FILE
+    with storage.explain_bucket_errors(path):
         if not file.exists():
             return None
         content = file.read_bytes()
@@ -153,14 +153,14 @@ def write_config(path: str | os.PathLike, metadata: dict[str, Any]) -> None:
     Args:
       about: config (nested), and class_names where they are known.
     """
-    storage.place(path).mkdir(parents=True, exist_ok=True)
+    storage.as_path(path).mkdir(parents=True, exist_ok=True)
     names = {'class_names': list(metadata['class_names'])} if 'class_names' in metadata else {}
     write_flat(path, flat(metadata['config']) | names)
 
 
 def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:
     """Makes another folder a workdir of the same config."""
-    storage.place(to).mkdir(parents=True, exist_ok=True)
+    storage.as_path(to).mkdir(parents=True, exist_ok=True)
     write_flat(to, saved_config(path))
 
 
@@ -186,6 +186,6 @@ def _with_recorded(old, new):
 
 def write_flat(path: str | os.PathLike, config: dict[str, Any]) -> None:
     """Writes a flat config."""
-    with storage.reaching(path):
-        storage.write_whole(storage.place(path) / CONFIG_FILE,
+    with storage.explain_bucket_errors(path):
+        storage.write_atomic(storage.as_path(path) / CONFIG_FILE,
                             (json.dumps(config, indent=1, sort_keys=True) + '\n').encode())

@@ -51,11 +51,11 @@ class ReplicatedParams:
     def jit(self, function: Callable[..., Any], *, static_argnums: int | Sequence[int] = ()) -> Callable[..., Any]:
         """Jits a function of parameters and batches; the first axis of every output is divided among the devices."""
         return jax.jit(sharding.with_mesh(self._mesh, function), static_argnums=static_argnums,
-                       out_shardings=sharding.split_batch(self._mesh))
+                       out_shardings=sharding.batch_sharding(self._mesh))
 
     def put(self, batch: Any) -> Any:
         """Puts a tree of arrays on the devices, divided along their first axis."""
-        return jax.device_put(batch, sharding.split_batch(self._mesh))
+        return jax.device_put(batch, sharding.batch_sharding(self._mesh))
 
 
 class CompiledModel:

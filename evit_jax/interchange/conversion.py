@@ -120,9 +120,9 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
 
 
 def _check_places(src, dst):
-    if not storage.place(src).exists():
+    if not storage.as_path(src).exists():
         raise FileNotFoundError(f'{src} is not there: give a file of weights (.pth, .pt, .safetensors), or a workdir')
-    if storage.place(dst).exists():
+    if storage.as_path(dst).exists():
         raise ValueError(f'{dst} is there already, and is left as it is: give another DST')
 
 
@@ -167,7 +167,7 @@ def _nested(flat):
 @contextlib.contextmanager
 def _made(dst):
     """A new folder, removed again if the body fails: what is left of it would be in the way of the next try."""
-    folder = storage.place(dst)
+    folder = storage.as_path(dst)
     folder.mkdir(parents=True)
     try:
         yield

@@ -14,7 +14,7 @@ _SECONDS = 30.0       # from one writing of an object to the next
 _PART_BYTES = 2**20   # an object that is larger is written no more: another one goes on
 
 
-class Growing(Protocol):
+class AppendFile(Protocol):
     """What is common to both."""
 
     def write(self, record: bytes) -> None:
@@ -27,7 +27,8 @@ class Growing(Protocol):
         """Flushes and lets go."""
 
 
-def grow(name: Callable[[int], epath.Path], *, head: bytes = b'', mend: Callable[[bytes], bytes] = bytes) -> Growing:
+def open_append_file(name: Callable[[int], epath.Path], *, head: bytes = b'',
+                     mend: Callable[[bytes], bytes] = bytes) -> AppendFile:
     """Goes on with the last file that is there, or begins with the first.
 
     Args:
@@ -42,7 +43,7 @@ def grow(name: Callable[[int], epath.Path], *, head: bytes = b'', mend: Callable
         return _Rewritten(name, number, mended, head)
     file.parent.mkdir(parents=True, exist_ok=True)
     if mended != content:
-        storage.write_whole(file, mended)
+        storage.write_atomic(file, mended)
     return _Appended(file)
 
 
@@ -114,12 +115,12 @@ class _Rewritten:
     def _put(self):
         with self._writing:
             while self._full:
-                storage.write_whole(*self._full[0])
+                storage.write_atomic(*self._full[0])
                 del self._full[0]
             with self._lock:
                 file, content = self._name(self._number), bytes(self._content)
                 number, due = self._number, len(content) > self._written and content != self._head
             if due:
-                storage.write_whole(file, content)
+                storage.write_atomic(file, content)
                 with self._lock:
                     self._written = len(content) if number == self._number else self._written

@@ -20,7 +20,7 @@ _TIMES = 10.0       # the usual, from which on a step is slow
 _LEAST = 20.0       # seconds, before which none is
 
 
-class Pace:
+class StepTimer:
     """Measures the training loop, from its first `restart`. Call `close()` at the end.
 
     Args:

@@ -59,8 +59,8 @@ class JsonlWriter:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self._path = storage.place(path)
-        self._file = append_file.grow(_parts_of(self._path), mend=_whole_lines)
+        self._path = storage.as_path(path)
+        self._file = append_file.open_append_file(_parts_of(self._path), mend=_whole_lines)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         if 'step' in scalars:
@@ -98,8 +98,8 @@ class TensorboardWriter:
     def __init__(self, logdir: str | os.PathLike, resumed_at: int = 0):
         # TensorBoard reads files in the order of their names.
         name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}'
-        folder, version = storage.place(logdir), event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2')
-        self._file = append_file.grow(lambda part: folder / f'{name}.{part:05d}', head=_record(version))
+        folder, version = storage.as_path(logdir), event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2')
+        self._file = append_file.open_append_file(lambda part: folder / f'{name}.{part:05d}', head=_record(version))
         if resumed_at:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(event_pb2.Event(session_log=start), resumed_at + 1)
@@ -197,7 +197,7 @@ def create_writer(workdir: str | os.PathLike | None, kind: str = 'default', *, c
         raise ValueError(f'unknown writer {kind!r}: there are {", ".join(KINDS)}')
     writers: list[MetricWriter] = []
     if workdir is not None:
-        folder = storage.place(workdir)
+        folder = storage.as_path(workdir)
         writers.append(JsonlWriter(folder / METRICS_FILE))
         if kind == 'default':
             writers.append(TensorboardWriter(folder / TENSORBOARD_DIR, resumed_at))
@@ -219,7 +219,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
       ValueError: a line before the last is no JSON object; names it.
     """
     steps: dict[int, dict[str, float]] = {}
-    path = storage.place(path)
+    path = storage.as_path(path)
     for part in list(append_file.parts(_parts_of(path))) or [path]:
         lines = part.read_bytes().split(b'\n')
         for number, line in enumerate(lines, 1):

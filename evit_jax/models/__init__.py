@@ -12,7 +12,7 @@ from jax import Array
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViT, LVViTConfig, fold
 from evit_jax.models.vit import ViT
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 Params = dict[str, Any]
 
@@ -50,7 +50,7 @@ def get_config(name: str) -> ViTConfig:
     Raises:
       ValueError: no such model; names the nearest.
     """
-    return look_up('model', name, SHAPES)
+    return get_by_name('model', name, SHAPES)
 
 
 def config_from_flat(config: Mapping[str, Any]) -> ViTConfig:

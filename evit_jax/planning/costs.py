@@ -29,7 +29,7 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.planning.search import BlockCosts, Costs, curve
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 THIS = 'this'
 DEVICES = {THIS: None} | {f'tpu_{kind}': chip for kind, chip in tpu.CHIPS.items()}
@@ -167,7 +167,7 @@ def find(asked: Asked, make: Callable[[Asked], Table], file: str | os.PathLike |
 
 def make(asked: Asked, seconds: float = 60.0, rounds: int = 5) -> Table:
     """Measures or estimates, as the device asked for is this one or a TPU."""
-    chip = look_up('device', asked.device, DEVICES)
+    chip = get_by_name('device', asked.device, DEVICES)
     return _timed(asked, seconds, rounds) if chip is None else _estimated(asked, chip)
 
 

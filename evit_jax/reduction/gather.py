@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 Move = Callable[[Array, Array, Array | None, int], Array]
 """(x, rank, weight, front) -> the tokens in front, those of `rank`, and with weights one more, the sum of the rest.
@@ -63,7 +63,7 @@ def chosen(name: str, training: bool) -> Move:
       ValueError: there is none; names the nearest.
     """
     if name:
-        return look_up('gather_impl', name, GATHERS)
+        return get_by_name('gather_impl', name, GATHERS)
     return functools.partial(_by_platform, tpu=one_hot if training else product)
 
 

@@ -14,7 +14,7 @@ from jax import Array
 
 from evit_jax.reduction.merging import fewest_of_matching, merge_matched, merge_runs
 from evit_jax.reduction.tokens import Tokens, keep_top, keep_top_and_fuse, remap
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 
 class ReducerInputs(NamedTuple):
@@ -55,7 +55,7 @@ def get_reducer(name: str) -> Reducer:
     Raises:
       ValueError: there is none; names the nearest.
     """
-    return look_up('reducer', name, REDUCERS)
+    return get_by_name('reducer', name, REDUCERS)
 
 
 def ceil_rate(patches: int, entering: int, rates: Sequence[float]) -> int:

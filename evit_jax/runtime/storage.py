@@ -25,7 +25,7 @@ def is_remote(path: str | os.PathLike) -> bool:
     return '://' in os.fspath(path)
 
 
-def place(path: str | os.PathLike) -> epath.Path:
+def as_path(path: str | os.PathLike) -> epath.Path:
     """The path as something that is read and written alike, wherever it is; nothing is looked up.
 
     Raises:
@@ -59,7 +59,7 @@ def make_writable(folder: epath.Path) -> None:
     """
     if is_remote(folder):
         probe = folder / f'.{os.getpid()}.probe'
-        with reaching(folder):
+        with explain_bucket_errors(folder):
             probe.write_bytes(b'may this be written?')
             probe.unlink()
         return
@@ -74,7 +74,7 @@ def make_writable(folder: epath.Path) -> None:
                          f'{_NEED_FREE // 2**20}: make room or give another --workdir')
 
 
-def write_whole(file: epath.Path, content: bytes) -> None:
+def write_atomic(file: epath.Path, content: bytes) -> None:
     """Puts the content in the file's place; who reads it meanwhile, or after a kill, finds the old one or the new."""
     if is_remote(file):  # an object appears when it is complete
         file.write_bytes(content)
@@ -106,7 +106,7 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
             copy.write_bytes(file.read_bytes())
 
 
-def blames_machine(error: BaseException) -> bool:
+def is_machine_failure(error: BaseException) -> bool:
     """True where a limit of this machine (memory, permission, open files, JAX) made a read fail, and not the file."""
     from jax.errors import JaxRuntimeError  # here, as writers of metrics need no JAX and it is slow to import
     if isinstance(error, MemoryError | JaxRuntimeError):
@@ -118,7 +118,7 @@ def blames_machine(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def reaching(path: str | os.PathLike) -> Iterator[None]:
+def explain_bucket_errors(path: str | os.PathLike) -> Iterator[None]:
     """Gives what goes wrong in the body with a bucket one line, for the libraries between raise many kinds.
 
     Raises:

@@ -40,7 +40,7 @@ def check_training(config: Any) -> None:
 def check(config: Any) -> None:
     """Raises a ValueError for a value outside its limits; reads and writes nothing."""
     limits.check(config)
-    profiler.steps_of(config.profile_steps)
+    profiler.parse_steps(config.profile_steps)
     teaching.check(config)
     inputs.train_transform(config)
     inputs.eval_transform(config)

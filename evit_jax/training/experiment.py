@@ -114,7 +114,7 @@ class Experiment(NamedTuple):
         shapes = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
         if self.targets:
             shapes |= {name: ((batch, *row), dtype) for name, (row, dtype) in self.targets.shapes.items()}
-        place = sharding.split_batch(self.mesh)
+        place = sharding.batch_sharding(self.mesh)
         return {name: jax.ShapeDtypeStruct(*of, sharding=place) for name, of in shapes.items()}
 
     def shardings(self) -> TrainState:
@@ -133,7 +133,7 @@ class Experiment(NamedTuple):
             limits.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
         if found is None:
             return None
-        found = found._replace(digest=agreement.digest_of(found.arrays))
+        found = found._replace(digest=agreement.digest_tree(found.arrays))
         places = sharding.state_shardings(found.params, self.mesh, config.sharding)
         return found._replace(model=self._placed(found.model),
                               params=jax.jit(lambda tree: tree, out_shardings=places)(found.params))
@@ -149,7 +149,7 @@ class Experiment(NamedTuple):
             model, self.optimizer, self.schedule, prepare=self.prepare, mix=self._mix, teach=teach,
             objective=functools.partial(teaching.objective, config, model.config.prefix), ema_decay=config.ema_decay,
             seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
-        state, whole, batch = self.shardings(), sharding.replicated(self.mesh), sharding.split_batch(self.mesh)
+        state, whole, batch = self.shardings(), sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
         taught_by = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []
         return jax.jit(sharding.with_mesh(self.mesh, step), static_argnums=2, in_shardings=(state, batch, *taught_by),
                        out_shardings=(state, whole), donate_argnums=0)
@@ -157,7 +157,7 @@ class Experiment(NamedTuple):
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
         step = steps.make_eval_step(self._placed(self.model), prepare=self.prepare)
-        batch = sharding.split_batch(self.mesh)
+        batch = sharding.batch_sharding(self.mesh)
         return jax.jit(sharding.with_mesh(self.mesh, step), static_argnums=2,
                        in_shardings=(self.shardings().params, batch), out_shardings=batch)
 

@@ -59,7 +59,7 @@ def _open(config, *names):
             for split in (data[f'{name}_split'] for name in names)]
 
     opened = distributed.on_process_zero(open_all)
-    found = agreement.each_decides(lambda: opened or open_all())
+    found = agreement.on_every_process(lambda: opened or open_all())
     agreement.check_same(identity.of_sources({data[f'{name}_split']: source for name, source in zip(names, found)}),
                          'give all processes the same data')
     return found
@@ -85,7 +85,7 @@ def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | N
         maps.check(source)
         return maps
 
-    maps = agreement.each_decides(opened)
+    maps = agreement.on_every_process(opened)
     if not distributed.is_single_process():
         agreement.check_same({f'the label maps in {config.data.token_labels}': maps.fingerprint},
                             'give all processes the same maps')

@@ -39,7 +39,7 @@ def evaluate_state(run: Experiment, state: TrainState, writer: MetricWriter | No
         writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
         writer.flush()
     if distributed.is_process_zero():
-        _draw(run, sample, storage.place(workdir))
+        _draw(run, sample, storage.as_path(workdir))
     return metrics
 
 
@@ -154,10 +154,10 @@ def _kept_page(run, sample):
 
 def _draw(run, sample, workdir):
     if page := _kept_page(run, sample):
-        storage.write_whole(workdir / 'kept.png', _png(page.save, 'PNG'))
+        storage.write_atomic(workdir / 'kept.png', _png(page.save, 'PNG'))
         logging.info('what is kept: %s', workdir / 'kept.png')
     if (metrics := workdir / METRICS_FILE).exists() and (records := read_metrics(metrics)):
-        storage.write_whole(workdir / 'curves.png', _png(functools.partial(training_curves, records)))
+        storage.write_atomic(workdir / 'curves.png', _png(functools.partial(training_curves, records)))
         logging.info('curves: %s', workdir / 'curves.png')
 
 

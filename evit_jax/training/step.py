@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from evit_jax.checkpoints.state import TrainState, average
+from evit_jax.checkpoints.state import TrainState, update_ema
 from evit_jax.models import Model, with_statistics
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.training.objectives import Objective, Targets, Taught
@@ -61,7 +61,7 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
         (loss, (logits, parts, statistics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = with_statistics(optax.apply_updates(state.params, updates), {'statistics': statistics})
-        ema = None if state.ema is None else average(state.ema, params, ema_decay)
+        ema = None if state.ema is None else update_ema(state.ema, params, ema_decay)
         right = logits.argmax(-1) == targets.label.argmax(-1)  # of two mixed classes, the one with more weight
         metrics = {'loss': loss, **parts, 'accuracy': jnp.mean(right),
                    'grad_norm': optax.global_norm(gradient), 'lr': schedule(state.step // updates_every)}

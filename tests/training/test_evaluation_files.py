@@ -31,7 +31,7 @@ def refuse_to_write(monkeypatch):
     def refuse(file, content):
         raise OSError(errno.EROFS, 'Read-only file system')
 
-    monkeypatch.setattr(storage, 'write_whole', refuse)
+    monkeypatch.setattr(storage, 'write_atomic', refuse)
 
 
 @pytest.mark.parametrize('plan, name', [

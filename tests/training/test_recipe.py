@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from configs import base
-from evit_jax.checkpoints.state import average, create_state
+from evit_jax.checkpoints.state import create_state, update_ema
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.interchange.vit import to_torch
 from evit_jax.models import create, get_config
@@ -100,11 +100,11 @@ def test_moving_average_is_the_one_recorded(x64, tolerance):
     with jax.enable_x64(x64):
         ema = in_precision(OPTIMISER['weight0'], x64)
         for step, weight in enumerate(OPTIMISER[f'adamw_weight_{precision}']):
-            ema = average(ema, in_precision(weight, x64), rule['decay'])
+            ema = update_ema(ema, in_precision(weight, x64), rule['decay'])
             np.testing.assert_allclose(ema, OPTIMISER[f'ema_weight_{precision}'][step], rtol=tolerance)
         ema = in_precision(1.0, x64)
         for _ in range(100):
-            ema = average(ema, in_precision(2.0, x64), rule['decay'])
+            ema = update_ema(ema, in_precision(2.0, x64), rule['decay'])
     want = rule['constant_model_2_from_ema_1']['float64' if x64 else 'float32']['100']
     np.testing.assert_allclose(ema, want, rtol=tolerance)
 
