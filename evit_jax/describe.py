@@ -89,7 +89,7 @@ def _draw(config, source):
 
 def _mixed(config, augmented, labels, source):
     """The copies after mixing, each column as the share of one device; None where the config mixes nothing."""
-    how = inputs.mixing_of(config)
+    how = inputs.mixing_settings(config)
     if not (how.erase or how.mixup or how.cutmix):
         return None
     mean, std = np.array(config.data.mean), np.array(config.data.std)

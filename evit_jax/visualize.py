@@ -34,7 +34,7 @@ from evit_jax import cli
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.results import read_results
 from evit_jax.checkpoints.loaded import LoadedModel, load_model
-from evit_jax.data.classes import readable
+from evit_jax.data.classes import readable_names
 from evit_jax.data.names import FileNames, in_one_line
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms.decode import decode
@@ -162,7 +162,7 @@ def tradeoff(*files: str) -> None:
 def _subjects_of_files(words: Sequence[str], loaded: LoadedModel) -> list[Subject]:
     files, subjects = find_images(words, cli.names_on_stdin() if '-' in words else ()), []
     for file in files:
-        truth, = readable((pathlib.Path(file).absolute().parent.name,))
+        truth, = readable_names((pathlib.Path(file).absolute().parent.name,))
         name = in_one_line(os.path.basename(file))
         subjects.append(Subject(name, file, truth if truth in loaded.class_names else None))
     return subjects

@@ -13,7 +13,7 @@ from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import preprocessing, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
-from evit_jax.data.classes import names_of, readable
+from evit_jax.data.classes import default_class_names, readable_names
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.dynamicvit import predictors_in
@@ -175,14 +175,14 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
     config = dataclasses.replace(_config_of(path, metadata, settings), classes=arrays['head.bias'].size,
                                  predictors=predictors_in(arrays))
     like = jax.eval_shape(models.create(config).init, jax.random.key(0))
-    class_names = metadata.get('class_names') or names_of(config.classes)
+    class_names = metadata.get('class_names') or default_class_names(config.classes)
     if len(class_names) != config.classes:
         raise ValueError(f'the checkpoint in {path} names {len(class_names)} classes, its model tells {config.classes} '
                          'apart')
     mean, std = preprocessing.normalisation(settings)
     return LoadedModel(
         os.fspath(path), settings.get('model.name', CUSTOM), metadata.get('next_step', 0),
-        weights.fitted(arrays, like, path), config, readable(class_names),
+        weights.fitted(arrays, like, path), config, readable_names(class_names),
         settings.get('model.image_size') or config.image_size, mean, std, settings['data.eval_crop'] or None,
         machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), TokenBudget.of_config(settings))
 

@@ -50,7 +50,7 @@ def resolve(config: Any, workdir: str | os.PathLike) -> Any:
         _warn_of_other_values(config)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.test_split = splits.recorded(config.data.test_split)
+        config.data.test_split = splits.to_record(config.data.test_split)
     return config
 
 

@@ -11,7 +11,7 @@ from absl import logging
 from evit_jax import models
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.data import splits
-from evit_jax.data.classes import displayed
+from evit_jax.data.classes import display_name
 from evit_jax.data.positions import Segment
 from evit_jax.reduction import budget
 from evit_jax.runtime import storage
@@ -105,8 +105,8 @@ def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
 
 def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequence[str]) -> None:
     """Raises a ValueError if the run in the workdir, with this saved config, has other classes."""
-    names = [*map(displayed, names)]
-    if (old := [*map(displayed, saved.get('class_names', names))]) != names:
+    names = [*map(display_name, names)]
+    if (old := [*map(display_name, saved.get('class_names', names))]) != names:
         missing = [name for name in old if name not in names] if {*names} < {*old} else []
         only = (f'; the data lack {", ".join(missing[:5])}{", ..." if len(missing) > 5 else ""}: to evaluate on val/ '
                 'without them, make train/ beside it with a folder for each class of the run, which may be empty'

@@ -15,7 +15,7 @@ from absl import logging
 from evit_jax.data.names import in_one_line
 
 
-def names_of(count: int) -> tuple[str, ...]:
+def default_class_names(count: int) -> tuple[str, ...]:
     """Names for weights that were recorded without: those of ImageNet-1k for 1,000 classes, else their numbers."""
     names = tuple(_imagenet().values())
     if count != len(names):
@@ -24,14 +24,14 @@ def names_of(count: int) -> tuple[str, ...]:
     return names
 
 
-def readable(names: Sequence[str]) -> tuple[str, ...]:
+def readable_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names as displayed, with words for ImageNet's synsets (n01440764) unless another class has the same name."""
-    found = tuple(_imagenet().get(name, displayed(name)) for name in names)
+    found = tuple(_imagenet().get(name, display_name(name)) for name in names)
     counts = collections.Counter(found)
-    return tuple(name if counts[name] == 1 else displayed(old) for name, old in zip(found, names))
+    return tuple(name if counts[name] == 1 else display_name(old) for name, old in zip(found, names))
 
 
-def displayed(name: str) -> str:
+def display_name(name: str) -> str:
     """The name of a class folder as it is displayed, recorded and compared: in one line, in Unicode's composed form.
 
     File systems and archives disagree about the form: 'é' is one character on Linux, and often two on a Mac.

@@ -30,7 +30,7 @@ def resolve(split: str, have: Collection[str]) -> str:
     return held_out[0] if split == AUTO else split
 
 
-def recorded(split: str) -> str:
+def to_record(split: str) -> str:
     """The text that a run's config keeps for a split: 'test[:100%]' for 'test'.
 
     Until there was 'auto', 'test' had its meaning: a bare 'test' in a config that was kept is from then.
@@ -39,7 +39,7 @@ def recorded(split: str) -> str:
 
 
 def from_record(split: str) -> str:
-    """The split that a kept config names, see `recorded`."""
+    """The split that a kept config names, see `to_record`."""
     return AUTO if split == 'test' else split
 
 

@@ -11,7 +11,7 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import read_metadata
 from evit_jax.data import sources, splits
-from evit_jax.data.classes import readable, same_classes
+from evit_jax.data.classes import readable_names, same_classes
 from evit_jax.data.sources import Source
 
 _DEFAULTS = {'data.path': '', 'data.name': '', 'data.test_split': splits.AUTO, 'data.index_cache': None, 'seed': 0,
@@ -46,7 +46,7 @@ def check_classes(loaded: LoadedModel, source: Source) -> None:
     if loaded.config.classes != source.num_classes:
         raise ValueError(f'the model in {loaded.path} tells {loaded.config.classes} classes apart, the data have '
                          f'{source.num_classes}: give a model that was trained on these classes, or other data')
-    ours = readable(source.class_names)
+    ours = readable_names(source.class_names)
     if ours and not same_classes(ours, loaded.class_names):
         numbers = tuple(map(str, range(len(ours))))
         if loaded.class_names == numbers and not read_metadata(loaded.path).get('class_names'):

@@ -10,7 +10,7 @@ from jax import Array
 
 from evit_jax import models
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.data.classes import readable
+from evit_jax.data.classes import readable_names
 from evit_jax.models import Model, Params
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.training.objectives import Taught
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, cl
       ValueError: no readable checkpoint, no average in it, other classes, or a size that its patches do not divide.
     """
     trained = load_model(path, ema=ema)
-    names = readable(class_names)
+    names = readable_names(class_names)
     if len(trained.class_names) != len(names):
         raise ValueError(f'the teacher in {path} tells {len(trained.class_names)} classes apart, this data has '
                          f'{len(names)}: give a teacher that was trained on the same classes')

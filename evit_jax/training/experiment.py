@@ -179,7 +179,7 @@ class Experiment(NamedTuple):
                 batch, swap_key, patches=self.patches, classes=self.model.config.classes, groups=self.mesh.size,
                 smoothing=self.config.label_smoothing)
             return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
-        images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_of(self.config),
+        images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_settings(self.config),
                                            groups=self.mesh.size, classes=self.model.config.classes)
         return steps.Mixed(images, Targets(targets))
 

@@ -27,7 +27,7 @@ def open_sources(config: Any) -> tuple[Source, Source]:
     return train, test
 
 
-def open_held_out(config: Any) -> Source:
+def open_test_source(config: Any) -> Source:
     """The examples to evaluate on; those to train on need not be there.
 
     Raises:
@@ -104,7 +104,7 @@ def eval_transform(config: Any) -> EvalTransform:
     return EvalTransform(config.model.image_size, crop=config.data.eval_crop or None)
 
 
-def mixing_of(config: Any) -> Mixing:
+def mixing_settings(config: Any) -> Mixing:
     """What the devices do to a batch that is trained on."""
     mix = config.mixing
     return Mixing(mix.erase, mix.mixup, mix.cutmix, mix.switch, config.label_smoothing)

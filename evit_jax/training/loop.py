@@ -102,7 +102,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     distributed.on_process_zero(lambda: evaluation_files.check_out(out))
     check = functools.partial(workdirs.check_classes, workdir, trained)
     sources.check_classes(config.data.source, config.data.path, check)
-    held_out = inputs.open_held_out(config)
+    held_out = inputs.open_test_source(config)
     check(held_out.class_names)
     history.tell_of_other_data(trained, held_out)
     config = evaluation_config.with_batch_for(config, len(held_out), jax.device_count())

@@ -138,7 +138,7 @@ def test_held_out_images_are_opened_without_those_to_train_on(tmp_path, caplog):
         (tmp_path / 'val' / name / 'a.png').write_text('')
     config = layouts.config_of(data__source='folder', data__path=str(tmp_path), model__classes=2, data__index_cache='')
     caplog.set_level(logging.INFO)
-    assert len(inputs.open_held_out(config)) == 2
+    assert len(inputs.open_test_source(config)) == 2
     assert f'2 images to evaluate on: split val of folder {tmp_path}, 2 classes' in caplog.text
 
 
@@ -146,7 +146,7 @@ def test_held_out_images_that_are_trained_on_are_warned_of(tmp_path, caplog):
     for name in ('ape', 'bat'):
         (tmp_path / 'train' / name).mkdir(parents=True)
         (tmp_path / 'train' / name / 'a.png').write_text('')
-    inputs.open_held_out(layouts.config_of(data__source='folder', data__path=str(tmp_path), model__classes=0,
+    inputs.open_test_source(layouts.config_of(data__source='folder', data__path=str(tmp_path), model__classes=0,
                                            data__index_cache='', data__test_split='train[:100%]',
                                            data__train_split='train[:100%]'))
     assert '2 of the examples to evaluate on are trained on, too' in caplog.text

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from evit_jax.data import progress, splits
-from evit_jax.data.classes import displayed
+from evit_jax.data.classes import display_name
 from evit_jax.data.fingerprint import digest
 from evit_jax.data.names import in_one_line
 from evit_jax.data.sources import folder_entries, folder_layout, index_cache
@@ -83,7 +83,7 @@ class FolderSource:
 
     def _labels_of(self, index: index_cache.Index) -> np.ndarray:
         place = {name: label for label, name in enumerate(self.class_names)}
-        return np.array([place[displayed(os.fsdecode(name))] for name in index['class']], np.int32)[index['kind']]
+        return np.array([place[display_name(os.fsdecode(name))] for name in index['class']], np.int32)[index['kind']]
 
     @property
     def fingerprint(self) -> str:

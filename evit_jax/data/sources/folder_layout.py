@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from evit_jax.data import splits
-from evit_jax.data.classes import displayed, lookalike_key, lookalikes
+from evit_jax.data.classes import display_name, lookalike_key, lookalikes
 from evit_jax.data.names import in_one_line
 from evit_jax.data.sources import folder_entries
 from evit_jax.data.sources.folder_entries import entries, few, folders, has_image, is_image
@@ -54,13 +54,13 @@ def check_split(path: str, split: str, have: Sequence[str]) -> None:
 
 
 def class_names(path: str, have: Sequence[str]) -> tuple[str, ...]:
-    """The names of the classes as `displayed`, sorted: those of train/, or of all splits where it is not there.
+    """The names of the classes as `display_name`, sorted: those of train/, or of all splits where it is not there.
 
     Raises:
       ValueError: see `class_folders`.
     """
     used = ['train'] if 'train' in have else labelled(path, have) or have
-    return tuple(sorted({displayed(name) for split in used for name in class_folders(os.path.join(path, split))}))
+    return tuple(sorted({display_name(name) for split in used for name in class_folders(os.path.join(path, split))}))
 
 
 def class_folders(folder: str) -> tuple[str, ...]:
@@ -80,9 +80,10 @@ def class_folders(folder: str) -> tuple[str, ...]:
         raise ValueError(f'{folder!r} holds no folders of classes: images are expected as {folder}/<class>/*.jpg')
     by_name: dict[str, str] = {}
     for name in classes:
-        if (other := by_name.setdefault(displayed(name), name)) != name:
-            raise ValueError(f'{folder!r} has two folders of the class {displayed(name)!r}{_difference(other, name)} '
-                             f'({other!a} and {name!a}): move the images of one into the other, or rename one')
+        if (other := by_name.setdefault(display_name(name), name)) != name:
+            raise ValueError(f'{folder!r} has two folders of the class {display_name(name)!r}'
+                             f'{_difference(other, name)} ({other!a} and {name!a}): move the images of one into '
+                             'the other, or rename one')
     return classes
 
 
@@ -127,17 +128,17 @@ def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> No
 
     Args:
       classes: names of folders in `folder`.
-      known: names of the classes to train on, as `displayed`.
+      known: names of the classes to train on, as `display_name`.
 
     Raises:
       ValueError: a class is not among them.
     """
     names = {*known}
-    unknown = [name for name in classes if displayed(name) not in names]
+    unknown = [name for name in classes if display_name(name) not in names]
     if not unknown:
         return
     keys = {lookalike_key(name): name for name in known}
-    near = next(((name, keys[key]) for name in unknown if (key := lookalike_key(displayed(name))) in keys), None)
+    near = next(((name, keys[key]) for name in unknown if (key := lookalike_key(display_name(name))) in keys), None)
     if near:
         hint = f'; {near[0]!r} differs from {near[1]!r} of train/ only in case or spaces: rename the folder'
     else:
@@ -273,7 +274,7 @@ def _place_of(known: Sequence[str], folder: str) -> str:
     """The folder, or the one below it, whose folders are all known classes; '' where there is none."""
     for _ in range(folder_entries.LEVELS):
         below = folders(folder)
-        if below and {displayed(name) for name in below} <= set(known):
+        if below and {display_name(name) for name in below} <= set(known):
             return folder
         if len(below) != 1:
             return ''

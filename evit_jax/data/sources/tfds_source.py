@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from evit_jax.data import splits
-from evit_jax.data.classes import displayed
+from evit_jax.data.classes import display_name
 from evit_jax.data.fingerprint import digest
 from evit_jax.data.names import in_one_line
 from evit_jax.data.sources import tfrecord
@@ -42,7 +42,7 @@ class TfdsSource:
         builder = load_builder(locate(path, dataset))
         info = builder.info
         self._keys = _keys(info)
-        self.class_names = tuple(displayed(name.lstrip('\ufeff')) for name in info.features['label'].names)
+        self.class_names = tuple(display_name(name.lstrip('\ufeff')) for name in info.features['label'].names)
         self.num_classes = len(self.class_names)
         height, width, _ = info.features['image'].shape
         self.image_size = height if height == width else None
