@@ -32,8 +32,8 @@ def from_json(stored: Mapping[str, Any]) -> ViTConfig:
     cls, fields = _CLASSES.get(stored['class']), stored['fields']
     known = {field.name for field in dataclasses.fields(cls)} if cls else set()
     if unknown := sorted(fields.keys() - known):
-        raise ValueError(f'the stored model config {stored["class"]} has the unknown field {unknown[0]}: another version '
-                         'of evit_jax wrote it, use that version')
+        raise ValueError(f'the stored model config {stored["class"]} has the unknown field {unknown[0]}: another '
+                         'version of evit_jax wrote it, use that version')
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 
 from evit_jax import models
 from evit_jax.checkpoints import workdir as workdirs
@@ -172,10 +173,14 @@ def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
     if place.suffix in _FILES and not place.is_dir():
         raise ValueError(f'{setting}: {path} is not there, and a file of weights is no run: give the folder that '
                          f'{convert} makes of one')
-    if place.is_dir() and newest_step(path) is None and any(
-            file.name.startswith(_HUGGING_FACE) for file in place.iterdir()):
+    if place.is_dir() and newest_step(path) is None and holds_hugging_face(place):
         raise ValueError(f'{setting}: {path} holds weights of another program, not a run: give the folder that '
                          f'{convert} makes of it')
+
+
+def holds_hugging_face(folder: epath.Path) -> bool:
+    """True for a folder of Hugging Face or timm with weights in PyTorch's format or in safetensors."""
+    return any(file.name.startswith(_HUGGING_FACE) for file in folder.iterdir())
 
 
 def check_values(workdir: str | os.PathLike, model_config: ViTConfig) -> None:

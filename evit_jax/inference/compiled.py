@@ -80,12 +80,17 @@ class CompiledModel:
             logits, outputs = apply(params, images, plan)
             return {'logits': logits} | {name: outputs[name] for name in OUTPUTS}
 
-        self._jitted = {function.__name__: self._replicated.jit(function, static_argnums=2)
-                        for function in (logits, forward, predict)}
+        evaluate = steps.make_eval_step(models.Model(model.config, None, apply), prepare=lambda images: images)
+        functions = {'logits': logits, 'forward': forward, 'predict': predict, 'evaluate': evaluate}
+        self._jitted = {name: self._replicated.jit(function, static_argnums=2) for name, function in functions.items()}
 
-    def run(self, name: str, images: Any, plan: TokenPlan) -> Any:
-        """Runs 'logits', 'forward' or 'predict' on a batch of images [B, S, S, 3]."""
-        return self._jitted[name](self._replicated.params, self._replicated.put(images), plan)
+    def run(self, name: str, batch: Any, plan: TokenPlan) -> Any:
+        """Runs a function on a batch.
+
+        Args:
+          name: 'logits', 'forward' or 'predict' for images [B, S, S, 3]; 'evaluate' for a dict of image and label.
+        """
+        return self._jitted[name](self._replicated.params, self._replicated.put(batch), plan)
 
 
 def make_apply(model: LoadedModel) -> Callable[[Params, Array, TokenPlan], tuple[Array, dict[str, Any]]]:

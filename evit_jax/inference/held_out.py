@@ -43,20 +43,22 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
 
 def check_classes(loaded: LoadedModel, source: Source) -> None:
     """Raises a ValueError if the classes of the data, or their order, are not those of the model."""
+    origin = loaded.path or loaded.name
     if loaded.config.classes != source.num_classes:
-        raise ValueError(f'the model in {loaded.path} tells {loaded.config.classes} classes apart, the data have '
+        raise ValueError(f'the model in {origin} tells {loaded.config.classes} classes apart, the data have '
                          f'{source.num_classes}: give a model that was trained on these classes, or other data')
     ours = readable_names(source.class_names)
-    if ours and not same_classes(ours, loaded.class_names):
-        numbers = tuple(map(str, range(len(ours))))
-        if loaded.class_names == numbers and not read_metadata(loaded.path).get('class_names'):
-            logging.warning('the weights in %s have no class names: their classes are assumed to be those of the data, '
-                            'in this order', loaded.path)
-            return
-        first = next(label for label, name in enumerate(ours) if name != loaded.class_names[label])
-        raise ValueError(f'the model in {loaded.path} was trained on other classes: {loaded.class_names[first]!r} is '
-                         f'its class {first}, {ours[first]!r} that of the data: give a model that was trained on these '
-                         'classes, or other data')
+    if not ours or same_classes(ours, loaded.class_names):
+        return
+    recorded = read_metadata(loaded.path).get('class_names') if loaded.path else None
+    if loaded.class_names == tuple(map(str, range(len(ours)))) and not recorded:
+        logging.warning('the weights in %s have no class names: their classes are assumed to be those of the data, in '
+                        'this order', origin)
+        return
+    label = next(label for label, name in enumerate(ours) if name != loaded.class_names[label])
+    raise ValueError(f'the model in {origin} was trained on other classes: {loaded.class_names[label]!r} is its class '
+                     f'{label}, {ours[label]!r} that of the data: give a model that was trained on these classes, or '
+                     'other data')
 
 
 def spread(size: int, count: int) -> list[int]:
