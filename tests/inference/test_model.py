@@ -1,5 +1,7 @@
 """VisionModel: logits, features and predictions, independent of the batch and of the form of the images."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,14 @@ import pytest
 from PIL import Image
 
 import evit_jax
+from evit_jax import models
+from evit_jax.checkpoints import weights
 from evit_jax.inference.model import VisionModel
 from evit_jax.models import vit
 from evit_jax.reduction.plan import make_plan
-from evit_jax.training import step
-from tests.helpers import tiny
+from evit_jax.runtime.preemption import PreemptionHandler
+from evit_jax.training import experiment, results, step
+from tests.helpers import layouts, tiny
 
 SIZES = [(40, 30), (16, 16), (9, 50), (33, 32)]
 
@@ -265,11 +270,11 @@ def test_predict_attention_is_nan_for_patches_dropped_before(model, paths):
 
 def test_predict_patch_is_either_kept_or_in_a_fused_token(model, paths):
     prediction, = model.with_plan(plan=make_plan(16, 2, rate=0.5, reduce_at=(0, 1))).predict(paths[:1])
-    for kept, attention, weights in zip(prediction.kept, prediction.attention, prediction.fused_weights):
+    for kept, attention, fused_weights in zip(prediction.kept, prediction.attention, prediction.fused_weights):
         is_kept = np.isin(np.arange(16), kept)
-        assert not (is_kept & (weights > 0)).any()
+        assert not (is_kept & (fused_weights > 0)).any()
         dropped_here = ~is_kept & ~np.isnan(attention)
-        np.testing.assert_allclose(weights[dropped_here], attention[dropped_here], rtol=1e-6)
+        np.testing.assert_allclose(fused_weights[dropped_here], attention[dropped_here], rtol=1e-6)
     assert ((prediction.fused_weights[0] > 0) == ~np.isin(np.arange(16), prediction.kept[0])).all()
 
 
@@ -301,3 +306,28 @@ def test_lvvit_computes_without_batch_norm_and_keeps_its_parameters():
     assert lowered.as_text().count('stablehlo.rsqrt ') == 2 * config.depth + 1  # only layer norms
     images = tiny.images(2)
     np.testing.assert_allclose(model(images), model.apply(model.params, images).logits, atol=1e-5)
+
+
+def test_predict_gives_predictions_pixels_and_kept_patches_of_an_evaluation(paths, tmp_path, monkeypatch):
+    class Photos(layouts.Colours):
+        def __len__(self):
+            return len(paths)
+
+        def __getitem__(self, index):
+            return {'image': paths[index].read_bytes(), 'label': index % 3, 'id': paths[index].name}
+
+    layouts.prepare(monkeypatch)
+    config = layouts.config_of(data__eval_crop=0.8, keep__rate=0.5, batch_size=16, data__max_failed=0.1)
+    params = models.create(dataclasses.replace(layouts.SHAPE, classes=3)).init(jax.random.key(1))
+    weights.save(tmp_path, params, {'config': config.to_dict(), 'class_names': tiny.NAMES})
+    photos = Photos('test')
+    run = experiment.setup(config, sources=(photos, photos))
+    with PreemptionHandler() as preemption:
+        evaluated = results.evaluate_params(run, run.eval_step(), run.trained_state(tmp_path).params, preemption,
+                                            sample=99)
+    predictions = [each for each in evit_jax.load(tmp_path).predict(paths) if not each.problem]
+    labels = [prediction.top[0].label for prediction in predictions]
+    assert len(predictions) == len(evaluated.sample['image']) == 20 and len(set(labels)) > 1
+    assert labels == evaluated.sample['prediction'].tolist()
+    np.testing.assert_array_equal([prediction.image for prediction in predictions], evaluated.sample['image'])
+    np.testing.assert_array_equal([prediction.kept[0] for prediction in predictions], evaluated.sample['kept'][0])
