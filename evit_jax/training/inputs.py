@@ -34,7 +34,7 @@ def open_test_source(config: Any) -> Source:
       ValueError, OSError: as in `open_sources`.
     """
     test, = _open(config, 'test')
-    if {part.split for part in getattr(test, 'parts', ())} & {*splits.base_names(config.data.train_split)}:
+    if {each.split for each in getattr(test, 'slices', ())} & {*splits.base_names(config.data.train_split)}:
         train, = _open(config, 'train')
         _warn_of_overlap(config, train, test)
     logging.info('data: %s images to evaluate on: split %s of %s, %d classes', f'{len(test):,}',
@@ -66,7 +66,7 @@ def _open(config, *names):
 
 
 def _warn_of_overlap(config, train, test):
-    if shared := splits.overlap(getattr(train, 'parts', ()), getattr(test, 'parts', ())):
+    if shared := splits.overlap(getattr(train, 'slices', ()), getattr(test, 'slices', ())):
         logging.warning('%d of the examples to evaluate on are trained on, too: data.train_split=%r, '
                         'data.test_split=%r', shared, config.data.train_split, config.data.test_split)
 

@@ -9,7 +9,7 @@ import pytest
 from evit_jax.data.classes import display_name, lookalikes
 from evit_jax.data.sources import open_source
 from evit_jax.data.sources.folder import FolderSource
-from tests.data.test_folder import examples, fill
+from tests.helpers.folders import examples, fill
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
 

@@ -8,7 +8,7 @@ import pytest
 from evit_jax.data import pipeline
 from evit_jax.data.failures import Failures
 from evit_jax.runtime import distributed
-from tests.data.test_decode import JPEGS, corrupted
+from tests.helpers.encoded import JPEGS, corrupted
 from tests.helpers.toys import Broken, Jitter, Numbered, evaluate, joined, labels, marked, train
 
 
