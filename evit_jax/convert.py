@@ -51,13 +51,13 @@ def main(src: str, dst: str) -> None:
     backend.start()
     if not _is_run(src):
         values = {flag.name: flag.value for flag in (_HEADS, _NORM_EPSILON, _ACTIVATION, _POOLING, _CROP)}
-        conversion.from_file(src, dst, ema=_EMA.value, key=_KEY.value, image_size=_IMAGE_SIZE.value,
+        conversion.to_workdir(src, dst, ema=_EMA.value, key=_KEY.value, image_size=_IMAGE_SIZE.value,
                              class_names=_CLASS_NAMES.value, allow_missing=_ALLOW_MISSING.value,
                              allow_extra=_ALLOW_EXTRA.value, mean=_channels(_MEAN), std=_channels(_STD), **values)
         return
     if given := [flag.name for flag in _INWARD if flag.value not in (None, '', [])]:
         raise ValueError(f'--{given[0]} is for files that come in, and {src} is a run: leave it out')
-    conversion.to_file(src, dst, ema=_EMA.value, image_size=_IMAGE_SIZE.value)
+    conversion.to_safetensors(src, dst, ema=_EMA.value, image_size=_IMAGE_SIZE.value)
 
 
 def _is_run(src):

@@ -5,65 +5,102 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
 from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.interchange import detect, files, folders, interpretation, layouts, run_metadata, safetensors_file, vit
-from evit_jax.models import config_from_flat
+from evit_jax.models import Params, config_from_flat
+from evit_jax.models.config import ViTConfig
 from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.reduction.reducers import DYNAMICVIT
 from evit_jax.runtime import storage
 
 
-def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False, key: str = '',
-              image_size: int | None = None, class_names: str | os.PathLike | None = None,
-              allow_missing: Sequence[str] = (), allow_extra: Sequence[str] = (), **values: Any) -> None:
-    """Writes the weights in a file as the workdir of a run that is known by its weights alone.
+class PretrainedModel(NamedTuple):
+    """A model read from the file of another program."""
+
+    name: str                 # of the model, as in `models.SHAPES`
+    config: ViTConfig
+    params: Params            # numpy arrays, float32
+    metadata: dict[str, Any]  # 'config': nested dict of config keys; 'class_names': list, absent if unknown
+
+
+def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = '', image_size: int | None = None,
+                    class_names: str | os.PathLike | None = None, allow_missing: Sequence[str] = (),
+                    allow_extra: Sequence[str] = (), **hyperparameters: Any) -> PretrainedModel:
+    """Reads a model from a PyTorch or safetensors file, or from a Hugging Face or timm folder; writes nothing.
 
     Args:
-      src: a file, or a folder of Hugging Face.
-      dst: a folder, which is made.
-      ema: take the moving average.
-      key: the dict in the file, or the prefix of names, that holds the weights, as `wrapped.take` has it.
-      image_size: the position embeddings are resized for it.
-      class_names: file of them, one in a line.
-      allow_missing, allow_extra: patterns of timm's keys, as in `vit.from_torch`.
-      values: by the names in `facts.KEYS`; they win over those of the file. None and () are ignored.
+      path: a file (.pth, .pt, .bin, .safetensors), an index of shards, or a folder that holds one of them.
+      ema: read the moving average of the weights.
+      key: path of nested dicts, or a prefix of array names, that holds the weights; see `wrapped.take`.
+      image_size: resize the position embeddings for images of this size.
+      class_names: path of a text file with one class name a line.
+      allow_missing, allow_extra: patterns of timm's array names; see `vit.from_torch`.
+      **hyperparameters: values by the names in `facts.KEYS`; they override the file. None and () are ignored.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: `dst` is there already, or the file is refused, or does not fit; says why.
+      ValueError: the file is refused, or does not hold a supported model.
     """
-    _check_places(src, dst)
-    path = pathlib.Path(src).expanduser()
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f'{path} is not there: give a file of weights (.pth, .pt, .safetensors), or a workdir')
     path = folders.weights_in(path) if path.is_dir() else path
-    if os.fspath(dst).endswith(('.safetensors', '.pth', '.pt')):
-        raise ValueError(f'{dst} is the name of a file, and {src} is to become a run: give a folder that is to be made')
-    beside = folders.configs_beside(path)
-    flags = {fact: value for fact, value in values.items() if value not in (None, ())}
+    given_values = {name: value for name, value in hyperparameters.items() if value not in (None, ())}
     with files.opened(path) as (tree, metadata):
-        given = interpretation.Given(path, tree, metadata, beside)
-        config, names = run_metadata.from_metadata(metadata)
+        given = interpretation.Given(path, tree, metadata, folders.configs_beside(path))
+        settings, names = run_metadata.from_metadata(metadata)
         names = _class_names(names or folders.class_names(given.config), class_names)
         try:
             found = layouts.find(tree, ema=ema, key=key)
-            name, model_config = detect.detect(found.arrays, classes=len(names) or 1000)
-            model_config, preprocessing, found = interpretation.interpreted(name, model_config, found, given, flags)
-            _log_model(path, name, model_config, found)
-            if len(names) not in (0, model_config.classes):
-                raise ValueError(f'there are {len(names)} names for {model_config.classes} classes: give --class_names')
-            params = vit.from_torch(found.arrays, model_config, allow_missing=allow_missing, allow_extra=allow_extra)
+            name, config = detect.detect(found.arrays, classes=len(names) or 1000)
+            config, preprocessing, found = interpretation.interpreted(name, config, found, given, given_values)
+            _log_model(path, name, config, found)
+            if len(names) not in (0, config.classes):
+                raise ValueError(f'there are {len(names)} names for {config.classes} classes: give --class_names')
+            params = vit.from_torch(found.arrays, config, allow_missing=allow_missing, allow_extra=allow_extra)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
-    weights.check_finite(vit.to_torch(params, model_config), path)
-    params, model_config = _resized(params, model_config, image_size)
-    asked = {'reducer.name': DYNAMICVIT.name} if model_config.predictors else {}
-    config = asked | config | run_metadata.settings_of(found.settings) | preprocessing
-    assumed, keys = run_metadata.assumed(name, model_config), run_metadata.model_keys(name, model_config)
-    _save(dst, params, config, assumed, keys, names)
+    weights.check_finite(vit.to_torch(params, config), path)
+    params, config = _resized(params, config, image_size)
+    reducer = {'reducer.name': DYNAMICVIT.name} if config.predictors else {}
+    settings = reducer | settings | run_metadata.settings_of(found.settings) | preprocessing
+    return PretrainedModel(name, config, params, _metadata(name, config, settings, names))
+
+
+def _metadata(name, config, settings, class_names):
+    """The metadata of a checkpoint; the log lists the config keys that have default values."""
+    defaults = run_metadata.assumed(name, config)
+    if assumed := defaults.keys() - settings.keys():
+        logging.info('default values, as nothing gives others: %s',
+                     ', '.join(f'{key} {defaults[key]}' for key in sorted(assumed)))
+    model = {f'model.{key}': value for key, value in run_metadata.model_keys(name, config).items()}
+    return {'config': _nested(defaults | settings | model)} | ({'class_names': class_names} if class_names else {})
+
+
+def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, **options: Any) -> None:
+    """Writes the model in a file of another program as a workdir that `--config.init_from` accepts.
+
+    Args:
+      src: as in `read_pretrained`.
+      dst: folder to create.
+      **options: the keyword arguments of `read_pretrained`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: `dst` exists, or the file is refused.
+    """
+    _check_paths(src, dst)
+    if os.fspath(dst).endswith(('.safetensors', '.pth', '.pt')):
+        raise ValueError(f'{dst} is the name of a file, and {src} is to become a run: give a folder that is to be made')
+    model = read_pretrained(src, **options)
+    with _made(dst):
+        weights.save(dst, model.params, model.metadata)
+    logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
 
 
 def _log_model(path, name, config, found):
@@ -75,19 +112,7 @@ def _log_model(path, name, config, found):
                         'DeiTForImageClassification')
 
 
-def _save(dst, params, config, usual, model, names):
-    """Writes the folder; the log lists the config keys that are as usual."""
-    if unsaid := usual.keys() - config.keys():
-        logging.info('nothing says otherwise, so that it is as usual: %s',
-                     ', '.join(f'{key} {usual[key]}' for key in sorted(unsaid)))
-    model = {f'model.{key}': value for key, value in model.items()}
-    told = {'config': _nested(usual | config | model)} | ({'class_names': names} if names else {})
-    with _made(dst):
-        weights.save(dst, params, told)
-    logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
-
-
-def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False,
+def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False,
             image_size: int | None = None) -> None:
     """Writes the newest weights of a run as a safetensors file in the layout of timm, or of LV-ViT's authors.
 
@@ -95,7 +120,7 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
       FileNotFoundError: there is no such folder.
       ValueError: `dst` is there already, or there is no run, or no average; says which.
     """
-    _check_places(src, dst)
+    _check_paths(src, dst)
     if storage.is_remote(dst) or not os.fspath(dst).endswith('.safetensors'):
         raise ValueError(f'{src} is a folder: if it is a run, give DST the name of a file of this machine that ends in '
                          '.safetensors; if not, give the file of weights in it')
@@ -119,7 +144,7 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
         logging.warning('timm has no model like %s: the file can be converted back, and no more', name)
 
 
-def _check_places(src, dst):
+def _check_paths(src, dst):
     if not storage.as_path(src).exists():
         raise FileNotFoundError(f'{src} is not there: give a file of weights (.pth, .pt, .safetensors), or a workdir')
     if storage.as_path(dst).exists():

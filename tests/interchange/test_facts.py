@@ -162,11 +162,11 @@ def test_pooling_is_that_of_the_arguments_and_norms(said, arrays, pooling, norm)
 
 
 def test_a_file_written_here_keeps_its_values_without_a_warning(tmp_path, caplog):
-    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'a', heads=4, norm_epsilon=1e-4, activation='gelu_tanh',
-                         pooling='avg', mean=(0.1,) * 3, std=(0.2,) * 3, crop=0.9)
-    conversion.to_file(tmp_path / 'a', tmp_path / 'b.safetensors')
+    conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'a', heads=4, norm_epsilon=1e-4,
+                          activation='gelu_tanh', pooling='avg', mean=(0.1,) * 3, std=(0.2,) * 3, crop=0.9)
+    conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
     caplog.clear()
-    conversion.from_file(tmp_path / 'b.safetensors', tmp_path / 'c')
+    conversion.to_workdir(tmp_path / 'b.safetensors', tmp_path / 'c')
     first, again = (load_model(tmp_path / name) for name in 'ac')
     assert first.config == again.config and first.config.heads == 4 and first.config.pooling == 'avg'
     assert (again.mean, again.std, again.eval_crop) == ((0.1,) * 3, (0.2,) * 3, 0.9)
@@ -177,7 +177,7 @@ def test_the_converted_model_computes_with_its_values(tmp_path):
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     logits = {}
     for heads in (2, 4):
-        conversion.from_file(FILES / 'timm.safetensors', tmp_path / str(heads), heads=heads)
+        conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / str(heads), heads=heads)
         found = load_model(tmp_path / str(heads))
         logits[heads] = np.asarray(create(found.config).apply(found.params, images, PLAN)[0])
     assert np.abs(logits[2] - logits[4]).max() > 1e-2
@@ -190,15 +190,15 @@ def test_a_distilled_model_with_one_head_is_read_and_goes_back(tmp_path, caplog)
     one = {key.replace('cls_classifier', 'classifier'): value for key, value in arrays.items()
            if not key.startswith('distillation_classifier')}
     save_file(one, tmp_path / 'a.safetensors')
-    conversion.from_file(tmp_path / 'a.safetensors', tmp_path / 'a')
-    conversion.from_file(FILES / 'hugging_face_deit.safetensors', tmp_path / 'two')
+    conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
+    conversion.to_workdir(FILES / 'hugging_face_deit.safetensors', tmp_path / 'two')
     found, two = load_model(tmp_path / 'a'), load_model(tmp_path / 'two')
     assert found.config.one_head and found.config.distilled and 'head_dist' not in found.params
     images = np.ones((1, 8, 8, 3), np.float32)
     logits, _ = create(found.config).apply(found.params, images, PLAN)
-    _, seen = create(two.shape).apply(two.params, images, PLAN)
+    _, seen = create(two.config).apply(two.params, images, PLAN)
     np.testing.assert_allclose(logits, seen['cls_logits'], atol=1e-6)
     assert "the class token's decides alone" in caplog.text
-    conversion.to_file(tmp_path / 'a', tmp_path / 'b.safetensors')
-    conversion.from_file(tmp_path / 'b.safetensors', tmp_path / 'c')
+    conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
+    conversion.to_workdir(tmp_path / 'b.safetensors', tmp_path / 'c')
     assert load_model(tmp_path / 'c').config == found.config

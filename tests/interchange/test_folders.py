@@ -50,7 +50,7 @@ def write(folder, *, config=CONFIG, preprocessor=PREPROCESSOR, shards=2):
 
 
 def converted(folder, tmp_path, **values):
-    conversion.from_file(folder, tmp_path / 'out', **values)
+    conversion.to_workdir(folder, tmp_path / 'out', **values)
     return load_model(tmp_path / 'out')
 
 
@@ -61,9 +61,9 @@ def test_a_folder_with_shards_becomes_the_model_of_its_configs(tmp_path, caplog)
     assert found.class_names == tuple(NAMES)
     assert (found.mean, found.std, found.eval_crop) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3), None)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    conversion.from_file(write(tmp_path / 'one', shards=0), tmp_path / 'again')
+    conversion.to_workdir(write(tmp_path / 'one', shards=0), tmp_path / 'again')
     again = load_model(tmp_path / 'again')
-    assert again.shape == config
+    assert again.config == config
     np.testing.assert_array_equal(again.params['blocks'][1]['attn']['qkv']['kernel'],
                                   found.params['blocks'][1]['attn']['qkv']['kernel'])
 
@@ -99,7 +99,7 @@ def test_a_damaged_folder_is_refused(tmp_path, change, said):
     folder = write(tmp_path / 'hub')
     change(folder)
     with pytest.raises(ValueError, match=said):
-        conversion.from_file(folder, tmp_path / 'out')
+        conversion.to_workdir(folder, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
 
@@ -108,7 +108,7 @@ def test_a_damaged_folder_is_refused(tmp_path, change, said):
 def test_an_index_names_files_of_its_own_folder_alone(tmp_path, path):
     (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': path}}))
     with pytest.raises(ValueError, match=r'no file of its folder|lists no shards'):
-        conversion.from_file(tmp_path, tmp_path / 'out')
+        conversion.to_workdir(tmp_path, tmp_path / 'out')
 
 
 @pytest.mark.parametrize('change, said', [

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -58,7 +59,7 @@ def read(folder, config=SHAPE):
 
 
 def test_a_file_becomes_the_workdir_of_its_weights(tmp_path, log):
-    conversion.from_file(FILES / 'evit.pth', tmp_path / 'new' / 'folder')
+    conversion.to_workdir(FILES / 'evit.pth', tmp_path / 'new' / 'folder')
     config = workdir.saved_config(tmp_path / 'new' / 'folder')
     assert config == {
         'model.name': 'vit_toy', 'model.image_size': 8, 'model.classes': 5, 'model.distilled': True,
@@ -73,9 +74,19 @@ def test_a_file_becomes_the_workdir_of_its_weights(tmp_path, log):
     assert 'heads 2 (as vit_toy)' in warned[0] and 'norm_epsilon 1e-06' in warned[0] and '--heads' in warned[0]
 
 
+def test_read_pretrained_file_returns_the_model_and_writes_nothing(tmp_path):
+    shutil.copy(FILES / 'evit.pth', tmp_path / 'a.pth')
+    name, config, params, metadata = conversion.read_pretrained(tmp_path / 'a.pth', heads=4)
+    assert (name, config.heads, config.distilled) == ('vit_toy', 4, True)
+    assert metadata['config']['model']['heads'] == 4 and 'class_names' not in metadata
+    assert os.listdir(tmp_path) == ['a.pth']
+    conversion.to_workdir(tmp_path / 'a.pth', tmp_path / 'a', heads=4)
+    jax.tree.map(np.testing.assert_array_equal, params, read(tmp_path / 'a', config))
+
+
 def test_the_average_of_a_file_is_converted_on_request(tmp_path):
     for ema in (False, True):
-        conversion.from_file(FILES / 'evit.pth', tmp_path / f'{ema}', ema=ema)
+        conversion.to_workdir(FILES / 'evit.pth', tmp_path / f'{ema}', ema=ema)
     shape = dataclasses.replace(SHAPE, distilled=True)
     params, average = read(tmp_path / 'False', shape), read(tmp_path / 'True', shape)
     jax.tree.map(lambda value, half: np.testing.assert_array_equal(value / 2, half), params, average)
@@ -84,10 +95,11 @@ def test_the_average_of_a_file_is_converted_on_request(tmp_path):
 def test_there_and_back_loses_no_bit_and_nothing_that_was_known(tmp_path, log):
     names = tmp_path / 'names.txt'
     names.write_text('ant\nbee\ncat \ndog\neel\n')
-    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'a', class_names=names, mean=(0.5,) * 3, std=(0.1,) * 3)
-    conversion.to_file(tmp_path / 'a', tmp_path / 'b.safetensors')
-    conversion.from_file(tmp_path / 'b.safetensors', tmp_path / 'c')
-    conversion.to_file(tmp_path / 'c', tmp_path / 'd.safetensors')
+    conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'a', class_names=names, mean=(0.5,) * 3,
+                          std=(0.1,) * 3)
+    conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
+    conversion.to_workdir(tmp_path / 'b.safetensors', tmp_path / 'c')
+    conversion.to_safetensors(tmp_path / 'c', tmp_path / 'd.safetensors')
     want = arrays_of()
     for back in (load_file(tmp_path / 'b.safetensors'), load_file(tmp_path / 'd.safetensors')):
         assert back.keys() == want.keys()
@@ -105,7 +117,7 @@ def test_a_model_that_timm_has_is_written_with_how_to_load_it_there(tmp_path, lo
     shape = dataclasses.replace(SHAPE, distilled=True)
     weights.save(tmp_path / 'a', create(shape).init(jax.random.key(0)),
                  {'config': {'model': {'name': 'deit_s', 'image_size': 8, 'classes': 5, 'distilled': True}}})
-    conversion.to_file(tmp_path / 'a', tmp_path / 'b.safetensors')
+    conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
     metadata = metadata_of(tmp_path / 'b.safetensors')
     assert metadata['format'] == 'pt' and metadata['architecture'] == 'deit_small_distilled_patch16_224'
     assert ("timm.create_model('deit_small_distilled_patch16_224', img_size=8, num_classes=5, checkpoint_path="
@@ -113,18 +125,18 @@ def test_a_model_that_timm_has_is_written_with_how_to_load_it_there(tmp_path, lo
 
 
 def test_positions_are_resized_in_either_direction(tmp_path):
-    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'a', image_size=16)
+    conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'a', image_size=16)
     assert workdir.saved_config(tmp_path / 'a')['model.image_size'] == 16
     large = read(tmp_path / 'a', dataclasses.replace(SHAPE, image_size=16))
-    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'b')
+    conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'b')
     small = read(tmp_path / 'b')
     assert large['pos_embed'].shape == (1, 17, 8)
     np.testing.assert_array_equal(large['pos_embed'][:, 0], small['pos_embed'][:, 0])
     np.testing.assert_allclose(large['pos_embed'][0, 1:].mean(0), small['pos_embed'][0, 1:].mean(0), rtol=1e-5)
-    conversion.to_file(tmp_path / 'b', tmp_path / 'c.safetensors', image_size=16)
+    conversion.to_safetensors(tmp_path / 'b', tmp_path / 'c.safetensors', image_size=16)
     np.testing.assert_array_equal(load_file(tmp_path / 'c.safetensors')['pos_embed'], large['pos_embed'])
     with pytest.raises(ValueError, match='image size 18 is not divisible by the patch size 4'):
-        conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'd', image_size=18)
+        conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'd', image_size=18)
 
 
 def test_keys_that_do_not_fit_are_listed_and_allowed_by_pattern(tmp_path, log):
@@ -133,11 +145,11 @@ def test_keys_that_do_not_fit_are_listed_and_allowed_by_pattern(tmp_path, log):
     with pytest.raises(ValueError, match=r'a\.safetensors: weights do not fit the model \(3 problems\): '
                                          r'head\.bias has shape \(7,\), wanted \(5,\); missing norm\.bias; '
                                          r'unknown fc_norm\.weight'):
-        conversion.from_file(file, tmp_path / 'new')
+        conversion.to_workdir(file, tmp_path / 'new')
     file = altered(tmp_path / 'b.safetensors', norm__bias=None, fc_norm__weight=np.ones(8, np.float32))
     with pytest.raises(ValueError, match=r'\(2 problems\): missing norm.bias; unknown fc_norm.*fc_norm.weight, '
                                          'norm.bias may not be let go of'):
-        conversion.from_file(file, tmp_path / 'new', allow_missing=['*.bias'], allow_extra=['fc_*'])
+        conversion.to_workdir(file, tmp_path / 'new', allow_missing=['*.bias'], allow_extra=['fc_*'])
     assert not (tmp_path / 'new').exists()
 
 
@@ -146,28 +158,28 @@ def test_keys_that_do_not_fit_are_listed_and_allowed_by_pattern(tmp_path, log):
 def test_weights_that_every_image_goes_through_cannot_be_left_out(tmp_path, key):
     file = altered(tmp_path / 'a.safetensors', **{key: np.ones(8, np.float32)})
     with pytest.raises(ValueError, match=rf'unknown {key}. {key} may not be let go of'):
-        conversion.from_file(file, tmp_path / 'new', allow_extra=['*'])
+        conversion.to_workdir(file, tmp_path / 'new', allow_extra=['*'])
 
 
 @pytest.mark.parametrize('key', ['pos_embed', 'blocks.1.mlp.fc2.bias', 'patch_embed.proj.bias', 'cls_token'])
 def test_weights_that_every_image_goes_through_cannot_be_missing(tmp_path, key):
     file = altered(tmp_path / 'a.safetensors', **{key: None})
     with pytest.raises(ValueError, match=rf'no {key} among|missing {key}. {key} may not be let go of'):
-        conversion.from_file(file, tmp_path / 'new', allow_missing=['*'])
+        conversion.to_workdir(file, tmp_path / 'new', allow_missing=['*'])
 
 
 def test_from_file_with_unknown_weights_that_do_not_compute_names_the_flag(tmp_path):
     pooler = {f'vit__pooler__dense__{part}': np.ones(8, np.float32) for part in ('weight', 'bias')}
     file = altered(tmp_path / 'a.safetensors', **pooler)
     with pytest.raises(ValueError, match=r"\(2 problems\).*, give --allow_extra='vit\.pooler\.dense\.\*'$"):
-        conversion.from_file(file, tmp_path / 'new')
-    conversion.from_file(file, tmp_path / 'new', allow_extra=['vit.pooler.dense.*'])
+        conversion.to_workdir(file, tmp_path / 'new')
+    conversion.to_workdir(file, tmp_path / 'new', allow_extra=['vit.pooler.dense.*'])
 
 
 def test_a_fresh_head_and_what_is_left_out_are_warnings(tmp_path, log):
     file = altered(tmp_path / 'a.safetensors', head__bias=None, head__weight=None, mask_token=np.ones(8, np.float32),
                    pooler__dense__weight=np.ones((8, 8), np.float32), decoder_norm__weight=np.ones(8, np.float32))
-    conversion.from_file(file, tmp_path / 'new', allow_missing=['head.*'], allow_extra=['*'])
+    conversion.to_workdir(file, tmp_path / 'new', allow_missing=['head.*'], allow_extra=['*'])
     warned = ' '.join(record.getMessage() for record in log.records if record.levelname == 'WARNING')
     assert 'missing: head.bias, head.weight. They are random: predictions of this model mean nothing' in warned
     assert 'left out, as the model has none such: decoder_norm.weight, mask_token, pooler.dense.weight' in warned
@@ -179,29 +191,29 @@ def test_arrays_with_nan_or_infinity_are_named_and_refused(tmp_path):
     file = altered(tmp_path / 'a.safetensors', norm__bias=broken, head__bias=np.full(5, 1e300))
     said = r'in 2 of \d+ arrays: head.bias \(5 of 5 values\), norm.bias \(2 of 8 values\)'
     with pytest.raises(ValueError, match=said):
-        conversion.from_file(file, tmp_path / 'new')
+        conversion.to_workdir(file, tmp_path / 'new')
     params = create(SHAPE).init(jax.random.key(0))
     params['head']['kernel'] = np.asarray(params['head']['kernel']).copy()
     params['head']['kernel'][2, 3] = np.nan
     weights.save(tmp_path / 'run', params, {'config': {'model': {'name': 'vit_toy', 'classes': 5}}})
     with pytest.raises(ValueError, match=r'run: NaN or infinity stands in 1 of \d+ arrays: head.weight \(1 of 40'):
-        conversion.to_file(tmp_path / 'run', tmp_path / 'b.safetensors')
+        conversion.to_safetensors(tmp_path / 'run', tmp_path / 'b.safetensors')
     assert {*os.listdir(tmp_path)} == {'a.safetensors', 'run'}
 
 
 def test_class_names_are_read_past_a_byte_order_mark(tmp_path):
     (tmp_path / 'names.txt').write_bytes('\ufeffant\r\nbee\r\nc\u2028t\r\ndog\r\neel\r\n'.encode())
-    conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'new', class_names=tmp_path / 'names.txt')
+    conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'new', class_names=tmp_path / 'names.txt')
     assert workdir.saved_config(tmp_path / 'new')['class_names'] == ['ant', 'bee', 'c\u2028t', 'dog', 'eel']
     (tmp_path / 'names.txt').write_bytes('ant'.encode('utf-16'))
     with pytest.raises(ValueError, match=r'names.txt is not in UTF-8'):
-        conversion.from_file(FILES / 'timm.safetensors', tmp_path / 'other', class_names=tmp_path / 'names.txt')
+        conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / 'other', class_names=tmp_path / 'names.txt')
 
 
 def test_a_model_without_head_gets_a_fresh_one_for_the_classes_that_are_named(tmp_path):
     file = altered(tmp_path / 'a.safetensors', head__weight=None, head__bias=None)
     (tmp_path / 'names.txt').write_text('ant\nbee\n')
-    conversion.from_file(file, tmp_path / 'new', class_names=tmp_path / 'names.txt', allow_missing=['head.*'])
+    conversion.to_workdir(file, tmp_path / 'new', class_names=tmp_path / 'names.txt', allow_missing=['head.*'])
     assert workdir.saved_config(tmp_path / 'new')['model.classes'] == 2
 
 
@@ -230,25 +242,25 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing(tmp_path, monkeypat
             (toy, 'a', {'ema': True}, 'no moving average'),
             (toy, 'a', {'class_names': tmp_path / 'names.txt'}, 'names.txt has an empty line')):
         with pytest.raises((ValueError, FileNotFoundError), match=said):
-            conversion.from_file(src, tmp_path / dst, **options)
+            conversion.to_workdir(src, tmp_path / dst, **options)
     (tmp_path / 'names.txt').write_text('ant\nbee\n')
     with pytest.raises(ValueError, match='2 names for 5 classes'):
-        conversion.from_file(toy, tmp_path / 'a', class_names=tmp_path / 'names.txt')
-    conversion.from_file(toy, tmp_path / 'run')
+        conversion.to_workdir(toy, tmp_path / 'a', class_names=tmp_path / 'names.txt')
+    conversion.to_workdir(toy, tmp_path / 'run')
     for src, dst, options, said in (
             (tmp_path / 'run', 'b', {}, 'a file of this machine that ends in .safetensors'),
             (tmp_path / 'folder', 'b.safetensors', {}, 'is not the workdir of a run'),
             (tmp_path / 'run', 'torn.safetensors', {}, 'is there already'),
             (tmp_path / 'run', 'b.safetensors', {'ema': True}, 'kept no moving average: leave out --ema')):
         with pytest.raises(ValueError, match=said):
-            conversion.to_file(src, tmp_path / dst, **options)
+            conversion.to_safetensors(src, tmp_path / dst, **options)
 
     def full(*_):
         raise OSError('No space left on device')
 
     monkeypatch.setattr(weights, 'save', full)
     with pytest.raises(OSError, match='No space left'):
-        conversion.from_file(toy, tmp_path / 'a')
+        conversion.to_workdir(toy, tmp_path / 'a')
     assert not {'a', 'b', 'b.safetensors', 'a.safetensors'} & {*os.listdir(tmp_path)}
 
 
@@ -258,7 +270,7 @@ def test_converted_weights_are_evaluated_and_begun_from(tmp_path, monkeypatch, l
     params = create(shape).init(jax.random.key(1))
     save_file({key: np.ascontiguousarray(value) for key, value in vit.to_torch(params, shape).items()},
               tmp_path / 'a.safetensors')
-    conversion.from_file(tmp_path / 'a.safetensors', tmp_path / 'a')
+    conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / 'a', shape), params)
     found = loop.evaluate_workdir(layouts.config_of(), tmp_path / 'a')  # though no class names are known
     assert found['loss'] > 0

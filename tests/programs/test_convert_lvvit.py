@@ -51,23 +51,23 @@ def test_names_are_those_of_the_authors():
 
 def test_there_and_back_loses_no_bit_but_the_count_of_batches(tmp_path, caplog):
     with caplog.at_level(logging.INFO, 'absl'):
-        conversion.from_file(write(tmp_path / 'a.safetensors', arrays_of()), tmp_path / 'a')
+        conversion.to_workdir(write(tmp_path / 'a.safetensors', arrays_of()), tmp_path / 'a')
     assert 'lvvit_toy, images of 16, 3 classes; names of LV-ViT; values float32' in caplog.text
     config = workdir.saved_config(tmp_path / 'a')
     assert config['model.name'] == 'lvvit_toy' and config['model.reduce_at'] == [1, 2, 3]
-    conversion.to_file(tmp_path / 'a', tmp_path / 'b.safetensors')
+    conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
     back, want = load_file(tmp_path / 'b.safetensors'), arrays_of()
     assert back.keys() == want.keys()
     for key, value in want.items():
         np.testing.assert_array_equal(back[key], 0 if key.endswith('tracked') else value, err_msg=key)
         assert back[key].shape == value.shape and back[key].dtype == value.dtype
-    conversion.from_file(tmp_path / 'b.safetensors', tmp_path / 'c')
+    conversion.to_workdir(tmp_path / 'b.safetensors', tmp_path / 'c')
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / 'c'), read(tmp_path / 'a'))
 
 
 def test_positions_are_resized_and_nothing_else(tmp_path):
     file = write(tmp_path / 'a.safetensors', arrays_of())
-    conversion.from_file(file, tmp_path / 'a', image_size=24)
+    conversion.to_workdir(file, tmp_path / 'a', image_size=24)
     assert workdir.saved_config(tmp_path / 'a')['model.image_size'] == 24
     params = read(tmp_path / 'a', dataclasses.replace(SHAPE, image_size=24))
     assert params['pos_embed'].shape == (1, 37, 8)
@@ -98,7 +98,7 @@ def test_what_is_no_lvvit_here_is_said():
 
 def test_converted_weights_are_evaluated_and_begun_from(tmp_path, monkeypatch):
     layouts.prepare(monkeypatch)
-    conversion.from_file(write(tmp_path / 'a.safetensors', arrays_of()), tmp_path / 'a')
+    conversion.to_workdir(write(tmp_path / 'a.safetensors', arrays_of()), tmp_path / 'a')
     config = layouts.config_of(model__name='lvvit_toy')
     assert loop.evaluate_workdir(config, tmp_path / 'a')['loss'] > 0
     other = dataclasses.replace(SHAPE, classes=4)

@@ -13,7 +13,7 @@ from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.model import VisionModel
-from evit_jax.interchange import conversion, metadata, safetensors_file, vit
+from evit_jax.interchange import conversion, run_metadata, safetensors_file, vit
 from evit_jax.training import experiment
 from tests.helpers import layouts
 
@@ -89,9 +89,9 @@ def test_a_start_keeps_what_both_have_and_says_what_is_fresh_or_left_out(plain, 
 
 
 def test_there_and_back_loses_no_bit_and_keeps_the_way_of_dropping(trained, tmp_path, log):
-    conversion.to_file(trained[0], tmp_path / 'a.safetensors')
+    conversion.to_safetensors(trained[0], tmp_path / 'a.safetensors')
     assert 'score_predictor.1.out_conv.4.weight' in load_file(tmp_path / 'a.safetensors')
-    conversion.from_file(tmp_path / 'a.safetensors', tmp_path / 'b')
+    conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'b')
     assert 'vit_layouts, images of 16, 3 classes, 2 predictors; names of DynamicViT' in log.text
     want, got = load_model(trained[0]), load_model(tmp_path / 'b')
     jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
@@ -100,9 +100,9 @@ def test_there_and_back_loses_no_bit_and_keeps_the_way_of_dropping(trained, tmp_
 
 def test_weights_with_predictors_are_a_dynamicvit_where_nothing_else_is_said(tmp_path):
     safetensors_file.write(tmp_path / 'a.safetensors', vit.to_torch(initial(2), shape_of(2)), {})
-    conversion.from_file(tmp_path / 'a.safetensors', tmp_path / 'a')
+    conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     assert workdir.saved_config(tmp_path / 'a')['reducer.name'] == 'dynamicvit'
-    assert metadata.settings_of({'base_rate': 0.7, 'model': 'deit-s'}) == {'keep.rate': 0.7}
+    assert run_metadata.settings_of({'base_rate': 0.7, 'model': 'deit-s'}) == {'keep.rate': 0.7}
 
 
 def test_a_model_without_predictors_cannot_be_asked_for_them(plain):
