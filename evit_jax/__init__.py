@@ -12,7 +12,8 @@ from typing import Any
 
 _MODULES = {  # public name -> module that defines it
     'load': 'api', 'create_model': 'api', 'train': 'api', 'evaluate': 'api', 'list_models': 'api',
-    'list_reducers': 'api', 'make_plan': 'reduction.plan', 'keep_top': 'reduction.tokens',
+    'list_reducers': 'api', 'as_source': 'data.sources', 'make_plan': 'reduction.plan',
+    'keep_top': 'reduction.tokens',
     'VisionModel': 'inference.model', 'ModelOutput': 'inference.compiled', 'Prediction': 'inference.prediction',
     'ViTConfig': 'models.config', 'LVViTConfig': 'models.lvvit', 'TokenPlan': 'reduction.plan',
     'Tokens': 'reduction.tokens', 'Reducer': 'reduction.reducers'}

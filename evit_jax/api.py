@@ -101,7 +101,7 @@ def train(config: Any, *, workdir: str | os.PathLike, model: VisionModel | None 
         config; the head is initialised anew if the data have another number of classes.
       train, test: data to train and to evaluate on, in place of those of the config: a tuple (images, labels) of numpy
         arrays, the path of a folder with one subfolder of images for each class, a sequence of records, or a source;
-        see `evit_jax.data.sources.as_source`. Give both or none.
+        see `as_source`. Give both or none.
       accept_changes: continue although the run in the workdir has another config.
 
     Raises:
@@ -113,7 +113,7 @@ def train(config: Any, *, workdir: str | os.PathLike, model: VisionModel | None 
         raise ValueError(f'only {"test" if train is None else "train"} is given: give train and test, or none of them')
     both, model_config = None, model and model.config
     if train is not None:
-        train = _as_source(train, model.class_names if model else ())
+        train = _training_source(train, model)
         both = train, _as_source(test, train.class_names)
         num_classes = train.num_classes
         model_config = model and dataclasses.replace(model_config, classes=num_classes)
@@ -182,6 +182,15 @@ def _holds_pretrained(path):
         return False
     path = storage.as_path(path)
     return path.is_file() or (path.is_dir() and newest_step(path) is None and weights.holds_hugging_face(path))
+
+
+def _training_source(value, model) -> Source:
+    """The source of training data. Classes without names have those of the model if it has as many."""
+    source = _as_source(value, ())
+    numbers = tuple(map(str, range(source.num_classes)))
+    if model is None or source.class_names != numbers or source.num_classes != model.config.classes:
+        return source
+    return _as_source(value, model.class_names)
 
 
 def _as_source(value, class_names) -> Source:

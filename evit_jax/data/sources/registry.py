@@ -13,7 +13,7 @@ from evit_jax.data.sources.folder import ClassFolderSource, FolderSource
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.data.sources.records import RecordSource
 from evit_jax.data.sources.tfds_source import TfdsSource
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 
 class _Request(NamedTuple):
@@ -73,7 +73,7 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
       ValueError: unknown name or split, another number of classes, or invalid data.
       OSError: the data are absent or unreadable.
     """
-    source = look_up('source', name, _OPENERS)(_Request(split, path, dataset, image_size, num_classes, seed, cache))
+    source = get_by_name('source', name, _OPENERS)(_Request(split, path, dataset, image_size, num_classes, seed, cache))
     _check_num_classes(name, num_classes, source.num_classes)
     if source.num_classes < 2:
         raise ValueError(f'source {name!r} has {source.num_classes} class, and a model needs two or more to tell apart')
