@@ -4,19 +4,19 @@
     model = evit_jax.load('runs/digits')
     logits = model(images)
 
-The names in `__all__` are imported at their first use, so that `import evit_jax` is fast and imports no JAX.
+The public names are imported at their first use, so that `import evit_jax` is fast and imports no JAX.
 """
 
 import importlib
 from typing import Any
 
 _MODULES = {  # public name -> module that defines it
-    'load': 'api', 'create_model': 'api', 'train': 'api', 'evaluate': 'api', 'list_models': 'api',
-    'list_reducers': 'api', 'as_source': 'data.sources', 'make_plan': 'reduction.plan',
-    'keep_top': 'reduction.tokens',
+    'load': 'api', 'create_model': 'api', 'train': 'api', 'evaluate': 'api', 'list_models': 'models',
+    'list_reducers': 'reduction.registry', 'register_reducer': 'reduction.registry', 'keep_top': 'reduction.gather',
+    'make_plan': 'reduction.plan', 'as_source': 'data.sources',
     'VisionModel': 'inference.model', 'ModelOutput': 'inference.compiled', 'Prediction': 'inference.prediction',
     'ViTConfig': 'models.config', 'LVViTConfig': 'models.lvvit', 'TokenPlan': 'reduction.plan',
-    'Tokens': 'reduction.tokens', 'Reducer': 'reduction.reducers'}
+    'Tokens': 'reduction.tokens', 'Reducer': 'reduction.reducer', 'ReducerInputs': 'reduction.reducer'}
 __all__ = list(_MODULES)
 
 

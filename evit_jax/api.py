@@ -23,9 +23,9 @@ from evit_jax.inference.held_out import check_classes
 from evit_jax.inference.model import VisionModel
 from evit_jax.interchange import conversion
 from evit_jax.models.config import ViTConfig
-from evit_jax.reduction import reducers
 from evit_jax.reduction.plan import make_plan
-from evit_jax.reduction.reducers import Reducer
+from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import backend, distributed, storage
 from evit_jax.training import evaluation, loop
 
@@ -74,16 +74,16 @@ def create_model(model: str | ViTConfig, *, keep_rate: float = 0.7, num_classes:
       ValueError: an unknown name, or a value out of range.
     """
     backend.start()
-    reducer = reducers.get_reducer(reducer) if isinstance(reducer, str) else reducer
+    reducer = get_reducer(reducer)
     config = models.get_config(model) if isinstance(model, str) else model
     reduce_at = config.default_reduce_at if reduce_at is None else tuple(reduce_at)
-    config = dataclasses.replace(config, classes=num_classes or len(class_names) or config.classes,
-                                 predictors=len(reduce_at) if reducer.predicts else 0)
-    params = jax.device_get(models.create(config).init(jax.random.key(seed)))
+    config = dataclasses.replace(config, classes=num_classes or len(class_names) or config.classes)
+    modules = Modules(reducer, len(reduce_at)) if reducer.is_learned else NO_MODULES
+    params = jax.device_get(models.create(config, modules=modules).init(jax.random.key(seed)))
     created = loaded.from_arrays('', weights.by_name(params), {
         'class_names': list(class_names), model_configs.KEY: model_configs.to_json(config), 'config': {
             'model': {'name': model if isinstance(model, str) else loaded.CUSTOM, 'reduce_at': reduce_at},
-            'keep': {'rate': keep_rate}}}).with_reducer(reducer)
+            'keep': {'rate': keep_rate}}}, reducer)
     created.plan()  # raises an error for a value out of range
     return VisionModel(created, batch_size=batch_size)
 
@@ -164,16 +164,6 @@ def evaluate(model: VisionModel, source: Any, *, batch_size: int = 64) -> dict[s
     dense = make_plan(plan.patches, model.config.depth, reduce_at=())
     return metrics | {'left_out': len(source) - int(metrics['images']), 'macs': model.macs,
                       'macs_dense': model.config.macs(dense)}
-
-
-def list_models() -> list[str]:
-    """The names of the models that `create_model` accepts, sorted."""
-    return sorted(models.SHAPES)
-
-
-def list_reducers() -> list[str]:
-    """The names of the registered reducers, sorted."""
-    return sorted(reducers.REDUCERS)
 
 
 def _holds_pretrained(path):

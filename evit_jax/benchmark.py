@@ -30,7 +30,8 @@ from evit_jax.benchmarks import input as input_speed
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.reduction.plan_file import read_plan_file
-from evit_jax.reduction.reducers import EVIT, REDUCERS
+from evit_jax.reduction.reducers import EVIT
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, machine, sharding
 from evit_jax.training import checks, experiment, inputs
 
@@ -50,11 +51,11 @@ _FUSE = flags.DEFINE_list('fuse', None, 'Whether dropped tokens are fused: true,
                           'run was trained; true for a named model.')
 _SIZES = flags.DEFINE_list('image_sizes', [], "Image sizes; each model's own if not given.")
 _BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes.')
-_DTYPES = flags.DEFINE_list('dtypes', None, f'Of the computation: {", ".join(cases.DTYPES)}. If not given, as the run '
-                            'was trained; float32 for a named model.')
+_DTYPES = flags.DEFINE_list('dtypes', None, f'Dtypes of the computation: {", ".join(machine.DTYPES)}. If not given, as '
+                            'the run was trained; float32 for a named model.')
 _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, those of the run, and at a '
                                'quarter, half and three quarters of a named model.')
-_REDUCERS = flags.DEFINE_list('reducers', None, f'How tokens are reduced: {", ".join(REDUCERS)}. If not given, as the '
+_REDUCERS = flags.DEFINE_list('reducers', None, f'Reducers: {", ".join(list_reducers())}. If not given, as the '
                               'run was trained; evit for a named model.')
 _LOWERINGS = flags.DEFINE_list('gather_impls', ['best'], 'How reductions move tokens: best (on this platform), '
                                f'{", ".join(GATHERS)}.')
@@ -99,7 +100,7 @@ def measure_model() -> None:
         names=_MODELS.value, rates=numbers('rates', _RATES.value, float),
         fuse=cases.choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
         sizes=numbers('image_sizes', _SIZES.value, int), batches=numbers('batches', _BATCHES.value, int),
-        dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in cases.DTYPES}),
+        dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in machine.DTYPES}),
         reduce_at=numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
         merged=numbers('r', _R.value, int), planned=[read_plan_file(file) for file in _PLANS.value],
         gather_impls=cases.choices('--gather_impls', _LOWERINGS.value,

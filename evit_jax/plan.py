@@ -17,7 +17,6 @@ from absl import flags, logging
 
 from evit_jax import cli
 from evit_jax.benchmarks import report
-from evit_jax.benchmarks.cases import DTYPES
 from evit_jax.benchmarks.measured import MeasuredModel, find_model
 from evit_jax.planning import costs, search
 from evit_jax.planning.costs import DEVICES, THIS, Asked
@@ -25,7 +24,7 @@ from evit_jax.planning.search import Costs, Target
 from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT
-from evit_jax.runtime import backend
+from evit_jax.runtime import backend, machine
 from evit_jax.runtime.names import get_by_name
 
 _MODEL = flags.DEFINE_string('model', None, 'Name of the model, or folder of a run or of converted weights.')
@@ -34,8 +33,8 @@ flags.DEFINE_alias('image-size', 'image_size')
 _TARGET = flags.DEFINE_string('target', None, 'How fast: 2x, 20000img/s, 3.0GMACs, 18MMACs.')
 _DEVICE = flags.DEFINE_string('device', THIS, f'On what: {", ".join(DEVICES)}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Images at a time.', lower_bound=1)
-_DTYPE = flags.DEFINE_enum('dtype', None, DTYPES, 'Of the computation; if not given, as the run was trained, and '
-                           'float32 for a named model.')
+_DTYPE = flags.DEFINE_enum('dtype', None, [*machine.DTYPES], 'Dtype of the computation; if not given, as the run was '
+                           'trained, and float32 for a named model.')
 _FUSE = flags.DEFINE_bool('fuse', None, 'Dropped tokens become one; if not given, as the run was trained, and true for '
                           'a named model.')
 _REDUCTIONS = flags.DEFINE_integer('reductions', 3, 'At most.', lower_bound=1, upper_bound=6)
@@ -65,7 +64,7 @@ def main() -> None:
         asked.config.default_reduce_at[0], asked.config.depth)
     dense = make_plan(asked.patches, asked.config.depth, reduce_at=blocks)  # refuses blocks that there are not
     table = costs.find(asked, lambda asked: costs.make(asked, _SECONDS.value, _ROUNDS.value), _COSTS.value)
-    prices = table.costs(asked.most, asked.config.prefix)
+    prices = table.costs(asked.most, asked.config.num_prefix_tokens)
     plan = _find(target, asked, prices, dense, blocks)
     plans = {'dense': dense, 'plain rate': _plain(asked, plan, dense), 'plan': plan}
     rows = {name: _predicted(asked, prices, one, dense) for name, one in plans.items()}
@@ -85,7 +84,7 @@ def _asked() -> Asked:
     size = _IMAGE_SIZE.value or model.image_size
     model.config.patches(size)  # refuses one that does not fit
     _check_reducer(model)
-    fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.fuses
+    fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.can_fuse
     return Asked(model.name, size, _BATCH.value, _DTYPE.value or model.dtype, _DEVICE.value, fuse,
                  model if model.run else None)
 
@@ -93,8 +92,8 @@ def _asked() -> Asked:
 def _check_reducer(model: MeasuredModel) -> None:
     """Raises a ValueError where plans of the search cannot be those of the run's reducer."""
     reducer = model.budget.reducer
-    if reducer.predicts:
-        raise ValueError(f'--model={model.run} reduces by {reducer}, whose predictors were trained at the blocks '
+    if reducer.is_learned:
+        raise ValueError(f'--model={model.run} reduces by {reducer}, whose learned modules were trained at the blocks '
                          f'{model.blocks}, and the search chooses among blocks: measure keep rates instead, by '
                          f'python -m evit_jax.benchmark model --models={model.run}')
     if reducer.merges:
@@ -123,8 +122,8 @@ def _find(target: Target, asked: Asked, prices: Costs, dense: TokenPlan, blocks)
     sizes = {'patches': asked.patches, 'depth': config.depth}
     if target.unit.endswith('MACs'):
         head = config.has_token_head * config.width * config.classes
-        searched = search.mac_costs(macs, width=config.width, mlp_ratio=config.mlp_ratio, prefix=config.prefix,
-                                    head=head, **sizes)
+        searched = search.mac_costs(macs, width=config.width, mlp_ratio=config.mlp_ratio, head=head,
+                                    prefix=config.num_prefix_tokens, **sizes)
     else:
         searched = prices
     budget = search.budget_of(target, dense_seconds=prices.of(dense), dense_macs=macs, batch=asked.batch)

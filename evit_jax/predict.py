@@ -33,7 +33,7 @@ from evit_jax.inference.images import find_images
 from evit_jax.inference.model import VisionModel
 from evit_jax.inference.prediction import Prediction
 from evit_jax.reduction.plan_file import read_plan_file
-from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend
 
 _TOP = flags.DEFINE_integer('top', 5, 'Number of guesses for each image.', lower_bound=1)
@@ -44,7 +44,8 @@ _TOKENS = flags.DEFINE_list('tokens', None, 'Number of tokens that each reductio
 _R = flags.DEFINE_integer('r', None, 'Number of tokens merged in every block; only for a reducer that merges.',
                           lower_bound=0)
 _PLAN = flags.DEFINE_string('plan', None, 'File with a token plan, written by python -m evit_jax.plan.')
-_REDUCER = flags.DEFINE_string('reducer', None, f'Reducer; default: as in training. One of {", ".join(REDUCERS)}.')
+_REDUCER = flags.DEFINE_string('reducer', None, 'Reducer; default: as in training. One of '
+                               f'{", ".join(list_reducers())}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Number of images computed at a time.', lower_bound=1)
 _EMA = flags.DEFINE_bool('ema', False, 'Use the moving average of the weights.')
 _KEPT = flags.DEFINE_string('kept', None, 'Folder for a picture of each image and the patches kept.')

@@ -43,7 +43,7 @@ from evit_jax.inference.held_out import check_classes, held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.model import VisionModel
-from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend
 from evit_jax.viz.dropping import dropping_csv, dropping_plot
 from evit_jax.viz.example import Example, Setting
@@ -69,7 +69,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'drop: seed of the random order.')
 _REFERENCE = flags.DEFINE_bool('reference', True, 'tradeoff: draw published results of DeiT-S, EViT, DynamicViT and '
                                'LV-ViT.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'kept: reducer; default: as in training. One of '
-                               f'{", ".join(REDUCERS)}.')
+                               f'{", ".join(list_reducers())}.')
 _PNG = flags.DEFINE_string('png', None, 'kept: folder for a picture of each image at each keep rate.')
 
 

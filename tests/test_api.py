@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import evit_jax
-from evit_jax.interchange import safetensors_file, vit
+from evit_jax.interchange import safetensors_file, torch_weights
 from evit_jax.reduction.plan_file import PlanFile
 from tests.helpers import tiny
 
@@ -123,7 +123,7 @@ def test_load_reads_a_saved_model(images, tmp_path):
 
 def test_load_reads_a_safetensors_file_and_writes_nothing(tmp_path):
     model = evit_jax.create_model('vit_digits', keep_rate=1.0)
-    safetensors_file.write(tmp_path / 'model.safetensors', vit.to_torch(model.params, model.config), {})
+    safetensors_file.write(tmp_path / 'model.safetensors', torch_weights.to_torch(model.params, model.config), {})
     images = tiny.images(2, size=64)
     want = model(images.astype(np.float32) / 255)
     for path in (tmp_path / 'model.safetensors', tmp_path):

@@ -8,13 +8,10 @@ from typing import Any, NamedTuple
 from evit_jax import models
 from evit_jax.benchmarks.measured import MeasuredModel, find_model
 from evit_jax.models.config import ViTConfig
-from evit_jax.reduction import reducers
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT, Reducer
-
-DTYPES = 'float32', 'bfloat16'
 
 
 class Case(NamedTuple):
@@ -110,7 +107,7 @@ def combine(*, names: Sequence[str], rates: Sequence[float], batches: Sequence[i
       ValueError: an empty list, or a value that cannot be.
     """
     _check_lists(models=names, reducers=methods, rates=rates, fuse=fuse, batches=batches, dtypes=dtypes)
-    reducing = None if methods is None else [reducers.get_reducer(method) for method in methods]
+    reducing = None if methods is None else [registry.get_reducer(method) for method in methods]
     measured = [find_model('--models', name) for name in names]
     _check_merging(merged, [reducer for one in measured for reducer in reducing or [one.budget.reducer]])
     unclaimed = [plan for plan in planned if plan.model not in {one.name for one in measured}]

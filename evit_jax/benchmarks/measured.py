@@ -31,7 +31,7 @@ class MeasuredModel(NamedTuple):
 
     @property
     def fuse(self) -> bool:
-        return self.budget.fuse and self.budget.reducer.fuses
+        return self.budget.fuse and self.budget.reducer.can_fuse
 
     def plan(self) -> TokenPlan:
         """The plan of the run."""
@@ -48,7 +48,7 @@ def find_model(flag: str, word: str) -> MeasuredModel:
       ValueError: neither a model nor a run.
     """
     folder = storage.as_path(word) if word else None
-    if word in models.SHAPES:
+    if word in models.CONFIGS:
         if folder.is_dir():
             logging.warning('%s=%s is the named model; for the run in the folder %s give %s=%s', flag, word, word, flag,
                             os.path.join('.', word))

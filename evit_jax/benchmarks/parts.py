@@ -46,7 +46,7 @@ def half(config: ViTConfig, name: str, tokens: int, batch: int, dtype: str, time
 
 def short_block(config: ViTConfig, tokens: int, batch: int, dtype: str, times: int = 1) -> Part:
     """The last block with all tokens that come to it, where the heads read the prefix alone."""
-    prefix = config.prefix
+    prefix = config.num_prefix_tokens
 
     def run(block, x):
         def asked(x):
@@ -63,7 +63,7 @@ def heads(config: ViTConfig, tokens: int, batch: int, dtype: str, times: int = 1
 
     def run(model, x, patch):
         def logits(x):
-            return model.classify(model.norm(x), Tokens(x[:, config.prefix:], patch), {})
+            return model.classify(model.norm(x), Tokens(x[:, config.num_prefix_tokens:], patch), {})
 
         def more(x):
             return x.at[:, 0, 0].add(logits(x).mean(axis=1).astype(x.dtype))
@@ -71,12 +71,12 @@ def heads(config: ViTConfig, tokens: int, batch: int, dtype: str, times: int = 1
         return logits(_again(more, x, times - 1))
 
     return _of(models.MODULES[type(config)], config, dtype, run, times, _tokens(config, tokens, batch, dtype),
-               jax.ShapeDtypeStruct((batch, tokens - config.prefix), jnp.int32))
+               jax.ShapeDtypeStruct((batch, tokens - config.num_prefix_tokens), jnp.int32))
 
 
 def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool, times: int = 1) -> Part:
     """Ranking half of the tokens and moving them, by EViT; class attention is made where attention is."""
-    patches = tokens - config.prefix
+    patches = tokens - config.num_prefix_tokens
 
     def reduced(x, class_row):
         patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))

@@ -17,7 +17,7 @@ from evit_jax.benchmarks import torch_evit
 from evit_jax.benchmarks.cases import Case
 from evit_jax.benchmarks.clock import Benchmark
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.interchange import vit
+from evit_jax.interchange import torch_weights
 from evit_jax.training.experiment import Experiment
 
 OURS = 'jax'
@@ -69,7 +69,7 @@ class ModelCache:
         return [rng.standard_normal((batch, size, size, 3), np.float32) for _ in range(INPUTS)]
 
     def _torch_model(self, shape, run, dtype):
-        weights = vit.to_torch(jax.device_get(self.params(shape, run)), shape)
+        weights = torch_weights.to_torch(jax.device_get(self.params(shape, run)), shape)
         return torch_evit.TorchEViT(weights, shape, dtype=dtype, device=device().platform)
 
 
@@ -80,7 +80,7 @@ def device() -> jax.Device:
 
 def inference(case: Case, stock: ModelCache) -> BenchmarkCase:
     """The forward pass as it is served: normalised float32 images to logits."""
-    shape, params = models.folded(case.config, stock.params(case.config, case.run))
+    shape, params = models.fold_batchnorm(case.config, stock.params(case.config, case.run))
     model, plan = models.create(shape, dtype=jnp.dtype(case.dtype), gather_impl=case.gather_impl), case.plan
     images = jax.device_put(stock.images(case.size, case.batch), device())
     forward = jax.jit(lambda params, images: model.apply(params, images, plan)[0])

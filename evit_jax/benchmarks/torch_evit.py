@@ -63,7 +63,7 @@ class TorchEViT:
         """Places the weights.
 
         Args:
-          weights: by timm's names, as `interchange.vit.to_torch` makes them.
+          weights: by timm's names, as `interchange.torch_weights.to_torch` makes them.
           dtype: of weights and computation.
           device: cpu or gpu.
         """

@@ -10,22 +10,22 @@ import numpy as np
 
 from evit_jax import models
 from evit_jax.checkpoints import model_config as model_configs
-from evit_jax.checkpoints import preprocessing, weights
+from evit_jax.checkpoints import open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
+from evit_jax.configs.base import absent
 from evit_jax.data.classes import default_class_names, readable_names
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.dynamicvit import predictors_in
-from evit_jax.reduction import reducers
-from evit_jax.reduction.budget import TokenBudget, check_predictors
+from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
-from evit_jax.reduction.reducers import Reducer
+from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer, modules_of
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
 CUSTOM = 'custom'  # name of a model that is not in `models.SHAPES`
-_DEFAULTS = weights.AS_DEIT | {'model.dtype': machine.AUTO}
+_DEFAULTS = weights.AS_DEIT | absent('model.dtype')
 
 
 class LoadedModel(NamedTuple):
@@ -46,6 +46,7 @@ class LoadedModel(NamedTuple):
     eval_crop: float | None       # see `EvalTransform`
     dtype: str                    # of the computation: 'float32' or 'bfloat16'
     budget: TokenBudget           # the budget used in training, unless replaced
+    modules: Modules = NO_MODULES  # learned modules of the reducer used in training
 
     def with_reducer(self, reducer: str | Reducer | None) -> 'LoadedModel':
         """The same weights with another reducer.
@@ -58,7 +59,7 @@ class LoadedModel(NamedTuple):
         """
         if reducer is None:
             return self
-        reducer = reducers.get_reducer(reducer) if isinstance(reducer, str) else reducer
+        reducer = get_reducer(reducer)
         return self._replace(budget=self.budget._replace(
             reducer=reducer, r=self.budget.r if reducer.merges else 0))
 
@@ -104,13 +105,13 @@ class LoadedModel(NamedTuple):
         model = self.with_plan(**budget)
         plan = given if isinstance(given, TokenPlan) else model.budget.plans(
             self.config.patches(self.image_size), self.config.depth, self.config.macs)(1.0)
-        self.config.check_plan(plan)
-        check_predictors(plan, self.budget.reduce_at)
+        self.modules.check(plan)
+        check_trained_blocks(plan, self.budget.reduce_at)
         return plan
 
     def folded(self) -> 'LoadedModel':
-        """The same function without batch normalisation, for inference; see `models.folded`."""
-        config, params = models.folded(self.config, self.params)
+        """The same function without batch normalisation, for inference; see `models.fold_batchnorm`."""
+        config, params = models.fold_batchnorm(self.config, self.params)
         return self._replace(config=config, params=params)
 
     def metadata(self) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class LoadedModel(NamedTuple):
                                                 rates=(1.0,) * len(kept), tokens=kept)
         plan = plan if isinstance(plan, PlanFile) else read_plan_file(plan)
         plan.check(self.name, patches, depth)
-        return self.budget.following(plan)
+        return self.budget.apply_plan(plan)
 
 
 def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
@@ -160,31 +161,35 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
     return from_arrays(path, arrays, metadata)
 
 
-def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> LoadedModel:
+def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any],
+                reducer: Reducer | None = None) -> LoadedModel:
     """The model of given weights.
 
     Args:
       path: origin of the weights, for messages.
       arrays: weights by dotted name.
       metadata: 'config' (nested, as of a run) and, where known, 'class_names', 'model_config' and 'next_step'.
+      reducer: replaces the reducer that the config names.
 
     Raises:
       ValueError: the metadata names no known model, or the weights do not fit it.
     """
     settings = _DEFAULTS | workdirs.flat(metadata.get('config', {}))
-    config = dataclasses.replace(_config_of(path, metadata, settings), classes=arrays['head.bias'].size,
-                                 predictors=predictors_in(arrays))
-    like = jax.eval_shape(models.create(config).init, jax.random.key(0))
+    config = dataclasses.replace(_config_of(path, metadata, settings), classes=arrays['head.bias'].size)
+    budget = TokenBudget.of_config(settings)
+    budget = budget._replace(reducer=reducer or budget.reducer)
+    modules = modules_of(budget.reducer, arrays)
+    like = jax.eval_shape(models.create(config, modules=modules).init, jax.random.key(0))
     class_names = metadata.get('class_names') or default_class_names(config.classes)
     if len(class_names) != config.classes:
         raise ValueError(f'the checkpoint in {path} names {len(class_names)} classes, its model tells {config.classes} '
                          'apart')
-    mean, std = preprocessing.normalisation(settings)
+    mean, std = open_defaults.normalisation(settings)
     return LoadedModel(
         os.fspath(path), settings.get('model.name', CUSTOM), metadata.get('next_step', 0),
         weights.fitted(arrays, like, path), config, readable_names(class_names),
         settings.get('model.image_size') or config.image_size, mean, std, settings['data.eval_crop'] or None,
-        machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), TokenBudget.of_config(settings))
+        machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules)
 
 
 def _config_of(path, metadata, settings):

@@ -74,7 +74,7 @@ class CompiledModel:
             return apply(params, images, plan)[0]
 
         def forward(params, images, plan):
-            return model_output(*apply(params, images, plan))
+            return model_output(*apply(params, images, plan, patch_tokens=True))
 
         def predict(params, images, plan):
             logits, outputs = apply(params, images, plan)
@@ -93,14 +93,14 @@ class CompiledModel:
         return self._jitted[name](self._replicated.params, self._replicated.put(batch), plan)
 
 
-def make_apply(model: LoadedModel) -> Callable[[Params, Array, TokenPlan], tuple[Array, dict[str, Any]]]:
-    """Makes a pure function: (params, images, plan) to logits and the model's outputs; it normalises uint8 images."""
-    functions = models.create(model.config, dtype=jnp.dtype(model.dtype))
+def make_apply(model: LoadedModel) -> Callable[..., tuple[Array, dict[str, Any]]]:
+    """Makes the pure function (params, images, plan) -> (logits, outputs) of a model; it normalises uint8 images."""
+    functions = models.create(model.config, dtype=jnp.dtype(model.dtype), modules=model.modules)
 
-    def apply(params, images, plan):
+    def apply(params, images, plan, **options):
         if images.dtype == jnp.uint8:
             images = steps.normalise(images, mean=model.mean, std=model.std)
-        return functions.apply(params, images, plan)
+        return functions.apply(params, images, plan, **options)
 
     return apply
 

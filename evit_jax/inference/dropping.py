@@ -189,7 +189,7 @@ class _Programs:
     """The jitted functions of the experiment; one program for each number of patches."""
 
     def __init__(self, loaded: LoadedModel, batch_size: int):
-        model = models.create(loaded.config, dtype=jnp.dtype(loaded.dtype))
+        model = models.create(loaded.config, dtype=jnp.dtype(loaded.dtype), modules=loaded.modules)
         depth = loaded.config.depth
         dense = make_plan(loaded.config.patches(loaded.image_size), depth, reduce_at=())
         self._ranking = ranking_plan(dense, loaded.budget.reduce_at or range(depth))
@@ -198,7 +198,7 @@ class _Programs:
 
         def attend(params, images, plan):
             _, outputs = model.apply(params, normalise(images), plan)
-            return outputs['patch'], outputs['class_attention']
+            return outputs['patch_ids'], outputs['class_attention']
 
         def predict(params, images, visible, plan):
             logits, _ = model.apply(params, normalise(images), plan, visible=visible)

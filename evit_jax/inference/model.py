@@ -24,7 +24,7 @@ from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.reduction.reducers import Reducer
+from evit_jax.reduction.reducer import Reducer
 from evit_jax.viz.kept import kept_grid
 
 _AHEAD = 2  # batches that are read while one is computed
@@ -85,7 +85,7 @@ class VisionModel:
         config, size = self.config, self.loaded.image_size
         dense = config.macs(make_plan(self.plan.patches, config.depth, reduce_at=()))
         source = f' from {self.loaded.path}' if self.loaded.path else ''
-        return (f'VisionModel({self.loaded.name}{source}: {config.parameters() / 1e6:.2f} M parameters, '
+        return (f'VisionModel({self.loaded.name}{source}: {config.parameters(self.plan) / 1e6:.2f} M parameters, '
                 f'{config.classes} classes, images of {size} x {size}; {self.plan}; {self.macs / 1e9:.3g} G MACs per '
                 f'image, {self.macs / dense:.0%} of the dense model)')
 
@@ -115,7 +115,7 @@ class VisionModel:
           images: as for `__call__`.
         """
         self._check(images)
-        return model_output(*self._apply(params, images, self.plan))
+        return model_output(*self._apply(params, images, self.plan, patch_tokens=True))
 
     def with_plan(self, *, keep_rate: float | None = None, keep_rates: Sequence[float] = (),
                   tokens: Sequence[int] = (), r: int | None = None, macs: float | None = None,

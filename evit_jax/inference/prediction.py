@@ -7,7 +7,7 @@ import numpy as np
 
 from evit_jax.reduction.plan import TokenPlan
 
-OUTPUTS = ('kept', 'token_of_patch', 'patch', 'class_attention', 'origin')  # of the model, beside the logits
+OUTPUTS = ('kept', 'token_of_patch', 'patch_ids', 'class_attention', 'fused_weights')  # of the model, beside the logits
 
 _NOT_FINITE = 'its logits are not finite: the computation overflows, which float32 (model.dtype) may prevent'
 

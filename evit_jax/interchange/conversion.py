@@ -1,7 +1,6 @@
 """From a file of another program to a folder that a run can start from, and back; says in the log what it finds."""
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,18 +10,27 @@ from absl import logging
 
 from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.manager import read_newest
-from evit_jax.interchange import detect, files, folders, interpretation, layouts, run_metadata, safetensors_file, vit
+from evit_jax.interchange import (
+    detect,
+    files,
+    folders,
+    interpretation,
+    layouts,
+    run_metadata,
+    safetensors_file,
+    torch_weights,
+)
 from evit_jax.models import Params, config_from_flat
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.dynamicvit import predictors_in
-from evit_jax.reduction.reducers import DYNAMICVIT
+from evit_jax.reduction.reducer import modules_of
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import storage
 
 
 class PretrainedModel(NamedTuple):
     """A model read from the file of another program."""
 
-    name: str                 # of the model, as in `models.SHAPES`
+    name: str                 # of the model, as in `models.CONFIGS`
     config: ViTConfig
     params: Params            # numpy arrays, float32
     metadata: dict[str, Any]  # 'config': nested dict of config keys; 'class_names': list, absent if unknown
@@ -39,7 +47,7 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
       key: path of nested dicts, or a prefix of array names, that holds the weights; see `wrapped.take`.
       image_size: resize the position embeddings for images of this size.
       class_names: path of a text file with one class name a line.
-      allow_missing, allow_extra: patterns of timm's array names; see `vit.from_torch`.
+      allow_missing, allow_extra: patterns of timm's array names; see `torch_weights.from_torch`.
       **hyperparameters: values by the names in `facts.KEYS`; they override the file. None and () are ignored.
 
     Raises:
@@ -59,15 +67,17 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
             found = layouts.find(tree, ema=ema, key=key)
             name, config = detect.detect(found.arrays, classes=len(names) or 1000)
             config, preprocessing, found = interpretation.interpreted(name, config, found, given, given_values)
-            _log_model(path, name, config, found)
+            modules = torch_weights.learned_modules(found.arrays)
+            _log_model(path, name, config, modules, found)
             if len(names) not in (0, config.classes):
                 raise ValueError(f'there are {len(names)} names for {config.classes} classes: give --class_names')
-            params = vit.from_torch(found.arrays, config, allow_missing=allow_missing, allow_extra=allow_extra)
+            params = torch_weights.from_torch(found.arrays, config, allow_missing=allow_missing,
+                                              allow_extra=allow_extra)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
-    weights.check_finite(vit.to_torch(params, config), path)
+    weights.check_finite(torch_weights.to_torch(params, config, modules), path)
     params, config = _resized(params, config, image_size)
-    reducer = {'reducer.name': DYNAMICVIT.name} if config.predictors else {}
+    reducer = {'reducer.name': modules.reducer.name} if modules.count else {}
     settings = reducer | settings | run_metadata.settings_of(found.settings) | preprocessing
     return PretrainedModel(name, config, params, _metadata(name, config, settings, names))
 
@@ -103,10 +113,10 @@ def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, **options: Any) -
     logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
 
 
-def _log_model(path, name, config, found):
-    predictors = f', {config.predictors} predictors' if config.predictors else ''
+def _log_model(path, name, config, modules, found):
+    learned = f', {modules.count} learned modules of {modules.reducer}' if modules.count else ''
     logging.info('%s: %s, images of %d, %d classes%s%s; names of %s; values %s', path, name, config.image_size,
-                 config.classes, ', distilled' * config.distilled, predictors, found.layout, _types(found.arrays))
+                 config.classes, ', distilled' * config.distilled, learned, found.layout, _types(found.arrays))
     if config.one_head:
         logging.warning("its distillation token has no head: the class token's decides alone, as in Hugging Face's "
                         'DeiTForImageClassification')
@@ -132,13 +142,14 @@ def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool 
     params, told = read_newest(src, 'ema' if ema else 'params')
     if not params:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
-    model_config = dataclasses.replace(model_config, predictors=predictors_in(params))
-    params, model_config = _resized(weights.fitted(params, vit.template(model_config), src), model_config, image_size)
-    arrays = vit.to_torch(params, model_config)
+    modules = modules_of(get_reducer(config.get('reducer.name', 'evit')), params)
+    params = weights.fitted(params, torch_weights.template(model_config, modules), src)
+    params, model_config = _resized(params, model_config, image_size)
+    arrays = torch_weights.to_torch(params, model_config, modules)
     weights.check_finite(arrays, src)
     safetensors_file.write(dst, arrays, run_metadata.to_metadata(name, model_config, config))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', told['next_step'], dst)
-    if call := '' if model_config.predictors else run_metadata.timm_call(name, model_config, dst):
+    if call := '' if modules.count else run_metadata.timm_call(name, model_config, dst):
         logging.info('in timm: %s', call)
     else:
         logging.warning('timm has no model like %s: the file can be converted back, and no more', name)
@@ -178,7 +189,7 @@ def _resized(params, config, size):
     if size is None or size == config.image_size:
         return params, config
     logging.info('position embeddings resized from images of %d to %d', config.image_size, size)
-    return vit.resized(params, config, size)
+    return torch_weights.resized(params, config, size)
 
 
 def _nested(flat):

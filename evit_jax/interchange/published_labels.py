@@ -14,7 +14,7 @@ from evit_jax.interchange import torch_file
 from evit_jax.interchange.stored import Stored
 
 
-def place_of(folder: str | os.PathLike, example: str) -> pathlib.Path:
+def label_map_path(folder: str | os.PathLike, example: str) -> pathlib.Path:
     """The file of the example with this id, which has the class and the name of the image up to the first dot.
 
     Where a file has the whole name of the image but for the suffix, it is that one: a/img.1.pt for a/img.1.png.
@@ -28,7 +28,7 @@ def place_of(folder: str | os.PathLike, example: str) -> pathlib.Path:
     return whole if whole.is_file() else token_of_patch / f'{name}.pt'
 
 
-def read(path: str | os.PathLike, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def read_label_map(path: str | os.PathLike, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits [top, side, side] float32, and their classes, int32.
 
     Raises:

@@ -69,7 +69,7 @@ class Asked(NamedTuple):
     @property
     def most(self) -> int:
         """Tokens in all."""
-        return self.patches + self.config.prefix
+        return self.patches + self.config.num_prefix_tokens
 
     def key(self) -> dict[str, Any]:
         """All that decides the costs; touches the device, if it is this one."""
@@ -214,7 +214,7 @@ def refined(cost_of: Callable[[int], float], first: Iterable[int]) -> dict[int, 
 
 def _timed(asked: Asked, seconds: float, rounds: int) -> Table:
     config, batch, dtype = asked.config, asked.batch, asked.dtype
-    found = counts(config.prefix + 1, asked.most)
+    found = counts(config.num_prefix_tokens + 1, asked.most)
     wanted = {('outside', 0): parts.whole(config, asked.image_size, batch, dtype, depth=0),
               ('dense', 0): parts.whole(config, asked.image_size, batch, dtype)}
     for n in found:
@@ -261,7 +261,7 @@ def _estimated(asked: Asked, chip: tpu.Chip) -> Table:
 
         return {(name, n): cost for n, cost in refined(cost, found).items()}
 
-    found = spread(config.prefix + 1, asked.most)
+    found = spread(config.num_prefix_tokens + 1, asked.most)
     table = {('outside', 0): seconds(parts.whole(config, asked.image_size, batch, dtype, depth=0))}
     for name in parts.HALVES:
         table |= costs(name, lambda n, name=name: parts.half(config, name, n, batch, dtype))

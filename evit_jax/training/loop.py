@@ -12,7 +12,7 @@ import jax
 from absl import logging
 from tqdm import tqdm
 
-from evit_jax.checkpoints import preprocessing, weights
+from evit_jax.checkpoints import continuation, open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.best import BestCheckpoint
 from evit_jax.checkpoints.lock import WorkdirLock
@@ -22,7 +22,7 @@ from evit_jax.data import sources
 from evit_jax.metrics.step_timer import StepTimer
 from evit_jax.metrics.writers import MetricWriter, create_writer
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.runtime import agreement, distributed, machine, prefetch
+from evit_jax.runtime import agreement, distributed, prefetch
 from evit_jax.runtime.preemption import Preempted, PreemptionHandler
 from evit_jax.runtime.profiler import StepProfiler, parse_steps
 from evit_jax.runtime.programs import Programs
@@ -66,7 +66,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
         def open_workdir():
             checks.check_start(config, workdir)
             held.enter_context(WorkdirLock(workdir))
-            workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
+            continuation.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
 
         distributed.on_process_zero(open_workdir)
         return _train(config, workdir, held, accept_changes)
@@ -115,8 +115,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
 def _to_train(config, workdir):
     """The checked config of a training, with nothing left to the weights or the machine."""
     checks.check_training(config)
-    config = preprocessing.resolve(config, workdir)
-    return machine.with_dtype(config, jax.devices()[0].platform, workdirs.recorded_dtype(workdir))
+    return open_defaults.resolve_for_training(config, workdir, jax.devices()[0].platform)
 
 
 def _train(config, workdir, held, accept_changes):

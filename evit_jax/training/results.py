@@ -148,7 +148,8 @@ def _kept_page(run, sample):
     """The picture of images and the patches that are kept; None without reductions, or without images."""
     if not sample or not sample['kept']:
         return None
-    return kept_grid(sample['image'], sample['kept'], run.model.config.patch_size, token_of_patch=sample.get('home'),
+    groups = sample['token_of_patch'] if run.plan.reducer.merges else None
+    return kept_grid(sample['image'], sample['kept'], run.model.config.patch_size, token_of_patch=groups,
                      predictions=sample['prediction'], truths=sample['label'], class_names=run.test_source.class_names)
 
 

@@ -25,7 +25,7 @@ benchmark = doors.imported('benchmark')
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'tiny', ViTConfig(image_size=32, patch_size=8, width=16, depth=4, heads=2,
+    monkeypatch.setitem(models.CONFIGS, 'tiny', ViTConfig(image_size=32, patch_size=8, width=16, depth=4, heads=2,
                                                         classes=5, init_std=0.2))
     monkeypatch.setattr(subjects, '_SQUARES', {'cpu': 64})
 

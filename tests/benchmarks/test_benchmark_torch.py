@@ -27,7 +27,7 @@ def test_without_torch_the_way_out_is_said(monkeypatch):
 @pytest.mark.parametrize('name', ['tiny', 'vit_digits', 'lvvit_least'])
 def test_plain_torch_gives_our_logits(name, rate, fused, monkeypatch):
     least = LVViTConfig(image_size=32, patch_size=8, width=16, depth=4, heads=2, stem_width=4, init_std=0.2)
-    monkeypatch.setitem(models.SHAPES, 'lvvit_least', least)
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', least)
     torch_evit.set_up('cpu', threads=2, programs=1)
     stock, (case,) = subjects.ModelCache(), cases(names=[name], rates=[rate], fuse=[fused])
     ours = subjects.inference(case, stock)

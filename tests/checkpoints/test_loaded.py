@@ -92,10 +92,10 @@ def test_load_model_of_another_architecture_or_of_no_checkpoint_is_refused(tmp_p
             load_model(tmp_path / name)
     params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
     weights.save(tmp_path / 'run', params, {'config': {'model': {'name': 'vit_layouts'}}})
-    monkeypatch.setitem(models.SHAPES, 'vit_layouts', dataclasses.replace(layouts.SHAPE, width=32))
+    monkeypatch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, width=32))
     with pytest.raises(ValueError, match='do not fit this model'):
         load_model(tmp_path / 'run')
-    monkeypatch.delitem(models.SHAPES, 'vit_layouts')
+    monkeypatch.delitem(models.CONFIGS, 'vit_layouts')
     with pytest.raises(ValueError, match="unknown model 'vit_layouts'"):
         load_model(tmp_path / 'run')
 

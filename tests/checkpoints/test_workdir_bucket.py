@@ -19,6 +19,7 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
+from evit_jax.checkpoints import continuation
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.lock import IN_USE_FILE, WorkdirLock
 from evit_jax.checkpoints.manager import CheckpointManager, newest_step
@@ -27,7 +28,7 @@ from evit_jax.metrics.writers import JsonlWriter, TensorboardWriter, create_writ
 from evit_jax.runtime import storage
 from evit_jax.training import loop
 from tests.helpers import fake_bucket
-from tests.metrics.test_writers import read_events, scalars_of
+from tests.helpers.events import read_events, scalars_of
 from tests.training.test_training import command, final_parameters, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def folder(request, monkeypatch):
 
 
 def test_config_and_classes_are_kept_and_checked(folder):
-    workdirs.open_workdir(folder, tiny().to_dict(), accept_changes=False)
+    continuation.open_workdir(folder, tiny().to_dict(), accept_changes=False)
     workdirs.record_classes(folder, ('cat', 'dog'))
     assert workdirs.saved_config(folder)['class_names'] == ['cat', 'dog']
     assert json.loads((folder / 'config.json').read_bytes())['model.classes'] == 2
@@ -94,7 +95,7 @@ def test_metrics_reach_the_bucket_at_flush_and_a_later_writer_goes_on(folder):
 
 
 def test_metrics_reach_the_bucket_by_themselves_from_time_to_time(folder, monkeypatch):
-    monkeypatch.setattr(append_file, '_SECONDS', 0.05)
+    monkeypatch.setattr(append_file, '_WRITE_SECONDS', 0.05)
     writer = JsonlWriter(folder / 'metrics.jsonl')
     writer.write_scalars(1, {'loss': 3.0})
     deadline = time.monotonic() + 10

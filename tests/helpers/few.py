@@ -47,7 +47,7 @@ def small_run():
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
         patch.setattr(sources, 'open_source', lambda name, split, **_: Few(split))
-        patch.setattr(cli, '_log_our_own_lines', lambda: None)
+        patch.setattr(cli, 'configure_logging', lambda: None)
         yield
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evit_jax import models
-from evit_jax.interchange import detect, files, layouts, vit
+from evit_jax.interchange import detect, files, layouts, torch_weights
 from evit_jax.interchange.pickles import Inert
 from evit_jax.interchange.stored import Stored
 from evit_jax.models import create, get_config
@@ -25,7 +25,7 @@ DISTILLED = {'evit.pth', 'hugging_face_deit.safetensors', 'hugging_face_5.pth'}
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_toy', TOY)
+    monkeypatch.setitem(models.CONFIGS, 'vit_toy', TOY)
 
 
 def stored(*shape, value=0.0):
@@ -34,8 +34,9 @@ def stored(*shape, value=0.0):
 
 def of_model(name):
     """The weights of a named model in timm's layout, without values."""
-    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), vit.template(get_config(name)))
-    return {key: stored(*value.shape) for key, value in vit.to_torch(tree, get_config(name)).items()}
+    config = get_config(name)
+    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), torch_weights.template(config))
+    return {key: stored(*value.shape) for key, value in torch_weights.to_torch(tree, config).items()}
 
 
 @pytest.mark.parametrize('name', LOGITS)
@@ -43,7 +44,7 @@ def test_models_of_other_programs_give_the_logits_that_they_gave_there(name):
     with files.opened(FILES / name) as (tree, _):
         found = layouts.find(tree, ema=False)
         model, config = detect.detect(found.arrays, classes=1)
-        params = vit.from_torch(found.arrays, config)
+        params = torch_weights.from_torch(found.arrays, config)
     assert (model, config.image_size, config.classes, config.distilled) == ('vit_toy', 8, 5, name in DISTILLED)
     assert found.layout == ('Hugging Face' if 'hugging' in name else 'timm')
     images = (np.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8) * 0.37 % 1).transpose(0, 2, 3, 1)
@@ -118,7 +119,7 @@ def test_models_of_other_kinds_are_told_by_their_keys(key, layout):
     assert layouts.find({'model': {'cls_token': stored(), key: stored()}}, ema=False).layout == layout
 
 
-@pytest.mark.parametrize('name', [*models.SHAPES, 'vit_toy'])
+@pytest.mark.parametrize('name', [*models.CONFIGS, 'vit_toy'])
 def test_every_model_is_told_from_its_own_shapes(name):
     assert detect.detect(of_model(name), classes=7) == (name, get_config(name))
 

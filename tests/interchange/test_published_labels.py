@@ -33,14 +33,15 @@ def test_published_files_become_maps_of_their_values(tmp_path, door):
     for number in range(SIZES['train']):
         example = open_train()[number]['id']
         want[example] = rng.normal(5, 3, (5, 6, 6)).astype(np.float16), np.argsort(rng.random((10, 6, 6)), 0)[:5]
-        write_published(published_labels.place_of(folder, example), *want[example])
+        write_published(published_labels.label_map_path(folder, example), *want[example])
     assert door(f'--published={folder}', f'--out={out}')[0] == 0
     maps = LabelMaps(out)
     assert maps.metadata.side == 6 and maps.metadata.annotator == 'published files'
     for example, (value, index) in want.items():
         np.testing.assert_array_equal(maps[example].value, value)
         np.testing.assert_array_equal(maps[example].index, index)
-    write_published(published_labels.place_of(folder, open_train()[20]['id']), np.zeros((5, 3, 3)), np.zeros((5, 3, 3)))
+    path = published_labels.label_map_path(folder, open_train()[20]['id'])
+    write_published(path, np.zeros((5, 3, 3)), np.zeros((5, 3, 3)))
     code, errors = door(f'--published={folder}', f'--out={tmp_path / "others"}')
     assert code == 2 and 'holds a map of [5, 3, 3], the one of the first image is of [5, 6, 6]' in errors
 
@@ -48,7 +49,7 @@ def test_published_files_become_maps_of_their_values(tmp_path, door):
 def test_published_files_missing_or_damaged_leave_their_images_without_a_map(tmp_path, door, caplog):
     folder, bad = tmp_path / 'published', {0: None, 4: None, 9: b'no zip'}  # the first is among those looked for
     for number in range(SIZES['train']):
-        path = published_labels.place_of(folder, open_train()[number]['id'])
+        path = published_labels.label_map_path(folder, open_train()[number]['id'])
         write_published(path, np.ones((5, 3, 3)), np.zeros((5, 3, 3)))
         if number in bad:
             path.unlink() if bad[number] is None else path.write_bytes(bad[number])
@@ -62,15 +63,15 @@ def test_published_files_missing_or_damaged_leave_their_images_without_a_map(tmp
     ('train/n01440764/n01440764_10026.JPEG', 'n01440764/n01440764_10026.pt'),
     ('n01440764_10026.JPEG', 'n01440764/n01440764_10026.pt'), ('val/a b/c.d.jpg', 'a b/c.pt')])
 def test_published_files_lie_where_the_reference_puts_them(example, place):
-    assert published_labels.place_of('/labels', example) == pathlib.Path('/labels', place)
+    assert published_labels.label_map_path('/labels', example) == pathlib.Path('/labels', place)
 
 
 def test_published_files_of_names_with_dots_are_told_apart(tmp_path):
     (tmp_path / 'a').mkdir()
     for name in ('img.pt', 'img.1.pt', 'img.2.pt'):
         (tmp_path / 'a' / name).write_bytes(b'')
-    assert [published_labels.place_of(tmp_path, f'train/a/img{part}.png').name for part in ('', '.1', '.2', '.3')] == [
-        'img.pt', 'img.1.pt', 'img.2.pt', 'img.pt']
+    paths = [published_labels.label_map_path(tmp_path, f'train/a/img{part}.png') for part in ('', '.1', '.2', '.3')]
+    assert [path.name for path in paths] == ['img.pt', 'img.1.pt', 'img.2.pt', 'img.pt']
 
 
 @pytest.mark.parametrize('value, index, said', [
@@ -79,11 +80,11 @@ def test_published_files_of_names_with_dots_are_told_apart(tmp_path):
     (np.zeros((5, 3, 3)), np.full((5, 3, 3), 0.5), 'names class 0.5')])
 def test_a_published_file_that_is_no_map_is_refused(tmp_path, value, index, said):
     with pytest.raises(ValueError, match=said):
-        published_labels.read(write_published(tmp_path / 'x.pt', value, index), 10)
+        published_labels.read_label_map(write_published(tmp_path / 'x.pt', value, index), 10)
 
 
 def test_a_published_file_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / 'x.pt', 'w') as archive:
         archive.writestr('x/data.pkl', b'\x80\x02' + plain({'a': 1}) + b'.')
     with pytest.raises(ValueError, match='holds a dict: a label map is'):
-        published_labels.read(tmp_path / 'x.pt', 10)
+        published_labels.read_label_map(tmp_path / 'x.pt', 10)

@@ -28,7 +28,7 @@ ASKED = Asked('vit_layouts', 16, 2, 'float32', 'this')
 def lvvit_tiny(monkeypatch):
     """A model whose heads read all tokens."""
     config = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)
-    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', config)
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_tiny', config)
     return config
 
 
@@ -189,7 +189,7 @@ def test_an_estimate_of_another_compiler_is_another(monkeypatch):
 
 @pytest.fixture
 def program(plan, capsys, monkeypatch):
-    monkeypatch.setattr(cli, '_log_our_own_lines', lambda: None)
+    monkeypatch.setattr(cli, 'configure_logging', lambda: None)
 
     def run(*words):
         monkeypatch.setattr(sys, 'argv', ['plan', *map(str, words)])

@@ -142,7 +142,7 @@ def test_training_step_of_a_run_has_its_model(benchmark, tmp_path, monkeypatch):
 def program(plan, monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr(sys, 'argv', ['plan', *map(str, words)])
-        monkeypatch.setattr(cli, '_log_our_own_lines', lambda: None)
+        monkeypatch.setattr(cli, 'configure_logging', lambda: None)
         with flagsaver.flagsaver():
             try:
                 cli.run(plan.main)

@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from evit_jax import cli
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.models import get_config
-from evit_jax.reduction.budget import TokenBudget, check_predictors
+from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
 from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, REDUCERS
@@ -89,7 +89,7 @@ def test_values_for_a_trained_model_follow_the_recorded_order_of_its_blocks():
 
 def test_config_flags_in_any_order_train_the_plan_of_the_pairs(main, tmp_path, monkeypatch):
     seen, recipe = [], tmp_path / 'recipe.py'
-    monkeypatch.setattr(cli, '_log_our_own_lines', lambda: None)
+    monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda agreed: contextlib.nullcontext())
     monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: seen.append(config))
     recipe.write_text('from tests.helpers import layouts\n\ndef get_config():\n    return layouts.config_of()\n')
@@ -146,13 +146,13 @@ def test_predictors_are_used_at_the_blocks_they_were_trained_at():
     def plan_at(*blocks):
         return make_plan(196, 12, rate=0.7, reduce_at=blocks, reducer=DYNAMICVIT)
 
-    check_predictors(plan_at(3, 6, 9), (9, 3, 6))
-    check_predictors(plan_at(3, 6), (9, 3, 6))
-    check_predictors(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)), (3, 6, 9))  # EViT uses none
-    check_predictors(TokenPlan(196, (None,) * 12, False, DYNAMICVIT), (3, 6, 9))
+    check_trained_blocks(plan_at(3, 6, 9), (9, 3, 6))
+    check_trained_blocks(plan_at(3, 6), (9, 3, 6))
+    check_trained_blocks(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)), (3, 6, 9))  # EViT uses none
+    check_trained_blocks(TokenPlan(196, (None,) * 12, False, DYNAMICVIT), (3, 6, 9))
     with pytest.raises(ValueError, match=r'the predictor trained at block 3 at block 6.* trained at the blocks '
                                          r'\(3, 6, 9\), and the plan reduces at \(6, 9\)'):
-        check_predictors(plan_at(6, 9), (9, 3, 6))
+        check_trained_blocks(plan_at(6, 9), (9, 3, 6))
 
 
 def test_trained_model_refuses_a_plan_file_that_shifts_its_predictors():

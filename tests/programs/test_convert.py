@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from evit_jax import models
 from evit_jax.checkpoints import weights, workdir
-from evit_jax.interchange import conversion, vit
+from evit_jax.interchange import conversion, torch_weights
 from evit_jax.models import create, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.training import loop
@@ -29,7 +29,7 @@ SHAPE = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, classes
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_toy', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'vit_toy', SHAPE)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def metadata_of(path):
 
 
 def read(folder, config=SHAPE):
-    return weights.read(folder, vit.template(config))[0]
+    return weights.read(folder, torch_weights.template(config))[0]
 
 
 def test_a_file_becomes_the_workdir_of_its_weights(tmp_path, log):
@@ -113,7 +113,7 @@ def test_there_and_back_loses_no_bit_and_nothing_that_was_known(tmp_path, log):
 
 
 def test_a_model_that_timm_has_is_written_with_how_to_load_it_there(tmp_path, log, monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'deit_s', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'deit_s', SHAPE)
     shape = dataclasses.replace(SHAPE, distilled=True)
     weights.save(tmp_path / 'a', create(shape).init(jax.random.key(0)),
                  {'config': {'model': {'name': 'deit_s', 'image_size': 8, 'classes': 5, 'distilled': True}}})
@@ -268,7 +268,7 @@ def test_converted_weights_are_evaluated_and_begun_from(tmp_path, monkeypatch, l
     layouts.prepare(monkeypatch)
     shape = dataclasses.replace(layouts.SHAPE, classes=3)
     params = create(shape).init(jax.random.key(1))
-    save_file({key: np.ascontiguousarray(value) for key, value in vit.to_torch(params, shape).items()},
+    save_file({key: np.ascontiguousarray(value) for key, value in torch_weights.to_torch(params, shape).items()},
               tmp_path / 'a.safetensors')
     conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / 'a', shape), params)
@@ -286,8 +286,8 @@ def test_program_converts_and_says_what_is_wrong_in_one_line(tmp_path):
                               capture_output=True, text=True, check=False)
 
     model_config = get_config('deit_t')
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float16), vit.template(model_config))
-    save_file({key: np.ascontiguousarray(value) for key, value in vit.to_torch(zeros, model_config).items()},
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float16), torch_weights.template(model_config))
+    save_file({key: np.ascontiguousarray(value) for key, value in torch_weights.to_torch(zeros, model_config).items()},
               tmp_path / 'tiny.safetensors')
     done = run(tmp_path / 'tiny.safetensors', tmp_path / 'tiny', '--image_size=304', '--mean=0.5,0.5,0.5')
     assert done.returncode == 0, done.stderr

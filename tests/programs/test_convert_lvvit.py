@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from evit_jax import models
 from evit_jax.checkpoints import weights, workdir
-from evit_jax.interchange import conversion, detect, vit
+from evit_jax.interchange import conversion, detect, torch_weights
 from evit_jax.models import create, get_config
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.training import loop
@@ -21,12 +21,12 @@ SHAPE = LVViTConfig(image_size=16, patch_size=4, width=8, depth=4, heads=2, clas
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_toy', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_toy', SHAPE)
 
 
 def arrays_of(config=SHAPE):
     """By the authors' names; none is zero, no variance negative, batches were counted."""
-    rng, found = np.random.default_rng(0), vit.to_torch(create(config).init(jax.random.key(0)), config)
+    rng, found = np.random.default_rng(0), torch_weights.to_torch(create(config).init(jax.random.key(0)), config)
     found = {key: np.abs(rng.normal(size=value.shape)).astype(value.dtype) for key, value in found.items()}
     return found | {key: np.array(7) for key, value in found.items() if key.endswith('num_batches_tracked')}
 
@@ -37,7 +37,7 @@ def write(path, arrays):
 
 
 def read(folder, config=SHAPE):
-    return weights.read(folder, vit.template(config))[0]
+    return weights.read(folder, torch_weights.template(config))[0]
 
 
 def test_names_are_those_of_the_authors():
@@ -93,7 +93,7 @@ def test_what_is_no_lvvit_here_is_said():
             detect.detect(arrays | change, classes=3)
     del arrays['aux_head.weight']
     with pytest.raises(ValueError, match=r'1 problems\): missing aux_head.weight'):
-        vit.from_torch(arrays, SHAPE)
+        torch_weights.from_torch(arrays, SHAPE)
 
 
 def test_converted_weights_are_evaluated_and_begun_from(tmp_path, monkeypatch):

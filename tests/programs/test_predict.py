@@ -24,7 +24,7 @@ from tests.helpers.folders import hide_inodes
 @pytest.fixture(scope='module', autouse=True)
 def unconfigured_logging():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, '_log_our_own_lines', lambda: None)
+        patch.setattr(cli, 'configure_logging', lambda: None)
         yield
 
 
@@ -204,7 +204,7 @@ def test_predict_folder_that_is_not_writable_is_refused_before_any_prediction(pr
 
 
 def test_run_with_another_number_of_words_is_refused(capsys, monkeypatch):
-    for words, said in ((('a', 'b', 'c'), "what is 'c' for?"), (('a',), 'give SRC and DST, not a')):
+    for words, said in ((('a', 'b', 'c'), "unexpected argument 'c'"), (('a',), 'give SRC and DST, not a')):
         monkeypatch.setattr(sys, 'argv', ['convert', *words])
         with flagsaver.flagsaver(), pytest.raises(SystemExit):
             cli.run(None, 'SRC', 'DST')

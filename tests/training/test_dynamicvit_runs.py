@@ -13,7 +13,7 @@ from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.model import VisionModel
-from evit_jax.interchange import conversion, run_metadata, safetensors_file, vit
+from evit_jax.interchange import conversion, run_metadata, safetensors_file, torch_weights
 from evit_jax.training import experiment
 from tests.helpers import layouts
 
@@ -99,7 +99,7 @@ def test_there_and_back_loses_no_bit_and_keeps_the_way_of_dropping(trained, tmp_
 
 
 def test_weights_with_predictors_are_a_dynamicvit_where_nothing_else_is_said(tmp_path):
-    safetensors_file.write(tmp_path / 'a.safetensors', vit.to_torch(initial(2), shape_of(2)), {})
+    safetensors_file.write(tmp_path / 'a.safetensors', torch_weights.to_torch(initial(2), shape_of(2)), {})
     conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     assert workdir.saved_config(tmp_path / 'a')['reducer.name'] == 'dynamicvit'
     assert run_metadata.settings_of({'base_rate': 0.7, 'model': 'deit-s'}) == {'keep.rate': 0.7}

@@ -125,8 +125,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
 
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'model__name': 'deit_z'}, r"unknown model 'deit_z': did you mean deit_"),
-    ({'keep__rate': 0.0}, r'keep rate 0.0 is outside \(0, 1\]'),
-    ({'keep__rate': 1.2}, r'keep rate 1.2 is outside \(0, 1\]'),
+    ({'keep__rate': 0.0}, r'config.keep.rate=0.0 is outside \(0, 1\]'),
+    ({'keep__rate': 1.2}, r'config.keep.rate=1.2 is outside \(0, 1\]'),
     ({'model__reduce_at': (1, 1, 2)}, 'names a block twice'),
     ({'model__reduce_at': (1, 2, 6)}, r'block 6 is outside 0\.\.5'),
     ({'model__image_size': 60}, 'image size 60 is not divisible by the patch size 8: use 56 or 64'),
