@@ -9,11 +9,12 @@ from typing import Any
 
 from evit_jax import models
 from evit_jax.models.config import ViTConfig
+from evit_jax.models.lvvit import LVViTConfig
 
 KEY = 'model_config'
 # Fields that are config keys too. They are compared there, where 0 or '' leaves a value open.
 CONFIG_FIELDS = ('image_size', 'classes', 'distilled', *models.UNSHAPED)
-_CLASSES = {cls.__name__: cls for cls in models.MODULES}
+_CLASSES = {cls.__name__: cls for cls in (ViTConfig, LVViTConfig)}
 
 
 def to_json(config: ViTConfig) -> dict[str, Any]:
