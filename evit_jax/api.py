@@ -1,7 +1,6 @@
 """The functions of the public API: load, create, train and evaluate models. Import them from `evit_jax`."""
 
 import dataclasses
-import importlib
 import os
 import pathlib
 import runpy
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from evit_jax import models
+from evit_jax import configs, models
 from evit_jax.checkpoints import loaded, weights
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints.loaded import LoadedModel
@@ -111,17 +110,17 @@ def train(config: Any, *, workdir: str | os.PathLike, model: VisionModel | None 
     config = _read_config(config)
     if (train is None) != (test is None):
         raise ValueError(f'only {"test" if train is None else "train"} is given: give train and test, or none of them')
-    both, model_config = None, model and model.config
+    train_and_test, model_config = None, None
     if train is not None:
         train = _training_source(train, model)
-        both = train, _as_source(test, train.class_names)
-        num_classes = train.num_classes
-        model_config = model and dataclasses.replace(model_config, classes=num_classes)
-        config.update_from_flattened_dict({'model.classes': num_classes})
+        train_and_test = train, _as_source(test, train.class_names)
+        config.model.classes = train.num_classes
     if model is not None:
         config.update_from_flattened_dict(_settings_of(model.loaded))
         config.init_from = distributed.on_process_zero(lambda: _save_initial(model, workdir)) or _initial(workdir)
-    loop.train(config.lock(), workdir, accept_changes=accept_changes, sources=both, model_config=model_config)
+        model_config = dataclasses.replace(model.config, image_size=model.loaded.image_size,
+                                           classes=train.num_classes if train_and_test else model.config.classes)
+    loop.train(config.lock(), workdir, accept_changes=accept_changes, sources=train_and_test, model_config=model_config)
     return load(workdir)
 
 
@@ -191,7 +190,7 @@ def _read_config(config):
     """An unlocked copy of a config, which may be given by the name of its recipe or by its file."""
     if isinstance(config, str | os.PathLike):
         path = pathlib.Path(config).expanduser()
-        recipe = importlib.import_module('evit_jax.configs').FOLDER / f'{config}.py'
+        recipe = configs.FOLDER / f'{config}.py'
         if not path.is_file() and not recipe.is_file():
             names = ', '.join(sorted(file.stem for file in recipe.parent.glob('[!_]*.py')))
             raise FileNotFoundError(f'there is no config {config}: give a file, or one of the recipes {names}')

@@ -25,6 +25,7 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import Reducer
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.viz.kept import kept_grid
 
 _AHEAD = 2  # batches that are read while one is computed
@@ -225,6 +226,7 @@ class VisionModel:
         """
         if newest_step(folder) is not None:
             raise ValueError(f'{folder} holds a checkpoint already: give another folder')
+        get_reducer(self.loaded.budget.reducer.name)  # raises an error for a name that cannot be loaded
         weights.save(folder, self.params, self.loaded.metadata())
 
     def _copy(self, loaded: LoadedModel, plan: TokenPlan | None = None) -> 'VisionModel':
