@@ -24,7 +24,7 @@ from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer, modules_of
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
-CUSTOM = 'custom'  # name of a model that is not in `models.SHAPES`
+CUSTOM = 'custom'  # name of a model that is not in `models.CONFIGS`
 _DEFAULTS = weights.AS_DEIT | absent('model.dtype')
 
 
@@ -35,7 +35,7 @@ class LoadedModel(NamedTuple):
     """
 
     path: str                     # folder or file of the weights; '' for a model made in memory
-    name: str                     # key of `models.SHAPES`, or 'custom'
+    name: str                     # key of `models.CONFIGS`, or 'custom'
     step: int                     # training steps done
     params: Params                # numpy arrays, float32
     config: ViTConfig

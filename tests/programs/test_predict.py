@@ -75,8 +75,8 @@ def test_predict_computes_with_folded_batch_normalisation(predict, tmp_path, ima
     made = []
     monkeypatch.setattr(predict, 'VisionModel', lambda loaded, **options: made.append(
         VisionModel(loaded, **options)) or made[-1])
-    code, said, _ = program(save(evit_jax.create_model(config), tmp_path / 'weights'), images)
-    assert code == 0 and said.count('%') == 6
+    code, output, _ = program(save(evit_jax.create_model(config), tmp_path / 'weights'), images)
+    assert code == 0 and output.count('%') == 6
     model, = made
     assert 'bn1' not in model.compiled(2)._replicated.params['patch_embed']
 
@@ -110,11 +110,12 @@ def test_find_images_keeps_the_order_of_the_words(images):
     assert find_images([f'{images}/c[1].png']) == [f'{images}/c[1].png']
 
 
-@pytest.mark.parametrize('word, said', [('nothing', r'no image is in .*nothing \(\.jpg'), ('*.gif', r'no file matches'),
-                                        ('*.txt', r'no image is in'), ('-', 'no file is named on standard input')])
-def test_find_images_word_without_images_is_refused(tmp_path, images, word, said):
+@pytest.mark.parametrize('word, message', [
+    ('nothing', r'no image is in .*nothing \(\.jpg'), ('*.gif', r'no file matches'),
+    ('*.txt', r'no image is in'), ('-', 'no file is named on standard input')])
+def test_find_images_word_without_images_is_refused(tmp_path, images, word, message):
     (images / 'nothing').mkdir()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         find_images([word if word == '-' else f'{images}/{word}'])
 
 
@@ -146,9 +147,9 @@ def test_predict_takes_any_reducer(program, checkpoint, images):
     for flags, tokens in ((('--reducer=tome',), [8]), (('--reducer=tome', '--r=3'), [13, 10, 7, 5]),
                           (('--reducer=pool', '--rate=0.25'), [4])):
         code, out, _ = program(checkpoint, images / 'a.png', '--json', *flags)
-        told = json.loads(out)
-        assert code == 0 and [len(kept) for kept in told['kept']] == tokens[:len(told['kept'])]
-        assert [set(index) for index in told['token_of_patch']] == [set(range(len(kept))) for kept in told['kept']]
+        result = json.loads(out)
+        assert code == 0 and [len(kept) for kept in result['kept']] == tokens[:len(result['kept'])]
+        assert [set(index) for index in result['token_of_patch']] == [set(range(len(kept))) for kept in result['kept']]
     for flags in ('--reducer=random', '--reducer=least', '--r=0'):
         code, out, _ = program(checkpoint, images / 'a.png', '--json', flags)
         assert code == 0 and 'token_of_patch' not in json.loads(out)
@@ -167,7 +168,7 @@ def test_predict_pictures_are_named_after_the_images_and_replace_none(program, c
     assert Image.open(images / 'a_kept.png').width > 2 * 16 * 8
 
 
-@pytest.mark.parametrize('words, said', [
+@pytest.mark.parametrize('words, message', [
     (('none', 'a.png'), 'there is no folder none: give the folder of a run'),
     (('CHECKPOINT/config.json', 'a.png'), 'is a file: give the folder of a run'),
     (('CHECKPOINT', 'a.png', '--rate=1.5'), 'keep rate 1.5 is outside (0, 1]'),
@@ -186,10 +187,10 @@ def test_predict_pictures_are_named_after_the_images_and_replace_none(program, c
     (('CHECKPOINT', '-'), 'no file is named on standard input'),
     (('CHECKPOINT', '*.gif'), 'no file matches *.gif'),
     (('CHECKPOINT',), 'give CHECKPOINT and IMAGES..., not ')])
-def test_predict_wrong_command_ends_with_code_2_and_one_line(program, checkpoint, words, said):
+def test_predict_wrong_command_ends_with_code_2_and_one_line(program, checkpoint, words, message):
     code, out, err = program(*(word.replace('CHECKPOINT', checkpoint) for word in words))
     assert code == 2 and out == ''
-    assert err.startswith('error: ') and said in err and err.count('\n') == 1
+    assert err.startswith('error: ') and message in err and err.count('\n') == 1
 
 
 def test_predict_folder_that_is_not_writable_is_refused_before_any_prediction(program, checkpoint, monkeypatch,
@@ -204,11 +205,11 @@ def test_predict_folder_that_is_not_writable_is_refused_before_any_prediction(pr
 
 
 def test_run_with_another_number_of_words_is_refused(capsys, monkeypatch):
-    for words, said in ((('a', 'b', 'c'), "unexpected argument 'c'"), (('a',), 'give SRC and DST, not a')):
+    for words, message in ((('a', 'b', 'c'), "unexpected argument 'c'"), (('a',), 'give SRC and DST, not a')):
         monkeypatch.setattr(sys, 'argv', ['convert', *words])
         with flagsaver.flagsaver(), pytest.raises(SystemExit):
             cli.run(None, 'SRC', 'DST')
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_closed(tmp_path, images):
@@ -219,8 +220,8 @@ def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_clo
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith(f'{images}/a.png: ') and done.stdout.count('%') == 3
     assert 'cannot be read: absent.png: No such file or directory' in done.stderr
-    said = [line for line in done.stderr.splitlines() if ' a second, ' not in line]  # progress lines, on a slow machine
-    assert 'Traceback' not in done.stderr and len(said) == 3
+    lines = [line for line in done.stderr.splitlines() if ' a second, ' not in line]  # no lines of progress
+    assert 'Traceback' not in done.stderr and len(lines) == 3
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, '-m', 'evit_jax.predict', folder, str(images)], stdout=writing,

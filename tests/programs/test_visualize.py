@@ -34,7 +34,7 @@ visualize = doors.imported('visualize')
 
 @pytest.fixture
 def run(capsys, monkeypatch, visualize):
-    """Words of a command line -> exit code, output and what was said of errors."""
+    """Runs the program with words of a command line; returns exit code, standard output and standard error."""
 
     def start(*words):
         monkeypatch.setattr(sys, 'argv', ['visualize', *map(str, words)])
@@ -72,10 +72,10 @@ def test_look_shows_the_predictions_at_each_keep_rate(loaded):
 
 def test_kept_writes_a_page_of_the_test_split_and_pictures(checkpoint, tmp_path, run):
     out, pictures = tmp_path / 'new' / 'page.html', tmp_path / 'png'
-    code, said, _ = run('kept', checkpoint, '--out', out, '--images=2', '--rates=0.5,0.25',
+    code, output, _ = run('kept', checkpoint, '--out', out, '--images=2', '--rates=0.5,0.25',
                         '--png', pictures)
     data = data_of(out.read_text())
-    assert code == 0 and '2 images at 2 keep rates' in said
+    assert code == 0 and '2 images at 2 keep rates' in output
     assert [row['truth'] for row in data['rows']] == ['red', layouts.Colours.class_names[(SIZE - 1) % 3]]
     assert [setting['rate'] for setting in data['settings']] == ['0.25', '0.5'] and data['start'] == 1
     assert sorted(path.name for path in pictures.iterdir()) == [
@@ -84,8 +84,8 @@ def test_kept_writes_a_page_of_the_test_split_and_pictures(checkpoint, tmp_path,
 
 def test_kept_with_a_merging_reducer_gives_the_token_of_each_patch(checkpoint, tmp_path, run):
     out = tmp_path / 'page.html'
-    code, *said = run('kept', checkpoint, '--out', out, '--images=2', '--reducer=tome', '--png', tmp_path / 'png')
-    assert code == 0, said
+    code, *printed = run('kept', checkpoint, '--out', out, '--images=2', '--reducer=tome', '--png', tmp_path / 'png')
+    assert code == 0, printed
     data = data_of(out.read_text())
     assert [setting['rate'] for setting in data['settings']] == ['0.5', '0.6', '0.7', '0.8', '0.9', '1']  # from a half
     for row in data['rows']:
@@ -102,10 +102,10 @@ def test_kept_of_files_takes_the_true_class_from_the_folder_and_reports_unreadab
         (tmp_path / place).parent.mkdir()
         Image.fromarray(Few('test')[0]['image']).save(tmp_path / place)
     (tmp_path / 'other' / 'c.png').write_text('no image')
-    code, said, _ = run('kept', checkpoint, tmp_path / 'green', tmp_path / 'other', '--out',
+    code, output, _ = run('kept', checkpoint, tmp_path / 'green', tmp_path / 'other', '--out',
                         tmp_path / 'page.html', '--rates=0.5')
     data = data_of((tmp_path / 'page.html').read_text())
-    assert code == 1 and '2 images at 1 keep rates' in said
+    assert code == 1 and '2 images at 1 keep rates' in output
     assert [(row['name'], row['truth']) for row in data['rows']] == [('a.png', 'green'), ('b.png', None)]
     assert data['rows'][1]['views'][0]['right'] is None
 
@@ -123,10 +123,10 @@ def test_rates_are_by_default_tenths_and_the_rate_of_training(loaded, visualize)
 
 
 def test_drop_writes_a_plot_and_a_table(checkpoint, tmp_path, run):
-    code, said, _ = run('drop', checkpoint, '--out', tmp_path / 'x.png', '--shares=0,0.5',
+    code, output, _ = run('drop', checkpoint, '--out', tmp_path / 'x.png', '--shares=0,0.5',
                         '--images=10', '--batch=8')
     lines = (tmp_path / 'x.csv').read_text().splitlines()
-    assert code == 0 and '10 images' in said
+    assert code == 0 and '10 images' in output
     assert lines[0].split(',') == ['dropped', *dropping.ORDERS] and [line[:6] for line in lines[1:]] == [
         '0.0000', '0.5000']
     with Image.open(tmp_path / 'x.png') as plot:
@@ -134,11 +134,11 @@ def test_drop_writes_a_plot_and_a_table(checkpoint, tmp_path, run):
 
 
 def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, run):
-    code, said, _ = run('tradeoff', make_run(tmp_path / 'run'), '--out', tmp_path / 'x.png')
-    assert code == 0 and 'vit 0.7' in said and '50.0' in said and (tmp_path / 'x.png').stat().st_size > 10_000
+    code, output, _ = run('tradeoff', make_run(tmp_path / 'run'), '--out', tmp_path / 'x.png')
+    assert code == 0 and 'vit 0.7' in output and '50.0' in output and (tmp_path / 'x.png').stat().st_size > 10_000
 
 
-@pytest.mark.parametrize('words, said', [
+@pytest.mark.parametrize('words, message', [
     ([], 'give kept or drop or tradeoff before the flags, not nothing'), (['shout'], 'not shout'),
     (['kept'], r'give CHECKPOINT and \[IMAGES...\], not nothing'), (['drop', 'a', 'b'], "unexpected argument 'b'"),
     (['kept', 'HERE/none'], 'there is no folder .*none'), (['kept', 'RUN', 'HERE/*.jpg'], 'no file matches'),
@@ -154,7 +154,7 @@ def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, run):
     (['tradeoff', 'HERE/none'], 'there is no .*none'), (['tradeoff', 'HERE'], 'is no workdir of a run'),
     (['tradeoff', 'HERE/a.txt'], 'is no JSON with "rows"'), (['tradeoff', 'HERE/empty.json'], 'has no rows'),
     (['tradeoff', 'HERE/odd.json'], 'neither an accuracy'), (['tradeoff', 'HERE/speed.json'], 'nothing to draw')])
-def test_wrong_command_ends_with_code_2_and_one_line(words, said, checkpoint, tmp_path, monkeypatch, run):
+def test_wrong_command_ends_with_code_2_and_one_line(words, message, checkpoint, tmp_path, monkeypatch, run):
     (tmp_path / 'a.txt').write_text('text')
     (tmp_path / 'empty.json').write_text('{"rows": []}')
     make_rows(tmp_path / 'odd.json', {'top1': 'high'})
@@ -164,7 +164,7 @@ def test_wrong_command_ends_with_code_2_and_one_line(words, said, checkpoint, tm
     code, _, errors = run(*words)
     line = errors.splitlines()[-1]
     assert code == 2 and line.startswith('error: ')
-    assert re.search(said, line), line
+    assert re.search(message, line), line
 
 
 @pytest.mark.parametrize('program', ['kept', 'drop'])
