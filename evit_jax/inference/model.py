@@ -105,7 +105,7 @@ class VisionModel:
         return self._run('logits', images)
 
     def forward(self, images: Array | np.ndarray) -> ModelOutput:
-        """Classifies a batch as `__call__` does; also returns features, kept patches, class attention and patch tokens."""
+        """Classifies a batch as `__call__` does, and also returns features, kept patches and patch tokens."""
         return self._run('forward', images)
 
     def apply(self, params: Params, images: Array) -> ModelOutput:
