@@ -10,8 +10,9 @@ from safetensors.numpy import load_file
 
 from evit_jax import models
 from evit_jax.checkpoints import weights, workdir
-from evit_jax.inference import Predictor, load_model
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.inference.looking import Subject, look
+from evit_jax.inference.model import VisionModel
 from evit_jax.interchange import conversion, run_metadata, safetensors_file, torch_weights
 from evit_jax.reduction import registry
 from evit_jax.reduction.reducer import NO_MODULES, Modules
@@ -68,11 +69,11 @@ def test_load_model_of_a_run_from_dense_weights_has_predictors(trained):
     assert loaded.modules == Modules(DYNAMICVIT, 2) and loaded.budget.reducer == DYNAMICVIT
     assert loaded.plan().counts == (8, 4)
     assert 0 < metrics['top1'] <= 1
-    predictor = Predictor(loaded, batch_size=5)
-    predictions = predictor.predict(pixels())
+    model = VisionModel(loaded, batch_size=5)
+    predictions = model.predict(pixels())
     for prediction in predictions:
         assert [len(ids) for ids in prediction.kept] == [8, 4] and {*prediction.kept[1]} <= {*prediction.kept[0]}
-    (example,), _, _ = look(predictor, [Subject('first', pixels()[0], None)], [0.5])
+    (example,), _, _ = look(model, [Subject('first', pixels()[0], None)], [0.5])
     assert [stage.kept for stage in example.views[0].stages] == [tuple(ids) for ids in predictions[0].kept]
     assert [stage.attention for stage in example.views[0].stages] == [None, None]
 
@@ -108,4 +109,4 @@ def test_to_workdir_of_weights_with_predictors_is_a_dynamicvit(tmp_path):
 
 def test_plan_with_a_predicting_reducer_of_a_model_without_predictors_is_refused(plain):
     with pytest.raises(ValueError, match=r'dynamicvit needs a learned module .* blocks \(1,\), .* none of its modules'):
-        load_model(plain).with_reducer('dynamicvit').plan(rate=0.5)
+        load_model(plain).with_reducer('dynamicvit').plan(keep_rate=0.5)

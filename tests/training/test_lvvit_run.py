@@ -11,8 +11,9 @@ import pytest
 from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.manager import read_newest
-from evit_jax.inference import Predictor, load, load_model
+from evit_jax.inference.model import VisionModel
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.serving import artifact
 from tests.helpers import layouts
@@ -95,8 +96,8 @@ def test_trained_weights_predict_and_export(run, tmp_path):
     trained = load_model(run[0])
     assert trained.config.classes == 3 and trained.params['aux_head']['bias'].shape == (3,)
     images = [np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8) for seed in range(3)]
-    plans = {'0.5': trained.plan(rate=0.5), '1.0': trained.plan(rate=1.0)}
-    predictions = Predictor(trained, batch_size=2).predict(images, plan=plans['0.5'])
+    plans = {'0.5': trained.plan(keep_rate=0.5), '1.0': trained.plan(keep_rate=1.0)}
+    predictions = VisionModel(trained, batch_size=2).with_plan(plan=plans['0.5']).predict(images)
     assert all(np.isfinite(prediction.logits).all() and len(prediction.kept[0]) == 9 for prediction in predictions)
     artifact.write(tmp_path, trained, plans, platforms=[jax.default_backend()], kept=True)
     assert all(difference < 1e-5 for _, difference in artifact.check(tmp_path, trained, plans))
@@ -104,7 +105,8 @@ def test_trained_weights_predict_and_export(run, tmp_path):
 
 def test_export_folds_the_batch_norm_and_load_model_does_not(run, tmp_path):
     trained = load_model(run[0])
-    artifact.write(tmp_path, trained, {'1.0': trained.plan(rate=1.0)}, platforms=[jax.default_backend()], kept=False)
+    plans = {'1.0': trained.plan(keep_rate=1.0)}
+    artifact.write(tmp_path, trained, plans, platforms=[jax.default_backend()], kept=False)
     served = dict(np.load(tmp_path / 'weights.npz'))
     stem = {name.removeprefix('patch_embed.') for name in served if name.startswith('patch_embed.')}
     assert stem == {'proj.kernel', 'proj.bias', *(f'conv{number}.{part}' for number in (1, 2, 3)
@@ -114,8 +116,7 @@ def test_export_folds_the_batch_norm_and_load_model_does_not(run, tmp_path):
     program = jax.export.deserialize(bytearray((tmp_path / 'plan_1.0.jaxexport').read_bytes())).mlir_module()
     assert program.count('stablehlo.rsqrt ') == 2 * SHAPE.depth + 1  # of the blocks' norms and the last
     assert set(statistics(load_model(run[0]).params)) == set(statistics(trained.params)) != set()
-    images = [np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8) for seed in range(2)]
-    model = load(run[0])
-    assert model.trained.config.folded
-    for got, want in zip(model.predict(images), Predictor(trained).predict(images), strict=True):
-        np.testing.assert_allclose(got.logits, want.logits, rtol=0, atol=1e-5)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    model = VisionModel(trained)
+    assert set(statistics(model.params)) == set(statistics(trained.params))
+    np.testing.assert_allclose(model(images), model.apply(model.params, images).logits, rtol=0, atol=1e-5)
