@@ -171,8 +171,8 @@ def _config_of(case):
     """The config with what a case measures in place of its own."""
     config = _config('model --train --config configs/deit_s.py').copy_and_resolve_references()
     with config.unlocked():
-        for field in {field.name for field in dataclasses.fields(case.shape)} & {*config.model}:
-            config.model[field] = getattr(case.shape, field)
+        for field in {field.name for field in dataclasses.fields(case.config)} & {*config.model}:
+            config.model[field] = getattr(case.config, field)
         config.model.update(name=case.model, dtype=case.dtype, gather_impl=case.gather_impl, reduce_at=case.reduce_at,
                             fuse=case.fused)
         config.reducer.update(name=case.reducer.name, r=case.r, decreasing=False)

@@ -33,11 +33,11 @@ class Case(NamedTuple):
     tokens: tuple[int, ...] = ()  # kept at each reduction, in place of the rate
     gather_impl: str = ''   # how reductions move tokens; '': as is best where it runs
     run: str = ''        # folder of the run whose model it is; '': the named model
-    run_shape: ViTConfig | None = None  # shape of the run's model
+    run_config: ViTConfig | None = None  # config of the run's model
 
     @property
-    def shape(self) -> ViTConfig:
-        return dataclasses.replace(self.run_shape or models.get_config(self.model), image_size=self.size,
+    def config(self) -> ViTConfig:
+        return dataclasses.replace(self.run_config or models.get_config(self.model), image_size=self.size,
                                    predictors=len(self.reduce_at) if self.reducer.predicts else 0)
 
     @property
@@ -129,7 +129,7 @@ def combine(*, names: Sequence[str], rates: Sequence[float], batches: Sequence[i
             for step, size, batch, dtype in itertools.product((False, True)[:1 + train], of, batches,
                                                               dtypes or [one.dtype]):
                 case = Case(one.name, 1.0, False, size, batch, dtype, (), step, run=one.run,
-                            run_shape=one.config if one.run else None)
+                            run_config=one.config if one.run else None)
                 for way in ways:
                     found |= _moved(case._replace(**way), gather_impls)
     return list(found)

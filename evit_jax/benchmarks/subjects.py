@@ -57,20 +57,20 @@ class ModelCache:
         self.images = functools.cache(self._images)
         self.torch_model = functools.cache(self._torch_model)
 
-    def _params(self, shape, run):
-        """The weights of a run where its model has this shape, else fresh ones, which take as long."""
-        if run and (trained := load_model(run)).shape == shape:
+    def _params(self, config, run):
+        """The weights of a run where its model has this config, else fresh ones, which take as long."""
+        if run and (trained := load_model(run)).config == config:
             return jax.device_put(trained.params, device())
-        return jax.device_put(models.create(shape).init(jax.random.key(0)), device())
+        return jax.device_put(models.create(config).init(jax.random.key(0)), device())
 
     def _images(self, size, batch):
         """Normalised batches, on the host."""
         rng = np.random.default_rng(0)
         return [rng.standard_normal((batch, size, size, 3), np.float32) for _ in range(INPUTS)]
 
-    def _torch_model(self, shape, run, dtype):
-        weights = vit.to_torch(jax.device_get(self.params(shape, run)), shape)
-        return torch_evit.TorchEViT(weights, shape, dtype=dtype, device=device().platform)
+    def _torch_model(self, config, run, dtype):
+        weights = vit.to_torch(jax.device_get(self.params(config, run)), config)
+        return torch_evit.TorchEViT(weights, config, dtype=dtype, device=device().platform)
 
 
 def device() -> jax.Device:

@@ -71,7 +71,7 @@ class TorchEViT:
         if (config.activation, config.pooling) != ('gelu', 'token'):
             raise ValueError(f'--against=torch computes exact GELU and reads the class token, and this model has '
                              f'activation={config.activation} and pooling={config.pooling}: leave it out')
-        self._torch, self._shape = import_torch(), config
+        self._torch, self._config = import_torch(), config
         self._f = self._torch.nn.functional
         self._dtype, self._device = getattr(self._torch, dtype), 'cuda' if device == 'gpu' else device
         self._in_lvvit = isinstance(config, LVViTConfig)
@@ -119,7 +119,7 @@ class TorchEViT:
 
     def _patches(self, images):
         """[B, N, D]."""
-        for number, convolution in enumerate(self._shape.convolutions):
+        for number, convolution in enumerate(self._config.convolutions):
             layer, norm = ((f'conv{number + 1}', f'bn{number + 1}') if self._in_lvvit else
                            (f'stem.{number}', f'norms.{number}'))
             convolved = self._f.conv2d(images, self._weights[f'patch_embed.{layer}.weight'], stride=convolution.stride,
@@ -139,18 +139,18 @@ class TorchEViT:
     def _block(self, x, name, keep, fused, plain, ranks):
         """A transformer block; a reduction stands between attention and MLP, and adds what it kept to `ranks`."""
         branch, attention = self._attend(self._norm(x, name + 'norm1'), name + 'attn.', keep is not None, plain)
-        x = x.add(branch, alpha=self._shape.residual_scale)
+        x = x.add(branch, alpha=self._config.residual_scale)
         if keep is not None:
             ranks.append(attention.topk(keep, dim=1).indices)
             x = self._reduce(x, attention, ranks[-1], fused)
         hidden = self._f.gelu(self._linear(self._norm(x, name + 'norm2'), name + 'mlp.fc1'))
-        return x.add(self._linear(hidden, name + 'mlp.fc2'), alpha=self._shape.residual_scale)
+        return x.add(self._linear(hidden, name + 'mlp.fc2'), alpha=self._config.residual_scale)
 
     def _attend(self, x, name, reduces, plain):
         """The branch [B, N, D], and where the class token looks, [B, N - 1], if tokens are to be dropped."""
         batch, n, width = x.shape
-        head = width // self._shape.heads
-        qkv = self._linear(x, name + 'qkv').reshape(batch, n, 3, self._shape.heads, head).permute(2, 0, 3, 1, 4)
+        head = width // self._config.heads
+        qkv = self._linear(x, name + 'qkv').reshape(batch, n, 3, self._config.heads, head).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # each [B, H, N, d]
         attention = None
         if plain:
@@ -178,4 +178,4 @@ class TorchEViT:
 
     def _norm(self, x, name):
         return self._f.layer_norm(x, x.shape[-1:], self._weights[name + '.weight'], self._weights[name + '.bias'],
-                                  self._shape.norm_epsilon)
+                                  self._config.norm_epsilon)

@@ -54,7 +54,7 @@ class Asked(NamedTuple):
     run: MeasuredModel | None = None  # whose model it is; None: the named model
 
     @property
-    def shape(self) -> ViTConfig:
+    def config(self) -> ViTConfig:
         return dataclasses.replace(self.run.config if self.run else models.get_config(self.model),
                                    image_size=self.image_size)
 
@@ -184,7 +184,7 @@ def case_of(asked: Asked, plan: TokenPlan) -> Case:
     case = Case(asked.model, 1.0, planned.fuse, asked.image_size, asked.batch, asked.dtype, planned.reduce_at,
                 tokens=planned.tokens)
     if asked.run:
-        case = case._replace(run=asked.run.run, run_shape=asked.run.config, reducer=asked.run.budget.reducer)
+        case = case._replace(run=asked.run.run, run_config=asked.run.config, reducer=asked.run.budget.reducer)
     return case if plan.reductions else case.dense
 
 

@@ -87,8 +87,8 @@ def test_row_names_the_run_and_its_plan_and_weights_are_the_runs(tmp_path, monke
     assert row['reduce_at'] == [0, 1] and row['tokens'] == [12, 10] and row['image_size'] == 16
     stock = subjects.ModelCache()
     want = load_model(run).params
-    jax.tree.map(np.testing.assert_array_equal, stock.params(own.shape, run), want)
-    larger = stock.params(dataclasses.replace(own.shape, image_size=32), run)
+    jax.tree.map(np.testing.assert_array_equal, stock.params(own.config, run), want)
+    larger = stock.params(dataclasses.replace(own.config, image_size=32), run)
     assert larger['pos_embed'].shape[1] > want['pos_embed'].shape[1]  # other weights are as fast
 
 
