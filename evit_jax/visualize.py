@@ -45,10 +45,9 @@ from evit_jax.reduction.reducers import REDUCERS
 from evit_jax.runtime import backend
 from evit_jax.viz.dropping import dropping_csv, dropping_plot
 from evit_jax.viz.example import Example, Setting
-from evit_jax.viz.published import PUBLISHED
 from evit_jax.viz.report import report_page
 from evit_jax.viz.sheet import example_sheet
-from evit_jax.viz.tradeoff import tradeoff_plot
+from evit_jax.viz.tradeoff import PUBLISHED, tradeoff_plot
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Whose test split is shown; not needed with IMAGES.')
 _OUT = flags.DEFINE_string('out', None, 'File that is written; kept.html, drop.png or tradeoff.png if not given.')

@@ -21,8 +21,8 @@ from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
 from evit_jax.reduction.plan import make_plan
 from tests.helpers import doors, layouts
-from tests.viz.test_report_page import data_of
-from tests.viz.test_tradeoff import make_rows, make_run
+from tests.helpers.evaluations import make_rows, make_run
+from tests.helpers.pictures import data_of
 
 SIZE = 40
 
@@ -106,9 +106,9 @@ def test_each_rate_shows_what_a_prediction_at_this_rate_keeps(trained):
         for number, stage in enumerate(example.views[0].stages):
             assert stage.kept == tuple(half.kept[number].tolist())
             np.testing.assert_array_equal(stage.attention, half.attention[number])
-            np.testing.assert_array_equal(stage.origin, half.origin[number])
+            np.testing.assert_array_equal(stage.fused_weights, half.origin[number])
         for stage in example.views[1].stages:
-            assert sorted(stage.kept) == list(range(16)) and stage.origin is None
+            assert sorted(stage.kept) == list(range(16)) and stage.fused_weights is None
             assert 0 < stage.attention.sum() < 1
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from evit_jax.benchmarks import cases
 from evit_jax.models import create, dynamicvit, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, MASKED, ReducerInputs
 from evit_jax.reduction.tokens import Tokens
 from evit_jax.training import losses
+from tests.helpers.benchmarks import combine_lists
 
 SMALL = {'image_size': 16, 'patch_size': 4, 'width': 8, 'depth': 3, 'heads': 2, 'classes': 5}
 
@@ -194,8 +194,8 @@ def test_losses_are_those_of_loops():
 
 
 def test_a_benchmark_measures_a_model_that_has_the_predictors():
-    dense, case = cases.combine(names=['deit_t'], rates=[1, 0.7], fuse=[False], sizes=(), batches=[1],
-                                dtypes=['float32'], methods=['dynamicvit'])
+    dense, case = combine_lists(names=['deit_t'], rates=[1, 0.7], fuse=[False], batch_sizes=[1], dtypes=['float32'],
+                                reducers=['dynamicvit'])
     assert (dense.config.predictors, case.config.predictors) == (0, 3)
     case.config.check_plan(case.plan)
     assert case._replace(train=True).macs > dense.macs > case.macs  # a mask saves nothing
