@@ -7,9 +7,9 @@ JOBS    ?= 2
 ARGS    ?=
 
 BIN   := .venv/bin
-# Touched last, so that an install cut short is not taken for a finished one.
+# Touched last: an install that was interrupted is repeated.
 READY := .venv/.ready
-# XLA asks for its buffers anew at every step; small pages are slow to hand out.
+# XLA allocates its buffers at every step; with huge pages this is faster.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
@@ -18,7 +18,7 @@ HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-venv: $(READY)  ## Builds .venv with PYTHON= (3.11 to 3.13), anew when requirements.txt has changed
+venv: $(READY)  ## Builds .venv with PYTHON= (3.11 to 3.13); rebuilds it after a change of requirements.txt
 
 # Removed first: with .venv activated, PYTHON may be the one inside it.
 $(READY): requirements.txt
@@ -33,13 +33,13 @@ $(READY): requirements.txt
 train: $(READY)  ## Trains on digits; ARGS= for more flags, WORKDIR= for another folder
 	$(HUGE_PAGES) $(BIN)/python -m evit_jax.main --config configs/digits.py --workdir $(WORKDIR) $(ARGS)
 
-test: $(READY)  ## Runs the tests, without the slow ones, in JOBS= processes of about 3 GB; ARGS= for more flags
+test: $(READY)  ## Runs the fast tests in JOBS= processes of about 3 GB; ARGS= for more flags
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(READY)  ## Runs the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-soak: $(READY)  ## Kills a short training KILLS= times; what it ends with must stay the same
+soak: $(READY)  ## Kills a short training KILLS= times and compares its result
 	$(BIN)/python -m tests.soak --kills $(KILLS)
 
 lint: $(READY)  ## Checks the code with ruff

@@ -1,114 +1,158 @@
-"""Every config key, with DeiT's value. A recipe overrides some of them and locks the config."""
+"""All config keys: default (DeiT's recipe), limits, and one line of help.
+
+A recipe calls `get_config()` and overrides some keys; the command line overrides others, as in --config.keep.rate=0.5.
+`python -m evit_jax.main --helpkeys` prints this table.
+"""
+
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 
-def get_config():
+class Key(NamedTuple):
+    """One config key. A value has the type of its default."""
+
+    default: Any
+    help: str
+    limits: str = ''                # interval of the value, or of each value in a tuple: '(0, 1]' excludes 0
+    choices: tuple[str, ...] = ()   # allowed strings; (): any
+    lengths: tuple[int, ...] = ()   # allowed lengths of a tuple; (): any
+    special: float | None = None    # allowed value outside the limits
+    absent: Any = None              # value in effect for a saved config without this key; None: the default
+
+
+KEYS = {
+    'seed': Key(0, 'seed of the initial weights, the data order and the augmentation', '[-inf, inf]'),
+    'batch_size': Key(1024, 'global batch size, over all devices', '[1, inf]'),
+    'epochs': Key(300, 'number of epochs', '[1, inf]'),
+    'ema_decay': Key(0.99996, 'decay of the moving average (EMA) of the weights; 0: no EMA', '[0, 0.999999]'),
+    'label_smoothing': Key(0.1, 'label smoothing', '[0, 0.999]'),
+    'init_from': Key('', "workdir whose newest weights are the initial weights; '': random weights"),
+    'init_ema': Key(False, 'start from the EMA in init_from'),
+    'sharding': Key('replicated', "training state: 'replicated' on all devices, or 'fsdp': divided among them",
+                    choices=('replicated', 'fsdp')),
+    'remat': Key(False, 'recompute activations in the backward pass (rematerialise): less memory, more time'),
+    'nonfinite': Key('stop', "at a loss that is not finite, 'stop' the run or 'skip' the step",
+                     choices=('stop', 'skip')),
+    'profile_steps': Key('', "steps to profile into WORKDIR/profile, as '10:20'; '': none"),
+    'compilation_cache': Key('~/.cache/evit_jax', "folder of compiled programs; '': none"),
+
+    'model.name': Key('deit_s', 'deit_t, deit_s, deit_b, lvvit_t, lvvit_s, lvvit_m, or for small images vit_digits, '
+                      'lvvit_digits'),
+    'model.image_size': Key(224, 'height and width of the input, in pixels', '[1, inf]'),
+    'model.classes': Key(1000, 'number of classes; 0: as many as the data has', '[2, inf]', special=0),
+    'model.distilled': Key(False, 'add a distillation token'),
+    'model.heads': Key(0, "number of attention heads; 0: the named model's", '[0, inf]'),
+    'model.norm_epsilon': Key(0.0, "epsilon of the layer norms; 0: the named model's", '[0, 1)'),
+    'model.activation': Key('', "activation of the MLPs; '': the named model's",
+                            choices=('', 'gelu', 'gelu_tanh', 'quick_gelu')),
+    'model.pooling': Key('', "input of the head: class token, mean of the patches, or its norm; '': the named model's",
+                         choices=('', 'token', 'avg', 'avg_fc_norm')),
+    'model.one_head': Key(False, 'distilled models: only the class token has a head'),
+    'model.drop_path': Key(0.1, 'drop path rate of the last block; it grows linearly with depth, from 0',
+                           '[0, 0.999]'),
+    'model.dtype': Key('auto', 'dtype of the computation; auto: float32 on a CPU, bfloat16 elsewhere',
+                       choices=('auto', 'float32', 'bfloat16')),
+    'model.gather_impl': Key('', "implementation of token gathers; '': by platform",
+                             choices=('', 'gather', 'one_hot', 'product')),
+    'model.reduce_at': Key((3, 6, 9), 'blocks that reduce tokens, counted from 0', '[0, inf]'),
+    'model.fuse': Key(True, 'fuse the dropped tokens into one, if the reducer can'),
+
+    'reducer.name': Key('evit', 'evit, tome or dynamicvit; baselines: random, least, pool'),
+    'reducer.r': Key(0, 'tome, pool: number of tokens merged in every block; replaces the keep rates', '[0, inf]'),
+    'reducer.decreasing': Key(False, 'r falls linearly from 2 r in the first block to 0 in the last'),
+    'reducer.share_weight': Key(2.0, 'dynamicvit: weight of the loss that holds the predictors to the keep rates',
+                                '[0, inf]'),
+
+    'keep.rate': Key(0.7, 'fraction of the tokens that each reduction keeps; 1: dense', '(0, 1]', absent=1.0),
+    'keep.rates': Key((), 'keep rate of each block in model.reduce_at; replaces keep.rate', '(0, 1]'),
+    'keep.tokens': Key((), 'number of tokens that each block in model.reduce_at keeps; replaces the keep rates',
+                       '[1, inf]'),
+    'keep.macs': Key(0.0, "fraction of the dense model's MACs; replaces all of the above; 0: not used", '[0, 1]'),
+    'keep.start_epoch': Key(0, 'epoch until which the keep rate is 1', '[0, inf]'),
+    'keep.shrink_epochs': Key(0, 'number of epochs over which the keep rate falls, by a cosine', '[0, inf]'),
+    'keep.levels': Key(8, 'number of keep rates, each a compiled program, in these epochs', '[1, inf]'),
+
+    'distill.kind': Key('none', 'a teacher trains the distillation token (hard, soft) or the class token (self)',
+                        choices=('none', 'hard', 'soft', 'self')),
+    'distill.alpha': Key(0.5, "hard, soft: weight of the teacher's loss; that of the labels is 1 - alpha", '[0, 1]'),
+    'distill.tau': Key(3.0, 'soft: temperature', '[0.001, inf]'),
+    'distill.weight': Key(0.5, "self: weight of the loss on the teacher's logits; that of the labels is 1",
+                          '[0, inf]'),
+    'distill.token_weight': Key(0.0, "self: weight of the MSE between the kept tokens and the teacher's", '[0, inf]'),
+
+    'teacher.path': Key('', "workdir of the teacher; '': none, or init_from with distill.kind=self"),
+    'teacher.ema': Key(False, "use the teacher's EMA"),
+    'teacher.dense': Key(True, 'the teacher keeps all tokens; False: it follows its own plan'),
+
+    'data.source': Key('generated', 'digits, generated, tfds or folder'),
+    'data.name': Key('imagenet2012', 'tfds: name of the data set'),
+    'data.path': Key('data', 'folder of the data'),
+    'data.index_cache': Key('~/.cache/evit_jax/data', 'folder of file lists that cannot be kept beside the data'),
+    'data.train_split': Key('train', 'split to train on'),
+    'data.test_split': Key('auto', 'split to evaluate on; auto: the first of validation, val and test that the data '
+                           'has, else a tenth of train'),
+    'data.crop': Key((0.08, 1.0), 'smallest and largest area of the random crop; (): squeeze the whole image',
+                     '(0, 1]', lengths=(0, 2)),
+    'data.ratio': Key((3 / 4, 4 / 3), 'smallest and largest width / height of the random crop', '(0, inf]',
+                      lengths=(2,)),
+    'data.flip': Key(0.5, 'probability of a horizontal flip', '[0, 1]'),
+    'data.augment': Key('rand-m9-mstd0.5-inc1', 'RandAugment policy, 3a, jitter (small shifts, for digits), or none'),
+    'data.colour_jitter': Key(0.4, 'strength of the colour jitter; not used with RandAugment', '[0, inf]'),
+    'data.token_labels': Key('', "folder of label maps to train on (see evit_jax.label); '': none"),
+    'data.token_weight': Key(1.0, "weight of the token labels' loss; that of the class token is 1", '[0, inf]'),
+    'data.repeats': Key(3, 'repeated augmentation: number of copies of an image in a row', '[1, inf]'),
+    'data.eval_crop': Key(224 / 256, 'evaluation: side of the centre crop / short side of the image; 0: squeeze the '
+                          'whole image', '[0, 1]'),
+    'data.workers': Key(-1, 'number of decoding processes; 0: a thread; -1: by cores, at most 8', '[-1, inf]'),
+    'data.max_failed': Key(0.01, 'fraction of unreadable images that stops the run', '[0, 1]'),
+    'data.mean': Key((), "mean of each channel, for values in 0..1; (): init_from's, else ImageNet's", '[0, 1]',
+                     lengths=(3, 0), absent=(0.485, 0.456, 0.406)),
+    'data.std': Key((), 'standard deviation of each channel; (): as for mean', '(0, 1]', lengths=(3, 0),
+                    absent=(0.229, 0.224, 0.225)),
+
+    'mixing.erase': Key(0.25, 'probability of random erasing', '[0, 1]'),
+    'mixing.mixup': Key(0.8, 'alpha of mixup; 0: off', '[0, inf]'),
+    'mixing.cutmix': Key(1.0, 'alpha of cutmix; 0: off', '[0, inf]'),
+    'mixing.switch': Key(0.5, 'probability of cutmix if both are on', '[0, 1]'),
+
+    'optimizer.lr': Key(5e-4, 'base learning rate for a batch of 512; scaled linearly with the batch', '[0, inf]'),
+    'optimizer.warmup_epochs': Key(5.0, 'number of warm-up epochs', '[0, inf]'),
+    'optimizer.warmup_lr': Key(1e-6, 'learning rate at step 0; not scaled', '[0, inf]'),
+    'optimizer.min_lr': Key(1e-5, 'learning rate at the end; not scaled', '[0, inf]'),
+    'optimizer.weight_decay': Key(0.05, 'weight decay of AdamW', '[0, inf]'),
+    'optimizer.b2': Key(0.999, "decay of AdamW's second moment", '[0, 0.9999999]'),
+    'optimizer.clip_norm': Key(0.0, 'largest norm of the gradient; 0: no clipping', '[0, inf]'),
+    'optimizer.accumulate': Key(1, 'number of steps whose gradients are averaged for one update', '[1, inf]'),
+    'optimizer.backbone_scale': Key(1.0, 'learning rate of the backbone / that of the token predictors', '[0, inf]'),
+    'optimizer.backbone_from_epoch': Key(0.0, 'epoch until which the backbone is frozen', '[0, inf]'),
+
+    'log.every': Key(50, 'number of steps between two log lines', '[1, inf]'),
+    'log.writer': Key('default', 'default (JSONL and TensorBoard) or clu (needs TensorFlow)',
+                      choices=('default', 'clu')),
+    'log.eval_epochs': Key(1.0, 'number of epochs between two evaluations; one more follows at the end',
+                           '[1e-09, inf]'),
+    'log.pictures': Key(12, 'number of test images in kept.png', '[0, inf]'),
+
+    'checkpoint.every': Key(1000, 'number of steps between two checkpoints', '[1, inf]'),
+    'checkpoint.minutes': Key(15.0, 'most minutes between two checkpoints, checked every log.every steps; 0: no limit',
+                              '[0, inf]'),
+    'checkpoint.keep': Key(3, 'number of checkpoints kept', '[1, inf]'),
+    'checkpoint.best': Key('top1', "metric that selects WORKDIR/best; '': none", choices=('', 'top1', 'top1_ema')),
+}
+
+
+def get_config() -> ConfigDict:
+    """Returns a locked config with all defaults; setting a key that is not in the table is an error."""
     config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 1024                      # global batch size, over all devices
-    config.epochs = 300
-    config.ema_decay = 0.99996                    # decay of the moving average (EMA) of the weights; 0: no EMA
-    config.label_smoothing = 0.1
-    config.init_from = ''  # workdir whose newest weights are the initial weights; '': random weights
-    config.init_ema = False                       # start from the EMA in init_from
-    config.sharding = 'replicated'                # training state: 'replicated' on all devices, or 'fsdp': divided
-    config.remat = False  # rematerialise activations in the backward pass: less memory, more time
-    config.nonfinite = 'stop'                     # 'stop' the run at a loss that is not finite, or 'skip' the step
-    config.profile_steps = ''                     # steps to profile, as '10:20', into WORKDIR/profile; '': none
-    config.compilation_cache = '~/.cache/evit_jax'  # folder of compiled programs; '': none
+    for key, entry in KEYS.items():
+        group, _, name = key.rpartition('.')
+        if group and group not in config:
+            config[group] = ConfigDict()
+        (config[group] if group else config)[name] = entry.default
+    return config.lock()
 
-    config.model = ConfigDict()
-    config.model.name = 'deit_s'
-    config.model.image_size = 224
-    config.model.classes = 1000         # number of classes; 0: as many as the data has
-    config.model.distilled = False      # add a distillation token
-    config.model.heads = 0              # number of attention heads; 0: the named model's number
-    config.model.norm_epsilon = 0.0     # epsilon of the layer norms; 0: the named model's
-    config.model.activation = ''        # gelu, gelu_tanh or quick_gelu, in the MLPs; '': the named model's
-    config.model.pooling = ''           # input of the head: token, avg or avg_fc_norm; '': the named model's
-    config.model.one_head = False       # distilled models: only the class token has a head
-    config.model.drop_path = 0.1        # drop path rate of the last block; linear in depth, from 0
-    config.model.dtype = 'auto'         # float32, bfloat16, or auto: float32 on a CPU, bfloat16 elsewhere
-    config.model.gather_impl = ''          # how reductions move tokens: gather, one_hot, product; '': by platform
-    config.model.reduce_at = (3, 6, 9)  # blocks that reduce tokens, 0-based
-    config.model.fuse = True            # fuse the dropped tokens into one, where the reducer can
 
-    config.reducer = ConfigDict()
-    config.reducer.name = 'evit'       # evit, tome, dynamicvit; controls: random, least, pool
-    config.reducer.r = 0               # tome, pool: tokens merged in every block; replaces keep.rate
-    config.reducer.decreasing = False  # r falls linearly from 2 r in the first block to 0 in the last
-    config.reducer.share_weight = 2.0  # dynamicvit: weight of the loss that holds predictors to the keep rates
-
-    config.keep = ConfigDict()
-    config.keep.rate = 0.7         # fraction of the tokens that each reduction keeps, in (0, 1]; 1 is dense
-    config.keep.rates = ()         # one rate for each block in model.reduce_at; replaces rate
-    config.keep.tokens = ()        # number of tokens that each block in model.reduce_at keeps; replaces rates
-    config.keep.macs = 0.0         # fraction of the dense model's MACs; replaces all of the above; 0: not used
-    config.keep.start_epoch = 0    # epoch until which the keep rate is 1
-    config.keep.shrink_epochs = 0  # epochs over which the keep rate falls by a cosine
-    config.keep.levels = 8         # number of compiled programs in these epochs
-
-    config.distill = ConfigDict()
-    config.distill.kind = 'none'       # a teacher trains the distillation token (hard, soft) or the class token (self)
-    config.distill.alpha = 0.5         # hard, soft: weight of the teacher's loss; that of the labels is 1 - alpha
-    config.distill.tau = 3.0           # soft: temperature
-    config.distill.weight = 0.5        # self: weight of the teacher's logits; that of the labels is 1
-    config.distill.token_weight = 0.0  # self: weight of the MSE between the kept tokens and the teacher's
-
-    config.teacher = ConfigDict()
-    config.teacher.path = ''     # workdir of the teacher; '': none, or init_from with distill.kind=self
-    config.teacher.ema = False   # use the teacher's EMA
-    config.teacher.dense = True  # the teacher keeps all tokens; False: it follows its own plan
-
-    config.data = ConfigDict()
-    config.data.source = 'generated'              # digits, generated, tfds or folder
-    config.data.name = 'imagenet2012'             # tfds: name of the data set
-    config.data.path = 'data'                     # folder of the data
-    config.data.index_cache = '~/.cache/evit_jax/data'  # lists of files, where not beside the data
-    config.data.train_split = 'train'
-    config.data.test_split = 'auto'               # validation, val or test, the first there is; else a tenth of train
-    config.data.crop = (0.08, 1.0)                # area of the random crop; (): squeeze the whole image
-    config.data.ratio = (3 / 4, 4 / 3)            # width / height of the random crop
-    config.data.flip = 0.5                        # probability of a horizontal flip
-    config.data.augment = 'rand-m9-mstd0.5-inc1'  # RandAugment policy; or 3a, jitter (for the digits), none
-    config.data.colour_jitter = 0.4               # strength of the colour jitter; not used with RandAugment
-    config.data.token_labels = ''  # folder of label maps (python -m evit_jax.label) to train on; '': none
-    config.data.token_weight = 1.0                # weight of the token labels' loss; that of the class token is 1
-    config.data.repeats = 3                       # repeated augmentation: copies of an image in a row
-    config.data.eval_crop = 224 / 256             # centre crop / short side in evaluation; 0: squeeze the whole image
-    config.data.workers = -1                      # processes that decode; 0: a thread; -1: by cores, at most 8
-    config.data.max_failed = 0.01                 # fraction of unreadable images that stops the run
-    config.data.mean = ()                         # mean of each channel in 0..1; (): that of init_from, else ImageNet's
-    config.data.std = ()                          # standard deviation of each channel; (): see mean
-
-    config.mixing = ConfigDict()
-    config.mixing.erase = 0.25  # probability of random erasing
-    config.mixing.mixup = 0.8   # alpha of mixup; 0: off
-    config.mixing.cutmix = 1.0  # alpha of cutmix; 0: off
-    config.mixing.switch = 0.5  # probability of cutmix where mixup is on, too
-
-    config.optimizer = ConfigDict()
-    config.optimizer.lr = 5e-4                  # base learning rate for a batch of 512; scaled linearly with the batch
-    config.optimizer.warmup_epochs = 5.0
-    config.optimizer.warmup_lr = 1e-6           # learning rate at step 0; not scaled
-    config.optimizer.min_lr = 1e-5              # learning rate at the end; not scaled
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.b2 = 0.999                 # decay of AdamW's second moment
-    config.optimizer.clip_norm = 0.0            # largest norm of the gradient; 0: no clipping
-    config.optimizer.accumulate = 1             # steps whose gradients are averaged for one update
-    config.optimizer.backbone_scale = 1.0       # learning rate of the backbone / that of the token predictors
-    config.optimizer.backbone_from_epoch = 0.0  # the backbone is frozen before this epoch
-
-    config.log = ConfigDict()
-    config.log.every = 50          # steps between two log lines
-    config.log.writer = 'default'  # default (JSONL, tensorboardX) or clu (needs TensorFlow)
-    config.log.eval_epochs = 1.0   # epochs between two evaluations; one more follows at the end
-    config.log.pictures = 12       # number of test images in kept.png
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every = 1000    # steps between two checkpoints
-    config.checkpoint.minutes = 15.0  # most minutes between two, checked every log.every steps; 0: no limit
-    config.checkpoint.keep = 3        # number of checkpoints kept
-    config.checkpoint.best = 'top1'   # metric that decides WORKDIR/best: top1 or top1_ema; '': none
-    return config.lock()  # a key that is not here is an error
+def absent(*keys: str) -> dict[str, Any]:
+    """Returns the values in effect for a saved config without these keys (all keys if none is given)."""
+    return {key: KEYS[key].default if KEYS[key].absent is None else KEYS[key].absent for key in keys or KEYS}

@@ -1,25 +1,25 @@
-"""Methods of dropping tokens side by side on the cluttered digits. Results: docs/compare.md (2026-11-28).
+"""Comparison of token reducers on the cluttered digits. Results: docs/compare.md (2026-11-28).
 
 python -m evit_jax.compare --config configs/compare_digits.py --out runs/compare
 
-The dense model is trained for 12 epochs, or taken from --config.dense=WORKDIR. 73 runs and evaluations: on two slow CPU
-cores 65 minutes without those from scratch, and about 115 for these.
+The dense model is trained for 12 epochs, or read from --config.dense=WORKDIR. 73 runs and evaluations take about 180
+minutes on two slow CPU cores: 65 minutes without the runs from scratch, and about 115 for those.
 """
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from evit_jax.configs import digits
 
 
 def get_config():
     config = ConfigDict()
-    config.run = digits.get_config()   # of every run, under what follows
+    config.run = digits.get_config()   # config of every run; methods and settings below override it
     with config.run.unlocked():
-        config.run.model.update(image_size=48)   # 36 patches: what the many runs cost is halved
+        config.run.model.update(image_size=48)   # 36 patches halve the time
         config.run.keep.update(start_epoch=0, shrink_epochs=0)
         config.run.update(epochs=12, ema_decay=0.0)
         config.run.log.update(eval_epochs=100.0, pictures=0)
-    config.dense = ''                  # workdir of the trained dense model; '': one is trained
+    config.dense = ''                  # workdir of a trained dense model; '': train one
     config.seeds = (0, 1, 2)
     config.methods = ConfigDict({
         'EViT': {'reducer': {'name': 'evit'}, 'model': {'fuse': True}},

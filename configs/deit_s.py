@@ -1,17 +1,18 @@
-"""EViT-DeiT-S, keep rate 0.7, inattentive tokens fused. Paper: 79.5 top-1 on ImageNet. Here: not run on ImageNet.
+"""EViT-DeiT-S, keep rate 0.7, inattentive tokens fused. Not run on ImageNet here.
 
 python -m evit_jax.main --config configs/deit_s.py --workdir runs/deit_s
 
-22.05 M parameters; 3.03 G MACs an image (dense 4.60: --config.keep.rate=1, paper 79.8). 300 epochs: 384 M images,
-375,300 steps. ImageNet is read as TFDS prepared it, in data/; --config.data.source=generated tries it without.
+22.05 M parameters; 3.03 G MACs per image (dense 4.60: --config.keep.rate=1).
+300 epochs are 384 M images in 375,300 steps. Top-1 on ImageNet in EViT's paper: 79.5 (dense 79.8).
+ImageNet is read from data/, as prepared by TFDS; --config.data.source=generated runs without it.
 
-Higher resolution for about the MACs of the dense model at 224; the paper's top-1:
+Higher resolutions for about the MACs of the dense model at 224, with the paper's top-1:
   --config.model.image_size=304 --config.keep.rate=0.5    81.0   4.44 G
   --config.model.image_size=288 --config.keep.rate=0.6    81.0   4.50 G
   --config.model.image_size=272 --config.keep.rate=0.7    80.3   4.56 G
 """
 
-from configs import base
+from evit_jax.configs import base
 
 
 def get_config():

@@ -1,11 +1,12 @@
-"""EViT-DeiT-T, keep rate 0.7, inattentive tokens fused. DeiT's paper, dense: 72.2 top-1 on ImageNet. Not run here.
+"""EViT-DeiT-T, keep rate 0.7, inattentive tokens fused. Not run on ImageNet here.
 
 python -m evit_jax.main --config configs/deit_t.py --workdir runs/deit_t
 
-5.72 M parameters; 0.82 G MACs an image (dense 1.25: --config.keep.rate=1). 300 epochs: 384 M images, 375,300 steps.
+5.72 M parameters; 0.82 G MACs per image (dense 1.25: --config.keep.rate=1).
+300 epochs are 384 M images in 375,300 steps. Top-1 on ImageNet in DeiT's paper, dense: 72.2.
 """
 
-from configs import base
+from evit_jax.configs import base
 
 
 def get_config():

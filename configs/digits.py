@@ -1,11 +1,11 @@
-"""A small EViT on the cluttered digits, keep rate 0.7, fused. Here: 96.8 top-1 (2026-11-24).
+"""A small EViT on cluttered digits, keep rate 0.7, fused. Top-1 here: 96.8 (2026-11-24).
 
 python -m evit_jax.main --config configs/digits.py --workdir runs/digits
 
-0.37 M parameters; 18.2 M MACs an image (dense 27.8). 2,812 steps of 0.15 to 0.4 s on two CPU cores.
+0.37 M parameters; 18.2 M MACs per image (dense 27.8). 2,812 steps of 0.15 to 0.4 s on two CPU cores.
 """
 
-from configs import base
+from evit_jax.configs import base
 
 
 def get_config():

@@ -1,35 +1,65 @@
-"""Lists the programs: python -m evit_jax"""
+"""Runs a program of the package: `evit PROGRAM ...`, or `python -m evit_jax PROGRAM ...`.
+
+`evit train` and `evit evaluate` are the two modes of `python -m evit_jax.main`; any other program NAME is
+`python -m evit_jax.NAME`.
+"""
 
 import ast
 import pathlib
+import runpy
 import signal
 import sys
 
+from evit_jax import cli, config_errors
+
 _FOLDER = pathlib.Path(__file__).parent
+_MAIN = {'train': 'Trains a model: evit train --config digits --workdir runs/digits',
+         'evaluate': 'Evaluates a trained model: evit evaluate --workdir runs/digits'}
 
 
-def programs() -> dict[str, str]:
-    """The first line of each program's docstring, by the program's name."""
-    found = {}
+def programs(start: str = 'evit') -> dict[str, str]:
+    """Returns the first line of each program's docstring by the program's name; commands begin with `start`."""
+    lines = {name: line.replace('evit ', f'{start} ') for name, line in _MAIN.items()}
     for path in sorted(_FOLDER.glob('[!_]*.py')):
         source = path.read_text(encoding='utf-8')
-        if 'cli.run(' in source and "__name__ == '__main__'" in source:
-            found[path.stem] = ' '.join((ast.get_docstring(ast.parse(source)) or '').partition('\n')[0].split())
-    return found
+        if path.stem != 'main' and 'cli.run(' in source and "__name__ == '__main__'" in source:
+            docstring = ast.get_docstring(ast.parse(source)) or ''
+            first = ' '.join(docstring.partition('\n')[0].split())
+            lines[path.stem] = first.replace('python -m evit_jax.', f'{start} ')
+    return lines
 
 
-def main(words: list[str]) -> int:
-    """Prints the list; returns the exit code, 2 where words were given that nothing takes."""
-    lines = ['Programs, started as python -m evit_jax.NAME, each with --help:',
-             *(f'  {name:<14}{line}' for name, line in programs().items())]
+def main(words: list[str], start: str = 'evit') -> int:
+    """Runs the program that the first word names, or lists the programs.
+
+    Args:
+      words: the command line without the command itself.
+      start: the command, for the texts of the program.
+
+    Returns:
+      The exit code: 2 if there is no such program.
+    """
+    if words and words[0] in programs():
+        name, *rest = words
+        cli.command = f'{start} {name}'
+        sys.argv = [sys.argv[0], *([f'--mode={name}'] if name in _MAIN else []), *rest]
+        runpy.run_module(f'evit_jax.{"main" if name in _MAIN else name}', run_name='__main__', alter_sys=True)
+        return 0
+    lines = [f'Programs, started as {start} NAME, each with --help:',
+             *(f'  {name:<14}{line}' for name, line in programs(start).items())]
     other = [word for word in words if word not in ('-h', '--help', '-help')]
     if other:
-        name = other[0] if other[0] in programs() else 'NAME'
-        lines.append(f'error: a program is started with a dot, as python -m evit_jax.{name}')
+        hint = config_errors.nearest(other[0], [*programs()])
+        lines.append(f'error: unknown program {other[0]!r}: {hint}there are {", ".join(programs())}')
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` must not print a traceback
     print('\n'.join(lines), file=sys.stderr if other else sys.stdout)
     return 2 if other else 0
 
 
-if __name__ == '__main__':
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
+def console_script() -> None:
+    """Entry point of the command `evit`."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:], 'python -m evit_jax'))

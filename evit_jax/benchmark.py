@@ -29,7 +29,8 @@ from evit_jax.benchmarks import input_speed, model_speed, model_tables, report, 
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.reduction.plan_file import read_plan_file
-from evit_jax.reduction.reducers import EVIT, REDUCERS
+from evit_jax.reduction.reducers import EVIT
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, machine, sharding
 from evit_jax.training import checks, experiment, inputs
 
@@ -50,12 +51,12 @@ _FUSE = flags.DEFINE_list('fuse', None, 'Fuse dropped tokens: true, false or bot
                           'and to true for a named model.')
 _SIZES = flags.DEFINE_list('image_sizes', [], 'Image sizes. Defaults to the image size of each model.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes.')
-_DTYPES = flags.DEFINE_list('dtypes', None, f'Dtypes of the computation: {", ".join(workloads.DTYPES)}. Defaults to '
+_DTYPES = flags.DEFINE_list('dtypes', None, f'Dtypes of the computation: {", ".join(machine.DTYPES)}. Defaults to '
                             'the dtype of the run, and to float32 for a named model.')
 _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that reduce tokens. Defaults to those of the run, and to a '
                                'quarter, half and three quarters of the depth of a named model.')
-_REDUCERS = flags.DEFINE_list('reducers', None, f'Reducers: {", ".join(REDUCERS)}. Defaults to the reducer of the run, '
-                              'and to evit for a named model.')
+_REDUCERS = flags.DEFINE_list('reducers', None, f'Reducers: {", ".join(list_reducers())}. Defaults to the reducer of '
+                              'the run, and to evit for a named model.')
 _GATHER_IMPLS = flags.DEFINE_list('gather_impls', ['best'], 'Implementations of the gather in reductions: best (for '
                                   f'this platform), {", ".join(GATHERS)}.')
 _R = flags.DEFINE_list('r', [], 'Tokens that every block merges, measured beside the rates; for reducers that merge.')
@@ -158,7 +159,7 @@ def _workloads():
         fuse=workloads.parse_choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
         image_sizes=cli.numbers('image_sizes', _SIZES.value, int),
         batch_sizes=cli.numbers('batches', _BATCHES.value, int),
-        dtypes=workloads.parse_choices('--dtypes', _DTYPES.value, {name: name for name in workloads.DTYPES}),
+        dtypes=workloads.parse_choices('--dtypes', _DTYPES.value, {name: name for name in machine.DTYPES}),
         reduce_at=cli.numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, reducers=_REDUCERS.value,
         r=cli.numbers('r', _R.value, int), plans=[read_plan_file(file) for file in _PLANS.value],
         gather_impls=workloads.parse_choices('--gather_impls', _GATHER_IMPLS.value,

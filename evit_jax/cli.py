@@ -1,4 +1,4 @@
-"""What the programs have in common: their flags, the log lines they show, and errors in one line."""
+"""Shared by the programs: flags and operands of the command line, log lines, and errors in one line."""
 
 import io
 import os
@@ -10,44 +10,48 @@ from absl import flags, logging
 
 from evit_jax import config_errors
 
-_MENDABLE = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, FloatingPointError)
+command = ''  # how the program was started, as 'evit predict'; '': as python -m evit_jax.predict
+_USER_ERRORS = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, FloatingPointError)
 
 
 def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *operands: str) -> None:
-    """Parses the flags and runs the program; errors that a user can mend end it with one line and exit code 2.
+    """Parses the flags and runs the program. Errors that a user can correct print one line and end with exit code 2.
 
     Args:
-      program: or several by name, of which the command line says one before the flags; its operands may stand behind
-        the name, as in 'drop CHECKPOINT'.
-      operands: names of the words that the command line gives to the program beside the flags; where the last one
-        ends in '...', it stands for one or more, and in brackets, '[IMAGES...]', for none too.
+      program: function that runs the program with its operands as arguments. Or several functions by the name of their
+        subcommand and its operands, as in 'drop CHECKPOINT'; the command line then starts with a subcommand.
+      operands: names of the words that the program takes beside the flags. A last name that ends in '...' stands for
+        one or more words; a name in brackets, as '[IMAGES...]', is optional.
     """
-    if {'-h', '-help', '--help'} & {*sys.argv}:
-        print(sys.modules['__main__'].__doc__, flags.FLAGS.main_module_help(), sep='\n')
-        return
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end the program
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        words = _parsed(sys.argv)[1:]
+        if {'-h', '-help', '--help'} & {*sys.argv}:
+            print(_usage(sys.modules['__main__'].__doc__), flags.FLAGS.main_module_help(), sep='\n', flush=True)
+            return
+        if '--helpkeys' in sys.argv and 'config' in flags.FLAGS:
+            print(*config_errors.help_keys(), sep='\n', flush=True)
+            return
+        words = _parse(sys.argv)[1:]
         if isinstance(program, Mapping):
             names = {name.split()[0]: name for name in program}
             if not words or words[0] not in names or (len(words) > 1 and names[words[0]] == words[0]):
-                raise ValueError(f'say {" or ".join(names)} before the flags, not {" ".join(words) or "nothing"}')
+                raise ValueError(f'give {" or ".join(names)} before the flags, not {" ".join(words) or "nothing"}')
             usage = names[words.pop(0)]
             program, operands = program[usage], tuple(usage.split()[1:])
         if len(words) > len(operands) and not ''.join(operands).rstrip(']').endswith('...'):
-            raise ValueError(f'what is {words[len(operands)]!r} for? Every flag has the form --name=value')
+            raise ValueError(f'unexpected argument {words[len(operands)]!r}: every flag has the form --name=value')
         if len(words) < sum(not name.startswith('[') for name in operands):
             raise ValueError(f'give {" and ".join(operands)}, not {" ".join(words) or "nothing"}')
-        _log_our_own_lines()
+        configure_logging()
         program(*words)
-    except _MENDABLE as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+    except _USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(141)
         if os.environ.get('EVIT_JAX_TRACEBACK'):
             raise
         while isinstance(error, KeyError | AttributeError) and error.args and isinstance(error.args[0], Exception):
-            error = error.args[0]  # ml_collections wraps what it has to say about a nested key
+            error = error.args[0]  # ml_collections wraps its errors about nested keys
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f'error: {" ".join(str(text).split())}', file=sys.stderr)
         sys.exit(2)
@@ -56,27 +60,11 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
         sys.exit(130)
 
 
-def _parsed(arguments: list[str]) -> list[str]:
-    """Sets the flags; returns the other words of the command line.
-
-    Raises:
-      ValueError, FileNotFoundError: there is no such config, key of it, or flag; names the nearest.
-    """
-    config_errors.check(arguments, flags.FLAGS)
-    try:
-        return flags.FLAGS(arguments)
-    except flags.UnrecognizedFlagError as error:
-        own = sorted(flag.name for flag in flags.FLAGS.get_key_flags_for_module(arguments[0]))
-        hint = config_errors.nearest(error.flagname.split('.')[0], own, '--')
-        raise ValueError(f'unknown flag --{error.flagname}: {hint}this program has '
-                         f'{", ".join(f"--{name}" for name in own)}') from None
-
-
 def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
-    """The values of a flag that is a list of numbers.
+    """Returns the values of a flag that is a list of numbers.
 
     Raises:
-      ValueError: it is none.
+      ValueError: a value is no number of this kind.
     """
     try:
         return tuple(map(kind, texts or ()))
@@ -87,15 +75,40 @@ def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
 
 
 def names_on_stdin() -> Iterator[str]:
-    """The lines of standard input as names of files, whatever bytes they hold."""
+    """Yields the lines of standard input as file names, including names that are not UTF-8."""
     lines = getattr(sys.stdin, 'buffer', sys.stdin)  # the text layer would refuse names that are not UTF-8
-    for number, line in enumerate(lines):
+    for index, line in enumerate(lines):
         name = os.fsdecode(line)
-        yield name.removeprefix('\ufeff') if number == 0 else name
+        yield name.removeprefix('\ufeff') if index == 0 else name
 
 
-def _nobody_reads() -> bool:
-    """Whether who read what is printed has gone, as `head` does; nothing more is printed then."""
+def _parse(arguments: list[str]) -> list[str]:
+    """Sets the flags; returns the other words of the command line.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such config, config key or flag; the message names the nearest.
+    """
+    arguments = config_errors.resolve(arguments, flags.FLAGS)
+    try:
+        return flags.FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        names = sorted(flag.name for flag in flags.FLAGS.get_key_flags_for_module(arguments[0]))
+        hint = config_errors.nearest(error.flagname.split('.')[0], names, '--')
+        raise ValueError(f'unknown flag --{error.flagname}: {hint}this program has '
+                         f'{", ".join(f"--{name}" for name in names)}') from None
+
+
+def _usage(text: str) -> str:
+    """Returns a program's help with the commands written as the user started this one."""
+    start, _, name = command.rpartition(' ')
+    if name in ('train', 'evaluate'):
+        text = text.replace('python -m evit_jax.main --mode=evaluate', f'{start} evaluate')
+        return text.replace('python -m evit_jax.main', f'{start} train')
+    return text.replace('python -m evit_jax.', f'{start} ') if start else text
+
+
+def _output_is_closed() -> bool:
+    """Returns whether the reader of standard output has closed it, as `head` does; discards later output if so."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in output.poll(0)):
@@ -104,13 +117,14 @@ def _nobody_reads() -> bool:
     return True
 
 
-def _log_our_own_lines() -> None:
-    """Ours from INFO on, of the libraries what is a warning: a save alone has 40 lines to say."""
+def configure_logging() -> None:
+    """Shows log lines of this package from INFO on, and of libraries from WARNING on: a save alone logs 40 lines."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     package = os.path.dirname(os.path.abspath(__file__))
     logging.get_absl_handler().addFilter(lambda record: record.name != 'asyncio' and (
         record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package)))
-    # What a failed save leaves behind says so in asyncio's log, and, a hundred times, here.
-    shown = sys.unraisablehook
-    sys.unraisablehook = lambda seen: None if str(seen.exc_value) == 'Event loop is closed' else shown(seen)
+    # A failed save leaves event loops behind that report themselves here, a hundred times, and in asyncio's log.
+    default_hook = sys.unraisablehook
+    sys.unraisablehook = lambda error: (
+        None if str(error.exc_value) == 'Event loop is closed' else default_hook(error))

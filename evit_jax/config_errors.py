@@ -1,106 +1,135 @@
-"""Wrong words about a config on the command line: named with what is meant, before the flags are parsed."""
+"""Finds recipes by name, and explains mistakes in `--config` and `--config.key` before the flags are parsed."""
 
 import difflib
 import glob
 import math
 import os
-import pathlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-_NEAR = 0.5         # least similarity, in 0..1, of a name that is offered as a hint
-_FOLDER = 'configs'  # folder of the recipes in a checkout
-_BASE = pathlib.Path(__file__).parents[1] / _FOLDER / 'base.py'  # has every key of a run
-_KINDS = {bool: ('true or false', flags.BooleanParser()), int: ('a whole number', flags.IntegerParser()),
+from evit_jax.configs import FOLDER
+from evit_jax.configs.base import KEYS
+
+BASE = FOLDER / 'base.py'  # the recipe with the defaults of all keys
+_SIMILARITY = 0.5          # least similarity, in 0..1, of a name that is offered as a hint
+_TYPES = {bool: ('true or false', flags.BooleanParser()), int: ('a whole number', flags.IntegerParser()),
           float: ('a number', flags.FloatParser())}
 
 
-def check(arguments: Sequence[str], defined: flags.FlagValues) -> None:
-    """Raises an error where `--config` names no config, or a `--config.key` none of its keys, or has a wrong type.
+def resolve(arguments: Sequence[str], defined: flags.FlagValues) -> list[str]:
+    """Replaces the name of a recipe, as in `--config digits`, by its file, and checks the config and its overrides.
 
     Args:
       arguments: the command line.
-      defined: the flags; without a config flag among them nothing is checked.
+      defined: the flags of the program; without a config flag among them the arguments are returned unchanged.
 
     Raises:
-      FileNotFoundError: there is no such file; names the nearest, and those that there are.
+      FileNotFoundError: there is no such file or recipe; the message names the nearest, and all recipes.
       ValueError: the file is no config, lacks keys, or is given twice; an unknown key, a group, or a value of a wrong
         type.
     """
     if 'config' not in defined or not isinstance(defined['config'].parser, ConfigFileFlagParser):
-        return
-    before, file, overrides = _words(defined.read_flags_from_files(list(arguments), force_gnu=False))
+        return list(arguments)
+    arguments = defined.read_flags_from_files(list(arguments), force_gnu=False)
+    arguments, file, early, overrides = _split(arguments)
     if file is None:
-        if before:
-            raise ValueError(f'{before[0]} changes a config: give --config FILE before it')
-        return
-    if before:
-        raise ValueError(f'{before[0]} stands before --config: give --config={file} first')
+        if early:
+            raise ValueError(f'{early[0]} changes a config: give --config FILE before it')
+        return arguments
+    if early:
+        raise ValueError(f'{early[0]} stands before --config: give --config={file} first')
     config = _load(file)
     _check_keys(file, config)
     for name, text in overrides:
-        _check_value(name, _find(config, name), text)
+        _check_type(name, _find(config, name), text)
+    return arguments
 
 
 def nearest(name: str, known: Sequence[str], before: str = '') -> str:
-    """'did you mean ...? ' with the known name that is most like this one; nothing where none is like it."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
+    """Returns 'did you mean ...? ' with the most similar known name, or '' if none is similar."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=_SIMILARITY)
     return f'did you mean {before}{near[0]}? ' if near else ''
 
 
-def _words(arguments):
-    """Overrides before `--config`, its file, and (key, text or None) of the overrides behind it.
+def recipes() -> list[str]:
+    """Returns the names of the recipes that `--config` accepts."""
+    return sorted(file.stem for file in FOLDER.glob('[!_]*.py'))
+
+
+def help_keys() -> Iterator[str]:
+    """Yields one entry for each config key: its flag with the default, the allowed values, and its help."""
+    for name, key in KEYS.items():
+        allowed = ', '.join(choice or "''" for choice in key.choices) or key.limits
+        allowed = f'{key.special} or {allowed}' if key.special is not None else allowed
+        yield f'--config.{name}={key.default!r}{f"  in {allowed}" if allowed else ""}\n    {key.help}'
+
+
+def _split(arguments):
+    """Splits a command line by what concerns the config.
+
+    Returns:
+      The command line with the recipe's name replaced by its file; the file, or None; overrides before `--config`; and
+      (key, text or None) of those after it.
 
     Raises:
       ValueError: there are two files.
     """
-    before, file, overrides = [], None, []
-    for number, word in enumerate(arguments[1:], 1):
+    arguments, file, early, overrides = list(arguments), None, [], []
+    for index, word in enumerate(arguments[1:], 1):
         if word == '--':
             break
-        if found := re.fullmatch(r'--?config(?:=(.*))?', word, re.DOTALL):
-            first, file = file, found[1] if '=' in word else ' '.join(arguments[number + 1:number + 2])
-            if first is not None:
-                raise ValueError(f'--config is given twice, as {first} and as {file}: give one of them')
-        elif found := re.fullmatch(r'--?(?:no)?config\.([^=]+)(?:=(.*))?', word, re.DOTALL):
-            overrides.append(found.groups())
-            before += [word] if file is None else []
-    return before, file, overrides
+        if match := re.fullmatch(r'--?config(?:=(.*))?', word, re.DOTALL):
+            separate = '=' not in word
+            value = ' '.join(arguments[index + 1:index + 2]) if separate else match[1]
+            if file is not None:
+                raise ValueError(f'--config is given twice, as {file} and as {value}: give one of them')
+            file = _file(value)
+            if file != value:
+                arguments[index + separate] = file if separate else f'--config={file}'
+        elif match := re.fullmatch(r'--?(?:no)?config\.([^=]+)(?:=(.*))?', word, re.DOTALL):
+            overrides.append(match.groups())
+            early += [word] if file is None else []
+    return arguments, file, early, overrides
+
+
+def _file(value: str) -> str:
+    """Returns the file of a recipe's name; any other value is returned as it is."""
+    return str(FOLDER / f'{value}.py') if value in recipes() and not os.path.isfile(value) else value
 
 
 def _check_file(file: str) -> None:
     path = file.split(':', 1)[0]
     if os.path.isfile(path):
         return
-    folders = [folder for folder in (os.path.dirname(path), _FOLDER) if folder]
-    known = sorted({name for folder in folders for name in glob.glob(os.path.join(glob.escape(folder), '*.py'))})
-    stems = {os.path.basename(name).removesuffix('.py'): name for name in known}
-    near = difflib.get_close_matches(os.path.basename(path).removesuffix('.py'), stems, n=1, cutoff=_NEAR)
-    hint = f'did you mean {shlex.quote(stems[near[0]])}? ' if near else ''
-    there = f'there are {", ".join(known)}' if known else f'and none in the folder {_FOLDER}/ of the current directory'
-    kind = 'a folder' if os.path.isdir(path) else 'no file'
-    raise FileNotFoundError(f'--config={file} is {kind}: {hint}{there}')
+    beside = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), '*.py')) if os.path.dirname(path) else []
+    known = {os.path.basename(name).removesuffix('.py'): name for name in sorted(beside)}
+    known = known | {name: name for name in recipes()}
+    near = difflib.get_close_matches(os.path.basename(path).removesuffix('.py'), known, n=1, cutoff=_SIMILARITY)
+    hint = f'did you mean {shlex.quote(known[near[0]])}? ' if near else ''
+    kind = 'a folder' if os.path.isdir(path) else 'no file and no recipe'
+    raise FileNotFoundError(f'--config={file} is {kind}: {hint}the recipes are {", ".join(recipes())}')
 
 
 def _load(file: str) -> Any:
-    """The config of a file.
+    """Loads the config of a file.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, or it fails.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is JSON, or its code fails.
     """
     _check_file(file)
     if file.endswith('.json'):
         raise ValueError(f'--config={file} is JSON, and a config is a Python file with get_config(), such as those in '
-                         f'{_FOLDER}/*.py: give the one that the run was started with. --mode=evaluate needs none')
+                         'configs/*.py: give the one that the run was started with. --mode=evaluate needs none')
     try:
         config = ConfigFileFlagParser('config').parse(file)
-        getattr(config, 'keys', None)  # an error that was kept for the first use is raised here
+        getattr(config, 'keys', None)  # ml_collections keeps an error for the first use: raise it here
         return config
     except Exception as error:
         lines = str(error).strip().splitlines() or [repr(error)]
@@ -108,40 +137,37 @@ def _load(file: str) -> Any:
 
 
 def _check_keys(file: str, config: Any) -> None:
-    """Raises a ValueError where a config lacks keys of the base config, or the runs of a comparison do."""
+    """Checks that a config, or the config of the runs of a comparison, has every key.
+
+    Raises:
+      ValueError: keys are missing, or the config is no ConfigDict.
+    """
+    advice = 'begin with base.get_config(), as in: from evit_jax.configs import base'
     if not isinstance(config, ConfigDict):
-        raise ValueError(f'--config={file}: get_config() returns {type(config).__name__} and not ConfigDict: begin '
-                         f'with base.get_config() of {_FOLDER}/base.py')
-    if not _BASE.is_file():  # there are recipes in a checkout only
-        return
-    compared, path = (config.run, 'config.run') if isinstance(config.get('run'), ConfigDict) else (config, 'config')
-    if missing := _missing(ConfigFileFlagParser('base').parse(str(_BASE)), compared, path):
-        raise ValueError(f'--config={file} lacks {", ".join(missing)}: begin with base.get_config() of '
-                         f'{_FOLDER}/base.py, and change what differs')
-
-
-def _missing(base: ConfigDict, config: ConfigDict, path: str) -> list[str]:
-    """Dotted keys and groups of the base config that a config lacks."""
-    found = []
-    for key, value in base.items():
-        group = isinstance(value, ConfigDict)
-        if key not in config or (group and not isinstance(config[key], ConfigDict)):
-            found.append(f'{path}.{key}')
-        elif group:
-            found += _missing(value, config[key], f'{path}.{key}')
-    return found
+        raise ValueError(f'--config={file}: get_config() returns {type(config).__name__} and not ConfigDict: {advice}')
+    checked, path = (config.run, 'config.run') if isinstance(config.get('run'), ConfigDict) else (config, 'config')
+    present = _keys(checked)
+    groups = {name.rpartition('.')[0] for name in present}
+    missing = []
+    for name in KEYS:
+        group = name.rpartition('.')[0]
+        if name not in present:
+            missing.append(f'{path}.{name if not group or group in groups else group}')
+    if missing:
+        raise ValueError(f'--config={file} lacks {", ".join(dict.fromkeys(missing))}: {advice}, and change what '
+                         'differs')
 
 
 def _find(config: Any, name: str) -> Any:
-    """The value of a dotted key.
+    """Returns the value of a dotted key.
 
     Raises:
-      ValueError: there is none; names the nearest key, and all of that group.
+      ValueError: there is no such key; the message names the nearest, and all of its group.
     """
     group, path = config, 'config'
     for key in name.split('.'):
         if '[' in key:
-            return None  # ml_collections checks lists
+            return None  # ml_collections checks an element of a tuple
         if not isinstance(group, ConfigDict):
             raise ValueError(f'--config.{name}: {path} is a value, and has no key {key!r}: give --{path}=...')
         if key not in group:
@@ -155,27 +181,29 @@ def _find(config: Any, name: str) -> Any:
 
 
 def _hint(config, group, path, key):
-    """The nearest key of the group, and those of this very name elsewhere."""
-    near = [f'{path}.{name}' for name in difflib.get_close_matches(key, group, n=1, cutoff=_NEAR)]
+    """Returns a hint with the nearest key of the group, and with keys of the same name in other groups."""
+    near = [f'{path}.{name}' for name in difflib.get_close_matches(key, group, n=1, cutoff=_SIMILARITY)]
     same = [f'config.{name}' for name in _keys(config) if name.split('.')[-1] == key]
     return f'did you mean {" or ".join(near + same)}? ' if near + same else ''
 
 
 def _keys(group: ConfigDict, before: str = '') -> list[str]:
+    """Returns the dotted keys of a config."""
     return [name for key, value in group.items() for name in (
         _keys(value, f'{before}{key}.') if isinstance(value, ConfigDict) else [before + key])]
 
 
-def _check_value(name: str, default: Any, text: str | None) -> None:
-    """Raises a ValueError where the text is no value of the default's type."""
+def _check_type(name: str, default: Any, text: str | None) -> None:
+    """Raises a ValueError if the text cannot be read as a value of the default's type."""
     if text is None:
         return
-    wanted, parser = _KINDS.get(type(default), ('', None))
+    expected, parser = _TYPES.get(type(default), ('', None))
     try:
         if parser and math.isnan(parser.parse(text)):
             raise ValueError(text)
         if isinstance(default, tuple):
-            wanted = 'a list of numbers, as 0.9,0.7'
+            expected = 'a list of numbers, as 0.9,0.7'
             [float(part) for part in re.split(r'[,\s]+', text.strip().strip('()[]')) if part]
     except (ValueError, TypeError):
-        raise ValueError(f'--config.{name}={text} is not {wanted}; the config has {default}') from None
+        meaning = f' ({KEYS[name].help})' if name in KEYS else ''
+        raise ValueError(f'--config.{name}={text} is not {expected}; the config has {default}{meaning}') from None

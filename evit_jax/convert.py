@@ -64,7 +64,7 @@ def _is_run(src):
     """True for the workdir of a run. A folder of Hugging Face has a config.json, too."""
     if storage.is_remote(src):
         return True
-    if not storage.place(src).is_dir():
+    if not storage.as_path(src).is_dir():
         return False
     config = workdir.saved_config(src)
     return config is not None and 'model.name' in config

@@ -28,7 +28,7 @@ from evit_jax.checkpoints.manager import read_metadata
 from evit_jax.data.names import in_one_line
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import read_plan_file
-from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
 from evit_jax.serving import artifact
 
@@ -40,7 +40,7 @@ _R = flags.DEFINE_list('r', [], 'A plan for each: the tokens that every block me
 _PLANS = flags.DEFINE_multi_string('plan', [], 'A plan of the planner (python -m evit_jax.plan), by its file, which '
                                    'also names it; may be given again.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; as trained if not given. '
-                               f'{", ".join(REDUCERS)}.')
+                               f'{", ".join(list_reducers())}.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'],
                                f'Where the programs are to run: {", ".join(artifact.PLATFORMS)}.')
 _KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the patches that each reduction keeps.')

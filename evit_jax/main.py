@@ -1,15 +1,15 @@
-"""Trains:    python -m evit_jax.main --config configs/digits.py --workdir runs/digits
+"""Trains:    python -m evit_jax.main --config digits --workdir runs/digits
 Evaluates: python -m evit_jax.main --mode=evaluate --workdir runs/digits
 
-Any value of the config can be set behind it: --config.keep.rate=0.5
-An evaluation takes everything else from the workdir; with --config FILE, FILE gives all but model, image size, mean,
-std and crop.
-Told to stop by SIGTERM or Ctrl-C it saves and ends with code 75; the same command goes on from there.
+--config takes the name of a recipe or a Python file with get_config(). Flags after it override config keys, as in
+--config.keep.rate=0.5; --helpkeys lists the keys.
+An evaluation takes its config from the workdir. With --config FILE it takes from FILE all keys but the model, the image
+size, mean, std and crop.
+On SIGTERM or Ctrl-C a training saves a checkpoint and ends with exit code 75; the same command continues it.
 """
 
 import functools
 import os
-import pathlib
 import re
 import sys
 
@@ -17,31 +17,29 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from evit_jax import cli
+from evit_jax import cli, config_errors
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.runtime import distributed
 from evit_jax.runtime.preemption import Preempted
 from evit_jax.training import loop
 from evit_jax.training.experiment import apply_plan
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/digits.py; an evaluation has '
-                                          "the run's own config if not given.")
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a recipe, as digits, or a Python file with '
+                                          "get_config(); an evaluation uses the run's own config if not given.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'Train (and evaluate at the end), or evaluate only.')
-_PLAN = flags.DEFINE_string('plan', None, 'File of the planner (python -m evit_jax.plan): the tokens that stay, in '
-                            'place of model.reduce_at, model.fuse, keep.rate and reducer.r.')
-_OUT = flags.DEFINE_string('out', None, 'Evaluation: file of the result, which ends in .json and has its picture '
-                           'beside it, or a folder; WORKDIR/evaluate-PLAN.json if not given.')
-_ACCEPT = flags.DEFINE_bool('accept_changes', False, 'Continue a run although its config was another.')
-
-_BASE = pathlib.Path(__file__).parents[1] / 'configs' / 'base.py'  # every key there is
+_PLAN = flags.DEFINE_string('plan', None, 'File with a token plan (python -m evit_jax.plan); it replaces '
+                            'model.reduce_at, model.fuse, keep.rate and reducer.r.')
+_OUT = flags.DEFINE_string('out', None, 'Evaluation: file for the result, which ends in .json, or a folder; the '
+                           'picture is written beside it. WORKDIR/evaluate-PLAN.json if not given.')
+_ACCEPT = flags.DEFINE_bool('accept_changes', False, 'Continue a run with another config than it began with.')
 
 
 def run() -> None:
-    """Starts the program. Without --config, the base config stands in to parse flags like --config.keep.rate=0.5."""
+    """Starts the program. Without --config, the base config is used to parse flags such as --config.keep.rate=0.5."""
     given = any(re.match(r'--?(config|flagfile)(=|$)', word) for word in sys.argv[1:])
-    if not given and _BASE.is_file():
-        sys.argv.insert(1, f'--config={_BASE}')
+    if not given:
+        sys.argv.insert(1, f'--config={config_errors.BASE}')
     cli.run(functools.partial(main, from_file=given))
 
 
@@ -49,9 +47,9 @@ def main(*, from_file: bool = True) -> None:
     """Trains the config in the workdir, or evaluates the workdir.
 
     Args:
-      from_file: the config is of a file that the command line names.
+      from_file: whether the command line names the file of the config.
     """
-    mode, planned = _MODE.value, read_plan_file(_PLAN.value) if _PLAN.value else None
+    mode, plan_file = _MODE.value, read_plan_file(_PLAN.value) if _PLAN.value else None
     config = _CONFIG.value
     if not _WORKDIR.value or config is None or not (from_file or mode == 'evaluate'):
         raise ValueError('give both --config FILE and --workdir DIR, as in: python -m evit_jax.main '
@@ -63,10 +61,10 @@ def main(*, from_file: bool = True) -> None:
     explicit = config_flags.get_override_values(flags.FLAGS['config'])
     with distributed.distributed(agreed=Preempted):
         if mode == 'train':
-            config = apply_plan(config, planned, explicit) if planned else config
+            config = apply_plan(config, plan_file, explicit) if plan_file else config
             loop.train(config, workdir, accept_changes=_ACCEPT.value)
         else:
-            loop.evaluate_workdir(config, workdir, explicit=explicit, from_file=from_file, planned=planned,
+            loop.evaluate_workdir(config, workdir, explicit=explicit, from_file=from_file, planned=plan_file,
                                   out=_OUT.value)
 
 

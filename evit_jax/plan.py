@@ -20,15 +20,14 @@ from absl import flags, logging
 from evit_jax import cli
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel, find_model
-from evit_jax.benchmarks.workloads import DTYPES
 from evit_jax.planning import cost_measurement, cost_table, search
 from evit_jax.planning.cost_table import DEVICES, THIS_DEVICE, CostRequest
 from evit_jax.planning.search import Costs, Target
 from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT
-from evit_jax.runtime import backend
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime import backend, machine
+from evit_jax.runtime.names import get_by_name
 
 _MODEL = flags.DEFINE_string('model', None, 'Name of a model, or folder of a run or of converted weights.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Image size. Defaults to that of the model.')
@@ -36,8 +35,8 @@ flags.DEFINE_alias('image-size', 'image_size')
 _TARGET = flags.DEFINE_string('target', None, 'Target: 2x (as fast as dense), 20000img/s, 3.0GMACs, 18MMACs.')
 _DEVICE = flags.DEFINE_string('device', THIS_DEVICE, f'Device to plan for: {", ".join(DEVICES)}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Batch size.', lower_bound=1)
-_DTYPE = flags.DEFINE_enum('dtype', None, DTYPES, 'Dtype of the computation. Defaults to the dtype of the run, and to '
-                           'float32 for a named model.')
+_DTYPE = flags.DEFINE_enum('dtype', None, [*machine.DTYPES], 'Dtype of the computation. Defaults to the dtype of the '
+                           'run, and to float32 for a named model.')
 _FUSE = flags.DEFINE_bool('fuse', None, 'Fuse dropped tokens into one. Defaults to the setting of the run, and to true '
                           'for a named model.')
 _REDUCTIONS = flags.DEFINE_integer('reductions', 3, 'Largest number of reductions.', lower_bound=1, upper_bound=6)
@@ -69,7 +68,7 @@ def main() -> None:
     dense = make_plan(request.patches, request.config.depth, reduce_at=blocks)  # raises if a block is out of range
     table = cost_table.load_or_measure(
         request, lambda request: cost_measurement.measure_costs(request, _SECONDS.value, _ROUNDS.value), _COSTS.value)
-    costs = table.costs(request.max_tokens, request.config.prefix)
+    costs = table.costs(request.max_tokens, request.config.num_prefix_tokens)
     plan = _find_plan(target, request, costs, dense, blocks)
     plans = {'dense': dense, 'plain rate': _constant_rate(request, plan, dense), 'plan': plan}
     rows = {name: _predicted(request, costs, each, dense) for name, each in plans.items()}
@@ -91,12 +90,12 @@ def _request() -> CostRequest:
     Raises:
       ValueError: a flag has a bad value, or the search cannot plan for the reducer of the run.
     """
-    look_up('device', _DEVICE.value, DEVICES)
+    get_by_name('device', _DEVICE.value, DEVICES)
     model = find_model('--model', _MODEL.value)
     image_size = _IMAGE_SIZE.value or model.image_size
     model.config.patches(image_size)  # raises if the size does not fit
     _check_reducer(model)
-    fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.fuses
+    fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.can_fuse
     return CostRequest(model.name, image_size, _BATCH.value, _DTYPE.value or model.dtype, _DEVICE.value, fuse,
                        model if model.run else None)
 
@@ -104,8 +103,8 @@ def _request() -> CostRequest:
 def _check_reducer(model: BenchmarkModel) -> None:
     """Raises a ValueError if the reducer of the run cannot follow the plans of the search."""
     reducer = model.budget.reducer
-    if reducer.predicts:
-        raise ValueError(f'--model={model.run} reduces by {reducer}, whose predictors were trained at the blocks '
+    if reducer.is_learned:
+        raise ValueError(f'--model={model.run} reduces by {reducer}, whose learned modules were trained at the blocks '
                          f'{model.blocks}, and the search chooses among blocks: measure keep rates instead, by '
                          f'python -m evit_jax.benchmark model --models={model.run}')
     if reducer.merges:
@@ -135,8 +134,8 @@ def _find_plan(target: Target, request: CostRequest, costs: Costs, dense: TokenP
     searched = costs
     if target.unit.endswith('MACs'):
         head = config.has_token_head * config.width * config.classes
-        searched = search.mac_costs(macs, width=config.width, mlp_ratio=config.mlp_ratio, prefix=config.prefix,
-                                    head=head, **sizes)
+        searched = search.mac_costs(macs, width=config.width, mlp_ratio=config.mlp_ratio, head=head,
+                                    prefix=config.num_prefix_tokens, **sizes)
     budget = search.budget_for(target, dense_seconds=costs.total(dense), dense_macs=macs, batch=request.batch)
     options = sizes | {'blocks': blocks, 'reductions': _REDUCTIONS.value, 'least_rate': _LEAST_RATE.value,
                        'fuse': request.fuse}

@@ -25,7 +25,7 @@ from evit_jax.data.progress import Progress
 from evit_jax.inference.images import find_images
 from evit_jax.inference.predictor import Prediction, Predictor
 from evit_jax.reduction.plan_file import read_plan_file
-from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend
 
 _TOP = flags.DEFINE_integer('top', 5, 'Guesses of each image.', lower_bound=1)
@@ -37,7 +37,7 @@ _R = flags.DEFINE_integer('r', None, 'Tokens that every block merges, of a reduc
                           lower_bound=0)
 _PLAN = flags.DEFINE_string('plan', None, 'File of the planner (python -m evit_jax.plan), in place of these.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; as trained if not given. '
-                               f'{", ".join(REDUCERS)}.')
+                               f'{", ".join(list_reducers())}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Images computed at a time.', lower_bound=1)
 _EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights.')
 _KEPT = flags.DEFINE_string('kept', None, 'Folder for pictures of what is kept of each image.')

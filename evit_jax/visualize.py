@@ -32,7 +32,7 @@ from evit_jax import cli
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.results import read_results
 from evit_jax.checkpoints.loaded import LoadedModel, load_model
-from evit_jax.data.classes import readable
+from evit_jax.data.classes import readable_names
 from evit_jax.data.names import FileNames, in_one_line
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms.decode import decode
@@ -41,7 +41,7 @@ from evit_jax.inference.held_out import check_classes, held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.predictor import Predictor
-from evit_jax.reduction.reducers import REDUCERS
+from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend
 from evit_jax.viz.dropping import dropping_csv, dropping_plot
 from evit_jax.viz.example import Example, Setting
@@ -62,7 +62,7 @@ _MASKS = flags.DEFINE_string('masks', None, 'drop: folder of masks.')
 _SEED = flags.DEFINE_integer('seed', 0, 'drop: of what is dropped at random.')
 _REFERENCE = flags.DEFINE_bool('reference', True, 'tradeoff: published figures of DeiT-S, EViT, DynamicViT, LV-ViT.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'kept: method that reduces the tokens; as trained if not given. '
-                               f'{", ".join(REDUCERS)}.')
+                               f'{", ".join(list_reducers())}.')
 _PNG = flags.DEFINE_string('png', None, 'kept: folder for a picture of each image at each rate.')
 
 
@@ -155,7 +155,7 @@ def tradeoff(*files: str) -> None:
 def _of_files(words: Sequence[str], trained: LoadedModel) -> list[Subject]:
     files, subjects = find_images(words, cli.names_on_stdin() if '-' in words else ()), []
     for file in files:
-        truth, = readable((pathlib.Path(file).absolute().parent.name,))
+        truth, = readable_names((pathlib.Path(file).absolute().parent.name,))
         name = in_one_line(os.path.basename(file))
         subjects.append(Subject(name, file, truth if truth in trained.class_names else None))
     return subjects

@@ -32,7 +32,7 @@ class BenchmarkModel(NamedTuple):
     @property
     def fuse(self) -> bool:
         """True if dropped tokens are fused into one."""
-        return self.budget.fuse and self.budget.reducer.fuses
+        return self.budget.fuse and self.budget.reducer.can_fuse
 
     def plan(self) -> TokenPlan:
         """Returns the plan that the run was trained under."""
@@ -49,8 +49,8 @@ def find_model(flag: str, word: str) -> BenchmarkModel:
     Raises:
       ValueError: the word is neither a model name nor the folder of a run.
     """
-    folder = storage.place(word) if word else None
-    if word in models.SHAPES:
+    folder = storage.as_path(word) if word else None
+    if word in models.CONFIGS:
         if folder.is_dir():
             logging.warning('%s=%s is the named model; for the run in the folder %s give %s=%s', flag, word, word, flag,
                             os.path.join('.', word))

@@ -18,6 +18,7 @@ from evit_jax.benchmarks.timing import Benchmark
 from evit_jax.benchmarks.workloads import Workload
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.interchange import vit
+from evit_jax.reduction.reducer import NO_MODULES
 from evit_jax.training.experiment import Experiment
 
 JAX = 'jax'          # name of our engine in results
@@ -57,11 +58,11 @@ class ModelCache:
         self.images = functools.cache(self._images)
         self.torch_model = functools.cache(self._torch_model)
 
-    def _params(self, config, run):
-        """Returns the weights of the run if its model has this config, else random ones, which are as fast."""
-        if run and (loaded := load_model(run)).config == config:
+    def _params(self, config, run, modules=NO_MODULES):
+        """Returns the weights of the run if its model is the same, else random ones, which are as fast."""
+        if run and ((loaded := load_model(run)).config, loaded.modules) == (config, modules):
             return jax.device_put(loaded.params, device())
-        return jax.device_put(models.create(config).init(jax.random.key(0)), device())
+        return jax.device_put(models.create(config, modules=modules).init(jax.random.key(0)), device())
 
     def _images(self, size, batch_size):
         """Returns normalised batches on the host, each [B, S, S, 3] float32."""
@@ -85,8 +86,10 @@ def calls_in_flight() -> int:
 
 def inference_case(workload: Workload, cache: ModelCache) -> BenchmarkCase:
     """Compiles the forward pass as it is served: normalised float32 images to logits."""
-    config, params = models.folded(workload.config, cache.params(workload.config, workload.run))
-    model = models.create(config, dtype=jnp.dtype(workload.dtype), gather_impl=workload.gather_impl)
+    params = cache.params(workload.config, workload.run, workload.modules)
+    config, params = models.fold_batchnorm(workload.config, params)
+    model = models.create(config, dtype=jnp.dtype(workload.dtype), gather_impl=workload.gather_impl,
+                          modules=workload.modules)
     plan = workload.plan
     images = jax.device_put(cache.images(workload.image_size, workload.batch_size), device())
     forward = jax.jit(lambda params, images: model.apply(params, images, plan)[0])
@@ -130,7 +133,7 @@ def baseline_case(workload: Workload, engine: str, cache: ModelCache) -> Benchma
         wait(forward(images[0]))
     seconds = time.perf_counter() - begin if engine == torch_evit.COMPILED else None
     return BenchmarkCase(workload, engine, lambda number: forward(images[number % NUM_INPUTS]), wait,
-                         lambda logits: logits.float().cpu().numpy(), seconds, workload.config.parameters())
+                         lambda logits: logits.float().cpu().numpy(), seconds, workload.config.parameters(plan))
 
 
 def matmul_benchmark(dtype: str) -> tuple[Benchmark, float]:
@@ -155,4 +158,4 @@ def _compiled_case(workload, program, call, seconds):
     peak = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
     return BenchmarkCase(workload, JAX, call, jax.block_until_ready, np.asarray, seconds,
-                         workload.config.parameters(), memory.argument_size_in_bytes, peak)
+                         workload.config.parameters(workload.plan), memory.argument_size_in_bytes, peak)

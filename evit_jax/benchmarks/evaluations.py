@@ -110,7 +110,7 @@ def evaluation_of(file: Any, ema: bool) -> Evaluated:
     content = json.loads(file.read_text())
     if not isinstance(content.get('workdir') or '', str):
         raise ValueError(f'{file}: "workdir": {json.dumps(content["workdir"])} is no path of a workdir')
-    workdir = storage.place(content.get('workdir') or file.parent)
+    workdir = storage.as_path(content.get('workdir') or file.parent)
     if evaluation := _from_file(workdir, workdirs.saved_config(workdir) or {}, file, ema):
         return evaluation
     raise ValueError(f'{file} holds no evaluation: give what evit_jax.main --mode=evaluate has written')

@@ -47,7 +47,7 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
     """
     evaluations, speeds = [], []
     for name in paths:
-        path = storage.place(name)
+        path = storage.as_path(name)
         if not path.exists():
             raise FileNotFoundError(f'there is no {name}: give workdirs of runs and JSON files of measurements')
         if path.is_dir() or path.suffix == '.jsonl':

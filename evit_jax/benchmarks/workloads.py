@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 from evit_jax import models
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel, find_model
 from evit_jax.models.config import ViTConfig
-from evit_jax.reduction import reducers
+from evit_jax.reduction import registry
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.reduction.reducers import EVIT, Reducer
-
-DTYPES = 'float32', 'bfloat16'
+from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer
+from evit_jax.reduction.reducers import EVIT
 
 
 class Workload(NamedTuple):
@@ -37,8 +36,12 @@ class Workload(NamedTuple):
 
     @property
     def config(self) -> ViTConfig:
-        return dataclasses.replace(self.run_config or models.get_config(self.model), image_size=self.image_size,
-                                   predictors=len(self.reduce_at) if self.reducer.predicts else 0)
+        return dataclasses.replace(self.run_config or models.get_config(self.model), image_size=self.image_size)
+
+    @property
+    def modules(self) -> Modules:
+        """The learned modules of the reducer that the model needs."""
+        return Modules(self.reducer, len(self.reduce_at)) if self.reducer.is_learned else NO_MODULES
 
     @property
     def plan(self) -> TokenPlan:
@@ -115,7 +118,7 @@ def combine(lists: WorkloadLists) -> list[Workload]:
       ValueError: a list is empty, or a value is out of range.
     """
     _check_lists(lists)
-    requested = None if lists.reducers is None else [reducers.get_reducer(name) for name in lists.reducers]
+    requested = None if lists.reducers is None else [registry.get_reducer(name) for name in lists.reducers]
     found = [find_model('--models', name) for name in lists.names]
     _check_merging(lists.r, [reducer for model in found for reducer in requested or [model.budget.reducer]])
     unmatched = [plan for plan in lists.plans if plan.model not in {model.name for model in found}]
@@ -171,7 +174,7 @@ def _trained_reduction(model: BenchmarkModel) -> dict[str, Any]:
 
 
 def _reduction(reducer, fused, reduce_at, **amounts):
-    return {'reducer': reducer, 'fused': fused and reducer.fuses, 'reduce_at': reduce_at} | amounts
+    return {'reducer': reducer, 'fused': fused and reducer.can_fuse, 'reduce_at': reduce_at} | amounts
 
 
 def _check_lists(lists: WorkloadLists) -> None:

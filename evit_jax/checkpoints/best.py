@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from evit_jax.checkpoints import workdir as workdirs
-from evit_jax.checkpoints.manager import Checkpoints, read_metadata
+from evit_jax.checkpoints.manager import CheckpointManager, read_metadata
 from evit_jax.checkpoints.state import TrainState
 from evit_jax.runtime import distributed, storage
 
@@ -14,7 +14,7 @@ METRICS = ('top1', 'top1_ema')
 BEST_FOLDER = 'best'
 
 
-class Best:
+class BestCheckpoint:
     """Keeps the state with the highest value of a metric in `workdir/best`, a workdir to evaluate or to begin from.
 
     Args:
@@ -25,9 +25,9 @@ class Best:
         self._metric, self._checkpoints = metric, None
         self._values: dict[int | None, float] = {None: float('-inf')}  # by step
         if metric:
-            folder = storage.place(workdir) / BEST_FOLDER
+            folder = storage.as_path(workdir) / BEST_FOLDER
             distributed.on_process_zero(lambda: workdirs.copy_config(workdir, folder))
-            self._checkpoints = Checkpoints(folder, keep=1)
+            self._checkpoints = CheckpointManager(folder, keep=1)
             known = read_metadata(folder).get('best', {}).get(metric, float('-inf'))
             agreed = distributed.sum_over_processes({metric: known if distributed.is_process_zero() else 0.0})
             self._values[self._checkpoints.latest()] = agreed[metric]

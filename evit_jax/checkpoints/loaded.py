@@ -8,21 +8,22 @@ from typing import NamedTuple
 import jax
 
 from evit_jax import models
-from evit_jax.checkpoints import preprocessing
+from evit_jax.checkpoints import open_defaults
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.weights import AS_DEIT, check_finite, check_is_workdir, fitted
-from evit_jax.data.classes import names_of, readable
+from evit_jax.configs.base import absent
+from evit_jax.data.classes import default_class_names, readable_names
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.dynamicvit import predictors_in
-from evit_jax.reduction import reducers
-from evit_jax.reduction.budget import TokenBudget, check_predictors
+from evit_jax.reduction import registry
+from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer, modules_of
 from evit_jax.runtime import machine, storage
 
-_UNSAID = AS_DEIT | {'model.dtype': machine.AUTO}
+_UNSAID = AS_DEIT | absent('model.dtype')
 
 
 class LoadedModel(NamedTuple):
@@ -39,9 +40,10 @@ class LoadedModel(NamedTuple):
     std: tuple[float, ...]
     eval_crop: float | None       # see `EvalTransform`
     dtype: str                    # of the computation
-    budget: TokenBudget              # as it was trained
+    budget: TokenBudget           # as trained
+    modules: Modules = NO_MODULES  # the learned modules of the reducer that it was trained with
 
-    def with_reducer(self, name: str | None) -> 'LoadedModel':
+    def with_reducer(self, name: str | Reducer | None) -> 'LoadedModel':
         """The same weights with the tokens reduced by another method; None: as trained.
 
         Raises:
@@ -49,13 +51,13 @@ class LoadedModel(NamedTuple):
         """
         if name is None:
             return self
-        reducer, budget = reducers.get_reducer(name), self.budget
+        reducer, budget = registry.get_reducer(name), self.budget
         return self._replace(budget=budget._replace(reducer=reducer, r=budget.r if reducer.merges else 0))
 
     def folded(self) -> 'LoadedModel':
-        """The same model as it is served, without batch normalisation: see `models.folded`."""
-        shape, params = models.folded(self.config, self.params)
-        return self._replace(config=shape, params=params)
+        """The same model as it is served, without batch normalisation: see `models.fold_batchnorm`."""
+        config, params = models.fold_batchnorm(self.config, self.params)
+        return self._replace(config=config, params=params)
 
     def plan(self, *, rate: float | None = None, rates: Sequence[float] = (), tokens: Sequence[int] = (),
              r: int | None = None, planned: PlanFile | None = None) -> TokenPlan:
@@ -79,7 +81,7 @@ class LoadedModel(NamedTuple):
         budget, patches = self.budget, self.config.patches(self.image_size)
         if planned is not None:
             planned.check(self.name, patches, self.config.depth)
-            budget = budget.following(planned)
+            budget = budget.apply_plan(planned)
         elif given and r is None and not budget.reduce_at:
             raise ValueError(f'the model in {self.path} drops nothing at any block (model.reduce_at is empty): make a '
                              f'plan with blocks of your own, or leave {given[0]} out')
@@ -89,8 +91,8 @@ class LoadedModel(NamedTuple):
             dense = budget.at(1.0)
             budget = dense._replace(rates=tuple(rates) or dense.rates, tokens=tuple(tokens), r=r or 0)
         plan = budget.plans(patches, self.config.depth, self.config.macs)(1.0)
-        self.config.check_plan(plan)
-        check_predictors(plan, self.budget.reduce_at)
+        self.modules.check(plan)
+        check_trained_blocks(plan, self.budget.reduce_at)
         return plan
 
 
@@ -113,23 +115,24 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
     if 'model.name' not in told:
         raise ValueError(f'the checkpoint in {path} does not say of which model it is (model.name of its config)')
     name = told['model.name']
-    config = dataclasses.replace(models.config_from_flat(told), classes=weights['head.bias'].size,
-                                predictors=predictors_in(weights))
-    like = jax.eval_shape(models.create(config).init, jax.random.key(0))
-    names = metadata.get('class_names') or names_of(config.classes)
+    config = dataclasses.replace(models.config_from_flat(told), classes=weights['head.bias'].size)
+    budget = TokenBudget.of_config(told)
+    modules = modules_of(budget.reducer, weights)
+    like = jax.eval_shape(models.create(config, modules=modules).init, jax.random.key(0))
+    names = metadata.get('class_names') or default_class_names(config.classes)
     if len(names) != config.classes:
         raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {config.classes} apart')
     return LoadedModel(
         os.fspath(path), name, metadata['next_step'], fitted(weights, like, path), config,
-        readable(names), config.image_size, *preprocessing.normalisation(told), told['data.eval_crop'] or None,
-        machine.resolve_dtype(told['model.dtype'], jax.default_backend()), TokenBudget.of_config(told))
+        readable_names(names), config.image_size, *open_defaults.normalisation(told), told['data.eval_crop'] or None,
+        machine.resolve_dtype(told['model.dtype'], jax.default_backend()), budget, modules)
 
 
 def _check_place(path):
     """Raises a ValueError where no folder is; of a bucket `read_newest` knows more."""
     if storage.is_remote(path):
         return
-    place = storage.place(path)
+    place = storage.as_path(path)
     check_is_workdir('the path of the weights', path)
     if not place.is_dir():
         raise ValueError(f'there is no folder {path}: give the folder of a run')

@@ -1,10 +1,9 @@
-"""Checkpoints of the whole training state, written in the background by Orbax."""
+"""Saves and restores the whole training state; Orbax writes it in the background."""
 
 import contextlib
 import functools
 import json
 import os
-import re
 import time
 from typing import Any
 
@@ -14,75 +13,77 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from evit_jax.checkpoints import checksums
+from evit_jax.checkpoints import checksums, layout
 from evit_jax.checkpoints.state import TrainState
 from evit_jax.runtime import backend, distributed, storage
 
-_SAVE_SECONDS = 600  # at most of a save; all processes stand still for so long where only some could write their part
-_FIELD = re.compile(r'\d+\.(\w+)(.*)')  # of a stored name: 00001.params['blocks'][0]['norm1']['bias']
-_SYSTEM = re.compile(r"([^:]+) \[os_error_code=")  # what the system said, at the end of a long line
-_KEYS = re.compile(r"\['?(\w+)'?\]")
+_SAVE_SECONDS = 600  # limit of one save; if only some processes can write their part, all of them wait this long
 
 
 def newest_step(workdir: str | os.PathLike) -> int | None:
-    """Step of the newest checkpoint of a run; reads only."""
-    folder = _folder_in(workdir)
-    with storage.reaching(workdir):
+    """Returns the step of the newest checkpoint of a run, or None. Writes nothing."""
+    folder = layout.checkpoints_folder(workdir)
+    with storage.explain_bucket_errors(workdir):
         return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
 
 
 def read_metadata(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The JSON kept beside the newest checkpoint of a run; {} where there is none, or it is damaged.
+    """Returns the JSON metadata of the newest checkpoint of a run; {} if there is none, or it is damaged.
 
     Raises:
-      ValueError: this machine cannot read it.
+      ValueError: this machine cannot read the checkpoint, or an older version wrote it.
     """
     if (step := newest_step(workdir)) is None:
         return {}
+    folder = layout.checkpoints_folder(workdir)
     try:
-        return _read_meta(_folder_in(workdir) / str(step))
-    except Exception as error:  # as in `Checkpoints.restore`
-        if storage.blames_machine(error):
-            raise ValueError(_not_damaged(_folder_in(workdir), step, error)) from error
-        logging.warning('the checkpoint of step %d in %s cannot be read: %s', step, _folder_in(workdir), error)
+        metadata = _read_meta(folder / str(step))
+    except Exception as error:  # Orbax and tensorstore raise many types
+        if storage.is_machine_failure(error):
+            raise ValueError(layout.not_damaged(folder, step, error)) from error
+        logging.warning('the checkpoint of step %d in %s cannot be read: %s', step, folder, error)
         return {}
+    layout.check_version(metadata.get('config', {}), workdir)
+    return metadata
 
 
 def read_newest(workdir: str | os.PathLike, *fields: str) -> tuple[dict[str, Any], ...]:
-    """Fields of the state in the newest checkpoint of any run, whatever its config; reads only.
+    """Reads fields of the newest checkpoint of any run, without its config. Writes nothing.
 
     Args:
-      fields: of `TrainState`: 'params', 'ema'.
+      workdir: folder of the run.
+      fields: fields of `TrainState`, such as 'params' or 'ema'.
 
     Returns:
-      For each field its arrays by dotted path (none where the run has no such field); and the JSON kept beside them.
+      For each field a dict from dotted path to numpy array, empty if the run has no such field; then the metadata.
 
     Raises:
-      ValueError: no checkpoint, one that cannot be read, or no backend.
+      ValueError: there is no checkpoint or no backend, or the checkpoint cannot be read.
     """
-    backend.start()  # Orbax starts it, too, and its failure must not be told as the checkpoint's
-    folder, step = _folder_in(workdir), newest_step(workdir)
+    backend.start()  # Orbax would start it too; a missing backend must not be reported as a damaged checkpoint
+    folder, step = layout.checkpoints_folder(workdir), newest_step(workdir)
     if step is None:
         raise ValueError(f'{workdir} holds no checkpoint: give the workdir of a run')
-    whole = False
+    intact = False
     try:
-        whole = checksums.check(folder / str(step))
+        intact = checksums.check(folder / str(step))
         meta = _read_meta(folder / str(step))
-        names = [name for name in meta['leaves'] if _FIELD.match(name)[1] in fields]
+        names = [name for name in meta['leaves'] if layout.split_name(name)[0] in fields]
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arrays = reader.restore(folder / str(step) / 'state', args=ocp.args.PyTreeRestore(
                 dict.fromkeys(names, 0), partial_restore=True,
                 restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})) if names else {}
-    except Exception as error:  # as in `restore`
-        if whole or storage.blames_machine(error):
-            raise ValueError(_not_damaged(folder, step, error)) from error
+    except Exception as error:  # Orbax and tensorstore raise many types
+        if intact or storage.is_machine_failure(error):
+            raise ValueError(layout.not_damaged(folder, step, error)) from error
         raise ValueError(f'the checkpoint of step {step} in {folder} cannot be read: {backend.first_line(error)}; '
                          'move it away to use the one before') from error
-    found = {field: {} for field in fields}
+    layout.check_version(meta.get('config', {}), workdir)
+    arrays_of = {field: {} for field in fields}
     for name, value in arrays.items():
-        field, path = _FIELD.match(name).groups()
-        found[field]['.'.join(_KEYS.findall(path))] = value
-    return *found.values(), meta
+        field, path = layout.split_name(name)
+        arrays_of[field][path] = value
+    return *arrays_of.values(), meta
 
 
 def _read_meta(folder: epath.Path) -> dict[str, Any]:
@@ -90,102 +91,95 @@ def _read_meta(folder: epath.Path) -> dict[str, Any]:
         return reader.restore(folder / 'meta')
 
 
-class _Manager(ocp.CheckpointManager):
-    """Does not ask JAX for preemption: `PreemptionHandler` does, with a count of its own that Orbax's would spoil."""
+class _OrbaxManager(ocp.CheckpointManager):
+    """Orbax's manager without its preemption check.
+
+    `PreemptionHandler` counts the synchronisation points of JAX's preemption service; Orbax's count would disturb it.
+    """
 
     def reached_preemption(self, step: int) -> bool:
         return False
 
 
-class Checkpoints:
-    """The checkpoints of one run, in `workdir/checkpoints`.
+class CheckpointManager:
+    """Saves and restores the checkpoints of one run, in `workdir/checkpoints`.
 
-    A save that is cut off leaves no checkpoint, only a temporary folder that is ignored. The data position is the step:
-    batches are a function of (seed, step).
+    An interrupted save leaves no checkpoint, only a temporary folder that is ignored. The position in the data needs no
+    checkpoint: batches are a function of (seed, step). All processes call every method at the same point.
+
+    Args:
+      workdir: folder of the run.
+      keep: number of checkpoints to keep; older ones are deleted.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int):
-        self._folder, self._keep = _folder_in(workdir), keep
+        self._folder, self._keep = layout.checkpoints_folder(workdir), keep
         self._manager = self._open()
-        self._writing: int | None = None  # the step that is being saved
-        self._begun = 0.0                 # when that was
-        self._failure = ''                # of that save
-        self._lost = ''                   # what became of the newest save, if it failed
+        self._saving_step: int | None = None  # step of the save that is under way
+        self._save_begin = 0.0                # time.perf_counter() at its beginning
+        self._failure = ''                    # reason why it failed, in this process
+        self._lost = ''                       # message about the newest save, if that failed
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint on disk; waits for the one that is being written."""
-        self._finish()
+        """Returns the step of the newest checkpoint on disk, after waiting for a save under way."""
+        self._finish_save()
         return self._manager.latest_step()
 
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts writing; returns as soon as the state has been copied off the devices.
+        """Starts a save, and returns once the state has been copied off the devices.
 
-        A save that fails, as for want of room, is told in the log, harms no other checkpoint, and may succeed the next
-        time.
+        A save that fails, for example on a full disk, is logged. It harms no other checkpoint, and later saves may
+        succeed.
 
         Args:
-          about: JSON kept beside the arrays: config and class_names.
+          state: the state to save.
+          metadata: JSON stored with the arrays: `config` and `class_names`.
         """
         step = int(state.step)
         if step == self.latest():
             return
-        self._remove_unfinished()  # of a process that was killed, too
-        self._writing, self._begun, self._lost = step, time.perf_counter(), ''
-        meta = json.loads(json.dumps(metadata)) | {'next_step': step, 'leaves': _shapes(state)}
+        self._remove_unfinished()  # those of a killed process included
+        self._saving_step, self._save_begin, self._lost = step, time.perf_counter(), ''
+        meta = json.loads(json.dumps(metadata)) | {'next_step': step, 'leaves': layout.shapes(state)}
         try:
             self._manager.save(step, args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
-            logging.info('saving step %d in %s; the training stood still for %.2f s', step, self._folder,
-                         time.perf_counter() - self._begun)
-        except Exception as error:  # of many kinds, as in `restore`
-            self._failure = _reason(error)
+                state=ocp.args.StandardSave(layout.named_leaves(state)), meta=ocp.args.JsonSave(meta)))
+            logging.info('saving step %d in %s; training paused for %.2f s', step, self._folder,
+                         time.perf_counter() - self._save_begin)
+        except Exception as error:  # Orbax and tensorstore raise many types
+            self._failure = layout.reason(error)
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest readable checkpoint, or None where there is none.
+        """Returns the newest readable checkpoint, or None if there are no checkpoints.
+
+        An unreadable checkpoint is moved to `workdir/unreadable_checkpoints`, and the one before is tried.
 
         Args:
-          like: abstract arrays with shapes, dtypes and shardings.
+          like: a state of abstract arrays with shapes, dtypes and shardings.
 
         Raises:
-          ValueError: there are checkpoints and none can be read, or the newest readable one has other arrays, or this
-            machine cannot read a whole one; both are left where they are.
+          ValueError: no checkpoint can be read; the newest readable one holds other arrays; or this machine failed to
+            read an undamaged one. The last two stay in the workdir.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            problem, whole = self._damage(step)
-            found = distributed.sum_over_processes({'damaged': bool(problem), 'whole': whole})
-            if not found['damaged']:  # or some would wait for others in `restore`
-                try:
-                    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-                    saved = meta['leaves']
-                    if fits := saved == _shapes(like):
-                        restored = self._manager.restore(step, args=ocp.args.Composite(
-                            state=ocp.args.StandardRestore(_named(like))))['state']
-                except Exception as error:  # Orbax and tensorstore raise many kinds
-                    if found['whole'] or storage.blames_machine(error):
-                        raise ValueError(_not_damaged(self._folder, step, error)) from error
-                    problem = _reason(error)
+            problem, saved, arrays = self._read(step, like)
             if distributed.sum_over_processes({'problems': bool(problem)})['problems']:
                 logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
-                                problem or 'another process says so')
+                                problem or 'another process failed to read it')
                 distributed.on_process_zero(functools.partial(self._set_aside, step))
                 self._manager.reload()
                 continue
-            if not fits:
-                wanted = _shapes(like)
-                differ = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
-                raise ValueError(f'the checkpoint of step {step} in {self._folder} holds other arrays than this config '
-                                 f'makes: {len(differ)} differ, the first is {differ[0]} (there '
-                                 f'{saved.get(differ[0])}, here {wanted.get(differ[0])}): use the config it was '
-                                 'trained with, or another --workdir')
-            return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))
+            if arrays is None:
+                raise ValueError(self._other_arrays(step, saved, layout.shapes(like)))
+            return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(arrays))
         if steps:
             raise ValueError(f'none of the checkpoints of steps {steps[::-1]} in {self._folder} can be read; they were '
-                             f'moved to {self._aside()}: start again in another workdir')
+                             f'moved to {self._unreadable_folder()}: start again in another workdir')
         return None
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk.
+        """Returns when every save has ended.
 
         Raises:
           OSError: the newest save failed.
@@ -196,93 +190,97 @@ class Checkpoints:
             raise OSError(f'{self._lost}; {kept}. Make room in {self._folder}, then start again')
 
     def close(self) -> None:
-        """Lets go, once a save under way is finished, or has failed."""
+        """Waits for a save under way, then frees Orbax's threads."""
         try:
             self._manager.close()
         except Exception as error:
-            logging.warning('the last checkpoint could not be written: %s', _reason(error))
+            logging.warning('the last checkpoint could not be written: %s', layout.reason(error))
 
     def _open(self):
         apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=os.fspath(self._folder).replace('/', '_'))
-        return _Manager(self._folder, options=ocp.CheckpointManagerOptions(
+        return _OrbaxManager(self._folder, options=ocp.CheckpointManagerOptions(
             max_to_keep=self._keep, create=True, enable_async_checkpointing=True, multiprocessing_options=apart,
-            async_options=ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS, post_finalization_callback=self._seal)))
+            async_options=ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS, post_finalization_callback=self._write_sums)))
 
-    def _seal(self):
-        """Called by Orbax in process 0, in the thread that saves, when every file is there and before the commit."""
-        final = self._folder / str(self._writing)
+    def _write_sums(self):
+        """Writes the checksums. Orbax calls this in process 0, after all files are written and before the commit."""
+        final = self._folder / str(self._saving_step)
         temporary = final.with_name(final.name + ocp.utils.TMP_DIR_SUFFIX)
-        checksums.write(temporary if temporary.exists() else final)  # in a bucket a file says that it is finished
-        logging.info('step %d is written, %.1f s after its save began', self._writing,
-                     time.perf_counter() - self._begun)
+        checksums.write(temporary if temporary.exists() else final)  # in a bucket, a marker file commits the folder
+        logging.info('step %d is written, %.1f s after its save began', self._saving_step,
+                     time.perf_counter() - self._save_begin)
+
+    def _read(self, step, like):
+        """Returns the reason why a step cannot be read, the shapes in it, and its arrays if they fit `like`."""
+        problem, intact = self._damage(step)
+        flags = distributed.sum_over_processes({'damaged': bool(problem), 'intact': intact})
+        if flags['damaged']:  # in any process: a part of them would wait in `restore` for the others
+            return problem, None, None
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+            saved = meta['leaves']
+            if saved != layout.shapes(like):
+                return '', saved, None
+            return '', saved, self._manager.restore(step, args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(layout.named_leaves(like))))['state']
+        except Exception as error:  # Orbax and tensorstore raise many types
+            if flags['intact'] or storage.is_machine_failure(error):
+                raise ValueError(layout.not_damaged(self._folder, step, error)) from error
+            return layout.reason(error), None, None
+
+    def _other_arrays(self, step, saved, wanted):
+        differ = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
+        return (f'the checkpoint of step {step} in {self._folder} holds other arrays than this config makes: '
+                f'{len(differ)} differ, the first is {differ[0]} (there {saved.get(differ[0])}, here '
+                f'{wanted.get(differ[0])}): use the config it was trained with, or another --workdir')
 
     def _damage(self, step):
-        """The damage that the sums show, and whether they show that there is none; in process 0 alone."""
-        whole = False
-        try:
-            if distributed.is_process_zero() and not (whole := checksums.check(self._folder / str(step))):
-                logging.info('the checkpoint of step %d has no sums: an older version wrote it', step)
-        except (ValueError, OSError) as error:
-            if storage.blames_machine(error):
-                raise ValueError(_not_damaged(self._folder, step, error)) from error
-            return _reason(error), False
-        return '', whole
+        """Compares the files with their checksums, in process 0 alone.
 
-    def _finish(self):
-        """Waits for the save under way; one that failed is told, and what is left of it removed, by all processes."""
-        if self._writing is None:
+        Returns:
+          The damage, '' if none was found; and whether checksums confirm that there is none.
+        """
+        intact = False
+        try:
+            if distributed.is_process_zero() and not (intact := checksums.check(self._folder / str(step))):
+                logging.info('the checkpoint of step %d has no checksums: an older version wrote it', step)
+        except (ValueError, OSError) as error:
+            if storage.is_machine_failure(error):
+                raise ValueError(layout.not_damaged(self._folder, step, error)) from error
+            return layout.reason(error), False
+        return '', intact
+
+    def _finish_save(self):
+        """Waits for the save under way. All processes log one that failed, and remove its remains."""
+        if self._saving_step is None:
             return
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            self._failure = self._failure or _reason(error)
+            self._failure = self._failure or layout.reason(error)
         if distributed.sum_over_processes({'failed': bool(self._failure)})['failed']:
-            self._lost = (f'the checkpoint of step {self._writing} could not be written: '
-                          f'{self._failure or "another process says so"}')
-            logging.warning('%s; the run goes on without it', self._lost)
-            with contextlib.suppress(Exception):  # that it holds, it would raise at the next save
+            self._lost = (f'the checkpoint of step {self._saving_step} could not be written: '
+                          f'{self._failure or "another process failed"}')
+            logging.warning('%s; the run continues without it', self._lost)
+            with contextlib.suppress(Exception):  # the manager raises the stored error again
                 self._manager.close()
             self._remove_unfinished()
             self._manager = self._open()
-        self._writing, self._failure = None, ''
+        self._saving_step, self._failure = None, ''
 
     def _remove_unfinished(self):
-        """Saves that were cut off take room and are never finished."""
+        """Removes interrupted saves: they use disk space and are never finished."""
         for path in self._folder.iterdir() if distributed.is_process_zero() else ():
-            with contextlib.suppress(OSError):  # threads of a failed save may still write; then the next time
+            with contextlib.suppress(OSError):  # threads of a failed save may still write; the next call removes it
                 if path.name.partition('.')[0].isdigit() and ocp.utils.is_tmp_checkpoint(path):
                     path.rmtree(missing_ok=True)
 
-    def _aside(self):
+    def _unreadable_folder(self):
         return self._folder.parent / 'unreadable_checkpoints'
 
     def _set_aside(self, step):
-        """An unreadable checkpoint must not be in the way when its step is saved again; it is kept for a look."""
-        target = self._aside() / str(step)
+        """Moves an unreadable checkpoint, so that its step can be saved again. It is kept for inspection."""
+        target = self._unreadable_folder() / str(step)
         while target.exists():
             target = target.with_name(f'{target.name}_again')
         storage.move(self._folder / str(step), target)
-
-
-def _folder_in(workdir):
-    return storage.place(workdir) / 'checkpoints'
-
-
-def _not_damaged(folder: epath.Path, step: int, error: Exception) -> str:
-    return (f'the checkpoint of step {step} in {folder} shows no damage, and this machine failed to read it '
-            f'({_reason(error)}): leave it where it is, solve that, and start again')
-
-
-def _reason(error: Exception) -> str:
-    line = backend.first_line(error)
-    return said[1].strip() if (said := _SYSTEM.search(line)) else line
-
-
-def _named(state: TrainState) -> dict[str, Any]:
-    """The leaves by path: plain keys that Orbax stores as they are (it would turn a list's numbers into text)."""
-    return {f'{number:05d}' + jax.tree_util.keystr(path).replace('/', '_'): leaf
-            for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(state))}
-
-
-def _shapes(state: TrainState) -> dict[str, list[int]]:
-    return {name: list(leaf.shape) for name, leaf in _named(state).items()}

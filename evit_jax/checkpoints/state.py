@@ -23,6 +23,6 @@ def create_state(params: Any, optimizer: optax.GradientTransformation, *, ema: b
     return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
 
 
-def average(ema: Any, params: Any, decay: float) -> Any:
+def update_ema(ema: Any, params: Any, decay: float) -> Any:
     """The moving average after a step; its memory is 1 / (1 - decay) steps, until then it holds the initial weights."""
     return jax.tree.map(lambda old, new: old * decay + new * (1 - decay), ema, params)

@@ -11,19 +11,20 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.checkpoints import workdir as workdirs
-from evit_jax.checkpoints.manager import Checkpoints, newest_step, read_newest
+from evit_jax.checkpoints.manager import CheckpointManager, newest_step, read_newest
 from evit_jax.checkpoints.state import TrainState
+from evit_jax.configs.base import absent
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.dynamicvit import WEIGHTS as PREDICTORS
 from evit_jax.models.layers import resize_positions
+from evit_jax.reduction.reducer import PARAMS as REDUCER
 from evit_jax.runtime import agreement, distributed, storage
 
 Result = TypeVar('Result')
 
-# What weights that came without a config are taken to need: DeiT's values.
-AS_DEIT = {'model.reduce_at': (3, 6, 9), 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 1.0,
-           'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225), 'data.eval_crop': 224 / 256}
+# Values for weights without a config: those of DeiT.
+AS_DEIT = absent('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'data.mean', 'data.std',
+                 'data.eval_crop')
 _HEADS = ('head', 'head_dist', 'aux_head')
 _FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # suffixes of other programs' files
 _HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # beginnings of file names in its folders
@@ -43,7 +44,7 @@ def save(folder: str | os.PathLike, params: Params, metadata: dict[str, Any]) ->
     if isinstance(names := metadata.get('class_names', ()), str):
         raise ValueError(f'class_names={names!r} is one text: give a sequence with a name for each class')
     workdirs.write_config(folder, metadata)
-    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints = CheckpointManager(folder, keep=1)
     try:
         checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, None, ()), metadata)
         checkpoints.wait()
@@ -105,8 +106,9 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
                class_names: tuple[str, ...] = ()) -> Params:
     """The weights of a run's newest checkpoint, in place of a model's initial ones.
 
-    Heads for another number of classes stay fresh, as do predictors of tokens and a second head that are not there;
-    predictors that this model does not have are left out. Position embeddings of another image size are resized.
+    Heads for another number of classes stay fresh, as do learned modules of the reducer and a second head that are
+    not there. Learned modules that this model does not have are left out. Position embeddings of another image size
+    are resized.
 
     Args:
       fresh: the model's initial parameters.
@@ -125,8 +127,8 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     leaves = by_name(fresh)
     replaced = [name for name, leaf in leaves.items() if name.split('.')[0] in _HEADS and name in weights
                 and weights[name].shape[-1] != leaf.shape[-1]]
-    added = [name for name in leaves if name.startswith(PREDICTORS) and name not in weights]
-    left_out = [name for name in weights if name.startswith(PREDICTORS) and name not in leaves]
+    added = [name for name in leaves if name.startswith(f'{REDUCER}.') and name not in weights]
+    left_out = [name for name in weights if name.startswith(f'{REDUCER}.') and name not in leaves]
     second = [name for name in leaves
               if name.startswith('head_dist.') and name not in weights and 'dist_token' in weights]
     weights |= {name: np.asarray(leaves[name]) for name in replaced + added + second}
@@ -143,7 +145,7 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
         logging.warning('head_dist starts from random values: the weights of %s have one head, that of the class token',
                         workdir)
     if left_out:
-        logging.info('left out, as this model asks no such predictors: %s', ', '.join(left_out))
+        logging.info('left out, as the reducer of this model has no such parameters: %s', ', '.join(left_out))
     if not replaced and names and class_names and names != class_names:
         logging.warning('the head is kept, as there are %d classes in both, but their names differ', len(names))
     return params
@@ -151,7 +153,7 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A flat config of weights, with DeiT's values and the named model's image size where it has none."""
-    named = models.SHAPES.get(config.get('model.name'))
+    named = models.CONFIGS.get(config.get('model.name'))
     size = {} if named is None else {'model.image_size': named.image_size}
     return workdirs.flat(AS_DEIT) | size | dict(config)
 
@@ -164,7 +166,7 @@ def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
     """
     if storage.is_remote(path):
         return
-    place = storage.place(path)
+    place = storage.as_path(path)
     convert = f'python -m evit_jax.convert {os.fspath(path)} NEW_FOLDER'
     if place.is_file():
         raise ValueError(f'{setting}: {path} is a file: give the folder of a run; {convert} makes one of weights of '
@@ -185,7 +187,7 @@ def check_values(workdir: str | os.PathLike, model_config: ViTConfig) -> None:
       shape: shape of the model that starts from them.
     """
     config = workdirs.saved_config(workdir)
-    if config is None or config.get('model.name') not in models.SHAPES:
+    if config is None or config.get('model.name') not in models.CONFIGS:
         return
     there = models.config_from_flat(config)
     same = all(getattr(there, key) == getattr(model_config, key) for key in ('width', 'depth'))
@@ -236,11 +238,11 @@ def same_weights(path: str | os.PathLike, read: Callable[[], Result],
       arrays_of: the result to a tree of arrays.
 
     Raises:
-      Exception, ValueError: as in `each_decides` and `check_same`.
+      Exception, ValueError: as in `on_every_process` and `check_same`.
     """
-    found = agreement.each_decides(read)
+    found = agreement.on_every_process(read)
     if not distributed.is_single_process():
         agreement.check_same({f'the step of the newest checkpoint in {path}': path and newest_step(path),
-                              f'the weights of {path}': agreement.digest_of(arrays_of(found))},
+                              f'the weights of {path}': agreement.digest_tree(arrays_of(found))},
                              'let all processes read the same checkpoint, and start again')
     return found

@@ -71,4 +71,4 @@ def _run(config: Any, cell: Cell, folder: pathlib.Path, dense: str) -> dict[str,
 
 def _note(folder, found):
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write_whole(storage.place(folder) / _DONE, (json.dumps(found, indent=1) + '\n').encode())
+    storage.write_atomic(storage.as_path(folder) / _DONE, (json.dumps(found, indent=1) + '\n').encode())

@@ -1,4 +1,4 @@
-"""Sources, transforms, the input pipeline, and mixing on the devices. Knows no model.
+"""Sources, transforms, the input pipeline, and mixing on the devices. Independent of models.
 
-Only `mixing` imports jax: Grain's workers import what makes batches again.
+Only `transforms.mixing` and `token_labels.mixtoken` import jax, because Grain's worker processes import the rest anew.
 """

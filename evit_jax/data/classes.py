@@ -1,7 +1,7 @@
-"""Names of classes that a person can read.
+"""Human-readable class names.
 
-Source: `imagenet_classes.txt` holds the synsets of ImageNet-1k in the order of their labels, each with one short name;
-the names are the well-known list that tells all thousand apart (a crane that is a bird from one that lifts).
+The file `imagenet_classes.txt` lists the synsets of ImageNet-1k in the order of their labels, each with a short, unique
+name. The bird and the machine called crane, for example, have different names.
 """
 
 import collections
@@ -15,8 +15,8 @@ from absl import logging
 from evit_jax.data.names import in_one_line
 
 
-def names_of(count: int) -> tuple[str, ...]:
-    """Names for weights that were recorded without: those of ImageNet-1k for 1,000 classes, else their numbers."""
+def default_class_names(count: int) -> tuple[str, ...]:
+    """Returns class names for weights stored without any: those of ImageNet-1k for 1,000 classes, else numbers."""
     names = tuple(_imagenet().values())
     if count != len(names):
         return tuple(map(str, range(count)))
@@ -24,41 +24,42 @@ def names_of(count: int) -> tuple[str, ...]:
     return names
 
 
-def readable(names: Sequence[str]) -> tuple[str, ...]:
-    """The names as displayed, with words for ImageNet's synsets (n01440764) unless another class has the same name."""
-    found = tuple(_imagenet().get(name, displayed(name)) for name in names)
-    counts = collections.Counter(found)
-    return tuple(name if counts[name] == 1 else displayed(old) for name, old in zip(found, names))
+def readable_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names as displayed. Synsets (n01440764) become words unless another class has the same name."""
+    readable = tuple(_imagenet().get(name, display_name(name)) for name in names)
+    counts = collections.Counter(readable)
+    return tuple(name if counts[name] == 1 else display_name(old) for name, old in zip(readable, names))
 
 
-def displayed(name: str) -> str:
-    """The name of a class folder as it is displayed, recorded and compared: in one line, in Unicode's composed form.
+def display_name(name: str) -> str:
+    """Returns the name of a class folder as displayed, recorded and compared: one line, in composed Unicode (NFC).
 
-    File systems and archives disagree about the form: 'é' is one character on Linux, and often two on a Mac.
+    File systems and archives use different forms: 'é' is one character on Linux, and often two on macOS.
     """
     return unicodedata.normalize('NFC', in_one_line(name))
 
 
 def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Compares two lists of class names; the bare numbers of 1,000 classes count as ImageNet's names."""
-    numbers, imagenet = (tuple(names) for names in (map(str, range(len(_imagenet()))), _imagenet().values()))
+    """Returns True if both lists name the same classes. The numbers 0 to 999 are equal to the names of ImageNet."""
+    numbers, imagenet = tuple(map(str, range(len(_imagenet())))), tuple(_imagenet().values())
     return tuple(one) == tuple(other) or {tuple(one), tuple(other)} == {numbers, imagenet}
 
 
 def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ only in case, in spaces, or in characters that cannot be told apart."""
+    """Returns the pairs of names that differ only in case, spaces, or invisible or equivalent characters."""
     first: dict[str, str] = {}
     return [(first[key], name) for name in names if first.setdefault(key := lookalike_key(name), name) != name]
 
 
 def lookalike_key(name: str) -> str:
-    """A text that lookalikes share."""
-    visible = ''.join(letter for letter in name if unicodedata.category(letter) != 'Cf')  # no byte order mark
+    """Returns a text that is equal for lookalikes."""
+    # Without characters of category Cf, such as a byte order mark.
+    visible = ''.join(letter for letter in name if unicodedata.category(letter) != 'Cf')
     return ''.join(unicodedata.normalize('NFKC', visible).casefold().split())
 
 
 @functools.cache
 def _imagenet() -> dict[str, str]:
-    """From synset to name, in the order of the labels."""
+    """Returns a dict from synset to name, in the order of the labels."""
     text = pathlib.Path(__file__).with_name('imagenet_classes.txt').read_text(encoding='utf-8')
     return dict(line.split(' ', 1) for line in text.splitlines())

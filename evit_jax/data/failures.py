@@ -1,4 +1,4 @@
-"""What could not be read: named in the log, counted, and too much when it is more than a share of the data."""
+"""Counts and logs the examples that cannot be read, and stops the run if there are too many."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,71 +6,75 @@ from absl import logging
 
 from evit_jax.runtime import distributed
 
-_NAMED = 20  # files that get a line of their own; after them a line at each doubling
+_MAX_LOGGED = 20  # examples with a log line of their own; after that, a line at each doubling of the count
 
 
 class Failures:
-    """Takes `failed` off the batches of one pipeline.
+    """Removes `failed` from the batches of one pipeline, and counts and logs its entries.
 
     Attributes:
-      count: samples of this process that could not be shown so far.
-      seen: samples of this process so far, with those.
+      num_failed: number of samples of this process that could not be read.
+      num_samples: number of samples of this process, including those.
     """
 
     def __init__(self, limit: float, examples: int):
         """Sets the limit.
 
         Args:
-          limit: share of the samples, 0 to 1, that may fail: of one pass over the examples, and later of all seen.
-          examples: in one pass of all processes.
+          limit: maximum fraction of unreadable samples, in [0, 1]. It refers to one pass over the data, and from then
+            on to all samples so far.
+          examples: number of examples in one pass, of all processes together.
+
+        Raises:
+          ValueError: the limit is outside [0, 1].
         """
         if not 0 <= limit <= 1:
             raise ValueError(f'data.max_failed={limit} is outside [0, 1]')
-        self.count, self.seen = 0, 0
+        self.num_failed, self.num_samples = 0, 0
         self._limit, self._examples = limit, examples
         self._last = ''
-        self._named: set[str] = set()
-        self._next = 2 * _NAMED
+        self._logged: set[str] = set()
+        self._next_logged = 2 * _MAX_LOGGED
 
     def take(self, batch: dict) -> dict:
-        """The batch without `failed`, which are counted and named.
+        """Returns the batch without `failed`, after counting and logging the entries.
 
         Raises:
-          ValueError: as `check` does; but one process of several goes on, until all of them check.
+          ValueError: too many have failed. With several processes only `check` raises, so that all stop together.
         """
         failed = batch['failed'].tolist()
-        self.count += len(failed)
-        self.seen += int((batch['index'] >= 0).sum()) if 'index' in batch else len(batch['label'])
+        self.num_failed += len(failed)
+        self.num_samples += int((batch['index'] >= 0).sum()) if 'index' in batch else len(batch['label'])
         self._log(failed)
         if distributed.is_single_process():
             self.check()
         return {name: value for name, value in batch.items() if name != 'failed'}
 
     def checked(self, batches: Iterable[dict]) -> Iterator[dict]:
-        """All the batches, each taken, and a check behind the last one."""
+        """Yields each batch as `take` returns it, and calls `check` after the last one."""
         yield from map(self.take, batches)
         self.check()
 
     def check(self) -> None:
-        """Holds what all processes counted against the limit; they call this at the same point, and stop together.
+        """Compares the counts of all processes with the limit. All processes call this at the same step.
 
         Raises:
-          ValueError: more have failed than the limit allows.
+          ValueError: more samples have failed than the limit allows.
         """
-        found = distributed.sum_over_processes({'count': self.count, 'seen': self.seen})
-        allowed = int(self._limit * max(found['seen'], self._examples))
-        if found['count'] > allowed:
+        totals = distributed.sum_over_processes({'failed': self.num_failed, 'samples': self.num_samples})
+        allowed = int(self._limit * max(totals['samples'], self._examples))
+        if totals['failed'] > allowed:
             last = f'the last one {self._last!r}' if self._last else 'none of them in this process'
-            raise ValueError(f'{found["count"]:.0f} of {found["seen"]:.0f} samples could not be read, {last}; '
+            raise ValueError(f'{totals["failed"]:.0f} of {totals["samples"]:.0f} samples could not be read, {last}; '
                              f'data.max_failed={self._limit} allows {allowed}: mend the files or raise it')
 
     def _log(self, failed):
         self._last = failed[-1] if failed else self._last
-        for said in dict.fromkeys(failed):
-            if said not in self._named and len(self._named) < _NAMED:
-                self._named.add(said)
-                logging.warning('cannot be read: %s%s', said,
-                                '; more of them are only counted' if len(self._named) == _NAMED else '')
-        if self.count >= self._next:
-            logging.warning('%d of %d samples could not be read so far', self.count, self.seen)
-            self._next = 2 * self.count
+        for message in dict.fromkeys(failed):
+            if message not in self._logged and len(self._logged) < _MAX_LOGGED:
+                self._logged.add(message)
+                logging.warning('cannot be read: %s%s', message,
+                                '; more of them are only counted' if len(self._logged) == _MAX_LOGGED else '')
+        if self.num_failed >= self._next_logged:
+            logging.warning('%d of %d samples could not be read so far', self.num_failed, self.num_samples)
+            self._next_logged = 2 * self.num_failed

@@ -1,4 +1,4 @@
-"""Which examples come in which step, and the random streams of the input: functions of the seed and of numbers."""
+"""The order of the examples, and the random streams of the input. Both are functions of the seed and of indices."""
 
 import functools
 from collections.abc import Iterator
@@ -7,38 +7,38 @@ import numpy as np
 
 from evit_jax.data.sources import Source
 
-ORDER, SAMPLE, REPLACEMENT = range(3)  # what a random stream is for
-_SELECTED = 256                        # with repeats, an epoch's samples are a multiple of this, as in the reference
+ORDER, SAMPLE, REPLACEMENT = range(3)  # purposes of random streams
+_MULTIPLE = 256                        # with repeats, an epoch has a multiple of 256 samples, as in DeiT
 
 
 def epoch_samples(examples: int, repeats: int = 1) -> int:
-    """Samples of an epoch. With repeats an epoch is no longer than without: it visits so many images fewer."""
-    return examples if repeats == 1 else examples // _SELECTED * _SELECTED or examples
+    """Returns the number of samples in an epoch. Repeats do not lengthen it: fewer distinct images are visited."""
+    return examples if repeats == 1 else examples // _MULTIPLE * _MULTIPLE or examples
 
 
 def train_steps(examples: int, batch_size: int, epochs: int, repeats: int = 1, offset: int = 0) -> int:
-    """Full global batches in so many epochs; a batch may straddle two epochs, the rest is dropped.
+    """Returns the number of full global batches in `epochs`. A batch may span two epochs; the remainder is dropped.
 
     Args:
-      offset: samples by which step s begins after sample s * batch_size; not 0 after a change of batch size.
+      offset: step s begins at sample s * batch_size + offset; not 0 after a change of batch size.
     """
     return (epoch_samples(examples, repeats) * epochs - offset) // batch_size
 
 
 def samples(begin: int, count: int, examples: int, *, seed: int, repeats: int) -> Iterator[tuple[int, int, int]]:
-    """(epoch, example, copy) of so many samples in a row, of all that a training shows."""
+    """Yields (epoch, example, copy) for `count` consecutive samples of a training, from sample `begin` on."""
     per_epoch = epoch_samples(examples, repeats)
     for position in range(begin, begin + count):
-        epoch, place = divmod(position, per_epoch)
-        place, copy = divmod(place, repeats)
-        yield epoch, int(_permutation(examples, seed, epoch)[place]), copy
+        epoch, within = divmod(position, per_epoch)
+        within, copy = divmod(within, repeats)
+        yield epoch, int(_permutation(examples, seed, epoch)[within]), copy
 
 
 def batch_ids(source: Source, step: int, *, batch_size: int, seed: int, repeats: int = 1,
               offset: int = 0) -> list[str]:
-    """Ids of the examples in the global batch of a training step, each once.
+    """Returns the ids of the examples in the global batch of a training step, without duplicates.
 
-    One that cannot be read, in whose place another was shown, is called by its number.
+    An unreadable example, for which the batch has a replacement, is listed by its number.
 
     Args:
       offset: see `train_steps`.
@@ -54,11 +54,11 @@ def batch_ids(source: Source, step: int, *, batch_size: int, seed: int, repeats:
 
 
 def stream(purpose: int, seed: int, *key: int) -> np.random.Generator:
-    """The random stream of one purpose and key; the seed may be negative."""
+    """Returns the random generator of a purpose and key. The seed may be negative."""
     return np.random.default_rng((purpose, seed % 2**64, *key))
 
 
-@functools.lru_cache(maxsize=2)  # a batch may straddle two epochs; 5 MB each for ImageNet
+@functools.lru_cache(maxsize=2)  # a batch may span two epochs; 5 MB each for ImageNet
 def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch."""
+    """Returns the order of the examples in an epoch."""
     return stream(ORDER, seed, epoch).permutation(np.arange(examples, dtype=np.int32))

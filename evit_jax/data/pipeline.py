@@ -1,9 +1,9 @@
-"""From a source to batches, with Grain. What is in a batch is a function of (seed, step) alone.
+"""Input pipeline: batches from a source, with Grain. A batch is a function of (seed, step).
 
-Neither the number of processes, nor the number of workers, nor where a run was interrupted changes the global batch of
-a step. Steps, not iterator states, are what a checkpoint keeps. Grain's element is this process's whole share of a
-batch, so the copies of an image that stand in a row are decoded once. (A departure: the reference deals the copies out
-to the processes; the global batch is the same.)
+The number of processes, the number of workers, and interruptions do not change the global batch of a step. A checkpoint
+therefore stores the step and no iterator state. An element of the Grain dataset is this process's whole share of a
+batch, so that consecutive copies of an image are decoded once. (A departure: DeiT distributes the copies over the
+processes; the global batch is the same.)
 """
 
 import dataclasses
@@ -29,38 +29,40 @@ from evit_jax.data.transforms.decode import decode
 TrainTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [H, W, 3] -> uint8 [S, S, 3]
 EvalTransform = Callable[[np.ndarray], np.ndarray]                        # and `mask(mask)` -> bool [S, S]
 
-_THREAD_AHEAD = 2   # batches that the thread makes while a step runs
-_WORKER_QUEUE = 1   # batches that Grain queues for a worker, twice: towards this process, and in it
-_TRIES = 16         # other examples tried in place of an unreadable one
-_DEATHS = {'-9': ' (killed, often for want of memory)', '-7': ' (no room in shared memory, /dev/shm)'}
+_THREAD_AHEAD = 2   # batches that the thread prepares while a step runs
+_WORKER_QUEUE = 1   # batches in each of Grain's two queues for a worker: in shared memory, and in this process
+_TRIES = 16         # replacements tried for an unreadable example
+_EXIT_REASONS = {'-9': ' (killed, often because memory is short)', '-7': ' (no room in shared memory, /dev/shm)'}
 
 
 def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, transform: TrainTransform,
                   repeats: int = 1, targets: TokenTargets | None = None, start_step: int = 0, offset: int = 0,
                   num_workers: int = 0, process_index: int = 0, process_count: int = 1) -> 'Batches':
-    """This process's share of the shuffled batches from `start_step` to the end of the last epoch.
+    """Returns this process's share of the shuffled batches, from `start_step` to the end of the last epoch.
 
-    An example that cannot be read is replaced by another one, drawn from (seed, epoch, example).
+    An unreadable example is replaced by another one, drawn from (seed, epoch, example).
 
     Args:
-      source: every epoch goes through it in another order; without repeats each example comes once.
-      batch_size: of the global batch; this process yields rows [p * b, (p + 1) * b) of it, b = batch_size / processes.
-      seed: of order and augmentation.
-      transform: its Generator is a function of (seed, epoch, example, copy).
-      repeats: copies of an image in a row, each augmented anew (repeated augmentation).
-      targets: of the tokens of each image; the transform is then asked to `show` (see `TrainTransform`).
-      start_step: the first batch yielded is the one that an uninterrupted run has at this step.
-      offset: samples by which step s begins after sample s * batch_size, see `training.positions`.
-      num_workers: processes that make batches; with 0 a thread does.
+      source: examples to train on. Each epoch visits them in another order; without repeats, each example once.
+      batch_size: size of the global batch. This process yields rows [p * b, (p + 1) * b), b = batch_size / processes.
+      epochs: number of epochs.
+      seed: seed of order and augmentation.
+      transform: augmentation; its Generator is a function of (seed, epoch, example, copy).
+      repeats: consecutive copies of each image, augmented independently (repeated augmentation).
+      targets: adds targets for the tokens of each image. The transform then needs `crop_and_augment`; see
+        `geometry.TrainTransform`.
+      start_step: step of the first batch; it equals the batch of an uninterrupted run at this step.
+      offset: step s begins at sample s * batch_size + offset; see `positions`.
+      num_workers: number of worker processes; 0 for a thread.
+      process_index, process_count: this process, and the number of processes that share the batches.
 
     Returns:
-      {image: uint8 [b, S, S, 3], label: int32 [b], failed: str [f]}, where `failed` says for each sample that had to be
-      replaced which example could not be read, and why; and what `targets` make of each. Call `close()` on the iterator
-      when done with it.
+      An iterator over {image: uint8 [b, S, S, 3], label: int32 [b], failed: str [f]} and the arrays of `targets`.
+      `failed` holds the id of and the reason for each unreadable example. Call `close()` on the iterator at the end.
 
     Raises:
-      ValueError: sizes that do not fit together. While iterating: no replacement could be read either.
-      ChildProcessError: while iterating: a worker process is gone.
+      ValueError: sizes that do not match. While iterating: no replacement is readable.
+      ChildProcessError: while iterating: a worker process has died.
     """
     local = _local_batch(batch_size, process_index, process_count)
     if repeats < 1:
@@ -73,53 +75,61 @@ def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, tr
     if not 0 <= start_step <= steps:
         raise ValueError(f'start_step={start_step} is outside [0, {steps}], the steps of {epochs} epochs; '
                          f'has the batch size or the number of epochs changed since the run began?')
-    make = _TrainBatch(source, transform, seed, repeats, local, batch_size, process_index * local + offset, targets)
-    batches = Batches(grain.MapDataset.range(start_step, steps).map(make), num_workers)
-    megabytes = local * math.prod(make.shape) / 1e6
-    logging.info('input: %s at most %d batches of %.1f MB, %.0f MB in all, and an evaluation as many',
-                 f'{num_workers} worker processes hold' if num_workers else 'a thread holds', batches.held, megabytes,
-                 batches.held * megabytes)
+    first = process_index * local + offset
+    make_batch = _TrainBatch(source, transform, seed, repeats, local, batch_size, first, targets)
+    batches = Batches(grain.MapDataset.range(start_step, steps).map(make_batch), num_workers)
+    megabytes = local * math.prod(make_batch.image_shape) / 1e6
+    holder = f'{num_workers} worker processes hold' if num_workers else 'a thread holds'
+    logging.info('input: %s at most %d batches of %.1f MB, %.0f MB in total; evaluation holds as many', holder,
+                 batches.max_held, megabytes, batches.max_held * megabytes)
     return batches
 
 
 def eval_batches(source: Source, *, batch_size: int, transform: EvalTransform, process_index: int = 0,
                  process_count: int = 1, num_workers: int = 0) -> 'Batches':
-    """This process's share of the batches in which every example comes once, in the source's order.
+    """Returns this process's share of the batches that contain each example once, in the order of the source.
+
+    Args:
+      batch_size: size of the global batch.
+      transform: maps an image to uint8 [S, S, 3].
+      process_index, process_count: this process, and the number of processes that share the batches.
+      num_workers: number of worker processes; 0 for a thread.
 
     Returns:
-      {image: uint8 [b, S, S, 3], label: int32 [b], index: int32 [b], weight: float32 [b], failed: str [f]}, and mask:
-      bool [b, S, S] where the examples have one. All processes yield the same number of full batches; what fills the
-      last is zero, with weight 0 and index -1. An example that cannot be read has weight 0 and its index; `failed` says
-      why. Call `close()` on the iterator when done with it.
+      An iterator over {image: uint8 [b, S, S, 3], label: int32 [b], index: int32 [b], weight: float32 [b], failed: str
+      [f]}, and mask: bool [b, S, S] if the examples have one. All processes yield the same number of full batches.
+      Padding of the last batch is zero, with weight 0 and index -1. An unreadable example has weight 0 and its index,
+      and `failed` holds its id and the reason. Call `close()` on the iterator at the end.
 
     Raises:
-      ValueError: sizes that do not fit together, or an empty source.
-      ChildProcessError: while iterating: a worker process is gone.
+      ValueError: sizes that do not match, or an empty source.
+      ChildProcessError: while iterating: a worker process has died.
     """
     local = _local_batch(batch_size, process_index, process_count)
     if not len(source):
         raise ValueError('nothing to evaluate: the source holds no examples')
-    make = _EvalBatch(source, transform, local, batch_size, process_index * local)
-    return Batches(grain.MapDataset.range(math.ceil(len(source) / batch_size)).map(make), num_workers)
+    make_batch = _EvalBatch(source, transform, local, batch_size, process_index * local)
+    return Batches(grain.MapDataset.range(math.ceil(len(source) / batch_size)).map(make_batch), num_workers)
 
 
 class Batches(Iterator[dict]):
-    """Batches made ahead of time, by a thread or by worker processes of one thread each: the same ones, in order.
+    """Iterator over batches that are prepared ahead by a thread or by single-threaded worker processes.
+
+    The batches and their order are the same for any number of workers.
 
     Attributes:
-      held: the most batches in memory at one time. Of a worker: the one in the making, its copy in shared memory, those
-        queued for this process, those queued in it, and one between the two. Of the thread: those made ahead, and the
-        one last taken.
+      max_held: maximum number of batches in memory. A worker holds the one in preparation, its copy in shared memory,
+        those in both queues, and one between the queues. The thread holds those prepared, and the last one returned.
     """
 
     def __init__(self, batches: grain.MapDataset, num_workers: int):
         if num_workers < 0:
             raise ValueError(f'num_workers={num_workers} is negative: use 0 for a thread in this process')
-        self.held = num_workers * (2 * _WORKER_QUEUE + 3) if num_workers else _THREAD_AHEAD + 1
+        self.max_held = num_workers * (2 * _WORKER_QUEUE + 3) if num_workers else _THREAD_AHEAD + 1
         ahead = 0 if num_workers else _THREAD_AHEAD
         dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead))
         if num_workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads its own absl flags; outside of absl's app nobody parsed them
+            if not flags.FLAGS.is_parsed():  # Grain reads absl flags
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, _WORKER_QUEUE), _begin_worker)
         self._iterator = iter(dataset)
@@ -134,45 +144,45 @@ class Batches(Iterator[dict]):
                 raise
             code = str(error).partition('exit code ')[2].partition('.')[0]
             raise ChildProcessError(
-                f'a worker process of the input died with exit code {code}{_DEATHS.get(code, "")}; if memory is short, '
-                'lower data.workers or the batch size') from error
+                f'a worker process of the input died with exit code {code}{_EXIT_REASONS.get(code, "")}; if memory is '
+                'short, lower data.workers or the batch size') from error
 
     def close(self) -> None:
-        """Ends thread or workers; no batch can be asked for any more."""
+        """Stops the thread or the workers. The iterator cannot be used afterwards."""
         if self._iterator is not None:
             self._iterator.close()
-            self._iterator = None  # left to the interpreter's end, Grain's iterators complain
-            gc.collect()           # a cycle in them holds the last batches, in shared memory
+            self._iterator = None  # Grain's iterators fail if they live until the interpreter exits
+            gc.collect()           # a reference cycle in them holds the last batches in shared memory
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainBatch:
-    """Step -> this process's share of the batch."""
+    """Maps a step to this process's share of its training batch."""
 
     source: Source
     transform: TrainTransform
     seed: int
     repeats: int
-    local: int       # rows of the share
+    local: int       # number of rows in the share
     batch_size: int
-    first: int       # row of the global batch that is the share's first, plus the offset of the steps
+    first: int       # first row of the share in the global batch, plus the offset of the steps
     targets: TokenTargets | None
 
     @functools.cached_property
-    def shape(self) -> tuple[int, ...]:
+    def image_shape(self) -> tuple[int, ...]:
         return self.transform(_blank(), np.random.default_rng(0)).shape
 
     def __call__(self, step: int) -> dict:
-        of_rows = {'image': (self.shape, np.uint8), 'label': ((), np.int32)} | (
+        specs = {'image': (self.image_shape, np.uint8), 'label': ((), np.int32)} | (
             self.targets.shapes if self.targets else {})
-        batch = {name: np.empty((self.local, *shape), dtype) for name, (shape, dtype) in of_rows.items()}
+        batch = {name: np.empty((self.local, *shape), dtype) for name, (shape, dtype) in specs.items()}
         failed: list[str] = []
         row = 0
         drawn = order.samples(step * self.batch_size + self.first, self.local, len(self.source), seed=self.seed,
                               repeats=self.repeats)
         for (epoch, index), samples in itertools.groupby(drawn, lambda sample: sample[:2]):
             read = functools.cache(self.source.__getitem__)
-            decoded = functools.cache(lambda number: decode(read(number)['image']))  # noqa: B023, used in this turn
+            decoded = functools.cache(lambda number: decode(read(number)['image']))  # noqa: B023, used in this iteration
             for _, _, copy in samples:
                 for name, value in self._sample(read, decoded, epoch, index, copy, failed).items():
                     _put(batch[name], row, value)
@@ -180,7 +190,7 @@ class _TrainBatch:
         return batch | {'failed': np.array(failed, str)}
 
     def _sample(self, read, decoded, epoch, index, copy, failed):
-        """The rows of one sample, or of the first example that is readable in its place."""
+        """Returns the rows of a sample, or of its first readable replacement."""
         for attempt, number in enumerate(self._candidates(epoch, index)):
             example = None
             try:
@@ -188,15 +198,16 @@ class _TrainBatch:
                 rng = order.stream(order.SAMPLE, self.seed, epoch, index, copy)
                 return self._rows(example, decoded(number), rng)
             except (ValueError, OSError) as error:
-                why = _why(number, example, error)
-                failed.extend([why] if attempt == 0 else [])
-        raise ValueError(f'{attempt + 1} examples in a row cannot be read, the last one {why!r}; are the data damaged?')
+                message = _failure(number, example, error)
+                failed.extend([message] if attempt == 0 else [])
+        raise ValueError(f'{attempt + 1} examples in a row cannot be read, the last one {message!r}; are the data '
+                         'damaged?')
 
     def _rows(self, example, image, rng):
         if self.targets is None:
             return {'image': self.transform(image, rng), 'label': example['label']}
-        shown, part = self.transform.show(image, rng)
-        return {'image': shown, 'label': example['label']} | self.targets.rows(example['id'], part)
+        augmented, window = self.transform.crop_and_augment(image, rng)
+        return {'image': augmented, 'label': example['label']} | self.targets.rows(example['id'], window)
 
     def _candidates(self, epoch, index):
         yield index
@@ -206,7 +217,7 @@ class _TrainBatch:
 
 @dataclasses.dataclass(frozen=True)
 class _EvalBatch:
-    """Number of a batch -> this process's share of it."""
+    """Maps the number of a batch to this process's share of the evaluation batch."""
 
     source: Source
     transform: EvalTransform
@@ -215,11 +226,11 @@ class _EvalBatch:
     first: int
 
     @functools.cached_property
-    def shape(self) -> tuple[int, ...]:
+    def image_shape(self) -> tuple[int, ...]:
         return self.transform(_blank()).shape
 
     def __call__(self, number: int) -> dict:
-        images, labels = np.zeros((self.local, *self.shape), np.uint8), np.zeros(self.local, np.int32)
+        images, labels = np.zeros((self.local, *self.image_shape), np.uint8), np.zeros(self.local, np.int32)
         weights, failed, masks = np.zeros(self.local, np.float32), [], None
         begin = number * self.batch_size + self.first
         indices = np.arange(begin, begin + self.local, dtype=np.int32)
@@ -232,19 +243,19 @@ class _EvalBatch:
                 image = self.transform(stored)
                 mask = self.transform.mask(_mask_of(example, stored)) if 'mask' in example else None
             except (ValueError, OSError) as error:
-                failed.append(_why(index, example, error))
+                failed.append(_failure(index, example, error))
                 continue
             _put(images, row, image)
             labels[row], weights[row] = example['label'], 1
             if mask is not None:
-                masks = np.zeros((self.local, *self.shape[:2]), bool) if masks is None else masks
+                masks = np.zeros((self.local, *self.image_shape[:2]), bool) if masks is None else masks
                 _put(masks, row, mask)
         return {'image': images, 'label': labels, 'index': indices, 'weight': weights,
                 'failed': np.array(failed, str)} | ({} if masks is None else {'mask': masks})
 
 
 def _mask_of(example: dict, image: np.ndarray) -> np.ndarray:
-    """The example's mask, uint8 [H, W], after a check that it has the proportions of the image."""
+    """Returns the example's mask, uint8 [H, W], after checking that it has the proportions of the image."""
     mask = example['mask']
     mask = mask if isinstance(mask, np.ndarray) else decode(mask)[..., 0]
     (height, width), (rows, columns) = image.shape[:2], mask.shape
@@ -255,9 +266,9 @@ def _mask_of(example: dict, image: np.ndarray) -> np.ndarray:
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Makes a worker end with its parent, killed or not, and leave to it what stops the whole group of processes.
+    """Makes a worker exit together with its parent, and ignore signals sent to the process group.
 
-    A worker that ended by itself would leave shared memory behind, and the run without the batch that it is to finish.
+    A worker that exits on its own leaves shared memory behind, and the run lacks the batch of its last step.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -265,18 +276,18 @@ def _begin_worker(index: int, count: int) -> None:
 
 
 def _blank() -> np.ndarray:
-    """An image to learn from what a transform makes of it."""
+    """Returns an image with which to find the output shape of a transform."""
     return np.zeros((64, 64, 3), np.uint8)
 
 
 def _put(rows: np.ndarray, row: int, value: np.ndarray | int) -> None:
-    """Sets a row; numpy would broadcast what has another shape."""
-    assert np.shape(value) == rows.shape[1:], f'a transform made {value.shape} once and {rows.shape[1:]} before'
+    """Sets a row after checking its shape, which numpy would broadcast."""
+    assert np.shape(value) == rows.shape[1:], f'a transform returned shape {np.shape(value)} after {rows.shape[1:]}'
     rows[row] = value
 
 
-def _why(index: int, example: dict | None, error: Exception) -> str:
-    """'id: reason', in one line."""
+def _failure(index: int, example: dict | None, error: Exception) -> str:
+    """Returns 'id: reason' in one line."""
     name = example['id'] if example else f'example {index}'
     return f'{name}: {" ".join(str(error).split())[:200]}'
 

@@ -1,8 +1,8 @@
-"""The position of a run in its data, counted in samples, so that it stays when a step takes another number of them.
+"""Position of a run in its data, counted in samples, so that a resumed run may change its batch size.
 
-A run is a row of segments. Within one, batch size and length of an epoch are the same. A run that goes on with another
-batch size, other repeats or another number of examples begins a segment at the same place of the same epoch; the steps
-are counted on. A run that never changes has one segment, and its step s begins with sample s * batch_size.
+A run is a sequence of segments with a constant batch size and epoch length. A run that resumes with another batch size,
+other repeats or another number of examples starts a new segment at the same position of the same epoch; the step
+numbers continue. A run that never changes has one segment, and its step s begins at sample s * batch_size.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from evit_jax.data import order
 
 
 class Segment(NamedTuple):
-    """Steps with one batch size and epochs of one length."""
+    """Steps with the same batch size and epoch length."""
 
-    step: int             # the first one
-    samples: int          # before it, in epochs as long as those of this segment
+    step: int             # first step
+    samples: int          # number of samples before it, counted in epochs of this segment's length
     batch_size: int
     repeats: int
-    examples: int | None  # None: not recorded, in a run of an older version
+    examples: int | None  # None: not recorded, by an older version
 
     @property
     def epoch_samples(self) -> int:
@@ -26,20 +26,20 @@ class Segment(NamedTuple):
 
     @property
     def offset(self) -> int:
-        """Samples by which step s begins after sample s * batch_size."""
+        """Difference between the first sample of step s and s * batch_size."""
         return self.samples - self.step * self.batch_size
 
     def epoch(self, step: int) -> float:
-        """The epochs that are done at a step."""
+        """Returns the number of epochs completed before a step."""
         return (step * self.batch_size + self.offset) / self.epoch_samples
 
 
-def go_on(segments: Sequence[Segment], step: int, now: Segment) -> tuple[Segment, ...]:
-    """The segments of a run that goes on at a step.
+def extend_segments(segments: Sequence[Segment], step: int, now: Segment) -> tuple[Segment, ...]:
+    """Returns the segments of a run that resumes at a step.
 
     Args:
-      segments: those recorded so far; they may go further than this step, where newer checkpoints were lost.
-      now: batch size, repeats and examples from here on; its step and samples are not used.
+      segments: the recorded segments. They may begin after this step if newer checkpoints were lost.
+      now: batch size, repeats and examples from this step on; its step and samples are ignored.
     """
     known = [segment for segment in segments if segment.step < step] or list(segments[:1])
     last = known[-1]
@@ -53,11 +53,11 @@ def go_on(segments: Sequence[Segment], step: int, now: Segment) -> tuple[Segment
 
 
 def describe_change(before: Segment, now: Segment, step: int, epochs: int) -> str:
-    """The change in epochs, in one sentence."""
+    """Describes a change of segment and its effect on the epochs, for the log."""
     changed = [f'{name} {getattr(before, name):,} -> {getattr(now, name):,}' for name in before._fields[2:]
                if getattr(before, name) != getattr(now, name)]
     left = max(epochs * now.epoch_samples - now.samples, 0) // now.batch_size
     counted = step * now.batch_size / now.epoch_samples
-    return (f'{", ".join(changed)}: at step {step:,}, {before.epoch(step):.2f} epochs are trained. The run goes on at '
+    return (f'{", ".join(changed)}: at step {step:,}, {before.epoch(step):.2f} epochs are trained. The run resumes at '
             f'epoch {now.epoch(step):.2f} of {epochs} (by the number of steps it would be {counted:.2f}) and trains '
             f'{left:,} more steps; learning rate and keep rate are those of that epoch')

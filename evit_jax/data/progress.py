@@ -1,33 +1,41 @@
-"""Lines in the log about work that takes minutes."""
+"""Progress bar for work that takes minutes."""
 
-import time
+import io
+import sys
 
 from absl import logging
+from tqdm import tqdm
 
-_BETWEEN_LINES = 5.0  # seconds
+_SECONDS_BETWEEN_LINES = 5.0
+_LINE = '{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left'
 
 
-class Progress:
-    """Says in the log, every few seconds, how far something is, how fast it goes and how long it will take."""
+class Progress(tqdm):
+    """Reports progress, rate and remaining time: a bar on a terminal, a line every five seconds in a log.
 
-    def __init__(self, what: str, total: float, unit: str, done: float = 0):
-        self._what, self._total, self._unit, self._done = what, total, unit, done
-        self._began = self._said = time.monotonic()
-        self._before = done
+    Args:
+      description: what is being done, such as 'reading'.
+      total: amount of work.
+      unit: unit of the amounts, such as 'images'.
+      initial: amount that was done before.
+    """
+    monitor_interval = 0  # no thread that redraws
+
+    def __init__(self, description: str, total: float, unit: str, initial: float = 0):
+        on_terminal = sys.stderr.isatty()
+        seconds, layout, file = (0.1, None, sys.stderr) if on_terminal else (_SECONDS_BETWEEN_LINES, _LINE, _Log())
+        super().__init__(desc=description, total=total, unit=f' {unit}', initial=initial, unit_scale=True, leave=False,
+                         file=file, bar_format=layout, delay=seconds, mininterval=seconds, miniters=0, smoothing=0)
 
     def add(self, amount: float) -> None:
-        self._done += amount
-        now = time.monotonic()
-        if now - self._said >= _BETWEEN_LINES:
-            self._said = now
-            rate = (self._done - self._before) / (now - self._began)
-            left = (self._total - self._done) / rate if rate else float('inf')
-            logging.info('%s: %s of %s %s, %s a second, %s left', self._what, *(
-                f'{number:,.0f}' if number >= 10 else f'{number:.2g}' for number in (self._done, self._total)),
-                self._unit, f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}', _duration(left))
+        """Adds to the amount of work done."""
+        self.update(amount)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f'{seconds:.0f} s'
-    return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
+class _Log(io.TextIOBase):
+    """File that writes each line of tqdm to the log."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            logging.info('%s', line)
+        return len(text)

@@ -1,4 +1,4 @@
-"""What is in a source: how large the images are, what cannot be read, how many there are of each class."""
+"""Surveys a source: image sizes, labels, and unreadable examples."""
 
 from typing import NamedTuple
 
@@ -12,40 +12,42 @@ _BATCH = 64
 
 
 class Survey(NamedTuple):
-    """What was found in the examples that were read."""
+    """Result of `survey`; n of the surveyed examples are readable."""
 
-    asked: int
-    sizes: np.ndarray   # [n, 2] int32, width and height, of the readable ones
-    labels: np.ndarray  # [n] int32, likewise
-    failed: list[str]   # 'id: why' of the others
+    num_surveyed: int
+    sizes: np.ndarray   # int32 [n, 2], width and height
+    labels: np.ndarray  # int32 [n]
+    failed: list[str]   # 'id: reason' for each unreadable example
 
 
 def survey(source: Source, count: int | None = None, *, workers: int = 0) -> Survey:
-    """Reads and decodes `count` examples at equal distances, or all; says in the log how far it is.
+    """Reads and decodes examples, and logs the progress.
 
     Args:
-      workers: processes that read; with 0 a thread.
+      count: number of examples, evenly spaced; None for all.
+      workers: number of worker processes; 0 for a thread.
     """
     indices = np.arange(len(source))
     if count is not None and count < len(source):
         indices = np.linspace(0, len(source) - 1, count).astype(int)
-    batches = pipeline.eval_batches(_Chosen(source, indices), batch_size=_BATCH, transform=_size_of,
+    batches = pipeline.eval_batches(_Subset(source, indices), batch_size=_BATCH, transform=_size_of,
                                     num_workers=workers)
-    progress, sizes, labels, failed = Progress('reading', len(indices), 'images'), [], [], []
+    sizes, labels, failed = [], [], []
     try:
-        for batch in batches:
-            read = batch['weight'] > 0
-            sizes.append(batch['image'].view(np.int32)[read])
-            labels.append(batch['label'][read])
-            failed += batch['failed'].tolist()
-            progress.add(int((batch['index'] >= 0).sum()))
+        with Progress('reading', len(indices), 'images') as progress:
+            for batch in batches:
+                read = batch['weight'] > 0
+                sizes.append(batch['image'].view(np.int32)[read])
+                labels.append(batch['label'][read])
+                failed += batch['failed'].tolist()
+                progress.add(int((batch['index'] >= 0).sum()))
     finally:
         batches.close()
     return Survey(len(indices), np.concatenate(sizes), np.concatenate(labels), failed)
 
 
-class _Chosen(NamedTuple):
-    """Some examples of a source; a mask, which none asks for here, is left out."""
+class _Subset(NamedTuple):
+    """Some examples of a source, without masks."""
 
     source: Source
     indices: np.ndarray
@@ -59,17 +61,21 @@ class _Chosen(NamedTuple):
 
 
 def _size_of(image: np.ndarray) -> np.ndarray:
-    """Width and height as 8 bytes, in the image's place in a batch."""
+    """Encodes width and height as uint8 [8], to be batched in place of the image."""
     return np.array([image.shape[1], image.shape[0]], np.int32).view(np.uint8)
 
 
-def sizes_said(sizes: np.ndarray) -> str:
-    """'width 60 to 4,288, median 500; height ...' of [n, 2]."""
+def describe_sizes(sizes: np.ndarray) -> str:
+    """Describes sizes [n, 2] as 'width 60 to 4,288, median 500; height ...'."""
     return '; '.join(f'{name} {_range(sizes[:, axis])}' for axis, name in enumerate(('width', 'height')))
 
 
-def classes_said(labels: np.ndarray, names: tuple[str, ...], rarest: int = 5) -> str:
-    """'732 to 1,300, median 1,300; fewest: ...' of the labels, and how many classes have none.
+def describe_classes(labels: np.ndarray, names: tuple[str, ...], rarest: int = 5) -> str:
+    """Describes the class counts of labels [n] as '732 to 1,300, median 1,300; fewest: ...'.
+
+    Args:
+      names: class names in the order of the labels.
+      rarest: number of classes to list.
 
     Raises:
       ValueError: a label is outside the classes.

@@ -1,10 +1,11 @@
-"""Label maps by a trained model: which classes it sees at each patch of an image that it is shown whole.
+"""Makes label maps with a trained model: the classes that it predicts for each patch of the whole image.
 
-A model with a head for tokens (LV-ViT) is asked by that; of others the head of the class token is put to each patch
-token behind the last norm, as the reference does with the annotators that it knows (`TokenLabelHead` of
-generate_label.py, to the last feature map of a convolutional one). No token is dropped. The image is squeezed to a
-square, so that the map is of all of it; the reference cuts the middle square out, and then takes the map for one of the
-whole.
+LV-ViT predicts them with its token head. For other models the head of the class token is applied to each patch token
+after the last norm, as the reference does for its annotators (`TokenLabelHead` of generate_label.py). No token is
+dropped.
+
+A departure: the image is resized to a square without preserving the aspect ratio, so that the map covers all of it. The
+reference crops the central square and uses its map for the whole image.
 """
 
 import collections
@@ -30,18 +31,19 @@ from evit_jax.runtime import sharding
 from evit_jax.training import step as steps
 
 TOP = 5
-_AHEAD = 2  # batches that are read while one is computed
+_AHEAD = 2  # batches that are read while another is computed
 
 
 class Annotator:
-    """Makes label maps.
+    """Makes label maps with a trained model.
 
     Attributes:
-      top: classes at each place.
-      side: places along a side of the map: the patches of the model.
+      top: number of classes in each cell.
+      side: number of cells along a side of a map, which is the number of patches.
 
     Args:
-      batch_size: of all batches; what is missing in the last one is filled up.
+      trained: the model.
+      batch_size: size of all batches; the last one is padded.
     """
 
     def __init__(self, trained: LoadedModel, *, batch_size: int):
@@ -53,10 +55,10 @@ class Annotator:
         self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
         self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
         self._step = jax.jit(sharding.with_mesh(self._mesh, _make_step(trained, self.top)),
-                             out_shardings=sharding.split_batch(self._mesh))
+                             out_shardings=sharding.batch_sharding(self._mesh))
 
     def __str__(self) -> str:
-        """Says which annotator this is, by what it does and not where it lies."""
+        """Identifies the annotator by its model and weights, independent of its path."""
         digest = hashlib.blake2b(digest_size=6)
         for leaf in jax.tree.leaves(self._trained.params):
             digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -64,20 +66,20 @@ class Annotator:
                 f'{digest.hexdigest()}')
 
     def entries(self, source: Source, start: int, check: Callable[[], None]) -> Iterator[Entry]:
-        """The maps of a source's examples from one on, in order.
+        """Yields the entries of a source's examples in order, from example `start` on.
 
         Args:
-          check: called before each batch; what it raises ends the work.
+          check: function to call before each batch; an exception stops the work.
         """
         for batch in self._read(source, start):
             check()
             images = [image for _, image in batch if isinstance(image, np.ndarray)]
-            made = self._compute(images) if images else iter(())
+            label_maps = self._compute(images) if images else iter(())
             for name, image in batch:
-                yield Entry(name, next(made)) if isinstance(image, np.ndarray) else Entry(name, None, str(image))
+                yield Entry(name, next(label_maps)) if isinstance(image, np.ndarray) else Entry(name, None, str(image))
 
     def _read(self, source, start):
-        """Batches of name and image, or the error that it is; examples are read in turn, and decoded by threads."""
+        """Yields batches of (id, image or error). Examples are read one by one, and decoded by threads."""
         pool, waiting = concurrent.futures.ThreadPoolExecutor(os.cpu_count()), collections.deque()
         try:
             for first in range(start, len(source), self._batch_size):
@@ -102,12 +104,12 @@ class Annotator:
         value, index = map(np.asarray, self._step(
             self._params, sharding.shard_batch({'image': batch}, self._mesh)['image']))
         square = (-1, self.side, self.side, self.top)
-        value, index = (of.reshape(square).transpose(0, 3, 1, 2) for of in (value, index))
+        value, index = (array.reshape(square).transpose(0, 3, 1, 2) for array in (value, index))
         return map(LabelMap, value[:len(images)], index[:len(images)])
 
 
 def _example(source, number):
-    """Name and encoded image of an example, or the error that it is."""
+    """Returns id and encoded image of an example, or a name and the error."""
     try:
         example = source[number]
         return example['id'], example['image']
@@ -117,28 +119,33 @@ def _example(source, number):
 
 def _make_step(trained: LoadedModel, top: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     config = trained.config
-    model = models.create(config, dtype=jnp.dtype(trained.dtype))
+    model = models.create(config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
     prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)
     dense = make_plan(config.patches(trained.image_size), config.depth, rate=1.0, reduce_at=())
 
     def step(params, images):
-        _, seen = model.apply(params, prepare(images), dense)
-        if 'token_logits' in seen:
-            return likeliest(seen['token_logits'], top)
+        _, intermediates = model.apply(params, prepare(images), dense, patch_tokens=True)
+        if 'token_logits' in intermediates:
+            return top_logits(intermediates['token_logits'], top)
         head = params['head']
-        return likeliest(seen['norm'][:, config.prefix:] @ head['kernel'] + head['bias'], top)
+        return top_logits(intermediates['patch_tokens'] @ head['kernel'] + head['bias'], top)
 
     return step
 
 
-def likeliest(logits: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
-    """The largest logits [..., L], best first, and their classes.
+def top_logits(logits: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the largest logits, best first, and their classes.
 
-    They are counted from the level of the others: a softmax in which the others have the value 0 gives these the
-    probabilities that they had. Where there are no others, the level is that of all.
+    Logits are relative to the level of the remaining classes, the log of the mean of their exponentials. A softmax in
+    which the remaining classes have logit 0 then gives the original probabilities. If no classes remain, the level is
+    that of all classes.
+
+    Args:
+      logits: [..., L].
+      top: number of classes to return.
 
     Returns:
-      [..., top] float32 and int32.
+      Logits float32 [..., top], and classes int32 [..., top].
     """
     value, index = jax.lax.top_k(logits, top)
     others = jnp.put_along_axis(logits, index, -jnp.inf, axis=-1, inplace=False) if top < logits.shape[-1] else logits

@@ -164,7 +164,7 @@ class _Programs:
     """The model, jitted: a program for each number of patches that stay."""
 
     def __init__(self, trained: LoadedModel, batch_size: int):
-        model = models.create(trained.config, dtype=jnp.dtype(trained.dtype))
+        model = models.create(trained.config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
         devices = jax.local_devices()
         self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
         self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
@@ -174,13 +174,13 @@ class _Programs:
         prepare = functools.partial(step.normalise, mean=trained.mean, std=trained.std)
 
         def attend(params, images, plan):
-            return [model.apply(params, prepare(images), plan)[1][name] for name in ('patch', 'class_attention')]
+            return [model.apply(params, prepare(images), plan)[1][name] for name in ('patch_ids', 'class_attention')]
 
         def predict(params, images, visible, plan):
             logits = model.apply(params, prepare(images), plan, visible=visible)[0]
             return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
-        jitted = functools.partial(jax.jit, out_shardings=sharding.split_batch(self._mesh))
+        jitted = functools.partial(jax.jit, out_shardings=sharding.batch_sharding(self._mesh))
         self._attend = jitted(sharding.with_mesh(self._mesh, attend), static_argnums=2)
         self._predict = jitted(sharding.with_mesh(self._mesh, predict), static_argnums=3)
 

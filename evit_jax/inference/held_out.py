@@ -11,7 +11,7 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import read_metadata
 from evit_jax.data import sources, splits
-from evit_jax.data.classes import readable, same_classes
+from evit_jax.data.classes import readable_names, same_classes
 from evit_jax.data.sources import Source
 
 _UNSAID = {'data.path': '', 'data.name': '', 'data.test_split': splits.AUTO, 'data.index_cache': None, 'seed': 0,
@@ -44,7 +44,7 @@ def check_classes(trained: LoadedModel, source: Source) -> None:
     if trained.config.classes != source.num_classes:
         raise ValueError(f'the model in {trained.path} tells {trained.config.classes} classes apart, the data have '
                          f'{source.num_classes}: give a model that was trained on these classes, or other data')
-    ours = readable(source.class_names)
+    ours = readable_names(source.class_names)
     if ours and not same_classes(ours, trained.class_names):
         if trained.class_names == (*map(str, range(len(ours))),) and not read_metadata(trained.path).get('class_names'):
             logging.warning('the weights in %s have no class names: their classes are assumed to be those of the data, '

@@ -73,7 +73,7 @@ class Predictor:
         devices = jax.local_devices()
         self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
         self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
-        rows = sharding.split_batch(self._mesh)
+        rows = sharding.batch_sharding(self._mesh)
         self._step = jax.jit(sharding.with_mesh(self._mesh, _make_step(trained)), static_argnums=2, out_shardings=rows)
 
     def predict(self, images: Picture | Iterable[Picture], *, top: int = 5, rate: float | None = None,
@@ -150,7 +150,8 @@ class Predictor:
                 yield Prediction('', problem=_NOT_FINITE, image=image)
                 continue
             entered, attention, kept, origin, token_of_patch = (
-                tuple(of[row] for of in out[name]) for name in ('patch', 'class_attention', 'kept', 'origin', 'home'))
+                tuple(of[row] for of in out[name])
+                for name in ('patch_ids', 'class_attention', 'kept', 'fused_weights', 'token_of_patch'))
             if plan.reducer.merges:
                 attention = [of[place] for of, place in zip(attention, (np.arange(plan.patches), *token_of_patch))]
             else:
@@ -166,12 +167,12 @@ class Predictor:
 
 
 def _make_step(trained: LoadedModel) -> Callable[..., dict[str, Any]]:
-    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype))
+    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
     prepare = functools.partial(steps.normalise, mean=trained.mean, std=trained.std)
 
     def step(params: Any, images: jax.Array, plan: TokenPlan) -> dict[str, Any]:
         logits, seen = model.apply(params, prepare(images), plan)
-        wanted = 'kept', 'token_of_patch', 'patch', 'class_attention', 'origin'
+        wanted = 'kept', 'token_of_patch', 'patch_ids', 'class_attention', 'fused_weights'
         return {'logits': logits} | {name: seen[name] for name in wanted}
 
     return step

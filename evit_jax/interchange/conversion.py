@@ -1,7 +1,6 @@
 """From a file of another program to a folder that a run can start from, and back; says in the log what it finds."""
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,8 +12,8 @@ from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.interchange import detect, files, folders, interpretation, layouts, run_metadata, safetensors_file, vit
 from evit_jax.models import config_from_flat
-from evit_jax.models.dynamicvit import predictors_in
-from evit_jax.reduction.reducers import DYNAMICVIT
+from evit_jax.reduction.reducer import modules_of
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import storage
 
 
@@ -52,24 +51,25 @@ def from_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = Fal
             found = layouts.find(tree, ema=ema, key=key)
             name, model_config = detect.detect(found.arrays, classes=len(names) or 1000)
             model_config, preprocessing, found = interpretation.interpreted(name, model_config, found, given, flags)
-            _log_model(path, name, model_config, found)
+            modules = vit.learned_modules(found.arrays)
+            _log_model(path, name, model_config, modules, found)
             if len(names) not in (0, model_config.classes):
                 raise ValueError(f'there are {len(names)} names for {model_config.classes} classes: give --class_names')
             params = vit.from_torch(found.arrays, model_config, allow_missing=allow_missing, allow_extra=allow_extra)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
-    weights.check_finite(vit.to_torch(params, model_config), path)
+    weights.check_finite(vit.to_torch(params, model_config, modules), path)
     params, model_config = _resized(params, model_config, image_size)
-    asked = {'reducer.name': DYNAMICVIT.name} if model_config.predictors else {}
+    asked = {'reducer.name': modules.reducer.name} if modules.count else {}
     config = asked | config | run_metadata.settings_of(found.settings) | preprocessing
     assumed, keys = run_metadata.assumed(name, model_config), run_metadata.model_keys(name, model_config)
     _save(dst, params, config, assumed, keys, names)
 
 
-def _log_model(path, name, config, found):
-    predictors = f', {config.predictors} predictors' if config.predictors else ''
+def _log_model(path, name, config, modules, found):
+    learned = f', {modules.count} learned modules of {modules.reducer}' if modules.count else ''
     logging.info('%s: %s, images of %d, %d classes%s%s; names of %s; values %s', path, name, config.image_size,
-                 config.classes, ', distilled' * config.distilled, predictors, found.layout, _types(found.arrays))
+                 config.classes, ', distilled' * config.distilled, learned, found.layout, _types(found.arrays))
     if config.one_head:
         logging.warning("its distillation token has no head: the class token's decides alone, as in Hugging Face's "
                         'DeiTForImageClassification')
@@ -107,22 +107,23 @@ def to_file(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False
     params, told = read_newest(src, 'ema' if ema else 'params')
     if not params:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
-    model_config = dataclasses.replace(model_config, predictors=predictors_in(params))
-    params, model_config = _resized(weights.fitted(params, vit.template(model_config), src), model_config, image_size)
-    arrays = vit.to_torch(params, model_config)
+    modules = modules_of(get_reducer(config.get('reducer.name', 'evit')), params)
+    params = weights.fitted(params, vit.template(model_config, modules), src)
+    params, model_config = _resized(params, model_config, image_size)
+    arrays = vit.to_torch(params, model_config, modules)
     weights.check_finite(arrays, src)
     safetensors_file.write(dst, arrays, run_metadata.to_metadata(name, model_config, config))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', told['next_step'], dst)
-    if call := '' if model_config.predictors else run_metadata.timm_call(name, model_config, dst):
+    if call := '' if modules.count else run_metadata.timm_call(name, model_config, dst):
         logging.info('in timm: %s', call)
     else:
         logging.warning('timm has no model like %s: the file can be converted back, and no more', name)
 
 
 def _check_places(src, dst):
-    if not storage.place(src).exists():
+    if not storage.as_path(src).exists():
         raise FileNotFoundError(f'{src} is not there: give a file of weights (.pth, .pt, .safetensors), or a workdir')
-    if storage.place(dst).exists():
+    if storage.as_path(dst).exists():
         raise ValueError(f'{dst} is there already, and is left as it is: give another DST')
 
 
@@ -167,7 +168,7 @@ def _nested(flat):
 @contextlib.contextmanager
 def _made(dst):
     """A new folder, removed again if the body fails: what is left of it would be in the way of the next try."""
-    folder = storage.place(dst)
+    folder = storage.as_path(dst)
     folder.mkdir(parents=True)
     try:
         yield

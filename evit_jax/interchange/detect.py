@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from evit_jax.models import SHAPES
+from evit_jax.models import CONFIGS
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.dynamicvit import predictors_in
 from evit_jax.models.lvvit import LVViTConfig
 
 _POSITIONS = ('pos_embed', 'position_embeddings')
@@ -24,7 +23,7 @@ _FEATURES = {  # features that are not computed here -> pattern of the names of 
 
 
 def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTConfig]:
-    """Name and shape of the model: image size, classes, distillation and predictors as the weights have them.
+    """Name and shape of the model: image size, classes, and distillation as the weights have them.
 
     Args:
       arrays: by timm's names, of anything with a shape.
@@ -46,14 +45,14 @@ def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTConfig]:
         r'patch_embed\.(stem\.\d|conv\d)\.weight', key))
     patch, in_lvvit = _dimensions(arrays, 'patch_embed.proj.weight', 4)[2], 'patch_embed.conv1.weight' in arrays
     found = (width, hidden, len(blocks), stem, patch, in_lvvit)
-    name = next((name for name, config in SHAPES.items() if found == _signature(config)), None)
+    name = next((name for name, config in CONFIGS.items() if found == _signature(config)), None)
     if name is None:
         patch *= 1 + in_lvvit  # whose stem halves the image
         there = '; '.join(f'{name} {config.width} wide, {config.depth} blocks, patches of {config.patch_size}'
-                          for name, config in SHAPES.items())
+                          for name, config in CONFIGS.items())
         raise ValueError(f'the weights are of a vision transformer {width} wide with {len(blocks)} blocks, an MLP of '
                          f'{hidden} and patches of {patch}, which is none of these: {there}{others}')
-    config = SHAPES[name]
+    config = CONFIGS[name]
     distilled = 'dist_token' in arrays
     grid = positions - 1 - distilled
     side = math.isqrt(max(grid, 0))
@@ -64,7 +63,7 @@ def detect(arrays: Mapping[str, Any], classes: int) -> tuple[str, ViTConfig]:
         classes = _dimensions(arrays, 'head.weight', 2)[0]
     one_head = distilled and 'head.weight' in arrays and 'head_dist.weight' not in arrays
     return name, dataclasses.replace(config, image_size=side * config.patch_size, classes=classes, distilled=distilled,
-                                     one_head=one_head, predictors=predictors_in(arrays))
+                                     one_head=one_head)
 
 
 def features(arrays: Mapping[str, Any]) -> str:

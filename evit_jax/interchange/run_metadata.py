@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from evit_jax.checkpoints.weights import AS_DEIT
-from evit_jax.models import SHAPES, UNSHAPED
+from evit_jax.models import CONFIGS, UNSHAPED
 from evit_jax.models.config import ViTConfig
 
 METADATA = 'evit_jax'  # the key under which all of it stands in a safetensors file
@@ -86,7 +86,7 @@ def timm_call(name: str, config: ViTConfig, path: Any) -> str:
 
 def _timm_arguments(name, config):
     """The arguments for values that differ from those of the name; '' where none does."""
-    usual = SHAPES[name]
+    usual = CONFIGS[name]
     texts = {'heads': f'num_heads={config.heads}', 'activation': f'act_layer={config.activation!r}',
              'norm_epsilon': f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={config.norm_epsilon:g})',
              'pooling': f"global_pool='avg', fc_norm={config.pooling == 'avg_fc_norm'}"}

@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from absl import logging
 from evit_jax.models import Params, create
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.layers import resize_positions
+from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, modules_of
+from evit_jax.reduction.registry import get_reducer, list_reducers
 
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 _VARIANCE, _COUNTER = '.running_var', '.num_batches_tracked'  # of BatchNorm
@@ -40,7 +42,8 @@ def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: 
     Raises:
       ValueError: other keys are missing, unknown or of another shape; lists them.
     """
-    leaves = {_torch_key(path): (path, leaf.shape) for path, leaf in _template(config)}
+    modules = learned_modules(weights)
+    leaves = {_torch_key(path, modules): (path, leaf.shape) for path, leaf in _template(config, modules)}
     weights = {key: value for key, value in weights.items() if not key.endswith(_COUNTER)}
     missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
     problems = [f'missing {key}' for key in missing if not (matches([key], allow_missing) and _is_head(key))]
@@ -58,7 +61,7 @@ def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: 
         if len(problems) == len(unknown) and not any(map(_computes, unknown)):
             why = f'. If logits do not depend on them, give {_flags_for(unknown)}'
         raise ValueError(f'weights do not fit the model ({len(problems)} problems): {"; ".join(sorted(problems))}{why}')
-    fresh = to_torch(create(config).init(jax.random.key(0)), config) if missing else {}
+    fresh = to_torch(create(config, modules=modules).init(jax.random.key(0)), config, modules) if missing else {}
     if missing:
         logging.warning('fresh, as they are missing: %s. They are random: predictions of this model mean nothing '
                         'until it is trained', ', '.join(sorted(missing)))
@@ -82,20 +85,27 @@ def _flags_for(extra):
     return ' '.join(f"--allow_extra='{pattern}'" for pattern in patterns)
 
 
-def to_torch(params: Params, config: ViTConfig) -> dict[str, np.ndarray]:
+def to_torch(params: Params, config: ViTConfig, modules: Modules = NO_MODULES) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`, exactly."""
     out = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = tuple(key.key for key in keys)
-        out[key := _torch_key(path)] = _from_flax(path, np.asarray(leaf), config)
+        out[key := _torch_key(path, modules)] = _from_flax(path, np.asarray(leaf), config)
         if key.endswith(_VARIANCE):
             out[key.removesuffix(_VARIANCE) + _COUNTER] = np.zeros((), np.int64)
     return out
 
 
-def template(config: ViTConfig) -> Params:
+def learned_modules(names: Iterable[str]) -> Modules:
+    """Returns the learned modules that PyTorch weights contain, by the names of the arrays."""
+    names = list(names)
+    found = (modules_of(reducer, names, reducer.checkpoint_prefix) for reducer in map(get_reducer, list_reducers()))
+    return next((modules for modules in found if modules.count), NO_MODULES)
+
+
+def template(config: ViTConfig, modules: Modules = NO_MODULES) -> Params:
     """The parameters of a model as shapes alone."""
-    return jax.eval_shape(create(config).init, jax.random.key(0))
+    return jax.eval_shape(create(config, modules=modules).init, jax.random.key(0))
 
 
 def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params, ViTConfig]:
@@ -104,16 +114,16 @@ def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params,
     Raises:
       ValueError: the size is not a multiple of the patch.
     """
-    positions, prefix = params['pos_embed'], config.prefix
+    positions, prefix = params['pos_embed'], config.num_prefix_tokens
     side = math.isqrt(config.patches(image_size))
     grid = np.asarray(resize_positions(jnp.asarray(positions[0, prefix:]), side))
     return (params | {'pos_embed': np.concatenate([positions[0, :prefix], grid])[None]},
             dataclasses.replace(config, image_size=image_size))
 
 
-def _template(shape):
+def _template(config, modules):
     return [(tuple(key.key for key in keys), leaf)
-            for keys, leaf in jax.tree_util.tree_leaves_with_path(template(shape))]
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(template(config, modules))]
 
 
 def matches(keys: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -131,7 +141,9 @@ def _computes(key):
     return _BACKBONE.search(key) is not None and not key.startswith('decoder') and not key.endswith('mask_token')
 
 
-def _torch_key(path):
+def _torch_key(path, modules):
+    if path[0] == PARAMS and modules.reducer is not None:
+        path = (modules.reducer.checkpoint_prefix, *path[1:])
     return '.'.join(str(_NAMES.get(part, part)) for part in path)
 
 

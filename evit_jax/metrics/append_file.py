@@ -1,4 +1,4 @@
-"""Files that grow: appended to in a folder; in a bucket, whose objects cannot be appended to, written anew."""
+"""Files that metrics are appended to: a file in a local folder, or objects in a bucket, which cannot be appended to."""
 
 import os
 import threading
@@ -10,52 +10,53 @@ from etils import epath
 
 from evit_jax.runtime import storage
 
-_SECONDS = 30.0       # from one writing of an object to the next
-_PART_BYTES = 2**20   # an object that is larger is written no more: another one goes on
+_WRITE_SECONDS = 30.0  # time between two writes of an object
+_PART_BYTES = 2**20    # an object that has reached this size is complete; the records go on in the next one
 
 
-class Growing(Protocol):
-    """What is common to both."""
+class AppendFile(Protocol):
+    """A file to which records are appended; see `open_append_file`."""
 
     def write(self, record: bytes) -> None:
-        """Puts a record at the end."""
+        """Appends a record."""
 
     def flush(self) -> None:
-        """Returns when every record so far is kept."""
+        """Returns when all records so far are stored durably."""
 
     def close(self) -> None:
-        """Flushes and lets go."""
+        """Flushes and closes the file. Nothing may be written afterwards."""
 
 
-def grow(name: Callable[[int], epath.Path], *, head: bytes = b'', mend: Callable[[bytes], bytes] = bytes) -> Growing:
-    """Goes on with the last file that is there, or begins with the first.
+def open_append_file(part_path: Callable[[int], epath.Path], *, header: bytes = b'',
+                     repair: Callable[[bytes], bytes] = bytes) -> AppendFile:
+    """Opens the last existing part for appending, or creates the first one.
 
     Args:
-      name: of the part with a number from 0 on; a folder has no other than the first.
-      head: what every new file begins with.
-      mend: makes of the content of a file that is there one that can be continued.
+      part_path: returns the path of a part by its number from 0 on. A local folder gets the first part only.
+      header: content that every new part begins with.
+      repair: removes an incomplete record from the end of the content of an existing part.
     """
-    number, file = max(enumerate(parts(name)), default=(0, name(0)))
+    number, file = max(enumerate(existing_parts(part_path)), default=(0, part_path(0)))
     content = file.read_bytes() if file.exists() else b''
-    mended = mend(content) or head
+    repaired = repair(content) or header
     if storage.is_remote(file):
-        return _Rewritten(name, number, mended, head)
+        return _BucketAppendFile(part_path, number, repaired, header)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if mended != content:
-        storage.write_whole(file, mended)
-    return _Appended(file)
+    if repaired != content:
+        storage.write_atomic(file, repaired)
+    return _LocalAppendFile(file)
 
 
-def parts(name: Callable[[int], epath.Path]) -> Iterator[epath.Path]:
-    """The files that are there."""
+def existing_parts(part_path: Callable[[int], epath.Path]) -> Iterator[epath.Path]:
+    """Yields the paths of the parts that exist, in order."""
     number = 0
-    while (file := name(number)).exists():
+    while (file := part_path(number)).exists():
         yield file
         number += 1
 
 
-class _Appended:
-    """A record is handed to the system whole before `write` returns, and reaches the disk at `flush`."""
+class _LocalAppendFile:
+    """Passes each record to the system before `write` returns, and to the disk at `flush`. A kill loses no record."""
 
     def __init__(self, file):
         self._file = open(file, 'ab')  # noqa: SIM115 (held until `close`)
@@ -72,54 +73,54 @@ class _Appended:
         self._file.close()
 
 
-class _Rewritten:
-    """Records are kept here and written by a thread, every 30 s; a process that is killed loses those since then.
+class _BucketAppendFile:
+    """Keeps records in memory; a thread writes them to the bucket every 30 s. A kill loses the records since then.
 
-    Writing costs no more as the run grows: an object that has reached 1 MiB is done. If the bucket cannot be reached
-    the records wait, and the run goes on.
+    The cost of a write does not grow with the run, because a part of 1 MiB is complete and is not written again. If the
+    bucket cannot be reached, the records wait in memory and the run continues.
     """
 
-    def __init__(self, name, number, content, head):
-        self._name, self._number, self._head = name, number, head
+    def __init__(self, part_path, number, content, header):
+        self._part_path, self._number, self._header = part_path, number, header
         self._content = bytearray(content)
-        self._full: list[tuple[epath.Path, bytes]] = []  # parts to be written for the last time
-        self._written = len(content)
+        self._complete: list[tuple[epath.Path, bytes]] = []  # parts that wait for their last write
+        self._num_written = len(content)  # bytes of the current part that are in the bucket
         self._lock, self._writing, self._ended = threading.Lock(), threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._keep_writing, name='growing objects', daemon=True)
+        self._thread = threading.Thread(target=self._flush_repeatedly, name='append to bucket', daemon=True)
         self._thread.start()
 
     def write(self, record):
         with self._lock:
             self._content += record
             if len(self._content) >= _PART_BYTES:
-                self._full.append((self._name(self._number), bytes(self._content)))
-                self._number, self._content, self._written = self._number + 1, bytearray(self._head), 0
+                self._complete.append((self._part_path(self._number), bytes(self._content)))
+                self._number, self._content, self._num_written = self._number + 1, bytearray(self._header), 0
 
     def flush(self):
         try:
-            self._put()
-        except Exception as error:  # a bucket out of reach, in as many ways as there are libraries between
-            logging.warning('%s could not be written (%s): what it lacks is tried again until the run ends',
-                            self._name(self._number), error)
+            self._write_parts()
+        except Exception as error:  # an unreachable bucket; the libraries raise many types
+            logging.warning('%s could not be written (%s): the missing records are tried again until the run ends',
+                            self._part_path(self._number), error)
 
     def close(self):
         self._ended.set()
         self._thread.join()
         self.flush()
 
-    def _keep_writing(self):
-        while not self._ended.wait(_SECONDS):
+    def _flush_repeatedly(self):
+        while not self._ended.wait(_WRITE_SECONDS):
             self.flush()
 
-    def _put(self):
+    def _write_parts(self):
         with self._writing:
-            while self._full:
-                storage.write_whole(*self._full[0])
-                del self._full[0]
+            while self._complete:
+                storage.write_atomic(*self._complete[0])
+                del self._complete[0]
             with self._lock:
-                file, content = self._name(self._number), bytes(self._content)
-                number, due = self._number, len(content) > self._written and content != self._head
+                number, content = self._number, bytes(self._content)
+                due = len(content) > self._num_written and content != self._header
             if due:
-                storage.write_whole(file, content)
+                storage.write_atomic(self._part_path(number), content)
                 with self._lock:
-                    self._written = len(content) if number == self._number else self._written
+                    self._num_written = len(content) if number == self._number else self._num_written

@@ -1,11 +1,11 @@
-"""How fast a run goes: rates of the steps since the last line, and a line while one takes far longer than usual."""
+"""Measures the speed of a training loop, and warns of a step that takes far longer than usual."""
 
 import collections
 import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import logging
 from tqdm import tqdm
@@ -14,93 +14,117 @@ from evit_jax.metrics.writers import MetricWriter
 
 PHASES = {'input': 'waiting for the input', 'compile': 'waiting for a program to be compiled', 'save': 'saving',
           'devices': 'waiting for the devices'}
-_REMEMBERED = 101   # steps whose median is what is usual
-_FEWEST = 5         # steps, before which nothing is unusual
-_TIMES = 10.0       # the usual, from which on a step is slow
-_LEAST = 20.0       # seconds, before which none is
+_MEDIAN_STEPS = 101  # number of steps whose median is the usual duration
+_MIN_STEPS = 5       # number of steps before which no duration counts as usual
+_SLOW_FACTOR = 10.0  # a step is slow if it takes this many times the usual duration
+_MIN_SLOW = 20.0     # and at least this many seconds
 
 
-class Pace:
-    """Measures the training loop, from its first `restart`. Call `close()` at the end.
+class StepTimer:
+    """Times the steps of a training loop, between `restart` and `close`.
+
+    A background thread logs a warning while a step is slow, and again each time the duration doubles.
 
     Args:
-      total_steps: of the run.
-      batch_size: of all processes.
-      least: seconds before which no step is called slow.
+      total_steps: number of steps in the run.
+      batch_size: examples in a batch of all processes.
+      min_slow: seconds below which no step counts as slow.
+      clock: returns the time in seconds.
+      watch: whether the background thread runs.
     """
 
-    def __init__(self, total_steps: int, batch_size: int, *, least: float = _LEAST):
-        self._total_steps, self._batch_size, self._least = total_steps, batch_size, least
-        self._durations: collections.deque = collections.deque(maxlen=_REMEMBERED)
-        self._step: tuple[int, float] | None = None  # under way, since
+    def __init__(self, total_steps: int, batch_size: int, *, min_slow: float = _MIN_SLOW,
+                 clock: Callable[[], float] = time.perf_counter, watch: bool = True):
+        self._total_steps, self._batch_size, self._min_slow, self._clock = total_steps, batch_size, min_slow, clock
+        self._durations: collections.deque = collections.deque(maxlen=_MEDIAN_STEPS)
+        self._current: tuple[int, float] | None = None  # number and start time of the step that runs
         self._phase = ''
+        self._warned: tuple[int | None, float] = (None, 0.0)  # number and duration at the last warning
         self.restart(0)
         self._closed = threading.Event()
-        self._watch = threading.Thread(target=self._look, name='slow steps', daemon=True)
-        self._watch.start()
+        self._thread = threading.Thread(target=self._watch_steps, name='slow steps', daemon=True)
+        if watch:
+            self._thread.start()
 
     def close(self) -> None:
-        """Ends the watch for slow steps."""
+        """Ends the background thread."""
         self._closed.set()
-        self._watch.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def step(self, number: int) -> None:
-        """A step begins; the one before has ended."""
-        now = time.perf_counter()
-        if self._step is not None:
-            before, since = self._step
-            if now - since > self._limit():
-                logging.warning('step %d took %.1f s, usual are %.3g s', before, now - since, self._usual())
-            self._durations.append(now - since)
-        self._step = number, now
+        """Ends the current step and begins the step with this number."""
+        now = self._clock()
+        if self._current is not None:
+            last, begin = self._current
+            if now - begin > self._slow_limit():
+                logging.warning('step %d took %.1f s, usual are %.3g s', last, now - begin, self._usual_duration())
+            self._durations.append(now - begin)
+        self._current = number, now
 
     def restart(self, done: int) -> None:
-        """What was since the last line is no part of the next, as an evaluation; it is about the steps from here."""
-        self._step = None
+        """Begins a new line after `done` steps. The time since the last line, such as an evaluation, is not counted."""
+        self._current = None
         self._begin_line(done)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What the loop does in the body, one of `PHASES`."""
-        before, self._phase = self._phase, name
-        begin = time.perf_counter()
+        """Counts the duration of the body as one of `PHASES`."""
+        outer, self._phase = self._phase, name
+        begin = self._clock()
         try:
             yield
         finally:
-            self._spent[name] += time.perf_counter() - begin
-            self._phase = before
+            self._durations_of_phases[name] += self._clock() - begin
+            self._phase = outer
 
     def write(self, done: int, epoch: float, metrics: dict[str, float], keep_rate: float, writer: MetricWriter) -> None:
-        """The line, and the scalars, of the steps since the last ones."""
-        seconds = max((time.perf_counter() - self._begin) / (done - self._from), 1e-9)
-        waits = {name: spent / seconds / (done - self._from) for name, spent in self._spent.items()}
+        """Logs a line, and writes scalars, about the steps since the last line.
+
+        Args:
+          done: number of steps done.
+          epoch: epochs done.
+          metrics: metrics of the last step; `loss` and `lr` are in the line.
+          keep_rate: keep rate of the last step.
+          writer: receives all metrics and rates as `train/NAME`.
+        """
+        steps = done - self._line_start
+        seconds = max((self._clock() - self._line_begin) / steps, 1e-9)  # per step
+        shares = {name: spent / seconds / steps for name, spent in self._durations_of_phases.items()}
         logging.info('step %d/%d  epoch %.2f  loss %.4f  lr %.2e  keep %.2f  %.0f images/s  %.0f ms/step  '
                      'input wait %.1f %%  compile wait %.1f %%  ETA %s', done, self._total_steps, epoch,
                      metrics['loss'], metrics['lr'], keep_rate, self._batch_size / seconds, 1e3 * seconds,
-                     100 * waits['input'], 100 * waits['compile'],
+                     100 * shares['input'], 100 * shares['compile'],
                      tqdm.format_interval(seconds * (self._total_steps - done)))
         writer.write_scalars(done, {f'train/{name}': value for name, value in metrics.items()} | {
             'train/keep_rate': keep_rate, 'train/images_per_second': self._batch_size / seconds,
-            'train/step_seconds': seconds, 'train/input_wait': waits['input'], 'train/compile_wait': waits['compile'],
-            'train/save_wait': waits['save']})
+            'train/step_seconds': seconds, 'train/input_wait': shares['input'],
+            'train/compile_wait': shares['compile'], 'train/save_wait': shares['save']})
         self._begin_line(done)
 
-    def _begin_line(self, done):
-        self._begin, self._from, self._spent = time.perf_counter(), done, dict.fromkeys(PHASES, 0.0)
+    def check_current_step(self) -> None:
+        """Logs a warning if the current step is slow, unless one was logged at more than half its duration."""
+        if (step := self._current) is None:
+            return
+        duration = self._clock() - step[1]
+        last_warning = self._warned[1] if self._warned[0] == step[0] else 0
+        if duration > max(self._slow_limit(), 2 * last_warning):
+            logging.warning('step %d takes %.0f s so far, usual are %.3g s: %s', step[0], duration,
+                            self._usual_duration(), PHASES.get(self._phase, 'in between'))
+            self._warned = step[0], duration
 
-    def _usual(self):
+    def _begin_line(self, done):
+        self._line_begin, self._line_start = self._clock(), done
+        self._durations_of_phases = dict.fromkeys(PHASES, 0.0)
+
+    def _usual_duration(self):
         return statistics.median(self._durations)
 
-    def _limit(self):
-        return max(_TIMES * self._usual(), self._least) if len(self._durations) >= _FEWEST else float('inf')
+    def _slow_limit(self):
+        if len(self._durations) < _MIN_STEPS:
+            return float('inf')
+        return max(_SLOW_FACTOR * self._usual_duration(), self._min_slow)
 
-    def _look(self):
-        said = None, 0.0  # the step that was called slow, and after how long
-        while not self._closed.wait(self._least / 4):
-            if (step := self._step) is None:
-                continue
-            passed = time.perf_counter() - step[1]
-            if passed > max(self._limit(), 2 * said[1] if said[0] == step[0] else 0):
-                logging.warning('step %d takes %.0f s so far, usual are %.3g s: %s', step[0], passed, self._usual(),
-                                PHASES.get(self._phase, 'in between'))
-                said = step[0], passed
+    def _watch_steps(self):
+        while not self._closed.wait(self._min_slow / 4):
+            self.check_current_step()

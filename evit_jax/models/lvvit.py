@@ -1,4 +1,4 @@
-"""LV-ViT: a ViT with a convolutional stem and a head for every token, which token labels train.
+"""LV-ViT: a ViT with a convolutional stem, and a second head for the patch tokens, trained by token labels.
 
 Source: Token Labeling, arXiv 2104.10858; zihangJiang/TokenLabeling. Parity: tests/models/test_lvvit.py.
 """
@@ -14,16 +14,17 @@ from evit_jax.models import layers
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.layers import Convolution
 from evit_jax.models.vit import ViT
+from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.tokens import Tokens
 
-MOMENTUM = 0.9  # of the running statistics; PyTorch calls it 0.1
-EPSILON = 1e-5  # beside the variance
-TOKEN_SHARE = 0.5  # of the tokens' logits in those of the image
+MOMENTUM = 0.9  # of the running statistics; 0.1 in PyTorch's convention
+EPSILON = 1e-5  # added to the variance
+TOKEN_SHARE = 0.5  # weight of the token logits in the image's logits
 
 
 @dataclasses.dataclass(frozen=True)
 class LVViTConfig(ViTConfig):
-    """Everything that decides an LV-ViT's parameters."""
+    """Every value that decides an LV-ViT's parameters and logits."""
 
     depth: int = 16
     mlp_ratio: float = 3.0
@@ -31,7 +32,7 @@ class LVViTConfig(ViTConfig):
     qkv_bias: bool = False
     residual_scale: float = 0.5
     stem_width: int = 64  # channels of the stem's three convolutions
-    folded: bool = False  # these do the batch normalisation, too: see `fold`
+    folded: bool = False  # the batch normalisation is folded into the convolutions: see `fold_batchnorm`
 
     def __post_init__(self):
         if self.pooling != 'token':
@@ -44,30 +45,30 @@ class LVViTConfig(ViTConfig):
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
-        """The stem, which halves the image."""
+        """The convolutions of the stem, which halves the image."""
         again = Convolution(3, 1, self.stem_width, self.stem_width)
         return (Convolution(7, 2, 3, self.stem_width), again, again)
 
-    def parameters(self) -> int:
-        """Number of parameters; of a folded channel the bias alone is left of scale and bias."""
-        return super().parameters() - self.folded * sum(part.channels_out for part in self.convolutions)
+    def parameters(self, plan: TokenPlan | None = None) -> int:
+        """Number of parameters; a folded channel has a bias but no scale."""
+        return super().parameters(plan) - self.folded * sum(part.channels_out for part in self.convolutions)
 
     @property
-    def classifiers(self) -> int:
-        """Heads that tell classes: of the class token, and of every other."""
+    def num_heads_of_classes(self) -> int:
+        """Number of classification heads: for the class token, and for the patch tokens."""
         return 2
 
     @property
     def has_token_head(self) -> bool:
-        """Every token that leaves the last block tells classes."""
+        """True: the second head classifies every token that leaves the last block."""
         return True
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over all axes but the last, as PyTorch's.
+    """Batch normalisation over all axes but the last, as in PyTorch.
 
-    The running mean and variance lie among the parameters, so that all that keeps, averages and moves these does so
-    with them; no gradient reaches them. The batch is all of it, on however many devices it lies.
+    The running mean and variance are stored among the parameters, so that checkpoints, EMA and sharding treat them
+    alike; they get no gradient. The statistics are those of the global batch, over all devices.
     """
 
     def __init__(self, features: int, *, dtype):
@@ -79,7 +80,7 @@ class BatchNorm(nnx.Module):
         """Normalises by the batch's statistics in training, else by the running ones; both are float32.
 
         Returns:
-          The normalised values, and in training what the running mean and variance are to be from now on ({} else).
+          The normalised values, and in training the updated running mean and variance, else {}.
         """
         wide = x.astype(jnp.float32)
         mean, var = jax.lax.stop_gradient((self.mean[...], self.var[...]))
@@ -96,9 +97,9 @@ class BatchNorm(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Patches to tokens: three normalised convolutions, then a linear map of what became of each patch.
+    """Embeds patches: three normalised convolutions, then a linear map of each patch of their output.
 
-    Of a folded shape the convolutions have a bias, and no norms follow.
+    With `config.folded` the convolutions have a bias, and no norm follows.
     """
 
     def __init__(self, config: LVViTConfig, *, dtype, rngs: nnx.Rngs):
@@ -111,7 +112,7 @@ class Stem(nnx.Module):
                                rngs=rngs)
 
     def __call__(self, images: Array, train: bool) -> tuple[Array, dict]:
-        """[B, S, S, 3] to [B, P, D], and the running statistics as of now."""
+        """Returns the patch tokens [B, P, D] of images [B, S, S, 3], and in training the updated running statistics."""
         x, statistics = images, {}
         for name, convolution, norm in (('bn1', self.conv1, self.bn1), ('bn2', self.conv2, self.bn2),
                                         ('bn3', self.conv3, self.bn3)):
@@ -122,13 +123,13 @@ class Stem(nnx.Module):
         return self.proj(layers.to_patches(x, self.patch_side)), statistics
 
 
-def fold(config: LVViTConfig, params: dict) -> tuple[LVViTConfig, dict]:
-    """Shape and parameters of a model of the same logits in evaluation, whose convolutions normalise by themselves.
+def fold_batchnorm(config: LVViTConfig, params: dict) -> tuple[LVViTConfig, dict]:
+    """Folds the batch normalisation into the convolutions; returns config and parameters with the same logits.
 
-    There the running statistics are constants, so that (w * x - mean) * scale + bias is a convolution with a bias.
+    In evaluation the running statistics are constants, so (w * x - mean) * scale + bias is a convolution with a bias.
 
     Args:
-      params: of that shape; stay as they are.
+      params: parameters for `config`; they are not changed.
     """
     if config.folded:
         return config, params
@@ -143,13 +144,13 @@ def fold(config: LVViTConfig, params: dict) -> tuple[LVViTConfig, dict]:
 class LVViT(ViT):
     """An LV-ViT that follows a token plan.
 
-    Its logits are those of the class token and half the largest that any patch has, class by class; in training too,
-    where `seen['cls_logits']` and `seen['token_logits']` are what its losses are of. A fused token is not asked: its
-    head was trained on none, as EViT's authors leave it out of the token labels. Further things that are seen:
+    Its logits are those of the class token plus half of the largest logit of any patch token, class by class, in
+    training too. The losses read `cls_logits` and `token_logits` of the intermediates. A fused token is excluded: the
+    auxiliary head was never trained on one, as EViT's authors leave it out of the token labels. More intermediates:
 
       token_logits: [B, N, L] of the tokens that leave the last block.
-      token_patch: [B, N] int32, their patch ids; a fused token's is negative.
-      statistics: in training, the running statistics as of now, a part of the tree of parameters.
+      token_patch: [B, N] int32, their patch ids; a fused token has a negative id.
+      statistics: in training, the updated running statistics, as a part of the tree of parameters.
     """
 
     def __init__(self, config: LVViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs, **others):
@@ -157,19 +158,19 @@ class LVViT(ViT):
         self.patch_embed = Stem(config, dtype=dtype, rngs=rngs)
         self.aux_head = layers.linear(config.width, config.classes, dtype=jnp.float32, rngs=rngs)
 
-    def classify(self, x: Array, tokens: Tokens, seen: dict) -> Array:
-        logits = super().classify(x, tokens, seen)
-        of_tokens = seen['token_logits'] = self.aux_head(x[:, self.config.prefix:])
-        seen['token_patch'] = tokens.patch
-        asked = tokens.patch >= 0
+    def classify(self, tokens: Tokens, intermediates: dict) -> Array:
+        logits = super().classify(tokens, intermediates)
+        token_logits = intermediates['token_logits'] = self.aux_head(tokens.patches)
+        intermediates['token_patch'] = tokens.patch_ids
+        counts = tokens.patch_ids >= 0
         if tokens.mask is not None:
-            asked &= tokens.mask > 0
-        most = jnp.where(asked[..., None], of_tokens, -jnp.inf).max(axis=1)
+            counts &= tokens.mask > 0
+        largest = jnp.where(counts[..., None], token_logits, -jnp.inf).max(axis=1)
         # A plan may leave nothing but fused tokens.
-        return logits + TOKEN_SHARE * jnp.where(asked.any(axis=1, keepdims=True), most, 0)
+        return logits + TOKEN_SHARE * jnp.where(counts.any(axis=1, keepdims=True), largest, 0)
 
-    def _embed(self, images, seen, train):
-        x, statistics = self.patch_embed(images, train)
-        if train:
-            seen['statistics'] = {'patch_embed': statistics}
+    def _embed_patches(self, images, key, intermediates):
+        x, statistics = self.patch_embed(images, train=key is not None)
+        if key is not None:
+            intermediates['statistics'] = {'patch_embed': statistics}
         return x

@@ -1,9 +1,11 @@
-"""The vision transformer of DeiT, which drops and fuses tokens by class attention where its plan says so.
+"""The vision transformer of DeiT. It reduces its tokens where a token plan says so.
 
-Sources: DeiT, arXiv 2012.12877; EViT, arXiv 2202.07800. Parity: tests/models/test_golden.py.
+Source: DeiT, arXiv 2012.12877; EViT, arXiv 2202.07800. Parity: tests/models/test_golden.py.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,63 +14,79 @@ from jax import Array
 
 from evit_jax.models import layers
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.dynamicvit import Predictor
+from evit_jax.reduction import apply
 from evit_jax.reduction.plan import TokenPlan
-from evit_jax.reduction.reducers import ReducerInputs
-from evit_jax.reduction.tokens import Tokens, fused_origin
-
-_PER_REDUCTION = ('kept', 'token_of_patch', 'class_attention', 'prediction', 'decisions', 'patch', 'origin')
+from evit_jax.reduction.reducer import NO_MODULES, Modules
+from evit_jax.reduction.tokens import Tokens
 
 
 class Block(nnx.Module):
-    """A transformer block; a reduction stands between attention and MLP."""
+    """A transformer block with room for a reduction between attention and MLP."""
 
-    def __init__(self, config: ViTConfig, drop_path: float, *, dtype, rngs: nnx.Rngs):
-        self.drop_path, self.scale = drop_path, config.residual_scale
-        self.norm1 = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ViTConfig, drop_path: float, *, dtype, remat: bool, rngs: nnx.Rngs):
+        norm = functools.partial(nnx.LayerNorm, config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.drop_path, self.scale, self.remat = drop_path, config.residual_scale, remat
+        self.norm1 = norm()
         self.attn = layers.Attention(config.width, config.heads, qkv_bias=config.qkv_bias, std=config.init_std,
                                      dtype=dtype, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm2 = norm()
         self.mlp = layers.Mlp(config.width, int(config.width * config.mlp_ratio), activation=config.activation,
                               std=config.init_std, dtype=dtype, rngs=rngs)
 
-    def attend(self, x: Array, key: Array | None, rows: int | None = None,
-               **counts: Array | None) -> tuple[Array, Array, Array]:
-        """The attention branch, and what `Attention` shows; `rows` and `counts` as it takes them."""
-        branch, class_row, keys = self.attn(self.norm1(x), rows=rows, **counts)
-        return x[:, :rows] + self.scale * layers.drop_path(branch, self.drop_path, key), class_row, keys
+    def __call__(self, tokens: Tokens, reduce: apply.Reduce | None = None, *, key: Array | None = None,
+                 num_queries: int | None = None) -> Tokens:
+        """Computes the block.
 
-    def think(self, x: Array, key: Array | None) -> Array:
-        """The MLP branch."""
-        return x + self.scale * layers.drop_path(self.mlp(self.norm2(x)), self.drop_path, key)
+        Args:
+          reduce: reduces the tokens between attention and MLP.
+          key: random key for drop path; None in evaluation.
+          num_queries: computes the activations of so many first tokens alone; None: of all. A reduction needs the
+            attention output of all tokens, so it only shortens the MLP.
+        """
+        attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        rematerialise = jax.checkpoint if self.remat and key is not None else _unchanged
+
+        def attend(x, size, mask):
+            return self.attn(self.norm1(x), size=size, mask=mask, num_queries=None if reduce else num_queries)
+
+        attention = rematerialise(attend)(tokens.x, tokens.size, tokens.mask)
+        tokens = tokens.add(self._drop_path(attention.out, attention_key))
+        if reduce is not None:
+            tokens = reduce(tokens, attention)
+        tokens = tokens.first(num_queries)
+        mlp = rematerialise(lambda x: self.mlp(self.norm2(x)))(tokens.x)
+        return tokens.add(self._drop_path(mlp, mlp_key))
+
+    def _drop_path(self, branch, key):
+        return self.scale * layers.drop_path(branch, self.drop_path, key)
 
 
 class ViT(nnx.Module):
     """A DeiT that follows a token plan; the same weights run under any plan."""
 
     def __init__(self, config: ViTConfig, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
-                 gather_impl: str = '',
-                 rngs: nnx.Rngs):
-        """Makes the parameters, in float32.
+                 gather_impl: str = '', modules: Modules = NO_MODULES, rngs: nnx.Rngs):
+        """Initialises the parameters, in float32.
 
         Args:
-          drop_path: share of residual branches dropped at the last block; linear in depth, from 0.
-          dtype: of the computation; norms, softmax, class attention and the heads' logits stay float32.
-          remat: in training, of a block only what its two branches begin with is kept for the backward pass, which
-            makes the rest again.
-          lowering: how a reduction moves the tokens, as `gather_impl.chosen` takes it.
+          drop_path: probability to drop a residual branch of the last block; linear in depth, from 0.
+          dtype: dtype of the computation; norms, softmax, class attention and logits stay float32.
+          remat: rematerialises in training: saves only the inputs of attention and MLP, and recomputes the rest in the
+            backward pass.
+          gather_impl: implementation of the gather of kept tokens; see `gather.get_gather`.
+          modules: the reducer whose learned modules the model has, and their number.
         """
-        self.config, self.dtype, self.remat, self.gather_impl = config, dtype, remat, gather_impl
-        tokens = config.prefix + config.patches(config.image_size)
+        self.config, self.dtype, self.gather_impl, self.modules = config, dtype, gather_impl, modules
         init = nnx.initializers.truncated_normal(stddev=0.02)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, config.width)))
         if config.distilled:
             self.dist_token = nnx.Param(init(rngs.params(), (1, 1, config.width)))
-        self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, config.width)))
+        positions = config.num_prefix_tokens + config.patches(config.image_size)
+        self.pos_embed = nnx.Param(init(rngs.params(), (1, positions, config.width)))
         self.patch_embed = layers.PatchEmbed(config.convolutions, config.patch_side, config.width, dtype=dtype,
                                              rngs=rngs)
         rates = [drop_path * block / max(config.depth - 1, 1) for block in range(config.depth)]
-        self.blocks = nnx.List([Block(config, rate, dtype=dtype, rngs=rngs) for rate in rates])
+        self.blocks = nnx.List([Block(config, rate, dtype=dtype, remat=remat, rngs=rngs) for rate in rates])
         norm = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=jnp.float32, rngs=rngs)
         if config.pooling == 'avg_fc_norm':
             self.fc_norm = norm
@@ -76,119 +94,108 @@ class ViT(nnx.Module):
         self.head = layers.linear(config.width, config.classes, dtype=jnp.float32, rngs=rngs)
         if config.distilled and not config.one_head:
             self.head_dist = layers.linear(config.width, config.classes, dtype=jnp.float32, rngs=rngs)
-        if config.predictors:
-            self.score_predictor = nnx.List([Predictor(config.width, std=config.init_std, dtype=dtype, rngs=rngs)
-                                             for _ in range(config.predictors)])
+        if modules.count:
+            self.reducer = nnx.List([modules.reducer.make_module(
+                config.width, init_std=config.init_std, dtype=dtype, rngs=rngs) for _ in range(modules.count)])
 
-    def __call__(self, images: Array, plan: TokenPlan, *, key: Array | None = None,
+    def __call__(self, images: Array, plan: TokenPlan, *, key: Array | None = None, patch_tokens: bool = False,
                  visible: Array | None = None, swap: Array | None = None) -> tuple[Array, dict]:
         """Classifies images.
 
         Args:
-          images: [B, S, S, 3] normalised; position embeddings are resized where S is not the shape's size.
-          plan: static; made for the patches of S (or for so many as are visible) and this depth.
-          key: for drop path; None in evaluation.
-          visible: [B, P] int32, the patches that the first block gets; None: all.
-          swap: bool [P] or [G, P], patches that come from the image's partner: see `layers.swap_patches`.
+          images: [B, S, S, 3] normalised. Position embeddings are resized if S is not `config.image_size`.
+          plan: static; for the number of patches of S (or of visible patches) and the depth of the model.
+          key: random key for drop path and reducers; None in evaluation.
+          patch_tokens: also returns the patch tokens that leave the model. If no head reads them, the last block is
+            otherwise computed for the prefix tokens alone.
+          visible: [B, P] int32, ids of the patches that enter the first block; None: all.
+          swap: bool [P] or [G, P], patches that come from the partner of an image; see `layers.swap_patches`.
 
         Returns:
-          Logits [B, L] float32 (with distillation the mean of both heads), and what was seen on the way by name.
-          Under `jax.jit` whatever of it is not returned costs nothing, most of the last block where the heads read the
-          prefix alone:
-            patch_embed, pos, block00.., norm: activations, prefix tokens first. With pooling avg_fc_norm nothing
-              normalises them, and norm is the last block's.
-            kept: per reduction, [B, K] int32 patch ids that leave it, best first; the fused token of reduction s
-              (0-based) is -1-s.
-            home: per reduction, [B, P] int32: of each patch of the image, which of the tokens that leave it holds it;
-              -1: none.
-            class_attention: per reduction, [B, N] float32 over the tokens that enter it; () where it is in front of
-              the block.
-            prediction: likewise [B, N, 2], of the predictors, where they are asked.
-            decisions: per reduction that masks in place of dropping, [B, N] float32: 1 of what stays, or 0; it has a
+          Logits [B, L] float32 (the mean of both heads of a distilled model), and a dict of intermediates:
+            patch_embed, pos, block00, ..., norm: activations, prefix tokens first. In `norm` and the last block they
+              are those of the prefix tokens alone, unless patch tokens are computed.
+            features: [B, D] float32, the input of the classification head.
+            patch_tokens: [B, N, D] float32, the patch tokens after the last norm, if they are computed.
+            cls_logits, dist_logits: [B, L], the logits of each head.
+          The other intermediates are tuples with one entry per reduction:
+            kept: [B, K] int32, patch ids that leave it, best first; the fused token of reduction s (from 0) is -1 - s.
+            patch_ids: [B, N] int32, patch ids that enter it.
+            token_of_patch: [B, P] int32, index of the token that holds each patch of the image; -1: dropped.
+            class_attention: [B, N] float32 for the tokens that enter it; () for a reducer in front of the block.
+            mask: [B, N] float32, 1 for a token that stays, else 0, if tokens are masked instead of dropped. It has a
               gradient.
-            patch: [B, N] int32 per reduction, the patch ids that enter it, in the order of class_attention.
-            origin: per reduction that fuses, see `fused_origin`: how much of each patch is in the token fused there.
-            cls_logits, dist_logits: [B, L] of each head.
+            fused_weights: [B, P] float32, see `apply.fused_weights`; () if nothing is fused.
+            And what the reducer records by `ReducerInputs.record`.
 
         Raises:
-          ValueError: the image is not square, not divisible by the patch, or not what the plan is for.
+          ValueError: the image is not square or not divisible by the patch size, or the plan is for other inputs.
         """
-        config, seen = self.config, dict.fromkeys(_PER_REDUCTION, ())
         self._check(images, plan, visible)
-        x = seen['patch_embed'] = self._embed(images.astype(self.dtype), seen, train=key is not None)
-        x = x if swap is None else layers.swap_patches(x, swap)
-        x = seen['pos'] = self._add_prefix_and_positions(x)
-        tokens = self._first_tokens(x, plan, visible)
-        x, draws = tokens.x, _draws(images, key)
-        for i, (block, keep) in enumerate(zip(self.blocks, plan.keep, strict=True)):
-            attend_key, think_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
-            attend, think = self._branches(block, train=key is not None)
-            evidence = ReducerInputs(None, None, None, draws, training=key is not None, gather_impl=self.gather_impl)
-            if keep is not None and plan.reducer.predicts:
-                predict = self.score_predictor[plan.reductions.index(i)]
-                evidence = evidence._replace(prediction=predict(x[:, config.prefix:], tokens.mask))
-                x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
-            counts = {'size': self._for_all(tokens.size), 'mask': self._for_all(tokens.mask)}
-            before, (x, class_row, keys) = x, attend(x, attend_key, None, **counts)
-            if keep is not None and not plan.reducer.predicts:
-                evidence = evidence._replace(attention=class_row[:, config.prefix:], keys=keys[:, config.prefix:])
-                x, tokens = self._reduce(x, tokens, evidence, keep, plan, seen)
-            x = seen[f'block{i:02d}'] = think(x, think_key)
-        x = seen['norm'] = self.norm(x)
-        if config.depth and not config.head_reads_patches:
-            # The last block once more for what the heads read: the rest of it is then only computed if returned.
-            x, _, _ = attend(before, attend_key, config.prefix, **counts)
-            x = self.norm(think(x, think_key))
-        return self.classify(x, tokens, seen), seen
+        config, intermediates = self.config, {}
+        tokens = self._embed(images, plan, key, visible, swap, intermediates)
+        reductions = apply.Reductions(plan, _random_keys(images, key), modules=getattr(self, 'reducer', ()),
+                                      train=key is not None)
+        patch_tokens = patch_tokens or config.head_reads_patches
+        for i, block in enumerate(self.blocks):
+            prefix_only = i == config.depth - 1 and not patch_tokens
+            tokens = reductions.before_block(i, tokens)
+            tokens = block(tokens, reductions.in_block(i), key=None if key is None else jax.random.fold_in(key, i),
+                           num_queries=config.num_prefix_tokens if prefix_only else None)
+            intermediates[f'block{i:02d}'] = tokens.x
+        tokens = tokens.replace(x=self.norm(tokens.x))
+        intermediates |= {'norm': tokens.x} | reductions.records()
+        if patch_tokens:
+            intermediates['patch_tokens'] = tokens.x[:, config.num_prefix_tokens:]
+        return self.classify(tokens, intermediates), intermediates
 
-    def _branches(self, block, train):
-        """A block's `attend`, with `rows` in its place, and `think`."""
-        if not (self.remat and train):
-            return block.attend, block.think
-        return jax.checkpoint(block.attend, static_argnums=2), jax.checkpoint(block.think)
-
-    def classify(self, x: Array, tokens: Tokens, seen: dict) -> Array:
-        """The last norm's tokens, prefix first, to logits; `tokens` says what those of the patches are."""
-        logits = seen['cls_logits'] = self.head(self._pooled(x, tokens))
+    def classify(self, tokens: Tokens, intermediates: dict) -> Array:
+        """Computes logits [B, L] from the tokens after the last norm, and adds what it computes to `intermediates`."""
+        features = intermediates['features'] = self._pool(tokens)
+        logits = intermediates['cls_logits'] = self.head(features)
         if self.config.distilled and not self.config.one_head:
-            seen['dist_logits'] = self.head_dist(x[:, 1])
-            logits = (logits + seen['dist_logits']) / 2
+            intermediates['dist_logits'] = self.head_dist(tokens.x[:, 1])
+            logits = (logits + intermediates['dist_logits']) / 2
         return logits
 
-    def _pooled(self, x, tokens):
-        """The vector that the head reads, [B, D].
+    def _pool(self, tokens):
+        """The input of the head, [B, D].
 
-        The mean is over the patch tokens that leave the last block. A merged token counts as many times as it has
-        patches, as in ToMe's code for MAE. A masked token does not count. EViT's fused token counts once, as it does
-        in attention.
+        The mean counts a merged token as many times as it has patches, as in ToMe's code for MAE. A masked token does
+        not count. EViT's fused token counts once, as it does in attention.
         """
         if self.config.pooling == 'token':
-            return x[:, 0]
-        patches = x[:, self.config.prefix:].astype(jnp.float32)
+            return tokens.x[:, 0]
+        patches = tokens.patches.astype(jnp.float32)
         weight = jnp.ones(patches.shape[:2], jnp.float32)
         for factor in (tokens.size, tokens.mask):
             weight = weight if factor is None else weight * factor
-        total = jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # every token of an image may be masked
+        total = jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # all tokens of an image may be masked
         mean = jnp.einsum('bnd,bn->bd', patches, weight / total, precision='highest')
         return self.fc_norm(mean) if self.config.pooling == 'avg_fc_norm' else mean
 
-    def _embed(self, images, seen, train):
-        """Images to tokens [B, P, D]."""
+    def _embed(self, images, plan, key, visible, swap, intermediates):
+        """The tokens that enter the first block."""
+        x = intermediates['patch_embed'] = self._embed_patches(images.astype(self.dtype), key, intermediates)
+        x = x if swap is None else layers.swap_patches(x, swap)
+        x = intermediates['pos'] = self._add_prefix_and_positions(x)
+        prefix = self.config.num_prefix_tokens
+        batch, patches = x.shape[0], x.shape[1] - prefix
+        patch_ids = token_of_patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
+        if visible is not None:
+            x = jnp.concatenate(
+                [x[:, :prefix], jnp.take_along_axis(x[:, prefix:], visible[..., None], axis=1)], axis=1)
+            patch_ids, index = visible, jnp.arange(visible.shape[1], dtype=jnp.int32)
+            token_of_patch = jax.vmap(lambda ids: jnp.full(patches, -1, jnp.int32).at[ids].set(index))(visible)
+        return plan.reducer.prepare(Tokens(x, patch_ids, token_of_patch, gather_impl=self.gather_impl,
+                                           train=key is not None))
+
+    def _embed_patches(self, images, key, intermediates):
+        """Images to patch tokens [B, P, D]."""
         return self.patch_embed(images)
 
-    def _check(self, images, plan, visible):
-        """Raises a ValueError where they do not go together."""
-        height, width = images.shape[1:3]
-        if height != width:
-            raise ValueError(f'images are {height} x {width}: they must be square')
-        patches = self.config.patches(height) if visible is None else visible.shape[1]
-        self.config.check_plan(plan)
-        if patches != plan.patches or len(plan.keep) != self.config.depth:
-            raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
-                             f'this input has {patches}, this model {self.config.depth}')
-
     def _add_prefix_and_positions(self, x):
-        prefix = self.config.prefix
+        prefix = self.config.num_prefix_tokens
         batch, patches, width = x.shape
         first = [self.cls_token[...]] + ([self.dist_token[...]] if self.config.distilled else [])
         first = jnp.broadcast_to(jnp.concatenate(first, axis=1), (batch, prefix, width)).astype(x.dtype)
@@ -197,44 +204,28 @@ class ViT(nnx.Module):
         positions = jnp.concatenate([positions[0, :prefix], grid])
         return jnp.concatenate([first, x], axis=1) + positions.astype(x.dtype)
 
-    def _first_tokens(self, x, plan, visible):
-        """What the first block gets, of [B, F + P, D]."""
-        batch, patches = x.shape[0], x.shape[1] - self.config.prefix
-        patch = token_of_patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
-        if visible is not None:
-            in_front, x = jnp.split(x, [self.config.prefix], axis=1)
-            x = jnp.concatenate([in_front, jnp.take_along_axis(x, visible[..., None], axis=1)], axis=1)
-            patch, places = visible, jnp.arange(visible.shape[1], dtype=jnp.int32)
-            token_of_patch = jax.vmap(lambda ids: jnp.full(patches, -1, jnp.int32).at[ids].set(places))(visible)
-        return Tokens(x, patch, token_of_patch, jnp.ones(patch.shape, jnp.float32) if plan.reducer.merges else None)
-
-    def _reduce(self, x, tokens, evidence, keep, plan, seen):
-        """Asks the plan's reducer, and notes what it did; returns the tokens' values, and what is known of them."""
-        stage = len(seen['kept'])
-        evidence = evidence._replace(draws=jax.vmap(lambda draw: jax.random.fold_in(draw, stage))(evidence.draws))
-        after = plan.reducer.reduce(tokens._replace(x=x), evidence, keep, stage if plan.fused else None)
-        if plan.fused:
-            seen['origin'] += (fused_origin(tokens.patch, evidence.attention, after.patch, seen['origin'],
-                                            tokens.token_of_patch.shape[1]),)
-        for name, found in (('patch', tokens.patch), ('kept', after.patch), ('token_of_patch', after.token_of_patch),
-                            ('class_attention', evidence.attention), ('prediction', evidence.prediction),
-                            ('decisions', after.mask)):
-            seen[name] += () if found is None else (found,)
-        return after.x, after
-
-    def _for_all(self, of_patches):
-        """A value of each patch token, [B, N], with 1 for the tokens in front."""
-        if of_patches is None:
-            return None
-        return jnp.pad(of_patches, ((0, 0), (self.config.prefix, 0)), constant_values=1)
+    def _check(self, images, plan, visible):
+        """Raises a ValueError if images, plan and model do not fit."""
+        height, width = images.shape[1:3]
+        if height != width:
+            raise ValueError(f'images are {height} x {width}: they must be square')
+        patches = self.config.patches(height) if visible is None else visible.shape[1]
+        self.modules.check(plan)
+        if patches != plan.patches or len(plan.keep) != self.config.depth:
+            raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
+                             f'this input has {patches}, this model {self.config.depth}')
 
 
 def _as_float32(x):
     return x.astype(jnp.float32)
 
 
-def _draws(images, key):
-    """A random key for each image: in evaluation of its pixels alone, in whatever batch it comes."""
+def _unchanged(function: Callable) -> Callable:
+    return function
+
+
+def _random_keys(images, key):
+    """One random key per image; in evaluation a function of its pixels alone, whatever the batch."""
     if key is not None:
         return jax.random.split(key, images.shape[0])
     pixels = jax.lax.bitcast_convert_type(images.astype(jnp.float32), jnp.uint32).sum((1, 2, 3), dtype=jnp.uint32)

@@ -17,7 +17,7 @@ from evit_jax.planning.cost_table import COUNTED_PARTS, DEVICES, CostRequest, Co
 from evit_jax.planning.model_parts import ModelPart
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.runtime.names import look_up
+from evit_jax.runtime.names import get_by_name
 
 _REPEATS = 4      # repeats of a small part in one call, so that the overhead of the call weighs little
 _LARGE = 2e9      # MACs of a part that is not repeated
@@ -35,7 +35,7 @@ def measure_costs(request: CostRequest, seconds: float = 60.0, rounds: int = 5) 
     Args:
       seconds, rounds: see `timing.interleave`; not used for estimates.
     """
-    chip = look_up('device', request.device, DEVICES)
+    chip = get_by_name('device', request.device, DEVICES)
     return _time_parts(request, seconds, rounds) if chip is None else _estimate_parts(request, chip)
 
 
@@ -88,7 +88,7 @@ def refine_cliffs(cost: Callable[[int], float], counts: Iterable[int]) -> dict[i
 
 def _time_parts(request: CostRequest, seconds: float, rounds: int) -> CostTable:
     config, batch, dtype = request.config, request.batch, request.dtype
-    counts = timed_counts(config.prefix + 1, request.max_tokens)
+    counts = timed_counts(config.num_prefix_tokens + 1, request.max_tokens)
     parts = {('outside', 0): model_parts.whole_model(config, request.image_size, batch, dtype, depth=0),
              ('dense', 0): model_parts.whole_model(config, request.image_size, batch, dtype)}
     for n in counts:
@@ -136,7 +136,7 @@ def _estimate_parts(request: CostRequest, chip: tpu.Chip) -> CostTable:
 
         return {(name, n): cost for n, cost in refine_cliffs(cost, counts).items()}
 
-    counts = compiled_counts(config.prefix + 1, request.max_tokens)
+    counts = compiled_counts(config.num_prefix_tokens + 1, request.max_tokens)
     costs = {('outside', 0): seconds(model_parts.whole_model(config, request.image_size, batch, dtype, depth=0))}
     for name in model_parts.BRANCHES:
         costs |= refined(name, lambda n, name=name: model_parts.branch(config, name, n, batch, dtype))

@@ -54,7 +54,7 @@ class CostRequest(NamedTuple):
     @property
     def max_tokens(self) -> int:
         """Number of patches and prefix tokens."""
-        return self.patches + self.config.prefix
+        return self.patches + self.config.num_prefix_tokens
 
     def key(self) -> dict[str, Any]:
         """Returns everything that determines the costs. Initialises the device if it is this one."""
@@ -108,7 +108,7 @@ COUNTED_PARTS = CostTable._fields[3:]  # parts whose cost depends on the number 
 def _source_digest() -> str:
     """Returns a digest of the code that determines measured and estimated costs."""
     root = pathlib.Path(models.__file__).parents[1]
-    files = [*sorted(root.glob('models/*.py')), *sorted(root.glob('reduction/**/*.py')),
+    files = [*(file for folder in ('models', 'kernels', 'reduction') for file in sorted((root / folder).rglob('*.py'))),
              *(root / f'{name}.py' for name in ('planning/model_parts', 'benchmarks/tpu', 'benchmarks/hlo'))]
     return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:16]
 

@@ -12,12 +12,20 @@ from jax import Array
 
 from evit_jax import models
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.vit import Block
+from evit_jax.models.lvvit import LVViT, LVViTConfig
+from evit_jax.models.vit import Block, ViT
 from evit_jax.reduction.plan import make_plan
-from evit_jax.reduction.reducers import EVIT, ReducerInputs
+from evit_jax.reduction.reducer import ReducerInputs
+from evit_jax.reduction.reducers import EVIT
 from evit_jax.reduction.tokens import Tokens
 
 BRANCHES = 'attention', 'mlp'
+
+
+class _ClassAttention(NamedTuple):
+    """The part of an `AttentionOutput` that EViT reads."""
+
+    class_attention: Array  # [B, F + N] float32
 
 
 class ModelPart(NamedTuple):
@@ -43,7 +51,10 @@ def branch(config: ViTConfig, name: str, tokens: int, batch: int, dtype: str, re
     """
 
     def run(block, x):
-        step = {'attention': lambda x: block.attend(x, None)[0], 'mlp': lambda x: block.think(x, None)}[name]
+        def step(x):
+            output = block.attn(block.norm1(x)).out if name == 'attention' else block.mlp(block.norm2(x))
+            return x + block.scale * output
+
         return _repeat(step, x, repeats)
 
     return _module_part(Block, config, dtype, run, repeats, _tokens(config, tokens, batch, dtype))
@@ -55,11 +66,11 @@ def last_block(config: ViTConfig, tokens: int, batch: int, dtype: str, repeats: 
     Args:
       tokens: number of tokens that enter the block, with the prefix tokens.
     """
-    prefix = config.prefix
+    prefix = config.num_prefix_tokens
 
     def run(block, x):
         def prefix_outputs(x):
-            return block.think(block.attend(x, None, rows=prefix)[0], None)
+            return block(_as_tokens(x, config), num_queries=prefix).x
 
         return prefix_outputs(_repeat(lambda x: x.at[:, :prefix].set(prefix_outputs(x)), x, repeats - 1))
 
@@ -74,18 +85,18 @@ def heads(config: ViTConfig, tokens: int, batch: int, dtype: str, repeats: int =
     """
     config = dataclasses.replace(config, depth=0)
 
-    def run(model, x, patch):
+    def run(model, x, patch_ids):
         def logits(x):
-            return model.classify(model.norm(x), Tokens(x[:, config.prefix:], patch), {})
+            return model.classify(Tokens(model.norm(x), patch_ids), {})
 
         def feed_back(x):
             return x.at[:, 0, 0].add(logits(x).mean(axis=1).astype(x.dtype))
 
         return logits(_repeat(feed_back, x, repeats - 1))
 
-    return _module_part(models.MODULES[type(config)], config, dtype, run, repeats,
-                        _tokens(config, tokens, batch, dtype),
-                        jax.ShapeDtypeStruct((batch, tokens - config.prefix), jnp.int32))
+    module = LVViT if isinstance(config, LVViTConfig) else ViT
+    return _module_part(module, config, dtype, run, repeats, _tokens(config, tokens, batch, dtype),
+                        jax.ShapeDtypeStruct((batch, tokens - config.num_prefix_tokens), jnp.int32))
 
 
 def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool, repeats: int = 1) -> ModelPart:
@@ -94,21 +105,22 @@ def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool
     Args:
       tokens: number of tokens that enter the reduction, with the prefix tokens.
     """
-    patches = tokens - config.prefix
+    patches = tokens - config.num_prefix_tokens
 
-    def reduced(x, class_row):
-        patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
-        evidence = ReducerInputs(class_row, None, None, None, training=False)
-        return EVIT.reduce(Tokens(x, patch), evidence, -(-patches // 2), 0 if fuse else None).x
+    def reduced(x, class_attention):
+        attention = _ClassAttention(class_attention)
+        before = _as_tokens(x, config)
+        inputs = ReducerInputs(attention, rng=None, train=False, fuse=fuse, block=0, tokens=before)
+        return EVIT.reduce(before, inputs, -(-patches // 2)).x
 
-    def run(params, x, class_row):
+    def run(params, x, class_attention):
         def step(state):  # makes the scores depend on the tokens that the time before has kept
-            kept, class_row = state
-            return reduced(x, class_row + kept[:, -1, :1]), class_row
+            kept, class_attention = state
+            return reduced(x, class_attention + kept[:, -1, :1]), class_attention
 
-        return _repeat(step, (reduced(x, class_row), class_row), repeats - 1)[0]
+        return _repeat(step, (reduced(x, class_attention), class_attention), repeats - 1)[0]
 
-    scores = jax.ShapeDtypeStruct((batch, patches), jnp.float32)
+    scores = jax.ShapeDtypeStruct((batch, tokens), jnp.float32)
     return ModelPart(run, ({}, _tokens(config, tokens, batch, dtype), scores), repeats)
 
 
@@ -130,7 +142,7 @@ def _module_part(module, config, dtype, run, repeats, *arguments):
     """Returns the part that calls `run(module, *arguments)`."""
 
     def build(key):
-        return module(config, drop_path=0.0, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(key))
+        return module(config, drop_path=0.0, dtype=jnp.dtype(dtype), remat=False, rngs=nnx.Rngs(key))
 
     graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
     params = jax.eval_shape(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)), jax.random.key(0))
@@ -143,6 +155,13 @@ def _repeat(step, state, repeats):
     if repeats <= 1:
         return step(state) if repeats else state
     return jax.lax.fori_loop(0, repeats, lambda _, state: step(state), state)
+
+
+def _as_tokens(x, config):
+    """Returns activations [B, F + N, D] as tokens that stand for the first N patches."""
+    batch, patches = x.shape[0], x.shape[1] - config.num_prefix_tokens
+    patch_ids = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
+    return Tokens(x, patch_ids)
 
 
 def _tokens(config, tokens, batch, dtype):

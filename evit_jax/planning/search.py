@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evit_jax.reduction.plan import TokenPlan, block_macs, make_plan
+from evit_jax.models.costs import block_macs
+from evit_jax.reduction.plan import TokenPlan, make_plan
 
 UNITS = {'x': 'times as fast as dense', 'img/s': 'images per second', 'GMACs': '10^9 multiply-accumulates of an image',
          'MMACs': '10^6 of them'}

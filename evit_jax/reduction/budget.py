@@ -1,67 +1,66 @@
-"""How many tokens are asked to stay where, as a config or a person says it, and the plans that come of it."""
+"""Token budgets: keep rates, token counts, r or MACs as a config states them, and the plans that meet them."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from evit_jax.reduction import reducers
+from evit_jax.configs.base import absent
 from evit_jax.reduction.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.reduction.reducers import Reducer
+from evit_jax.reduction.reducer import Reducer
+from evit_jax.reduction.registry import get_reducer
 
-# What configs say that have not heard of a key.
-UNSAID = {'reducer.name': 'evit', 'reducer.r': 0, 'reducer.decreasing': False, 'keep.rates': (), 'keep.tokens': (),
-          'keep.macs': 0.0}
+_ABSENT = absent('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rates', 'keep.tokens', 'keep.macs')
 
 
 class TokenBudget(NamedTuple):
-    """Of `macs`, `r` and `tokens` the first that is given counts; where none is, the rates do."""
+    """The requested number of tokens. The first of `macs`, `r` and `tokens` that is set decides, else `rates`."""
 
     reducer: Reducer
     reduce_at: tuple[int, ...]    # blocks, in any order
-    fuse: bool                    # where the reducer can
+    fuse: bool                    # fuse dropped tokens if the reducer can
     rates: tuple[float, ...]      # one for each block of `reduce_at`, in its order
     tokens: tuple[int, ...] = ()  # kept at each block of `reduce_at`, in its order
     r: float = 0                  # tokens merged in every block
     decreasing: bool = False      # see `merge_plan`
-    macs: float = 0.0             # share of the dense model's multiply-accumulates
+    macs: float = 0.0             # fraction of the dense model's multiply-accumulates
 
     @classmethod
     def of_config(cls, flat: Mapping[str, Any]) -> 'TokenBudget':
-        """What the dotted keys of a config ask for.
+        """Reads the budget from the dotted keys of a config.
 
         Raises:
-          ValueError: no such reducer.
+          ValueError: there is no such reducer.
         """
-        told = UNSAID | dict(flat)
-        at = tuple(told['model.reduce_at'])
-        return cls(reducers.get_reducer(told['reducer.name']), at, told['model.fuse'],
-                   tuple(told['keep.rates']) or (told['keep.rate'],) * len(at), tuple(told['keep.tokens']),
-                   told['reducer.r'], told['reducer.decreasing'], told['keep.macs'])
+        values = _ABSENT | dict(flat)
+        reduce_at = tuple(values['model.reduce_at'])
+        return cls(get_reducer(values['reducer.name']), reduce_at, values['model.fuse'],
+                   tuple(values['keep.rates']) or (values['keep.rate'],) * len(reduce_at), tuple(values['keep.tokens']),
+                   values['reducer.r'], values['reducer.decreasing'], values['keep.macs'])
 
     @property
     def rate(self) -> float | None:
-        """The one rate of all reductions, if that is what is asked."""
+        """The keep rate if all reductions have the same one, else None."""
         other = self.macs or self.r or self.tokens or len(set(self.rates)) != 1
         return None if other else self.rates[0]
 
     def at(self, rate: float) -> 'TokenBudget':
-        """The same at one rate."""
+        """Returns the budget with one keep rate for all reductions."""
         return self._replace(rates=(rate,) * len(self.reduce_at), tokens=(), r=0, macs=0.0)
 
-    def following(self, planned: PlanFile) -> 'TokenBudget':
-        """The same reducer under a plan from a file."""
+    def apply_plan(self, planned: PlanFile) -> 'TokenBudget':
+        """Returns the budget of a plan from a file, with the same reducer."""
         return self._replace(reduce_at=planned.reduce_at, fuse=planned.fuse, tokens=planned.tokens,
                              rates=(1.0,) * len(planned.reduce_at), r=0, macs=0.0)
 
     def plans(self, patches: int, depth: int, macs: Callable[[TokenPlan], int]) -> Callable[[float], TokenPlan]:
-        """Progress of a schedule in [0, 1] -> plan: dense at 0, what is asked for at 1.
+        """Returns a function from the progress of a schedule in [0, 1] to a plan: dense at 0, the budget at 1.
 
         Args:
-          macs: of a plan.
+          macs: plan -> multiply-accumulates.
 
         Raises:
-          ValueError: now or when called, a value out of range; names it.
+          ValueError: a value is out of range, now or when the function is called; names it.
         """
         if self.macs:
             family = plans_of(self.reducer, patches, depth, reduce_at=self.reduce_at, fuse=self.fuse,
@@ -82,18 +81,18 @@ class TokenBudget(NamedTuple):
             final if progress == 1 else make(rate=tuple(1 - (1 - rate) * progress for rate in rates)))
 
 
-def check_predictors(plan: TokenPlan, trained_at: Sequence[int]) -> None:
-    """Raises a ValueError if a reduction of the plan would use the predictor that was trained for another block.
+def check_trained_blocks(plan: TokenPlan, trained_at: Sequence[int]) -> None:
+    """Raises a ValueError if a reduction would use the learned module that was trained for another block.
 
-    Predictors are numbered by reduction, in ascending order of the blocks.
+    Modules are numbered by reduction, in ascending order of the blocks.
 
     Args:
-      trained_at: blocks that the predictors were trained at, in any order.
+      trained_at: blocks that the modules were trained at, in any order.
     """
     trained_at = tuple(sorted(trained_at))
     wrong = [pair for pair in zip(plan.reductions, trained_at) if pair[0] != pair[1]]
-    if plan.reducer.predicts and wrong:
+    if plan.reducer.is_learned and wrong:
         block, trained = wrong[0]
-        raise ValueError(f'{plan.reducer} would use the predictor trained at block {trained} at block {block}: its '
-                         f'predictors were trained at the blocks {trained_at}, and the plan reduces at '
+        raise ValueError(f'{plan.reducer} would use the module trained at block {trained} at block {block}: its '
+                         f'modules were trained at the blocks {trained_at}, and the plan reduces at '
                          f'{plan.reductions}: keep the trained blocks, or choose another reducer')

@@ -1,98 +1,172 @@
-"""How a reduction moves the tokens: one meaning, several programs of it, and for each platform the fastest.
+"""Keeps the tokens of highest score: top-k, then a gather of their rows. Shapes are static.
 
-What comes out is R x: in R a unit row for each token in front, one for each that is kept, and where the others are
-fused a row of their weights. Which is the fastest where: docs/performance.md.
+The output of the gather is R x. R has a unit row for each prefix token and each kept token, and, when the other tokens
+are fused, one row with their weights. The functions below compute the same R x; docs/performance.md shows which is the
+fastest on which platform.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec
 
-from evit_jax.runtime.names import look_up
+from evit_jax.reduction.tokens import Tokens, remap
+from evit_jax.runtime.names import get_by_name
 
-Move = Callable[[Array, Array, Array | None, int], Array]
-"""(x, rank, weight, front) -> the tokens in front, those of `rank`, and with weights one more, the sum of the rest.
+Gather = Callable[[Array, Array, Array | None, int], Array]
+"""(x, index, weights, num_prefix_tokens) -> prefix tokens, kept tokens, and with weights the weighted sum of the rest.
 
-x: [B, F + N, D], F = `num_prefix_tokens` tokens in front of those that are ranked.
-rank: [B, K] int32, places among the N.
-weight: [B, N] float32; None: nothing is fused.
-Returns [B, F + K (+ 1), D] of the dtype of x.
+x: [B, F + N, D], F prefix tokens.
+index: [B, K] int32, indices of the kept tokens among the N.
+weights: [B, N] float32; None: nothing is fused.
+Returns [B, F + K (+ 1), D] with the dtype of x.
 """
 
 
-def gather(x: Array, rank: Array, weight: Array | None, num_prefix_tokens: int) -> Array:
-    """Kept rows are looked up; the others are summed under a mask."""
-    in_front, ranked = jnp.split(x, [num_prefix_tokens], axis=1)
-    rows = [in_front, jnp.take_along_axis(ranked, rank[..., None], axis=1)]
-    if weight is not None:
-        # Image by image, or XLA would collect the ranks of all devices for the scatter.
-        weight = jax.vmap(lambda row, kept: row.at[kept].set(0))(weight, rank)
-        rows.append(_sum(weight, ranked))
+def keep_top(tokens: Tokens, scores: Array, keep: int, *, fuse_weights: Array | None = None) -> Tokens:
+    """Keeps the `keep` tokens of highest score, best first, and can fuse the others into one token, appended last.
+
+    The weights of the fused token are not renormalised: with class attention as weights, the fused token is the part
+    of the class token's attention output that the dropped tokens would give.
+
+    Args:
+      scores: [B, N]; only their order matters.
+      keep: static; each value compiles its own program.
+      fuse_weights: [B, N] weights of the dropped tokens in the fused one; None: they are dropped.
+
+    Returns:
+      `keep` tokens, one more if the others are fused. The patch id of the fused token is -1 - tokens.stage.
+
+    Raises:
+      ValueError: `keep` is outside [1, N].
+
+    Source: EViT, arXiv 2202.07800, section 3.2.
+    """
+    n = scores.shape[1]
+    index = top_k(scores, keep)
+    x = get_gather(tokens.gather_impl, tokens.train)(tokens.x, index, fuse_weights, tokens.num_prefix_tokens)
+    dropped = -1 if fuse_weights is None else keep  # the new index of the tokens that are not kept
+    new_index = jax.vmap(lambda kept: jnp.full(n, dropped, jnp.int32).at[kept].set(jnp.arange(keep, dtype=jnp.int32)))
+    per_token = {'patch_ids': tokens.patch_ids, 'size': tokens.size, 'mask': tokens.mask, 'scores': scores}
+    kept = tokens.replace(x=x, token_of_patch=remap(tokens.token_of_patch, new_index(index)), **{
+        name: None if array is None else jnp.take_along_axis(array, index, axis=1)
+        for name, array in per_token.items()})
+    return kept if fuse_weights is None else _append_fused(kept, tokens, scores)
+
+
+def _append_fused(kept, tokens, scores):
+    """Appends what is tracked about the fused token, whose activations are in `kept.x` already."""
+    def append(array, last):
+        return None if array is None else jnp.concatenate([array, last.astype(array.dtype)], axis=1)
+
+    def rest(before, after):
+        return None if after is None else before.sum(axis=1, keepdims=True) - after.sum(axis=1, keepdims=True)
+
+    ones = jnp.ones((scores.shape[0], 1), jnp.int32)
+    return kept.replace(
+        patch_ids=append(kept.patch_ids, (-1 - tokens.stage) * ones),
+        size=append(kept.size, rest(tokens.size, kept.size)),
+        mask=append(kept.mask, ones), scores=append(kept.scores, rest(scores, kept.scores)))
+
+
+def top_k(scores: Array, keep: int) -> Array:
+    """Finds the indices of the `keep` highest of the scores [B, N], best first, [B, keep] int32.
+
+    Raises:
+      ValueError: `keep` is outside [1, N].
+    """
+    if not 1 <= keep <= scores.shape[1]:
+        raise ValueError(f'keep={keep} is outside [1, {scores.shape[1]}]')
+
+    def index(scores):
+        return jax.lax.top_k(scores, keep)[1]
+
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
+    if devices == 1 or scores.shape[0] % devices:
+        return index(scores)
+    # XLA partitions top_k on TPU alone; elsewhere it would gather the scores of all devices.
+    batch = PartitionSpec(mesh.auto_axes)
+    return jax.shard_map(index, in_specs=batch, out_specs=batch, axis_names=set(mesh.auto_axes))(scores)
+
+
+def gather(x: Array, index: Array, weights: Array | None, num_prefix_tokens: int) -> Array:
+    """Gathers the kept rows; sums the others under a mask."""
+    prefix, patches = jnp.split(x, [num_prefix_tokens], axis=1)
+    rows = [prefix, jnp.take_along_axis(patches, index[..., None], axis=1)]
+    if weights is not None:
+        # Image by image, or XLA would collect the indices of all devices for the scatter.
+        weights = jax.vmap(lambda row, kept: row.at[kept].set(0))(weights, index)
+        rows.append(_weighted_sum(weights, patches))
     return jnp.concatenate(rows, axis=1)
 
 
-def one_hot(x: Array, rank: Array, weight: Array | None, num_prefix_tokens: int) -> Array:
-    """Kept rows are a product with unit rows; the others are summed under a mask."""
-    rows = _unit_rows(x, rank, num_prefix_tokens)
+def one_hot(x: Array, index: Array, weights: Array | None, num_prefix_tokens: int) -> Array:
+    """Multiplies by unit rows to keep; sums the others under a mask."""
+    rows = _unit_rows(x, index, num_prefix_tokens)
     kept = _product(rows, x)
-    return kept if weight is None else jnp.concatenate([kept, _sum(_of_the_rest(weight, rows), x)], axis=1)
+    if weights is None:
+        return kept
+    return jnp.concatenate([kept, _weighted_sum(_weights_of_rest(weights, rows), x)], axis=1)
 
 
-def product(x: Array, rank: Array, weight: Array | None, num_prefix_tokens: int) -> Array:
-    """All of R in one product; in bfloat16 the weights are rounded to it."""
-    rows = _unit_rows(x, rank, num_prefix_tokens)
-    if weight is not None:
-        rows = jnp.concatenate([rows, _of_the_rest(weight, rows)[:, None].astype(rows.dtype)], axis=1)
+def product(x: Array, index: Array, weights: Array | None, num_prefix_tokens: int) -> Array:
+    """Computes R x as one product; in bfloat16 the weights are rounded to bfloat16."""
+    rows = _unit_rows(x, index, num_prefix_tokens)
+    if weights is not None:
+        rest = _weights_of_rest(weights, rows)[:, None].astype(rows.dtype)
+        rows = jnp.concatenate([rows, rest], axis=1)
     return _product(rows, x)
 
 
 GATHERS = {'gather': gather, 'one_hot': one_hot, 'product': product}
 
 
-def chosen(name: str, training: bool) -> Move:
-    """The lowering of a name; of '', on each platform the fastest.
+def get_gather(name: str, train: bool) -> Gather:
+    """Returns the gather of a name; for '' the fastest of each platform.
 
     Args:
-      training: a gradient is taken.
+      train: a gradient is taken.
 
     Raises:
-      ValueError: there is none; names the nearest.
+      ValueError: there is none of this name; names the nearest.
     """
     if name:
-        return look_up('gather_impl', name, GATHERS)
-    return functools.partial(_by_platform, tpu=one_hot if training else product)
+        return get_by_name('gather_impl', name, GATHERS)
+    return functools.partial(_by_platform, tpu=one_hot if train else product)
 
 
-def _by_platform(x, rank, weight, num_prefix_tokens, tpu):
-    def multiplied(x, rank, weight):
-        # Left to itself XLA lays out image by image what a product has left, and anew for every linear layer.
-        after = tpu(x, rank, weight, num_prefix_tokens)
-        image_by_image = after.shape[1] % 128 == 0  # suits a TPU where the tokens fill its lanes
-        return with_layout_constraint(after, Layout((0, 1, 2) if image_by_image else (1, 0, 2)))
+def _by_platform(x, index, weights, num_prefix_tokens, tpu):
+    def on_tpu(x, index, weights):
+        # Without a constraint XLA lays out the product image by image, and converts it for each linear layer.
+        out = tpu(x, index, weights, num_prefix_tokens)
+        image_by_image = out.shape[1] % 128 == 0  # suits a TPU if the tokens fill its lanes
+        return with_layout_constraint(out, Layout((0, 1, 2) if image_by_image else (1, 0, 2)))
 
     default = functools.partial(gather, num_prefix_tokens=num_prefix_tokens)
-    return jax.lax.platform_dependent(x, rank, weight, tpu=multiplied, default=default)
+    return jax.lax.platform_dependent(x, index, weights, tpu=on_tpu, default=default)
 
 
-def _unit_rows(x, rank, num_prefix_tokens):
-    first = jnp.broadcast_to(jnp.arange(num_prefix_tokens, dtype=rank.dtype), (rank.shape[0], num_prefix_tokens))
-    return jax.nn.one_hot(jnp.concatenate([first, num_prefix_tokens + rank], axis=1), x.shape[1], dtype=x.dtype)
+def _unit_rows(x, index, num_prefix_tokens):
+    prefix = jnp.broadcast_to(jnp.arange(num_prefix_tokens, dtype=index.dtype), (index.shape[0], num_prefix_tokens))
+    return jax.nn.one_hot(jnp.concatenate([prefix, num_prefix_tokens + index], axis=1), x.shape[1], dtype=x.dtype)
 
 
-def _of_the_rest(weight, rows):
-    weight = jnp.pad(weight, ((0, 0), (rows.shape[2] - weight.shape[1], 0)))
-    return weight * (1 - rows.sum(1, dtype=weight.dtype))
+def _weights_of_rest(weights, rows):
+    weights = jnp.pad(weights, ((0, 0), (rows.shape[2] - weights.shape[1], 0)))
+    return weights * (1 - rows.sum(1, dtype=weights.dtype))
 
 
 def _product(rows, x):
-    # Where products round float32 to bfloat16, a row times 1 would not be that row.
+    # If products round float32 to bfloat16, a unit row times x would not be x.
     precision = 'highest' if x.dtype == jnp.float32 else None
     return jnp.einsum('bkn,bnd->bkd', rows, x, precision=precision)
 
 
-def _sum(weight, x):
-    return jnp.einsum('bn,bnd->bd', weight, x, preferred_element_type=jnp.float32).astype(x.dtype)[:, None]
+def _weighted_sum(weights, x):
+    return jnp.einsum('bn,bnd->bd', weights, x, preferred_element_type=jnp.float32).astype(x.dtype)[:, None]

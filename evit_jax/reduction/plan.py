@@ -10,7 +10,8 @@ from typing import NamedTuple, TypeVar
 
 from absl import logging
 
-from evit_jax.reduction.reducers import EVIT, TOME, Reducer
+from evit_jax.reduction.reducer import Reducer
+from evit_jax.reduction.reducers import EVIT, TOME
 
 T = TypeVar('T')
 _CLOSE = 0.01  # how near a wanted share of MACs a plan should come
@@ -29,24 +30,22 @@ class TokenPlan(NamedTuple):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Tokens leaving each block; the fused token counts."""
-        if self.reducer.masks:
-            return (self.patches,) * len(self.keep)
+        """Tokens that leave each block, a fused token included."""
         counts, n = [], self.patches
         for keep in self.keep:
-            n = n if keep is None else keep + self.fused
+            n = n if keep is None else self.reducer.num_leaving(n, keep, self.fused)
             counts.append(n)
         return tuple(counts)
 
     @property
     def entering(self) -> tuple[int, ...]:
-        """Tokens that come to each block."""
+        """Tokens that enter each block."""
         return (self.patches, *self.counts[:-1])
 
     @property
     def attending(self) -> tuple[int, ...]:
         """Tokens in the attention of each block."""
-        return self.counts if self.reducer.predicts else self.entering
+        return self.counts if self.reducer.before_block else self.entering
 
     @property
     def reductions(self) -> tuple[int, ...]:
@@ -54,20 +53,20 @@ class TokenPlan(NamedTuple):
         return tuple(block for block, keep in enumerate(self.keep) if keep is not None)
 
     @property
-    def shares(self) -> tuple[float, ...]:
-        """Of the patches, what each reduction keeps, or under a mask is to learn to keep."""
+    def kept_fractions(self) -> tuple[float, ...]:
+        """The fraction of the patches that each reduction keeps."""
         return tuple(self.keep[block] / self.patches for block in self.reductions)
 
     def in_training(self) -> 'TokenPlan':
-        """What trains a model for this plan: itself, where its reducer is trained as it is used."""
-        return self._replace(reducer=self.reducer.training or self.reducer)
+        """Returns the plan that trains a model for this one; the same plan for most reducers."""
+        return self._replace(reducer=self.reducer.in_training())
 
     def __str__(self) -> str:
         if not self.reductions:
             return f'{self.patches} tokens, nothing dropped'
-        if self.reducer.masks:
-            wanted = ' > '.join(str(self.keep[block]) for block in self.reductions)
-            return f'{self.patches} tokens, {wanted} of them wanted at blocks {self.reductions}, {self.reducer}'
+        if self.counts[-1] == self.patches:  # tokens are masked, not dropped
+            kept = ' > '.join(str(self.keep[block]) for block in self.reductions)
+            return f'{self.patches} tokens, {kept} of them unmasked at blocks {self.reductions}, {self.reducer}'
         counts = ' > '.join(str(self.counts[block]) for block in self.reductions)
         how = (', fused' if self.fused else '') + ('' if self.reducer == EVIT else f', {self.reducer}')
         return f'{self.patches} > {counts} tokens at blocks {self.reductions}{how}'
@@ -77,9 +76,9 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
               reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True, reducer: Reducer = EVIT) -> TokenPlan:
     """The plan of keep rates (or explicit token counts) at given blocks.
 
-    EViT's reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them; where that is
-    all of them, nothing is dropped and nothing fused. Others may count in another way: `reducer.kept`. Predictors are
-    counted by the reductions: with any that drops, all ask theirs.
+    EViT's reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them. If these are all
+    tokens, nothing is dropped and nothing fused. Other reducers may count otherwise; see `Reducer.num_kept`. Learned
+    modules are numbered by reduction: if one reduction drops tokens, the plan has all of them.
 
     Args:
       patches: patch tokens of the image.
@@ -96,7 +95,7 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
 
     Source: EViT, section 3; youweiliang/evit, evit.py.
     """
-    fuse, counted = fuse and reducer.fuses, tokens is not None and len(tokens) > 0
+    fuse, counted = fuse and reducer.can_fuse, tokens is not None and len(tokens) > 0
     _check_blocks(reduce_at, depth)
     if counted:
         _check_tokens(tokens := by_depth(reduce_at, tokens, 'tokens'))
@@ -110,14 +109,14 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
         count = n
         if block in at:
             reduction = at.index(block)
-            count = int(tokens[reduction]) if counted else reducer.kept(patches, n, rates[:reduction + 1])
+            count = int(tokens[reduction]) if counted else reducer.num_kept(patches, n, rates[:reduction + 1])
             _check_fewest(count, n, block, reducer)
             if count > n:
                 logging.warning('tokens=%s: block %d keeps all of its %d tokens, for fewer than %d enter it', tokens,
                                 block, n, count)
         keep.append(count if count < n else None)
         n = count + fuse if count < n else n
-    if reducer.predicts and any(keep):
+    if reducer.is_learned and any(keep):
         keep = _at_all(keep, patches, at)
     return TokenPlan(patches, tuple(keep), fuse, reducer)
 
@@ -184,9 +183,9 @@ def plans_of(reducer: Reducer, patches: int, depth: int, *, reduce_at: Sequence[
              decreasing: bool = False) -> Callable[[float], TokenPlan]:
     """For `plan_of_macs`: one keep rate at these blocks, from 1 to the least that the reducer can keep.
 
-    Of a reducer that is `everywhere`: r tokens merged in every block, from none to half of the patches in the first.
+    Of a reducer that is `every_block`: r tokens merged in every block, from none to half of the patches in the first.
     """
-    if reducer.everywhere:
+    if reducer.every_block:
         most = patches // 2 / (2 if decreasing and depth > 1 else 1)
         return lambda amount: merge_plan(patches, depth, r=most * amount, decreasing=decreasing, reducer=reducer)
     make = functools.partial(make_plan, patches, depth, reduce_at=reduce_at, fuse=fuse, reducer=reducer)
@@ -251,37 +250,3 @@ def _check_blocks(reduce_at, depth):
         raise ValueError(f'reduce_at={tuple(reduce_at)} names a block twice: give each block once')
     if outside := [block for block in reduce_at if not 0 <= block < depth]:
         raise ValueError(f'reduce_at={tuple(reduce_at)}: block {outside[0]} is outside 0..{depth - 1} of this model')
-
-
-def block_macs(tokens_in: int, tokens_out: int, width: int, mlp_ratio: float, rows: int | None = None) -> int:
-    """Multiply-accumulates of one block on one image; a reduction stands between attention and MLP.
-
-    Args:
-      tokens_in: all tokens in the attention, class token included.
-      tokens_out: all tokens that leave.
-      rows: tokens that look at all, as `Attention` takes it (which makes the queries of the others too); None: all.
-    """
-    rows = tokens_in if rows is None else rows
-    projections = (3 * tokens_in + rows) * width * width
-    products = 2 * rows * tokens_in * width
-    mlp = 2 * tokens_out * width * int(width * mlp_ratio)
-    return projections + products + mlp
-
-
-def blocks_macs(plan: TokenPlan, *, width: int, mlp_ratio: float, prefix: int = 1) -> int:
-    """Multiply-accumulates of all blocks on one image, attention products included.
-
-    The class-attention row and the blend of a reduction (below 0.01 %) are left out, as in the paper's tables.
-
-    Args:
-      prefix: tokens beside the patches: class, distillation.
-    """
-    return sum(block_macs(n_in + prefix, n_out + prefix, width, mlp_ratio)
-               for n_in, n_out in zip(plan.attending, plan.counts, strict=True))
-
-
-def block_parameters(width: int, mlp_ratio: float, qkv_bias: bool = True) -> int:
-    """Parameters of one block: two norms, attention, MLP."""
-    hidden = int(width * mlp_ratio)
-    attention = 4 * width * width + width + 3 * width * qkv_bias
-    return 4 * width + attention + 2 * width * hidden + hidden + width

@@ -14,7 +14,7 @@ from evit_jax.runtime import distributed
 Result = TypeVar('Result')
 
 
-def each_decides(task: Callable[[], Result]) -> Result:
+def on_every_process(task: Callable[[], Result]) -> Result:
     """Does something in every process at the same time; where one of them is refused, all raise.
 
     Raises:
@@ -69,7 +69,7 @@ def _texts_of_all(text: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes)]
 
 
-def digest_of(arrays: Any) -> str:
+def digest_tree(arrays: Any) -> str:
     """A digest of the names and values of a tree of arrays and numbers."""
     made = hashlib.blake2b(digest_size=8)
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):

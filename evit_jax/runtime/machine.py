@@ -1,24 +1,25 @@
-"""Defaults that follow the machine: the dtype of the computation and the number of data workers."""
+"""Defaults that depend on the machine: the dtype of the computation and the number of data workers."""
 
 import math
 import os
 import pathlib
-from typing import Any
 
+import jax.numpy as jnp
 from absl import logging
 
-AUTO = 'auto'        # model.dtype: by platform
-BY_CORES = -1        # data.workers: by the number of usable cores
-MAX_WORKERS = 8      # chosen automatically; a config may set more
+AUTO = 'auto'    # model.dtype: by platform
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # dtypes of the computation, by name
+BY_CORES = -1    # data.workers: by the number of usable cores
+MAX_WORKERS = 8  # most workers that BY_CORES gives; a config may set more
 
 
 def resolve_dtype(dtype: str, platform: str, recorded: str | None = None) -> str:
-    """The dtype of the computation, with 'auto' resolved.
+    """Returns the name of the computation's dtype; resolves 'auto'.
 
     Args:
-      dtype: from the config.
-      platform: 'cpu', 'gpu' or 'tpu', where the computation runs.
-      recorded: dtype of the run that continues or is evaluated; it wins over the platform.
+      dtype: value of model.dtype.
+      platform: platform of the computation: 'cpu', 'gpu' or 'tpu'.
+      recorded: dtype of the run that is continued or evaluated; it takes precedence over the platform's.
     """
     if dtype != AUTO:
         return dtype
@@ -27,26 +28,14 @@ def resolve_dtype(dtype: str, platform: str, recorded: str | None = None) -> str
     return 'float32' if platform == 'cpu' else 'bfloat16'  # XLA emulates bfloat16 on most CPUs, which is slower
 
 
-def with_dtype(config: Any, platform: str, recorded: str | None = None) -> Any:
-    """A config without 'auto'; the arguments are those of `resolve_dtype`. Logs the choice."""
-    if config.model.dtype != AUTO:
-        return config
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.dtype = resolve_dtype(AUTO, platform, recorded)
-    reason = f'on {platform}' if recorded in (None, AUTO) else 'as recorded in the workdir'
-    logging.info('model.dtype=auto: %s, %s', config.model.dtype, reason)
-    return config
-
-
 def resolve_workers(workers: int, cores: int | None = None) -> int:
-    """The number of worker processes, with -1 resolved; 0 is a thread of this process.
+    """Returns the number of worker processes; resolves -1. 0 stands for a thread of this process.
 
-    One core is left to the main process, which sends work to the devices, or computes.
+    One core is left to the main process, which sends work to the devices or computes itself.
 
     Args:
-      workers: from the config.
-      cores: that this process may use; counted if not given.
+      workers: value of data.workers.
+      cores: number of cores that this process may use; counted if not given.
     """
     if workers != BY_CORES:
         return workers
@@ -58,17 +47,17 @@ def resolve_workers(workers: int, cores: int | None = None) -> int:
 
 
 def usable_cores(root: str | os.PathLike = '/') -> int:
-    """Number of cores that this process may use, by its CPU affinity and the CPU quota of its control group.
+    """Returns the number of cores that this process may use, by its CPU affinity and its control group's CPU quota.
 
     Args:
-      root: root of the file system with /proc and /sys.
+      root: root of the file system that holds /proc and /sys.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return int(max(1, min(cores, _quota(pathlib.Path(root)))))
 
 
 def _quota(root):
-    """Cores that the control groups of this process allow, version 2 or 1; infinity without a limit."""
+    """Returns the number of cores that the control groups (version 1 or 2) allow; infinity without a limit."""
     least = math.inf
     for line in _text(root / 'proc/self/cgroup').splitlines():
         _, controllers, path = line.split(':', 2)
@@ -78,13 +67,13 @@ def _quota(root):
         group = mount / path.lstrip('/')
         for folder in (group, *group.parents):
             least = min(least, _quota_of(folder))
-            if folder == mount:  # a container often sees its own group here, though the path names another
+            if folder == mount:  # in a container the mount is often the group itself, although the path names another
                 break
     return least
 
 
 def _quota_of(group):
-    """Cores that one control group allows."""
+    """Returns the number of cores that one control group allows."""
     limit = _text(group / 'cpu.max').split() or [_text(group / f'cpu.cfs_{name}_us').strip()
                                                  for name in ('quota', 'period')]
     return int(limit[0]) / int(limit[1]) if all(part.isdigit() for part in limit) else math.inf

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar('T')
 
 
-def look_up(kind: str, name: str, known: Mapping[str, T]) -> T:
+def get_by_name(kind: str, name: str, known: Mapping[str, T]) -> T:
     """The one of that name.
 
     Args:

@@ -12,7 +12,7 @@ from absl import logging
 from evit_jax.runtime import storage
 
 
-def steps_of(asked: str) -> range:
+def parse_steps(asked: str) -> range:
     """'10:20' -> the steps from 10 up to 20; '' -> none.
 
     Raises:
@@ -26,11 +26,11 @@ def steps_of(asked: str) -> range:
     return steps
 
 
-class Profile:
+class StepProfiler:
     """Traces the steps in `workdir/profile`; each process its own."""
 
     def __init__(self, steps: range, workdir: Any):
-        self._steps, self._folder, self._tracing = steps, storage.place(workdir) / 'profile', False
+        self._steps, self._folder, self._tracing = steps, storage.as_path(workdir) / 'profile', False
         self._written = self._folder  # where JAX, which knows no bucket, writes
 
     def before(self, step: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from absl import logging
 
 
-class Stage(Protocol):
+class ScheduleStage(Protocol):
     """A part of a run: from step `start` on, the program of `plan` runs."""
 
     start: int
@@ -26,7 +26,7 @@ class Programs:
       compile_plan: plan -> compiled step.
     """
 
-    def __init__(self, stages: Sequence[Stage], compile_plan: Callable[[Any], Callable]):
+    def __init__(self, stages: Sequence[ScheduleStage], compile_plan: Callable[[Any], Callable]):
         self.stages = stages
         self._compile_plan = compile_plan
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
@@ -34,7 +34,7 @@ class Programs:
         logging.info('%d program%s to compile: %s', len(stages), 's' if len(stages) > 1 else '',
                      '; '.join(f'from step {stage.start}: {stage.plan}' for stage in stages))
 
-    def at(self, step: int) -> tuple[Stage, Callable]:
+    def at(self, step: int) -> tuple[ScheduleStage, Callable]:
         """The stage of a step and its program; waits where that is not ready."""
         number = bisect.bisect_right([stage.start for stage in self.stages], step) - 1
         program = self._ask(number).result()

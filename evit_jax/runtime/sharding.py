@@ -47,7 +47,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis divided among the devices."""
     return NamedSharding(mesh, PartitionSpec('data'))
 
@@ -73,7 +73,7 @@ def _divided(shape, mesh):
 
 def shard_batch(batch: dict, mesh: Mesh) -> dict:
     """This process's share of a batch, put on the devices as one global batch."""
-    sharding = split_batch(mesh)
+    sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 

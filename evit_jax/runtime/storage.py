@@ -1,4 +1,4 @@
-"""Where a run may keep its files: a folder of this machine, or a bucket of Google Cloud Storage (`gs://bucket/run`)."""
+"""Reads and writes the files of a run, in a local folder or in a bucket of Google Cloud Storage (`gs://bucket/run`)."""
 
 import contextlib
 import errno
@@ -8,28 +8,28 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from etils import epath
 
-_NEEDED = ('fsspec', 'gcsfs', 'google.cloud.storage')  # by etils; the last by Orbax
-_NEED_FREE = 64 * 2**20
-_OF_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG}  # a file is not whole
-_SYSTEM = re.compile(r"os_error_code='?(\w+)")  # tensorstore's report of a system error
+_GCS_PACKAGES = ('fsspec', 'gcsfs', 'google.cloud.storage')  # the last is needed by Orbax, the others by etils
+# System errors that mean a missing or damaged file. All other ones mean a limit of the machine.
+_FILE_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG}
+_SYSTEM_ERROR = re.compile(r"os_error_code='?(\w+)")  # the way tensorstore reports a system error
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether the path is an address, and not one of this machine's own."""
+    """Returns True if the path is an address such as `gs://bucket/run`, and False for a local path."""
     return '://' in os.fspath(path)
 
 
-def place(path: str | os.PathLike) -> epath.Path:
-    """The path as something that is read and written alike, wherever it is; nothing is looked up.
+def as_path(path: str | os.PathLike) -> epath.Path:
+    """Returns an absolute path with one interface for local files and buckets. Accesses neither.
 
     Raises:
-      ValueError: an address of another kind than `gs://bucket/...`, or the packages for it are not installed.
+      ValueError: the address is not of the form `gs://bucket/...`, or the packages for it are not installed.
     """
     text = os.fspath(path)
     if not is_remote(path):
@@ -39,57 +39,79 @@ def place(path: str | os.PathLike) -> epath.Path:
         raise ValueError(f'{text} cannot be used: give a folder of this machine, or gs://bucket/folder')
     if not rest.partition('/')[2].strip('/') or rest.startswith('/'):
         raise ValueError(f'{text} names no folder in a bucket: give gs://bucket/folder')
-    os.environ.setdefault('EPATH_USE_TF', 'false')  # etils would import TensorFlow wherever it is installed
+    os.environ.setdefault('EPATH_USE_TF', 'false')  # etils would import TensorFlow if it is installed
     try:
-        fsspec, *_ = [importlib.import_module(name) for name in _NEEDED]
+        fsspec, *_ = [importlib.import_module(name) for name in _GCS_PACKAGES]
     except ImportError as error:
         raise ValueError(f"{text} needs packages for Google Cloud Storage: pip install 'evit_jax[gcs]' "
                          f'({error})') from error
-    # What etils makes its file system with: another process may write to the bucket at any time.
+    # etils reads this setting. Listings must not be cached: other processes may write to the bucket at any time.
     fsspec.config.conf.setdefault('gs', {}).setdefault('use_listings_cache', False)
-    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs, with a traceback, what it raises as well
+    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs every exception that it also raises
     return epath.Path(text)
 
 
-def make_writable(folder: epath.Path) -> None:
-    """Makes the folder if need be.
+def make_writable(folder: epath.Path | pathlib.Path, subject: str, way_out: str) -> None:
+    """Creates a folder if it does not exist, and checks that files can be written in it.
+
+    Args:
+      folder: local folder, or one in a bucket.
+      subject: beginning of the message, such as '--out=DIR'.
+      way_out: advice at the end of the message.
 
     Raises:
-      ValueError: it cannot be written, or has no room.
+      ValueError: it cannot be written.
     """
-    if is_remote(folder):
-        probe = folder / f'.{os.getpid()}.probe'
-        with reaching(folder):
-            probe.write_bytes(b'may this be written?')
-            probe.unlink()
-        return
+    probe = folder / f'.{uuid.uuid4().hex[:8]}.probe'
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with explain_bucket_errors(folder):
+            if not is_remote(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b'probe')
+            probe.unlink()
     except OSError as error:
-        raise ValueError(f'workdir {folder} cannot be written ({error.strerror}): give another --workdir') from error
-    if (free := shutil.disk_usage(folder).free) < _NEED_FREE:
-        raise ValueError(f'workdir {folder} has {free / 2**20:.0f} MiB free, a run needs at least '
-                         f'{_NEED_FREE // 2**20}: make room or give another --workdir')
+        raise ValueError(f'{subject} cannot be written ({error.strerror or error}): {way_out}') from error
 
 
-def write_whole(file: epath.Path, content: bytes) -> None:
-    """Puts the content in the file's place; who reads it meanwhile, or after a kill, finds the old one or the new."""
+def write_atomic(file: epath.Path | pathlib.Path, content: bytes) -> None:
+    """Writes a file so that readers see the old content or the new one, even after a kill or a power failure."""
+    with open_atomic(file) as writer:
+        writer.write(content)
+
+
+@contextlib.contextmanager
+def open_atomic(file: epath.Path | pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing. It replaces the old one at the end of the body, or is removed if the body fails."""
     if is_remote(file):  # an object appears when it is complete
-        file.write_bytes(content)
+        with file.open('wb') as writer:
+            yield writer
         return
     temporary = file.with_name(f'.{file.name}.{uuid.uuid4().hex[:8]}')
     try:
-        temporary.write_bytes(content)
+        with temporary.open('wb') as writer:
+            yield writer
+            writer.flush()
+            os.fsync(writer.fileno())
         temporary.replace(file)
-    except OSError:  # no room, as a rule
+    except BaseException:  # a full disk, as a rule
         temporary.unlink(missing_ok=True)
         raise
 
 
+@contextlib.contextmanager
+def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a local folder that gets its final name at the end of the body, or is removed if the body fails."""
+    unfinished = folder.with_name(f'{folder.name}.unfinished-{uuid.uuid4().hex[:8]}')
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def move(folder: epath.Path, target: epath.Path) -> None:
-    """Moves a folder with all that it holds; where it goes is made if need be."""
+    """Moves a folder and its content; creates the parents of the target."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(folder):  # a bucket has no folder to rename
         importlib.import_module('fsspec').filesystem('gs').mv(str(folder), str(target), recursive=True)
@@ -98,7 +120,7 @@ def move(folder: epath.Path, target: epath.Path) -> None:
 
 
 def upload(folder: pathlib.Path, target: epath.Path) -> None:
-    """Copies the files of a folder of this machine, with those of the folders in it."""
+    """Copies all files below a local folder."""
     for file in folder.rglob('*'):
         if file.is_file():
             copy = target / file.relative_to(folder)
@@ -106,23 +128,26 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
             copy.write_bytes(file.read_bytes())
 
 
-def blames_machine(error: BaseException) -> bool:
-    """True where a limit of this machine (memory, permission, open files, JAX) made a read fail, and not the file."""
-    from jax.errors import JaxRuntimeError  # here, as writers of metrics need no JAX and it is slow to import
+def is_machine_failure(error: BaseException) -> bool:
+    """Returns True if a read failed at a limit of this machine (memory, permission, open files, JAX), not of the file.
+    """
+    from jax.errors import JaxRuntimeError  # slow to import, and the metric writers do not need JAX
     if isinstance(error, MemoryError | JaxRuntimeError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno not in _OF_FILES
-    found = _SYSTEM.search(str(error))
-    return bool(found) and getattr(errno, found[1], None) not in _OF_FILES
+        return error.errno not in _FILE_ERRORS
+    match = _SYSTEM_ERROR.search(str(error))
+    return bool(match) and getattr(errno, match[1], None) not in _FILE_ERRORS
 
 
 @contextlib.contextmanager
-def reaching(path: str | os.PathLike) -> Iterator[None]:
-    """Gives what goes wrong in the body with a bucket one line, for the libraries between raise many kinds.
+def explain_bucket_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turns each error of the body into one line about the bucket; the libraries raise many types.
+
+    Errors of a local path pass unchanged.
 
     Raises:
-      ValueError: the bucket does not exist, refuses access, or is out of reach.
+      ValueError: the bucket does not exist, refuses access, or cannot be reached.
     """
     try:
         yield
@@ -130,6 +155,6 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
         if not is_remote(path) or type(error) is ValueError:
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        said = 'not found' if isinstance(error, FileNotFoundError) else lines[-1].strip()
-        raise ValueError(f'{path} cannot be used ({said}): check that the bucket exists and that this '
+        reason = 'not found' if isinstance(error, FileNotFoundError) else lines[-1].strip()
+        raise ValueError(f'{path} cannot be used ({reason}): check that the bucket exists and that this '
                          'machine may read and write it (gcloud auth application-default login)') from error

@@ -35,7 +35,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'Pillow')
 
 def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenPlan], *, platforms: Sequence[str],
           kept: bool, ema: bool = False) -> None:
-    """Fills an empty folder; what is written has no batch normalisation left, see `models.folded`.
+    """Fills an empty folder; what is written has no batch normalisation left, see `models.fold_batchnorm`.
 
     Args:
       plans: by the names that they are requested with; see `default_plan` for the one that runs without a name.
@@ -118,7 +118,7 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
 
 
 def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
-    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype))
+    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
     like = jax.eval_shape(model.init, jax.random.key(0))
 
     def program(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, Any]:

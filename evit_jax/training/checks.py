@@ -1,4 +1,4 @@
-"""Checks of a config before any long work. They write nothing."""
+"""Checks a config before any long work starts. The checks write nothing."""
 
 import os
 from typing import Any
@@ -16,13 +16,17 @@ from evit_jax.training.experiment import config_and_plans
 
 
 def check_start(config: Any, workdir: str | os.PathLike) -> None:
-    """Raises a ValueError if a run in this workdir lacks its teacher, or the weights that it is to begin from."""
+    """Checks that the teacher and the initial weights of a run in this workdir are there.
+
+    Raises:
+      ValueError: they are missing, or they do not fit the model.
+    """
     teaching.check_teacher(config)
     if newest_step(workdir) is not None:
         return
     if config.init_from is None:
-        raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of the run that '
-                         'has them, or --config.init_from= to start from nothing')
+        raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of a trained '
+                         'run, or --config.init_from= to start from random weights')
     if not config.init_from:
         return
     weights.check_is_workdir('config.init_from', config.init_from)
@@ -32,15 +36,23 @@ def check_start(config: Any, workdir: str | os.PathLike) -> None:
 
 
 def check_training(config: Any) -> None:
-    """Raises a ValueError for a value outside its limits, or one that training cannot do with; reads nothing."""
+    """Checks the values of a config for training; reads nothing.
+
+    Raises:
+      ValueError: a value is outside its limits, contradicts another one, or cannot be trained with.
+    """
     check(config)
     limits.check_mixing(config, jax.device_count())
 
 
 def check(config: Any) -> None:
-    """Raises a ValueError for a value outside its limits; reads and writes nothing."""
+    """Checks the values of a config for training or evaluation; reads nothing.
+
+    Raises:
+      ValueError: a value is outside its limits or contradicts another one.
+    """
     limits.check(config)
-    profiler.steps_of(config.profile_steps)
+    profiler.parse_steps(config.profile_steps)
     teaching.check(config)
     inputs.train_transform(config)
     inputs.eval_transform(config)
@@ -51,7 +63,7 @@ def check(config: Any) -> None:
 
 
 def _check_tokens(config):
-    """Raises a ValueError where there is not one token count, or one rate, for each block that reduces."""
+    """Raises a ValueError unless there is one token count, or one rate, for each block of model.reduce_at."""
     keep, blocks = config.keep, len(config.model.reduce_at)
     key = 'tokens' if keep.tokens else 'rates'
     if keep[key] and len(keep[key]) != blocks and not keep.macs and not config.reducer.r:

@@ -10,7 +10,7 @@ from jax import Array
 
 from evit_jax import models
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.data.classes import readable
+from evit_jax.data.classes import readable_names
 from evit_jax.models import Model, Params
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.training.objectives import Taught
@@ -24,6 +24,7 @@ class Teacher(NamedTuple):
     params: Params             # numpy arrays
     mean: tuple[float, ...]    # of the channels that it was trained on
     std: tuple[float, ...]
+    patch_tokens: bool = False  # also return the patch tokens
     digest: str = ''           # digest of `arrays`
 
     @property
@@ -40,12 +41,12 @@ class Teacher(NamedTuple):
         """
         if (tuple(mean), tuple(std)) != (self.mean, self.std):
             images = (images * jnp.asarray(std) + jnp.asarray(mean) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
-        logits, seen = self.model.apply(params, images, self.plan)
-        return Taught(logits, seen['norm'][:, self.model.config.prefix:])
+        logits, intermediates = self.model.apply(params, images, self.plan, patch_tokens=self.patch_tokens)
+        return Taught(logits, intermediates.get('patch_tokens'))
 
 
 def read(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, class_names: Sequence[str],
-         dtype: Any) -> Teacher:
+         dtype: Any, patch_tokens: bool = False) -> Teacher:
     """Reads a teacher.
 
     Args:
@@ -59,7 +60,7 @@ def read(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, cl
       ValueError: no readable checkpoint, no average in it, other classes, or a size that its patches do not divide.
     """
     trained = load_model(path, ema=ema)
-    names = readable(class_names)
+    names = readable_names(class_names)
     if len(trained.class_names) != len(names):
         raise ValueError(f'the teacher in {path} tells {len(trained.class_names)} classes apart, this data has '
                          f'{len(names)}: give a teacher that was trained on the same classes')
@@ -68,11 +69,11 @@ def read(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, cl
         raise ValueError(f'the teacher in {path} knows other classes (the first that differs is {there!r} there, '
                          f'{here!r} in the data): give a teacher that was trained on the same classes')
     trained = trained._replace(image_size=image_size)
-    model = models.create(trained.config, dtype=dtype)
+    model = models.create(trained.config, dtype=dtype, modules=trained.modules)
     plan = (make_plan(trained.config.patches(image_size), trained.config.depth, reduce_at=()) if dense else
             trained.plan())
     logging.info('the teacher is %s of %s at step %d: %s', trained.name, path, trained.step, plan)
-    return Teacher(model, plan, trained.params, trained.mean, trained.std)
+    return Teacher(model, plan, trained.params, trained.mean, trained.std, patch_tokens)
 
 
 def _are_names(names):

@@ -17,7 +17,7 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, float]
     sample: dict[str, Any]  # see `Examples`: image, label, prediction, kept: per reduction [B, K],
-                            # and of a reducer that merges home: per reduction [B, N]
+                            # token_of_patch: per reduction [B, P]
 
 
 def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Callable[[dict], dict], *, patches: int,
@@ -55,7 +55,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
         for name, value in _sums(out, batch, patches).items():
             sums[name] = sums.get(name, 0.0) + value
         examples.add({'image': batch['image'], 'label': batch['label']} | {
-            name: out[name] for name in ('prediction', 'kept', 'home') if name in out}, batch)
+            name: out[name] for name in ('prediction', 'kept', 'token_of_patch')}, batch)
     seconds = time.perf_counter() - begin
     sums = distributed.sum_over_processes(sums | {'timed': timed})
     images, objects, timed, bad = (sums.pop(name) for name in ('images', 'object', 'timed', 'nonfinite'))
@@ -71,7 +71,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Calla
                     for name, value in sums.items() if '_kept_' in name}
     if timed:
         metrics['images_per_second'] = timed / seconds
-    return Evaluation(metrics, examples.chosen())
+    return Evaluation(metrics, examples.collect())
 
 
 def _sums(out, batch, patches):
@@ -84,9 +84,7 @@ def _sums(out, batch, patches):
     if 'mask' in batch:
         on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]
         sums['object'] = on_object.sum()
-    shares = (map(shares_of_tokens, out['token_of_patch']) if 'token_of_patch' in out else
-              (present(kept, patches) for kept in out['kept']))
-    for stage, there in enumerate(shares, 1):
+    for stage, there in enumerate(map(patch_shares, out['kept'], out['token_of_patch']), 1):
         sums[f'object_kept_{stage}'] = (there * on_object).sum()
         sums[f'random_kept_{stage}'] = (there.mean(1) * weight).sum()
     return {name: float(value) for name, value in sums.items()}
@@ -100,16 +98,17 @@ def object_patches(mask: np.ndarray, patches: int) -> np.ndarray:
     return cover.reshape(batch, patches) > OBJECT_COVER
 
 
-def present(kept: np.ndarray, patches: int) -> np.ndarray:
-    """Which patches are among the kept ids [B, K], as bool [B, N]; fused tokens (negative ids) are no patch."""
-    there = np.zeros((len(kept), patches + 1), bool)
-    np.put_along_axis(there, np.where(kept < 0, patches, kept), True, axis=1)
-    return there[:, :patches]
+def patch_shares(kept: np.ndarray, token_of_patch: np.ndarray) -> np.ndarray:
+    """Computes how much of each patch is left after a reduction, [B, P]: 1 / (number of patches in its token).
 
+    A patch that is dropped, or whose token is a fused one, has 0.
 
-def shares_of_tokens(token_of_patch: np.ndarray) -> np.ndarray:
-    """What each patch has of the token that it is in, by the patches there: of [B, N] token numbers; -1 has none."""
+    Args:
+      kept: [B, K] patch ids of the tokens; a fused token has a negative id.
+      token_of_patch: [B, P] index of the token that holds each patch; -1: dropped.
+    """
     batch, patches = token_of_patch.shape
-    place = np.where(token_of_patch < 0, patches, token_of_patch) + (patches + 1) * np.arange(batch)[:, None]
-    size = np.bincount(place.ravel(), minlength=batch * (patches + 1))
-    return np.where(token_of_patch < 0, 0, 1 / size[place])
+    bins = np.where(token_of_patch < 0, patches, token_of_patch) + (patches + 1) * np.arange(batch)[:, None]
+    size = np.bincount(bins.ravel(), minlength=batch * (patches + 1))
+    left = (token_of_patch >= 0) & (np.take_along_axis(kept, np.maximum(token_of_patch, 0), axis=1) >= 0)
+    return np.where(left, 1 / size[bins], 0)

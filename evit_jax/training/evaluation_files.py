@@ -50,10 +50,10 @@ class Files(NamedTuple):
         self = self.apart(result)
         content = json.dumps(writers.to_json(result | _origin()), indent=1, allow_nan=False) + '\n'
         try:
-            with storage.reaching(self.result):
-                storage.write_whole(self.result, content.encode())
+            with storage.explain_bucket_errors(self.result):
+                storage.write_atomic(self.result, content.encode())
                 if picture is not None:
-                    storage.write_whole(self.picture, picture)
+                    storage.write_atomic(self.picture, picture)
         except (OSError, ValueError) as error:
             if self.required:
                 raise
@@ -70,7 +70,7 @@ def files_of(workdir: str | os.PathLike, plan: TokenPlan, out: str | os.PathLike
       out: a file that ends in .json, or a folder; None: the workdir.
     """
     named = bool(out) and _is_file_name(out)
-    result = storage.place(out) if named else storage.place(out or workdir) / f'evaluate-{plan_name(plan)}.json'
+    result = storage.as_path(out) if named else storage.as_path(out or workdir) / f'evaluate-{plan_name(plan)}.json'
     return Files(result, result.with_suffix('.png'), bool(out), named)
 
 
@@ -78,7 +78,7 @@ def check_out(out: str | os.PathLike | None) -> None:
     """Raises a ValueError where the place in `--out` cannot be written; makes its folder."""
     if not out:
         return
-    path = storage.place(out)
+    path = storage.as_path(out)
     folder = path.parent if _is_file_name(out) else path
     if path.suffix and folder == path and not os.fspath(out).endswith('/') and not path.is_dir():
         raise ValueError(f'--out={out} is neither a file that ends in .json nor a folder that exists: name a file that '
@@ -87,9 +87,9 @@ def check_out(out: str | os.PathLike | None) -> None:
     try:
         if _is_file_name(out) and path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with storage.reaching(out):
+        with storage.explain_bucket_errors(out):
             folder.mkdir(parents=True, exist_ok=True)
-            storage.write_whole(probe, b'')
+            storage.write_atomic(probe, b'')
             probe.unlink()
     except OSError as error:
         raise ValueError(f'--out={out} cannot be written ({error.strerror or error}): name a file that ends in .json, '
@@ -116,7 +116,7 @@ def plan_name(plan: TokenPlan) -> str:
 def _differences(file, result, keys):
     """The values in an earlier result that the new one does not share; none where no result can be read."""
     try:
-        with storage.reaching(file):
+        with storage.explain_bucket_errors(file):
             old = json.loads(file.read_bytes())
         old, new = (workdirs.flat({key: of[key] for key in keys}) for of in (old, result))
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""A few of the evaluated images for a picture, spread over the classes."""
+"""Selects a few evaluated images for a picture, spread over the classes."""
 
 import collections
 from collections.abc import Mapping
@@ -13,38 +13,42 @@ from evit_jax.runtime import distributed
 class _Row(NamedTuple):
     priority: tuple
     label: int
-    index: int  # in the data
+    index: int  # position in the data
     arrays: dict[str, Any]
 
 
 class Examples:
-    """Collects images during an evaluation: of each class the first one, then of each class the second one, and so on.
+    """Collects images during an evaluation: the first image of each class, then the second of each class, and so on.
 
-    Where there are more classes than images to show, the classes are evenly spread, too. The choice depends on labels
-    and positions in the data alone: it is the same for any number of processes, of which each has its own rows.
+    If there are more classes than images to show, the classes are evenly spaced. The selection depends only on labels
+    and positions in the data, so it is the same for any number of processes. Each process holds its own rows.
+
+    Args:
+      count: number of images to collect.
+      classes: number of classes.
     """
 
     def __init__(self, count: int, classes: int):
         self._count = count
         self._first_classes = {*np.linspace(0, max(classes - 1, 0), min(count, classes)).round().astype(int).tolist()}
-        self._seen: collections.Counter[int] = collections.Counter()
+        self._class_counts: collections.Counter[int] = collections.Counter()
         self._rows: list[_Row] = []
         self._blank: dict[str, Any] = {}
 
     def add(self, arrays: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> None:
-        """Looks at a batch.
+        """Adds the images of a batch that rank high enough.
 
         Args:
-          arrays: tree of arrays [B, ...], of which the chosen rows are kept.
-          batch: its label, weight (0: padding, or unreadable), and index in the data.
+          arrays: tree of arrays [B, ...] whose rows are collected.
+          batch: label, weight (0: padding, or unreadable) and index in the data, [B] each.
         """
         if not self._count:
             return
         self._blank = jax.tree.map(lambda array: np.zeros_like(array[0]), dict(arrays))
         for row in np.flatnonzero(batch['weight']).tolist():
             label, index = int(batch['label'][row]), int(batch['index'][row])
-            priority = self._priority(self._seen[label], label)
-            self._seen[label] += 1
+            priority = self._priority(self._class_counts[label], label)
+            self._class_counts[label] += 1
             if len(self._rows) == self._count and priority > self._rows[-1].priority:
                 continue
             arrays_of_row = jax.tree.map(lambda array: np.array(array[row]), dict(arrays))  # noqa: B023, used at once
@@ -52,37 +56,37 @@ class Examples:
             self._rows.sort(key=lambda each: each.priority)
             del self._rows[self._count:]
 
-    def chosen(self) -> dict[str, Any]:
-        """The tree of arrays with the chosen rows of all processes, in the order of the data; {} without any.
+    def collect(self) -> dict[str, Any]:
+        """Returns the tree of arrays with the selected rows of all processes, in the order of the data; {} if empty.
 
-        All processes call this together.
+        A collective operation: all processes must call it.
         """
         if not self._count:
             return {}
-        chosen = self._chosen_of(self._rows)
+        selected = self._select(self._rows)
         if not distributed.is_single_process():
-            chosen = self._exchanged()
-        return jax.tree.map(lambda *rows: np.stack(rows), *(row.arrays for row in chosen)) if chosen else {}
+            selected = self._select_globally()
+        return jax.tree.map(lambda *rows: np.stack(rows), *(row.arrays for row in selected)) if selected else {}
 
     def _priority(self, number, label):
-        """The rank of the `number`-th image of its class; images with low ranks are kept."""
+        """Returns the rank of the `number`-th image of its class; images with low ranks are selected."""
         return number, label not in self._first_classes, label
 
-    def _chosen_of(self, rows):
-        seen: collections.Counter[int] = collections.Counter()
-        found = []
+    def _select(self, rows):
+        class_counts: collections.Counter[int] = collections.Counter()
+        ranked = []
         for row in sorted(rows, key=lambda row: row.index):
-            found.append(row._replace(priority=self._priority(seen[row.label], row.label)))
-            seen[row.label] += 1
-        return sorted(sorted(found, key=lambda row: row.priority)[:self._count], key=lambda row: row.index)
+            ranked.append(row._replace(priority=self._priority(class_counts[row.label], row.label)))
+            class_counts[row.label] += 1
+        return sorted(sorted(ranked, key=lambda row: row.priority)[:self._count], key=lambda row: row.index)
 
-    def _exchanged(self):
-        """The choice among the rows of all processes."""
+    def _select_globally(self):
+        """Selects among the rows of all processes, and exchanges the arrays."""
         own = np.full((self._count, 2), -1, np.int32)
         for number, row in enumerate(self._rows):
             own[number] = row.label, row.index
-        every = distributed.gather(own).tolist()
+        gathered = distributed.gather(own).tolist()
         held = {row.index: row.arrays for row in self._rows}
-        chosen = self._chosen_of(_Row((), label, index, {}) for label, index in every if index >= 0)
+        selected = self._select(_Row((), label, index, {}) for label, index in gathered if index >= 0)
         return [row._replace(arrays=distributed.broadcast(held.get(row.index, self._blank), sender=row.index in held))
-                for row in chosen]
+                for row in selected]

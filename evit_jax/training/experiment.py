@@ -1,6 +1,5 @@
 """A run laid out from its config before any long work: model, data, plans, optimizer. Wrong values stop here."""
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Collection
@@ -14,7 +13,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from evit_jax import models
-from evit_jax.checkpoints import preprocessing, weights
+from evit_jax.checkpoints import open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.state import TrainState, create_state
 from evit_jax.data import order, pipeline
@@ -25,13 +24,14 @@ from evit_jax.data.token_labels.targets import TokenTargets
 from evit_jax.data.transforms import mixing
 from evit_jax.models import Model
 from evit_jax.models.config import ViTConfig
-from evit_jax.reduction import reducers
-from evit_jax.reduction.budget import TokenBudget, check_predictors
+from evit_jax.reduction import registry
+from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
 from evit_jax.reduction.plan import TokenPlan, by_depth
 from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.schedule import KeepSchedule, Stage, stages
 from evit_jax.runtime import agreement, machine, sharding
-from evit_jax.training import inputs, limits, teaching
+from evit_jax.training import inputs, teaching
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import step as steps
 from evit_jax.training.distillation import Teacher
@@ -88,8 +88,8 @@ class Experiment(NamedTuple):
         if config.init_from:
             weights.check_values(config.init_from, self.model.config)
             params = weights.same_weights(config.init_from, functools.partial(
-                weights.start_from, config.init_from, params, prefix=self.model.config.prefix, ema=config.init_ema,
-                class_names=self.train_source.class_names))
+                weights.start_from, config.init_from, params, prefix=self.model.config.num_prefix_tokens,
+                ema=config.init_ema, class_names=self.train_source.class_names))
         return jax.jit(self._state_of, out_shardings=self.shardings())(params)
 
     def trained_state(self, workdir: str | os.PathLike) -> TrainState:
@@ -114,7 +114,7 @@ class Experiment(NamedTuple):
         shapes = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
         if self.targets:
             shapes |= {name: ((batch, *row), dtype) for name, (row, dtype) in self.targets.shapes.items()}
-        place = sharding.split_batch(self.mesh)
+        place = sharding.batch_sharding(self.mesh)
         return {name: jax.ShapeDtypeStruct(*of, sharding=place) for name, of in shapes.items()}
 
     def shardings(self) -> TrainState:
@@ -130,10 +130,10 @@ class Experiment(NamedTuple):
         config = self.config
         found = weights.same_weights(config.teacher.path or config.init_from, functools.partial(
             teaching.read_teacher, config, self.plan, self.model.config.width, self.train_source.class_names,
-            limits.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
+            machine.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
         if found is None:
             return None
-        found = found._replace(digest=agreement.digest_of(found.arrays))
+        found = found._replace(digest=agreement.digest_tree(found.arrays))
         places = sharding.state_shardings(found.params, self.mesh, config.sharding)
         return found._replace(model=self._placed(found.model),
                               params=jax.jit(lambda tree: tree, out_shardings=places)(found.params))
@@ -147,9 +147,10 @@ class Experiment(NamedTuple):
         teach = teacher and functools.partial(teacher.teach, mean=tuple(config.data.mean), std=tuple(config.data.std))
         step = steps.make_train_step(
             model, self.optimizer, self.schedule, prepare=self.prepare, mix=self._mix, teach=teach,
-            objective=functools.partial(teaching.objective, config, model.config.prefix), ema_decay=config.ema_decay,
-            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
-        state, whole, batch = self.shardings(), sharding.replicated(self.mesh), sharding.split_batch(self.mesh)
+            objective=functools.partial(teaching.objective, config), ema_decay=config.ema_decay,
+            seed=config.seed, patch_tokens=teaching.compares_tokens(config),
+            updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
+        state, whole, batch = self.shardings(), sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
         taught_by = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []
         return jax.jit(sharding.with_mesh(self.mesh, step), static_argnums=2, in_shardings=(state, batch, *taught_by),
                        out_shardings=(state, whole), donate_argnums=0)
@@ -157,7 +158,7 @@ class Experiment(NamedTuple):
     def eval_step(self) -> Callable:
         """The evaluation step, jitted."""
         step = steps.make_eval_step(self._placed(self.model), prepare=self.prepare)
-        batch = sharding.split_batch(self.mesh)
+        batch = sharding.batch_sharding(self.mesh)
         return jax.jit(sharding.with_mesh(self.mesh, step), static_argnums=2,
                        in_shardings=(self.shardings().params, batch), out_shardings=batch)
 
@@ -179,7 +180,7 @@ class Experiment(NamedTuple):
                 batch, swap_key, patches=self.patches, classes=self.model.config.classes, groups=self.mesh.size,
                 smoothing=self.config.label_smoothing)
             return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
-        images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_of(self.config),
+        images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_settings(self.config),
                                            groups=self.mesh.size, classes=self.model.config.classes)
         return steps.Mixed(images, Targets(targets))
 
@@ -205,13 +206,13 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
       ValueError: a value that cannot work; names it, its limit and the way out.
     """
     mesh = mesh or sharding.data_mesh(config.batch_size)
-    config = machine.with_dtype(preprocessing.filled(config), mesh.devices.flat[0].platform)
+    config = open_defaults.resolve(config, platform=mesh.devices.flat[0].platform)
     train_source, test_source = sources or _open_sources(config)
     if not config.model.classes:
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.classes = train_source.num_classes
-    shape, plan_at = config_and_plans(config, trained)
+    model_config, plan_at, modules = config_and_plans(config, trained)
     batch_size, per_epoch = config.batch_size, _steps_per_epoch(config, train_source)
     whole, total_steps = (order.train_steps(len(train_source), batch_size, config.epochs, config.data.repeats, samples)
                           for samples in (0, offset))
@@ -220,8 +221,8 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
     programs = tuple(stage._replace(start=max(-((offset - stage.start * batch_size) // batch_size), 0))
                      for stage in stages(keep, lambda progress: plan_at(progress).in_training(), whole))
     optimizer, schedule = optimizers.from_config(config.optimizer, batch_size, whole, per_epoch, offset / batch_size)
-    model = models.create(shape, drop_path=config.model.drop_path, dtype=limits.DTYPES[config.model.dtype],
-                          remat=config.remat, gather_impl=config.model.gather_impl)
+    model = models.create(model_config, drop_path=config.model.drop_path, dtype=machine.DTYPES[config.model.dtype],
+                          remat=config.remat, gather_impl=config.model.gather_impl, modules=modules)
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
     targets = inputs.token_targets(config, train_source, plan_at(1.0).patches)
     return Experiment(config, mesh, model, train_source, test_source, plan_at(1.0), programs, max(total_steps, 0),
@@ -305,8 +306,8 @@ def _steps_per_epoch(config, train_source):
 
 
 def config_and_plans(config: Any, trained: dict[str, Any] | None = None) -> tuple[
-        ViTConfig, Callable[[float], TokenPlan]]:
-    """The shape of a config's model, and its plans by the progress of the keep schedule in [0, 1].
+        ViTConfig, Callable[[float], TokenPlan], Modules]:
+    """Returns the model's config, its plans by the progress of the keep schedule in [0, 1], and its learned modules.
 
     Args:
       trained: see `setup`.
@@ -316,11 +317,16 @@ def config_and_plans(config: Any, trained: dict[str, Any] | None = None) -> tupl
     """
     flat = workdirs.flat(config.to_dict())
     trained = trained or flat
-    asks = reducers.get_reducer(trained.get('reducer.name', 'evit')).predicts
     model_config = models.config_from_flat(flat | {'model.image_size': trained['model.image_size']})
-    model_config = dataclasses.replace(model_config, predictors=len(trained['model.reduce_at']) if asks else 0)
     budget = TokenBudget.of_config(flat)
     plan_at = budget.plans(model_config.patches(config.model.image_size), model_config.depth, model_config.macs)
-    model_config.check_plan(plan_at(1.0))
-    check_predictors(plan_at(1.0), trained.get('model.reduce_at', ()))
-    return model_config, plan_at
+    modules = trained_modules(trained)
+    modules.check(plan_at(1.0))
+    check_trained_blocks(plan_at(1.0), trained.get('model.reduce_at', ()))
+    return model_config, plan_at, modules
+
+
+def trained_modules(flat: dict[str, Any]) -> Modules:
+    """Returns the learned modules of a model that is trained with a flat config: one per reduction, if any."""
+    reducer = registry.get_reducer(flat.get('reducer.name', 'evit'))
+    return Modules(reducer, len(flat['model.reduce_at'])) if reducer.is_learned else NO_MODULES

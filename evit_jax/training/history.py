@@ -80,7 +80,7 @@ def go_on(path: str | os.PathLike, run: Experiment, step: int) -> int:
     saved = workdirs.saved_config(path)
     known = [Segment(**segment) for segment in saved['segments']]
     now = Segment(0, 0, run.config.batch_size, run.config.data.repeats, len(run.train_source))
-    segments = positions.go_on(known, step, now)
+    segments = positions.extend_segments(known, step, now)
     if segments != tuple(known):
         workdirs.write_flat(path, saved | {'segments': [segment._asdict() for segment in segments]})
     if segments[-1].step == step and len(segments) > 1:

@@ -34,7 +34,7 @@ def check_processes(config: Any, workdir: str | os.PathLike, **options: Any) -> 
     values = {f'config.{key}': bool(value) if key in _PATHS else value for key, value in flat.items()
               if key not in _OF_A_MACHINE}
     devices = f'{jax.local_device_count()} {jax.local_devices()[0].platform}'
-    values = {'workdir': storage.place(workdir), 'devices': devices} | options | versions() | values
+    values = {'workdir': storage.as_path(workdir), 'devices': devices} | options | versions() | values
     agreement.check_same(values, 'start all processes with the same command and the same installation')
 
 

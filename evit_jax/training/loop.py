@@ -12,19 +12,19 @@ import jax
 from absl import logging
 from tqdm import tqdm
 
-from evit_jax.checkpoints import preprocessing, weights
+from evit_jax.checkpoints import continuation, open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
-from evit_jax.checkpoints.best import Best
-from evit_jax.checkpoints.lock import claim
-from evit_jax.checkpoints.manager import Checkpoints, newest_step
+from evit_jax.checkpoints.best import BestCheckpoint
+from evit_jax.checkpoints.lock import WorkdirLock
+from evit_jax.checkpoints.manager import CheckpointManager, newest_step
 from evit_jax.checkpoints.state import TrainState
 from evit_jax.data import sources
-from evit_jax.metrics.step_timer import Pace
+from evit_jax.metrics.step_timer import StepTimer
 from evit_jax.metrics.writers import MetricWriter, create_writer
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.runtime import agreement, distributed, machine, prefetch
+from evit_jax.runtime import agreement, distributed, prefetch
 from evit_jax.runtime.preemption import Preempted, PreemptionHandler
-from evit_jax.runtime.profiler import Profile, steps_of
+from evit_jax.runtime.profiler import StepProfiler, parse_steps
 from evit_jax.runtime.programs import Programs
 from evit_jax.training import (
     checks,
@@ -60,13 +60,13 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: loss or gradient is not finite; names the step. Checkpoints from before it stay.
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
-    config = agreement.each_decides(lambda: _to_train(config, workdir))
+    config = agreement.on_every_process(lambda: _to_train(config, workdir))
     identity.check_processes(config, workdir, accept_changes=accept_changes)
     with contextlib.ExitStack() as held:
         def open_workdir():
             checks.check_start(config, workdir)
-            held.enter_context(claim(workdir))
-            workdirs.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
+            held.enter_context(WorkdirLock(workdir))
+            continuation.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
 
         distributed.on_process_zero(open_workdir)
         return _train(config, workdir, held, accept_changes)
@@ -97,12 +97,12 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
         checks.check(merged)
         return saved, merged
 
-    trained, config = agreement.each_decides(to_evaluate)
+    trained, config = agreement.on_every_process(to_evaluate)
     identity.check_processes(config, workdir)
     distributed.on_process_zero(lambda: evaluation_files.check_out(out))
     check = functools.partial(workdirs.check_classes, workdir, trained)
     sources.check_classes(config.data.source, config.data.path, check)
-    held_out = inputs.open_held_out(config)
+    held_out = inputs.open_test_source(config)
     check(held_out.class_names)
     history.tell_of_other_data(trained, held_out)
     config = evaluation_config.with_batch_for(config, len(held_out), jax.device_count())
@@ -115,8 +115,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
 def _to_train(config, workdir):
     """The checked config of a training, with nothing left to the weights or the machine."""
     checks.check_training(config)
-    config = preprocessing.resolve(config, workdir)
-    return machine.with_dtype(config, jax.devices()[0].platform, workdirs.recorded_dtype(workdir))
+    return open_defaults.resolve_for_training(config, workdir, jax.devices()[0].platform)
 
 
 def _train(config, workdir, held, accept_changes):
@@ -135,13 +134,13 @@ def _train(config, workdir, held, accept_changes):
     distributed.on_process_zero(compare_with_workdir)
     agreement.check_same({'the newest checkpoint in the workdir': newest_step(workdir)},
                          'give all processes one workdir that they share')
-    checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, keep=config.checkpoint.keep)))
+    checkpoints = held.enter_context(contextlib.closing(CheckpointManager(workdir, keep=config.checkpoint.keep)))
     state = checkpoints.restore(run.abstract_state())
     if state is None:
         state = run.new_state()
     else:
         run = _moved(run, workdir, int(state.step))
-    best = held.enter_context(contextlib.closing(Best(workdir, config.checkpoint.best)))
+    best = held.enter_context(contextlib.closing(BestCheckpoint(workdir, config.checkpoint.best)))
     writer = held.enter_context(contextlib.closing(create_writer(
         workdir if distributed.is_process_zero() else None, config.log.writer, resumed_at=int(state.step))))
     writer.write_hparams(workdirs.flat(run.config.to_dict()))
@@ -169,8 +168,9 @@ def _moved(run, workdir, step):
 class _Loop:
     """The training loop's own moving parts."""
 
-    def __init__(self, run: Experiment, teacher: Teacher | None, workdir: str | os.PathLike, checkpoints: Checkpoints,
-                 best: Best, writer: MetricWriter, stopping: PreemptionHandler):
+    def __init__(self, run: Experiment, teacher: Teacher | None, workdir: str | os.PathLike,
+                 checkpoints: CheckpointManager, best: BestCheckpoint, writer: MetricWriter,
+                 stopping: PreemptionHandler):
         self._run, self._checkpoints, self._best = run, checkpoints, best
         self._writer, self._stopping = writer, stopping
         self._eval_step = run.eval_step()
@@ -180,8 +180,8 @@ class _Loop:
         self._pending: collections.deque = collections.deque()
         self._failures = experiment.failures(run, run.train_source)
         self._nonfinite = NonFinite(run, checkpoints, workdir)
-        self._profile = Profile(steps_of(run.config.profile_steps), workdir)
-        self._pace = Pace(run.total_steps, run.config.batch_size)
+        self._profile = StepProfiler(parse_steps(run.config.profile_steps), workdir)
+        self._timer = StepTimer(run.total_steps, run.config.batch_size)
         self._saved = time.monotonic()
         self._every = max(round(run.config.log.eval_epochs * run.steps_per_epoch), 1)  # steps to the next evaluation
 
@@ -194,7 +194,7 @@ class _Loop:
                    unit='step', dynamic_ncols=True)
         try:
             self._programs.at(first)
-            self._pace.restart(first)
+            self._timer.restart(first)
             for step in range(first, run.total_steps):
                 self._stopping.check()
                 if step and step % self._every == 0:
@@ -208,22 +208,22 @@ class _Loop:
             logging.info('saved at step %d; the same command continues from there', int(state.step))
             raise
         finally:
-            for part in (bar, placed, batches, self._programs, self._profile, self._pace):
+            for part in (bar, placed, batches, self._programs, self._profile, self._timer):
                 part.close()
         return state
 
     def _step(self, step, state, placed):
-        pace = self._pace
-        pace.step(step)
-        with pace.phase('compile'):
+        timer = self._timer
+        timer.step(step)
+        with timer.phase('compile'):
             stage, program = self._programs.at(step)
-        with pace.phase('input'):
+        with timer.phase('input'):
             batch = next(placed)
         self._profile.before(step)
         state, metrics = program(state, batch, *self._taught_by)
         self._profile.after(step, metrics)
         self._pending.append((step, stage, metrics))
-        with pace.phase('devices'):
+        with timer.phase('devices'):
             self._settle(_IN_FLIGHT)
         return state
 
@@ -233,7 +233,7 @@ class _Loop:
         if last or done % self._run.config.log.every == 0:
             self._failures.check()
         if last or done % self._run.config.checkpoint.every == 0 or self._minutes_are_over(done):
-            with self._pace.phase('save'):
+            with self._timer.phase('save'):
                 self._save(state)
 
     def _minutes_are_over(self, done):
@@ -258,7 +258,7 @@ class _Loop:
         self._writer.write_scalars(done, {f'eval/{name}': value for name, value in scores.items()})
         logging.info('step %d  %s', done, '  '.join(f'eval/{name} {value:.2%}' for name, value in scores.items()))
         self._best.offer(state, scores, self._run.metadata)
-        self._pace.restart(done)
+        self._timer.restart(done)
 
     def _settle(self, leave):
         """Looks at the losses of all but the `leave` newest steps."""
@@ -267,5 +267,5 @@ class _Loop:
             metrics = {name: float(value) for name, value in metrics.items()}
             self._nonfinite.look(step, metrics)
             if (step + 1) % self._run.config.log.every == 0:
-                self._pace.write(step + 1, self._run.epoch(step + 1), metrics,
+                self._timer.write(step + 1, self._run.epoch(step + 1), metrics,
                                  experiment.keep_rate(self._run, stage), self._writer)

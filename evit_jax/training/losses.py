@@ -1,4 +1,4 @@
-"""Losses on logits, and on what was seen on the way to them."""
+"""Losses on logits and on intermediates of the model."""
 
 from collections.abc import Sequence
 
@@ -9,58 +9,60 @@ from jax import Array
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
-    """Mean soft-target cross entropy of [B, L] float32 logits."""
+    """Computes the mean cross entropy of [B, L] float32 logits with soft targets."""
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def kept_share(decisions: Sequence[Array], shares: Sequence[float]) -> Array:
-    """How far the shares of tokens that stay are from those wanted: squared, the mean of images and reductions.
+def keep_ratio(masks: Sequence[Array], fractions: Sequence[float]) -> Array:
+    """Computes the squared error of the fraction of unmasked tokens, mean over images and reductions.
 
     Args:
-      decisions: per reduction [B, N] float32: 1 of what stays, or 0.
-      shares: wanted at each, of all N.
+      masks: per reduction [B, N] float32, 1 for a token that stays, else 0.
+      fractions: requested fraction of all N tokens at each reduction.
 
     Returns:
-      A scalar; 0 where nothing is reduced.
+      A scalar; 0 without reductions.
 
     Source: DynamicViT, equation 12.
     """
-    apart = [jnp.mean((decision.mean(1) - share) ** 2) for decision, share in zip(decisions, shares, strict=True)]
-    return jnp.asarray(sum(apart) / max(len(apart), 1), jnp.float32)
+    errors = [jnp.mean((mask.mean(1) - fraction) ** 2) for mask, fraction in zip(masks, fractions, strict=True)]
+    return jnp.asarray(sum(errors) / max(len(errors), 1), jnp.float32)
 
 
 def divergence(logits: Array, teacher: Array) -> Array:
-    """KL(teacher || student) of [B, L] float32 logits: the sum over classes, the mean of the images.
+    """Computes KL(teacher || student) of [B, L] float32 logits: sum over classes, mean over images.
 
     The teacher gets no gradient.
 
     Source: DynamicViT, equation 11; its `F.kl_div(..., reduction='batchmean')`.
     """
-    wanted = jax.nn.log_softmax(jax.lax.stop_gradient(teacher))
-    return jnp.mean(jnp.sum(jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits)), axis=-1))
+    target = jax.nn.log_softmax(jax.lax.stop_gradient(teacher))
+    return jnp.mean(jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(logits)), axis=-1))
 
 
 def token_distance(tokens: Array, teacher: Array, mask: Array) -> Array:
-    """Mean squared difference of tokens to a teacher's, over all channels of all tokens that stay in the batch.
+    """Computes the mean squared distance of tokens to a teacher's.
 
-    An image that keeps more counts more. Neither the teacher nor the decisions get a gradient.
+    The mean is over all channels of all unmasked tokens in the batch.
+
+    An image with more unmasked tokens has more weight. The teacher and the mask get no gradient.
 
     Args:
-      tokens, teacher: [B, N, D] float32, patch tokens alone, behind the last norm.
-      stays: [B, N] float32: 1 of what stays to the end, or 0.
+      tokens, teacher: [B, N, D] float32, patch tokens after the last norm.
+      mask: [B, N] float32, 1 for tokens that stay to the end, else 0.
 
     Returns:
-      A scalar; 0 where nothing stays.
+      A scalar; 0 if all tokens are masked.
 
-    Source: DynamicViT, equation 10; its code means tokens of the whole batch.
+    Source: DynamicViT, equation 10; its code takes the mean over the whole batch.
     """
     mask = jax.lax.stop_gradient(mask)
-    apart = jnp.square(tokens - jax.lax.stop_gradient(teacher)).mean(-1)
-    return jnp.sum(apart * mask) / jnp.maximum(mask.sum(), 1)
+    distance = jnp.square(tokens - jax.lax.stop_gradient(teacher)).mean(-1)
+    return jnp.sum(distance * mask) / jnp.maximum(mask.sum(), 1)
 
 
 def hard_distillation(logits: Array, teacher: Array) -> Array:
-    """Mean cross entropy of [B, L] float32 logits with the class that the teacher's logits name.
+    """Computes the mean cross entropy of [B, L] float32 logits with the class of the largest teacher logit.
 
     Source: DeiT, section 4; its `losses.py`.
     """
@@ -68,9 +70,9 @@ def hard_distillation(logits: Array, teacher: Array) -> Array:
 
 
 def soft_distillation(logits: Array, teacher: Array, tau: float) -> Array:
-    """tau^2 KL(teacher || student) of [B, L] float32 logits divided by tau.
+    """Computes tau^2 KL(teacher || student) of [B, L] float32 logits divided by tau.
 
-    The mean of the classes, too, as in the reference's code; the paper's sum over them is L times as much.
+    It is the mean over the classes, as in the reference's code; the paper's sum over classes is L times as much.
 
     Source: DeiT, equation 2; its `losses.py`.
     """
@@ -78,12 +80,12 @@ def soft_distillation(logits: Array, teacher: Array, tau: float) -> Array:
 
 
 def sparse_cross_entropy(logits: Array, value: Array, index: Array, floor: Array) -> Array:
-    """Cross entropy with targets of which few classes have a value of their own.
+    """Computes the cross entropy with targets that name the values of a few classes.
 
     Args:
       logits: [..., L] float32.
-      value, index: [..., K], of these classes; a class that is named twice has the sum.
-      floor: [...], added to the target of every class.
+      value, index: [..., K], values and indices of these classes; a class that is named twice has the sum.
+      floor: [...], added to the target of each class.
 
     Returns:
       [...] float32.

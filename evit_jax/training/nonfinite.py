@@ -5,7 +5,7 @@ import math
 
 from absl import logging
 
-from evit_jax.checkpoints.manager import Checkpoints
+from evit_jax.checkpoints.manager import CheckpointManager
 from evit_jax.data import order
 from evit_jax.runtime import distributed, storage
 from evit_jax.training.experiment import Experiment
@@ -21,9 +21,9 @@ class NonFinite:
       count: steps skipped so far.
     """
 
-    def __init__(self, run: Experiment, checkpoints: Checkpoints, workdir: str):
+    def __init__(self, run: Experiment, checkpoints: CheckpointManager, workdir: str):
         self.count, self._in_a_row = 0, 0
-        self._run, self._checkpoints, self._folder = run, checkpoints, storage.place(workdir) / 'nonfinite'
+        self._run, self._checkpoints, self._folder = run, checkpoints, storage.as_path(workdir) / 'nonfinite'
 
     def look(self, step: int, metrics: dict[str, float]) -> None:
         """Of one step.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from evit_jax.models.dynamicvit import WEIGHTS as PREDICTORS
+from evit_jax.reduction.reducer import PARAMS as REDUCER
 
 _NO_DECAY = ('cls_token', 'dist_token', 'pos_embed')
 
@@ -21,8 +21,8 @@ def decays(params: Any) -> Any:
 
 
 def backbone(params: Any) -> Any:
-    """A tree of bools: all but the predictors of tokens."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: f'{path[0].key}.' != PREDICTORS, params)
+    """Returns a tree of bools: True for all parameters but those that a reducer learns."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: path[0].key != REDUCER, params)
 
 
 def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps: int, warmup_lr: float,

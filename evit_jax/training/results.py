@@ -39,7 +39,7 @@ def evaluate_state(run: Experiment, state: TrainState, writer: MetricWriter | No
         writer.write_scalars(int(state.step), {f'eval/{name}': value for name, value in metrics.items()})
         writer.flush()
     if distributed.is_process_zero():
-        _draw(run, sample, storage.place(workdir))
+        _draw(run, sample, storage.as_path(workdir))
     return metrics
 
 
@@ -148,16 +148,17 @@ def _kept_page(run, sample):
     """The picture of images and the patches that are kept; None without reductions, or without images."""
     if not sample or not sample['kept']:
         return None
-    return kept_grid(sample['image'], sample['kept'], run.model.config.patch_size, token_of_patch=sample.get('home'),
+    groups = sample['token_of_patch'] if run.plan.reducer.merges else None
+    return kept_grid(sample['image'], sample['kept'], run.model.config.patch_size, token_of_patch=groups,
                      predictions=sample['prediction'], truths=sample['label'], class_names=run.test_source.class_names)
 
 
 def _draw(run, sample, workdir):
     if page := _kept_page(run, sample):
-        storage.write_whole(workdir / 'kept.png', _png(page.save, 'PNG'))
+        storage.write_atomic(workdir / 'kept.png', _png(page.save, 'PNG'))
         logging.info('what is kept: %s', workdir / 'kept.png')
     if (metrics := workdir / METRICS_FILE).exists() and (records := read_metrics(metrics)):
-        storage.write_whole(workdir / 'curves.png', _png(functools.partial(training_curves, records)))
+        storage.write_atomic(workdir / 'curves.png', _png(functools.partial(training_curves, records)))
         logging.info('curves: %s', workdir / 'curves.png')
 
 

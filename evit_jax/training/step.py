@@ -1,4 +1,4 @@
-"""The jitted steps. A token plan is static: each plan is a program of its own."""
+"""The training and evaluation steps. A token plan is static: each plan compiles its own program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,61 +8,62 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from evit_jax.checkpoints.state import TrainState, average
+from evit_jax.checkpoints.state import TrainState, update_ema
 from evit_jax.models import Model, with_statistics
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.training.objectives import Objective, Targets, Taught
 
-NONFINITE = ('stop', 'skip')  # what becomes of a step whose loss or gradient is not finite
+NONFINITE = ('stop', 'skip')  # actions for a step whose loss or gradient is not finite
 
 
 class Mixed(NamedTuple):
-    """What a step trains on."""
+    """The inputs and targets of a training step."""
 
     images: Array     # [B, S, S, 3]
     targets: Targets
-    asked: dict = {}  # what more the model is given, by name
+    options: dict = {}  # more inputs of the model, by name
 
 
 def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """uint8 [B, S, S, 3] to float32, with the channels' mean and deviation (of values in 0..1)."""
+    """Normalises uint8 images [B, S, S, 3] to float32 by mean and standard deviation of the channels in 0..1."""
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def make_train_step(model: Model, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *,
                     prepare: Callable[[Array], Array], mix: Callable[[Array, dict, Array], Mixed],
                     objective: Callable[[TokenPlan], Objective], ema_decay: float, seed: int,
-                    teach: Callable[[Any, Array], Taught] | None = None, updates_every: int = 1,
-                    skip_nonfinite: bool = False) -> Callable[..., tuple[TrainState, dict]]:
+                    teach: Callable[[Any, Array], Taught] | None = None, patch_tokens: bool = False,
+                    updates_every: int = 1, skip_nonfinite: bool = False) -> Callable[..., tuple[TrainState, dict]]:
     """Makes `step(state, batch, plan) -> (state, metrics)`; jit it with `plan` static and the state donated.
 
-    With a teacher it is `step(state, batch, plan, taught_by)`, with the parameters of that one.
+    With a teacher it is `step(state, batch, plan, teacher_params)`.
 
     Args:
-      prepare: uint8 images to what the model takes.
-      mix: prepared images, the batch and a key to what is trained on.
-      objective: of a plan.
-      teach: the teacher's parameters and the images trained on to what it says of them.
-      seed: all draws of step s come from (seed, s).
-      updates_every: steps between two updates of the optimizer, for the reported learning rate.
-      skip_nonfinite: a step whose loss or gradient is not finite changes nothing but the count of steps.
+      prepare: uint8 images -> normalised images.
+      mix: (normalised images, batch, random key) -> inputs and targets.
+      objective: plan -> objective.
+      teach: (the teacher's parameters, images) -> the teacher's outputs.
+      patch_tokens: the objective reads the patch tokens of the model.
+      seed: the random key of step s is a function of (seed, s).
+      updates_every: steps per update of the optimizer, for the reported learning rate.
+      skip_nonfinite: a step whose loss or gradient is not finite changes only the step count.
     """
 
-    def step(state: TrainState, batch: dict, plan: TokenPlan, taught_by: Any = None) -> tuple[TrainState, dict]:
+    def step(state: TrainState, batch: dict, plan: TokenPlan, teacher_params: Any = None) -> tuple[TrainState, dict]:
         drop_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        images, targets, asked = mix(prepare(batch['image']), batch, mix_key)
-        taught = teach(taught_by, images) if teach else None
+        images, targets, options = mix(prepare(batch['image']), batch, mix_key)
+        taught = teach(teacher_params, images) if teach else None
 
         def loss_of(params):
-            logits, seen = model.apply(params, images, plan, drop_key, **asked)
-            loss, parts = objective(plan)(logits, seen, targets, taught)
-            return loss, (logits, parts, seen.get('statistics', {}))
+            logits, intermediates = model.apply(params, images, plan, drop_key, patch_tokens=patch_tokens, **options)
+            loss, parts = objective(plan)(logits, intermediates, targets, taught)
+            return loss, (logits, parts, intermediates.get('statistics', {}))
 
         (loss, (logits, parts, statistics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = with_statistics(optax.apply_updates(state.params, updates), {'statistics': statistics})
-        ema = None if state.ema is None else average(state.ema, params, ema_decay)
-        right = logits.argmax(-1) == targets.label.argmax(-1)  # of two mixed classes, the one with more weight
+        ema = None if state.ema is None else update_ema(state.ema, params, ema_decay)
+        right = logits.argmax(-1) == targets.label.argmax(-1)  # the class with more weight of two mixed ones
         metrics = {'loss': loss, **parts, 'accuracy': jnp.mean(right),
                    'grad_norm': optax.global_norm(gradient), 'lr': schedule(state.step // updates_every)}
         after = TrainState(state.step, params, ema, opt_state)
@@ -74,25 +75,25 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
     return step
 
 
-def places(logits: Array, labels: Array) -> Array:
-    """How many classes come before each label's, [B] int32: as in `top_k`, which XLA does not divide among devices."""
+def label_ranks(logits: Array, labels: Array) -> Array:
+    """Counts the classes ranked before each label, [B] int32, as `top_k` would; XLA does not partition `top_k`."""
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     earlier = jnp.arange(logits.shape[1]) < labels[:, None]
-    return jnp.where(earlier, ~(logits < own), ~(logits <= own)).sum(1)  # so put, NaN is never right
+    return jnp.where(earlier, ~(logits < own), ~(logits <= own)).sum(1)  # in this form NaN is never right
 
 
 def make_eval_step(model: Model, *, prepare: Callable[[Array], Array]) -> Callable[..., dict[str, Any]]:
     """Makes `step(params, batch, plan) -> dict`; jit it with `plan` static.
 
-    It returns, per image: loss, right (top-1), right5 (top-5), prediction, and kept: per reduction [B, K] patch ids;
-    where the plan's reducer merges, home too: per reduction [B, N], of each patch the number of its token.
+    The step returns for each image: loss, right (top-1), right5 (top-5), prediction; and the intermediates kept and
+    token_of_patch of `ViT`.
     """
 
     def step(params: Any, batch: dict, plan: TokenPlan) -> dict[str, Any]:
-        logits, seen = model.apply(params, prepare(batch['image']), plan)
-        place = places(logits, batch['label'])
-        return {'loss': optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), 'right': place < 1,
-                'right5': place < 5, 'prediction': logits.argmax(-1), 'kept': seen['kept']} | (
-                    {'token_of_patch': seen['token_of_patch']} if plan.reducer.merges else {})
+        logits, intermediates = model.apply(params, prepare(batch['image']), plan)
+        rank = label_ranks(logits, batch['label'])
+        return {'loss': optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), 'right': rank < 1,
+                'right5': rank < 5, 'prediction': logits.argmax(-1), 'kept': intermediates['kept'],
+                'token_of_patch': intermediates['token_of_patch']}
 
     return step

@@ -7,7 +7,7 @@ from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.models.lvvit import LVViTConfig
-from evit_jax.reduction import reducers
+from evit_jax.reduction import registry
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.training import distillation, objectives
 from evit_jax.training.distillation import Teacher
@@ -34,9 +34,9 @@ def check(config: Any) -> None:
     _check_token_labels(config)
 
     scaled = config.optimizer.backbone_scale != 1 or config.optimizer.backbone_from_epoch
-    if scaled and not reducers.get_reducer(config.reducer.name).predicts:
-        raise ValueError(f'config.optimizer.backbone_scale and backbone_from_epoch are of all parameters but the '
-                         f'predictors of tokens, and reducer {config.reducer.name} has none: leave them at 1 and 0')
+    if scaled and not registry.get_reducer(config.reducer.name).is_learned:
+        raise ValueError(f'config.optimizer.backbone_scale and backbone_from_epoch are for all parameters but '
+                         f'those of the reducer, and reducer {config.reducer.name} has none: leave them at 1 and 0')
 
 
 def _check_token_labels(config):
@@ -82,7 +82,7 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
         return None
     _, path, ema = _place(config)
     teacher = distillation.read(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
-                            class_names=class_names, dtype=dtype)
+                            class_names=class_names, dtype=dtype, patch_tokens=compares_tokens(config))
     if config.distill.kind == 'self' and config.distill.token_weight:
         there, here = (teacher.plan.patches, teacher.model.config.width), (plan.patches, width)
         if there != here:
@@ -91,23 +91,24 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
     return teacher
 
 
-def objective(config: Any, prefix: int, plan: TokenPlan) -> Objective:
-    """What is made less under a plan.
+def compares_tokens(config: Any) -> bool:
+    """Returns True if the loss compares patch tokens with those of a teacher."""
+    return config.distill.kind == 'self' and config.distill.token_weight > 0
 
-    Args:
-      prefix: tokens in front of the patches.
-    """
+
+def objective(config: Any, plan: TokenPlan) -> Objective:
+    """Returns the training objective under a plan."""
     distill = config.distill
     if distill.kind in ('hard', 'soft'):
-        found = objectives.distilled(distill.kind, alpha=distill.alpha, tau=distill.tau)
+        found = objectives.distillation_loss(distill.kind, alpha=distill.alpha, tau=distill.tau)
     elif distill.kind == 'self':
-        found = objectives.imitating(weight=distill.weight, token_weight=distill.token_weight, prefix=prefix)
+        found = objectives.self_distillation_loss(weight=distill.weight, token_weight=distill.token_weight)
     elif config.data.token_labels:
-        found = objectives.token_labelled(config.data.token_weight)
+        found = objectives.token_label_loss(config.data.token_weight)
     else:
-        found = objectives.plain()
-    if plan.reducer.masks and plan.reductions:
-        found = Objective((*found.parts, objectives.keeping(plan.shares, config.reducer.share_weight)))
+        found = objectives.classification_loss()
+    if plan.reductions and plan.counts[-1] == plan.patches:  # tokens are masked, not dropped
+        found = Objective((*found.terms, objectives.keep_ratio_loss(plan.kept_fractions, config.reducer.share_weight)))
     return found
 
 

@@ -27,7 +27,7 @@ def test_measure_against_torch_without_torch_names_the_extra(monkeypatch):
 @pytest.mark.parametrize('name', ['tiny', 'vit_digits', 'lvvit_tiny'])
 def test_torch_evit_returns_our_logits(name, rate, fused, monkeypatch):
     lvvit = LVViTConfig(image_size=32, patch_size=8, width=16, depth=4, heads=2, stem_width=4, init_std=0.2)
-    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', lvvit)
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_tiny', lvvit)
     torch_evit.configure('cpu', threads=2, programs=1)
     cache, (workload,) = cases.ModelCache(), tiny_workloads(names=[name], rates=[rate], fuse=[fused])
     ours = cases.inference_case(workload, cache)

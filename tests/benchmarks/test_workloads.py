@@ -69,6 +69,13 @@ def test_combine_value_out_of_range_raises(changes, message):
         tiny_workloads(**changes)
 
 
+def test_workload_of_a_learned_reducer_has_its_modules_and_trains_on_all_tokens():
+    dense, workload = tiny_workloads(names=['deit_t'], rates=[1, 0.7], fuse=[False], reducers=['dynamicvit'])
+    assert (dense.modules.count, workload.modules.count) == (0, 3)
+    workload.modules.check(workload.plan)
+    assert workload._replace(train=True).macs > dense.macs > workload.macs  # masked tokens cost as much as kept ones
+
+
 def test_flag_lists_with_bad_words_raise():
     assert cli.numbers('rates', ['1', '.5'], float) == (1, 0.5)
     with pytest.raises(ValueError, match='--rates=1,x is no list of numbers: give them with commas between'):

@@ -10,7 +10,7 @@ from evit_jax import models
 from evit_jax.benchmarks import report
 from evit_jax.checkpoints import weights
 from evit_jax.data.token_labels import label_maps
-from evit_jax.data.token_labels.label_maps import About, Entry, LabelMap, LabelMaps
+from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMaps, LabelMapsMetadata
 from evit_jax.inference import Predictor, load, load_model
 from evit_jax.inference.looking import Subject, look
 from evit_jax.serving import artifact
@@ -86,7 +86,7 @@ def test_evaluation_with_a_logit_that_is_not_finite_is_refused(loss):
 
 
 def test_label_map_with_a_value_that_is_not_finite_is_not_written(tmp_path, caplog):
-    metadata = About('by hand', 'data', (), classes=3, examples=3, top=1, side=1)
+    metadata = LabelMapsMetadata('by hand', 'data', (), classes=3, examples=3, top=1, side=1)
     values = [1.0, np.nan, np.inf]
     entries = [Entry(str(row), LabelMap(np.full((1, 1, 1), value, np.float32), np.zeros((1, 1, 1), int)))
                for row, value in enumerate(values)]

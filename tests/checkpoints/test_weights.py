@@ -49,7 +49,7 @@ def test_weights_with_a_partial_config_are_evaluated_as_they_predict(tmp_path, c
     caplog.set_level('INFO')
     shape = dataclasses.replace(layouts.SHAPE, depth=10, classes=3)  # DeiT's plan reduces at block 9
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.SHAPES, 'vit_layouts', shape)
+        patch.setitem(models.CONFIGS, 'vit_layouts', shape)
         weights.save(tmp_path, models.create(shape).init(jax.random.key(0)), {'config': {'model': {
             'name': 'vit_layouts'}}, 'class_names': ['red', 'green', 'blue']})
         predicted = load_model(tmp_path)
@@ -67,7 +67,7 @@ def test_weights_with_a_partial_config_are_evaluated_as_they_predict(tmp_path, c
 def test_weights_without_a_dtype_predict_in_that_of_the_machine_as_they_are_evaluated(tmp_path, monkeypatch, platform,
                                                                                       dtype):
     shape = dataclasses.replace(layouts.SHAPE, depth=10, classes=3)
-    monkeypatch.setitem(models.SHAPES, 'vit_layouts', shape)
+    monkeypatch.setitem(models.CONFIGS, 'vit_layouts', shape)
     weights.save(tmp_path, models.create(shape).init(jax.random.key(0)), {'config': {'model': {'name': 'vit_layouts'}}})
     monkeypatch.setattr(trained_weights.jax, 'default_backend', lambda: platform)
     assert load_model(tmp_path).dtype == dtype

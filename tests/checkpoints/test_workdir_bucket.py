@@ -19,15 +19,16 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
+from evit_jax.checkpoints import continuation
 from evit_jax.checkpoints import workdir as workdirs
-from evit_jax.checkpoints.lock import IN_USE_FILE, claim
-from evit_jax.checkpoints.manager import Checkpoints, newest_step
+from evit_jax.checkpoints.lock import IN_USE_FILE, WorkdirLock
+from evit_jax.checkpoints.manager import CheckpointManager, newest_step
 from evit_jax.metrics import append_file
 from evit_jax.metrics.writers import JsonlWriter, TensorboardWriter, create_writer, read_metrics
 from evit_jax.runtime import storage
 from evit_jax.training import loop
 from tests.helpers import fake_bucket
-from tests.metrics.test_writers import read_events, scalars_of
+from tests.helpers.events import read_events, scalars_of
 from tests.training.test_training import command, final_parameters, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -69,11 +70,11 @@ def folder(request, monkeypatch):
             monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
         Memory.store.clear()
         monkeypatch.setattr(type(backend.fsspec_backend), '_get_filesystem', lambda self, name: Memory())
-    return storage.place('gs://bucket/run')
+    return storage.as_path('gs://bucket/run')
 
 
 def test_config_and_classes_are_kept_and_checked(folder):
-    workdirs.open_workdir(folder, tiny().to_dict(), accept_changes=False)
+    continuation.open_workdir(folder, tiny().to_dict(), accept_changes=False)
     workdirs.record_classes(folder, ('cat', 'dog'))
     assert workdirs.saved_config(folder)['class_names'] == ['cat', 'dog']
     assert json.loads((folder / 'config.json').read_bytes())['model.classes'] == 2
@@ -94,7 +95,7 @@ def test_metrics_reach_the_bucket_at_flush_and_a_later_writer_goes_on(folder):
 
 
 def test_metrics_reach_the_bucket_by_themselves_from_time_to_time(folder, monkeypatch):
-    monkeypatch.setattr(append_file, '_SECONDS', 0.05)
+    monkeypatch.setattr(append_file, '_WRITE_SECONDS', 0.05)
     writer = JsonlWriter(folder / 'metrics.jsonl')
     writer.write_scalars(1, {'loss': 3.0})
     deadline = time.monotonic() + 10
@@ -117,7 +118,7 @@ def test_long_metrics_go_on_in_further_objects_of_which_only_the_last_is_written
     sizes = [len(file.read_bytes()) for file in folder.iterdir()]
     assert len(sizes) > 5 and max(sizes) < 300
     written = []
-    monkeypatch.setattr(storage, 'write_whole', lambda file, content: written.append(file.name))
+    monkeypatch.setattr(storage, 'write_atomic', lambda file, content: written.append(file.name))
     writer = JsonlWriter(folder / 'metrics.jsonl')
     writer.write_scalars(40, {'loss': 0.0})
     writer.close()
@@ -146,7 +147,7 @@ def test_a_bucket_out_of_reach_costs_no_line_and_stops_no_run(folder, monkeypatc
     writer = JsonlWriter(folder / 'metrics.jsonl')
     with monkeypatch.context() as patch:
         patch.setattr(append_file, '_PART_BYTES', 100)
-        patch.setattr(storage, 'write_whole', unreachable)
+        patch.setattr(storage, 'write_atomic', unreachable)
         for step in range(20):
             writer.write_scalars(step, {'loss': 1.0})
             writer.flush()
@@ -172,14 +173,14 @@ def test_events_are_whole_in_every_object(folder, tmp_path, monkeypatch):
 
 
 def test_two_runs_cannot_hold_one_workdir_and_a_dead_one_holds_nothing(folder):
-    with claim(folder, beat_seconds=0.2):
+    with WorkdirLock(folder, beat_seconds=0.2):
         with pytest.raises(ValueError, match=rf'gs://bucket/run is in use .*process {os.getpid()} on'), \
-                claim(folder, beat_seconds=0.2):
+                WorkdirLock(folder, beat_seconds=0.2):
             pass
         left = (folder / IN_USE_FILE).read_bytes()
     assert not (folder / IN_USE_FILE).exists()
     (folder / IN_USE_FILE).write_bytes(left)  # as by a kill
-    with claim(folder, beat_seconds=0.2):
+    with WorkdirLock(folder, beat_seconds=0.2):
         assert (folder / IN_USE_FILE).read_bytes() != left
 
 
@@ -248,6 +249,6 @@ def test_a_run_killed_in_a_bucket_ends_with_the_bits_of_an_undisturbed_one(gcs, 
     jax.tree.map(np.testing.assert_array_equal, want[0], got[0])
     assert {record['step'] for record in before} <= {
         record['step'] for record in read_metrics('gs://bucket/run/metrics.jsonl')}
-    checkpoints = Checkpoints('gs://bucket/run', keep=3)
+    checkpoints = CheckpointManager('gs://bucket/run', keep=3)
     assert checkpoints.latest() == 40
     checkpoints.close()

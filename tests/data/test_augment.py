@@ -105,8 +105,8 @@ def test_policy_is_read_as_timm_writes_it(policy, want):
 @pytest.mark.parametrize('policy, message', [
     ('random', "unknown augmentation policy 'random' .there are 'rand-m9-mstd0.5-inc1', '3a', 'jitter' and 'none'"),
     ('3a-m9', "unknown augmentation policy '3a-m9'"),
-    ('rand-m9-w0-inc1', "'w0' is unknown or there twice .there are m0 to m10, mstd0.5, n2 and inc1"),
-    ('rand-m9-m8-inc1', "'m8' is unknown or there twice"),
+    ('rand-m9-w0-inc1', "'w0' is unknown or repeated .there are m0 to m10, mstd0.5, n2 and inc1"),
+    ('rand-m9-m8-inc1', "'m8' is unknown or repeated"),
     ('rand-m-inc1', "'m' is unknown"), ('rand-m9--inc1', "'' is unknown"), ('rand-m9-inc0', "'inc0' is unknown"),
     ('rand-m9-n1.5-inc1', "'n1.5' is unknown"),
     ('rand-m9-mstd0.5', "lacks inc1: .*did you mean 'rand-m9-mstd0.5-inc1'"),

@@ -6,10 +6,10 @@ import unicodedata
 
 import pytest
 
-from evit_jax.data.classes import displayed, lookalikes
+from evit_jax.data.classes import display_name, lookalikes
 from evit_jax.data.sources import open_source
 from evit_jax.data.sources.folder import FolderSource
-from tests.data.test_folder import examples, fill
+from tests.helpers.folders import examples, fill
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
 
@@ -18,12 +18,12 @@ COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC',
     ('cat', 'cat'), ('café', 'café'), ('\u0646\u200c\u062e', '\u0646\u200c\u062e'), ('a\\b', 'a\\b'),
     ('caf\udce9', r'caf\xe9'), ('a\nb\r', r'a\nb\r'), ('\x1b[31m', r'\x1b[31m'), ('a\u2028b', r'a\u2028b')])
 def test_displayed_is_one_line_of_text(name, shown):
-    assert displayed(name) == shown == displayed(shown)
+    assert display_name(name) == shown == display_name(shown)
     assert shown.encode() and len(shown.splitlines()) == 1
 
 
 def test_displayed_is_the_same_for_both_forms_of_unicode():
-    assert COMPOSED != DECOMPOSED and displayed(DECOMPOSED) == displayed(COMPOSED) == COMPOSED
+    assert COMPOSED != DECOMPOSED and display_name(DECOMPOSED) == display_name(COMPOSED) == COMPOSED
 
 
 def test_lookalikes_differ_in_case_spaces_or_marks_only():
@@ -40,12 +40,12 @@ def test_folder_source_odd_names_are_lines_of_text_and_files_are_read(tmp_path):
             with open(folder + b'/im\nage\xff%d.jpg' % number, 'wb') as file:
                 file.write(os.fsencode(name))
     source = FolderSource(tmp_path, 'train[:100%]')
-    assert source.class_names == tuple(sorted(map(displayed, odd)))
+    assert source.class_names == tuple(sorted(map(display_name, odd)))
     found = examples(tmp_path, 'train[:100%]')
     assert len(found) == len({example['id'] for example in found}) == 12
     for example in found:
         assert example['id'].encode() and len(example['id'].splitlines()) == 1
-        assert source.class_names[example['label']] == displayed(os.fsdecode(example['image']))
+        assert source.class_names[example['label']] == display_name(os.fsdecode(example['image']))
     assert json.dumps(source.class_names, ensure_ascii=False).encode()
 
 

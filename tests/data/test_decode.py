@@ -5,21 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-import simplejpeg
 from PIL import Image, ImageOps
 
 from evit_jax.data.transforms.decode import decode, decode_mask
-from tests.helpers.recipe_rule import make_image
-
-WIDTH, HEIGHT = 50, 40
-IMAGE = make_image(WIDTH, HEIGHT)
-PICTURE = Image.fromarray(IMAGE)
-
-
-def encoded(picture, form, **options):
-    file = io.BytesIO()
-    picture.save(file, form, **options)
-    return file.getvalue()
+from tests.helpers.encoded import HEIGHT, IMAGE, JPEGS, PICTURE, WIDTH, corrupted, encoded
 
 
 def by_pillow(file):
@@ -36,15 +25,6 @@ def png(width, height, depth, colour, rows=b''):
         for name, data in (*chunks, (b'IEND', b'')))
 
 
-JPEGS = {
-    'baseline': encoded(PICTURE, 'JPEG', quality=90),
-    'full colour': encoded(PICTURE, 'JPEG', subsampling=0),
-    'progressive': encoded(PICTURE, 'JPEG', progressive=True),
-    'restarts': encoded(PICTURE, 'JPEG', restart_marker_rows=1),
-    'grey': encoded(PICTURE.convert('L'), 'JPEG'),
-    'cmyk': encoded(PICTURE.convert('CMYK'), 'JPEG'),
-    'ycck': simplejpeg.encode_jpeg(~np.array(PICTURE.convert('CMYK')), 90, 'CMYK', '420'),
-}
 OTHERS = {
     'png': encoded(PICTURE, 'PNG'),
     'webp': encoded(PICTURE, 'WEBP', lossless=True),
@@ -211,23 +191,6 @@ def test_jpeg_with_harmless_oddities_is_shown(file):
 def test_what_is_no_image_is_refused(file, message):
     with pytest.raises(ValueError, match='not a readable image.*' + message):
         decode(file)
-
-
-def corrupted(rng, file):
-    """The file with bits flipped, cut off, or with bytes put in or left out."""
-    at, length = (int(rng.integers(1, high)) for high in (len(file), 60))
-    match rng.integers(4):
-        case 0:
-            flipped = bytearray(file)
-            for place in rng.integers(len(file), size=rng.integers(1, 9)):
-                flipped[place] ^= 1 << rng.integers(8)
-            return bytes(flipped)
-        case 1:
-            return file[:at]
-        case 2:
-            return file[:at] + rng.bytes(length) + file[at:]
-        case _:
-            return file[:at] + file[at + length:]
 
 
 def outcomes(files, variants):

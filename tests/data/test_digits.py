@@ -175,7 +175,7 @@ def test_pictures_are_those_of_this_version():
 def test_killed_build_does_not_count(tmp_path):
     program = f"""
 import os, signal
-from evit_jax.data import digits
+from evit_jax.data.sources import digits
 digits.BANK, make = 96, digits.example
 digits.example = lambda seed, split, i: make(seed, split, i) if i < 5 else os.kill(os.getpid(), signal.SIGKILL)
 digits.prepare({str(tmp_path)!r}, {SIZES!r})

@@ -8,7 +8,7 @@ import pytest
 from evit_jax.data import pipeline
 from evit_jax.data.failures import Failures
 from evit_jax.runtime import distributed
-from tests.data.test_decode import JPEGS, corrupted
+from tests.helpers.encoded import JPEGS, corrupted
 from tests.helpers.toys import Broken, Jitter, Numbered, evaluate, joined, labels, marked, train
 
 
@@ -24,13 +24,13 @@ def test_the_batch_goes_on_without_its_failures_which_are_counted():
     failures = Failures(0.5, examples=100)
     assert failures.take(batch('a: torn', 'b: empty')).keys() == {'label'}
     failures.take(batch())
-    assert (failures.count, failures.seen) == (2, 20)
+    assert (failures.num_failed, failures.num_samples) == (2, 20)
 
 
 def test_in_evaluation_what_fills_the_last_batch_is_not_seen():
     failures = Failures(0.5, examples=3)
     failures.take(batch('a: torn', size=4) | {'index': np.array([0, 1, 2, -1])})
-    assert (failures.count, failures.seen) == (1, 3)
+    assert (failures.num_failed, failures.num_samples) == (1, 3)
 
 
 @pytest.mark.parametrize('limit, examples, allowed', [(0.1, 30, 3), (0.1, 5, 1), (0.0, 1000, 0), (1.0, 12, 12)])
@@ -53,7 +53,7 @@ def test_the_limit_grows_with_what_is_seen():
 def test_of_several_processes_each_goes_on_until_all_stop_by_what_all_have_counted(monkeypatch):
     monkeypatch.setattr(distributed, 'is_single_process', lambda: False)
     monkeypatch.setattr(distributed, 'sum_over_processes',
-                        lambda own: {'count': own['count'] + 7, 'seen': own['seen'] + 40})
+                        lambda own: {'failed': own['failed'] + 7, 'samples': own['samples'] + 40})
     failures = Failures(0.1, examples=60)
     failures.take(batch())
     with pytest.raises(ValueError, match=r'7 of 50 samples could not be read, none of them in this .* allows 6'):
@@ -145,6 +145,6 @@ def test_of_1000_corrupted_jpegs_each_is_shown_or_counted_and_no_worker_dies(num
     failures = Failures(1.0, examples=1000)
     shown = sum(failures.take(batch)['weight'].sum()
                 for batch in evaluate(Corrupted(1000), batch_size=64, num_workers=num_workers))
-    assert failures.seen == 1000
-    assert failures.count > 300 and shown > 200
-    assert shown + failures.count == 1000
+    assert failures.num_samples == 1000
+    assert failures.num_failed > 300 and shown > 200
+    assert shown + failures.num_failed == 1000

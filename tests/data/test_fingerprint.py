@@ -8,8 +8,15 @@ from evit_jax.data import fingerprint
 from evit_jax.data.sources.folder import FolderSource
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.data.sources.tfds_source import TfdsSource
-from tests.data.test_folder import fill, pets, settle  # noqa: F401 (a fixture)
 from tests.helpers import prepared, toys
+from tests.helpers.folders import fill, settle
+
+
+@pytest.fixture
+def pets(tmp_path):
+    fill(tmp_path / 'train', {'cat': 20, 'ape': 10, 'dog': 3})
+    fill(tmp_path / 'val', {'cat': 2, 'dog': 1})
+    return tmp_path
 
 
 def of_folder(path, split='train'):
@@ -17,7 +24,7 @@ def of_folder(path, split='train'):
     return FolderSource(path, split).fingerprint
 
 
-def test_fingerprint_of_a_folder_is_that_of_a_copy_elsewhere(pets, tmp_path_factory):  # noqa: F811
+def test_fingerprint_of_a_folder_is_that_of_a_copy_elsewhere(pets, tmp_path_factory):
     copy = tmp_path_factory.mktemp('copy') / 'pets'
     shutil.copytree(pets, copy)
     assert of_folder(pets) == of_folder(copy) != of_folder(pets, 'val')
@@ -28,13 +35,13 @@ def test_fingerprint_of_a_folder_is_that_of_a_copy_elsewhere(pets, tmp_path_fact
     lambda train: (train / 'dog' / '001.jpg').rename(train / 'dog' / '1.jpg'),
     lambda train: (train / 'dog' / '001.jpg').rename(train / 'cat' / '900.jpg')],
     ids=['added', 'removed', 'renamed', 'moved'])
-def test_fingerprint_of_a_folder_changes_with_its_files(pets, change):  # noqa: F811
+def test_fingerprint_of_a_folder_changes_with_its_files(pets, change):
     before = of_folder(pets)
     change(pets / 'train')
     assert of_folder(pets) != before
 
 
-def test_fingerprint_of_a_folder_tells_slices_and_orders_of_splits_apart(pets):  # noqa: F811
+def test_fingerprint_of_a_folder_tells_slices_and_orders_of_splits_apart(pets):
     splits = ('train', 'train[:50%]', 'train[50%:]', 'train+val', 'val+train', 'val')
     assert len({of_folder(pets, split) for split in splits}) == len(splits)
 

@@ -3,48 +3,12 @@ import logging
 import os
 import pickle
 import shutil
-import time
-import types
 
 import pytest
 
 from evit_jax.data.sources import folder, open_source
 from evit_jax.data.sources.folder import FolderSource
-
-
-def fill(root, counts, suffix='.jpg'):
-    """Makes root/<class>/<number>.jpg, each with its own name as content."""
-    for name, count in counts.items():
-        for number in range(count):
-            path = root / name / f'{number:03d}{suffix}'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f'{name} {number}')
-    return root
-
-
-def settle(root):
-    """As if the folders had been made a while ago."""
-    for path, _, _ in os.walk(root, followlinks=True):
-        os.utime(path, (time.time() - 100,) * 2)
-
-
-def change_status(monkeypatch, applies, **fields):
-    """Makes os.stat return these fields for the paths to which `applies` holds."""
-    stat = os.stat
-
-    def changed(path, **options):
-        found = stat(path, **options)
-        if not applies(os.fspath(path)):
-            return found
-        values = {name: getattr(found, name) for name in dir(found) if name.startswith('st_')}
-        return types.SimpleNamespace(**values | fields)
-
-    monkeypatch.setattr(os, 'stat', changed)
-
-
-def hide_inodes(monkeypatch):
-    """Makes os.stat return no inodes, as some network file systems do."""
-    change_status(monkeypatch, lambda path: True, st_ino=0)
+from tests.helpers.folders import examples, fill, hide_inodes, ids, settle
 
 
 @pytest.fixture
@@ -53,15 +17,6 @@ def pets(tmp_path):
     fill(tmp_path / 'val', {'cat': 2, 'dog': 1})
     settle(tmp_path)
     return tmp_path
-
-
-def examples(path, split='train', **arguments):
-    source = FolderSource(path, split, **arguments)
-    return [source[i] for i in range(len(source))]
-
-
-def ids(path, split='train'):
-    return [example['id'] for example in examples(path, split)]
 
 
 def test_classes_are_sorted_and_images_keep_their_names(pets):

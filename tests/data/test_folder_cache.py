@@ -10,7 +10,7 @@ import pytest
 
 from evit_jax.data.sources import folder, index_cache
 from evit_jax.data.sources.folder import FolderSource
-from tests.data.test_folder import change_status, fill, ids, settle
+from tests.helpers.folders import change_status, fill, ids, settle
 
 KEPT = '.evit_jax_folder_train.npz'
 
@@ -93,11 +93,11 @@ def test_folder_source_other_classes_are_noticed_whatever_the_times(pets, monkey
 def test_folder_source_list_from_the_cache_is_logged_with_its_file_and_time(pets, caplog):
     with caplog.at_level(logging.INFO):
         ids(pets)
-        assert 'comes from' not in caplog.text
+        assert 'read from' not in caplog.text
         ids(pets)
     year = time.strftime('%Y-')
-    assert f"index folder_train of '{pets}' comes from '{pets}/{KEPT}', made {year}" in caplog.text
-    assert 'remove that file to have it made anew' in caplog.text
+    assert f"index folder_train of '{pets}': read from '{pets}/{KEPT}', built {year}" in caplog.text
+    assert 'remove that file to build it again' in caplog.text
 
 
 def test_folder_source_list_of_other_suffixes_is_made_anew(pets, monkeypatch):
@@ -124,7 +124,7 @@ def test_load_or_build_keeps_no_index_that_is_not_current(tmp_path, caplog):
             index = index_cache.load_or_build('test', beside=str(tmp_path), cache=str(tmp_path / 'cache'), build=build,
                                               is_current=lambda index: False)
             assert index['value'] == 3
-    assert not list(tmp_path.iterdir()) and 'is not kept and will be made again' in caplog.text
+    assert not list(tmp_path.iterdir()) and 'not stored and built again next time' in caplog.text
 
 
 @pytest.mark.parametrize('kind, trusted', [('ext4', True), ('fuseblk', True), ('fuse.gcsfuse', False), ('fuse', False),
@@ -138,4 +138,4 @@ def test_folder_source_list_on_fuse_mounts_and_disk_images_is_not_kept(pets, mon
     ids(pets)
     assert (pets / KEPT).exists() == trusted
     monkeypatch.setattr(index_cache, '_MOUNTS', pets / 'nowhere')
-    assert index_cache.tells_changes(pets)
+    assert index_cache.reports_changes(pets)

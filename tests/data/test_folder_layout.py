@@ -9,8 +9,8 @@ from evit_jax.data.sources import open_source
 from evit_jax.data.sources.folder import FolderSource
 from evit_jax.data.transforms import decode
 from evit_jax.inference.images import find_images
-from tests.data.test_folder import fill, ids
 from tests.helpers import prepared
+from tests.helpers.folders import fill, ids
 
 HELD_OUT = 'auto'  # the split to evaluate on, see `splits.resolve`
 

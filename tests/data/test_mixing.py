@@ -182,7 +182,7 @@ def test_erasing_puts_normal_noise_into_one_box_and_leaves_the_rest():
 
 def test_a_split_batch_is_mixed_without_a_word_between_devices():
     mesh = sharding.data_mesh(32)
-    split, whole = sharding.split_batch(mesh), sharding.replicated(mesh)
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     mix = jax.jit(functools.partial(mixing.mix_batch, mixing=DEIT, classes=10, groups=8),
                   in_shardings=(split, split, whole), out_shardings=split)
     shapes = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32), jax.ShapeDtypeStruct((32,), jnp.int32)

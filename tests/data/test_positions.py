@@ -18,15 +18,15 @@ def now(**changes):
     return BEGUN._replace(**changes)
 
 
-def test_go_on_without_a_change_keeps_the_one_segment_and_counts_from_the_start():
-    assert positions.go_on([BEGUN], 9, now()) == (BEGUN,)
+def test_extend_segments_without_a_change_keeps_the_one_segment_and_counts_from_the_start():
+    assert positions.extend_segments([BEGUN], 9, now()) == (BEGUN,)
     assert BEGUN.offset == 0 and BEGUN.epoch(9) == 1.5
 
 
 @pytest.mark.parametrize('batch_size', [2, 3, 8, 24])
-def test_go_on_with_another_batch_size_trains_every_example_of_every_epoch_once(batch_size):
+def test_extend_segments_with_another_batch_size_trains_every_example_of_every_epoch_once(batch_size):
     stopped, epochs = 9, 3
-    segment = positions.go_on([BEGUN], stopped, now(batch_size=batch_size))[-1]
+    segment = positions.extend_segments([BEGUN], stopped, now(batch_size=batch_size))[-1]
     source = toys.Numbered(24)
     before = toys.labels(toys.train(source, batch_size=4, epochs=epochs)[:stopped])
     after = toys.labels(toys.train(source, start_step=stopped, batch_size=batch_size, epochs=epochs,
@@ -38,37 +38,38 @@ def test_go_on_with_another_batch_size_trains_every_example_of_every_epoch_once(
     assert set(collections.Counter(shown[:24]).values()) == set(collections.Counter(shown[24:48]).values()) == {1}
 
 
-def test_go_on_with_other_data_or_repeats_keeps_the_place_in_the_epoch():
-    more = positions.go_on([BEGUN], 9, now(examples=48))[-1]
+def test_extend_segments_with_other_data_or_repeats_keeps_the_position_in_the_epoch():
+    more = positions.extend_segments([BEGUN], 9, now(examples=48))[-1]
     assert more == Segment(9, 72, 4, 1, 48) and more.epoch(9) == BEGUN.epoch(9) == 1.5
-    repeated = positions.go_on([now(examples=600, batch_size=100)], 9, now(examples=600, batch_size=100, repeats=3))[-1]
+    before = now(examples=600, batch_size=100)
+    repeated = positions.extend_segments([before], 9, before._replace(repeats=3))[-1]
     assert repeated.epoch_samples == 512 and repeated.epoch(9) == pytest.approx(1.5)
 
 
-def test_go_on_after_lost_checkpoints_counts_from_the_segment_of_the_step():
-    changed = positions.go_on([BEGUN], 9, now(batch_size=8))
-    assert positions.go_on(changed, 12, now(batch_size=8)) == changed
-    assert positions.go_on(changed, 9, now(batch_size=8)) == changed
-    assert positions.go_on(changed, 6, now(batch_size=8)) == (BEGUN, Segment(6, 24, 8, 1, 24))
-    assert positions.go_on(changed, 9, now()) == (BEGUN,)
-    third = positions.go_on(changed, 12, now())
+def test_extend_segments_after_lost_checkpoints_counts_from_the_segment_of_the_step():
+    changed = positions.extend_segments([BEGUN], 9, now(batch_size=8))
+    assert positions.extend_segments(changed, 12, now(batch_size=8)) == changed
+    assert positions.extend_segments(changed, 9, now(batch_size=8)) == changed
+    assert positions.extend_segments(changed, 6, now(batch_size=8)) == (BEGUN, Segment(6, 24, 8, 1, 24))
+    assert positions.extend_segments(changed, 9, now()) == (BEGUN,)
+    third = positions.extend_segments(changed, 12, now())
     assert third[:2] == changed and third[2].epoch(12) == changed[1].epoch(12) == 2.5
 
 
-def test_go_on_with_unrecorded_examples_takes_those_of_today():
-    assert positions.go_on([now(examples=None)], 9, now()) == (BEGUN,)
-    assert positions.go_on([now(examples=None)], 9, now(batch_size=8))[-1].samples == 36
+def test_extend_segments_with_unrecorded_examples_takes_those_of_today():
+    assert positions.extend_segments([now(examples=None)], 9, now()) == (BEGUN,)
+    assert positions.extend_segments([now(examples=None)], 9, now(batch_size=8))[-1].samples == 36
 
 
 def test_describe_change_tells_epochs_before_and_after():
-    segment = positions.go_on([BEGUN], 9, now(batch_size=8))[-1]
+    segment = positions.extend_segments([BEGUN], 9, now(batch_size=8))[-1]
     assert positions.describe_change(BEGUN, segment, 9, 3) == (
-        'batch_size 4 -> 8: at step 9, 1.50 epochs are trained. The run goes on at epoch 1.50 of 3 (by the number of '
+        'batch_size 4 -> 8: at step 9, 1.50 epochs are trained. The run resumes at epoch 1.50 of 3 (by the number of '
         'steps it would be 3.00) and trains 4 more steps; learning rate and keep rate are those of that epoch')
 
 
 def test_batch_ids_of_a_moved_run_are_those_of_the_batch():
-    segment = positions.go_on([BEGUN], 9, now(batch_size=8))[-1]
+    segment = positions.extend_segments([BEGUN], 9, now(batch_size=8))[-1]
     batch = toys.train(toys.Numbered(24), start_step=9, batch_size=8, offset=segment.offset)[0]
     assert order.batch_ids(toys.Numbered(24), 9, batch_size=8, seed=7, offset=segment.offset) == [
         f'number {label}' for label in batch['label'].tolist()]

@@ -8,11 +8,11 @@ from PIL import Image
 
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels import targets as token_targets
-from evit_jax.data.token_labels.label_maps import About, Entry, LabelMap, LabelMaps
+from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMaps, LabelMapsMetadata
 from evit_jax.data.token_labels.roi_align import align, axis_weights
 from evit_jax.data.token_labels.targets import TokenTargets, sparse_softmax
 from evit_jax.data.transforms import augment
-from evit_jax.data.transforms.geometry import Part, TrainTransform
+from evit_jax.data.transforms.geometry import CropWindow, TrainTransform
 from tests.helpers.toys import assert_same, train
 
 BOXES = [(0, 0, 1, 1), (0.1, 0.35, 0.7, 0.9), (0.5, 0, 0.51, 0.02), (0, 0.8, 0.3, 1), (0.013, 0.2, 0.987, 0.77)]
@@ -59,7 +59,7 @@ def write(folder, maps, classes=CLASSES, ids=None, **changes):
     metadata = {'annotator': 'test', 'data': 'test', 'class_names': (), 'classes': classes, 'examples': len(maps),
              'top': maps[0].value.shape[0], 'side': maps[0].value.shape[1]} | changes
     ids = ids or [f'number {number}' for number in range(len(maps))]
-    label_maps.write(folder, About(**metadata), lambda start: map(Entry, ids[start:], maps[start:]))
+    label_maps.write(folder, LabelMapsMetadata(**metadata), lambda start: map(Entry, ids[start:], maps[start:]))
     return LabelMaps(folder)
 
 
@@ -111,9 +111,9 @@ def test_a_whole_map_on_its_own_grid_stays_as_it_is():
 @pytest.mark.parametrize('box', BOXES)
 @pytest.mark.parametrize('mirrored', [False, True])
 def test_targets_are_the_softmax_over_all_classes_of_the_aligned_map(tmp_path, monkeypatch, box, mirrored):
-    monkeypatch.setattr(token_targets, 'STAY', CLASSES)
+    monkeypatch.setattr(token_targets, 'MAX_CLASSES', CLASSES)
     targets = TokenTargets(write(tmp_path, [random_map()]), 4)
-    rows = targets.rows('number 0', Part(*box, mirrored))
+    rows = targets.rows('number 0', CropWindow(*box, mirrored))
     dense = whole(random_map())[:, ::-1] if mirrored else whole(random_map())
     top, left, bottom, right = box
     left, right = (1 - right, 1 - left) if mirrored else (left, right)
@@ -124,10 +124,10 @@ def test_targets_are_the_softmax_over_all_classes_of_the_aligned_map(tmp_path, m
 
 
 def test_what_does_not_stay_is_shared_out_and_all_sum_to_one(tmp_path):
-    rows = TokenTargets(write(tmp_path, [random_map(top=9)]), 4).rows('number 0', Part(0, 0, 1, 1, False))
+    rows = TokenTargets(write(tmp_path, [random_map(top=9)]), 4).rows('number 0', CropWindow(0, 0, 1, 1, False))
     got = dense_of(rows['token_value'], rows['token_index'])
     want = softmax(align(whole(random_map(top=9)), *[axis_weights(0, 1, SIDE, 4)] * 2)).reshape(16, CLASSES)
-    likely = np.sort(want)[:, [-token_targets.STAY]]
+    likely = np.sort(want)[:, [-token_targets.MAX_CLASSES]]
     np.testing.assert_allclose(got[want >= likely], want[want >= likely], atol=1e-6)
     np.testing.assert_allclose(got.sum(-1), 1, atol=1e-6)
     for row, chance in enumerate(want):
@@ -155,7 +155,7 @@ def test_a_map_goes_where_its_image_goes(tmp_path):
     targets, transform = TokenTargets(maps, grid), TrainTransform(64, scale=(0.2, 0.6), policy='none')
     seen = set()
     for seed in range(30):
-        shown, part = transform.show(image, np.random.default_rng(seed))
+        shown, part = transform.crop_and_augment(image, np.random.default_rng(seed))
         rows = targets.rows('number 0', part)
         best = rows['token_index'][:, 0].reshape(grid, grid)
         middle = shown[8::16, 8::16].astype(int)  # of each token
@@ -173,8 +173,8 @@ def test_what_randaugment_moves_takes_its_places_along(name, share):
     x, y = np.meshgrid(middles, middles)
     picture = Image.fromarray(np.stack([x * 255, y * 255, x * 0 + 255], -1).astype(np.uint8))
     drawn = ('Invert', 1.0), (name, share), ('Invert', 1.0), ('TranslateXRel', 0.2)
-    outcome = np.asarray(augment.carry_out(picture, drawn)).astype(float)
-    from_x, from_y, inside = augment.sources(x, y, drawn)
+    outcome = np.asarray(augment.apply_ops(picture, drawn)).astype(float)
+    from_x, from_y, inside = augment.source_positions(x, y, drawn)
     within = (np.minimum(from_x, from_y) > 0.06) & (np.maximum(from_x, from_y) < 0.94) & inside
     assert within.mean() > 0.2 and (~inside).mean() > 0.08
     assert abs(outcome[..., 0] - from_x * 255)[within].max() < 3
@@ -185,7 +185,7 @@ def test_what_randaugment_moves_takes_its_places_along(name, share):
 def test_tokens_are_moved_with_the_image_and_those_from_beyond_are_told_nothing(tmp_path):
     numbers = np.arange(16).reshape(1, 4, 4)
     targets = TokenTargets(write(tmp_path, [LabelMap(np.full(numbers.shape, 9.0), numbers)], classes=16), 4)
-    still, moved = (targets.rows('number 0', Part(0, 0, 1, 1, False, drawn)) for drawn in (
+    still, moved = (targets.rows('number 0', CropWindow(0, 0, 1, 1, False, drawn)) for drawn in (
         (), (('TranslateXRel', 0.25 / 0.45),)))
     np.testing.assert_array_equal(still['token_index'][:, 0].reshape(4, 4), numbers[0])
     np.testing.assert_array_equal(moved['token_index'][:, 0].reshape(4, 4)[:, :3], numbers[0][:, 1:])
@@ -198,7 +198,7 @@ def test_a_transform_shows_what_a_call_makes_and_draws_no_more():
     for policy in ('rand-m9-mstd0.5-inc1', 'jitter', '3a'):
         called, asked = np.random.default_rng(1), np.random.default_rng(1)
         transform = TrainTransform(32, policy=policy)
-        np.testing.assert_array_equal(transform(image, called), transform.show(image, asked)[0])
+        np.testing.assert_array_equal(transform(image, called), transform.crop_and_augment(image, asked)[0])
         assert called.random() == asked.random()
 
 
@@ -218,7 +218,7 @@ def test_batches_hold_the_targets_of_their_examples(numbered):
     still = TrainTransform(8, scale=None, flip=0, policy='none')
     for batch in train(10, transform=still, targets=numbered):
         for row, label in enumerate(batch['label'].tolist()):
-            want = numbered.rows(f'number {label}', Part(0, 0, 1, 1, False))
+            want = numbered.rows(f'number {label}', CropWindow(0, 0, 1, 1, False))
             for name in want:
                 np.testing.assert_array_equal(batch[name][row], want[name])
 
@@ -233,7 +233,7 @@ def test_targets_are_a_function_of_seed_and_step(numbered, changes):
 def test_an_example_without_a_map_is_replaced_and_named(tmp_path):
     maps = [random_map(seed) for seed in range(9)] + [None]
     ids = [f'number {number}' for number in range(10)]
-    metadata = About('test', 'test', (), CLASSES, 10, 5, SIDE)
+    metadata = LabelMapsMetadata('test', 'test', (), CLASSES, 10, 5, SIDE)
     label_maps.write(tmp_path, metadata, lambda start: map(Entry, ids[start:], maps[start:]))
     batches = train(10, transform=TrainTransform(8), targets=TokenTargets(LabelMaps(tmp_path), 2))
     failed = np.concatenate([batch['failed'] for batch in batches]).tolist()

@@ -137,7 +137,7 @@ def test_no_more_batches_are_made_ahead_than_is_said(num_workers, tmp_path):
         time.sleep(0.5)
         before, made = made, file.stat().st_size
     batches.close()
-    assert 3 < made <= 2 + batches.held < 20
+    assert 3 < made <= 2 + batches.max_held < 20
 
 
 def test_the_memory_that_is_taken_is_logged(caplog):

@@ -19,9 +19,9 @@ def checks(number):
         'value': lambda: agreement.check_same({'a': 1, 'b': 'x' * (1 + 5000 * number), 'c': number}, 'way out'),
         'name': lambda: agreement.check_same({'a': 1} if number else {'a': 1, 'b': 2}, 'way out'),
         'letters': lambda: agreement.check_same({'class 0': 'zoë\udce9' if number else 'zoe'}, 'way out'),
-        'decided': lambda: agreement.each_decides(lambda: number),
-        'no file': lambda: agreement.each_decides(lambda: number and refuse(FileNotFoundError('no folder é'))),
-        'no text': lambda: agreement.each_decides(lambda: None if number else refuse(RuntimeError())),
+        'decided': lambda: agreement.on_every_process(lambda: number),
+        'no file': lambda: agreement.on_every_process(lambda: number and refuse(FileNotFoundError('no folder é'))),
+        'no text': lambda: agreement.on_every_process(lambda: None if number else refuse(RuntimeError())),
         'weights': lambda: weights.same_weights('/nowhere', lambda: {'w': np.full(3, number)}),
     }
 

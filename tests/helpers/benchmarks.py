@@ -14,7 +14,7 @@ TINY_LISTS = {'names': ['tiny'], 'rates': [1.0, 0.5], 'fuse': [True], 'image_siz
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """Registers the model 'tiny' and shrinks the reference matmul, for a test file that imports this fixture."""
-    monkeypatch.setitem(models.SHAPES, 'tiny', ViTConfig(image_size=32, patch_size=8, width=16, depth=4, heads=2,
+    monkeypatch.setitem(models.CONFIGS, 'tiny', ViTConfig(image_size=32, patch_size=8, width=16, depth=4, heads=2,
                                                         classes=5, init_std=0.2))
     monkeypatch.setattr(cases, '_MATMUL_SIZES', {'cpu': 64})
 

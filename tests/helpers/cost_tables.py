@@ -22,7 +22,7 @@ def run_plan(plan, capsys, monkeypatch):
 
     The test file defines `plan = doors.imported('plan')`.
     """
-    monkeypatch.setattr(cli, '_log_our_own_lines', lambda: None)
+    monkeypatch.setattr(cli, 'configure_logging', lambda: None)
 
     def run(*words):
         monkeypatch.setattr(sys, 'argv', ['plan', *map(str, words)])

@@ -66,7 +66,7 @@ def config_of(**changes):
 
 def prepare(patch):
     """The least model and data, for the time of a patch."""
-    patch.setitem(models.SHAPES, 'vit_layouts', SHAPE)
+    patch.setitem(models.CONFIGS, 'vit_layouts', SHAPE)
     patch.setattr(sources, 'open_source', lambda name, split, **_: Colours(split))
 
 

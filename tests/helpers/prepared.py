@@ -1,4 +1,4 @@
-"""Data sets as tfds leaves them on disk, written by hand: TFRecord files, features.json and dataset_info.json."""
+"""Writes data sets in the format of tfds: TFRecord files, features.json and dataset_info.json."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from evit_jax.data.sources import tfrecord
 
 
 def crc32c(data):
-    """Bit by bit, as the definition has it."""
+    """Returns the CRC-32C of the data, bit by bit as in its definition."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -31,8 +31,14 @@ def write_tfrecord(path, records):
             file.write(length + checksum(length) + record + checksum(record))
 
 
+def read_tfrecord(path, count=None):
+    """Returns all records of a file."""
+    content = path.read_bytes()
+    return [content[start + 12:start + 12 + length] for start, length in zip(*tfrecord.scan(str(path), count))]
+
+
 def example(**features):
-    """A tf.train.Example, its wire format written out: a map of names to lists of one value."""
+    """Returns an encoded tf.train.Example that maps names to lists of one value."""
     entries = b''.join(_field(1, _field(1, name.encode()) + _field(2, _feature(value)))
                        for name, value in features.items())
     return _field(1, entries)
@@ -62,11 +68,11 @@ FEATURES = {
 
 
 def write_data_set(folder, splits, features=None, file_format='tfrecord'):
-    """Writes a data set.
+    """Writes a data set and returns its folder.
 
     Args:
-      folder: NAME/VERSION, made.
-      splits: name -> list of shards, each a list of records.
+      folder: NAME/VERSION; created.
+      splits: from name to a list of shards, each a list of records.
     """
     folder.mkdir(parents=True)
     name = folder.parent.name
@@ -82,7 +88,7 @@ def write_data_set(folder, splits, features=None, file_format='tfrecord'):
 
 
 def as_array_record(source, target):
-    """Copies a data set of TFRecord files as array_record files, which hold the same records."""
+    """Copies a data set of TFRecord files to array_record files with the same records; returns its folder."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns('*.tfrecord*', '.*'))
     info = json.loads((source / 'dataset_info.json').read_text())
     (target / 'dataset_info.json').write_text(json.dumps(info | {'fileFormat': 'array_record'}))
@@ -90,5 +96,5 @@ def as_array_record(source, target):
     paths = [path for split in info['splits'] for path in sorted(source.glob(f'*-{split["name"]}.tfrecord-*'))]
     for path, count in zip(paths, counts, strict=True):
         tfds.core.file_adapters.ArrayRecordFileAdapter.write_examples(
-            target / path.name.replace('tfrecord', 'array_record'), enumerate(tfrecord.read_all(str(path), count)))
+            target / path.name.replace('tfrecord', 'array_record'), enumerate(read_tfrecord(path, count)))
     return target

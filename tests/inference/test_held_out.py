@@ -12,7 +12,7 @@ NAMES = 'red', 'green', 'blue'
 def check(monkeypatch, ours, theirs=NAMES, recorded=NAMES):
     trained = types.SimpleNamespace(path='runs/a', class_names=theirs,
                                     config=types.SimpleNamespace(classes=len(theirs)))
-    monkeypatch.setattr(held_out, 'read_about', lambda path: {'class_names': recorded})
+    monkeypatch.setattr(held_out, 'read_metadata', lambda path: {'class_names': recorded})
     held_out.check_classes(trained, types.SimpleNamespace(class_names=ours, num_classes=len(ours)))
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
-from evit_jax.checkpoints.best import Best
-from evit_jax.checkpoints.manager import Checkpoints
+from evit_jax.checkpoints.best import BestCheckpoint
+from evit_jax.checkpoints.manager import CheckpointManager
 from evit_jax.inference import Predictor, load, load_model
 from evit_jax.reduction.plan import make_plan
 from evit_jax.runtime.preemption import PreemptionHandler
@@ -201,7 +201,7 @@ def test_a_run_its_best_and_its_average_are_read(tmp_path):
     state = laid.new_state()
     state = state._replace(step=jnp.int32(7), ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
     workdirs.write_config(tmp_path, laid.metadata)
-    checkpoints, best = Checkpoints(tmp_path, keep=1), Best(tmp_path, 'top1')
+    checkpoints, best = CheckpointManager(tmp_path, keep=1), BestCheckpoint(tmp_path, 'top1')
     checkpoints.save(state, laid.metadata)
     best.offer(state._replace(step=jnp.int32(3)), {'top1': 0.5}, laid.metadata)
     checkpoints.close()
@@ -233,9 +233,9 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, workdir, monkeypatch
                        ('', 'holds no checkpoint')):
         with pytest.raises(ValueError, match=said):
             load_model(tmp_path / name)
-    monkeypatch.setitem(models.SHAPES, 'vit_layouts', dataclasses.replace(layouts.SHAPE, width=32))
+    monkeypatch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, width=32))
     with pytest.raises(ValueError, match='do not fit this model'):
         load_model(workdir)
-    monkeypatch.delitem(models.SHAPES, 'vit_layouts')
+    monkeypatch.delitem(models.CONFIGS, 'vit_layouts')
     with pytest.raises(ValueError, match="unknown model 'vit_layouts'"):
         load_model(workdir)

@@ -23,7 +23,7 @@ PLAN = make_plan(4, 2, reduce_at=())
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_toy', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'vit_toy', SHAPE)
 
 
 def interpreted(name='deit_s', *, tree=None, metadata=None, configs=None, flags=None, path='a.pth', label='',

@@ -26,7 +26,7 @@ PREPROCESSOR = {'image_mean': [0.5, 0.4, 0.3], 'image_std': [0.1, 0.2, 0.3], 'si
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_toy', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'vit_toy', SHAPE)
 
 
 def write(folder, *, config=CONFIG, preprocessor=PREPROCESSOR, shards=2):

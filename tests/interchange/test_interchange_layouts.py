@@ -25,7 +25,7 @@ DISTILLED = {'evit.pth', 'hugging_face_deit.safetensors', 'hugging_face_5.pth'}
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_toy', TOY)
+    monkeypatch.setitem(models.CONFIGS, 'vit_toy', TOY)
 
 
 def stored(*shape, value=0.0):
@@ -118,7 +118,7 @@ def test_models_of_other_kinds_are_told_by_their_keys(key, layout):
     assert layouts.find({'model': {'cls_token': stored(), key: stored()}}, ema=False).layout == layout
 
 
-@pytest.mark.parametrize('name', [*models.SHAPES, 'vit_toy'])
+@pytest.mark.parametrize('name', [*models.CONFIGS, 'vit_toy'])
 def test_every_model_is_told_from_its_own_shapes(name):
     assert detect.detect(of_model(name), classes=7) == (name, get_config(name))
 

@@ -1,119 +1,109 @@
-"""Rates and waits of a run, and the line about a step that takes far longer than usual."""
+"""Rates and waits of a training loop, and the warning about a step that takes far longer than usual."""
 
-import pathlib
 import re
 import time
 
-import jax
 import pytest
 
-from evit_jax.metrics.step_timer import Pace
-from evit_jax.runtime import storage
-from evit_jax.runtime.profiler import Profile, steps_of
+from evit_jax.metrics.step_timer import StepTimer
 
 METRICS = {'loss': 1.0, 'lr': 1e-3}
 
 
-class Written:
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += seconds
+
+
+class Writer:
     def write_scalars(self, step, scalars):
         self.step, self.scalars = step, scalars
 
 
 @pytest.fixture
-def pace():
-    made = Pace(100, 8, least=0.05)
-    yield made
-    made.close()
+def clock():
+    return Clock()
 
 
-def fast_steps(pace, count=6):
+@pytest.fixture
+def timer(clock):
+    return StepTimer(100, 8, min_slow=20.0, clock=clock, watch=False)
+
+
+def run_fast_steps(timer, clock, count=6):
     for number in range(count):
-        pace.step(number)
-        time.sleep(0.001)
+        timer.step(number)
+        clock.advance(1.0)
 
 
-def test_the_scalars_are_about_the_steps_since_the_last_line(pace):
-    writer = Written()
-    pace.restart(10)
-    with pace.phase('input'):
-        time.sleep(0.1)
-    time.sleep(0.1)
-    pace.write(14, 0.5, METRICS, 0.7, writer)
-    assert writer.step == 14 and writer.scalars['train/loss'] == 1.0 and writer.scalars['train/keep_rate'] == 0.7
-    assert 0.05 <= writer.scalars['train/step_seconds'] < 0.2
-    assert writer.scalars['train/images_per_second'] == pytest.approx(8 / writer.scalars['train/step_seconds'])
-    assert 0.1 < writer.scalars['train/input_wait'] < 0.9 and writer.scalars['train/save_wait'] == 0
-    pace.write(15, 0.5, METRICS, 0.7, writer)
-    assert writer.scalars['train/step_seconds'] < 0.1 and writer.scalars['train/input_wait'] == 0
+def test_write_reports_the_rates_of_the_steps_since_the_last_line(timer, clock):
+    writer = Writer()
+    timer.restart(10)
+    with timer.phase('input'):
+        clock.advance(1.0)
+    clock.advance(3.0)
+    timer.write(14, 0.5, METRICS, 0.7, writer)
+    assert writer.step == 14 and writer.scalars == {
+        'train/loss': 1.0, 'train/lr': 1e-3, 'train/keep_rate': 0.7, 'train/images_per_second': 8.0,
+        'train/step_seconds': 1.0, 'train/input_wait': 0.25, 'train/compile_wait': 0.0, 'train/save_wait': 0.0}
+    clock.advance(0.5)
+    timer.write(15, 0.5, METRICS, 0.7, writer)
+    assert writer.scalars['train/step_seconds'] == 0.5 and writer.scalars['train/input_wait'] == 0
 
 
-def test_the_line_has_the_share_of_the_time_that_was_spent_on_waiting_for_a_program(pace, caplog):
+def test_write_logs_the_share_of_the_time_spent_waiting_for_a_program(timer, clock, caplog):
     caplog.set_level('INFO')
-    pace.restart(0)
-    with pace.phase('compile'):
-        time.sleep(0.2)
-    pace.write(1, 0.5, METRICS, 0.7, Written())
-    pace.write(2, 0.5, METRICS, 0.7, Written())
-    waited, none = (float(share) for share in re.findall(r'compile wait (\S+) %', caplog.text))
-    assert waited > 50 and none == 0
+    timer.restart(0)
+    with timer.phase('compile'):
+        clock.advance(0.75)
+    clock.advance(0.25)
+    timer.write(1, 0.5, METRICS, 0.7, Writer())
+    clock.advance(1.0)
+    timer.write(2, 0.5, METRICS, 0.7, Writer())
+    assert re.findall(r'compile wait (\S+) %', caplog.text) == ['75.0', '0.0']
 
 
-def test_a_slow_step_is_said_while_it_lasts_with_what_it_waits_for_and_once_it_is_over(pace, caplog):
-    fast_steps(pace)
-    pace.step(6)
-    with pace.phase('input'):
-        time.sleep(0.5)
-        during = caplog.text
-    pace.step(7)
-    assert 'step 6 takes' in during and 'waiting for the input' in during
-    assert 1 < during.count('step 6 takes') < 6  # at each doubling
-    assert 'step 6 took 0.5 s' in caplog.text and 'step 7' not in caplog.text
+def test_slow_step_is_logged_at_each_doubling_with_its_phase_and_at_its_end(timer, clock, caplog):
+    run_fast_steps(timer, clock)
+    timer.step(6)
+    with timer.phase('input'):
+        for _ in range(100):
+            clock.advance(1.0)
+            timer.check_current_step()
+    during = [record.getMessage() for record in caplog.records]
+    assert during == [f'step 6 takes {seconds} s so far, usual are 1 s: waiting for the input'
+                      for seconds in (21, 43, 87)]
+    timer.step(7)
+    assert 'step 6 took 100.0 s' in caplog.text and 'step 7' not in caplog.text
 
 
-def test_nothing_is_slow_before_something_is_usual_nor_in_an_evaluation(pace, caplog):
-    pace.step(0)
-    time.sleep(0.2)
-    pace.step(1)
-    fast_steps(pace)
-    pace.restart(6)
-    time.sleep(0.3)
-    pace.step(6)
+def test_slow_step_is_not_logged_before_enough_steps_nor_in_an_evaluation(timer, clock, caplog):
+    timer.step(0)
+    clock.advance(100.0)
+    timer.check_current_step()
+    timer.step(1)
+    run_fast_steps(timer, clock)
+    timer.restart(6)
+    clock.advance(100.0)
+    timer.check_current_step()
+    timer.step(6)
     assert not caplog.text
 
 
-def test_profiled_steps_are_named_as_a_range():
-    assert steps_of('10:20') == range(10, 20) and not steps_of('')
-    for wrong in ('10', '20:10', '5:5', 'a:b', '-1:4'):
-        with pytest.raises(ValueError, match=r'config.profile_steps=.* names no steps: give FIRST:END'):
-            steps_of(wrong)
-
-
-def test_the_asked_steps_are_traced_and_no_others(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(jax.profiler, 'start_trace', lambda folder: calls.append(f'start {folder}'))
-    monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: calls.append('stop'))
-    profile = Profile(range(2, 4), tmp_path)
-    for step in range(6):
-        profile.before(step)
-        calls.append(step)
-        profile.after(step, ())
-    profile.close()
-    assert calls == [0, 1, f'start {tmp_path / "profile"}', 2, 3, 'stop', 4, 5]
-
-
-def test_where_jax_cannot_write_a_trace_is_made_elsewhere_and_brought_there(tmp_path, monkeypatch):
-    made = []
-
-    def trace(folder):
-        made.append(pathlib.Path(folder))
-        (made[0] / 'plugins').mkdir()
-        (made[0] / 'plugins' / 'host.xplane.pb').write_bytes(b'trace')
-
-    monkeypatch.setattr(jax.profiler, 'start_trace', trace)
-    monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: None)
-    profile = Profile(range(1), tmp_path)
-    monkeypatch.setattr(storage, 'is_remote', lambda path: True)
-    profile.before(0)
-    profile.after(0, ())
-    assert (tmp_path / 'profile' / 'plugins' / 'host.xplane.pb').read_bytes() == b'trace'
-    assert made[0] != tmp_path / 'profile' and not made[0].exists()
+def test_slow_step_is_logged_by_the_background_thread(caplog):
+    timer = StepTimer(100, 8, min_slow=0.01)
+    for number in range(7):
+        timer.step(number)
+    deadline = time.monotonic() + 10
+    while 'step 6 takes' not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    timer.close()
+    assert 'step 6 takes' in caplog.text

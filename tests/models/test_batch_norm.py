@@ -115,7 +115,7 @@ def test_eight_devices_find_what_one_finds(params, how):
     found = []
     for devices in jax.devices()[:1], jax.devices():
         mesh = sharding.data_mesh(16, devices)
-        batch, placed = sharding.split_batch(mesh), sharding.state_shardings(params, mesh, how)
+        batch, placed = sharding.batch_sharding(mesh), sharding.state_shardings(params, mesh, how)
         jitted = jax.jit(sharding.with_mesh(mesh, step), in_shardings=(placed, batch, batch))
         found.append(jax.device_get(jitted(params, images, labels)))
         assert mesh.size == len(devices)

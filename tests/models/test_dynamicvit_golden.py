@@ -1,6 +1,5 @@
 """Parity with the PyTorch DynamicViT: recorded outputs in tests/golden, weights and images rebuilt from names."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -14,6 +13,7 @@ import pytest
 from evit_jax.interchange.vit import from_torch, to_torch
 from evit_jax.models import create, get_config
 from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducer import Modules
 from evit_jax.reduction.reducers import DYNAMICVIT
 from evit_jax.training import losses
 from tests.helpers import golden_rule
@@ -29,7 +29,7 @@ TARGETS = (0.7, 0.7**2, 0.7**3)
 
 @functools.cache
 def reference_model():
-    model = create(dataclasses.replace(get_config('deit_s'), predictors=3))
+    model = create(get_config('deit_s'), modules=Modules(DYNAMICVIT, 3))
     return model, from_torch(golden_rule.make_weights(ENTRY['state_dict']), model.config)
 
 
@@ -53,7 +53,7 @@ def test_same_tokens_scores_and_logits_as_the_reference(name):
     assert [plan.counts[block] for block in plan.reductions] == want['token_counts'].tolist()
     np.testing.assert_allclose(logits, want['logits'], rtol=0, atol=1e-4)
     entering = np.tile(np.arange(196), (case['batch'], 1))
-    stages = zip(seen['patch'], seen['kept'], seen['prediction'], strict=True)
+    stages = zip(seen['patch_ids'], seen['kept'], seen['prediction'], strict=True)
     for stage, (patch, kept, prediction) in enumerate(stages):
         ours, theirs = (np.zeros((case['batch'], 196)) for _ in range(2))
         np.put_along_axis(ours, np.asarray(patch), np.asarray(prediction[..., 0]), axis=1)
@@ -72,21 +72,21 @@ def trained():
     targets = jax.nn.one_hot(jnp.asarray(case['labels']), 1000)
 
     def loss_of(params):
-        logits, seen = model.apply(params, images, plan)
-        found, share = losses.cross_entropy(logits, targets), losses.kept_share(seen['decisions'], TARGETS)
+        logits, seen = model.apply(params, images, plan, patch_tokens=True)
+        found, share = losses.cross_entropy(logits, targets), losses.keep_ratio(seen['mask'], TARGETS)
         return found + 2 * share, (logits, seen, found, share)
 
     (loss, parts), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
-    return loss, parts, to_torch(gradient, model.config)
+    return loss, parts, to_torch(gradient, model.config, model.modules)
 
 
 def test_training_decides_and_loses_as_the_reference():
     want = np.load(GOLDEN / f'{TRAINED}.npz')
     loss, (logits, seen, cross_entropy, share), _ = trained()
-    for stage, (decision, prediction) in enumerate(zip(seen['decisions'], seen['prediction'], strict=True)):
+    for stage, (decision, prediction) in enumerate(zip(seen['mask'], seen['prediction'], strict=True)):
         np.testing.assert_array_equal(decision, want[f'decision_s{stage}'])
         np.testing.assert_allclose(jnp.exp(prediction[..., 0]), want[f'keep_prob_s{stage}'], rtol=0, atol=1e-4)
-    np.testing.assert_array_equal(seen['decisions'][-1], want['final_decision'])
+    np.testing.assert_array_equal(seen['mask'][-1], want['final_decision'])
     np.testing.assert_allclose(seen['norm'][:, 1:, :8], want['features_first8'], rtol=0, atol=1e-4)
     np.testing.assert_allclose(logits, want['logits'], rtol=0, atol=1e-4)
     np.testing.assert_allclose(cross_entropy, want['loss_ce'], rtol=1e-5)
@@ -105,8 +105,9 @@ def test_training_has_the_gradients_of_the_reference():
 
 def test_conversion_round_trip_is_exact():
     model, params = reference_model()
-    back = to_torch(params, model.config)
-    assert sum(value.size for value in back.values()) == ENTRY['num_params'] == model.config.parameters() == 22_774_414
+    back = to_torch(params, model.config, model.modules)
+    assert sum(value.size for value in back.values()) == ENTRY['num_params'] == 22_774_414
+    assert model.config.parameters(plan_of(CASES[EVALUATED[0]])) == 22_774_414
     for key, value in golden_rule.make_weights(ENTRY['state_dict']).items():
         np.testing.assert_array_equal(back.pop(key), value, err_msg=key)
     assert not back

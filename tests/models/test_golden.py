@@ -63,7 +63,7 @@ def test_same_tokens_and_logits_as_the_reference(name):
         reference = want[f'kept_s{stage}'].astype(int)
         ours = np.asarray(kept)[:, :reference.shape[1]]
         assert [set(row) for row in ours] == [set(row) for row in reference]
-        aligned = in_reference_order(np.asarray(seen['patch'][stage]), entering, attention)
+        aligned = in_reference_order(np.asarray(seen['patch_ids'][stage]), entering, attention)
         np.testing.assert_allclose(aligned, want[f'cls_attn_s{stage}'], rtol=0, atol=1e-4)
         fused = np.full((case['batch'], int(case['fuse'])), -1 - stage)
         np.testing.assert_array_equal(np.asarray(kept)[:, reference.shape[1]:], fused)
@@ -74,7 +74,8 @@ def test_same_tokens_and_logits_as_the_reference(name):
 def test_same_activations_as_the_reference(name):
     case, want = CASES[name], np.load(GOLDEN / f'{name}.npz')
     model, params = reference_model(case['model'])
-    _, seen = jax.jit(model.apply, static_argnames='plan')(params, images_of(case), plan=plan_of(case))
+    _, seen = jax.jit(model.apply, static_argnames=('plan', 'patch_tokens'))(
+        params, images_of(case), plan=plan_of(case), patch_tokens=True)
 
     patches = np.tile(np.arange(plan_of(case).patches), (case['batch'], 1))
     ours = theirs = patches

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evit_jax.models import create, layers, vit
+from evit_jax.kernels import attention
+from evit_jax.models import create, layers
 from evit_jax.models.config import ViTConfig
+from evit_jax.reduction import apply
 from evit_jax.reduction.plan import make_plan
 
 SMALL = {'image_size': 16, 'patch_size': 4, 'width': 8, 'depth': 3, 'heads': 2, 'classes': 5}
@@ -19,7 +21,7 @@ def small_model(dtype=jnp.float32, distilled=False):
     model, rng = create(ViTConfig(**SMALL, distilled=distilled), dtype=dtype), np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype),
                           jax.eval_shape(model.init, jax.random.key(0)))
-    return jax.jit(model.apply, static_argnums=2), params
+    return jax.jit(model.apply, static_argnums=2, static_argnames='patch_tokens'), params
 
 
 def make_images(batch=4, height=16, width=16):
@@ -61,12 +63,16 @@ def test_positions_of_the_same_size_are_left_alone():
 
 def test_the_class_row_is_that_of_the_softmax_and_the_keys_are_the_means_over_heads():
     qkv = np.random.default_rng(0).normal(size=(3, 6, 24)).astype(np.float32)
-    q, k, _ = qkv.reshape(3, 6, 3, 2, 4).transpose(2, 0, 3, 1, 4)
+    q, k, v = qkv.reshape(3, 6, 3, 2, 4).transpose(2, 0, 3, 1, 4)
     weights = np.exp(np.einsum('bhqd,bhkd->bhqk', q / 2, k))
     weights /= weights.sum(axis=-1, keepdims=True)
-    _, class_row, keys = layers._heads_at_once(jnp.asarray(qkv), None, None, heads=2, rows=None)
-    np.testing.assert_allclose(class_row, weights.mean(axis=1)[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(keys, k.mean(axis=1), rtol=1e-5)
+    output = attention.attend(jnp.asarray(qkv), 2)
+    np.testing.assert_allclose(output.class_attention, weights.mean(axis=1)[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(output.class_attention_per_head(), weights[:, :, 0], rtol=1e-5)
+    np.testing.assert_allclose(output.received_attention(), weights.mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(output.mean_keys(), k.mean(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(output.keys(), k)
+    np.testing.assert_array_equal(output.values(), v)
 
 
 def test_drop_path_without_a_key_or_a_rate_is_the_identity():
@@ -99,7 +105,7 @@ def test_prefix_tokens_are_never_dropped_fused_or_ranked(distilled, fuse):
     prefix = 1 + distilled
     params = silenced(params)
     plan = make_plan(16, 3, tokens=(3, 1), reduce_at=(0, 2), fuse=fuse)
-    _, seen = apply(params, make_images(), plan)
+    _, seen = apply(params, make_images(), plan, patch_tokens=True)
     for block in range(3):
         assert seen[f'block{block:02d}'].shape == (4, prefix + plan.counts[block], 8)
         np.testing.assert_array_equal(seen[f'block{block:02d}'][:, :prefix], seen['pos'][:, :prefix])
@@ -116,20 +122,21 @@ def test_prefix_tokens_are_never_dropped_fused_or_ranked(distilled, fuse):
 def test_what_a_fused_token_is_made_of_is_known_patch_by_patch(distilled):
     apply, params = small_model(distilled=distilled)
     plan, prefix = make_plan(16, 3, tokens=(9, 4, 1), reduce_at=(0, 1, 2)), 1 + distilled
-    _, seen = apply(silenced(params), make_images(), plan)
+    _, seen = apply(silenced(params), make_images(), plan, patch_tokens=True)
     whole = seen['pos'][:, prefix:]
-    for block, origin in enumerate(seen['origin']):
+    for block, origin in enumerate(seen['fused_weights']):
         made = jnp.einsum('bn,bnd->bd', origin, whole)
         np.testing.assert_allclose(seen[f'block{block:02d}'][:, -1], made, rtol=1e-4, atol=1e-6)
     went = seen['class_attention'][0].sum(1) - jnp.sort(seen['class_attention'][0])[:, -9:].sum(1)
-    np.testing.assert_allclose(seen['origin'][0].sum(1), went, rtol=1e-4)
-    every, one = seen['kept'][0][:, :9], (seen['origin'][0] > 0).sum(1)
+    np.testing.assert_allclose(seen['fused_weights'][0].sum(1), went, rtol=1e-4)
+    every, one = seen['kept'][0][:, :9], (seen['fused_weights'][0] > 0).sum(1)
     assert (one == 7).all() and every.min() >= 0  # each patch is kept or fused, none both, none neither
 
 
 def test_a_model_that_fuses_nothing_has_no_origins():
     apply, params = small_model()
-    assert apply(params, make_images(), make_plan(16, 3, rate=0.5, reduce_at=(1,), fuse=False))[1]['origin'] == ()
+    plan = make_plan(16, 3, rate=0.5, reduce_at=(1,), fuse=False)
+    assert apply(params, make_images(), plan)[1]['fused_weights'] == ()
 
 
 def test_origins_that_nobody_asks_for_cost_nothing(monkeypatch):
@@ -143,8 +150,8 @@ def test_origins_that_nobody_asks_for_cost_nothing(monkeypatch):
 
         return jax.jit(asked).lower(params, make_images()).compile().cost_analysis()
 
-    with_origins, kept = work_of('origin'), work_of('kept')
-    monkeypatch.setattr(vit, 'fused_origin', lambda *_: ())
+    with_origins, kept = work_of('fused_weights'), work_of('kept')
+    monkeypatch.setattr(apply, 'fused_weights', lambda *_: ())
     assert work_of('kept') == kept
     assert with_origins['bytes accessed'] > kept['bytes accessed']
 
@@ -155,17 +162,18 @@ def test_logits_are_those_of_a_whole_last_block_for_a_part_of_its_work(key, dist
     model = create(ViTConfig(**SMALL, distilled=distilled), drop_path=0.5)
     params, plan = small_model(distilled=distilled)[1], make_plan(16, 3, rate=0.5, reduce_at=(0, 2))
 
-    def compiled(of):
-        return jax.jit(lambda params, images: of(*model.apply(params, images, plan, key))).lower(
-            params, make_images()).compile()
+    def compiled(of, patch_tokens):
+        return jax.jit(lambda params, images: of(*model.apply(params, images, plan, key, patch_tokens=patch_tokens))
+                       ).lower(params, make_images()).compile()
 
-    alone, whole = compiled(lambda logits, seen: logits), compiled(lambda logits, seen: (logits, seen['norm']))
+    alone = compiled(lambda logits, seen: logits, False)
+    whole = compiled(lambda logits, seen: (logits, seen['norm']), True)
     logits, norm = whole(params, make_images())
     heads = [params[name] for name in ('head', 'head_dist')[:1 + distilled]]
     want = sum(norm[:, row] @ head['kernel'] + head['bias'] for row, head in enumerate(heads)) / len(heads)
     np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(alone(params, make_images()), want, rtol=1e-5, atol=1e-5)
-    spared = 2 * 2 * 4 * (1 + distilled + plan.counts[2]) * 8 * 32   # of its MLP alone
+    spared = 2 * 2 * 4 * plan.counts[2] * 8 * 32  # in the MLP alone
     assert alone.cost_analysis()['flops'] < whole.cost_analysis()['flops'] - spared
 
 
@@ -174,8 +182,8 @@ def test_only_the_visible_patches_are_seen():
     images, visible = make_images(), jnp.asarray(np.random.default_rng(2).permuted(np.tile(range(16), (4, 1)), axis=1))
     plan = make_plan(6, 3, rate=0.5, reduce_at=(1,))
     logits, seen = apply(params, images, plan, visible=visible[:, :6])
-    assert seen['block00'].shape == (4, 7, 8) and seen['origin'][0].shape == (4, 16)
-    np.testing.assert_array_equal(jnp.sort(seen['patch'][0]), jnp.sort(visible[:, :6]))
+    assert seen['block00'].shape == (4, 7, 8) and seen['fused_weights'][0].shape == (4, 16)
+    np.testing.assert_array_equal(jnp.sort(seen['patch_ids'][0]), jnp.sort(visible[:, :6]))
     hidden = np.repeat(np.repeat(~np.isin(np.arange(16), visible[0, :6]).reshape(4, 4), 4, 0), 4, 1)
     others = images.at[0].set(jnp.where(hidden[..., None], 9.0, images[0]))
     np.testing.assert_array_equal(apply(params, others, plan, visible=visible[:, :6])[0], logits)
@@ -218,14 +226,14 @@ def test_bfloat16_model_ranks_and_answers_in_float32():
         assert (value.astype(jnp.bfloat16).astype(jnp.float32) != value).any()  # not rounded on the way
 
 
-@pytest.mark.parametrize('rows', [None, 1])
+@pytest.mark.parametrize('num_queries', [None, 1])
 @pytest.mark.parametrize('known', [(), ('size',), ('mask',)], ids=['plain', 'size', 'mask'])
-def test_attention_head_by_head_is_that_of_all_heads_at_once(rows, known):
+def test_attention_head_by_head_is_that_of_all_heads_at_once(num_queries, known):
     rng = np.random.default_rng(0)
     qkv = jnp.asarray(rng.normal(size=(2, 7, 36)), jnp.float32)
     of_tokens = {'size': rng.integers(1, 4, (2, 7)), 'mask': rng.integers(0, 2, (2, 7))}
     size, mask = (jnp.asarray(of_tokens[name], jnp.float32) if name in known else None for name in of_tokens)
-    got, want = (attend(qkv, size, mask, heads=3, rows=rows)
-                 for attend in (layers._head_by_head, layers._heads_at_once))
-    assert want[0].shape == (2, rows or 7, 12)
+    got, want = (attend(qkv, size, mask, num_heads=3, num_queries=num_queries)
+                 for attend in (attention._head_by_head, attention._heads_at_once))
+    assert want[0].shape == (2, num_queries or 7, 12)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)

@@ -17,6 +17,7 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction import reducers
 from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducer import Modules
 from tests.helpers import golden_rule
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -37,9 +38,9 @@ def reference():
 
 
 @functools.cache
-def tiny_model(dtype=jnp.float32, config=TINY):
+def tiny_model(dtype=jnp.float32, config=TINY, **options):
     """A jitted model and parameters none of which is zero."""
-    model, rng = create(config, dtype=dtype), np.random.default_rng(1)
+    model, rng = create(config, dtype=dtype, **options), np.random.default_rng(1)
 
     def values(path, leaf):
         drawn = rng.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype)
@@ -146,7 +147,7 @@ def test_where_only_fused_tokens_are_left_the_class_token_answers_alone():
 
 @pytest.mark.parametrize('reducer', [reducers.TOME, reducers.POOL, reducers.DYNAMICVIT], ids=str)
 def test_tokens_of_other_reducers_are_asked_all(reducer):
-    apply, params = tiny_model(config=dataclasses.replace(TINY, predictors=2))
+    apply, params = tiny_model(modules=Modules(reducers.DYNAMICVIT, 2))
     plan = make_plan(16, 3, rate=(0.7, 0.6), reduce_at=(0, 2), reducer=reducer)
     logits, seen = apply(params, make_images(), plan)
     assert (seen['token_patch'] >= 0).all() and plan.counts[-1] == seen['token_logits'].shape[1] < 16
@@ -154,10 +155,10 @@ def test_tokens_of_other_reducers_are_asked_all(reducer):
 
 
 def test_tokens_that_are_masked_in_training_are_not_asked():
-    apply, params = tiny_model(config=dataclasses.replace(TINY, predictors=2))
+    apply, params = tiny_model(modules=Modules(reducers.DYNAMICVIT, 2))
     plan = make_plan(16, 3, rate=(0.7, 0.6), reduce_at=(0, 2), reducer=reducers.DYNAMICVIT).in_training()
     logits, seen = apply(params, make_images(), plan, jax.random.key(3))
-    mask = np.asarray(seen['decisions'][-1]) > 0
+    mask = np.asarray(seen['mask'][-1]) > 0
     assert mask.any(1).all() and not mask.all() and mask.shape == (4, 16)
     most = np.where(mask[..., None], seen['token_logits'], -np.inf).max(1)
     np.testing.assert_allclose(logits, seen['cls_logits'] + most / 2, rtol=1e-5)

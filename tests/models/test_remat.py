@@ -12,6 +12,7 @@ from evit_jax import models
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, TOME
 from evit_jax.training import experiment
 from tests.helpers import layouts
@@ -25,7 +26,8 @@ least = layouts.least
 
 def training_loss(config, reducer, remat):
     """The loss of a batch in training, in which drop path draws, as a function of the parameters; and these."""
-    model = models.create(config, drop_path=0.5, remat=remat)
+    modules = Modules(reducer, 2) if reducer.is_learned else NO_MODULES
+    model = models.create(config, drop_path=0.5, remat=remat, modules=modules)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape, scale=0.1).astype(np.float32),
                           model.init(jax.random.key(0)))
@@ -35,7 +37,7 @@ def training_loss(config, reducer, remat):
     def loss_of(params):
         logits, seen = model.apply(params, images, plan, jax.random.key(3))
         tokens = seen.get('token_logits', jnp.zeros(()))
-        return (logits**2).mean() + jnp.abs(tokens).mean() + sum(decided.mean() for decided in seen['decisions'])
+        return (logits**2).mean() + jnp.abs(tokens).mean() + sum(decided.mean() for decided in seen['mask'])
 
     return loss_of, params
 
@@ -54,7 +56,7 @@ def kept_bytes(*asked):
 
 @pytest.mark.parametrize(('shape', 'reducer'), [
     (VIT, EVIT), (VIT, TOME), (dataclasses.replace(VIT, distilled=True), EVIT),
-    (dataclasses.replace(VIT, predictors=2), DYNAMICVIT), (LVViTConfig(**SMALL, stem_width=4), EVIT)],
+    (VIT, DYNAMICVIT), (LVViTConfig(**SMALL, stem_width=4), EVIT)],
     ids=['evit', 'tome', 'distilled', 'dynamicvit', 'lvvit'])
 def test_loss_and_gradients_are_the_same(shape, reducer):
     (loss, gradients), (loss_again, gradients_again) = (loss_and_gradients(shape, reducer, remat)
@@ -76,7 +78,7 @@ def steps():
     """Whether activations are made again -> the programs, lowered, of a training step and of an evaluation."""
     lowered = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.SHAPES, 'vit_layouts', dataclasses.replace(layouts.SHAPE, depth=5))
+        patch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, depth=5))
         for remat in (False, True):
             run = experiment.setup(layouts.config_of(remat=remat, model__drop_path=0.1))
             state, batch = run.abstract_state(), run.abstract_batch()

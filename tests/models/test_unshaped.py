@@ -9,12 +9,14 @@ import pytest
 from scipy import special
 
 from evit_jax import models
-from evit_jax.checkpoints import weights, workdir
+from evit_jax.checkpoints import continuation, weights, workdir
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.models import UNSHAPED, create, layers
+from evit_jax.kernels.gelu import ACTIVATIONS
+from evit_jax.models import UNSHAPED, create
 from evit_jax.models.config import POOLINGS, ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, TOME
 from evit_jax.training import evaluation_config
 from tests.helpers import layouts
@@ -27,8 +29,8 @@ def of(**changes):
     return dataclasses.replace(SHAPE, **changes)
 
 
-def run(shape, plan, images=IMAGES, **inputs):
-    model = create(shape)
+def run(config, plan, images=IMAGES, modules=NO_MODULES, **inputs):
+    model = create(config, modules=modules)
     params = model.init(jax.random.key(0))
     return params, *model.apply(params, images, plan, **inputs)
 
@@ -49,8 +51,8 @@ def head(params, x):
     ('gelu_tanh', lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))])
 def test_activations_are_those_of_their_names(name, want):
     x = np.linspace(-5, 5, 101)
-    np.testing.assert_allclose(layers.ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), want(x), atol=1e-6)
-    assert layers.ACTIVATIONS[name](jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), want(x), atol=1e-6)
+    assert ACTIVATIONS[name](jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize('changes', [{'heads': 4}, {'norm_epsilon': 1e-2}, {'activation': 'quick_gelu'},
@@ -86,8 +88,8 @@ def test_the_mean_is_over_the_tokens_that_are_left_a_merged_one_by_its_patches(r
 
 def test_a_masked_token_is_no_part_of_the_mean():
     plan = make_plan(16, 2, rate=0.5, reduce_at=(1,), reducer=DYNAMICVIT).in_training()
-    params, logits, seen = run(of(pooling='avg', predictors=1), plan, key=jax.random.key(1))
-    mask = np.asarray(seen['decisions'][-1])
+    params, logits, seen = run(of(pooling='avg'), plan, modules=Modules(DYNAMICVIT, 1), key=jax.random.key(1))
+    mask = np.asarray(seen['mask'][-1])
     assert 0 < mask.sum() < mask.size
     tokens = normalised(seen['block01'], params['norm'])[:, 1:]
     want = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
@@ -169,11 +171,11 @@ def test_the_values_of_the_named_model_are_its_own_whether_recorded_or_not(tmp_p
     old = {key: value for key, value in workdir.flat(config).items() if key not in added}
     workdir.write_config(tmp_path, {'config': old})
     get_reducer = layouts.config_of(model__heads=2, model__norm_epsilon=1e-6, model__activation='gelu').to_dict()
-    workdir.open_workdir(tmp_path, get_reducer, accept_changes=False)
+    continuation.open_workdir(tmp_path, get_reducer, accept_changes=False)
     saved = workdir.saved_config(tmp_path)
     evaluation_config.merge(layouts.config_of(), saved, 'a')
     other = layouts.config_of(model__heads=4)
     with pytest.raises(ValueError, match=r'another model \(model.heads 2 -> 4\)'):
-        workdir.open_workdir(tmp_path, other.to_dict(), accept_changes=True)
+        continuation.open_workdir(tmp_path, other.to_dict(), accept_changes=True)
     with pytest.raises(ValueError, match=r'model.heads 2 there, 4 here'):
         evaluation_config.merge(other, saved, 'a')

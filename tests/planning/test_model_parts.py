@@ -17,7 +17,7 @@ least = layouts.least
 def lvvit_tiny(monkeypatch):
     """A model whose heads read all tokens."""
     config = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)
-    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', config)
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_tiny', config)
     return config
 
 
@@ -63,4 +63,4 @@ def test_branches_repeat_and_reduction_keeps_half():
     part = model_parts.reduction(config, 9, 2, 'float32', fuse=True)
     _, x, score = part.random_arguments(0)
     assert part.run({}, x, score).shape == (2, 1 + 4 + 1, 64)
-    np.testing.assert_array_equal(part.run({}, x, score)[0, 1], x[0, 1 + score[0].argmax()])
+    np.testing.assert_array_equal(part.run({}, x, score)[0, 1], x[0, 1 + score[0, 1:].argmax()])

@@ -58,7 +58,7 @@ def test_tpu_without_topology_exits_with_an_example():
 
 def test_unknown_command_exits_with_one_line():
     done = run('inptu', '--config', 'configs/base.py')
-    assert (done.returncode, done.stderr) == (2, 'error: say input or model or tpu before the flags, not inptu\n')
+    assert (done.returncode, done.stderr) == (2, 'error: give input or model or tpu before the flags, not inptu\n')
 
 
 def test_help_prints_usage_and_flags():

@@ -12,10 +12,12 @@ from absl.testing import flagsaver
 from evit_jax import cli
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.models import get_config
-from evit_jax.reduction.budget import TokenBudget, check_predictors
+from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
 from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
-from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, REDUCERS
+from evit_jax.reduction.reducer import Modules
+from evit_jax.reduction.reducers import DYNAMICVIT, EVIT
+from evit_jax.reduction.registry import get_reducer, list_reducers
 from evit_jax.runtime import distributed
 from evit_jax.training import experiment, loop
 from tests.helpers import doors, layouts
@@ -31,7 +33,7 @@ def ordered(pairs, order):
     return tuple(zip(*(pairs[number] for number in order), strict=True))
 
 
-@pytest.mark.parametrize('reducer', REDUCERS.values(), ids=str)
+@pytest.mark.parametrize('reducer', map(get_reducer, list_reducers()), ids=str)
 @IN_ANY_ORDER
 def test_make_plan_in_any_order_equals_that_of_sorted_blocks(order, reducer):
     blocks, rates = ordered(PAIRS, order)
@@ -75,7 +77,7 @@ def test_plan_file_in_any_order_is_the_same_plan(tmp_path):
     for order in itertools.permutations(range(3)):
         blocks, counts = ordered(COUNTS, order)
         (tmp_path / 'plan.json').write_text(json.dumps(planned.metadata() | {'reduce_at': blocks, 'tokens': counts}))
-        budget = TokenBudget(EVIT, (2,), True, (1.0,)).following(read_plan_file(tmp_path / 'plan.json'))
+        budget = TokenBudget(EVIT, (2,), True, (1.0,)).apply_plan(read_plan_file(tmp_path / 'plan.json'))
         plans.append(budget.plans(196, 12, CONFIG.macs)(1.0))
     assert set(plans) == {make_plan(196, 12, tokens=(150, 120, 80))}
 
@@ -89,7 +91,7 @@ def test_loaded_model_plan_values_follow_the_recorded_order_of_blocks():
 
 def test_main_flags_in_any_order_train_the_same_plan(main, tmp_path, monkeypatch):
     configs, recipe = [], tmp_path / 'recipe.py'
-    monkeypatch.setattr(cli, '_log_our_own_lines', lambda: None)
+    monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda agreed: contextlib.nullcontext())
     monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: configs.append(config))
     recipe.write_text('from tests.helpers import layouts\n\ndef get_config():\n    return layouts.config_of()\n')
@@ -142,25 +144,24 @@ def test_make_plan_blocks_without_values_may_be_a_set():
     assert by_depth((5, 1), ('late', 'early'), 'names') == ('early', 'late')
 
 
-def test_check_predictors_at_other_blocks_than_trained_raises():
+def test_check_trained_blocks_at_other_blocks_than_trained_raises():
     def plan_at(*blocks):
         return make_plan(196, 12, rate=0.7, reduce_at=blocks, reducer=DYNAMICVIT)
 
-    check_predictors(plan_at(3, 6, 9), (9, 3, 6))
-    check_predictors(plan_at(3, 6), (9, 3, 6))
-    check_predictors(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)), (3, 6, 9))  # EViT uses none
-    check_predictors(TokenPlan(196, (None,) * 12, False, DYNAMICVIT), (3, 6, 9))
-    with pytest.raises(ValueError, match=r'the predictor trained at block 3 at block 6.* trained at the blocks '
+    check_trained_blocks(plan_at(3, 6, 9), (9, 3, 6))
+    check_trained_blocks(plan_at(3, 6), (9, 3, 6))
+    check_trained_blocks(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)), (3, 6, 9))  # EViT uses none
+    check_trained_blocks(TokenPlan(196, (None,) * 12, False, DYNAMICVIT), (3, 6, 9))
+    with pytest.raises(ValueError, match=r'the module trained at block 3 at block 6.* trained at the blocks '
                                          r'\(3, 6, 9\), and the plan reduces at \(6, 9\)'):
-        check_predictors(plan_at(6, 9), (9, 3, 6))
+        check_trained_blocks(plan_at(6, 9), (9, 3, 6))
 
 
-def test_loaded_model_plan_file_that_shifts_predictors_raises():
-    config = get_config('deit_s').__class__(predictors=3)
-    trained = LoadedModel('a', 'deit_s', 1, {}, config, (), 224, (), (), None, 'float32',
-                      TokenBudget(DYNAMICVIT, (3, 6, 9), False, (0.7,) * 3))
+def test_loaded_model_plan_file_that_shifts_learned_modules_raises():
+    trained = LoadedModel('a', 'deit_s', 1, {}, CONFIG, (), 224, (), (), None, 'float32',
+                          TokenBudget(DYNAMICVIT, (3, 6, 9), False, (0.7,) * 3), Modules(DYNAMICVIT, 3))
     planned = PlanFile('deit_s', 224, 196, 12, (6, 9), (120, 80), False)
-    with pytest.raises(ValueError, match='the predictor trained at block 3 at block 6'):
+    with pytest.raises(ValueError, match='the module trained at block 3 at block 6'):
         trained.plan(planned=planned)
 
 
@@ -169,5 +170,5 @@ def test_setup_evaluation_at_other_blocks_than_trained_raises():
     same = layouts.config_of(reducer__name='dynamicvit', model__reduce_at=(0, 1), keep__rates=(0.75, 0.5))
     assert experiment.setup(same, trained=trained).plan.keep == (12, 6)
     other = layouts.config_of(reducer__name='dynamicvit', model__reduce_at=(1,), keep__rate=0.5)
-    with pytest.raises(ValueError, match='the predictor trained at block 0 at block 1'):
+    with pytest.raises(ValueError, match='the module trained at block 0 at block 1'):
         experiment.setup(other, trained=trained)

@@ -1,4 +1,4 @@
-"""Wrong words about a config: one line names what is unknown, the nearest, and what there is."""
+"""Mistakes in --config and --config.key: one line names the mistake, the nearest name, and all names."""
 
 import sys
 
@@ -6,8 +6,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import base
 from evit_jax import cli, config_errors
+from evit_jax.configs import base
 from tests.helpers import layouts
 
 DIGITS = '--config=configs/digits.py'
@@ -15,19 +15,18 @@ GROUP = r'config.keep has levels, macs, rate, rates, shrink_epochs, start_epoch,
 
 
 @pytest.fixture(autouse=True)
-def checkout(monkeypatch):
+def in_checkout(monkeypatch):
     monkeypatch.chdir(layouts.ROOT)
     monkeypatch.delitem(sys.modules, 'config_config', raising=False)  # a module of this name is reloaded in place
 
 
-def check(*words):
+def resolve(*words):
     defined = flags.FlagValues()
     config_flags.DEFINE_config_file('config', flag_values=defined, sys_argv=['program', *words])
-    config_errors.check(['program', *words], defined)
-    return defined
+    return defined, config_errors.resolve(['program', *words], defined)
 
 
-@pytest.mark.parametrize(('words', 'said'), [
+@pytest.mark.parametrize(('words', 'message'), [
     (['--config.keep.ratio=0.5'], rf'unknown key config.keep.ratio: did you mean config.keep.rate or .*\? {GROUP}'),
     (['--config.keep.xyzzy=0.5'], rf'unknown key config.keep.xyzzy: {GROUP}'),
     (['--config.keep.xyzzy', '0.5'], rf'unknown key config.keep.xyzzy: {GROUP}'),
@@ -41,90 +40,112 @@ def check(*words):
     (['--config.epochs=1.5'], r'--config.epochs=1.5 is not a whole number; the config has 18'),
     (['--config.model.fuse=maybe'], r'--config.model.fuse=maybe is not true or false; the config has True'),
     (['--config.keep.rates=abc'], r'--config.keep.rates=abc is not a list of numbers, as 0.9,0.7')])
-def test_a_wrong_override_is_named_with_what_is_meant(words, said):
-    with pytest.raises(ValueError, match=said):
-        check(DIGITS, *words)
+def test_resolve_wrong_override_raises_with_a_hint(words, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(DIGITS, *words)
 
 
-@pytest.mark.parametrize(('file', 'said'), [
-    ('digits', r'--config=digits is no file: did you mean configs/digits.py\? there are configs/base.py, '),
-    ('configs/digit.py', r'digit.py is no file: did you mean configs/digits.py\?'),
-    ('configs', r'--config=configs is a folder: there are configs/base.py'), ('', r'--config= is no file')])
-def test_a_missing_config_file_is_named_with_the_nearest_and_all_there_are(file, said):
+@pytest.mark.parametrize(('file', 'message'), [
+    ('digit', r'--config=digit is no file and no recipe: did you mean digits\? the recipes are base, compare_digits, '),
+    ('configs/digit.py', r'digit.py is no file and no recipe: did you mean digits\?'),
+    ('configs', r'--config=configs is a folder: the recipes are base, '), ('', r'--config= is no file')])
+def test_resolve_missing_config_raises_with_the_nearest_and_all_recipes(file, message):
     for words in ([f'--config={file}'], ['--config', file], [f'--config={file}', '--config.keep.rate=0.5']):
-        with pytest.raises(FileNotFoundError, match=said):
-            check(*words)
+        with pytest.raises(FileNotFoundError, match=message):
+            resolve(*words)
 
 
-@pytest.mark.parametrize(('text', 'said'), [
+@pytest.mark.parametrize(('text', 'message'), [
     ('1 +', r'mine.py fails: SyntaxError: invalid syntax \(mine.py, line 1\)'),
     ('', 'fails: AttributeError: .*get_config'),
     ('from configs import base\ndef get_config():\n  config = base.get_config()\n  config.keep.ratio = 1', 'ratio'),
     ('from configs import base\ndef get_config():\n  base.get_config().keep.update(ratio=1)', 'ratio')])
-def test_a_config_file_that_fails_is_named_in_one_line(tmp_path, text, said):
+def test_resolve_config_that_fails_raises_one_line(tmp_path, text, message):
     (tmp_path / 'mine.py').write_text(text)
-    with pytest.raises(ValueError, match=said) as refusal:
-        check(f'--config={tmp_path / "mine.py"}')
+    with pytest.raises(ValueError, match=message) as refusal:
+        resolve(f'--config={tmp_path / "mine.py"}')
     assert '\n' not in str(refusal.value)
 
 
-@pytest.mark.parametrize(('body', 'said'), [
-    ('ConfigDict({"batch_size": 5})', r'lacks config.checkpoint, .*config.data, .*config.seed, .*: begin with'),
+@pytest.mark.parametrize(('body', 'message'), [
+    ('ConfigDict({"batch_size": 5})', r'lacks config.seed, .*config.data, .*config.checkpoint: begin with'),
     ('{"batch_size": 5}', r'mine.py: get_config\(\) returns dict and not ConfigDict: begin with'),
     ('5', r'get_config\(\) returns int and not ConfigDict'),
     ('without("data", "mean")', 'mine.py lacks config.data.mean: begin with'),
     ('ConfigDict({"run": without("keep", "rate")})', 'mine.py lacks config.run.keep.rate: begin with')])
-def test_a_config_without_all_keys_is_refused_with_the_missing_ones(tmp_path, body, said):
+def test_resolve_config_without_all_keys_raises_with_the_missing_keys(tmp_path, body, message):
     (tmp_path / 'mine.py').write_text(
         'from configs import base\nfrom ml_collections import ConfigDict\n\n'
         'def without(group, key):\n    config = base.get_config()\n    with config.unlocked():\n'
         f'        del config[group][key]\n    return config\n\ndef get_config():\n    return {body}\n')
-    with pytest.raises(ValueError, match=said):
-        check(f'--config={tmp_path / "mine.py"}')
+    with pytest.raises(ValueError, match=message):
+        resolve(f'--config={tmp_path / "mine.py"}')
 
 
-def test_all_recipes_have_the_keys_of_the_base_config():
-    for file in sorted((layouts.ROOT / 'configs').glob('[!_]*.py')):
-        check(f'--config={file}')
+def test_resolve_accepts_every_recipe_by_file_and_by_name(tmp_path, monkeypatch):
+    files = sorted((layouts.ROOT / 'configs').glob('[!_]*.py'))
+    monkeypatch.chdir(tmp_path)
+    for file in files:
+        for words in ([f'--config={file}'], [f'--config={file.stem}'], ['--config', file.stem]):
+            defined, arguments = resolve(*words)
+            assert f'{file}' in ' '.join(arguments) and len(arguments) == len(words) + 1
+    defined(arguments)
+    assert defined['config'].value.model.name == 'lvvit_s'
+    assert config_errors.recipes() == [file.stem for file in files]
 
 
-def test_a_config_in_a_flag_file_takes_overrides_of_the_command_line(tmp_path, monkeypatch):
+def test_resolve_file_of_a_recipes_name_takes_precedence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'digits').write_text('')
+    with pytest.raises(ValueError, match='--config=digits fails'):
+        resolve('--config=digits')
+
+
+@pytest.mark.parametrize('package', ['configs', 'evit_jax.configs'])
+def test_resolve_copied_recipe_imports_the_base_config(tmp_path, package):
+    (file := tmp_path / 'mine.py').write_text(f'from {package} import base\nget_config = base.get_config\n')
+    defined, arguments = resolve(f'--config={file}', '--config.seed=7')
+    defined(arguments)
+    assert defined['config'].value.seed == 7
+
+
+def test_resolve_config_in_a_flag_file_accepts_overrides_on_the_command_line(tmp_path):
     (file := tmp_path / 'f').write_text('# mine\n--config=configs/digits.py\n--config.seed=7\n')
-    check(f'--flagfile={file}', '--config.keep.rate=0.5')
-    check('--flagfile', str(file), '--config.keep.rate=0.5')
+    resolve(f'--flagfile={file}', '--config.keep.rate=0.5')
+    resolve('--flagfile', str(file), '--config.keep.rate=0.5')
     with pytest.raises(ValueError, match=r'unknown key config.keep.ratio'):
-        check(f'--flagfile={file}', '--config.keep.ratio=0.5')
+        resolve(f'--flagfile={file}', '--config.keep.ratio=0.5')
     with pytest.raises(ValueError, match='--config is given twice'):
-        check(f'--flagfile={file}', DIGITS)
+        resolve(f'--flagfile={file}', DIGITS)
 
 
-def test_two_configs_and_json_are_refused(tmp_path):
+def test_resolve_two_configs_or_json_raises(tmp_path):
     with pytest.raises(ValueError, match=r'--config is given twice, as configs/digits.py and as configs/deit_s.py: '):
-        check(DIGITS, '--config=configs/deit_s.py', '--config.batch_size=8')
+        resolve(DIGITS, '--config=configs/deit_s.py', '--config.batch_size=8')
     (file := tmp_path / 'config.json').write_text('{"model.fuse": false}')
     with pytest.raises(ValueError, match=r'config.json is JSON, .* configs/\*.py'):
-        check(f'--config={file}')
+        resolve(f'--config={file}')
 
 
-def test_an_override_before_the_config_is_refused():
+def test_resolve_override_before_the_config_raises():
     with pytest.raises(ValueError, match=r'--config.keep.rate=0.5 stands before --config: give --config=\S+ first'):
-        check('--config.keep.rate=0.5', DIGITS)
+        resolve('--config.keep.rate=0.5', DIGITS)
     with pytest.raises(ValueError, match=r'--config.keep.rate=0.5 changes a config: give --config FILE before it'):
-        check('--config.keep.rate=0.5')
+        resolve('--config.keep.rate=0.5')
 
 
-def test_right_overrides_pass_and_reach_the_config():
+def test_resolve_correct_overrides_reach_the_config():
     words = [DIGITS, '--config.keep.rates=(0.9, 0.8,0.7)', '--config.keep.tokens', '3', '--noconfig.model.fuse',
              '--config.data.crop=()', '--config.model.name=deit_s', '--config.seed=7']
-    check(DIGITS, '--', '--config.x=1')
-    defined = check(*words)
-    defined(['program', *words])
+    resolve(DIGITS, '--', '--config.x=1')
+    defined, arguments = resolve(*words)
+    defined(arguments)
     config = defined['config'].value
     assert (config.keep.rates, config.keep.tokens, config.model.fuse) == ((0.9, 0.8, 0.7), (3,), False)
     assert (config.data.crop, config.model.name, config.seed) == ((), 'deit_s', 7)
 
 
-def test_an_unknown_flag_is_named_with_the_nearest_and_the_flags_of_the_program(monkeypatch, capsys):
+def test_run_unknown_flag_prints_the_nearest_and_all_flags_of_the_program(monkeypatch, capsys):
     monkeypatch.setattr(flags, 'FLAGS', defined := flags.FlagValues())
     flags.DEFINE_string('workdir', None, 'Folder.', flag_values=defined, module_name='program')
     for word, hint in (('--workdr=x', 'did you mean --workdir? '), ('--xyzzy', '')):
@@ -134,6 +155,6 @@ def test_an_unknown_flag_is_named_with_the_nearest_and_the_flags_of_the_program(
         assert f'unknown flag {word.split("=")[0]}: {hint}this program has --workdir\n' in capsys.readouterr().err
 
 
-def test_base_config_is_locked():
+def test_get_config_unknown_key_raises():
     with pytest.raises(KeyError, match='ratio'):
         base.get_config().keep.update(ratio=0.5)

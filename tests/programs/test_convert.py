@@ -28,7 +28,7 @@ SHAPE = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, classes
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_toy', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'vit_toy', SHAPE)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_there_and_back_loses_no_bit_and_nothing_that_was_known(tmp_path, log):
 
 
 def test_a_model_that_timm_has_is_written_with_how_to_load_it_there(tmp_path, log, monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'deit_s', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'deit_s', SHAPE)
     shape = dataclasses.replace(SHAPE, distilled=True)
     weights.save(tmp_path / 'a', create(shape).init(jax.random.key(0)),
                  {'config': {'model': {'name': 'deit_s', 'image_size': 8, 'classes': 5, 'distilled': True}}})

@@ -21,7 +21,7 @@ SHAPE = LVViTConfig(image_size=16, patch_size=4, width=8, depth=4, heads=2, clas
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_toy', SHAPE)
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_toy', SHAPE)
 
 
 def arrays_of(config=SHAPE):

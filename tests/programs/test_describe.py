@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evit_jax.data.survey import classes_said, sizes_said, survey
+from evit_jax.data.survey import describe_classes, describe_sizes, survey
 from evit_jax.viz.batch import batch_page
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -41,7 +41,7 @@ class Some:
 def test_a_survey_of_all_finds_every_size_label_and_failure(workers):
     found = survey(Some(100), workers=workers)
     good = [i for i in range(100) if i % 7 != 6]
-    assert found.asked == 100
+    assert found.num_surveyed == 100
     assert found.sizes.tolist() == [[10 + i, 20] for i in good]
     assert found.labels.tolist() == [i % 3 for i in good]
     assert [said.split(':')[0] for said in found.failed] == [f'{i}.png' for i in range(6, 100, 7)]
@@ -49,27 +49,27 @@ def test_a_survey_of_all_finds_every_size_label_and_failure(workers):
 
 def test_a_sample_is_spread_over_the_whole_source():
     found = survey(Some(1000), 10)
-    assert found.asked == 10 and len(found.sizes) + len(found.failed) == 10
+    assert found.num_surveyed == 10 and len(found.sizes) + len(found.failed) == 10
     assert found.sizes[0].tolist() == [10, 20]
     assert np.diff(found.sizes[:, 0]).min() >= 100
-    assert survey(Some(4), 10).asked == 4
+    assert survey(Some(4), 10).num_surveyed == 4
 
 
 def test_what_is_said_of_classes_names_the_rarest_and_the_empty():
     labels = np.array([0] * 9 + [1] * 2 + [3] * 5)
-    assert classes_said(labels, ('cat', 'dog', 'eel', 'fox'), rarest=2) == (
+    assert describe_classes(labels, ('cat', 'dog', 'eel', 'fox'), rarest=2) == (
         '0 to 9, median 3; fewest: eel 0, dog 2; 1 classes have none')
-    assert classes_said(np.arange(4), tuple('abcd'), rarest=1) == '1 to 1, median 1; fewest: a 1'
+    assert describe_classes(np.arange(4), tuple('abcd'), rarest=1) == '1 to 1, median 1; fewest: a 1'
 
 
 @pytest.mark.parametrize('wrong', [-1, 3])
 def test_a_label_outside_the_classes_is_refused(wrong):
     with pytest.raises(ValueError, match=rf'label {wrong} is outside \[0, 2\]'):
-        classes_said(np.array([0, wrong]), tuple('abc'))
+        describe_classes(np.array([0, wrong]), tuple('abc'))
 
 
 def test_what_is_said_of_sizes_is_least_most_and_median():
-    said = sizes_said(np.array([[10, 7], [20, 7], [4000, 9]]))
+    said = describe_sizes(np.array([[10, 7], [20, 7], [4000, 9]]))
     assert said == 'width 10 to 4,000, median 20; height 7 to 9, median 7'
 
 

@@ -31,8 +31,8 @@ SIDE = 16
 def least():
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
-        patch.setitem(models.SHAPES, 'vit_layouts', dataclasses.replace(layouts.SHAPE, classes=3))
-        patch.setattr(cli, '_log_our_own_lines', lambda: None)
+        patch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, classes=3))
+        patch.setattr(cli, 'configure_logging', lambda: None)
         yield
 
 

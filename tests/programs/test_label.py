@@ -19,9 +19,9 @@ from evit_jax.data import sources, splits
 from evit_jax.data.sources import DigitsSource
 from evit_jax.data.sources import digits as builder
 from evit_jax.data.token_labels import label_maps
-from evit_jax.data.token_labels.label_maps import About, Entry, LabelMap, LabelMaps
+from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMaps, LabelMapsMetadata
 from evit_jax.data.transforms.geometry import EvalTransform
-from evit_jax.inference.annotator import Annotator, likeliest
+from evit_jax.inference.annotator import Annotator, top_logits
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
 from evit_jax.training import checks, experiment, loop, step
@@ -73,7 +73,7 @@ def made(checkpoint, tmp_path_factory):
     """Maps of the digits, not by the door."""
     folder, source = tmp_path_factory.mktemp('made'), open_train()
     annotator = Annotator(load_model(checkpoint), batch_size=16)
-    metadata = About(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.side)
+    metadata = LabelMapsMetadata(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.side)
     label_maps.write(folder, metadata, lambda start: annotator.entries(source, start, lambda: None))
     return LabelMaps(folder)
 
@@ -107,7 +107,7 @@ def test_a_map_is_the_class_head_on_every_patch_token_of_the_whole_image(checkpo
 @pytest.mark.parametrize('top', [2, 6])
 def test_logits_are_counted_from_the_level_of_those_left_out(top):
     logits = jax.random.normal(jax.random.key(0), (3, 6)) * 4 - 7
-    value, index = likeliest(logits, top)
+    value, index = top_logits(logits, top)
     rest = 6 - top
     got = np.exp(value) / (np.exp(value).sum(-1, keepdims=True) + rest)
     np.testing.assert_allclose(got, np.take_along_axis(np.asarray(jax.nn.softmax(logits)), index, -1), rtol=1e-5)
@@ -134,7 +134,7 @@ TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'batch
 
 
 def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTConfig(
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(
         image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))
     config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder))
     loop.train(config, tmp_path)
@@ -150,7 +150,7 @@ def test_an_lvvit_learns_by_the_maps_of_another_model(made, tmp_path, monkeypatc
     ({'model__name': 'vit_layouts'}, 'a head for tokens, which vit_layouts lacks'),
     ({'distill__kind': 'self'}, 'both say what is learned'), ({'mixing__mixup': 0.8}, 'in place of mixing images')])
 def test_what_token_labels_do_not_go_with_is_told(monkeypatch, changes, said):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, heads=2))
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, heads=2))
     with pytest.raises(ValueError, match=said):
         checks.check(layouts.config_of(**TOKENS | {'data__token_labels': 'x'} | changes))
 
@@ -202,7 +202,7 @@ def test_told_to_stop_the_door_keeps_what_is_done_and_goes_on(checkpoint, made, 
 
 def test_what_cannot_be_read_has_no_map_and_is_counted(tmp_path, checkpoint):
     annotator, source = Annotator(load_model(checkpoint), batch_size=4), Broken(10)
-    metadata = About('x', 'x', (), 10, 10, annotator.top, annotator.side)
+    metadata = LabelMapsMetadata('x', 'x', (), 10, 10, annotator.top, annotator.side)
     assert label_maps.write(tmp_path, metadata, lambda start: annotator.entries(source, start, lambda: None)) == 4
     maps = LabelMaps(tmp_path)
     assert [number for number in range(10) if f'number {number}' in maps] == [0, 1, 4, 5, 6, 9]
@@ -251,7 +251,8 @@ def small(folder, **changes):
     metadata = {'annotator': 'x', 'data': 'a test', 'class_names': DigitsSource.class_names, 'classes': 10,
              'examples': 2, 'top': 2, 'side': 2} | changes
     blank = LabelMap(np.zeros((metadata['top'], 2, 2)), np.zeros((metadata['top'], 2, 2), int))
-    label_maps.write(folder, About(**metadata), lambda start: (Entry(f'e {n}', blank) for n in range(start, 2)))
+    entries = [Entry(f'e {number}', blank) for number in range(2)]
+    label_maps.write(folder, LabelMapsMetadata(**metadata), lambda start: iter(entries[start:]))
     return folder
 
 

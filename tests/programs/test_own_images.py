@@ -21,7 +21,7 @@ OWN = {'data.source': 'folder', 'model.classes': 0, 'batch_size': 8, 'epochs': 2
 
 @pytest.fixture(autouse=True)
 def least(monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'vit_least', LEAST)
+    monkeypatch.setitem(models.CONFIGS, 'vit_least', LEAST)
 
 
 def draw(folder, broken=0):

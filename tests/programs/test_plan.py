@@ -13,7 +13,8 @@ from evit_jax.planning import cost_measurement, cost_table
 from evit_jax.planning.cost_table import CostRequest
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import read_plan_file
-from evit_jax.reduction.reducers import TOME
+from evit_jax.reduction.reducer import Modules
+from evit_jax.reduction.reducers import DYNAMICVIT, TOME
 from tests.helpers import cost_tables, doors, layouts
 from tests.helpers.cost_tables import make_table
 from tests.helpers.weights import save_random_run
@@ -26,7 +27,7 @@ REQUEST = CostRequest('vit_layouts', 16, 2, 'float32', 'this')
 def lvvit_tiny(monkeypatch):
     """A model whose heads read all tokens."""
     config = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)
-    monkeypatch.setitem(models.SHAPES, 'lvvit_tiny', config)
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_tiny', config)
     return config
 
 
@@ -123,7 +124,8 @@ def test_workload_of_a_run_has_its_reducer(tmp_path):
 
 
 @pytest.mark.parametrize('changes, words, message', [
-    ({'reducer__name': 'dynamicvit', 'predictors': 2}, (), 'whose predictors were trained at the blocks .0, 1.'),
+    ({'reducer__name': 'dynamicvit', 'modules': Modules(DYNAMICVIT, 2)}, (),
+     'whose learned modules were trained at the blocks .0, 1.'),
     ({'reducer__name': 'tome', 'reducer__r': 3}, ('--least_rate=0.4',), 'keeps at least half of the tokens')])
 def test_plan_for_a_reducer_that_cannot_follow_it_exits(run_plan, tmp_path, changes, words, message):
     run = save_random_run(tmp_path / 'a', **changes)

@@ -19,15 +19,15 @@ from evit_jax.inference.images import find_images
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
-from tests.data.test_folder import hide_inodes
 from tests.helpers import doors, layouts
+from tests.helpers.folders import hide_inodes
 
 
 @pytest.fixture(scope='module', autouse=True)
 def least():
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
-        patch.setattr(cli, '_log_our_own_lines', lambda: None)
+        patch.setattr(cli, 'configure_logging', lambda: None)
         yield
 
 
@@ -77,7 +77,7 @@ def program(predict, capsys, monkeypatch):
 
 
 def test_what_predicts_has_its_batch_normalisation_folded(predict, tmp_path, images, program, monkeypatch):
-    monkeypatch.setitem(models.SHAPES, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, depth=2,
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, depth=2,
                                                                  heads=2, classes=3, stem_width=4))
     made = []
     monkeypatch.setattr(predict, 'Predictor', lambda trained, **how: made.append(trained) or Predictor(trained, **how))
@@ -209,7 +209,7 @@ def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_computed
 
 
 def test_a_fixed_number_of_words_is_still_held(capsys, monkeypatch):
-    for words, said in ((('a', 'b', 'c'), "what is 'c' for?"), (('a',), 'give SRC and DST, not a')):
+    for words, said in ((('a', 'b', 'c'), "unexpected argument 'c'"), (('a',), 'give SRC and DST, not a')):
         monkeypatch.setattr(sys, 'argv', ['convert', *words])
         with flagsaver.flagsaver(), pytest.raises(SystemExit):
             cli.run(None, 'SRC', 'DST')

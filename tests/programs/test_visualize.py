@@ -45,7 +45,7 @@ def least():
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
         patch.setattr(sources, 'open_source', lambda name, split, **_: Few(split))
-        patch.setattr(cli, '_log_our_own_lines', lambda: None)
+        patch.setattr(cli, 'configure_logging', lambda: None)
         yield
 
 
@@ -255,7 +255,7 @@ def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, run):
 
 
 @pytest.mark.parametrize('words, said', [
-    ([], 'say kept or drop or tradeoff before the flags, not nothing'), (['shout'], 'not shout'),
+    ([], 'give kept or drop or tradeoff before the flags, not nothing'), (['shout'], 'not shout'),
     (['kept'], r'give CHECKPOINT and \[IMAGES...\], not nothing'), (['drop', 'a', 'b'], "what is 'b' for"),
     (['kept', 'HERE/none'], 'there is no folder .*none'), (['kept', 'RUN', 'HERE/*.jpg'], 'no file matches'),
     (['kept', 'RUN', 'HERE'], 'no image is in'), (['kept', 'RUN', 'HERE/a.txt'], 'none of the images can be read'),

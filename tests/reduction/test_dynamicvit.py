@@ -8,27 +8,29 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from evit_jax.models import create, dynamicvit, get_config
+from evit_jax.models import create, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import make_plan
-from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, MASKED, ReducerInputs
+from evit_jax.reduction.reducer import Modules, ReducerInputs
+from evit_jax.reduction.reducers import DYNAMICVIT, EVIT
+from evit_jax.reduction.reducers.dynamicvit import MASKED, ScorePredictor
 from evit_jax.reduction.tokens import Tokens
 from evit_jax.training import losses
-from tests.helpers.benchmarks import combine_lists
 
 SMALL = {'image_size': 16, 'patch_size': 4, 'width': 8, 'depth': 3, 'heads': 2, 'classes': 5}
 
 
 @functools.cache
-def small_model(**changes):
+def small_model(modules=2, **changes):
     """A jitted model and parameters."""
-    model, rng = create(ViTConfig(**SMALL, **{'predictors': 2} | changes)), np.random.default_rng(1)
+    model, rng = create(ViTConfig(**SMALL, **changes), modules=Modules(DYNAMICVIT, modules)), np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.5).astype(leaf.dtype),
                           jax.eval_shape(model.init, jax.random.key(0)))
-    for predictor, middle in zip(params.get('score_predictor', {}).values(), (13, -13)):  # of two minds
+    for predictor, middle in zip(params.get('reducer', {}).values(), (13, -13)):  # of two minds
         predictor['out_conv'][4] = {'kernel': np.asarray([[20, -20], [-20, 20]], np.float32),
                                     'bias': np.asarray([-middle, middle], np.float32)}
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == model.config.parameters()
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == model.config.parameters(
+        plan_of(9, 4) if modules else None)
     return jax.jit(model.apply, static_argnums=2), params
 
 
@@ -45,8 +47,10 @@ def decide(prediction, key=None, **held):
     batch, n, _ = prediction.shape
     ids = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (batch, n))
     draws = jax.random.split(jax.random.key(0) if key is None else key, batch)
-    return MASKED.reduce(Tokens(jnp.zeros((batch, n, 1)), ids, ids, **held),
-                         ReducerInputs(None, None, prediction, draws, training=key is not None), n, None)
+    tokens = Tokens(jnp.zeros((batch, n, 1)), ids, ids, **held)
+    inputs = ReducerInputs(None, rng=draws, train=key is not None, fuse=False, block=0, tokens=tokens,
+                           module=lambda x, mask: prediction)
+    return MASKED.reduce(tokens, inputs, n)
 
 
 @pytest.mark.parametrize('distilled', [False, True], ids=['plain', 'distilled'])
@@ -55,18 +59,18 @@ def test_the_tokens_of_highest_score_enter_the_block_and_no_others(distilled):
     plan, prefix = plan_of(9, 4), 1 + distilled
     _, seen = apply(params, make_images(), plan)
     assert plan.attending == plan.counts == (16, 9, 4)
-    for stage, (prediction, entering, kept) in enumerate(zip(seen['prediction'], seen['patch'], seen['kept'])):
+    for stage, (prediction, entering, kept) in enumerate(zip(seen['prediction'], seen['patch_ids'], seen['kept'])):
         rank = np.argsort(-np.asarray(prediction[..., 0]), axis=1)[:, :kept.shape[1]]
         np.testing.assert_array_equal(kept, np.take_along_axis(np.asarray(entering), rank, axis=1))
         assert seen[f'block{stage + 1:02d}'].shape == (6, prefix + plan.counts[stage + 1], 8)
         np.testing.assert_allclose(jnp.exp(prediction).sum(-1), 1, rtol=1e-5)
-    assert seen['class_attention'] == seen['decisions'] == seen['origin'] == ()
+    assert seen['class_attention'] == seen['mask'] == seen['fused_weights'] == ()
 
 
 def test_a_mask_gives_the_logits_that_dropping_gives():
     apply, params = small_model()
     images = make_images(32)
-    whole = apply(params, images, plan_of(9, 4).in_training())[1]['decisions']
+    whole = apply(params, images, plan_of(9, 4).in_training())[1]['mask']
     counts = np.asarray([decision.sum(1) for decision in whole]).astype(int)
     several = [image for image, (first, second) in enumerate(counts.T) if 16 > first > second > 0]
     assert len(several) > 2
@@ -75,7 +79,7 @@ def test_a_mask_gives_the_logits_that_dropping_gives():
         masked, seen = apply(params, alone, plan_of(9, 4).in_training())
         dropped, other = apply(params, alone, plan_of(*counts[:, image].tolist()))
         np.testing.assert_allclose(masked, dropped, rtol=0, atol=1e-4)
-        for decision, token_of_patch, kept in zip(seen['decisions'], seen['token_of_patch'], other['kept']):
+        for decision, token_of_patch, kept in zip(seen['mask'], seen['token_of_patch'], other['kept']):
             np.testing.assert_array_equal(np.flatnonzero(decision[0]), np.sort(kept[0]))
             np.testing.assert_array_equal(np.asarray(token_of_patch[0]) >= 0, np.asarray(decision[0]) > 0)
 
@@ -83,7 +87,7 @@ def test_a_mask_gives_the_logits_that_dropping_gives():
 def test_a_token_that_is_gone_does_not_come_back():
     apply, params = small_model()
     for seed in range(3):
-        first, second = apply(params, make_images(), plan_of(9, 4).in_training(), jax.random.key(seed))[1]['decisions']
+        first, second = apply(params, make_images(), plan_of(9, 4).in_training(), jax.random.key(seed))[1]['mask']
         assert {*np.unique(first), *np.unique(second)} == {0, 1}
         assert (np.asarray(second) <= np.asarray(first)).all() and (np.asarray(second) < np.asarray(first)).any()
 
@@ -91,12 +95,12 @@ def test_a_token_that_is_gone_does_not_come_back():
 def test_there_is_noise_in_training_alone():
     apply, params = small_model()
     plan, images = plan_of(9, 4).in_training(), make_images()
-    first, again, other = (np.asarray(apply(params, images, plan, jax.random.key(seed))[1]['decisions'][0])
+    first, again, other = (np.asarray(apply(params, images, plan, jax.random.key(seed))[1]['mask'][0])
                            for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     _, seen = apply(params, images, plan)
-    np.testing.assert_array_equal(seen['decisions'][0], seen['prediction'][0][..., 0] >= np.log(0.5))
+    np.testing.assert_array_equal(seen['mask'][0], seen['prediction'][0][..., 0] >= np.log(0.5))
 
 
 @pytest.mark.parametrize('probability', [0.1, 0.5, 0.8])
@@ -117,7 +121,7 @@ def test_a_decision_has_the_gradient_of_the_probability():
 
 
 def test_masked_tokens_are_no_part_of_what_a_predictor_says_of_the_others():
-    predict = nnx.jit(dynamicvit.Predictor(8, std=1.0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    predict = nnx.jit(ScorePredictor(8, init_std=1.0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 8)), jnp.float32)
     mask = jnp.asarray([[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]], jnp.float32)
     np.testing.assert_allclose(predict(x, mask)[0, [0, 2, 3, 5]], predict(x[:1, [0, 2, 3, 5]])[0], rtol=1e-5)
@@ -128,7 +132,7 @@ def test_masked_tokens_are_no_part_of_what_a_predictor_says_of_the_others():
 def test_counts_are_those_of_the_paper(rate, counts):
     plan = make_plan(196, 12, rate=rate, fuse=True, reducer=DYNAMICVIT)
     assert tuple(plan.counts[block] for block in plan.reductions) == counts and not plan.fused
-    assert plan.shares == tuple(count / 196 for count in counts)
+    assert plan.kept_fractions == tuple(count / 196 for count in counts)
 
 
 @pytest.mark.parametrize('rate, macs', [(0.7, 2.98), (0.5, 2.23)])  # the paper: 2.9 and 2.2
@@ -136,8 +140,8 @@ def test_macs_have_the_predictors_and_in_training_all_tokens(rate, macs):
     config, plan = get_config('deit_s'), make_plan(196, 12, rate=rate, reducer=DYNAMICVIT)
     assert config.macs(plan) / 1e9 == pytest.approx(macs, abs=0.01)
     training, dense = plan.in_training(), make_plan(196, 12)
-    assert config.macs(training) - config.macs(dense) == 3 * dynamicvit.predictor_macs(196, 384)
-    assert training.counts == training.attending == dense.counts and training.shares == plan.shares
+    assert config.macs(training) - config.macs(dense) == 3 * DYNAMICVIT.module_macs(196, 384)
+    assert training.counts == training.attending == dense.counts and training.kept_fractions == plan.kept_fractions
     assert str(training).startswith(f'196 tokens, {plan.counts[3]} > {plan.counts[6]} > ')
 
 
@@ -153,13 +157,13 @@ def test_a_reduction_that_drops_nothing_still_has_its_own_predictor():
     assert make_plan(16, 3, rate=1.0, reduce_at=(1, 2), reducer=DYNAMICVIT).keep == (None,) * 3
 
 
-@pytest.mark.parametrize('predictors, said', [
-    (0, r'dynamicvit asks a trained predictor in front of each of the blocks \(1, 2\), and this model has no '
-        r'predictors: train one with config\.reducer\.name=dynamicvit'),
-    (1, 'this model has 1 predictor:.*or fewer reductions')])
-def test_a_plan_that_asks_predictors_that_are_not_there_is_an_error(predictors, said):
-    model = create(ViTConfig(**SMALL, predictors=predictors))
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize('modules, message', [
+    (0, r'reducer dynamicvit needs a learned module for each of the blocks \(1, 2\), and this model has 0 learned '
+        r'modules: train one with config\.reducer\.name=dynamicvit'),
+    (1, 'this model has 1 learned module:.*or fewer reductions')])
+def test_plan_that_needs_missing_modules_is_refused(modules, message):
+    model = create(ViTConfig(**SMALL), modules=Modules(DYNAMICVIT, modules))
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(functools.partial(model.apply, plan=plan_of(9, 4)), jax.eval_shape(
             model.init, jax.random.key(0)), make_images())
 
@@ -167,9 +171,9 @@ def test_a_plan_that_asks_predictors_that_are_not_there_is_an_error(predictors, 
 def test_predictors_that_a_plan_does_not_ask_change_nothing():
     apply, params = small_model()
     plan = make_plan(16, 3, rate=0.5, reduce_at=(1,))
-    without = {name: leaf for name, leaf in params.items() if name != 'score_predictor'}
+    without = {name: leaf for name, leaf in params.items() if name != 'reducer'}
     np.testing.assert_array_equal(apply(params, make_images(), plan)[0],
-                                  small_model(predictors=0)[0](without, make_images(), plan)[0])
+                                  small_model(modules=0)[0](without, make_images(), plan)[0])
 
 
 def test_losses_are_those_of_loops():
@@ -177,8 +181,8 @@ def test_losses_are_those_of_loops():
     decisions = [rng.integers(0, 2, (4, 6)).astype(np.float32) for _ in range(2)]
     share = np.mean([(decision[image].mean() - wanted) ** 2 for decision, wanted in zip(decisions, (0.7, 0.4))
                      for image in range(4)])
-    np.testing.assert_allclose(losses.kept_share(decisions, (0.7, 0.4)), share, rtol=1e-5)
-    assert losses.kept_share((), ()) == 0
+    np.testing.assert_allclose(losses.keep_ratio(decisions, (0.7, 0.4)), share, rtol=1e-5)
+    assert losses.keep_ratio((), ()) == 0
 
     logits, teacher = rng.normal(size=(2, 4, 5)).astype(np.float32)
     p, q = (np.exp(of) / np.exp(of).sum(1, keepdims=True) for of in (teacher, logits))
@@ -191,11 +195,3 @@ def test_losses_are_those_of_loops():
     np.testing.assert_allclose(losses.token_distance(tokens, taught, decisions[0]), np.mean(apart), rtol=1e-5)
     assert losses.token_distance(tokens, taught, np.zeros((4, 6), np.float32)) == 0
     assert not np.any(jax.grad(losses.token_distance, argnums=2)(tokens, taught, decisions[0]))
-
-
-def test_a_benchmark_measures_a_model_that_has_the_predictors():
-    dense, case = combine_lists(names=['deit_t'], rates=[1, 0.7], fuse=[False], batch_sizes=[1], dtypes=['float32'],
-                                reducers=['dynamicvit'])
-    assert (dense.config.predictors, case.config.predictors) == (0, 3)
-    case.config.check_plan(case.plan)
-    assert case._replace(train=True).macs > dense.macs > case.macs  # a mask saves nothing

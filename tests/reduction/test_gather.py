@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 
 from evit_jax.models import create
-from evit_jax.reduction.gather import GATHERS
+from evit_jax.reduction.gather import GATHERS, keep_top
 from evit_jax.reduction.plan import make_plan
-from evit_jax.reduction.tokens import Tokens, keep_top, keep_top_and_fuse
+from evit_jax.reduction.tokens import Tokens
 from tests.helpers import layouts
 
-REDUCERS = {'kept': keep_top, 'fused': functools.partial(keep_top_and_fuse, stage=0)}
+
+def keep_top_by(tokens, score, keep, gather_impl='', train=False):
+    return keep_top(tokens.replace(gather_impl=gather_impl, train=train), score, keep)
+
+
+def keep_top_and_fuse(tokens, score, keep, gather_impl='', train=False):
+    return keep_top(tokens.replace(gather_impl=gather_impl, train=train), score, keep, fuse_weights=score)
+
+
+REDUCERS = {'kept': keep_top_by, 'fused': keep_top_and_fuse}
 each_other = pytest.mark.parametrize('gather_impl', [name for name in GATHERS if name != 'gather'])
 each_reducer = pytest.mark.parametrize('reduce', REDUCERS.values(), ids=REDUCERS)
 
@@ -32,13 +41,13 @@ def test_tokens_and_gradients_are_those_of_the_gather(reduce, gather_impl):
     toward = jnp.asarray(np.random.default_rng(1).normal(size=reduce(tokens, score, keep=20).x.shape), jnp.float32)
 
     def read(x, score, gather_impl):
-        after = reduce(tokens._replace(x=x), score, keep=20, gather_impl=gather_impl)
-        return (after.x * toward).sum(), after
+        after = reduce(tokens.replace(x=x), score, keep=20, gather_impl=gather_impl)
+        return (after.x * toward).sum(), after.replace(gather_impl='')
 
     read = jax.value_and_grad(read, (0, 1), has_aux=True)
     want, got = (read(tokens.x, score, name) for name in ('gather', gather_impl))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
-    assert np.any(got[1][0][:, :2]) and np.any(got[1][1]) == (reduce is not keep_top)
+    assert np.any(got[1][0][:, :2]) and np.any(got[1][1]) == (reduce is not keep_top_by)
 
 
 @each_other
@@ -75,7 +84,7 @@ def operations(reduce, tokens, score, platform, name):
 @pytest.mark.parametrize(('keep', 'minor_to_major'), [(20, '2, 0, 1'), (125, '2, 1, 0')])
 def test_on_a_tpu_tokens_lie_outermost_unless_they_fill_its_lanes(keep, minor_to_major):
     tokens, score = make_tokens(n=140)
-    reduce = jax.jit(functools.partial(keep_top_and_fuse, keep=keep, stage=0))
+    reduce = jax.jit(functools.partial(keep_top_and_fuse, keep=keep))
     told, = operations(reduce, tokens, score, 'tpu', '@LayoutConstraint')
     assert f'result_layouts = [dense<[{minor_to_major}]>' in told
     assert not operations(reduce, tokens, score, 'cpu', '@LayoutConstraint')
@@ -84,7 +93,7 @@ def test_on_a_tpu_tokens_lie_outermost_unless_they_fill_its_lanes(keep, minor_to
 @pytest.mark.parametrize('training', [False, True])
 def test_a_tpu_multiplies_where_others_look_up(training):
     tokens, score = make_tokens()
-    reduce = jax.jit(functools.partial(keep_top_and_fuse, keep=20, stage=0, training=training))
+    reduce = jax.jit(functools.partial(keep_top_and_fuse, keep=20, train=training))
 
     def products(platform):
         return operations(reduce, tokens, score, platform, 'dot_general')
@@ -96,4 +105,4 @@ def test_a_tpu_multiplies_where_others_look_up(training):
 
 def test_an_unknown_lowering_is_an_error_that_names_the_nearest():
     with pytest.raises(ValueError, match="gather_impl 'gahter': did you mean gather"):
-        keep_top(*make_tokens(), keep=3, gather_impl='gahter')
+        keep_top_by(*make_tokens(), keep=3, gather_impl='gahter')

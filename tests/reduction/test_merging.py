@@ -12,11 +12,13 @@ import pytest
 from evit_jax.models import create, get_config
 from evit_jax.reduction.merging import merge_matched, merge_runs
 from evit_jax.reduction.plan import make_plan, merge_plan
+from evit_jax.reduction.reducer import FunctionReducer
 from evit_jax.reduction.reducers import POOL, TOME
 from evit_jax.reduction.tokens import Tokens
 from tests.models.test_golden import GOLDEN, images_of, reference_model
 
 CASES = {case['name']: case for case in json.loads((GOLDEN / 'tome.json').read_text())['cases']}
+UNWEIGHTED = FunctionReducer(TOME.reduce, name='tome without sizes', every_block=True, min_kept=TOME.min_kept)
 MERGES = {'matched': lambda tokens, keep: merge_matched(tokens, tokens.x[:, 1:, :5], keep), 'runs': merge_runs}
 each_merge = pytest.mark.parametrize('merge', MERGES.values(), ids=MERGES)
 
@@ -52,7 +54,7 @@ def check_groups(tokens, got, groups):
             mean = (weight[:, None] * np.asarray(x)[image, group]).sum(0) / weight.sum()
             np.testing.assert_allclose(merged[image, place], mean, rtol=1e-5, atol=1e-6)
             assert got.size[image, place] == weight.sum()
-            assert got.patch[image, place] == tokens.patch[image, group[0]]
+            assert got.patch_ids[image, place] == tokens.patch_ids[image, group[0]]
             was = np.isin(tokens.token_of_patch[image], group)
             np.testing.assert_array_equal(np.asarray(got.token_of_patch[image]) == place, was)
 
@@ -61,7 +63,7 @@ def check_groups(tokens, got, groups):
 def test_groups_sizes_and_logits_are_those_of_the_reference(name):
     case, want = CASES[name], np.load(GOLDEN / f'{name}.npz')
     model, params = reference_model(case['model'])
-    reducer = TOME if case['prop_attn'] else TOME._replace(merges=False)
+    reducer = TOME if case['prop_attn'] else UNWEIGHTED
     plan = merge_plan(196, 12, r=case['r'])._replace(reducer=reducer)
     logits, seen = jax.jit(model.apply, static_argnames='plan')(params, images_of(case), plan=plan)
 
@@ -98,7 +100,7 @@ def test_pooling_takes_the_mean_of_runs(keep):
 @each_merge
 def test_sizes_that_nobody_counts_are_those_of_the_homes(merge):
     tokens = make_tokens()
-    counted, found = merge(tokens, 5), merge(tokens._replace(size=None), 5)
+    counted, found = merge(tokens, 5), merge(tokens.replace(size=None), 5)
     assert found.size is None
     np.testing.assert_allclose(found.x, counted.x, rtol=1e-6)
 
@@ -116,7 +118,7 @@ def test_no_patch_is_lost_and_the_mean_over_patches_stays(merge):
 @each_merge
 def test_merged_tokens_keep_their_dtype_and_images_do_not_mix(merge):
     tokens = make_tokens()
-    assert merge(tokens._replace(x=tokens.x.astype(jnp.bfloat16)), 6).x.dtype == jnp.bfloat16
+    assert merge(tokens.replace(x=tokens.x.astype(jnp.bfloat16)), 6).x.dtype == jnp.bfloat16
     whole, alone = merge(tokens, 6), merge(jax.tree.map(lambda rows: rows[1:2], tokens), 6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1:2], b, rtol=1e-6), whole, alone)
 
@@ -172,7 +174,7 @@ def test_attention_counts_a_merged_token_by_its_size():
     plan = make_plan(16, 3, tokens=(8,), reduce_at=(0,), reducer=TOME)
     apply = jax.jit(model.apply, static_argnames='plan')
     with_size, without = (apply(params, images, plan=plan._replace(reducer=reducer))[0]
-                          for reducer in (TOME, TOME._replace(merges=False)))
+                          for reducer in (TOME, UNWEIGHTED))
     assert np.abs(with_size - without).max() > 1e-4
 
 

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from evit_jax.models import SHAPES, create, get_config
+from evit_jax.models import CONFIGS, create, get_config
 from evit_jax.models.config import ViTConfig
-from evit_jax.reduction.plan import TokenPlan, block_macs, make_plan, merge_plan, plan_of_macs, plans_of
+from evit_jax.models.costs import block_macs
+from evit_jax.reduction.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
+from evit_jax.reduction.reducer import FunctionReducer
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, POOL, REDUCERS, TOME
 
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -43,9 +45,9 @@ def test_the_short_last_block_spares_what_no_head_reads(rate, spared):
 
 
 def test_where_a_predictor_stands_in_front_of_the_short_last_block_only_what_it_keeps_comes_there():
-    config = dataclasses.replace(get_config('deit_s'), predictors=1)
+    config = get_config('deit_s')
     plan = TokenPlan(196, (None,) * 11 + (100,), False, DYNAMICVIT)
-    whole, short = block_macs(101, 101, 384, 4.0), block_macs(101, 1, 384, 4.0, rows=1)
+    whole, short = block_macs(101, 101, 384, 4.0), block_macs(101, 1, 384, 4.0, num_queries=1)
     assert config.macs(plan) - config.executed_macs(plan) == whole - short
     assert short == (3 * 101 + 1 + 8) * 384**2 + 2 * 101 * 384
 
@@ -69,9 +71,9 @@ def test_macs_at_higher_resolution_are_those_of_the_paper(rate, size, macs):
 
 
 @pytest.mark.parametrize('distilled', [False, True], ids=['plain', 'distilled'])
-@pytest.mark.parametrize('name', [name for name, config in SHAPES.items() if type(config) is ViTConfig])
+@pytest.mark.parametrize('name', [name for name, config in CONFIGS.items() if type(config) is ViTConfig])
 def test_parameter_formula_is_the_real_count(name, distilled):
-    config = dataclasses.replace(SHAPES[name], distilled=distilled)
+    config = dataclasses.replace(CONFIGS[name], distilled=distilled)
     params = jax.eval_shape(create(config).init, jax.random.key(0))
     assert config.parameters() == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
@@ -131,7 +133,7 @@ def test_unknown_model_name_gives_the_near_miss():
 
 
 def test_name_like_no_model_lists_them_all():
-    with pytest.raises(ValueError, match=f"unknown model 'resnet50': there are {', '.join(SHAPES)}"):
+    with pytest.raises(ValueError, match=f"unknown model 'resnet50': there are {', '.join(CONFIGS)}"):
         get_config('resnet50')
 
 
@@ -196,7 +198,8 @@ def test_a_plan_is_found_for_a_share_of_the_macs(name, at, reducer, decreasing):
 
 def test_a_share_of_macs_that_cannot_be_reached_is_an_error():
     config = get_config('deit_s')
+    matched = FunctionReducer(TOME.reduce, name='matched', min_kept=TOME.min_kept)
     with pytest.raises(ValueError, match=r'has 0\.\d+ of the MACs, .* ask for more than 0\.4'):
-        plan_of_macs(config.macs, 0.4, plans_of(TOME._replace(everywhere=False), 196, 12, reduce_at=(6, 9)))
+        plan_of_macs(config.macs, 0.4, plans_of(matched, 196, 12, reduce_at=(6, 9)))
     with pytest.raises(ValueError, match=r'1\.2 of the MACs is outside'):
         plan_of_macs(config.macs, 1.2, plans_of(EVIT, 196, 12))

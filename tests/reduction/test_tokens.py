@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evit_jax.reduction.tokens import Tokens, fused_origin, keep_top, keep_top_and_fuse
+from evit_jax.reduction.apply import fused_weights
+from evit_jax.reduction.gather import keep_top
+from evit_jax.reduction.tokens import Tokens
+
+
+def keep_top_and_fuse(tokens, score, keep, stage=0):
+    return keep_top(tokens.replace(stage=stage), score, keep, fuse_weights=score)
+
 
 REDUCERS = [keep_top, functools.partial(keep_top_and_fuse, stage=1)]
 each_reducer = pytest.mark.parametrize('reduce', REDUCERS, ids=['keep_top', 'keep_top_and_fuse'])
@@ -21,7 +28,7 @@ def make_tokens(batch=3, n=7, width=4):
 
 def reduced_in_a_loop(tokens, score, keep):
     """Kept tokens, their patches and the weighted sum of the others, one image and one token at a time."""
-    x, patch, score = (np.asarray(a) for a in (tokens.x, tokens.patch, score))
+    x, patch, score = (np.asarray(a) for a in (tokens.x, tokens.patch_ids, score))
     kept, ids, fused = [], [], []
     for image in range(len(score)):
         order = sorted(range(score.shape[1]), key=lambda token: -score[image, token])
@@ -40,8 +47,8 @@ def test_keep_top_keeps_what_a_loop_keeps_best_first(keep):
     x, patch, _ = reduced_in_a_loop(tokens, score, keep)
     got = keep_top(tokens, score, keep)
     np.testing.assert_array_equal(got.x, x)
-    np.testing.assert_array_equal(got.patch, patch)
-    assert got.patch.dtype == jnp.int32
+    np.testing.assert_array_equal(got.patch_ids, patch)
+    assert got.patch_ids.dtype == jnp.int32
 
 
 @pytest.mark.parametrize('keep', [1, 3, 6])
@@ -50,11 +57,11 @@ def test_fused_token_comes_last_and_is_the_sum_of_a_loop(keep, stage):
     tokens, score = make_tokens()
     x, patch, fused = reduced_in_a_loop(tokens, score, keep)
     got = keep_top_and_fuse(tokens, score, keep, stage)
-    assert got.x.shape[1] == got.patch.shape[1] == keep + 1
+    assert got.x.shape[1] == got.patch_ids.shape[1] == keep + 1
     np.testing.assert_array_equal(got.x[:, :keep], x)
-    np.testing.assert_array_equal(got.patch[:, :keep], patch)
+    np.testing.assert_array_equal(got.patch_ids[:, :keep], patch)
     np.testing.assert_allclose(got.x[:, keep], fused, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(got.patch[:, keep], -1 - stage)
+    np.testing.assert_array_equal(got.patch_ids[:, keep], -1 - stage)
 
 
 def test_weights_of_the_fused_token_are_not_renormalised():
@@ -71,7 +78,7 @@ def test_order_of_the_patches_does_not_matter(reduce):
     shuffled = jax.tree.map(lambda a: a[:, order], tokens)
     want, got = reduce(tokens, score, keep=3), reduce(shuffled, score[:, order], keep=3)
     np.testing.assert_allclose(got.x, want.x, rtol=1e-5, atol=1e-7)
-    np.testing.assert_array_equal(got.patch, want.patch)
+    np.testing.assert_array_equal(got.patch_ids, want.patch_ids)
 
 
 @each_reducer
@@ -81,13 +88,13 @@ def test_images_do_not_mix(reduce):
     for image in range(len(score)):
         alone = reduce(jax.tree.map(lambda a, i=image: a[i:i + 1], tokens), score[image:image + 1], keep=3)
         np.testing.assert_allclose(alone.x[0], whole.x[image], rtol=1e-6)
-        np.testing.assert_array_equal(alone.patch[0], whole.patch[image])
+        np.testing.assert_array_equal(alone.patch_ids[0], whole.patch_ids[image])
 
 
 @each_reducer
 def test_tokens_keep_their_dtype(reduce):
     tokens, score = make_tokens()
-    assert reduce(tokens._replace(x=tokens.x.astype(jnp.bfloat16)), score, keep=3).x.dtype == jnp.bfloat16
+    assert reduce(tokens.replace(x=tokens.x.astype(jnp.bfloat16)), score, keep=3).x.dtype == jnp.bfloat16
 
 
 @each_reducer
@@ -118,19 +125,19 @@ def test_a_fused_token_is_the_sum_of_the_patches_by_their_origin(keeps):
     x = jnp.asarray(rng.normal(size=(3, patches, 4)), jnp.float32)
     tokens, origins = Tokens(x, jnp.broadcast_to(jnp.arange(patches), (3, patches))), ()
     for stage, keep in enumerate(keeps):
-        score = jnp.asarray(rng.dirichlet(np.ones(tokens.patch.shape[1] + 1), 3)[:, 1:], jnp.float32)
+        score = jnp.asarray(rng.dirichlet(np.ones(tokens.patch_ids.shape[1] + 1), 3)[:, 1:], jnp.float32)
         left = keep_top_and_fuse(tokens, score, keep, stage)
-        origins += (fused_origin(tokens.patch, score, left.patch, origins, patches),)
+        origins += (fused_weights(tokens.patch_ids, score, left.patch_ids, origins, patches),)
         tokens = left
         np.testing.assert_allclose(jnp.einsum('bn,bnd->bd', origins[-1], x), tokens.x[:, -1], rtol=1e-5, atol=1e-6)
-        still_there = np.where(tokens.patch < 0, patches, tokens.patch)
+        still_there = np.where(tokens.patch_ids < 0, patches, tokens.patch_ids)
         assert not np.take_along_axis(np.pad(origins[-1], ((0, 0), (0, 1))), still_there, axis=1).any()
 
 
 def test_origins_are_those_of_a_loop_over_dropped_tokens():
     patch, score = jnp.asarray([[2, -1, 0, 4]]), jnp.asarray([[0.4, 0.2, 0.1, 0.05]])
     before = (jnp.asarray([[0, 0.3, 0, 0.5, 0]]),)  # of the token fused first: patches 1 and 3
-    got = fused_origin(patch, score, jnp.asarray([[2, -2]]), before, 5)
+    got = fused_weights(patch, score, jnp.asarray([[2, -2]]), before, 5)
     np.testing.assert_allclose(got, [[0.1, 0.2 * 0.3, 0, 0.2 * 0.5, 0.05]], rtol=1e-6)
-    kept_on = fused_origin(patch, score, jnp.asarray([[2, -1, -2]]), before, 5)
+    kept_on = fused_weights(patch, score, jnp.asarray([[2, -1, -2]]), before, 5)
     np.testing.assert_allclose(kept_on, [[0.1, 0, 0, 0, 0.05]], rtol=1e-6)

@@ -54,15 +54,15 @@ def test_same_weights_with_other_arrays_raises_in_all_processes(said):
 
 def test_alone_a_process_agrees_with_itself():
     agreement.check_same({'a': 1}, '')
-    assert agreement.each_decides(lambda: 'done') == 'done'
+    assert agreement.on_every_process(lambda: 'done') == 'done'
     assert weights.same_weights('', lambda: 3) == 3
 
 
 def test_digest_of_arrays_depends_on_names_shapes_and_values():
-    base = agreement.digest_of({'a': jax.numpy.ones(4)})
+    base = agreement.digest_tree({'a': jax.numpy.ones(4)})
     others = [{'b': jax.numpy.ones(4)}, {'a': jax.numpy.ones((2, 2))}, {'a': jax.numpy.zeros(4)}]
-    assert base == agreement.digest_of({'a': jax.numpy.ones(4)})
-    assert len({base, *map(agreement.digest_of, others)}) == 4
+    assert base == agreement.digest_tree({'a': jax.numpy.ones(4)})
+    assert len({base, *map(agreement.digest_tree, others)}) == 4
 
 
 def values_of(monkeypatch, check):
@@ -86,7 +86,7 @@ def test_check_processes_compares_config_options_and_versions_but_no_keys_of_a_m
 @pytest.mark.parametrize('start', [loop.train, loop.evaluate_workdir])
 def test_processes_read_the_workdir_together_before_they_compare(monkeypatch, tmp_path, start):
     decided = []
-    monkeypatch.setattr(agreement, 'each_decides', lambda task: decided.append(task) or task())
+    monkeypatch.setattr(agreement, 'on_every_process', lambda task: decided.append(task) or task())
     monkeypatch.setattr(identity, 'check_processes', lambda *_, **__: pytest.fail('compared too early'))
     (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
     (tmp_path / 'config.json').write_text('{')

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evit_jax.checkpoints import manager, weights
-from evit_jax.checkpoints.manager import Checkpoints, read_metadata, read_newest
+from evit_jax.checkpoints.manager import CheckpointManager, read_metadata, read_newest
 from evit_jax.checkpoints.state import TrainState
 from evit_jax.runtime import backend, storage
 from tests.helpers import layouts
@@ -79,7 +79,7 @@ def test_restore_leaves_a_checkpoint_where_it_is_when_the_machine_fails(saved, m
 
     monkeypatch.setattr(manager.checksums, 'check', fail)
     like = TrainState(jnp.zeros((), jnp.int32), {'bias': jnp.zeros(3)}, None, ())
-    opened = Checkpoints(saved, keep=1)
+    opened = CheckpointManager(saved, keep=1)
     with pytest.raises(type(error) if not isinstance(error, ValueError | OSError) else ValueError):
         opened.restore(like)
     opened.close()
@@ -98,4 +98,4 @@ def test_about_of_a_checkpoint_is_not_empty_because_the_machine_fails(saved, mon
 @pytest.mark.parametrize('error', [OSError(5, 'Input/output error'), FileNotFoundError(2, 'No such file'),
                                    ValueError("DATA_LOSS [os_error_code='EIO']"), KeyError('leaves')], ids=repr)
 def test_damage_of_a_file_is_not_blamed_on_the_machine(error):
-    assert not storage.blames_machine(error)
+    assert not storage.is_machine_failure(error)

@@ -1,4 +1,4 @@
-"""Defaults that follow the machine: dtype and data workers, and a run that continues elsewhere."""
+"""Defaults that depend on the machine: dtype and data workers, and a run that continues on another platform."""
 
 import json
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from evit_jax.checkpoints import weights
+from evit_jax.checkpoints import open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.runtime import machine
@@ -27,13 +27,13 @@ def recorded(workdir):
     ('auto', 'cpu', None, 'float32'), ('auto', 'gpu', None, 'bfloat16'), ('auto', 'tpu', None, 'bfloat16'),
     ('auto', 'cpu', 'bfloat16', 'bfloat16'), ('auto', 'tpu', 'float32', 'float32'), ('auto', 'tpu', 'auto', 'bfloat16'),
     ('float32', 'tpu', 'bfloat16', 'float32'), ('bfloat16', 'cpu', None, 'bfloat16')])
-def test_resolve_dtype_prefers_the_explicit_then_the_recorded_then_the_platforms(dtype, platform, recorded, resolved):
+def test_resolve_dtype_prefers_explicit_then_recorded_then_platform(dtype, platform, recorded, resolved):
     assert machine.resolve_dtype(dtype, platform, recorded) == resolved
 
 
 @pytest.mark.parametrize(('workers', 'cores', 'resolved'), [
     (-1, 1, 0), (-1, 2, 0), (-1, 4, 3), (-1, 9, 8), (-1, 224, 8), (0, 16, 0), (3, 1, 3)])
-def test_resolve_workers_leaves_a_core_and_keeps_explicit_values(workers, cores, resolved):
+def test_resolve_workers_automatic_leaves_a_core_and_explicit_is_kept(workers, cores, resolved):
     assert machine.resolve_workers(workers, cores) == resolved
 
 
@@ -47,7 +47,7 @@ def test_resolve_workers_leaves_a_core_and_keeps_explicit_values(workers, cores,
       'sys/fs/cgroup/cpu/a/cpu.cfs_period_us': '100000\n'}, 4),
     ({'proc/self/cgroup': '4:cpu,cpuacct:/a', 'sys/fs/cgroup/cpu/a/cpu.cfs_quota_us': '-1\n',
       'sys/fs/cgroup/cpu/a/cpu.cfs_period_us': '100000\n'}, 6)])
-def test_usable_cores_is_the_least_of_affinity_and_quotas(tmp_path, monkeypatch, files, cores):
+def test_usable_cores_returns_the_minimum_of_affinity_and_quotas(tmp_path, monkeypatch, files, cores):
     monkeypatch.setattr(machine.os, 'sched_getaffinity', lambda process: set(range(6)), raising=False)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def test_usable_cores_is_the_least_of_affinity_and_quotas(tmp_path, monkeypatch,
     assert machine.usable_cores(tmp_path) == cores
 
 
-def test_limits_allow_automatic_values_and_name_others():
+def test_limits_accept_automatic_values_and_name_wrong_ones():
     config = base.get_config()
     assert (config.model.dtype, config.data.workers) == ('auto', -1)
     limits.check(config)
@@ -70,7 +70,7 @@ def test_limits_allow_automatic_values_and_name_others():
 @pytest.mark.parametrize('changes', [
     {'data.mean': (127.5,) * 3}, {'data.mean': (0.5, -0.5, 0.5)}, {'data.std': (0.5, 0.5, 0.0)},
     {'data.std': (58.4, 57.1, 57.4)}, {'data.std': (float('nan'),) * 3}], ids=str)
-def test_limits_refuse_a_mean_or_std_that_is_not_of_values_in_0_to_1(changes):
+def test_limits_mean_or_std_of_values_outside_0_to_1_is_refused(changes):
     config = base.get_config()
     config.update_from_flattened_dict({'data.mean': (0.0, 1.0, 0.485), 'data.std': (1.0, 1 / 255, 0.5)})
     limits.check(config)
@@ -80,23 +80,24 @@ def test_limits_refuse_a_mean_or_std_that_is_not_of_values_in_0_to_1(changes):
 
 
 @pytest.mark.parametrize(('platform', 'dtype'), [('cpu', 'float32'), ('tpu', 'bfloat16')])
-def test_lay_out_resolves_the_dtype_by_the_platform_of_its_mesh(platform, dtype):
+def test_setup_open_dtype_follows_the_platform_of_the_mesh(platform, dtype):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))  # a slice that is not this machine
     run = experiment.setup(layouts.config_of(model__dtype='auto'), mesh=mesh)
     assert run.config.model.dtype == run.metadata['config']['model']['dtype'] == dtype
 
 
-def test_read_trained_resolves_a_dtype_that_a_file_left_automatic(tmp_path):
+def test_load_model_open_dtype_is_resolved(tmp_path):
     run = experiment.setup(layouts.config_of())
     metadata = run.metadata
     metadata['config']['model']['dtype'] = 'auto'
     weights.save(tmp_path, run.new_state().params, metadata)
     assert load_model(tmp_path).dtype == 'float32'
-    assert workdirs.recorded_dtype(tmp_path) == 'auto'
-    assert machine.with_dtype(layouts.config_of(model__dtype='auto'), 'cpu', 'auto').model.dtype == 'float32'
+    assert workdirs.saved_config(tmp_path)['model.dtype'] == 'auto'
+    resolved = open_defaults.resolve_for_training(layouts.config_of(model__dtype='auto'), tmp_path, 'cpu')
+    assert resolved.model.dtype == 'float32'
 
 
-def test_automatic_run_records_its_dtype_and_continues_with_it_on_another_platform(tmp_path, monkeypatch, caplog):
+def test_train_open_dtype_is_recorded_and_kept_on_another_platform(tmp_path, monkeypatch, caplog):
     caplog.set_level('INFO')
     loop.train(layouts.config_of(model__dtype='auto', **SHORT), tmp_path)
     assert recorded(tmp_path) == 'float32' and 'model.dtype=auto: float32, on cpu' in caplog.text

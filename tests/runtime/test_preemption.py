@@ -126,7 +126,7 @@ def test_the_best_evaluation_is_kept_apart_and_is_a_workdir(undisturbed, tmp_pat
 
 def test_where_the_best_could_not_be_written_the_next_one_is_compared_with_what_is_there(tmp_path, monkeypatch):
     (tmp_path / 'config.json').write_text('{}')
-    kept, laid = best.Best(tmp_path, 'top1'), experiment.setup(layouts.config_of())
+    kept, laid = best.BestCheckpoint(tmp_path, 'top1'), experiment.setup(layouts.config_of())
     state = laid.new_state()
     for step, value, room in ((1, 0.5, True), (2, 0.9, False), (3, 0.4, True), (4, 0.7, True)):
         with monkeypatch.context() as patch:

@@ -117,7 +117,7 @@ def test_all_batches_arrive_in_order_split_over_the_devices_as_bytes():
     assert [int(batch['label'][0]) for batch in placed] == list(range(5))
     for number, batch in enumerate(placed):
         assert batch['image'].dtype == np.uint8
-        assert batch['image'].sharding.is_equivalent_to(sharding.split_batch(mesh()), 4)
+        assert batch['image'].sharding.is_equivalent_to(sharding.batch_sharding(mesh()), 4)
         assert (np.asarray(batch['image']) == number).all()
     assert len({shard.device for shard in placed[0]['image'].addressable_shards}) == len(jax.devices())
 

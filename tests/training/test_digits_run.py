@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from evit_jax.checkpoints.manager import Checkpoints
+from evit_jax.checkpoints.manager import CheckpointManager
 from evit_jax.metrics import writers
 from evit_jax.runtime import sharding
 from evit_jax.training import experiment
@@ -41,7 +41,7 @@ def accuracy_without(trained, hide):
     """Top-1 when half of the patches are grey: those of which `hide(random draw, on the object)` is least."""
     workdir, config, _ = trained
     laid = experiment.setup(config)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    checkpoints = CheckpointManager(workdir, keep=config.checkpoint.keep)
     state, step, rng = checkpoints.restore(laid.abstract_state()), laid.eval_step(), np.random.default_rng(0)
     checkpoints.close()
 

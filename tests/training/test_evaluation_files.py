@@ -31,7 +31,7 @@ def refuse_to_write(monkeypatch):
     def refuse(file, content):
         raise OSError(errno.EROFS, 'Read-only file system')
 
-    monkeypatch.setattr(storage, 'write_whole', refuse)
+    monkeypatch.setattr(storage, 'write_atomic', refuse)
 
 
 @pytest.mark.parametrize('plan, name', [
@@ -105,7 +105,7 @@ def test_evaluation_of_a_workdir_that_cannot_be_written_warns_and_returns_the_re
 
 
 def test_out_that_cannot_be_written_is_refused_before_the_data_are_opened(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.inputs, 'open_held_out', lambda config: pytest.fail('long work'))
+    monkeypatch.setattr(loop.inputs, 'open_test_source', lambda config: pytest.fail('long work'))
     (tmp_path / 'file').write_text('')
     (tmp_path / 'a.json').mkdir()
     for out in ('file', 'file/a.json', 'a.json'):

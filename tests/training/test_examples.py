@@ -24,7 +24,7 @@ def collected(found, parts):
 
 
 def chosen(labels, count, classes, size=4, **of_process):
-    found = collected(Examples(count, classes), batches(labels, size, **of_process)).chosen()
+    found = collected(Examples(count, classes), batches(labels, size, **of_process)).collect()
     return (found['image'].tolist(), found['label'].tolist()) if found else None
 
 
@@ -58,12 +58,12 @@ def test_examples_are_the_same_for_any_number_of_processes(monkeypatch, order):
     monkeypatch.setattr(distributed, 'gather', lambda own: sent.append(own) or own)
     monkeypatch.setattr(distributed, 'broadcast', lambda arrays, sender: arrays)
     for part in parts:
-        part.chosen()
+        part.collect()
     monkeypatch.setattr(distributed, 'gather', lambda own: np.concatenate(sent))
     held = {row.index: row.arrays for part in parts for row in part._rows}
     for part in parts:
         index = iter(want[0])
         monkeypatch.setattr(distributed, 'broadcast', lambda arrays, sender: held[next(index)])  # noqa: B023, used in this turn
-        found = part.chosen()
+        found = part.collect()
         assert (found['image'].tolist(), found['label'].tolist()) == want
         assert found['kept'][0].tolist() == want[0]

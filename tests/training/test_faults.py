@@ -187,7 +187,7 @@ def test_on_a_full_disk_the_run_goes_on_and_saves_again_when_there_is_room(undis
     before = faults.kept(tmp_path / 'run')
     room(training, resource.RLIM_INFINITY)
     assert training.wait() == [0], training.log()
-    assert 'File too large; the run goes on without it' in training.log()
+    assert 'File too large; the run continues without it' in training.log()
     assert faults.kept(tmp_path / 'run')[0] > before[-1]
     assert not faults.unfinished(tmp_path / 'run')
     faults.assert_same_end(tmp_path / 'run', undisturbed())

@@ -44,7 +44,7 @@ def least():
     """The least model and the least data."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, 'open_source', lambda name, split, *, num_classes, **_: Birds(split, num_classes))
-        patch.setitem(models.SHAPES, 'vit_least', LEAST)
+        patch.setitem(models.CONFIGS, 'vit_least', LEAST)
         yield
 
 

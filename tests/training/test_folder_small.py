@@ -14,7 +14,7 @@ from tests.training.test_finetuning import LEAST
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """A model that compiles in seconds, in the place of the recipe's."""
-    monkeypatch.setitem(models.SHAPES, 'vit_digits', LEAST)
+    monkeypatch.setitem(models.CONFIGS, 'vit_digits', LEAST)
 
 
 def recipe(path, **changes):

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from evit_jax.checkpoints import continuation
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.training import history, loop
 from evit_jax.training.history import Record
@@ -73,13 +74,13 @@ def test_compare_tells_of_other_versions_and_of_other_devices_where_images_are_m
 
 def test_open_workdir_refuses_another_count_of_steps_to_an_update(begun):
     with pytest.raises(ValueError, match=r'optimizer.accumulate 1 -> 2\).*--config.init_from='):
-        workdirs.open_workdir(begun, layouts.config_of(optimizer__accumulate=2).to_dict(), accept_changes=True)
+        continuation.open_workdir(begun, layouts.config_of(optimizer__accumulate=2).to_dict(), accept_changes=True)
 
 
 def test_open_workdir_keeps_the_old_batch_size_of_a_run_from_before_the_records(begun, caplog):
     older = {key: value for key, value in saved(begun).items() if key not in ('recorded', 'segments')}
     workdirs.write_flat(begun, older)
-    workdirs.open_workdir(begun, layouts.config_of(batch_size=32).to_dict(), accept_changes=True)
+    continuation.open_workdir(begun, layouts.config_of(batch_size=32).to_dict(), accept_changes=True)
     assert 'batch_size 64 -> 32' in caplog.text and saved(begun)['batch_size'] == 32
     history.compare(begun, RECORD, accept_changes=False)
     assert saved(begun)['segments'] == [{'step': 0, 'samples': 0, 'batch_size': 64, 'repeats': 1, 'examples': None}]
@@ -89,7 +90,7 @@ def test_a_run_that_goes_on_with_another_batch_size_or_other_data_keeps_its_epoc
     caplog.set_level(logging.INFO)
     layouts.train_here(tmp_path / 'first', epochs=5)
     layouts.cut_off(tmp_path / 'first', tmp_path / 'run')  # step 5, epoch 2.5
-    with pytest.raises(ValueError, match=r'batch_size 64 -> 32.*from the place in the epoch that it has reached'):
+    with pytest.raises(ValueError, match=r'batch_size 64 -> 32.*from the position in the epoch that it has reached'):
         layouts.train_here(tmp_path / 'run', batch_size=32)
     monkeypatch.setitem(layouts.Colours.sizes, 'train', 192)
     with pytest.raises(ValueError, match='train: 128 examples then, 192 now'):

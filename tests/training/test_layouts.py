@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from evit_jax.checkpoints.manager import Checkpoints
+from evit_jax.checkpoints.manager import CheckpointManager
 from evit_jax.metrics import writers
 from evit_jax.reduction.tokens import Tokens, keep_top_and_fuse
 from evit_jax.runtime import sharding
@@ -97,7 +97,7 @@ def test_a_run_begun_in_one_layout_continues_in_any_other(trained, tmp_path, bef
 @pytest.mark.parametrize('name', sharding.SHARDINGS)
 def test_a_checkpoint_is_restored_to_the_bit_where_the_config_wants_it(eight, name):
     laid = experiment.setup(layouts.config_of(sharding=name))
-    checkpoints = Checkpoints(eight, keep=3)
+    checkpoints = CheckpointManager(eight, keep=3)
     state, as_it_was = (checkpoints.restore(laid._replace(config=config).abstract_state())
                         for config in (laid.config, layouts.config_of()))
     checkpoints.close()

@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     """Workdir and final metrics of a training on 8 devices."""
     folder = tmp_path_factory.mktemp('run')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.SHAPES, 'lvvit_least', SHAPE)
+        patch.setitem(models.CONFIGS, 'lvvit_least', SHAPE)
         yield folder, layouts.train_here(folder, **CONFIG)
 
 

@@ -14,11 +14,11 @@ import optax
 import pytest
 
 from configs import base
-from evit_jax.checkpoints.state import average, create_state
+from evit_jax.checkpoints.state import create_state, update_ema
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.interchange.vit import to_torch
 from evit_jax.models import create, get_config
-from evit_jax.reduction import reducers
+from evit_jax.reduction import registry
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.schedule import KeepSchedule, progress
 from evit_jax.training import optimizer as optimizers
@@ -100,11 +100,11 @@ def test_moving_average_is_the_one_recorded(x64, tolerance):
     with jax.enable_x64(x64):
         ema = in_precision(OPTIMISER['weight0'], x64)
         for step, weight in enumerate(OPTIMISER[f'adamw_weight_{precision}']):
-            ema = average(ema, in_precision(weight, x64), rule['decay'])
+            ema = update_ema(ema, in_precision(weight, x64), rule['decay'])
             np.testing.assert_allclose(ema, OPTIMISER[f'ema_weight_{precision}'][step], rtol=tolerance)
         ema = in_precision(1.0, x64)
         for _ in range(100):
-            ema = average(ema, in_precision(2.0, x64), rule['decay'])
+            ema = update_ema(ema, in_precision(2.0, x64), rule['decay'])
     want = rule['constant_model_2_from_ema_1']['float64' if x64 else 'float32']['100']
     np.testing.assert_allclose(ema, want, rtol=tolerance)
 
@@ -160,7 +160,7 @@ def test_recipe_has_the_keys_of_the_base_and_no_other(name):
 @pytest.mark.parametrize('name', [name for name in RECIPES if name != 'digits'])
 def test_recipes_header_states_the_cost_of_its_model(name):
     config, header = recipe(name), importlib.import_module(f'configs.{name}').__doc__
-    asks = reducers.get_reducer(config.reducer.name).predicts
+    asks = registry.get_reducer(config.reducer.name).predicts
     model_config = dataclasses.replace(get_config(config.model.name), classes=config.model.classes or 1000,
                                 distilled=config.model.distilled,
                                 predictors=len(config.model.reduce_at) if asks else 0)
@@ -174,5 +174,5 @@ def test_recipes_header_states_the_cost_of_its_model(name):
 
 def macs_of(config, model_config, size, rate):
     plan = make_plan(model_config.patches(size), model_config.depth, rate=rate, reduce_at=config.model.reduce_at,
-                     fuse=config.model.fuse, reducer=reducers.get_reducer(config.reducer.name))
+                     fuse=config.model.fuse, reducer=registry.get_reducer(config.reducer.name))
     return model_config.macs(plan) / 1e9

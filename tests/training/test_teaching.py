@@ -20,7 +20,7 @@ LEARNS = {'model__distilled': True, 'distill__kind': 'hard', 'log__eval_epochs':
 def least():
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
-        patch.setitem(models.SHAPES, 'vit_narrow', dataclasses.replace(layouts.SHAPE, width=32))
+        patch.setitem(models.CONFIGS, 'vit_narrow', dataclasses.replace(layouts.SHAPE, width=32))
         yield
 
 
@@ -164,7 +164,7 @@ def strangers(tmp_path_factory):
     folder = tmp_path_factory.mktemp('strangers')
     for name, model, names in (('four', 'vit_layouts', (*NAMES, 'grey')),
                                ('other', 'vit_layouts', ('red', 'grey', 'blue')), ('narrow', 'vit_narrow', NAMES)):
-        shape = dataclasses.replace(models.SHAPES[model], classes=len(names))
+        shape = dataclasses.replace(models.CONFIGS[model], classes=len(names))
         config = layouts.config_of(model__classes=len(names), model__name=model)
         save(folder / name, models.create(shape).init(jax.random.key(0)),
              {'config': config.to_dict(), 'class_names': list(names)})

@@ -84,7 +84,7 @@ def test_running_statistics_are_written_over_the_weights_and_averaged_with_them(
 
 def test_on_8_devices_the_statistics_are_those_of_the_whole_batch(monkeypatch):
     layouts.prepare(monkeypatch)
-    monkeypatch.setitem(models.SHAPES, 'lvvit_least', dataclasses.replace(SHAPE, classes=3))
+    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', dataclasses.replace(SHAPE, classes=3))
     config = layouts.config_of(model__name='lvvit_least', mixing__erase=0.0)
     laid = experiment.setup(config)
     batches = experiment.train_batches(laid, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from evit_jax.checkpoints.manager import Checkpoints
+from evit_jax.checkpoints.manager import CheckpointManager
 from evit_jax.data.transforms import mixing
 from evit_jax.metrics import writers
 from evit_jax.training import checks, experiment, loop
@@ -34,7 +34,7 @@ def tiny(**changes):
 
 def final_parameters(workdir, config):
     """The parameters of the newest checkpoint, and its step."""
-    checkpoints = Checkpoints(workdir, keep=3)
+    checkpoints = CheckpointManager(workdir, keep=3)
     state = checkpoints.restore(experiment.setup(config).abstract_state())
     checkpoints.close()
     return jax.tree.map(np.asarray, state.params), int(state.step)
@@ -125,8 +125,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
 
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'model__name': 'deit_z'}, r"unknown model 'deit_z': did you mean deit_"),
-    ({'keep__rate': 0.0}, r'keep rate 0.0 is outside \(0, 1\]'),
-    ({'keep__rate': 1.2}, r'keep rate 1.2 is outside \(0, 1\]'),
+    ({'keep__rate': 0.0}, r'config.keep.rate=0.0 is outside \(0, 1\]'),
+    ({'keep__rate': 1.2}, r'config.keep.rate=1.2 is outside \(0, 1\]'),
     ({'model__reduce_at': (1, 1, 2)}, 'names a block twice'),
     ({'model__reduce_at': (1, 2, 6)}, r'block 6 is outside 0\.\.5'),
     ({'model__image_size': 60}, 'image size 60 is not divisible by the patch size 8: use 56 or 64'),
@@ -167,7 +167,7 @@ def test_a_workdir_of_another_config_is_refused_by_its_keys_and_left_alone(undis
 
 def test_a_checkpoint_with_other_arrays_is_refused_and_left_where_it_is(undisturbed):
     workdir, _ = undisturbed
-    checkpoints = Checkpoints(workdir, keep=3)
+    checkpoints = CheckpointManager(workdir, keep=3)
     with pytest.raises(ValueError, match=r'holds other arrays .* the first is .*ema'):
         checkpoints.restore(experiment.setup(tiny(ema_decay=0.0)).abstract_state())
     assert checkpoints.latest() == 40

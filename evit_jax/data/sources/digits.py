@@ -1,8 +1,8 @@
-"""Cluttered digits: a handwritten digit somewhere on a colour canvas full of pieces of other digits.
+"""Cluttered digits, the embedded data set: a handwritten digit on a colour canvas full of pieces of other digits.
 
-The embedded data set. Everything needed to name an image lies in about a tenth of its 8x8-pixel patches, the rest
-is clutter with the same strokes and the same colours, and the object's mask is known: made for looking at what a
-vision transformer keeps and drops. It is a `tfds` builder (array_record, no download), made in under a minute.
+About a tenth of the 8x8-pixel patches of an image hold its digit. The rest is clutter with the same strokes and
+colours. The mask of the digit is stored, so the data set shows which tokens a vision transformer should keep. It is a
+`tfds` builder (array_record, no download) that runs in under a minute.
 
 Source: `digits.npz` holds the 1,797 digits of 8x8 pixels (0-16) and their labels that scikit-learn ships as
 `load_digits`, the test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, 1998,
@@ -23,35 +23,35 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
-# What is drawn. A change here changes the data set: raise VERSION with it, or old builds are taken for new ones.
+# Parameters of the drawings. Raise VERSION with every change, or old builds are taken for new ones.
 VERSION = '1.3.0'
 CANVAS = 64                    # pixels a side
-DIGIT_HEIGHT = (20.0, 26.0)    # pixels, the eight rows of a digit; pieces have strokes of the same size
-DIGIT_WIDTH = (0.85, 1.1)      # of the height, the eight columns
+DIGIT_HEIGHT = (20.0, 26.0)    # pixels for the eight rows of a digit; the strokes of pieces have the same size
+DIGIT_WIDTH = (0.85, 1.1)      # width of the eight columns relative to the height
 DIGIT_MARGIN = 2               # pixels between the digit's box and the border
-TILT = 12.0                    # degrees, both ways, of the digit and of every piece
-SHEAR = 0.15                   # both ways
-PIECES = (14, 22)              # pieces of other digits in an image, in front of its curves
-PIECE_CELLS = (3, 4)           # rows, and columns, of the 8x8 digit that a piece keeps
-CURVES = (2, 5)                # thin curves in an image
+TILT = 12.0                    # maximum rotation in degrees, both ways, of the digit and of every piece
+SHEAR = 0.15                   # maximum shear, both ways
+PIECES = (14, 22)              # number of pieces of other digits in an image, in front of its curves
+PIECE_CELLS = (3, 4)           # rows and columns of a piece, of 8 each in a digit
+CURVES = (2, 5)                # number of thin curves in an image
 CURVE_WIDTH = (1, 2)           # pixels
-INKS = 3                       # colours of an image: the digit has the first, every piece one of them
-INK_CONTRAST = 90.0            # least luminance of an ink above the ground, of 255
-GROUND = 130                   # brightest channel of a ground; the inks are light on it
-TEXTURE = 26.0                 # amplitude of the ground's blotches, of 255
-NOISE = 14                     # most that is added to or taken from a pixel's channel, of 255
+INKS = 3                       # colours of an image; the digit has the first one
+INK_CONTRAST = 90.0            # minimum luminance of an ink above the background, of 255
+GROUND = 130                   # maximum of a background channel; the inks are lighter
+TEXTURE = 26.0                 # amplitude of the background's blotches, of 255
+NOISE = 14                     # maximum noise of a channel, both ways, of 255
 JPEG_QUALITY = 95
 
 SIZES = {'train': 20_000, 'test': 2_000}
-TEST_DIGITS = 360              # of the 1,797 source digits, never seen in training
-BANK = 4_000                   # pieces cut once per seed, from training digits; images take their clutter from them
+TEST_DIGITS = 360              # number of the 1,797 source digits that are held out from training
+BANK = 4_000                   # number of pieces, cut from training digits once per seed, for all clutter
 
 _SPLITS = ('train', 'test')
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def _ramp(low: float, high: float) -> np.ndarray:
-    """Table from a pixel (255 for the digits' 16) to an opacity: none below `low` of sixteen, full above `high`."""
+    """Returns a table from pixel value (255 for a digit's 16) to opacity: 0 below `low`, 255 above `high`, of 16."""
     return np.clip((np.arange(256) * (16 / 255) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
 
 
@@ -60,28 +60,28 @@ _GAP = _ramp(1.5, 4)
 
 
 class Sprite(NamedTuple):
-    """Strokes ready to be pasted."""
-    ink: Image.Image  # 'L', opacity of the strokes
-    gap: Image.Image  # 'L', of the ground shown around them, so that what lies below does not run into them
+    """Strokes to paste onto a canvas."""
+    ink: Image.Image  # mode 'L', opacity of the strokes
+    gap: Image.Image  # mode 'L', opacity of the background around them, which separates them from strokes below
 
 
 @functools.cache
 def source_digits() -> tuple[np.ndarray, np.ndarray]:
-    """The handwritten digits: images [1797, 8, 8] uint8 of 0-16 and labels [1797]."""
+    """Returns the handwritten digits: images uint8 [1797, 8, 8] in 0-16, and labels [1797]."""
     with np.load(pathlib.Path(__file__).with_name('digits.npz')) as file:
         return file['images'], file['labels']
 
 
 @functools.cache
 def split_digits(split: str) -> np.ndarray:
-    """Numbers of the source digits that are the objects of `split`. No digit is in both splits."""
+    """Returns the numbers of the source digits that are the objects of `split`. The splits share no digit."""
     order = np.random.default_rng(0).permutation(len(source_digits()[0]))
     return order[:TEST_DIGITS] if split == 'test' else order[TEST_DIGITS:]
 
 
 @functools.lru_cache(maxsize=2)
 def clutter_bank(seed: int) -> tuple[list[Sprite], np.ndarray, list[Sprite]]:
-    """Pieces of training digits, the number of the digit that each was cut from, and curves."""
+    """Returns pieces of training digits, the number of the digit that each was cut from, and curves."""
     rng = np.random.default_rng([seed, len(_SPLITS)])
     numbers = rng.choice(split_digits('train'), BANK)
     pieces = [sprite(rng, cut(rng, source_digits()[0][number])) for number in numbers]
@@ -89,7 +89,7 @@ def clutter_bank(seed: int) -> tuple[list[Sprite], np.ndarray, list[Sprite]]:
 
 
 def cut(rng: np.random.Generator, digit: np.ndarray) -> np.ndarray:
-    """A rectangle of the digit [8, 8] that holds some ink, never the whole; the rest is blank."""
+    """Returns the digit [8, 8] with only a random rectangle that holds some ink; the rest is blank."""
     rows, columns = rng.integers(PIECE_CELLS[0], PIECE_CELLS[1], 2, endpoint=True)
     inked = np.argwhere(digit >= 8)
     row, column = inked[rng.integers(len(inked))] - rng.integers(0, (rows, columns))
@@ -100,7 +100,7 @@ def cut(rng: np.random.Generator, digit: np.ndarray) -> np.ndarray:
 
 
 def sprite(rng: np.random.Generator, digit: np.ndarray) -> Sprite:
-    """The digit [8, 8], enlarged, turned and sheared at random."""
+    """Returns the digit [8, 8] enlarged, rotated and sheared at random."""
     down = rng.uniform(*DIGIT_HEIGHT) / 8
     across = down * rng.uniform(*DIGIT_WIDTH)
     angle, shear = math.radians(rng.uniform(-TILT, TILT)), rng.uniform(-SHEAR, SHEAR)
@@ -110,8 +110,8 @@ def sprite(rng: np.random.Generator, digit: np.ndarray) -> Sprite:
     (top, left), (bottom, right) = inked.min(0).tolist(), (inked.max(0) + 1).tolist()
     corners = [(a * x + b * y, c * x + d * y) for x in (left, right) for y in (top, bottom)]  # pixels
     (x0, x1), (y0, y1) = ((math.floor(min(axis)) - 1, math.ceil(max(axis)) + 1) for axis in zip(*corners))
-    a, b, c, d = (v / (across * down) for v in (d, -b, -c, a))  # now from pixels to cells
-    cells = np.zeros((10, 10), np.uint8)  # a blank cell around the digit, for the kernel to fade into
+    a, b, c, d = (v / (across * down) for v in (d, -b, -c, a))  # inverse: from pixels to cells
+    cells = np.zeros((10, 10), np.uint8)  # blank margin, so that interpolation fades out
     cells[1:9, 1:9] = np.minimum(digit * 16.0, 255)
     field = np.asarray(Image.fromarray(cells).transform(
         (x1 - x0, y1 - y0), Image.Transform.AFFINE, (a, b, a * x0 + b * y0 + 1, c, d, c * x0 + d * y0 + 1),
@@ -120,7 +120,7 @@ def sprite(rng: np.random.Generator, digit: np.ndarray) -> Sprite:
 
 
 def curve(rng: np.random.Generator) -> Sprite:
-    """An arc as wide as the canvas at most, without a gap around it."""
+    """Returns a random arc, at most as wide as the canvas, without a gap around it."""
     wide, tall, start, turn = rng.integers((16, 16, 0, 40), (CANVAS, CANVAS, 360, 160)).tolist()
     width = int(rng.integers(*CURVE_WIDTH, endpoint=True))
     arc = Image.new('L', (4 * wide, 4 * tall))
@@ -130,16 +130,16 @@ def curve(rng: np.random.Generator) -> Sprite:
 
 
 def render(rng: np.random.Generator, digit: np.ndarray, clutter: Sequence[Sprite]) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one example: a pure function of its arguments.
+    """Draws one example. A pure function of its arguments.
 
     Args:
-      rng: chooses places, colours, the digit's size and noise.
-      digit: [8, 8] uint8 of 0-16, the object; drawn last, nothing covers it.
-      clutter: what lies below it, in this order; what would be centred in the digit's box is left out, so that the
-        digit stays legible.
+      rng: source of positions, colours, the digit's size, and noise.
+      digit: uint8 [8, 8] in 0-16, the object. It is drawn last, so nothing covers it.
+      clutter: sprites to draw below it, in this order. Those centred in the digit's box are skipped, so that the digit
+        stays legible.
 
     Returns:
-      The image [64, 64, 3] uint8, and the object's mask [64, 64] uint8: 255 on the digit's strokes, 0 elsewhere.
+      The image, uint8 [64, 64, 3], and the object's mask, uint8 [64, 64]: 255 on the digit's strokes, 0 elsewhere.
     """
     ground, inks = _ground_and_inks(rng)
     canvas = ground.copy()
@@ -160,7 +160,7 @@ def render(rng: np.random.Generator, digit: np.ndarray, clutter: Sequence[Sprite
 
 
 def _ground_and_inks(rng) -> tuple[Image.Image, list[tuple[int, ...]]]:
-    """A blotchy ground [64, 64], and INKS colours that stand out from it."""
+    """Returns a blotchy background [64, 64] and `INKS` colours that contrast with it."""
     base = rng.uniform(0, GROUND, 3)
     inks = []
     while len(inks) < INKS:
@@ -171,14 +171,14 @@ def _ground_and_inks(rng) -> tuple[Image.Image, list[tuple[int, ...]]]:
 
 
 def _paste(canvas: Image.Image, ground: Image.Image, strokes: Sprite, x: int, y: int, ink) -> None:
-    """Draws the strokes in `ink`, and a narrow gap of ground around them, on top of all before."""
+    """Draws the strokes in `ink`, with a narrow gap of background around them, over what is on the canvas."""
     box = (x, y, x + strokes.ink.width, y + strokes.ink.height)
     canvas.paste(ground.crop(box), box, strokes.gap)
     canvas.paste(ink, box, strokes.ink)
 
 
 def example(seed: int, split: str, index: int) -> dict:
-    """Example `index` of `split`, as the builder stores it: a function of these three alone."""
+    """Returns example `index` of `split` as the builder stores it, a function of the three arguments."""
     images, labels = source_digits()
     objects = split_digits(split)
     number = int(objects[index % len(objects)])
@@ -200,14 +200,14 @@ def example(seed: int, split: str, index: int) -> dict:
 
 @dataclasses.dataclass
 class DigitsConfig(tfds.core.BuilderConfig):
-    """How many examples, drawn from which seed. The name tells builds apart on disk."""
+    """Numbers of examples and seed of a build. The name distinguishes builds on disk."""
     train: int = SIZES['train']
     test: int = SIZES['test']
     seed: int = 0
 
 
 class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
-    """The `tfds` builder `cluttered_digits`; `prepare` builds it once and for all."""
+    """The `tfds` builder `cluttered_digits`; `prepare` runs it."""
 
     VERSION = tfds.core.Version(VERSION)
     BUILDER_CONFIGS = [DigitsConfig(name='full')]
@@ -236,20 +236,20 @@ class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
         for index in range(size):
             stored = example(self.builder_config.seed, split, index)
-            # tfds writes a path's or a file's bytes as they are; encoding an array would need TensorFlow.
+            # tfds stores the bytes of a file object unchanged; encoding an array would need TensorFlow.
             yield index, stored | {key: io.BytesIO(stored[key]) for key in ('image', 'mask')}
 
 
 def prepare(data_dir: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int = 0) -> ClutteredDigits:
-    """Builds the data set under `data_dir` unless it is there, and returns its builder.
+    """Builds the data set under `data_dir` unless it exists, and returns its builder.
 
-    The build is made beside its place and renamed into it, so a killed one never counts; of two at the same time the
-    first to finish stays.
+    The build is written to a temporary folder and renamed, so an interrupted build leaves nothing. If two processes
+    build at the same time, the first to finish wins.
 
     Args:
-      data_dir: created if needed.
-      sizes: examples of 'train' and of 'test'; SIZES by default.
-      seed: of places, colours and clutter. The split of the source digits does not depend on it.
+      data_dir: folder of tfds data sets; created if absent.
+      sizes: numbers of examples of 'train' and 'test'; default `SIZES`.
+      seed: seed of positions, colours and clutter. The split of the source digits does not depend on it.
 
     Raises:
       ValueError: `sizes` is not two positive numbers.
@@ -265,6 +265,6 @@ def prepare(data_dir: str | os.PathLike, sizes: dict[str, int] | None = None, se
         builder = make()
         builder.download_and_prepare()
     except OSError:
-        if not make().data_path.exists():  # else another process built it meanwhile
+        if not make().data_path.exists():  # otherwise another process has built it meanwhile
             raise
     return make()

@@ -1,7 +1,8 @@
-"""One's own images: `path/train/<class>/*.jpg`, and `path/val/<class>/*.jpg` (or validation/, or test/) to evaluate on.
+"""Sources of image files in folders: `path/train/<class>/*.jpg`, and `path/val/<class>/*.jpg` to evaluate on.
 
-Folders below a class belong to it, links are followed, hidden files are left out. Without a folder to evaluate on, the
-images of train/ are split, each class for itself, by a hash of their names: an image added later moves few others.
+The split to evaluate on may also be named validation/ or test/. Folders below a class belong to it. Links are followed
+and hidden files are skipped. If there is no split to evaluate on, train/ is divided class by class, by a hash of the
+file names, so that adding an image moves few others.
 """
 
 import collections
@@ -14,63 +15,66 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from evit_jax.data import progress, splits
-from evit_jax.data.classes import displayed
+from evit_jax.data import splits
+from evit_jax.data.classes import display_name
 from evit_jax.data.fingerprint import digest
 from evit_jax.data.names import in_one_line
+from evit_jax.data.progress import Progress
 from evit_jax.data.sources import folder_entries, folder_layout, index_cache
 from evit_jax.data.transforms.decode import SUFFIXES
 
-_SCANS = 16               # classes listed at the same time
-_SETTLED = 2_000_000_000  # ns; a folder that changed so shortly before it was listed may have changed once more
-_EARLIEST = 347_155_200_000_000_000  # ns, 1981: earlier times (0, FAT's 1980-01-01) are no time of a change
+_SCANS = 16               # classes listed in parallel
+_SETTLED = 2_000_000_000  # nanoseconds; a folder changed more recently than this may have changed again since
+_EARLIEST = 347_155_200_000_000_000  # nanoseconds, 1981: earlier times (0, FAT's 1980-01-01) mark no change
 
 
 class FolderSource:
-    """The images of a split, in the order of their names; ids are their paths below `path`, in one line.
+    """Image files of a split, sorted by name. The id of an example is its path below `path`, in one line.
 
-    An example also has `path`, the same path as the file system has it.
+    An example also has `path`, the same path exactly as in the file system.
 
-    The list of files is kept, and used again while the classes and the times of every folder in it are the same: files
-    and folders added, removed or renamed are noticed. A file written over is not, nor need it be: the list holds names.
-    Where the times do not tell changes (on disk images and FUSE mounts, or where all class folders have one time, or a
-    time before 1981 or in the future), nothing is kept and the files are listed at each start.
+    The list of files is cached and reused while the classes and the modification times of all folders are unchanged, so
+    added, removed and renamed files are noticed. An overwritten file is not, and need not be: the list holds names
+    only. Nothing is cached where modification times are unreliable: on disk images and FUSE mounts, or if all class
+    folders have the same time, a time before 1981, or a time in the future. The files are then listed at each start.
 
     Attributes:
-      class_names: names of the folders as `classes.displayed`, sorted.
-      labels: int32 [N], of all examples, without reading them.
-      split: the split with 'train' and 'auto' resolved.
+      class_names: names of the class folders as `display_name` returns them, sorted.
+      labels: int32 [N], labels of all examples.
+      split: the split, with 'train' and 'auto' resolved.
 
     Args:
-      split: 'train' or 'auto' (see `splits.resolve`), or a split or slice as tfds writes it, by the folders' names.
-      cache: folder for the list of files where it cannot be kept in `path`.
+      split: 'train' or 'auto' (see `splits.resolve`), or a split or slice in tfds notation, with the folders' names.
+      cache: folder for the list of files if it cannot be written to `path`.
 
     Raises:
-      OSError: a folder is missing or cannot be read; on reading an example, the same of its file.
-      ValueError: the folders are not laid out as expected; says how.
+      OSError: a folder is absent or unreadable. When an example is read: its file is.
+      ValueError: the folders have another layout; the message describes the one expected.
     """
     image_size = None
 
     def __init__(self, path: str | os.PathLike, split: str, cache: str | None = None):
         self._path = os.path.expanduser(path)
-        have = folder_layout.split_folders(self._path)
-        self.class_names = folder_layout.class_names(self._path, have)
+        available = folder_layout.split_folders(self._path)
+        self.class_names = folder_layout.class_names(self._path, available)
         self.num_classes = len(self.class_names)
-        self.split = splits.resolve(split, folder_layout.labelled(self._path, have))
-        folder_layout.check_split(self._path, self.split, have)
-        found = {name: self._index(name, cache) for name in splits.names(self.split, have)}
+        self.split = splits.resolve(split, folder_layout.labelled_splits(self._path, available))
+        folder_layout.check_split(self._path, self.split, available)
+        indexes = {name: self._index(name, cache) for name in splits.names(self.split, available)}
         try:
-            self.parts = splits.parts(self.split, {name: len(index['name']) for name, index in found.items()})
+            self.slices = splits.slices(self.split, {name: len(index['name']) for name, index in indexes.items()})
         except ValueError as error:
             if self.split == split:
                 raise
             raise ValueError(f'{self._path!r} has no val/, so a tenth of train/ is held out to evaluate on: {error}; '
                              'make val/<class>/, or add images') from error
-        chosen = [(part.split, _slice(found[part.split], part.start, part.stop)) for part in self.parts]
-        self._folders = [name for name, _ in chosen]
-        self._ends = np.cumsum([len(positions) for _, positions in chosen])
-        self._names = np.concatenate([found[name]['name'][positions] for name, positions in chosen])
-        self.labels = np.concatenate([self._labels_of(found[name])[positions] for name, positions in chosen])
+        positions = [(each.split, _stratified_slice(indexes[each.split], each.start, each.stop))
+                     for each in self.slices]
+        self._folders = [name for name, _ in positions]
+        self._ends = np.cumsum([len(rows) for _, rows in positions])
+        self._names = np.concatenate([indexes[name]['name'][rows] for name, rows in positions])
+        labels = {name: _labels(index, self.class_names) for name, index in indexes.items()}
+        self.labels = np.concatenate([labels[name][rows] for name, rows in positions])
         folder_layout.check_labels(self._path, split, self.split, self.class_names, self.labels)
 
     def _index(self, split: str, cache: str | None) -> index_cache.Index:
@@ -81,15 +85,11 @@ class FolderSource:
             f'folder_{split}', beside=self._path, cache=cache, build=lambda: _list(folder, classes),
             is_current=lambda index: _is_current(folder, classes, index))
 
-    def _labels_of(self, index: index_cache.Index) -> np.ndarray:
-        place = {name: label for label, name in enumerate(self.class_names)}
-        return np.array([place[displayed(os.fsdecode(name))] for name in index['class']], np.int32)[index['kind']]
-
     @property
     def fingerprint(self) -> str:
-        """A digest of the files' names in their order; a file written over keeps it."""
-        parts = zip(self._folders, np.split(self._names, self._ends[:-1]))
-        return digest(*(text for folder, names in parts for text in (folder, b'\0'.join(names.tolist()))))
+        """Digest of the file names in order. Overwriting a file does not change it."""
+        names = zip(self._folders, np.split(self._names, self._ends[:-1]))
+        return digest(*(text for folder, files in names for text in (folder, b'\0'.join(files.tolist()))))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -98,29 +98,89 @@ class FolderSource:
         if not 0 <= index < len(self):
             raise IndexError(f'example {index} of {len(self)}')
         folder = self._folders[np.searchsorted(self._ends, index, 'right')]
-        name = os.path.join(folder, os.fsdecode(self._names[index]))
-        with open(os.path.join(self._path, name), 'rb') as file:
-            image = file.read()
-        return {'image': image, 'label': int(self.labels[index]), 'id': in_one_line(name), 'path': name}
+        return _read(self._path, os.path.join(folder, os.fsdecode(self._names[index])), self.labels[index])
+
+
+class ClassFolderSource:
+    """Image files of one folder with a subfolder for each class: `path/<class>/*.jpg`, sorted by name.
+
+    The id of an example is its path below `path`, in one line; the files are listed at each start.
+
+    Attributes:
+      labels: int32 [N], labels of all examples.
+
+    Args:
+      class_names: names of the classes in the order of their labels. Default: those of a folder train/ beside this one
+        if this is val/, validation/ or test/; otherwise the names of the subfolders, sorted.
+
+    Raises:
+      OSError: a folder is absent or unreadable. When an example is read: its file is.
+      ValueError: the folder has another layout, an unknown class, or fewer than two classes.
+    """
+    image_size = None
+
+    def __init__(self, path: str | os.PathLike, class_names: Sequence[str] = ()):
+        self._path = os.path.abspath(os.path.expanduser(path))
+        classes = folder_layout.class_folders(self._path)
+        folder_layout.check_not_splits(self._path, classes)
+        self.class_names = tuple(map(display_name, class_names)) or self._default_class_names(classes)
+        folder_layout.check_known(self._path, classes, self.class_names)
+        self.num_classes = len(self.class_names)
+        if self.num_classes < 2:
+            raise ValueError(f'{self._path!r} has one class only ({self.class_names[0]}), and a model needs two or '
+                             'more')
+        index = _list(self._path, classes)
+        self._names, self.labels = index['name'], _labels(index, self.class_names)
+
+    def _default_class_names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        parent, name = os.path.split(self._path)
+        if name in splits.HELD_OUT and os.path.isdir(os.path.join(parent, 'train')):
+            return folder_layout.class_names(parent, ['train'])
+        return tuple(sorted(map(display_name, classes)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the class names and of the file names in order. Overwriting a file does not change it."""
+        return digest('class folders', *self.class_names, b'\0'.join(self._names.tolist()))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(f'example {index} of {len(self)}')
+        return _read(self._path, os.fsdecode(self._names[index]), self.labels[index])
+
+
+def _read(root: str, name: str, label: int) -> dict:
+    with open(os.path.join(root, name), 'rb') as file:
+        image = file.read()
+    return {'image': image, 'label': int(label), 'id': in_one_line(name), 'path': name}
+
+
+def _labels(index: index_cache.Index, class_names: Sequence[str]) -> np.ndarray:
+    """Returns the labels of all files in an index, int32 [N]."""
+    label_of = {name: label for label, name in enumerate(class_names)}
+    return np.array([label_of[display_name(os.fsdecode(name))] for name in index['class']], np.int32)[index['kind']]
 
 
 def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
-    """Lists all images below a split's folder."""
+    """Lists all images below the class folders of a split."""
     now = time.time_ns()
-    said = progress.Progress(f'listing {folder!r}', len(classes), 'classes')
     files, kinds = [], []
     folders = {'': _times(os.stat(folder))}
     ignored: collections.Counter[str] = collections.Counter()
-    with concurrent.futures.ThreadPoolExecutor(_SCANS) as pool:
-        for kind, (mine, below, others) in enumerate(pool.map(lambda name: _walk(folder, name), classes)):
-            if not mine:
+    progress = Progress(f'listing {folder!r}', len(classes), 'classes')
+    with progress, concurrent.futures.ThreadPoolExecutor(_SCANS) as pool:
+        for kind, (images, below, others) in enumerate(pool.map(lambda name: _walk(folder, name), classes)):
+            if not images:
                 raise ValueError(f'class folder {os.path.join(folder, classes[kind])!r} holds no images '
                                  f'({", ".join(SUFFIXES)}; other files: {others.total()}): fill or remove it')
-            files += mine
-            kinds += [kind] * len(mine)
+            files += images
+            kinds += [kind] * len(images)
             folders |= below
             ignored += others
-            said.add(1)
+            progress.add(1)
     if ignored:
         logging.info('%r: %d files are no images and were left out: %s', folder, ignored.total(),
                      ', '.join(f'{count} {suffix or "without suffix"}' for suffix, count in ignored.most_common(5)))
@@ -132,11 +192,16 @@ def _list(folder: str, classes: Sequence[str]) -> index_cache.Index:
 
 
 def _walk(root: str, name: str, above: tuple = ()) -> tuple[list[str], dict[str, tuple], collections.Counter]:
-    """Images at and below a folder, the times at which the folders changed, and the suffixes of what is no image."""
-    here = folder_entries.identity(os.path.join(root, name))
-    if here in above:
+    """Lists a folder recursively.
+
+    Returns:
+      The paths of the images below `root`; the times of each folder (see `_times`); and how many other files have each
+      suffix.
+    """
+    identity = folder_entries.identity(os.path.join(root, name))
+    if identity in above:
         raise ValueError(f'{os.path.join(root, name)!r} is a link to a folder that it lies in: remove it')
-    above += (here,)
+    above += (identity,)
     images, folders, others = [], {name: _times(os.stat(os.path.join(root, name)))}, collections.Counter()
     for entry in folder_entries.entries(os.path.join(root, name)):
         inner = f'{name}/{entry.name}'
@@ -146,35 +211,37 @@ def _walk(root: str, name: str, above: tuple = ()) -> tuple[list[str], dict[str,
             folders |= below[1]
             others += below[2]
         elif folder_entries.is_image(entry.name) and folder_entries.is_readable(entry.path):
-            images.append(inner)  # a link that leads nowhere, too: it is reported when it is read
+            images.append(inner)  # including broken links, which are reported when they are read
         else:
             others[os.path.splitext(entry.name)[1].lower()] += 1
     return images, folders, others
 
 
 def _times(status: os.stat_result) -> tuple[int, int]:
-    """Times of a folder's last change: of its entries, which programs can set, and of its inode, which none can."""
+    """Returns the modification time, which programs can set, and the inode's change time, which they cannot."""
     return status.st_mtime_ns, status.st_ctime_ns
 
 
 def _is_current(folder: str, classes: Sequence[str], index: index_cache.Index) -> bool:
+    """Returns True if a cached list still holds for the folder."""
     if index['class'].tolist() != [*map(os.fsencode, classes)] or index['suffixes'].tolist() != [*SUFFIXES]:
         return False
     try:
-        if not (_has_times_of_changes(index) and index_cache.tells_changes(folder)):
+        if not (_times_are_plausible(index) and index_cache.reports_changes(folder)):
             return False
         listed = [os.path.join(folder, os.fsdecode(name)) for name in index['folder']]
         statuses = [*map(os.stat, listed)]
         by_device = {status.st_dev: name for status, name in zip(statuses, listed)}  # links and mounts lead elsewhere
         return ([*map(_times, statuses)] == [*map(tuple, index['times'].tolist())]
-                and all(map(index_cache.tells_changes, by_device.values())))
+                and all(map(index_cache.reports_changes, by_device.values())))
     except OSError:
         return False
 
 
-def _has_times_of_changes(index: index_cache.Index) -> bool:
-    """True if the times of the folders can be those of their last changes: not all class folders have one time, and no
-    folder has changed shortly before the files were listed.
+def _times_are_plausible(index: index_cache.Index) -> bool:
+    """Returns True if the listed times can be times of change.
+
+    They are not if all class folders have the same time, or if a folder changed just before it was listed.
     """
     changed = index['times'][:, 0]
     of_classes = [name != b'' and b'/' not in name for name in index['folder'].tolist()]
@@ -182,8 +249,8 @@ def _has_times_of_changes(index: index_cache.Index) -> bool:
             and changed.max() <= index['listed'] - _SETTLED)
 
 
-def _slice(index: index_cache.Index, start: int, stop: int) -> np.ndarray:
-    """Positions of the images `start` to `stop` of an order in which every stretch has each class in proportion."""
+def _stratified_slice(index: index_cache.Index, start: int, stop: int) -> np.ndarray:
+    """Returns the sorted positions of images `start` to `stop` of an order that spreads each class evenly."""
     names, kind = index['name'], index['kind']
     if stop - start == len(names):
         return np.arange(len(names))

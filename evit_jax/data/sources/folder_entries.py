@@ -1,4 +1,4 @@
-"""The entries of folders with images: hidden ones are left out, links are followed."""
+"""Entries of image folders. Hidden ones are skipped and links are followed."""
 
 import os
 from collections.abc import Hashable, Sequence
@@ -6,20 +6,20 @@ from collections.abc import Hashable, Sequence
 from evit_jax.data.names import in_one_line
 from evit_jax.data.transforms.decode import SUFFIXES
 
-LOOKED_AT = 50  # folders below one that are looked at for a hint
-LEVELS = 4      # depth of folders that is looked into
-_NOT_DATA = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'lost+found')  # folders that archives and disks add; left out
+MAX_SEARCHED = 50  # subfolders of a folder that are searched for a hint in an error
+MAX_DEPTH = 4      # levels of subfolders that are searched
+_IGNORED = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'lost+found')  # folders that archives and disks add
 
 
 def entries(folder: str) -> list[os.DirEntry]:
-    """The entries of a folder by name, without hidden ones.
+    """Returns the entries of a folder, sorted by name, without hidden ones.
 
     Raises:
-      OSError: there is no such folder, or it cannot be read.
+      OSError: the folder is absent or unreadable.
     """
     try:
-        with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not entry.name.startswith('.') and entry.name not in _NOT_DATA),
+        with os.scandir(folder) as scanned:
+            return sorted((entry for entry in scanned if not entry.name.startswith('.') and entry.name not in _IGNORED),
                           key=lambda entry: entry.name)
     except FileNotFoundError:
         raise FileNotFoundError(f'there is no folder {folder!r}') from None
@@ -28,49 +28,49 @@ def entries(folder: str) -> list[os.DirEntry]:
 
 
 def is_image(name: str) -> bool:
-    """True if the suffix is that of an image."""
+    """Returns True if the name has the suffix of an image."""
     return name.lower().endswith(SUFFIXES)
 
 
 def is_readable(path: str) -> bool:
-    """True for a regular file, and for a link that leads nowhere, which fails when it is read; False for a pipe."""
+    """Returns True for a regular file or a broken link, which is reported when it is read; False for a pipe."""
     return os.path.isfile(path) or not os.path.exists(path)
 
 
 def identity(folder: str) -> Hashable:
-    """The same value for two paths of one folder: the inode, or the path without links where there are no inodes."""
+    """Returns a value that identifies a folder: its inode, or its resolved path on file systems without inodes."""
     status = os.stat(folder)
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
 
 
 def folders(folder: str) -> list[str]:
-    """Names of the first folders in a folder; none where it cannot be read."""
+    """Returns the names of the folders in a folder; none if it is unreadable."""
     try:
         return [entry.name for entry in entries(folder) if entry.is_dir()]
     except OSError:
         return []
 
 
-def has_image(folder: str, levels: int = LEVELS) -> bool:
-    """True if an image is in a folder, or in one of the first folders below it."""
+def has_image(folder: str, levels: int = MAX_DEPTH) -> bool:
+    """Returns True if the folder, or one of the first `MAX_SEARCHED` folders below it, holds an image."""
     try:
-        found = entries(folder)
+        present = entries(folder)
     except OSError:
         return False
-    if any(is_image(entry.name) for entry in found):
+    if any(is_image(entry.name) for entry in present):
         return True
-    return levels > 1 and any(has_image(entry.path, levels - 1) for entry in found[:LOOKED_AT] if entry.is_dir())
+    return levels > 1 and any(has_image(entry.path, levels - 1) for entry in present[:MAX_SEARCHED] if entry.is_dir())
 
 
 def hidden_folders(folder: str) -> list[str]:
-    """Names of the hidden folders that hold images."""
-    with os.scandir(folder) as found:
-        return sorted(entry.name for entry in found
+    """Returns the names of the hidden folders that hold images."""
+    with os.scandir(folder) as scanned:
+        return sorted(entry.name for entry in scanned
                       if entry.name.startswith('.') and entry.is_dir() and has_image(entry.path))
 
 
-def few(names: Sequence[str], one: str, many: str = '') -> str:
-    """'2 classes (yak, zebra)'; names the first five."""
+def summarize(names: Sequence[str], one: str, many: str = '') -> str:
+    """Returns the number and the first five names: '2 classes (yak, zebra)'."""
     if not names:
         return f'no {many or one + "s"}'
     shown = ', '.join(map(in_one_line, names[:5])) + (', ...' if len(names) > 5 else '')

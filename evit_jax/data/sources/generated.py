@@ -1,4 +1,4 @@
-"""Images made up on the spot, for trying a model or the input pipeline without a data set."""
+"""Source of generated images, for trying a model or the input pipeline without a data set."""
 
 import functools
 import io
@@ -8,16 +8,26 @@ from PIL import Image
 
 from evit_jax.data.fingerprint import digest
 
-_PICTURES = 8   # different ones where they are encoded, so that none is made while it is measured
-_QUALITY = 95   # of these; 500x375 pixels then take about 110 kB, as a file of ImageNet does
+_NUM_PICTURES = 8   # distinct encoded pictures, reused so that a measurement includes no encoding
+_JPEG_QUALITY = 95  # 500x375 pixels then take about 110 kB, as a file of ImageNet does
 
 
 class GeneratedSource:
-    """Images made up from (seed, index): gratings whose frequencies belong to the class, so that a loss can fall.
+    """Images generated from (seed, split, index): gratings with frequencies that depend on the class.
 
-    For trying any model at full size without a data set. Costs well under a millisecond at 224.
-    With `encoded`, a width and a height, the images are JPEG files of that size instead: a few smooth pictures in turn,
-    for measuring the pipeline; they tell nothing about the label.
+    A model can learn the classes, so the loss falls. An image of 224 pixels takes well under a millisecond.
+
+    Args:
+      split: 'train' or 'test'.
+      image_size: side of the images in pixels.
+      num_classes: number of classes.
+      seed: seed of all images and labels.
+      size: number of examples; default `sizes[split]`.
+      encoded: width and height. If given, the images are JPEG files of that size instead: a few smooth pictures in
+        turn, for measuring the pipeline. They are independent of the label.
+
+    Raises:
+      ValueError: a size or number below 1.
     """
     sizes = {'train': 10_240, 'test': 1_024}
     splits = tuple(sizes)
@@ -39,7 +49,7 @@ class GeneratedSource:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the parameters: they decide every image."""
+        """Digest of the parameters, which determine every image."""
         return digest(*map(str, (self._split, self._seed, self._size, self.num_classes, self._side, self._encoded)))
 
     def __len__(self) -> int:
@@ -51,17 +61,17 @@ class GeneratedSource:
         rng = np.random.default_rng([self._seed, self.splits.index(self._split), index])
         label = int(rng.integers(self.num_classes))
         if self._encoded:
-            image = _pictures(self._seed, *self._encoded)[index % _PICTURES]
+            image = _pictures(self._seed, *self._encoded)[index % _NUM_PICTURES]
         else:
             image = self._gratings(rng, label)
         return {'image': image, 'label': label, 'id': f'{self._split}_{index:07d}'}
 
     def _gratings(self, rng: np.random.Generator, label: int) -> np.ndarray:
         side = self._side
-        of_class = np.random.default_rng([self._seed, len(self.splits), label])
+        class_rng = np.random.default_rng([self._seed, len(self.splits), label])
         x = np.linspace(0, 1, side, dtype=np.float32)[:, None]
-        row = _wave(x * of_class.uniform(1, side / 8) + rng.random())                # [S, 1]
-        column = _wave(x * of_class.uniform(1, side / 8, 3) + rng.random(3)).ravel()  # [S * 3]
+        row = _wave(x * class_rng.uniform(1, side / 8) + rng.random())                # [S, 1]
+        column = _wave(x * class_rng.uniform(1, side / 8, 3) + rng.random(3)).ravel()  # [S * 3]
         noise = np.frombuffer(rng.bytes(side * side * 3), np.uint8).reshape(side, side * 3) >> 2  # 0-63
         noise += row
         noise += column
@@ -74,20 +84,20 @@ def _wave(turns: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _pictures(seed: int, width: int, height: int) -> tuple[bytes, ...]:
-    """JPEG files of noise whose amplitude falls with its frequency, as a photograph's does."""
-    return tuple(_picture(np.random.default_rng([seed, number]), width, height) for number in range(_PICTURES))
+    """Returns JPEG files of noise with an amplitude that falls with frequency, as in photographs."""
+    return tuple(_picture(np.random.default_rng([seed, number]), width, height) for number in range(_NUM_PICTURES))
 
 
 def _picture(rng: np.random.Generator, width: int, height: int) -> bytes:
     cells, amplitude = 2, 40.0
     light = np.full((height, width, 3), 128, np.float32)
     while cells <= max(width, height):
-        for channel in (slice(None), 0, 1, 2):  # what the colours share, then what they do not
+        for channel in (slice(None), 0, 1, 2):  # noise common to the colours, then separate noise
             coarse = rng.normal(0, amplitude if channel == slice(None) else amplitude / 4,
                                 (max(cells * height // width, 1), cells)).astype(np.float32)
             fine = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
             light[..., channel] += fine[..., None] if channel == slice(None) else fine
         cells, amplitude = cells * 2, amplitude * 0.9
     file = io.BytesIO()
-    Image.fromarray(np.clip(light, 0, 255).astype(np.uint8)).save(file, 'JPEG', quality=_QUALITY)
+    Image.fromarray(np.clip(light, 0, 255).astype(np.uint8)).save(file, 'JPEG', quality=_JPEG_QUALITY)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Indexes of data that are slow to make: kept beside the data or in a cache folder, and used while they are current."""
+"""Cache of indexes that are slow to build, stored beside the data or in a cache folder."""
 
 import hashlib
 import os
@@ -13,52 +13,53 @@ from absl import logging
 
 Index = dict[str, np.ndarray]
 
-_MOUNTS = '/proc/self/mountinfo'  # Linux; elsewhere nothing is known of file systems
-_IMAGES = ('squashfs', 'iso9660', 'erofs', 'cramfs', 'romfs')
+_MOUNTS = '/proc/self/mountinfo'  # Linux only; without it every file system is trusted
+_DISK_IMAGES = ('squashfs', 'iso9660', 'erofs', 'cramfs', 'romfs')
 
 
 def load_or_build(name: str, *, beside: str, cache: str | None, is_current: Callable[[Index], bool],
                   build: Callable[[], Index]) -> Index:
-    """The index from where it was kept, if it is current; otherwise built, and kept where possible.
+    """Returns the stored index if it is current; otherwise builds it and stores it if possible.
 
     Args:
-      name: tells the indexes in one folder apart.
-      beside: folder of the data; the index lies in it as a hidden file.
-      cache: folder for what cannot be written beside the data; None: it is then built again every time.
-      is_current: whether an index found (its keys are those that `build` gives) fits the data as they are now. One that
-        does not fit as soon as it is built is not kept.
+      name: name of the index, unique within a folder.
+      beside: folder of the data; the index is a hidden file in it.
+      cache: folder to use if `beside` is not writable. None: the index is then built at every call.
+      is_current: returns True if an index, with the keys that `build` returns, fits the data as they are now. An index
+        that does not fit right after it was built is not stored.
     """
-    kept = files(name, beside, cache)
-    for file in kept:
-        index = _load(file)
+    paths = index_files(name, beside, cache)
+    for path in paths:
+        index = _load(path)
         try:
             if index is not None and is_current(index):
                 made = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(float(index['made'])))
-                logging.info('the index %s of %r comes from %r, made %s; remove that file to have it made anew', name,
-                             beside, str(file), made)
+                logging.info('index %s of %r: read from %r, built %s; remove that file to build it again', name,
+                             beside, str(path), made)
                 return index
-        except KeyError:  # of another version
+        except KeyError:  # written by another version
             pass
     index = build()
     if not is_current(index):
-        logging.info('the index %s of %r is not kept and will be made again: the data have just changed, or their '
-                     'times do not tell changes', name, beside)
+        logging.info('index %s of %r: not stored and built again next time, because the data have just changed or the '
+                     'times of their folders do not report changes', name, beside)
         return index
-    for file in kept:
+    for path in paths:
         try:
-            _save(file, index | {'made': np.array(time.time())})
+            _save(path, index | {'made': np.array(time.time())})
             return index
         except OSError as error:
-            logging.info('the index %s cannot be kept in %s: %s', name, file.parent, error.strerror or error)
-    logging.warning('the index %s of %s is kept nowhere and will be built again; give a cache folder that can be '
-                    'written', name, beside)
+            logging.info('index %s: cannot be stored in %s: %s', name, path.parent, error.strerror or error)
+    logging.warning('index %s of %s: cannot be stored and will be built again; set data.index_cache to a folder that '
+                    'can be written', name, beside)
     return index
 
 
-def tells_changes(folder: str) -> bool:
-    """True unless the file system is known to keep a folder's time when its entries change.
+def reports_changes(folder: str) -> bool:
+    """Returns False if the file system is known not to update a folder's time when its entries change.
 
-    FUSE mounts of buckets show the time of the mount or of the first look; disk images show what their maker wrote.
+    FUSE mounts of buckets report the time of the mount or of the first access. Disk images report the times that they
+    were made with.
     """
     device = os.stat(folder).st_dev
     try:
@@ -68,34 +69,34 @@ def tells_changes(folder: str) -> bool:
         return True
     number = f'{os.major(device)}:{os.minor(device)}'
     kinds = [words[words.index('-') + 1] for words in mounted if words[2] == number and '-' in words]
-    return not any(kind in _IMAGES or kind.split('.')[0] == 'fuse' for kind in kinds)
+    return not any(kind in _DISK_IMAGES or kind.split('.')[0] == 'fuse' for kind in kinds)
 
 
-def files(name: str, beside: str, cache: str | None) -> list[pathlib.Path]:
-    """The files that may hold an index; see `load_or_build`."""
-    found = [] if '://' in beside else [pathlib.Path(beside, f'.evit_jax_{name}.npz')]
+def index_files(name: str, beside: str, cache: str | None) -> list[pathlib.Path]:
+    """Returns the paths at which an index may be stored; see `load_or_build`."""
+    paths = [] if '://' in beside else [pathlib.Path(beside, f'.evit_jax_{name}.npz')]
     if cache is not None:
-        key = hashlib.sha256(os.path.abspath(beside).encode() if found else beside.encode()).hexdigest()[:16]
-        found.append(pathlib.Path(cache).expanduser() / f'{name}_{key}.npz')
-    return found
+        key = hashlib.sha256(os.path.abspath(beside).encode() if paths else beside.encode()).hexdigest()[:16]
+        paths.append(pathlib.Path(cache).expanduser() / f'{name}_{key}.npz')
+    return paths
 
 
-def _load(place: pathlib.Path) -> Index | None:
+def _load(path: pathlib.Path) -> Index | None:
     try:
-        with np.load(place, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent, cut off, or something else
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent, truncated, or another kind of file
         return None
 
 
-def _save(place: pathlib.Path, index: Index) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    handle, made = tempfile.mkstemp(prefix=place.name, dir=place.parent)
+def _save(path: pathlib.Path, index: Index) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
     try:
         with os.fdopen(handle, 'wb') as file:
             np.savez(file, **index)
-        os.chmod(made, 0o644)  # for whoever else reads the data
-        os.replace(made, place)
+        os.chmod(temporary, 0o644)  # readable for others who use the data
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(made)
+        os.unlink(temporary)
         raise

@@ -1,29 +1,32 @@
-"""Random access to TFRecord files, without TensorFlow: an index of where each record starts, and reads at offsets.
+"""Random access to TFRecord files without TensorFlow, by an index of the offsets of all records.
 
-A record is its length (8 bytes, little-endian), a checksum of that (4), the data, and a checksum of the data (4).
-Source: tensorflow.org/tutorials/load_data/tfrecord; the checksums are masked CRC-32C.
+A record consists of its length (8 bytes, little-endian), a checksum of the length (4), the data, and a checksum of the
+data (4). The checksums are masked CRC-32C. Those of the lengths are verified when the index is built. Those of the
+data are not.
+
+Source: tensorflow.org/tutorials/load_data/tfrecord.
 """
 
 import concurrent.futures
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
-from evit_jax.data import progress
-from evit_jax.data.sources import crc32c, index_cache
+from evit_jax.data.progress import Progress
+from evit_jax.data.sources import index_cache
 
-_HEAD, _TAIL = 12, 4  # bytes around the data
-_SCANS = 16           # files looked at at the same time: the disk is waited for, not the processor
+_HEAD, _TAIL = 12, 4  # bytes before and after the data
+_SCANS = 16           # files scanned in parallel; scanning waits for the disk
 
 
 class LocalFile:
-    """Reads at offsets, from any number of threads."""
+    """Local file that any number of threads read at offsets."""
 
     def __init__(self, path: str):
-        self._file = open(path, 'rb', buffering=0)  # noqa: SIM115 (closed with the object, or by the interpreter)
+        self._file = open(path, 'rb', buffering=0)  # noqa: SIM115 (closed with this object)
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, count: int) -> bytes:
@@ -34,7 +37,7 @@ class LocalFile:
 
 
 class RemoteFile:
-    """The same for what `epath` can open, such as gs://; one read at a time."""
+    """Remote file, such as gs://, that is read at offsets; one read at a time."""
 
     def __init__(self, path: str):
         self._file = epath.Path(path).open('rb')
@@ -57,14 +60,14 @@ def open_file(path: str) -> LocalFile | RemoteFile:
 
 
 class TFRecords:
-    """The records of a split, as bytes, numbered through all its files. Opens each file once a process, when needed."""
+    """Records of a split, as bytes, numbered across its files. Each process opens a file when it first reads it."""
 
     def __init__(self, files: Sequence[str], index: index_cache.Index, index_files: Sequence[str | os.PathLike] = ()):
         self._files, self._index_files = tuple(files), tuple(map(str, index_files))
         self._ends, self._offset, self._length = np.cumsum(index['count']), index['offset'], index['length']
-        self._forget_files()
+        self._reset_files()
 
-    def _forget_files(self):
+    def _reset_files(self):
         self._opened: dict[int, LocalFile | RemoteFile] = {}
         self._lock = threading.Lock()
 
@@ -94,56 +97,59 @@ class TFRecords:
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._forget_files()
+        self._reset_files()
 
 
 def open_records(files: Sequence[str], counts: Sequence[int], *, name: str, cache: str | None = None) -> TFRecords:
     """Opens the files of one split.
 
     Args:
-      files: all in one folder, in order; an index of them is kept there, or in `cache`.
-      counts: records that each file is to hold.
-      name: of the split, for the index and the log.
+      files: paths in order, all in one folder. Their index is stored there, or in `cache`.
+      counts: expected number of records in each file.
+      name: name of the split, for the index and the log.
       cache: see `index_cache.load_or_build`.
 
     Raises:
-      ValueError: a file is cut off, damaged, or holds another number of records.
+      ValueError: a file is truncated, damaged, or holds another number of records.
     """
     names = np.array([os.path.basename(file) for file in files], np.bytes_)
     with concurrent.futures.ThreadPoolExecutor(_SCANS) as pool:
         sizes = np.array([*pool.map(lambda file: epath.Path(file).stat().length, files)], np.int64)
 
     def is_current(index):
-        return all(np.array_equal(index[key], now) for key, now in
+        return all(np.array_equal(index[key], value) for key, value in
                    {'name': names, 'size': sizes, 'count': counts}.items())
 
     def build():
-        said = progress.Progress(f'indexing {name!r}', sizes.sum() / 1e9, 'GB')
-        found = []
-        with concurrent.futures.ThreadPoolExecutor(_SCANS) as pool:
+        arrays = []
+        progress = Progress(f'indexing {name!r}', int(sizes.sum()), 'B')
+        with progress, concurrent.futures.ThreadPoolExecutor(_SCANS) as pool:
             scans = [pool.submit(scan, file, count) for file, count in zip(files, counts)]
             try:
-                for size, done in zip(sizes, scans):
-                    found.append(done.result())
-                    said.add(size / 1e9)
+                for size, future in zip(sizes.tolist(), scans):
+                    arrays.append(future.result())
+                    progress.add(size)
             finally:
                 pool.shutdown(cancel_futures=True)
-        offset, length = (np.concatenate(arrays) for arrays in zip(*found))
+        offset, length = map(np.concatenate, zip(*arrays))
         return {'name': names, 'size': sizes, 'count': np.array(counts), 'offset': offset, 'length': length}
 
-    place = {'name': f'tfrecord_{name}', 'beside': os.path.dirname(files[0]), 'cache': cache}
-    index = index_cache.load_or_build(**place, is_current=is_current, build=build)
-    return TFRecords(files, index, index_cache.files(**place))
+    location = {'name': f'tfrecord_{name}', 'beside': os.path.dirname(files[0]), 'cache': cache}
+    index = index_cache.load_or_build(**location, is_current=is_current, build=build)
+    return TFRecords(files, index, index_cache.index_files(**location))
 
 
 def scan(path: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Where the records of a file start and how long their data are, int64 [N] each, from their lengths alone.
+    """Scans the lengths in a file, without reading the data.
 
     Args:
-      count: records that the file is to hold, if known.
+      count: expected number of records; None accepts any.
+
+    Returns:
+      Offsets of the records, and lengths of their data in bytes; int64 [N] each.
 
     Raises:
-      ValueError: the file is cut off, a length has a wrong checksum, or the count differs.
+      ValueError: the file is truncated, a length has a wrong checksum, or the count differs.
     """
     heads, offsets, end = bytearray(), [], 0
     file = open_file(path)
@@ -167,31 +173,14 @@ def scan(path: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     return np.array(offsets, np.int64), np.ascontiguousarray(head[:, :8]).view('<i8').ravel()
 
 
-def read_all(path: str, count: int | None = None) -> Iterator[bytes]:
-    """The records of a file in order, their checksums compared.
-
-    Raises:
-      ValueError: as `scan`, or the data of a record have a wrong checksum.
-    """
-    offsets, lengths = scan(path, count)
-    file = open_file(path)
-    try:
-        for number, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist())):
-            data = file.read(offset + _HEAD, length + _TAIL)
-            if int.from_bytes(data[length:], 'little') != crc32c.mask(crc32c.crc_of(data[:length])):
-                raise ValueError(f'{path!r}: the data of record {number} at byte {offset} have a wrong checksum; '
-                                 'copy it or prepare it again')
-            yield data[:length]
-    finally:
-        file.close()
-
-
 def _check_lengths(path: str, head: np.ndarray, offsets: Sequence[int]) -> None:
-    stored = np.ascontiguousarray(head[:, 8:]).view('<u4').ravel()
-    wrong = np.flatnonzero(crc32c.mask(crc32c.crc_of_rows(head[:, :8])) != stored)
-    if wrong.size:
-        raise ValueError(f'{path!r}: the length of record {wrong[0]} at byte {offsets[wrong[0]]} has a wrong checksum '
-                         f'({wrong[0]} records before it are whole); it is damaged or no TFRecord file')
+    """Raises a ValueError if a length does not have its checksum; `head` is uint8 [N, 12]."""
+    from tensorboardX.record_writer import masked_crc32c  # here: slow to import, and needed to build an index only
+    stored = np.ascontiguousarray(head[:, 8:]).view('<u4').ravel().tolist()
+    for record, (row, checksum) in enumerate(zip(head, stored)):
+        if masked_crc32c(row[:8].tobytes()) != checksum:
+            raise ValueError(f'{path!r}: the length of record {record} at byte {offsets[record]} has a wrong checksum '
+                             f'({record} records before it are whole); it is damaged or no TFRecord file')
 
 
 def _whole(whole: int, count: int | None) -> str:

@@ -1,20 +1,20 @@
-"""Dense label maps: of each example, which classes are likely at each place of a square grid over the whole image.
+"""Dense label maps: for each example, the likeliest classes in each cell of a square grid over the whole image.
 
-A folder holds the maps of one split, as its source numbers the examples (N), each with the `top` likeliest classes at
-each of `side` x `side` places, best first:
+A folder holds the maps of one split with N examples. Each map has the `top` likeliest classes, best first, in each of
+`side` x `side` cells:
 
-  label_maps.json  what they are of and from (see `About`), and how many rows are done
-  keys.npy         uint64 [N]: a hash of the example's id; 0 where there is no map, as of an image that cannot be read
+  label_maps.json  metadata (see `LabelMapsMetadata`), and the number of rows written so far
+  keys.npy         uint64 [N]: hash of the example's id; 0 if it has no map, for example because it is unreadable
   values.npy       float16 [N, top, side, side]: logits
   indices.npy      uint8, uint16 or uint32 [N, top, side, side]: classes
 
-Maps are found by the example's id alone, so that a slice of the split, or another order of it, reads them too. Readers
-map the files into memory: processes on one machine share them. The count of rows is written, whole, after the rows have
-reached the disk, and an interrupted writer goes on behind them. ImageNet at 18 x 18 takes 8.3 GB.
+Maps are found by the id of the example, so a slice of the split or another order can read them, too. Readers map the
+files into memory, so processes on one machine share them. The number of rows is updated atomically after the rows have
+reached the disk; an interrupted writer continues after them. ImageNet at 18 x 18 cells takes 8.3 GB.
 
-The logits of the classes that are left out count as 0 in a softmax. The maps that this project makes are counted from
-the level of those (the log of the mean of their exponentials), which keeps the annotator's probabilities; the published
-maps hold its bare logits.
+In the softmax, classes that are not stored have a logit of 0. Maps made by this project store logits relative to the
+level of those classes (the log of the mean of their exponentials), which preserves the annotator's probabilities. The
+published maps store its raw logits.
 """
 
 import dataclasses
@@ -35,33 +35,33 @@ from evit_jax.data.fingerprint import digest
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
 
-_ABOUT, _FORMAT = 'label_maps.json', 'evit_jax label maps, 1'
-_SECONDS = 10.0   # between two times that what is done is secured
-_LOOKED_FOR = 16  # examples whose maps must be there before a training begins
-_SPARE = 2**26    # bytes that stay free
-_LARGEST = 6e4    # of float16
+_METADATA_FILE, _FORMAT = 'label_maps.json', 'evit_jax label maps, 1'
+_FLUSH_SECONDS = 10.0  # seconds between flushes to disk
+_NUM_SAMPLED = 16      # examples that are checked for a map before training
+_MIN_FREE = 2**26      # bytes that stay free on the disk
+_MAX_VALUE = 6e4       # below the maximum of float16
 
 
 class LabelMap(NamedTuple):
-    """What one image shows where."""
+    """The label map of one image."""
 
-    value: np.ndarray  # [top, side, side] float32
-    index: np.ndarray  # [top, side, side] classes
+    value: np.ndarray  # float32 [top, side, side], logits
+    index: np.ndarray  # int [top, side, side], classes
 
 
 class Entry(NamedTuple):
-    """A row to be written."""
+    """A row to write."""
 
-    example: str               # its id
-    made: LabelMap | None      # None: there is none
-    problem: str = ''          # why not
+    example: str               # id of the example
+    label_map: LabelMap | None  # None: the example has no map
+    problem: str = ''          # reason why it has none
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
-    """What the maps in a folder are."""
+class LabelMapsMetadata:
+    """Metadata of the maps in a folder."""
 
-    annotator: str               # in words that no other annotator has
+    annotator: str               # unique description of the model
     data: str                    # source, name and split
     class_names: tuple[str, ...]
     classes: int
@@ -71,40 +71,40 @@ class About:
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and type of each file's array."""
+        """Shape and dtype of the array in each file."""
         shape = self.examples, self.top, self.side, self.side
         return {'keys': ((self.examples,), np.dtype(np.uint64)), 'values': (shape, np.dtype(np.float16)),
                 'indices': (shape, np.min_scalar_type(self.classes - 1))}
 
 
 class LabelMaps:
-    """The finished maps in a folder, by the ids of their examples. Pickled to worker processes, which open it anew.
+    """Mapping from ids of examples to the finished maps in a folder. Worker processes open the files themselves.
 
     Attributes:
-      folder: where they are.
-      about: what they are.
+      folder: path of the folder.
+      metadata: metadata of the maps.
 
     Raises:
       FileNotFoundError: the folder holds no maps.
-      ValueError: they are not finished, or damaged.
+      ValueError: the maps are unfinished or damaged.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = _local(folder)
-        found = _read_about(self.folder)
-        if found is None:
+        stored = _read_metadata(self.folder)
+        if stored is None:
             raise FileNotFoundError(f'there are no label maps in {os.fspath(folder)!r}: make them with '
                                     'python -m evit_jax.label')
-        self.metadata, done = found
+        self.metadata, done = stored
         if done < self.metadata.examples:
             raise ValueError(f'the label maps in {os.fspath(folder)!r} are of {done:,} of {self.metadata.examples:,} '
-                             'examples so far: give the command that makes them once more, it goes on there')
+                             'examples so far: run the command that makes them again, it continues there')
         keys, self._values, self._indices = _open(self.folder, self.metadata, 'r')
         self._order = np.argsort(keys, kind='stable')
         self._keys = keys[self._order]
         if twice := int(np.count_nonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != 0))):
             raise ValueError(f'the label maps in {os.fspath(folder)!r} have {twice:,} ids twice, so a map may be that '
-                             'of another example: give each example an id of its own and make the maps anew')
+                             'of another example: give each example an id of its own and make the maps again')
 
     def __getitem__(self, example: str) -> LabelMap:
         row = self._row(example)
@@ -120,59 +120,60 @@ class LabelMaps:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of their origin, of the ids of all examples, and of the maps of some."""
-        rows = np.unique(np.linspace(0, self.metadata.examples - 1, _LOOKED_FOR).astype(int))
+        """Digest of the metadata, the ids of all examples, and the maps of 16."""
+        rows = np.unique(np.linspace(0, self.metadata.examples - 1, _NUM_SAMPLED).astype(int))
         metadata = json.dumps(dataclasses.asdict(self.metadata))
         return digest(metadata, self._keys.tobytes(), self._values[rows].tobytes(), self._indices[rows].tobytes())
 
     def check(self, source: Source) -> None:
-        """Raises a ValueError where these are not the maps of the source; some of its examples are looked for."""
-        metadata, where = self.metadata, f'the label maps in {os.fspath(self.folder)!r}'
+        """Raises a ValueError if the maps are not those of the source. Checks the classes and 16 examples."""
+        metadata, maps = self.metadata, f'the label maps in {os.fspath(self.folder)!r}'
         if metadata.classes != source.num_classes:
-            raise ValueError(f'{where} are of {metadata.classes} classes, the data have {source.num_classes}: make '
+            raise ValueError(f'{maps} are of {metadata.classes} classes, the data have {source.num_classes}: make '
                              'maps of these data with python -m evit_jax.label')
         theirs, ours = metadata.class_names, tuple(source.class_names)
         if theirs and ours and theirs != ours:
             first = next(label for label in range(metadata.classes) if theirs[label] != ours[label])
-            raise ValueError(f'{where} are of other classes than the data: {theirs[first]!r} is class {first} there, '
+            raise ValueError(f'{maps} are of other classes than the data: {theirs[first]!r} is class {first} there, '
                              f'and {ours[first]!r} in the data')
-        for index in np.unique(np.linspace(0, len(source) - 1, _LOOKED_FOR).astype(int)).tolist():
+        for index in np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED).astype(int)).tolist():
             try:
                 example = source[index]['id']
             except (ValueError, OSError):
-                continue  # training finds another in its place
+                continue  # unreadable; training uses a replacement
             if example not in self:
-                raise ValueError(f'{where} hold none of example {example!r}: they are of {metadata.data}; make maps of '
+                raise ValueError(f'{maps} hold none of example {example!r}: they are of {metadata.data}; make maps of '
                                  'these data with python -m evit_jax.label')
 
     def _row(self, example):
         key = _key(example)
-        place = np.searchsorted(self._keys, key)
-        return self._order[place] if place < len(self._keys) and self._keys[place] == key else None
+        position = np.searchsorted(self._keys, key)
+        return self._order[position] if position < len(self._keys) and self._keys[position] == key else None
 
 
-def write(folder: str | os.PathLike, metadata: About, make: Callable[[int], Iterator[Entry]]) -> int:
-    """Writes the maps of all examples, or those that are missing where this was begun before.
+def write(folder: str | os.PathLike, metadata: LabelMapsMetadata, make: Callable[[int], Iterator[Entry]]) -> int:
+    """Writes the maps of all examples, or the remaining ones if an earlier call was interrupted.
 
-    However it is left, by an error or an interrupt, what was made is kept and the next call goes on from there.
+    An error or interrupt keeps the maps written so far; the next call continues after them.
 
     Args:
-      make: the entries from a row on, in order.
+      folder: folder of the maps; created if absent.
+      metadata: metadata of the maps.
+      make: returns an iterator over the entries from a row on, in order.
 
     Returns:
-      Rows without a map, of those written by this call.
+      The number of rows without a map among those written by this call.
 
     Raises:
-      ValueError: the folder holds maps of or from something else, there is no room, or none of the maps can be made.
+      ValueError: the folder holds other maps, the disk is full, or no example has a map.
     """
     folder = _local(folder)
-    done = _begin(folder, metadata)
+    done = _create(folder, metadata)
     if done == metadata.examples:
         logging.info('%s: all %s label maps are there', folder, f'{done:,}')
         return 0
-    files, said, missing = _open(folder, metadata, 'r+'), Progress('label maps', metadata.examples, 'images', done), 0
-    keys, values, indices = files
-    secured = time.monotonic()
+    keys, values, indices = files = _open(folder, metadata, 'r+')
+    progress, missing, flushed = Progress('label maps', metadata.examples, 'images', done), 0, time.monotonic()
     try:
         for entry in make(done):
             problem = _problem(entry)
@@ -180,15 +181,16 @@ def write(folder: str | os.PathLike, metadata: About, make: Callable[[int], Iter
                 missing += 1
                 logging.warning('no label map of %s: %s', entry.example, problem)
             else:
-                values[done] = np.clip(entry.made.value, -_LARGEST, _LARGEST)
-                indices[done], keys[done] = entry.made.index, _key(entry.example)
+                values[done] = np.clip(entry.label_map.value, -_MAX_VALUE, _MAX_VALUE)
+                indices[done], keys[done] = entry.label_map.index, _key(entry.example)
             done += 1
-            said.add(1)
-            if time.monotonic() - secured > _SECONDS:
-                _secure(folder, metadata, files, done)
-                secured = time.monotonic()
+            progress.add(1)
+            if time.monotonic() - flushed > _FLUSH_SECONDS:
+                _flush(folder, metadata, files, done)
+                flushed = time.monotonic()
     finally:
-        _secure(folder, metadata, files, done)
+        progress.close()
+        _flush(folder, metadata, files, done)
     assert done == metadata.examples, f'{done} of {metadata.examples} entries were made'
     if missing == metadata.examples:
         raise ValueError(f'none of the {missing:,} examples has a label map, the last one as: {problem}')
@@ -196,21 +198,21 @@ def write(folder: str | os.PathLike, metadata: About, make: Callable[[int], Iter
 
 
 def _problem(entry: Entry) -> str:
-    if entry.made is None:
+    if entry.label_map is None:
         return entry.problem or 'no reason is given'
-    return '' if np.isfinite(entry.made.value).all() else 'its values are not finite (NaN or infinity)'
+    return '' if np.isfinite(entry.label_map.value).all() else 'its values are not finite (NaN or infinity)'
 
 
-def check_begun(folder: str | os.PathLike, metadata: About) -> None:
-    """Raises a ValueError if the folder holds maps of or from something else; a missing folder does not."""
-    found = _read_about(_local(folder))
-    if found is None:
+def check_folder(folder: str | os.PathLike, metadata: LabelMapsMetadata) -> None:
+    """Raises a ValueError if the folder holds maps with other metadata. The folder may be absent."""
+    stored = _read_metadata(_local(folder))
+    if stored is None:
         return
-    for field in dataclasses.fields(About):
-        there, asked = (getattr(which, field.name) for which in (found[0], metadata))
-        if there != asked:
-            raise ValueError(f'{os.fspath(folder)!r} holds label maps with {field.name} {_short(there)}, and not '
-                             f'{_short(asked)}: name another folder, or remove it')
+    for field in dataclasses.fields(LabelMapsMetadata):
+        present, requested = getattr(stored[0], field.name), getattr(metadata, field.name)
+        if present != requested:
+            raise ValueError(f'{os.fspath(folder)!r} holds label maps with {field.name} {_short(present)}, and not '
+                             f'{_short(requested)}: name another folder, or remove it')
 
 
 def _local(folder):
@@ -224,19 +226,19 @@ def _short(value):
     return text if len(text) < 200 else f'{text[:200]}...'
 
 
-def _begin(folder, metadata):
-    """Rows that are done; makes the files where there are none."""
-    check_begun(folder, metadata)
-    found = _read_about(folder)
-    if found is not None:
-        return found[1]
+def _create(folder, metadata):
+    """Creates the files if absent, and returns the number of rows written so far."""
+    check_folder(folder, metadata)
+    stored = _read_metadata(folder)
+    if stored is not None:
+        return stored[1]
     folder.mkdir(parents=True, exist_ok=True)
     size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in metadata.arrays.values())
-    if size + _SPARE > (free := shutil.disk_usage(folder).free):
+    if size + _MIN_FREE > (free := shutil.disk_usage(folder).free):
         raise ValueError(f'{os.fspath(folder)!r} has {free / 1e9:.1f} GB of room, the label maps need '
                          f'{size / 1e9:.1f} GB: name a folder on a larger disk')
     _open(folder, metadata, 'w+')
-    _write_about(folder, metadata, 0)
+    _write_metadata(folder, metadata, 0)
     return 0
 
 
@@ -247,51 +249,51 @@ def _open(folder, metadata, mode):
         try:
             file = np.lib.format.open_memmap(path, mode, dtype, shape)
         except (OSError, ValueError) as error:
-            raise ValueError(f'{os.fspath(path)!r} cannot be opened ({error}): make the label maps anew') from error
+            raise ValueError(f'{os.fspath(path)!r} cannot be opened ({error}): make the label maps again') from error
         if file.shape != shape or file.dtype != dtype:
             raise ValueError(f'{os.fspath(path)!r} holds {file.dtype} {list(file.shape)}, and not {dtype} '
-                             f'{list(shape)} as {_ABOUT} says: make the label maps anew')
+                             f'{list(shape)} as {_METADATA_FILE} says: make the label maps again')
         files.append(file)
     return files
 
 
-def _secure(folder, metadata, files, done):
+def _flush(folder, metadata, files, done):
     for file in files:
         file.flush()
-    _write_about(folder, metadata, done)
+    _write_metadata(folder, metadata, done)
 
 
-def _write_about(folder: pathlib.Path, metadata: About, done: int) -> None:
-    told = {'format': _FORMAT, **dataclasses.asdict(metadata), 'done': done}
-    handle, made = tempfile.mkstemp(prefix=f'.{_ABOUT}', dir=folder)
+def _write_metadata(folder: pathlib.Path, metadata: LabelMapsMetadata, done: int) -> None:
+    content = {'format': _FORMAT, **dataclasses.asdict(metadata), 'done': done}
+    handle, temporary = tempfile.mkstemp(prefix=f'.{_METADATA_FILE}', dir=folder)
     try:
         with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            json.dump(told, file, indent=1)
+            json.dump(content, file, indent=1)
             file.flush()
             os.fsync(handle)
-        os.chmod(made, 0o644)
-        os.replace(made, folder / _ABOUT)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, folder / _METADATA_FILE)
     except BaseException:
-        os.unlink(made)
+        os.unlink(temporary)
         raise
 
 
-def _read_about(folder: pathlib.Path) -> tuple[About, int] | None:
-    """What the maps in the folder are, and how many are done; None where there are none."""
-    path = folder / _ABOUT
+def _read_metadata(folder: pathlib.Path) -> tuple[LabelMapsMetadata, int] | None:
+    """Reads the metadata and the number of rows written so far; None if the folder holds no maps."""
+    path = folder / _METADATA_FILE
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-        if told.pop('format') != _FORMAT:
+        content: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+        if content.pop('format') != _FORMAT:
             raise ValueError('another format')
-        done, names = told.pop('done'), tuple(told.pop('class_names'))
-        return About(class_names=names, **told), int(done)
+        done, names = content.pop('done'), tuple(content.pop('class_names'))
+        return LabelMapsMetadata(class_names=names, **content), int(done)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f'{os.fspath(path)!r} is not what evit_jax.label writes ({error})') from error
+        raise ValueError(f'{os.fspath(path)!r} is not a file of evit_jax.label ({error})') from error
 
 
 def _key(example: str) -> np.uint64:
-    """Never 0. Of 1.3 million ids two have the same key with a probability of 1 in 20 million."""
+    """Returns a hash that is never 0. Among 1.3 million ids two collide with a probability of 1 in 20 million."""
     digest = hashlib.blake2b(example.encode('utf-8', 'backslashreplace'), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, 'little') or 1)

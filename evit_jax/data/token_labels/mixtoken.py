@@ -1,6 +1,6 @@
-"""Labels of every patch: few classes with a value for each, and MixToken, which swaps patches of two images.
+"""Sparse targets for patches, and MixToken, which swaps patches of two images.
 
-All that is random comes from a key; images are mixed within groups of neighbours, as in `mixing`.
+All randomness comes from a key. Images are mixed within groups of consecutive images, as in `transforms.mixing`.
 
 Source: LV-ViT, arXiv 2104.10858; zihangJiang/TokenLabeling.
 """
@@ -16,51 +16,62 @@ from evit_jax.data.transforms import mixing
 
 
 class Sparse(NamedTuple):
-    """Targets over L classes of which K have a value of their own."""
+    """Targets over L classes; K of them have their own values."""
 
     value: Array  # [..., K] float32
-    index: Array  # [..., K] int32; a class that is named twice has the sum
+    index: Array  # [..., K] int32, classes; values of repeated classes are added
     floor: Array  # [...] float32, added to the target of every class
 
 
 def smoothed(value: Array, index: Array, *, classes: int, smoothing: float) -> Sparse:
-    """The targets of a label map's values, of which all classes share what they lack of a sum of 1 (`TokenTargets`).
+    """Returns smoothed targets for the values of a label map (see `TokenTargets`).
 
-    Smoothed as in the reference, which makes a sum of 1 + smoothing / classes.
+    All classes share the difference of the values to a sum of 1. Smoothing is that of TokenLabeling, where the sum
+    becomes 1 + smoothing / classes.
+
+    Args:
+      value: [..., K] float32.
+      index: [..., K] int, classes.
+      classes: number of classes L.
+      smoothing: weight that is spread over all classes.
     """
     on, off = 1 - smoothing + smoothing / classes, smoothing / classes
     return Sparse(value * on, index, (1 - value.sum(-1)) / classes * on + off)
 
 
 def dense(targets: Sparse, classes: int) -> Array:
-    """The same as [..., L] float32."""
+    """Returns the targets as a dense array, float32 [..., L]."""
     named = jax.nn.one_hot(targets.index, classes, dtype=jnp.float32) * targets.value[..., None]
     return named.sum(-2) + targets.floor[..., None]
 
 
 def mix_batch(batch: dict, key: Array, *, patches: int, classes: int, smoothing: float,
               groups: int = 1) -> tuple[Array, Sparse, Array]:
-    """The targets of a batch under MixToken, and what the model is to swap.
+    """Computes the targets of a batch under MixToken, and the patches that the model swaps.
 
     Args:
-      batch: with label_value and label_index [B, K] of the whole image, and token_value and token_index [B, P, K] of
-        its patches, row-major: float and int, classes of the largest values.
-      groups: equal runs of the batch that are mixed each within itself, as in `mixing.mix_batch`.
+      batch: label_value and label_index [B, K] for whole images, and token_value and token_index [B, P, K] for their
+        patches in row-major order: values and classes, see `TokenTargets`.
+      key: source of randomness.
+      patches: number of patches P.
+      classes: number of classes L.
+      smoothing: weight that is spread over all classes.
+      groups: number of groups that are mixed within themselves, as in `mixing.mix_batch`.
 
     Returns:
-      Targets of the class token, [B, L] float32; those of the patches; and the swaps, [groups, P] bool.
+      Targets of the class token, float32 [B, L]; targets of the patches; and the swapped patches, bool [groups, P].
     """
-    labels, tokens = (smoothed(batch[f'{of}_value'].astype(jnp.float32), batch[f'{of}_index'], classes=classes,
-                               smoothing=smoothing) for of in ('label', 'token'))
+    labels, tokens = (smoothed(batch[f'{kind}_value'].astype(jnp.float32), batch[f'{kind}_index'], classes=classes,
+                               smoothing=smoothing) for kind in ('label', 'token'))
     swap = draw_swaps(key, patches, groups)
     return *mix_targets(labels, tokens, swap, classes=classes), swap
 
 
 def draw_swaps(key: Array, patches: int, groups: int) -> Array:
-    """Which patches a mixed image has from its partner: a box on the grid of tokens, one a group.
+    """Draws the patches that a mixed image takes from its partner: a box on the token grid for each group.
 
     Returns:
-      [G, P] bool, row-major. Lambda is the share that is False.
+      bool [G, P] in row-major order. Lambda is the fraction that is False.
     """
     side = math.isqrt(patches)
     radius, turn, row, column = jax.random.uniform(key, (4, groups))
@@ -70,16 +81,17 @@ def draw_swaps(key: Array, patches: int, groups: int) -> Array:
 
 
 def mix_targets(labels: Sparse, tokens: Sparse, swap: Array, *, classes: int) -> tuple[Array, Sparse]:
-    """The targets of images some of whose patches are their partner's: its mirror position in its group.
+    """Mixes targets of images that swap patches with their partner, the image at the mirrored position of the group.
 
     Args:
-      labels: [B, K], of whole images.
-      tokens: [B, P, K], of patches.
-      swap: [G, P] bool, of G groups of neighbours.
+      labels: targets of whole images, [B, K].
+      tokens: targets of patches, [B, P, K].
+      swap: bool [G, P], for G groups of consecutive images.
+      classes: number of classes L.
 
     Returns:
-      Targets of the class token, [B, L] float32: each image's by its share of the patches; and those of the patches,
-      each of the image that it is from.
+      Targets of the class token, float32 [B, L], weighted by the fraction of patches from each image; and targets of
+      the patches, each from the image that the patch comes from.
     """
     def grouped(x):
         return x.reshape(len(swap), -1, *x.shape[1:])  # [G, B / G, ...]

@@ -1,13 +1,12 @@
-"""RoI-align: what a map on a coarse grid says of the cells of another grid, laid over a rectangle of the image.
+"""RoI-align: resamples a map on a coarse grid to another grid over a rectangle of the image.
 
-Each new cell is the mean of evenly spread samples, bilinear between the centres of the map's cells. As rows and columns
-are weighted apart, two small products do it for any number of channels.
+Each output cell is the mean of evenly spaced samples, interpolated bilinearly between the centres of the map's cells.
+The weights of rows and columns are separable, so two small matrix products suffice for any number of channels.
 
-Source: torchvision.ops.roi_align, as zihangJiang/TokenLabeling calls it (`get_label` of tlt/data/mixup.py): with
-aligned=False and half a cell taken off the box, which puts the box where it belongs; of aligned=False there remains
-that a box is at least one cell wide. Mended is the order of the axes: the reference gives the box as (top, left,
-bottom, right) to a function that takes (left, top, right, bottom), so that it crops the map at the transposed place,
-while it mirrors it along the right axis.
+Source: torchvision.ops.roi_align as called by zihangJiang/TokenLabeling (`get_label` of tlt/data/mixup.py), with
+aligned=False and a box shifted by half a cell. The shift aligns the box; with aligned=False a box is at least one cell
+wide. A departure: the reference passes the box as (top, left, bottom, right) to a function that expects (left, top,
+right, bottom), which crops the map at the transposed position. The order of the axes is corrected here.
 """
 
 import math
@@ -16,18 +15,19 @@ import numpy as np
 
 
 def axis_weights(begin: float, end: float, cells: int, bins: int) -> np.ndarray:
-    """How much of each cell of an axis is in each bin.
+    """Returns the weight of each cell of an axis in each bin.
 
     Args:
-      begin, end: of what the bins divide among themselves, as shares of the axis.
-      cells: of the map, along this axis.
+      begin, end: interval that is divided into bins, as fractions of the axis.
+      cells: number of cells of the map along the axis.
+      bins: number of bins.
 
     Returns:
-      [bins, cells] float32; the rows sum to 1, where they lie within the map.
+      float32 [bins, cells]. Rows of bins within the map sum to 1.
     """
-    first = begin * cells - 0.5  # in the map's own coordinates, where cell i has its centre at i
+    first = begin * cells - 0.5  # in coordinates in which cell i has its centre at i
     step = max((end - begin) * cells, 1.0) / bins
-    count = math.ceil(step)  # samples of a bin
+    count = math.ceil(step)  # samples per bin
     at = first + step * (np.arange(bins)[:, None] + (np.arange(count) + 0.5) / count)  # [bins, count]
     share = ((at >= -1) & (at <= cells)) / count
     at = np.clip(at, 0, cells - 1)
@@ -40,5 +40,5 @@ def axis_weights(begin: float, end: float, cells: int, bins: int) -> np.ndarray:
 
 
 def align(dense: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """[H, W, C] float32 under the weights [P, H] of rows and [Q, W] of columns, to [P, Q, C]."""
+    """Applies weights of rows [P, H] and columns [Q, W] to a map, float32 [H, W, C]; returns [P, Q, C]."""
     return columns @ np.tensordot(rows, dense, 1)  # [Q, W] @ [P, W, C]

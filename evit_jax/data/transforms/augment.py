@@ -1,4 +1,4 @@
-"""Augmentation of a PIL image of mode RGB, a pure function of a numpy Generator, chosen by a policy string.
+"""Augmentations of PIL images of mode RGB, selected by a policy string. Pure functions of a numpy Generator.
 
 Source: timm 0.4.12, `auto_augment.py` (RandAugment); DeiT III, `augment.py` (three-augment); torchvision's ColorJitter.
 """
@@ -14,18 +14,18 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
-FILL = 124, 116, 104  # what comes in from beyond the border: the mean colour of ImageNet
+FILL = 124, 116, 104  # colour of pixels from outside the image: the mean of ImageNet
 MAX_MAGNITUDE = 10.0
-APPLIED = 0.5         # share of the chosen operations that are carried out
-BLUR = 0.1, 2.0       # radius in pixels
+APPLY_PROBABILITY = 0.5  # probability that a drawn operation is applied
+BLUR = 0.1, 2.0       # minimum and maximum radius in pixels
 _BICUBIC = Image.Resampling.BICUBIC
 
 
 class Op(NamedTuple):
-    """An operation of RandAugment, carried out at a level that a share of MAX_MAGNITUDE stands for."""
+    """An operation of RandAugment. Its level depends on the magnitude as a fraction of MAX_MAGNITUDE."""
     apply: Callable                       # (picture, level) -> picture
-    level: Callable = lambda share: None  # share in [0, 1] -> level; in [-1, 1] where signed
-    signed: bool = False                  # half of the time the share is negative
+    level: Callable = lambda share: None  # fraction in [0, 1], or [-1, 1] if signed -> level
+    signed: bool = False                  # the fraction is negative with probability 0.5
 
 
 def _affine(picture: Image.Image, *matrix: float) -> Image.Image:
@@ -33,7 +33,7 @@ def _affine(picture: Image.Image, *matrix: float) -> Image.Image:
 
 
 def _posterize(picture: Image.Image, bits: int) -> Image.Image:
-    """Keeps the upper `bits` of each channel. Of 0 bits comes black, as in the reference; Pillow 13 refuses that."""
+    """Keeps the upper `bits` of each channel. 0 bits give black, as in timm; Pillow 13 rejects 0."""
     return ImageOps.posterize(picture, bits) if bits else Image.new('RGB', picture.size)
 
 
@@ -45,8 +45,8 @@ def _enhance(kind: type) -> Op:
     return Op(lambda picture, factor: kind(picture).enhance(factor), lambda share: 1 + share * 0.9, signed=True)
 
 
-# All grow with the magnitude (the set that timm calls increasing). The levels keep the reference's order of operations:
-# they are floats, and some are cut to integers.
+# All effects grow with the magnitude (timm's increasing set). The arithmetic has timm's order, because some levels are
+# truncated to integers.
 OPS = {
     'AutoContrast': Op(lambda picture, _: ImageOps.autocontrast(picture)),
     'Equalize': Op(lambda picture, _: ImageOps.equalize(picture)),
@@ -69,8 +69,8 @@ OPS = {
 }
 _NAMES = tuple(OPS)
 
-# Of those that move things: where in a square picture, in shares of its side, a place of the outcome was before.
-_SOURCES = {
+# For geometric operations: maps a position in the output to its position in the input, in fractions of a square image.
+_SOURCE_POSITIONS = {
     'Rotate': lambda x, y, degrees: _turned(x, y, math.radians(degrees)),
     'ShearX': lambda x, y, by: (x + by * y, y),
     'ShearY': lambda x, y, by: (x, y + by * x),
@@ -78,7 +78,7 @@ _SOURCES = {
     'TranslateYRel': lambda x, y, by: (x, y + by),
 }
 
-Drawn = tuple[tuple[str, float], ...]  # operations to carry out, in order, each with its share of MAX_MAGNITUDE, signed
+DrawnOps = tuple[tuple[str, float], ...]  # names of operations in order, with signed fractions of MAX_MAGNITUDE
 
 
 def _turned(x, y, angle):
@@ -86,31 +86,31 @@ def _turned(x, y, angle):
     return cosine * x - sine * y + 0.5, sine * x + cosine * y + 0.5
 
 
-def sources(x: np.ndarray, y: np.ndarray, drawn: Drawn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where in a square picture, in shares of its side, places of what the operations made of it were before.
+def source_positions(x: np.ndarray, y: np.ndarray, ops: DrawnOps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Maps positions in the augmented image to positions in the original, in fractions of a square image.
 
     Returns:
-      x, y, and whether each was in the picture; other places hold what came in from beyond the border.
+      x, y, and a bool array that is False for positions from outside the original.
     """
     inside = np.ones(np.shape(x), bool)
-    for name, share in reversed(drawn):
-        if name in _SOURCES:
-            x, y = _SOURCES[name](x, y, OPS[name].level(share))
+    for name, share in reversed(ops):
+        if name in _SOURCE_POSITIONS:
+            x, y = _SOURCE_POSITIONS[name](x, y, OPS[name].level(share))
             inside = inside & (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
     return x, y, inside
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Chooses `count` of OPS uniformly, with replacement, and carries out each with probability APPLIED.
+    """Draws `count` operations uniformly, with replacement, and applies each with probability 0.5.
 
     Args:
-      magnitude: 0 to MAX_MAGNITUDE.
-      deviation: standard deviation of the magnitude, drawn anew for every operation and clipped.
-      count: operations chosen for an image.
+      magnitude: mean magnitude, in [0, MAX_MAGNITUDE].
+      deviation: standard deviation of the magnitude, which is drawn for every operation and clipped.
+      count: number of operations drawn for an image.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: an argument is out of range.
     """
     magnitude: float = MAX_MAGNITUDE
     deviation: float = 0.0
@@ -123,26 +123,29 @@ class RandAugment:
             raise ValueError(f'RandAugment with {self.count} operations and a deviation of {self.deviation:g}: '
                              f'there must be at least 1, and it must not be negative')
 
-    def draw(self, rng: np.random.Generator) -> Drawn:
-        """What to do to a picture."""
-        drawn = []
-        for chosen in rng.integers(len(OPS), size=self.count).tolist():
-            if rng.random() < APPLIED:
+    def draw(self, rng: np.random.Generator) -> DrawnOps:
+        """Draws the operations for an image."""
+        ops = []
+        for index in rng.integers(len(OPS), size=self.count).tolist():
+            if rng.random() < APPLY_PROBABILITY:
                 share = min(max(rng.normal(self.magnitude, self.deviation), 0), MAX_MAGNITUDE) / MAX_MAGNITUDE
-                negative = OPS[_NAMES[chosen]].signed and rng.random() < 0.5
-                drawn.append((_NAMES[chosen], -share if negative else share))
-        return tuple(drawn)
+                negative = OPS[_NAMES[index]].signed and rng.random() < 0.5
+                ops.append((_NAMES[index], -share if negative else share))
+        return tuple(ops)
 
     def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return carry_out(picture, self.draw(rng))
+        return apply_ops(picture, self.draw(rng))
 
 
 @dataclasses.dataclass(frozen=True)
 class ColourJitter:
-    """Brightness, contrast and saturation in random order, each by a factor in [1 - strength, 1 + strength].
+    """Changes brightness, contrast and saturation in random order, by factors in [1 - strength, 1 + strength].
 
     Args:
-      strength: at least 0; factors are never negative.
+      strength: at least 0. Factors are clipped at 0.
+
+    Raises:
+      ValueError: the strength is negative.
     """
     strength: float
 
@@ -160,7 +163,7 @@ class ColourJitter:
 
 @dataclasses.dataclass(frozen=True)
 class ThreeAugment:
-    """One of grey, solarized at 128, and blurred; then the jitter."""
+    """Applies one of greyscale, solarisation at 128 and blur, and then the colour jitter."""
     jitter: ColourJitter
 
     def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -174,23 +177,23 @@ class ThreeAugment:
         return self.jitter(picture, rng)
 
 
-def carry_out(picture: Image.Image, drawn: Drawn) -> Image.Image:
-    """What the operations make of the picture."""
-    for name, share in drawn:
+def apply_ops(picture: Image.Image, ops: DrawnOps) -> Image.Image:
+    """Applies the operations in order."""
+    for name, share in ops:
         picture = OPS[name].apply(picture, OPS[name].level(share))
     return picture
 
 
 def from_policy(policy: str, colour_jitter: float = 0.0) -> Augment:
-    """The augmentation that a string in timm's manner names.
+    """Returns the augmentation for a policy string in the notation of timm.
 
     Args:
-      policy: 'rand-m9-mstd0.5-inc1' (m: magnitude, mstd: its deviation, n: operations, 2 if not given); '3a', the
-        three-augment of DeiT III; '' or 'none', the colour jitter alone.
-      colour_jitter: strength; unused with RandAugment, as in the reference. DeiT III has 0.3.
+      policy: 'rand-m9-mstd0.5-inc1' for RandAugment (m: magnitude, mstd: its standard deviation, n: number of
+        operations, default 2); '3a' for three-augment of DeiT III; '' or 'none' for the colour jitter alone.
+      colour_jitter: strength of the colour jitter. Unused with RandAugment, as in timm. DeiT III has 0.3.
 
     Raises:
-      ValueError: an unknown policy, or a setting that is unknown, twice there or out of range.
+      ValueError: unknown policy, or an unknown, repeated or invalid setting.
     """
     jitter = ColourJitter(colour_jitter)
     name, *settings = policy.split('-')
@@ -207,13 +210,14 @@ def from_policy(policy: str, colour_jitter: float = 0.0) -> Augment:
 def _parse_rand(policy: str, settings: list[str]) -> RandAugment:
     values = {}
     for setting in settings:
-        found = re.fullmatch(r'(m|mstd)(\d+(?:\.\d+)?)|(n)(\d+)|(inc)(1)', setting)
-        if not found or (key := found[found.lastindex - 1]) in values:
-            raise ValueError(f'policy {policy!r}: {setting!r} is unknown or there twice (there are m0 to '
+        match = re.fullmatch(r'(m|mstd)(\d+(?:\.\d+)?)|(n)(\d+)|(inc)(1)', setting)
+        if not match or (key := match[match.lastindex - 1]) in values:
+            raise ValueError(f'policy {policy!r}: {setting!r} is unknown or repeated (there are m0 to '
                              f'm{MAX_MAGNITUDE:g}, mstd0.5, n2 and inc1, as in rand-m9-mstd0.5-inc1)')
-        values[key] = found[found.lastindex]
-    made = RandAugment(float(values.get('m', MAX_MAGNITUDE)), float(values.get('mstd', 0)), int(values.get('n', 2)))
+        values[key] = match[match.lastindex]
+    augmentation = RandAugment(
+        float(values.get('m', MAX_MAGNITUDE)), float(values.get('mstd', 0)), int(values.get('n', 2)))
     if 'inc' not in values:
-        raise ValueError(f'policy {policy!r} lacks inc1: only the set of operations that grow with the magnitude is '
-                         f'there; did you mean {policy + "-inc1"!r}?')
-    return made
+        raise ValueError(f'policy {policy!r} lacks inc1: only the increasing set of operations is '
+                         f'implemented; did you mean {policy + "-inc1"!r}?')
+    return augmentation

@@ -1,10 +1,11 @@
-"""From encoded bytes to uint8 [H, W, 3], or a ValueError that says why not. Never a guess at missing pixels.
+"""Decodes image files to uint8 [H, W, 3]. Damaged and truncated files raise a ValueError.
 
-JPEG goes through simplejpeg, which gives the pixels that Pillow gives and is faster; PNG, WebP, GIF (the first frame),
-BMP and TIFF through Pillow. Colours become RGB as by `convert('RGB')` in PyTorch's ImageFolder; colour profiles are
-ignored. Departures from ImageFolder, towards what a viewer shows: the orientation (that of EXIF, else that of XMP) is
-applied, transparent pixels are laid over white (dropped alpha makes many a drawing black), and 16-bit grey is scaled
-and not clipped. And a JPEG whose data end early is refused even where it closes properly, with the rest grey.
+JPEG is decoded by simplejpeg, which returns the same pixels as Pillow and is faster; PNG, WebP, GIF (the first frame),
+BMP and TIFF by Pillow. Colours become RGB as by `convert('RGB')` in PyTorch's ImageFolder; colour profiles are ignored.
+
+Departures from ImageFolder, to match image viewers: the orientation of EXIF, or else of XMP, is applied; transparent
+pixels are composited over white, because dropping alpha makes many drawings black; and 16-bit grey is scaled instead of
+clipped. A JPEG with missing data is rejected even if it ends with the closing marker.
 """
 
 import io
@@ -14,14 +15,14 @@ import numpy as np
 import simplejpeg
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-MAX_PIXELS = 100_000_000  # decoded, 300 MB
-# Suffixes of image files. One list for training, evaluation and prediction; masks are looked for in this order.
+MAX_PIXELS = 100_000_000  # 300 MB when decoded
+# Suffixes of image files, for training, evaluation and prediction. Mask files are searched in this order.
 SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff')
 
 _JPEG = b'\xff\xd8'
 _ORIENTATION = 0x112  # the EXIF tag
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')  # an attribute or an element, as Pillow finds it
-_UPRIGHT = {  # from the tag's value to how the stored rows and columns are put right
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')  # attribute or element, as in Pillow
+_UPRIGHT = {  # value of the tag -> function that turns the stored rows and columns upright
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
     4: lambda image: image[::-1],
@@ -30,11 +31,11 @@ _UPRIGHT = {  # from the tag's value to how the stored rows and columns are put 
     7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
     8: lambda image: image[:, ::-1].swapaxes(0, 1),
 }
-# What simplejpeg refuses though no pixel need be missing. libjpeg's other warnings mean damage.
+# Errors of simplejpeg for files that may be complete. All other warnings of libjpeg mean damage.
 _LEFT_TO_PILLOW = ('Could not determine subsampling', 'extraneous bytes before marker', 'unknown JFIF revision',
                    'Unknown Adobe color transform', 'Inconsistent progression sequence')
-# The readers themselves and not Image.open, which refuses or warns by a global limit of its own before the size can be
-# read here, and which would try formats that nobody takes for a picture (PostScript, run through Ghostscript).
+# Readers by their first bytes. Image.open has a global size limit of its own, and would also run other formats, such as
+# PostScript through Ghostscript.
 _READERS = {
     b'\x89PNG': PngImagePlugin.PngImageFile,
     b'RIFF': WebPImagePlugin.WebPImageFile,
@@ -47,14 +48,14 @@ _READERS = {
 
 
 def decode(encoded: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded bytes to uint8 [H, W, 3]; an array passes as it is.
+    """Decodes an image file to uint8 [H, W, 3]. An array is returned unchanged.
 
     Args:
-      encoded: a whole file.
-      max_pixels: larger images are refused by their header, before memory is taken for them.
+      encoded: bytes of a whole file.
+      max_pixels: maximum number of pixels; larger images are rejected by their header, before memory is allocated.
 
     Raises:
-      ValueError: no image, a damaged or truncated one, or too large; nothing else is raised, whatever the bytes.
+      ValueError: not an image, damaged, truncated, or too large. No bytes raise another exception.
     """
     if isinstance(encoded, np.ndarray):
         return encoded
@@ -62,25 +63,26 @@ def decode(encoded: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.n
         if encoded.startswith(_JPEG):
             return _decode_jpeg(encoded, max_pixels)
         return _decode_by_pillow(encoded, max_pixels)
-    except Exception as error:  # Pillow lets out KeyError, struct.error, zlib.error and more
+    except Exception as error:  # Pillow also raises KeyError, struct.error, zlib.error and others
         reason = error if isinstance(error, ValueError | OSError | SyntaxError) else f'damaged, {error!r}'
         raise ValueError(f'not a readable image ({len(encoded)} bytes, first {encoded[:4]!r}): {reason}') from error
 
 
 def from_picture(picture: Image.Image) -> np.ndarray:
-    """What `decode` would make of the picture's file: upright, uint8 [H, W, 3].
+    """Converts a PIL image to the result of `decode` for its file: upright, uint8 [H, W, 3].
 
     Raises:
-      ValueError, OSError: it has pixels of 32 bits; its file is damaged.
+      ValueError: the pixels have 32 bits.
+      OSError: the file is damaged.
     """
     return _upright(np.asarray(_as_rgb(picture)), _orientation(picture))
 
 
 def decode_mask(mask: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
-    """The object's place, bool [size, size]; without a size [H, W] as stored.
+    """Decodes a mask to bool, True on the object: [size, size], or [H, W] as stored if `size` is None.
 
     Raises:
-      ValueError: as `decode`.
+      ValueError: see `decode`.
     """
     mask = mask if isinstance(mask, np.ndarray) else decode(mask)[..., 0]
     if size is not None:
@@ -92,13 +94,13 @@ def _decode_jpeg(encoded: bytes, max_pixels: int) -> np.ndarray:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
         _check_size(width, height, max_pixels)
-        # Strict by default: libjpeg itself fills up what is missing, and only warns.
+        # Strict by default; libjpeg itself fills missing data with grey and only warns.
         image = simplejpeg.decode_jpeg(encoded, 'CMYK' if space in ('CMYK', 'YCCK') else 'RGB')
     except ValueError as error:
-        if any(remark in str(error) for remark in _LEFT_TO_PILLOW):
+        if any(message in str(error) for message in _LEFT_TO_PILLOW):
             return _decode_by_pillow(encoded, max_pixels)
         raise
-    if image.shape[2] == 4:  # inverted, as Adobe stores it: 255 for no ink
+    if image.shape[2] == 4:  # inverted, as stored by Adobe: 255 means no ink
         inks = Image.frombytes('CMYK', (width, height), image.tobytes(), 'raw', 'CMYK;I')
         image = np.asarray(inks.convert('RGB'))
     return _upright(image, _orientation(JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))))  # reads the header only
@@ -116,7 +118,7 @@ def _decode_by_pillow(encoded: bytes, max_pixels: int) -> np.ndarray:
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith('I;16'):
-        # The upper byte, as Pillow takes it of 16-bit colours; its conversion from grey clips at 255.
+        # The upper byte, as in Pillow's conversion of 16-bit colours; its conversion of grey clips at 255.
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert('RGB')
     if picture.mode in ('I', 'F'):
         raise ValueError(f'pixels of 32 bits (mode {picture.mode}) have no agreed white: save it with 8 or 16 bits')
@@ -134,21 +136,21 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF's orientation; where EXIF has none or cannot be read, XMP's; else 1, upright.
+    """Returns the orientation of EXIF; if it is absent or unreadable, that of XMP; otherwise 1, upright.
 
-    A PNG must be loaded first, as both may follow the pixels. `serving.loader` has the same rule.
+    A PNG must be loaded first, because both may follow the pixels. `serving.loader` has the same rule.
     """
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns a TIFF when it loads it
+        return 1  # Pillow rotates a TIFF when it loads it
     try:
-        found = picture.getexif().get(_ORIENTATION)
-    except Exception:  # Pillow raises many kinds for broken EXIF
-        found = None
-    if found is None:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises many types for broken EXIF
+        orientation = None
+    if orientation is None:
         xmp = picture.info.get('XML:com.adobe.xmp') or picture.info.get('xmp') or b''
         match = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
-        found = int(match[1]) if match else 1
-    return found
+        orientation = int(match[1]) if match else 1
+    return orientation
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""From a decoded image to the model's size, and its augmentation. All that is random comes from a numpy Generator.
+"""Crops, resizes and augments decoded images. All randomness comes from a numpy Generator.
 
-Source: timm 0.4.12, `RandomResizedCropAndInterpolation`; DeiT, `build_transform`, for the evaluation.
+Source: timm 0.4.12, `RandomResizedCropAndInterpolation`; DeiT, `build_transform`, for evaluation.
 """
 
 import dataclasses
@@ -14,38 +14,39 @@ from PIL import Image
 from evit_jax.data.transforms import augment
 from evit_jax.data.transforms.decode import decode_mask
 
-CROP_TRIES = 10  # to draw a part that lies within the image
-SLENDER = 16     # of an image longer than this many times its width, evaluation sees the middle that is as long
+CROP_TRIES = 10  # attempts to draw a window that lies within the image
+SLENDER = 16     # longer images than 16 times their width are cut to this ratio for evaluation
 
 _LEVELS = np.arange(256) - 127.5
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
 
 
-class Part(NamedTuple):
-    """What is shown of an image: a rectangle, in shares of height and width, or its mirror, moved by RandAugment."""
+class CropWindow(NamedTuple):
+    """The part of an image that a training sample shows: a rectangle in fractions of height and width."""
 
     top: float
     left: float
     bottom: float
     right: float
     mirrored: bool
-    drawn: augment.Drawn = ()
+    ops: augment.DrawnOps = ()  # operations of RandAugment, applied after cropping
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """A random part of the image at the model's size, mirrored or not, and augmented.
+    """Random resized crop, horizontal flip and augmentation.
 
     Args:
-      size: pixels a side of what is returned.
-      scale: least and largest share of the image's area in the part; None for the whole image, aspect ratio not kept.
-      ratio: least and largest width / height of the part.
-      flip: probability of the mirror image.
-      policy: 'jitter' (of the digits), or one that `augment.from_policy` knows.
-      colour_jitter: its strength, where the policy leaves room for one.
+      size: side of the output in pixels.
+      scale: minimum and maximum area of the crop as a fraction of the image; None for the whole image, without
+        preserving the aspect ratio.
+      ratio: minimum and maximum width / height of the crop.
+      flip: probability of a horizontal flip.
+      policy: 'jitter' (for the digits), or a policy of `augment.from_policy`.
+      colour_jitter: strength of the colour jitter; see `augment.from_policy`.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: an argument is out of range.
     """
     size: int
     scale: tuple[float, float] | None = (0.08, 1.0)
@@ -58,48 +59,51 @@ class TrainTransform:
     def __post_init__(self):
         _check_size(self.size)
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f'scale={self.scale}: give the least and the largest share of the area, within (0, 1]')
+            raise ValueError(f'scale={self.scale}: give the minimum and maximum fraction of the area, within (0, 1]')
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f'ratio={self.ratio}: give the least and the largest width / height, above 0')
+            raise ValueError(f'ratio={self.ratio}: give the minimum and the maximum width / height, above 0')
         if not 0 <= self.flip <= 1:
             raise ValueError(f'flip={self.flip} is outside [0, 1]')
-        chosen = _jitter if self.policy == 'jitter' else augment.from_policy(self.policy, self.colour_jitter)
-        object.__setattr__(self, '_augment', chosen)
+        augmentation = _jitter if self.policy == 'jitter' else augment.from_policy(self.policy, self.colour_jitter)
+        object.__setattr__(self, '_augment', augmentation)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [H, W, 3] to uint8 [size, size, 3]."""
-        return self.show(image, rng)[0]
+        """Maps uint8 [H, W, 3] to uint8 [size, size, 3]."""
+        return self.crop_and_augment(image, rng)[0]
 
-    def show(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Part]:
-        """As a call, and what part it is; that the digits' jitter shifts it, by less than a patch, is left out."""
+    def crop_and_augment(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, CropWindow]:
+        """Returns the transformed image, and the window that it shows.
+
+        The window ignores the shift of the policy 'jitter', which is less than a patch.
+        """
         high, wide = image.shape[:2]
         top, left, height, width = 0, 0, high, wide
         if self.scale is not None:
             top, left, height, width = random_crop(rng, high, wide, self.scale, self.ratio)
             image = image[top:top + height, left:left + width]
-        # Two steps, as in the reference: `resize(box=...)` would let pixels from beyond the part in at its edges.
+        # Two steps, as in timm: `resize(box=...)` would mix pixels outside the window into its edges.
         picture = Image.fromarray(image).resize((self.size, self.size), _BICUBIC)
         mirrored = bool(self.flip) and rng.random() < self.flip
         if mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        part = Part(top / high, left / wide, (top + height) / high, (left + width) / wide, mirrored)
+        window = CropWindow(top / high, left / wide, (top + height) / high, (left + width) / wide, mirrored)
         if not isinstance(self._augment, augment.RandAugment):
-            return np.asarray(self._augment(picture, rng)), part
-        drawn = self._augment.draw(rng)
-        return np.asarray(augment.carry_out(picture, drawn)), part._replace(drawn=drawn)
+            return np.asarray(self._augment(picture, rng)), window
+        ops = self._augment.draw(rng)
+        return np.asarray(augment.apply_ops(picture, ops)), window._replace(ops=ops)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """The middle of the image at the model's size; a mask goes the same way.
+    """Central crop of the resized image.
 
     Args:
-      size: pixels a side of what is returned.
-      crop: share of the resized short side that is kept: the image's is first brought to int(size / crop) pixels. None
-        for the whole image, aspect ratio not kept.
+      size: side of the output in pixels.
+      crop: `size` as a fraction of the resized short side, which has int(size / crop) pixels. None for the whole image,
+        without preserving the aspect ratio.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: an argument is out of range.
     """
     size: int
     crop: float | None = 224 / 256
@@ -107,14 +111,14 @@ class EvalTransform:
     def __post_init__(self):
         _check_size(self.size)
         if self.crop is not None and not 0 < self.crop <= 1:
-            raise ValueError(f'crop={self.crop} is outside (0, 1]: give the share of the short side, or None')
+            raise ValueError(f'crop={self.crop} is outside (0, 1]: give the fraction of the short side, or None')
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] to uint8 [size, size, 3]."""
+        """Maps uint8 [H, W, 3] to uint8 [size, size, 3]."""
         return resize(image, self.size) if self.crop is None else np.asarray(self._middle(image, _BICUBIC))
 
     def mask(self, mask: bytes | np.ndarray) -> np.ndarray:
-        """Encoded, or uint8 [H, W], to bool [size, size]."""
+        """Applies the same crop to a mask: maps encoded bytes or uint8 [H, W] to bool [size, size]."""
         if self.crop is None:
             return decode_mask(mask, self.size)
         return np.asarray(self._middle(decode_mask(mask), _NEAREST))
@@ -133,7 +137,7 @@ def _check_size(size: int) -> None:
 
 
 def _shortened(image: np.ndarray) -> np.ndarray:
-    """Cuts the ends of a slender image off, the same from both: enlarged whole it could take gigabytes."""
+    """Cuts both ends off a slender image, because resizing it whole could take gigabytes."""
     height, width = image.shape[:2]
     rows, columns = (max(0, (long - SLENDER * short) // 2) for long, short in ((height, width), (width, height)))
     return image[rows:height - rows, columns:width - columns]
@@ -141,12 +145,13 @@ def _shortened(image: np.ndarray) -> np.ndarray:
 
 def random_crop(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float],
                 ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """A part whose share of the area is uniform in `scale` and whose width / height log-uniform in `ratio`.
+    """Draws a window with an area fraction uniform in `scale` and a width / height log-uniform in `ratio`.
 
-    What does not fit is drawn again. A part of no rows or columns, too, which the reference would keep and fail on.
+    A window that does not fit is drawn again, up to `CROP_TRIES` times; then the window is `central_crop`. An empty
+    window is drawn again, too (a departure: timm accepts it and fails).
 
     Returns:
-      Top, left, height, width.
+      Top, left, height, width in pixels.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(CROP_TRIES):
@@ -159,14 +164,14 @@ def random_crop(rng: np.random.Generator, height: int, width: int, scale: tuple[
 
 
 def central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The largest part in the middle whose width / height lies in `ratio`, as top, left, height, width."""
+    """Returns the largest central window with width / height in `ratio`, as top, left, height, width."""
     down = min(height, max(1, round(width / ratio[0])))
     across = min(width, max(1, round(height * ratio[1])))
     return (height - down) // 2, (width - across) // 2, down, across
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """[H, W, 3] to [size, size, 3], bicubic and antialiased as Pillow does it; aspect ratio not kept."""
+    """Resizes [H, W, 3] to [size, size, 3], bicubic and antialiased, without preserving the aspect ratio."""
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), _BICUBIC))
@@ -174,21 +179,21 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 def jitter(image: np.ndarray, rng: np.random.Generator, *, shift: int = 4, contrast: float = 0.25,
            brightness: float = 32.0) -> np.ndarray:
-    """Label-safe augmentation for the digits: shift, contrast, brightness and order of channels. No flips.
+    """Augments digits without changing their label: shift, contrast, brightness and order of channels, but no flip.
 
     Args:
       image: uint8 [H, W, 3].
-      rng: all that is random comes from it.
-      shift: most pixels up, down, left or right; what comes in is the reflection of the border.
-      contrast: the factor lies in [1 - contrast, 1 + contrast], about mid-grey.
-      brightness: most that is added or taken away, of 255.
+      rng: source of randomness.
+      shift: maximum shift in pixels in each direction; the border is reflected.
+      contrast: maximum change of contrast; the factor is in [1 - contrast, 1 + contrast], about mid-grey.
+      brightness: maximum change of brightness, of 255.
     """
     down, right, gain, lift = rng.uniform(-1, 1, 4)
     rows, columns = (_mirrored(side, shift, round(by * shift)) for side, by in zip(image.shape, (down, right)))
-    columns = (columns[:, None] * 3 + rng.permutation(3)).ravel()  # [W * 3] into a row, channels reordered
+    columns = (columns[:, None] * 3 + rng.permutation(3)).ravel()  # of a row of W * 3 values
     table = np.clip(_LEVELS * (1 + contrast * gain) + (127.5 + brightness * lift), 0, 255).astype(np.uint8)
     moved = image.take(rows, 0).reshape(len(rows), -1).take(columns, 1)
-    # bytes.translate looks the pixels up in a third of the time that indexing the table takes.
+    # bytes.translate takes a third of the time of indexing the table.
     return np.frombuffer(moved.tobytes().translate(table.tobytes()), np.uint8).reshape(image.shape)
 
 
@@ -196,9 +201,9 @@ def _jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(jitter(np.asarray(picture), rng))
 
 
-def _mirrored(length: int, most: int, shift: int) -> np.ndarray:
-    """Indices that move an axis by `shift`; beyond the border lies its mirror image, the edge itself not repeated."""
-    return _mirror(length, most)[most - shift:most - shift + length]
+def _mirrored(length: int, max_shift: int, shift: int) -> np.ndarray:
+    """Returns indices that shift an axis; the border is reflected without repeating the edge."""
+    return _mirror(length, max_shift)[max_shift - shift:max_shift - shift + length]
 
 
 @functools.cache

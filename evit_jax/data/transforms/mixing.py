@@ -1,7 +1,7 @@
-"""Random erasing, mixup and cutmix, label smoothing: on the devices, inside the jitted step.
+"""Random erasing, mixup, cutmix and label smoothing, on the devices inside the jitted step.
 
-All that is random comes from a key. Images are mixed within groups of neighbours, one group to a device: with partner
-and lambda from the group, no pixel has to cross to another device.
+All randomness comes from a key. Images are mixed within groups of consecutive images, one group per device. Partner and
+lambda come from the group, so that no pixels move between devices.
 
 Sources: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; random erasing, arXiv 1708.04896; as in timm 0.4.12.
 """
@@ -13,23 +13,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-_ERASED_AREA = (0.02, 1 / 3)            # of the image
+_ERASED_AREA = (0.02, 1 / 3)            # fraction of the image
 _ERASED_ASPECT = (0.3, 1 / 0.3)         # height / width, log-uniform
-_ERASING_TRIES = 10                     # for a box that fits into the image
+_ERASING_TRIES = 10                     # attempts to draw a box that fits into the image
 
 
 class Mixing(NamedTuple):
-    """How much is done to a batch."""
+    """Settings of `mix_batch`."""
 
-    erase: float      # share of the images that have a box erased
-    mixup: float      # both parameters of lambda's Beta distribution; 0: no mixup
-    cutmix: float     # likewise
-    switch: float     # share of cutmix, where mixup is on too
-    smoothing: float  # weight of a target that is spread over all classes
+    erase: float      # probability that a box of an image is erased
+    mixup: float      # alpha of lambda ~ Beta(alpha, alpha) for mixup; 0: no mixup
+    cutmix: float     # alpha for cutmix; 0: no cutmix
+    switch: float     # probability of cutmix if both are on
+    smoothing: float  # weight of the target that is spread over all classes
 
 
 class Boxes(NamedTuple):
-    """Rectangles of pixels, top <= row < bottom and left <= column < right; each field [N] int32."""
+    """Rectangles of pixels, top <= row < bottom and left <= column < right; each field is int32 [N]."""
 
     top: Array
     bottom: Array
@@ -37,7 +37,7 @@ class Boxes(NamedTuple):
     right: Array
 
     def inside(self, height: int, width: int) -> Array:
-        """The pixels of an image inside each box, bool [N, height, width]."""
+        """Returns the masks of the boxes, bool [N, height, width]."""
         rows, columns = jnp.arange(height), jnp.arange(width)
         high = (self.top[:, None] <= rows) & (rows < self.bottom[:, None])
         wide = (self.left[:, None] <= columns) & (columns < self.right[:, None])
@@ -46,17 +46,20 @@ class Boxes(NamedTuple):
 
 def mix_batch(images: Array, labels: Array, key: Array, mixing: Mixing, *, classes: int,
               groups: int = 1) -> tuple[Array, Array]:
-    """Erases boxes, smooths the labels, and mixes images with their partners.
+    """Erases boxes, smooths the labels, and mixes each image with its partner.
 
     Args:
-      images: [B, H, W, C] float32, normalised.
-      labels: [B] int.
-      groups: equal runs of the batch that are mixed each within itself; the number of devices that share the batch.
-        With mixup or cutmix on it decides partners and draws, so a run on other devices is another run; erasing and
-        smoothing do not know it.
+      images: float32 [B, H, W, C], normalised.
+      labels: int [B].
+      key: source of randomness.
+      mixing: settings.
+      classes: number of classes L.
+      groups: number of equal groups of consecutive images that are mixed within themselves; the number of devices that
+        share the batch. It determines partners and random draws of mixup and cutmix, so a run on another number of
+        devices is another run. Erasing and smoothing do not depend on it.
 
     Returns:
-      Images, and targets [B, L] float32.
+      Images, and targets float32 [B, L].
     """
     erase_key, mix_key = jax.random.split(key)
     targets = smooth_targets(labels, classes, mixing.smoothing)
@@ -68,17 +71,23 @@ def mix_batch(images: Array, labels: Array, key: Array, mixing: Mixing, *, class
 
 
 def smooth_targets(labels: Array, classes: int, smoothing: float) -> Array:
-    """[B] int labels to [B, L] float32 targets, `smoothing` of the weight spread over all classes."""
+    """Maps labels, int [B], to smoothed targets, float32 [B, L]."""
     return jax.nn.one_hot(labels, classes, dtype=jnp.float32) * (1 - smoothing) + smoothing / classes
 
 
 def blend(images: Array, targets: Array, own: Array, pixels: Array) -> tuple[Array, Array]:
-    """Mixes each image with its partner: its mirror position in its group (the middle of an odd group is its own).
+    """Mixes each image with its partner, the image at the mirrored position of its group.
+
+    The middle image of an odd group is its own partner.
 
     Args:
-      images: [B, H, W, C]; targets: [B, L]; both G groups of neighbours.
-      own: [G] share of a target that stays.
-      pixels: [G, H, W] share of each pixel that stays.
+      images: [B, H, W, C], in G groups of consecutive images.
+      targets: [B, L].
+      own: [G], weight of an image's own target.
+      pixels: [G, H, W], weight of each of its own pixels.
+
+    Returns:
+      Mixed images and targets.
     """
     def mixed(x, share):
         grouped = x.reshape(len(own), -1, *x.shape[1:])  # [G, B / G, ...]
@@ -88,11 +97,11 @@ def blend(images: Array, targets: Array, own: Array, pixels: Array) -> tuple[Arr
 
 
 def draw_shares(key: Array, mixing: Mixing, groups: int, height: int, width: int) -> tuple[Array, Array]:
-    """What stays of targets and pixels, as `blend` takes them: one lambda a group, by mixup or by cutmix.
+    """Draws the weights `own` and `pixels` of `blend`, with one lambda for each group, for mixup or cutmix.
 
-    For cutmix the target's share is that of the area outside the box, which the border may have clipped.
+    For cutmix the weight of the target is the area outside the box, which the border may clip.
     """
-    choice, radius, turn, row, column = jax.random.uniform(key, (5, groups))  # one draw: each is a kernel to compile
+    choice, radius, turn, row, column = jax.random.uniform(key, (5, groups))  # one draw compiles to one kernel
     cut = choice < (mixing.switch if mixing.mixup and mixing.cutmix else mixing.cutmix > 0)
     lam = symmetric_beta(radius, turn, jnp.where(cut, mixing.cutmix, mixing.mixup))
     rows, columns = (row * height).astype(jnp.int32), (column * width).astype(jnp.int32)
@@ -102,7 +111,7 @@ def draw_shares(key: Array, mixing: Mixing, groups: int, height: int, width: int
 
 
 def cut_boxes(lam: Array, rows: Array, columns: Array, height: int, width: int) -> Boxes:
-    """The boxes of cutmix: 1 - lambda of the image about a centre, clipped at the border. All arguments are [N]."""
+    """Returns cutmix boxes [N] with an area of 1 - lambda around centres, clipped at the border."""
     halves = [(side * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2 for side in (height, width)]
     top, bottom = (jnp.clip(rows + half, 0, height) for half in (-halves[0], halves[0]))
     left, right = (jnp.clip(columns + half, 0, width) for half in (-halves[1], halves[1]))
@@ -110,11 +119,11 @@ def cut_boxes(lam: Array, rows: Array, columns: Array, height: int, width: int) 
 
 
 def symmetric_beta(radius: Array, turn: Array, a: Array) -> Array:
-    """Beta(a, a), a > 0, in closed form from two independent uniform draws.
+    """Transforms two independent uniform draws to Beta(a, a), a > 0, in closed form.
 
-    `jax.random.beta` rejects in a loop, at each turn of which several devices have to agree.
+    `jax.random.beta` rejects in a loop, which needs communication between devices at each iteration.
 
-    Source: R. W. Bailey, Polar generation of random variates with the t-distribution, 1994, T with 2a degrees of
+    Source: R. W. Bailey, Polar generation of random variates with the t-distribution, 1994: T with 2a degrees of
     freedom; here (1 + T / sqrt(2a + T^2)) / 2.
     """
     near, cosine = radius ** (1 / a), jnp.cos(2 * math.pi * turn)
@@ -123,7 +132,7 @@ def symmetric_beta(radius: Array, turn: Array, a: Array) -> Array:
 
 
 def random_erasing(images: Array, key: Array, probability: float) -> Array:
-    """Fills a box with noise N(0, 1), in this share of the images, each with a box of its own."""
+    """Fills a random box with noise from N(0, 1), in each image with this probability."""
     box_key, noise_key = jax.random.split(key)
     batch, height, width, _ = images.shape
     erased = erasing_boxes(box_key, probability, batch, height, width).inside(height, width)
@@ -131,7 +140,7 @@ def random_erasing(images: Array, key: Array, probability: float) -> Array:
 
 
 def erasing_boxes(key: Array, probability: float, count: int, height: int, width: int) -> Boxes:
-    """The box of each image: the first of some tries that is smaller than the image; empty where none is erased."""
+    """Draws a box for each image: the first draw that fits. It is empty if the image has none, or no draw fits."""
     draws = jax.random.uniform(key, (2 * _ERASING_TRIES + 3, count))
     area = height * width * _between(_ERASED_AREA, draws[:_ERASING_TRIES])
     aspect = jnp.exp(_between([math.log(end) for end in _ERASED_ASPECT], draws[_ERASING_TRIES:-3]))

@@ -1,0 +1,100 @@
+"""Resolves the config keys that a config may leave open: number of classes, compute dtype, channel mean and std.
+
+A key is open when it holds its value in `OPEN`. An open key takes, in this order, the value of the run that continues,
+of the initial weights (`init_from`), or of the platform and ImageNet. A run keeps the values of its first start. The
+number of classes comes from the data.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.manager import newest_step, read_metadata
+from evit_jax.checkpoints.weights import AS_DEIT
+from evit_jax.data import splits
+from evit_jax.runtime import machine
+
+OPEN = {'model.classes': 0, 'model.dtype': machine.AUTO, 'data.mean': [], 'data.std': []}
+NORMALISATION_KEYS = ('data.mean', 'data.std')
+PREPROCESSING_KEYS = (*NORMALISATION_KEYS, 'data.eval_crop')
+
+
+def resolve_for_training(config: Any, workdir: str | os.PathLike, platform: str) -> Any:
+    """Returns the config that a training in the workdir records, with dtype, mean and std resolved.
+
+    A run that continues takes its own values, so its `init_from` need not exist any more. For a new run, a warning
+    names each preprocessing value that differs from that of the initial weights.
+
+    Args:
+      config: the config of the training.
+      workdir: the workdir of the run; may hold a checkpoint to continue from.
+      platform: 'cpu', 'gpu' or 'tpu'.
+
+    Raises:
+      ValueError: the workdir or the initial weights cannot be read.
+    """
+    continues = newest_step(workdir) is not None
+    run = (workdirs.saved_config(workdir) or {}) if continues else None
+    config = resolve(config, platform=platform, run=run)
+    if not continues:
+        _warn_of_other_preprocessing(config)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.test_split = splits.recorded(config.data.test_split)
+    return config
+
+
+def resolve(config: Any, *, platform: str | None = None, run: Mapping[str, Any] | None = None) -> Any:
+    """Returns the config with open mean and std resolved, and the dtype if a platform is given.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu', where the model computes; None leaves the dtype open.
+      run: flat config of the run whose values are taken; None takes mean and std of the weights in `init_from`.
+    """
+    values = {}
+    if not all(config.data[name] for name in ('mean', 'std')):
+        mean, std = normalisation(_config_of_weights(config.init_from) if run is None else run)
+        values |= {'data.mean': tuple(config.data.mean) or mean, 'data.std': tuple(config.data.std) or std}
+    if platform is not None and config.model.dtype == machine.AUTO:
+        recorded = (run or {}).get('model.dtype')
+        values['model.dtype'] = machine.resolve_dtype(machine.AUTO, platform, recorded)
+        reason = f'on {platform}' if recorded in (None, machine.AUTO) else 'as recorded in the workdir'
+        logging.info('model.dtype=auto: %s, %s', values['model.dtype'], reason)
+    if not values:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict(values)
+    return config
+
+
+def fill_from_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a flat config whose open keys have the values of the flat config of a run."""
+    return dict(config) | {key: run[key] for key, value in OPEN.items() if config.get(key) == value and key in run}
+
+
+def normalisation(flat_config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns channel mean and std of a flat config; ImageNet's where they are missing or empty."""
+    mean, std = (tuple(flat_config.get(key) or AS_DEIT[key]) for key in NORMALISATION_KEYS)
+    return mean, std
+
+
+def _config_of_weights(init_from: str | None) -> dict[str, Any]:
+    return workdirs.flat(read_metadata(init_from).get('config', {})) if init_from else {}
+
+
+def _warn_of_other_preprocessing(config: Any) -> None:
+    weights_config = _config_of_weights(config.init_from)
+    if not weights_config:
+        return
+    weights_config, config_values = AS_DEIT | weights_config, workdirs.flat(config.to_dict())
+    for key in PREPROCESSING_KEYS:
+        expected, value = (list(values[key]) if isinstance(values[key], list | tuple) else values[key]
+                           for values in (weights_config, config_values))
+        if expected not in ([], value):
+            flag = tuple(expected) if isinstance(expected, list) else expected
+            logging.warning("%s is %s here, but %s in the training of the weights in %s: give --config.%s='%s' to keep "
+                            'that value', key, value, expected, config.init_from, key, flag)

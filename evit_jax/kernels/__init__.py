@@ -1,0 +1,1 @@
+"""Kernels with one meaning and a fastest form on each platform."""

@@ -1,0 +1,146 @@
+"""Multi-head attention from the projected queries, keys and values [B, N, 3 D].
+
+On a TPU the heads are computed one by one: the transpose to [B, H, N, d] takes longer there than the products. On
+other platforms all heads are computed at once.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_MASK_EPSILON = 1e-6  # in DynamicViT's masked softmax
+
+
+@flax.struct.dataclass
+class AttentionOutput:
+    """The output of an attention layer, and what can be read from it. Each method computes its result when called.
+
+    N counts all tokens, prefix tokens included; H heads, d channels per head.
+    """
+
+    out: Array              # [B, Q, D] for the Q first tokens as queries
+    class_attention: Array  # [B, N] float32: the class token's row of the softmax, mean over the heads
+    qkv: Array              # [B, N, 3 D]
+    size: Array | None      # [B, N] float32: patches in each token (proportional attention); None: one each
+    num_heads: int = flax.struct.field(pytree_node=False)
+
+    def class_attention_per_head(self) -> Array:
+        """Returns the class token's row of the softmax of each head, [B, H, N] float32."""
+        q, k, _ = _split_heads(self.qkv, self.num_heads)
+        return class_attention(_scale(q)[:, :, 0], k, None if self.size is None else self.size[:, None])
+
+    def received_attention(self) -> Array:
+        """Returns the attention that each token receives, [B, N] float32: the mean over all queries and heads.
+
+        It needs the whole softmax [B, H, N, N] once more.
+        """
+        q, k, _ = _split_heads(self.qkv, self.num_heads)
+        logits = jnp.einsum('bhqd,bhkd->bhqk', _scale(q), k, preferred_element_type=jnp.float32)
+        if self.size is not None:
+            logits = logits + jnp.log(self.size)[:, None, None]
+        return jax.nn.softmax(logits).mean(axis=(1, 2))
+
+    def keys(self) -> Array:
+        """Returns the keys of each head, [B, H, N, d]."""
+        return _split_heads(self.qkv, self.num_heads)[1]
+
+    def values(self) -> Array:
+        """Returns the values of each head, [B, H, N, d]."""
+        return _split_heads(self.qkv, self.num_heads)[2]
+
+    def mean_keys(self) -> Array:
+        """Returns the mean over the heads of the keys, [B, N, d] float32."""
+        return jax.lax.platform_dependent(
+            self.qkv, tpu=functools.partial(_mean_keys_head_by_head, num_heads=self.num_heads),
+            default=lambda qkv: _split_heads(qkv, self.num_heads)[1].mean(axis=1, dtype=jnp.float32))
+
+
+def attend(qkv: Array, num_heads: int, *, size: Array | None = None, mask: Array | None = None,
+           num_queries: int | None = None) -> AttentionOutput:
+    """Computes softmax attention of all heads.
+
+    Args:
+      qkv: [B, N, 3 D].
+      size: [B, N] float32: each token counts as so many equal ones (ToMe's proportional attention).
+      mask: [B, N] float32: where it is 0, no other token attends to this one.
+      num_queries: number of first tokens that are queries; None: all.
+    """
+    arguments = {'num_heads': num_heads, 'num_queries': num_queries}
+    out, class_row = jax.lax.platform_dependent(
+        qkv, size, mask, tpu=functools.partial(_head_by_head, **arguments),
+        default=functools.partial(_heads_at_once, **arguments))
+    return AttentionOutput(out, class_row, qkv, size, num_heads)
+
+
+def class_attention(q: Array, k: Array, size: Array | None = None) -> Array:
+    """Computes the class token's row of the softmax, without the N x N matrix.
+
+    Args:
+      q: [..., d], scaled.
+      k: [..., N, d].
+      size: [..., N] float32, as in `attend`.
+
+    Returns:
+      [..., N] float32.
+    """
+    logits = jnp.einsum('...d,...nd->...n', q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits if size is None else logits + jnp.log(size))
+
+
+def _heads_at_once(qkv, size, mask, num_heads, num_queries):
+    # Heads in front before the products: einsum over [B, N, H, d] takes 1.6 times as long on a CPU.
+    q, k, v = _split_heads(qkv, num_heads)
+    size, mask = (None if array is None else array[:, None] for array in (size, mask))
+    q = _scale(q[:, :, :num_queries])
+    out = _softmax_product(q, k, v, size, mask).transpose(0, 2, 1, 3)
+    return out.reshape(*out.shape[:2], -1), class_attention(q[:, :, 0], k, size).mean(axis=1)
+
+
+def _head_by_head(qkv, size, mask, num_heads, num_queries):
+    parts = jnp.split(qkv, 3 * num_heads, axis=-1)  # each [B, N, d]
+    heads = [(_scale(q[:, :num_queries]), k, v) for q, k, v in zip(
+        parts[:num_heads], parts[num_heads:2 * num_heads], parts[2 * num_heads:], strict=True)]
+    out = [_softmax_product(q, k, v, size, mask) for q, k, v in heads]
+    class_row = sum(class_attention(q[:, 0], k, size) for q, k, _ in heads) / num_heads
+    return jnp.concatenate(out, axis=-1), class_row
+
+
+def _mean_keys_head_by_head(qkv, num_heads):
+    parts = jnp.split(qkv, 3 * num_heads, axis=-1)[num_heads:2 * num_heads]
+    return sum(k.astype(jnp.float32) for k in parts) / num_heads
+
+
+def _split_heads(qkv, num_heads):
+    """[B, N, 3 D] to queries, keys and values, each [B, H, N, d]."""
+    return qkv.reshape(*qkv.shape[:2], 3, num_heads, -1).transpose(2, 0, 3, 1, 4)
+
+
+def _scale(q):
+    return q * q.shape[-1]**-0.5
+
+
+def _softmax_product(q, k, v, size, mask):
+    """softmax(q kᵀ) v: q [..., Q, d], k and v [..., N, d]; size and mask [..., N]."""
+    logits = jnp.einsum('...qd,...kd->...qk', q, k, preferred_element_type=jnp.float32)
+    # Dividing after the product with V spares a pass over the N x N weights.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    if size is not None:
+        weights = weights * size[..., None, :]
+    if mask is not None:
+        num_queries, n = weights.shape[-2:]
+        weights = weights * _visible(mask)[..., :num_queries, :] + _MASK_EPSILON / n
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum('...qk,...kd->...qd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return out.astype(v.dtype)
+
+
+def _visible(mask: Array) -> Array:
+    """[..., N] to [..., N, N]: each token attends to the unmasked tokens and to itself.
+
+    Source: DynamicViT, `softmax_with_policy`.
+    """
+    itself = jnp.eye(mask.shape[-1], dtype=mask.dtype)
+    return mask[..., None, :] * (1 - itself) + itself

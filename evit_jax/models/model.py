@@ -1,0 +1,68 @@
+"""A model as pure functions over a plain tree of parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax import Array
+
+from evit_jax.models import lvvit
+from evit_jax.models.config import ViTConfig
+from evit_jax.models.vit import ViT
+from evit_jax.reduction.reducer import NO_MODULES, Modules
+
+Params = dict[str, Any]
+_CLASSES = {ViTConfig: ViT, lvvit.LVViTConfig: lvvit.LVViT}
+
+
+class Model(NamedTuple):
+    """A model split once into pure functions; its parameters are a tree of arrays."""
+
+    config: ViTConfig
+    init: Callable[[Array], Params]           # random key -> parameters
+    apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, **options) -> as ViT.__call__
+    modules: Modules = NO_MODULES             # the learned modules of the reducer
+
+
+def create(config: ViTConfig, **options: Any) -> Model:
+    """Creates a model.
+
+    Args:
+      options: the options of `ViT`: drop_path, dtype, remat, gather_impl, modules.
+    """
+
+    def build(key):
+        return _CLASSES[type(config)](config, rngs=nnx.Rngs(key), **options)
+
+    graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+
+    def init(key):
+        return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
+
+    def apply(params, images, plan, key=None, **inputs):
+        return nnx.merge(graph, params)(images, plan, key=key, **inputs)
+
+    return Model(config, jax.jit(init), apply, options.get('modules', NO_MODULES))
+
+
+def fold_batchnorm(config: ViTConfig, params: Params) -> tuple[ViTConfig, Params]:
+    """Returns config and parameters for serving: batch normalisation folded into convolutions, others unchanged.
+
+    Checkpoints and training keep the unfolded parameters.
+    """
+    return lvvit.fold_batchnorm(config, params) if isinstance(config, lvvit.LVViTConfig) else (config, params)
+
+
+def with_statistics(params: Params, intermediates: dict) -> Params:
+    """Returns parameters with the running statistics in the intermediates of a training step, if there are any.
+
+    Call it after the optimizer's update, and before the EMA.
+    """
+    return _overlay(params, intermediates.get('statistics', {}))
+
+
+def _overlay(tree, part):
+    if not isinstance(part, dict):
+        return part
+    return tree | {name: _overlay(tree[name], below) for name, below in part.items()}

@@ -1,0 +1,105 @@
+"""Applies the reducer of a plan in a forward pass, and records each reduction."""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from evit_jax.kernels.attention import AttentionOutput
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.reducer import ReducerInputs
+from evit_jax.reduction.tokens import Tokens
+
+Reduce = Callable[[Tokens, AttentionOutput], Tokens]
+RECORDS = ('kept', 'patch_ids', 'token_of_patch', 'class_attention', 'mask', 'fused_weights')
+
+
+class Reductions:
+    """The reductions of one forward pass.
+
+    Args:
+      plan: static.
+      rng: [B] random keys, one per image.
+      modules: the learned modules of the reducer, one per reduction in the order of the blocks.
+      train: as in `ReducerInputs`.
+    """
+
+    def __init__(self, plan: TokenPlan, rng: Array, *, modules: Sequence[nnx.Module] = (), train: bool = False):
+        self._plan, self._rng, self._modules, self._train = plan, rng, modules, train
+        self._records: dict[str, tuple] = collections.defaultdict(tuple, dict.fromkeys(RECORDS, ()))
+
+    def before_block(self, block: int, tokens: Tokens) -> Tokens:
+        """Reduces the tokens in front of a block if the plan and the reducer do so there."""
+        if self._plan.keep[block] is None or not self._plan.reducer.before_block:
+            return tokens
+        return self._reduce(tokens, None, block)
+
+    def in_block(self, block: int) -> Reduce | None:
+        """Returns the reduction between attention and MLP of a block, or None."""
+        if self._plan.keep[block] is None or self._plan.reducer.before_block:
+            return None
+        return functools.partial(self._reduce, block=block)
+
+    def records(self) -> dict[str, tuple]:
+        """Returns what was recorded: by name a tuple with one entry per reduction."""
+        return dict(self._records)
+
+    def _reduce(self, tokens: Tokens, attention: AttentionOutput | None, block: int) -> Tokens:
+        plan, stage = self._plan, tokens.stage
+        inputs = ReducerInputs(
+            attention, rng=jax.vmap(lambda key: jax.random.fold_in(key, stage))(self._rng), train=self._train,
+            fuse=plan.fused, block=block, tokens=tokens, module=self._modules[stage] if self._modules else None)
+        after = plan.reducer.reduce(tokens, inputs, plan.keep[block])
+        leaving = after.patch_ids.shape[1], plan.counts[block]
+        if leaving[0] != leaving[1]:
+            raise ValueError(f'reducer {plan.reducer} returned {leaving[0]} patch tokens at block {block}, and the '
+                             f'plan has {leaving[1]}: keep={plan.keep[block]}, fuse={plan.fused}')
+        self._record('kept', after.patch_ids)
+        self._record('patch_ids', tokens.patch_ids)
+        self._record('token_of_patch', after.token_of_patch)
+        self._record('mask', after.mask)
+        if attention is not None:
+            self._record('class_attention', inputs.class_attention)
+            if plan.fused:
+                self._record('fused_weights', fused_weights(
+                    tokens.patch_ids, inputs.class_attention, after.patch_ids, self._records['fused_weights'],
+                    tokens.token_of_patch.shape[1]))
+        for name, array in inputs.records.items():
+            self._record(name, array)
+        return after.replace(stage=stage + 1)
+
+    def _record(self, name, array):
+        if array is not None:
+            self._records[name] += (array,)
+
+
+def fused_weights(patch_ids: Array, scores: Array, kept: Array, before: tuple[Array, ...], patches: int) -> Array:
+    """Computes the weight of each patch in the token that a reduction fuses.
+
+    A fused token that is dropped again counts by the patches in it: the weight of each in that token times the weight
+    of the token itself. The blocks in between change both; this is the effect of the reductions alone.
+
+    Args:
+      patch_ids: [B, N] int32, the ids that enter the reduction.
+      scores: [B, N] float32, their class attention.
+      kept: [B, K] int32, the ids that leave it.
+      before: outputs of this function for the reductions before.
+      patches: number of patches of the image.
+
+    Returns:
+      [B, patches] float32; 0 for a patch that is not in the token. In the first reduction the class attention.
+    """
+    def index(ids):
+        return jnp.where(ids < 0, patches - 1 - ids, ids)  # fused tokens follow the patches
+
+    def weights_of(patch_ids, scores, kept):
+        weights = jnp.zeros(patches + len(before) + 1, scores.dtype).at[index(patch_ids)].add(scores)
+        return weights.at[index(kept)].set(0)
+
+    weights = jax.vmap(weights_of)(patch_ids, scores, kept)
+    earlier = (weights[:, patches + stage, None] * inside for stage, inside in enumerate(before))
+    return sum(earlier, start=weights[:, :patches])

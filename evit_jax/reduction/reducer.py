@@ -1,0 +1,232 @@
+"""The interface of a token reducer. A reducer is a value; a token plan carries one."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from evit_jax.kernels.attention import AttentionOutput
+from evit_jax.reduction.tokens import Tokens
+
+PARAMS = 'reducer'  # key of the learned parameters of reducers in a model's tree; one subtree per reduction
+
+
+class ReducerInputs:
+    """Information about the N tokens that enter a reduction, beside the tokens. An input is computed when it is read.
+
+    Attributes:
+      rng: [B] random keys, one per image. In evaluation they are functions of the image alone.
+      train: the model is training, and `rng` may be used for noise.
+      fuse: the plan fuses the dropped tokens into one.
+      block: index of the block.
+      stage: number of reductions before this one.
+      module: the learned module of this reduction (`Reducer.make_module`), or None.
+      previous_scores: [B, N] float32, the scores by which the reduction before ranked these tokens; for its fused
+        token the sum of the scores in it. None: there is no reduction before, or it had no scores.
+      num_prefix_tokens: number of prefix tokens, F.
+    """
+
+    def __init__(self, attention: AttentionOutput | None, *, rng: Array, train: bool, fuse: bool, block: int,
+                 tokens: Tokens, module: nnx.Module | None = None):
+        self.rng, self.train, self.fuse, self.block, self.module = rng, train, fuse, block, module
+        self.stage, self.previous_scores = tokens.stage, tokens.scores
+        self.num_prefix_tokens = tokens.num_prefix_tokens
+        self.records: dict[str, Array] = {}
+        self._attention = attention
+
+    @functools.cached_property
+    def class_attention(self) -> Array:
+        """Attention of the class token to each token, [B, N] float32: the mean over the heads."""
+        return self._read('class_attention').class_attention[:, self.num_prefix_tokens:]
+
+    @functools.cached_property
+    def class_attention_per_head(self) -> Array:
+        """Attention of the class token to each token, [B, H, N] float32."""
+        return self._read('class_attention_per_head').class_attention_per_head()[:, :, self.num_prefix_tokens:]
+
+    @functools.cached_property
+    def received_attention(self) -> Array:
+        """Mean attention that each token receives from all tokens, [B, N] float32."""
+        return self._read('received_attention').received_attention()[:, self.num_prefix_tokens:]
+
+    @functools.cached_property
+    def keys(self) -> Array:
+        """Attention keys of each head, [B, H, N, d]."""
+        return self._read('keys').keys()[:, :, self.num_prefix_tokens:]
+
+    @functools.cached_property
+    def mean_keys(self) -> Array:
+        """Mean over the heads of the attention keys, [B, N, d] float32."""
+        return self._read('mean_keys').mean_keys()[:, self.num_prefix_tokens:]
+
+    @functools.cached_property
+    def values(self) -> Array:
+        """Attention values of each head, [B, H, N, d]."""
+        return self._read('values').values()[:, :, self.num_prefix_tokens:]
+
+    @property
+    def fuse_weights(self) -> Array | None:
+        """Class attention if the plan fuses the dropped tokens, else None: the argument of `keep_top`."""
+        return self.class_attention if self.fuse else None
+
+    def record(self, name: str, array: Array) -> None:
+        """Adds an array to the model's intermediates, which hold a tuple under `name` with one entry per reduction."""
+        self.records[name] = array
+
+    def _read(self, name):
+        if self._attention is None:
+            raise ValueError(f'inputs.{name} does not exist in front of block {self.block}: its attention is computed '
+                             'later. Read tokens, or reduce between attention and MLP (before_block=False)')
+        return self._attention
+
+
+class Reducer:
+    """A method that reduces tokens. Subclass it, or decorate a function with `register_reducer`.
+
+    Two reducers are equal if name and registration number are equal. A plan with an equal reducer runs the program that
+    was compiled before. Registering a name again makes a new reducer, and its programs are compiled anew.
+
+    Attributes:
+      name: as in `config.reducer.name`.
+      registration: counts the registrations of this name, from 1.
+      can_fuse: can fuse the dropped tokens into one, which leaves beside the kept ones.
+      before_block: reduces in front of the block; else between its attention and its MLP.
+      merges: its tokens hold several patches each; attention counts each token by its size.
+      every_block: reduces in every block if a plan may choose the blocks.
+      checkpoint_prefix: first part of the names of the learned parameters in PyTorch checkpoints.
+    """
+
+    name = ''
+    registration = 1
+    can_fuse = False
+    before_block = False
+    merges = False
+    every_block = False
+    checkpoint_prefix = PARAMS
+
+    def reduce(self, tokens: Tokens, inputs: ReducerInputs, keep: int) -> Tokens:
+        """Reduces N tokens to `keep`, or `keep + 1` with `inputs.fuse`. `keep` is static."""
+        raise NotImplementedError(f'{type(self).__name__} defines no reduce(tokens, inputs, keep)')
+
+    def num_kept(self, patches: int, entering: int, rates: Sequence[float]) -> int:
+        """Returns how many tokens a keep rate keeps.
+
+        Args:
+          patches: number of patches of the image.
+          entering: number of tokens that enter.
+          rates: keep rates up to this reduction, its own last.
+        """
+        return ceil_rate(patches, entering, rates)
+
+    def min_kept(self, entering: int) -> int:
+        """Returns how many of the tokens that enter must be kept at least."""
+        return 1
+
+    def num_leaving(self, entering: int, keep: int, fuse: bool) -> int:
+        """Returns how many tokens leave a reduction."""
+        return keep + fuse
+
+    def prepare(self, tokens: Tokens) -> Tokens:
+        """Prepares the tokens that enter the first block, for example to track their sizes."""
+        if not self.merges:
+            return tokens
+        return tokens.replace(size=jnp.ones(tokens.patch_ids.shape, jnp.float32))
+
+    def make_module(self, width: int, *, init_std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Module | None:
+        """Makes the learned module of one reduction, for tokens of `width` channels; None: nothing is learned.
+
+        Args:
+          init_std: standard deviation of the model's initial weights.
+          dtype: dtype of the computation.
+        """
+        return None
+
+    def module_macs(self, tokens: int, width: int) -> int:
+        """Returns the multiply-accumulates of the learned module for one image."""
+        return 0
+
+    def in_training(self) -> 'Reducer':
+        """Returns the reducer that trains a model for this one."""
+        return self
+
+    @property
+    def is_learned(self) -> bool:
+        """True if the reducer has learned modules."""
+        return type(self).make_module is not Reducer.make_module
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reducer) and (self.name, self.registration) == (other.name, other.registration)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.registration))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f'<reducer {self.name!r}>'
+
+
+class FunctionReducer(Reducer):
+    """A reducer made of a function `reduce(tokens, inputs, keep)`; see `register_reducer` for the arguments."""
+
+    def __init__(self, reduce: Callable[[Tokens, ReducerInputs, int], Tokens], **attributes: Any):
+        self.reduce = reduce
+        self.__dict__ |= attributes
+
+
+class LearnedFunctionReducer(FunctionReducer):
+    """A `FunctionReducer` with a learned module, which it finds in `inputs.module`."""
+
+    module: Callable[[int, nnx.Rngs], nnx.Module]
+
+    def make_module(self, width: int, *, init_std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+        return self.module(width, rngs)
+
+
+def ceil_rate(patches: int, entering: int, rates: Sequence[float]) -> int:
+    """EViT's count: the rate of the entering tokens, a fused one among them, rounded up."""
+    return math.ceil(rates[-1] * entering)
+
+
+def floor_rate(patches: int, entering: int, rates: Sequence[float]) -> int:
+    """DynamicViT's count: the product of the rates so far, of all patches, rounded down; at least 1."""
+    return min(max(int(patches * math.prod(rates)), 1), entering)
+
+
+class Modules(NamedTuple):
+    """The learned modules of a model: their reducer, and how many of them there are, one per reduction."""
+
+    reducer: Reducer | None = None
+    count: int = 0
+
+    def check(self, plan: Any) -> None:
+        """Raises a ValueError if a plan needs learned modules that the model does not have.
+
+        Args:
+          plan: a `TokenPlan`.
+        """
+        reducer, needed = plan.reducer, len(plan.reductions)
+        if not reducer.is_learned or not needed:
+            return
+        own = self.reducer is not None and (self.reducer == reducer or self.reducer.in_training() == reducer)
+        if own and needed <= self.count:
+            return
+        has = f'{self.count} learned module{"s" * (self.count != 1)}' if own else 'none of its modules'
+        raise ValueError(
+            f'reducer {reducer} needs a learned module for each of the blocks {plan.reductions}, and this model has '
+            f'{has}: train one with config.reducer.name={reducer.name} and as many blocks in config.model.reduce_at, '
+            'or choose another reducer' + ' or fewer reductions' * own)
+
+
+NO_MODULES = Modules()
+
+
+def modules_of(reducer: Reducer, names: Iterable[str], prefix: str = PARAMS) -> Modules:
+    """Returns the learned modules of a reducer that parameters belong to, by the dotted names of the parameters."""
+    count = len({name.split('.')[1] for name in names if name.startswith(f'{prefix}.')})
+    return Modules(reducer, count) if count and reducer.is_learned else NO_MODULES

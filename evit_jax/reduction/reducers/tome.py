@@ -1,0 +1,17 @@
+"""ToMe merges the most similar tokens in every block.
+
+Source: Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461; facebookresearch/ToMe.
+"""
+
+from evit_jax.reduction.merging import merge_matched
+from evit_jax.reduction.registry import register_reducer
+
+
+def _min_kept(entering):
+    return entering - entering // 2  # each merged token goes into one of the other half
+
+
+@register_reducer('tome', merges=True, every_block=True, min_kept=_min_kept)
+def TOME(tokens, inputs, keep):
+    """Merges the N - keep most similar pairs of tokens, by the keys of the attention (section 3)."""
+    return merge_matched(tokens, inputs.mean_keys, keep)

@@ -1,0 +1,184 @@
+"""Reducers registered by name, and the inputs that they read."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from evit_jax.models import create
+from evit_jax.models.config import ViTConfig
+from evit_jax.reduction import registry
+from evit_jax.reduction.gather import keep_top
+from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducer import Modules, Reducer
+from evit_jax.reduction.registry import get_reducer, list_reducers, register_reducer
+
+CONFIG = ViTConfig(image_size=32, patch_size=4, width=16, depth=2, heads=2, classes=5)
+INPUTS = ('class_attention', 'class_attention_per_head', 'received_attention', 'keys', 'mean_keys', 'values')
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    list_reducers()  # registers the package's own
+    monkeypatch.setattr(registry, '_REDUCERS', dict(registry._REDUCERS))
+
+
+def images(batch=2):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(batch, 32, 32, 3)), jnp.float32)
+
+
+def plan_of(reducer, reduce_at=(0,)):
+    return make_plan(64, 2, rate=0.5, reduce_at=reduce_at, fuse=False, reducer=reducer)
+
+
+@functools.cache
+def model_and_params():
+    model = create(CONFIG)
+    return model, model.init(jax.random.key(0))
+
+
+def cost(reducer):
+    """The compiler's count of the operations and bytes of the logits under a reducer."""
+    model, params = model_and_params()
+    program = jax.jit(lambda params, images: model.apply(params, images, plan_of(reducer))[0])
+    analysis = program.lower(params, images()).compile().cost_analysis()
+    return analysis['flops'], analysis['bytes accessed']
+
+
+def test_registered_function_reduces_a_model():
+    @register_reducer('l2')
+    def l2(tokens, inputs, keep):
+        return keep_top(tokens, jnp.linalg.norm(tokens.patches, axis=-1), keep)
+
+    model, params = model_and_params()
+    _, intermediates = model.apply(params, images(), plan_of(l2))
+    assert get_reducer('l2') is l2 and 'l2' in list_reducers() and str(l2) == 'l2'
+    assert intermediates['kept'][0].shape == (2, 32)
+
+
+@pytest.mark.parametrize('name', INPUTS)
+def test_inputs_have_their_shapes_and_cost_nothing_unread(name):
+    shapes = {}
+
+    def read(tokens, inputs, keep):
+        shapes[name] = getattr(inputs, name).shape
+        return keep_top(tokens, tokens.patches.sum(-1) + inputs.class_attention * 0, keep)
+
+    def unread(tokens, inputs, keep):
+        return keep_top(tokens, tokens.patches.sum(-1) + inputs.class_attention * 0, keep)
+
+    read, unread = (register_reducer(function.__name__)(function) for function in (read, unread))
+    assert cost(read) == cost(unread)
+    expected = {'class_attention': (2, 64), 'class_attention_per_head': (2, 2, 64), 'received_attention': (2, 64),
+                'keys': (2, 2, 64, 8), 'mean_keys': (2, 64, 8), 'values': (2, 2, 64, 8)}
+    assert shapes[name] == expected[name]
+
+
+def test_whole_attention_costs_only_the_reducer_that_reads_it():
+    @register_reducer('received')
+    def received(tokens, inputs, keep):
+        return keep_top(tokens, inputs.received_attention, keep)
+
+    products = 2 * 2 * 65 * 65 * 16  # Q K^T once more, two images
+    assert cost(received)[0] - cost(get_reducer('evit'))[0] > products
+
+
+def test_previous_scores_are_those_of_the_tokens_that_were_kept():
+    seen = []
+
+    @register_reducer('watch', can_fuse=True)
+    def watch(tokens, inputs, keep):
+        seen.append((inputs.stage, inputs.block, inputs.num_prefix_tokens, inputs.previous_scores))
+        return keep_top(tokens, inputs.class_attention, keep, fuse_weights=inputs.fuse_weights)
+
+    model, params = model_and_params()
+    plan = make_plan(64, 2, rate=0.5, reduce_at=(0, 1), reducer=watch)
+    _, intermediates = model.apply(params, images(), plan)
+    first = np.asarray(intermediates['class_attention'][0])
+    kept = np.asarray(intermediates['kept'][0])
+    assert [entry[:3] for entry in seen] == [(0, 0, 1), (1, 1, 1)] and seen[0][3] is None
+    np.testing.assert_array_equal(seen[1][3][:, :-1], np.take_along_axis(first, kept[:, :-1], axis=1))
+    np.testing.assert_allclose(seen[1][3].sum(1), first.sum(1), rtol=1e-5)
+
+
+def test_random_keys_differ_by_image_and_reduction_but_not_by_batch():
+    model, params = model_and_params()
+    plan = plan_of(get_reducer('random'), reduce_at=(0, 1))
+    kept = model.apply(params, images(), plan)[1]['kept']
+    alone = model.apply(params, images()[:1], plan)[1]['kept']
+    np.testing.assert_array_equal(kept[0][:1], alone[0])
+    assert set(np.asarray(kept[0][0]).tolist()) != set(np.asarray(kept[0][1]).tolist())
+
+
+def test_second_registration_replaces_the_reducer_and_compiles_anew(caplog):
+    def first(tokens, inputs, keep):
+        return keep_top(tokens, inputs.class_attention, keep)
+
+    def second(tokens, inputs, keep):
+        return keep_top(tokens, -inputs.class_attention, keep)
+
+    model, params = model_and_params()
+    apply = jax.jit(lambda params, images, plan: model.apply(params, images, plan)[1]['kept'][0], static_argnums=2)
+    old, new = register_reducer('mine')(first), register_reducer('mine')(second)
+    assert old != new and hash(old) != hash(new) and get_reducer('mine') is new
+    before, after = (np.asarray(apply(params, images(), plan_of(reducer))) for reducer in (old, new))
+    assert (before != after).any()
+    assert apply._cache_size() == 2
+    apply(params, images(), plan_of(get_reducer('mine')))
+    assert apply._cache_size() == 2
+
+
+def test_learned_module_gets_parameters_and_a_gradient():
+    @register_reducer('scored', module=lambda width, rngs: nnx.Linear(width, 1, rngs=rngs))
+    def scored(tokens, inputs, keep):
+        scores = inputs.module(tokens.patches)[..., 0]
+        weighted = tokens.replace(x=tokens.x.at[:, 1:].multiply(jax.nn.sigmoid(scores)[..., None]))
+        return keep_top(weighted, scores, keep)
+
+    model = create(CONFIG, modules=Modules(scored, 1))
+    params = model.init(jax.random.key(0))
+    gradient = jax.grad(lambda params: model.apply(params, images(), plan_of(scored))[0].sum())(params)
+    assert params['reducer'][0]['kernel'].shape == (16, 1) and np.any(gradient['reducer'][0]['kernel'])
+    assert CONFIG.parameters(plan_of(scored)) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    with pytest.raises(ValueError, match='reducer scored needs a learned module'):
+        model_and_params()[0].apply(model_and_params()[1], images(), plan_of(scored))
+
+
+@pytest.mark.parametrize(('wrong', 'message'), [
+    (lambda: register_reducer(''), 'name of a reducer is empty'),
+    (lambda: register_reducer('a', fuse=True), r'fuse=True is no option of a reducer: there are module, can_fuse'),
+    (lambda: register_reducer('a')(lambda tokens: tokens), r'must take \(tokens, inputs, keep\)'),
+    (lambda: get_reducer('evti'), "unknown reducer 'evti': did you mean evit"),
+    (lambda: get_reducer(lambda tokens, inputs, keep: tokens), '@evit_jax.register_reducer')])
+def test_wrong_registrations_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def test_reducer_that_returns_another_number_of_tokens_is_refused():
+    @register_reducer('careless')
+    def careless(tokens, inputs, keep):
+        return keep_top(tokens, inputs.class_attention, keep - 1)
+
+    model, params = model_and_params()
+    with pytest.raises(ValueError, match='reducer careless returned 31 patch tokens at block 0, and the plan has 32'):
+        model.apply(params, images(), plan_of(careless))
+
+
+def test_attention_in_front_of_a_block_is_refused_when_read():
+    @register_reducer('early', before_block=True)
+    def early(tokens, inputs, keep):
+        return keep_top(tokens, inputs.class_attention, keep)
+
+    model, params = model_and_params()
+    with pytest.raises(ValueError, match=r'inputs\.class_attention does not exist in front of block 0'):
+        model.apply(params, images(), plan_of(early))
+
+
+def test_class_without_reduce_says_so():
+    reducer = register_reducer('empty')(type('Empty', (Reducer,), {}))
+    with pytest.raises(NotImplementedError, match='Empty defines no reduce'):
+        reducer.reduce(None, None, 1)
