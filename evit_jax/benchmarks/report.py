@@ -10,6 +10,8 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
+from evit_jax.runtime import storage
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'grain', 'numpy', 'Pillow', 'simplejpeg')
 
 
@@ -31,16 +33,12 @@ def check_writable(flag: str, file: str | os.PathLike | None) -> None:
     """Raises a ValueError if the file of a flag cannot be written. Creates its folder, but not the file."""
     if not file:
         return
-    path = pathlib.Path(file)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        path.open('a').close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise ValueError(f'{flag}={file} cannot be written ({error.strerror}): name a file in a folder that you may '
-                         'write') from error
+    path, subject, way_out = pathlib.Path(file), f'{flag}={file}', 'name a file in a folder that you may write'
+    if not path.exists():
+        storage.make_writable(path.parent, subject, way_out)
+    elif path.is_dir() or not os.access(path, os.W_OK):
+        reason = 'it is a folder' if path.is_dir() else 'it is read-only'
+        raise ValueError(f'{subject} cannot be written ({reason}): {way_out}')
 
 
 def num_cpus() -> int:

@@ -119,11 +119,11 @@ def combine(lists: WorkloadLists) -> list[Workload]:
     """
     _check_lists(lists)
     requested = None if lists.reducers is None else [registry.get_reducer(name) for name in lists.reducers]
-    found = [find_model('--models', name) for name in lists.names]
-    _check_merging(lists.r, [reducer for model in found for reducer in requested or [model.budget.reducer]])
-    unmatched = [plan for plan in lists.plans if plan.model not in {model.name for model in found}]
+    selected = [find_model('--models', name) for name in lists.names]
+    _check_merging(lists.r, [reducer for model in selected for reducer in requested or [model.budget.reducer]])
+    unmatched = [plan for plan in lists.plans if plan.model not in {model.name for model in selected}]
     workloads = {}
-    for model in found:
+    for model in selected:
         sizes = lists.image_sizes or [model.image_size]
         plans = [plan for plan in lists.plans if plan.model == model.name] + unmatched  # `check` refuses the unmatched
         for plan, size in itertools.product(plans, sizes):

@@ -30,18 +30,18 @@ def test_final_part_computes_what_the_model_does(name):
 
     @jax.jit
     def applied(params, images):
-        logits, seen = model.apply(params, images, plan)
-        return logits, {name: seen[name] for name in ('block00', 'block01', 'kept')}
+        logits, intermediates = model.apply(params, images, plan)
+        return logits, {name: intermediates[name] for name in ('block00', 'block01', 'kept')}
 
-    logits, seen = applied(params, images)
+    logits, intermediates = applied(params, images)
     if name == 'vit_layouts':
-        x = model_parts.last_block(config, 8, 2, 'float32').run(params['blocks'][1], seen['block00'])
+        x = model_parts.last_block(config, 8, 2, 'float32').run(params['blocks'][1], intermediates['block00'])
         assert x.shape == (2, 1, 64)
-        np.testing.assert_allclose(x, seen['block01'][:, :1], atol=1e-5)
+        np.testing.assert_allclose(x, intermediates['block01'][:, :1], atol=1e-5)
     else:
         part = model_parts.heads(config, 8, 2, 'float32')
-        found = part.run(params | {'blocks': {}}, seen['block01'], seen['kept'][-1])
-        np.testing.assert_allclose(found, logits, atol=1e-5)
+        logits_of_part = part.run(params | {'blocks': {}}, intermediates['block01'], intermediates['kept'][-1])
+        np.testing.assert_allclose(logits_of_part, logits, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
