@@ -1,20 +1,20 @@
-"""Measures: python -m evit_jax.benchmark input --config configs/deit_s.py --workers 4
-          python -m evit_jax.benchmark model --models deit_s --rates 1,0.7,0.5 --batches 1,16 --dtypes float32
-          python -m evit_jax.benchmark model --models runs/digits --batches 16 --json speed.json
-          python -m evit_jax.benchmark tpu --config configs/deit_s.py --topology v5e:16x16
+"""Measures speed: python -m evit_jax.benchmark input --config configs/deit_s.py --workers 4
+                python -m evit_jax.benchmark model --models deit_s --rates 1,0.7,0.5 --batches 1,16 --dtypes float32
+                python -m evit_jax.benchmark model --models runs/digits --batches 16 --json speed.json
+                python -m evit_jax.benchmark tpu --config configs/deit_s.py --topology v5e:16x16
 
-input: images per second, and per CPU-second, of each stage of the input, of the whole pipeline with so many worker
-processes, and of a plain Pillow pipeline. On the config's training split; on JPEGs made up, of 500 x 375, where there
-is none.
+input: images per second and per CPU-second of each stage of the input, of the whole pipeline with --workers processes,
+and of a simple Pillow pipeline. It reads the training split of the config, or generated JPEGs of 500 x 375 if the data
+are missing.
 
-model: parameters, MACs, compile time, memory, images per second and latency of every combination of the lists given,
-all in turns, on one device; with --train of the config's training step as well, with --against=torch of a plain
-PyTorch EViT beside it. --models takes names, and folders of runs or of converted weights: these are measured with their
-own model config, image size, blocks and reducer, and under their own plan beside the rates. What --json writes is taken
-by `visualize tradeoff`, with the run. On a CPU, `taskset` says how many threads there are.
+model: parameters, MACs, compile time, memory, images per second and latency of every combination of the lists given.
+All combinations run on one device and are timed interleaved. --train adds the training step of --config, and
+--against=torch adds EViT in plain PyTorch. --models takes names of models, and folders of runs or of converted weights.
+A run is measured with its own model config, image size, blocks and reducer, and with its own plan beside the rates.
+Pass the file of --json to `visualize tradeoff`, together with the run. On a CPU, limit the threads with `taskset`.
 
-tpu: what the TPU compiler makes of the training and the evaluation step on a slice of TPUs, without a TPU: memory,
-FLOPs, what the chips exchange, and its own estimate of the speed. Reads no data; needs the extra [tpu-aot].
+tpu: compiles the training and the evaluation step for a TPU slice, without a TPU, and reports the compiler's figures:
+memory, FLOPs, collectives, and an estimate of the speed. It reads no data and needs the extra [tpu-aot].
 """
 
 import dataclasses
@@ -25,8 +25,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from evit_jax import cli
-from evit_jax.benchmarks import cases, model, model_tables, report, tpu
-from evit_jax.benchmarks import input as input_speed
+from evit_jax.benchmarks import input_speed, model_speed, model_tables, report, tpu, workloads
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.reduction.plan_file import read_plan_file
@@ -35,54 +34,55 @@ from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, machine, sharding
 from evit_jax.training import checks, experiment, inputs
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as configs/deit_s.py.')
-_WORKERS = flags.DEFINE_integer('workers', None, 'Processes of the input, -1: by the number of cores; as '
-                                'config.data.workers if not given.', lower_bound=-1)
-_SECONDS = flags.DEFINE_float('seconds', 30.0, 'Time to measure, about.', lower_bound=0.1)
-_BATCH = flags.DEFINE_integer('batch', 128, 'Batch size; small enough for many batches in the time.', lower_bound=1)
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'Slice of TPUs to compile for, as v5e:16x16.')
-_BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'In place of config.batch_size, which is over all '
-                                       'chips.', lower_bound=1)
-_STEPS = flags.DEFINE_multi_enum('step', tpu.STEPS, tpu.STEPS, 'Which to compile for TPU.')
-_STAGES = flags.DEFINE_bool('stages', False, 'Compile for every stage of the keep-rate schedule, not the last alone.')
-_MODELS = flags.DEFINE_list('models', ['deit_s'], 'Models to measure: names, and folders of runs or converted weights.')
-_RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], "Keep rates; 1 is dense. A run's own plan is measured too.")
-_FUSE = flags.DEFINE_list('fuse', None, 'Whether dropped tokens are fused: true, false or both. If not given, as the '
-                          'run was trained; true for a named model.')
-_SIZES = flags.DEFINE_list('image_sizes', [], "Image sizes; each model's own if not given.")
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, for example configs/deit_s.py.')
+_WORKERS = flags.DEFINE_integer('workers', None, 'Worker processes of the input; -1 chooses by the number of cores. '
+                                'Defaults to config.data.workers.', lower_bound=-1)
+_SECONDS = flags.DEFINE_float('seconds', 30.0, 'Approximate time to measure.', lower_bound=0.1)
+_BATCH = flags.DEFINE_integer('batch', 128, 'Batch size of the input; small enough for many batches in --seconds.',
+                              lower_bound=1)
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to compile for, for example v5e:16x16.')
+_BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'Batch size per chip; replaces config.batch_size, which '
+                                       'counts all chips.', lower_bound=1)
+_STEPS = flags.DEFINE_multi_enum('step', tpu.STEPS, tpu.STEPS, 'Step to compile for TPU; may be repeated.')
+_STAGES = flags.DEFINE_bool('stages', False, 'Compile for every stage of the keep-rate schedule, not only the last.')
+_MODELS = flags.DEFINE_list('models', ['deit_s'], 'Names of models, and folders of runs or of converted weights.')
+_RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], 'Keep rates; 1 is dense. The plan of a run is measured too.')
+_FUSE = flags.DEFINE_list('fuse', None, 'Fuse dropped tokens: true, false or both. Defaults to the setting of the run, '
+                          'and to true for a named model.')
+_SIZES = flags.DEFINE_list('image_sizes', [], 'Image sizes. Defaults to the image size of each model.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes.')
-_DTYPES = flags.DEFINE_list('dtypes', None, f'Dtypes of the computation: {", ".join(machine.DTYPES)}. If not given, as '
-                            'the run was trained; float32 for a named model.')
-_REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that drop tokens; if not given, those of the run, and at a '
-                               'quarter, half and three quarters of a named model.')
-_REDUCERS = flags.DEFINE_list('reducers', None, f'Reducers: {", ".join(list_reducers())}. If not given, as the '
-                              'run was trained; evit for a named model.')
-_LOWERINGS = flags.DEFINE_list('gather_impls', ['best'], 'How reductions move tokens: best (on this platform), '
-                               f'{", ".join(GATHERS)}.')
-_R = flags.DEFINE_list('r', [], 'Tokens that every block merges, beside the rates, of the reducers that merge.')
-_PLANS = flags.DEFINE_multi_string('plan', [], 'A file of the planner (python -m evit_jax.plan), to be measured beside '
-                                   'the rates; may be given again.')
-_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Times that everything is measured.', lower_bound=1)
-_TRAIN = flags.DEFINE_bool('train', False, "Measure the training step of --config, too, with each model, rate and so "
-                           "on in place of the config's.")
-_AGAINST = flags.DEFINE_enum('against', None, ['torch'], 'Measure PyTorch beside, if it is installed.')
-_MARKDOWN = flags.DEFINE_string('markdown', None, 'File that the tables are written to.')
-_JSON = flags.DEFINE_string('json', None, 'File that the figures are written to, with machine, versions and date.')
+_DTYPES = flags.DEFINE_list('dtypes', None, f'Dtypes of the computation: {", ".join(machine.DTYPES)}. Defaults to '
+                            'the dtype of the run, and to float32 for a named model.')
+_REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that reduce tokens. Defaults to those of the run, and to a '
+                               'quarter, half and three quarters of the depth of a named model.')
+_REDUCERS = flags.DEFINE_list('reducers', None, f'Reducers: {", ".join(list_reducers())}. Defaults to the reducer of '
+                              'the run, and to evit for a named model.')
+_GATHER_IMPLS = flags.DEFINE_list('gather_impls', ['best'], 'Implementations of the gather in reductions: best (for '
+                                  f'this platform), {", ".join(GATHERS)}.')
+_R = flags.DEFINE_list('r', [], 'Tokens that every block merges, measured beside the rates; for reducers that merge.')
+_PLANS = flags.DEFINE_multi_string('plan', [], 'Plan file of python -m evit_jax.plan, measured beside the rates; may '
+                                   'be repeated.')
+_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Number of rounds; each one times everything.', lower_bound=1)
+_TRAIN = flags.DEFINE_bool('train', False, 'Also measure the training step of --config, with the model, rate and other '
+                           'settings of each combination.')
+_AGAINST = flags.DEFINE_enum('against', None, ['torch'], 'Also measure this framework, if it is installed.')
+_MARKDOWN = flags.DEFINE_string('markdown', None, 'Markdown file to write the tables to.')
+_JSON = flags.DEFINE_string('json', None, 'JSON file to write the figures to, with machine, versions and date.')
 
-_PICTURE = 500, 375  # about what ImageNet's average is
+_JPEG_SIZE = 500, 375  # about the mean size of ImageNet's images
 
 
 def measure_input() -> None:
-    """Prints and writes how fast the input of the config is."""
+    """Measures the input of the config; prints and writes the figures."""
     config = _config('input --config configs/deit_s.py')
-    source, said = _source(config)
+    source, description = _training_source(config)
     workers = machine.resolve_workers(config.data.workers if _WORKERS.value is None else _WORKERS.value)
-    metadata = {'measurement': 'input', 'images': said, 'image_size': config.model.image_size,
+    metadata = {'measurement': 'input', 'images': description, 'image_size': config.model.image_size,
                 'batch_size': _BATCH.value, 'repeats': config.data.repeats, 'augment': config.data.augment,
                 'workers': workers}
     print(', '.join(f'{name} {value}' for name, value in metadata.items()), flush=True)
-    logging.set_verbosity(logging.WARNING)  # the pipelines would say what memory they take at every turn
-    rows = input_speed.rows_of(input_speed.measure(
+    logging.set_verbosity(logging.WARNING)  # each pipeline would log its memory in every round
+    rows = input_speed.json_rows(input_speed.measure(
         source, inputs.train_transform(config), batch_size=_BATCH.value, repeats=config.data.repeats, workers=workers,
         seconds=_SECONDS.value))
     headers = ('', 'images/s', 'images/CPU-s', 'CPU µs per image shown')
@@ -93,46 +93,31 @@ def measure_input() -> None:
 
 
 def measure_model() -> None:
-    """Prints and writes how fast models are."""
+    """Measures models; prints and writes the figures."""
     backend.start()
-    numbers = cli.numbers
-    chosen = cases.combine(
-        names=_MODELS.value, rates=numbers('rates', _RATES.value, float),
-        fuse=cases.choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
-        sizes=numbers('image_sizes', _SIZES.value, int), batches=numbers('batches', _BATCHES.value, int),
-        dtypes=cases.choices('--dtypes', _DTYPES.value, {name: name for name in machine.DTYPES}),
-        reduce_at=numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, methods=_REDUCERS.value,
-        merged=numbers('r', _R.value, int), planned=[read_plan_file(file) for file in _PLANS.value],
-        gather_impls=cases.choices('--gather_impls', _LOWERINGS.value,
-                                   {'best': '', **{name: name for name in GATHERS}}))
-    if other := [case for case in chosen if _AGAINST.value and case.reducer != EVIT]:
-        raise ValueError(f'--against={_AGAINST.value} is of an EViT and knows no {other[0].reducer}: leave one of them '
-                         'out')
-    if two_heads := [case for case in chosen if _AGAINST.value and case.config.distilled]:
-        raise ValueError(f'--against={_AGAINST.value} has no distillation token, and {two_heads[0]} has one: leave one '
-                         'of them out')
-    configs = {case: _config_of(case) for case in chosen if case.train}
+    selected = _workloads()
+    configs = {workload: _training_config(workload) for workload in selected if workload.train}
     report.check_writable('--json', _JSON.value)
     report.check_writable('--markdown', _MARKDOWN.value)
-    jax.config.update('jax_enable_compilation_cache', False)  # or its compile times would be those of reading
+    jax.config.update('jax_enable_compilation_cache', False)  # else compile times would be those of reading the cache
 
-    def run_of(case):
-        return experiment.setup(configs[case], mesh=sharding.data_mesh(case.batch, jax.devices()[:1]),
-                            sources=_generated(configs[case]))
+    def setup_run(workload):
+        return experiment.setup(configs[workload], mesh=sharding.data_mesh(workload.batch_size, jax.devices()[:1]),
+                                sources=_unread_sources(configs[workload]))
 
-    measured = model.measure(chosen, rounds=_ROUNDS.value, seconds=_SECONDS.value, against=_AGAINST.value == 'torch',
-                             run_of=run_of)
-    print(model_tables.metadata(measured))
-    print(*(report.table(*table) for table in model_tables.tables(measured)), sep='\n\n')
-    print(*model_tables.remarks(measured), sep='\n')
+    measurement = model_speed.measure(selected, rounds=_ROUNDS.value, seconds=_SECONDS.value,
+                                      against_torch=_AGAINST.value == 'torch', setup_run=setup_run)
+    print(model_tables.metadata(measurement))
+    print(*(report.table(*table) for table in model_tables.tables(measurement)), sep='\n\n')
+    print(*model_tables.remarks(measurement), sep='\n')
     if _JSON.value:
-        report.write_json(_JSON.value, {'measurement': 'model'} | measured)
+        report.write_json(_JSON.value, {'measurement': 'model'} | measurement)
     if _MARKDOWN.value:
-        pathlib.Path(_MARKDOWN.value).write_text(model_tables.markdown(measured))
+        pathlib.Path(_MARKDOWN.value).write_text(model_tables.markdown(measurement))
 
 
 def compile_for_tpu() -> None:
-    """Prints and writes what the compiler says of the config's steps on a slice."""
+    """Compiles the steps of the config for a TPU slice; prints and writes the compiler's figures."""
     example = 'tpu --config configs/deit_s.py --topology v5e:16x16'
     config, topology = _config(example).copy_and_resolve_references(), _TOPOLOGY.value
     if topology is None:
@@ -143,23 +128,48 @@ def compile_for_tpu() -> None:
             config.batch_size = _BATCH_PER_CHIP.value * len(devices) // chip.devices
     mesh = sharding.data_mesh(config.batch_size, devices)
     checks.check(config)
-    run = experiment.setup(config, mesh=mesh, sources=_generated(config))
+    run = experiment.setup(config, mesh=mesh, sources=_unread_sources(config))
     metadata = {'measurement': 'tpu', 'estimate': 'of the compiler, not measured', 'topology': topology,
-             'chips': len(devices) // chip.devices, 'model': config.model.name, 'parameters': _parameters(run),
-             'batch_size': config.batch_size, 'sharding': config.sharding, 'libtpu': tpu.version()}
+                'chips': len(devices) // chip.devices, 'model': config.model.name,
+                'parameters': run.model.config.parameters(), 'batch_size': config.batch_size,
+                'sharding': config.sharding, 'libtpu': tpu.version()}
     print(', '.join(f'{name} {value}' for name, value in metadata.items()), flush=True)
     plans = [stage.plan for stage in run.stages] if _STAGES.value else [run.plan.in_training()]
     programs = [tpu.compile_step(run, step, plan, topology) for step in _STEPS.value
                 for plan in (plans if step == 'train' else [run.plan])]
-    said = list(dict.fromkeys(program.plan for program in programs))
-    print(*(f'plan {number}: {plan}' for number, plan in enumerate(said, 1)), sep='\n')
-    print(report.table(('', *(f'{program.step}, plan {said.index(program.plan) + 1}' for program in programs)),
-                       tpu.rows_of(programs, chip)))
+    distinct = list(dict.fromkeys(program.plan for program in programs))
+    print(*(f'plan {number}: {plan}' for number, plan in enumerate(distinct, 1)), sep='\n')
+    print(report.table(('', *(f'{program.step}, plan {distinct.index(program.plan) + 1}' for program in programs)),
+                       tpu.table_rows(programs, chip)))
     print(*tpu.remarks(programs, chip), sep='\n')
     if _JSON.value:
         report.write_json(_JSON.value, metadata | {'chip': chip._asdict(), 'programs': [
-            program._asdict() | {'collectives': {kind: found._asdict() for kind, found in program.collectives.items()}}
+            program._asdict() | {'collectives': {kind: each._asdict() for kind, each in program.collectives.items()}}
             for program in programs]})
+
+
+def _workloads():
+    """Returns the combinations that the flags select.
+
+    Raises:
+      ValueError: a flag has a bad value, or PyTorch has no such model.
+    """
+    selected = workloads.combine(workloads.WorkloadLists(
+        names=_MODELS.value, rates=cli.numbers('rates', _RATES.value, float),
+        fuse=workloads.parse_choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
+        image_sizes=cli.numbers('image_sizes', _SIZES.value, int),
+        batch_sizes=cli.numbers('batches', _BATCHES.value, int),
+        dtypes=workloads.parse_choices('--dtypes', _DTYPES.value, {name: name for name in machine.DTYPES}),
+        reduce_at=cli.numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, reducers=_REDUCERS.value,
+        r=cli.numbers('r', _R.value, int), plans=[read_plan_file(file) for file in _PLANS.value],
+        gather_impls=workloads.parse_choices('--gather_impls', _GATHER_IMPLS.value,
+                                             {'best': '', **{name: name for name in GATHERS}})))
+    if other := [workload for workload in selected if _AGAINST.value and workload.reducer != EVIT]:
+        raise ValueError(f'--against={_AGAINST.value} implements EViT, not {other[0].reducer}: leave one of them out')
+    if distilled := [workload for workload in selected if _AGAINST.value and workload.config.distilled]:
+        raise ValueError(f'--against={_AGAINST.value} has no distillation token, and {distilled[0]} has one: leave one '
+                         'of them out')
+    return selected
 
 
 def _config(example):
@@ -168,41 +178,38 @@ def _config(example):
     return _CONFIG.value
 
 
-def _config_of(case):
-    """The config with what a case measures in place of its own."""
+def _training_config(workload):
+    """Returns the config with the settings of a workload."""
     config = _config('model --train --config configs/deit_s.py').copy_and_resolve_references()
     with config.unlocked():
-        for field in {field.name for field in dataclasses.fields(case.shape)} & {*config.model}:
-            config.model[field] = getattr(case.shape, field)
-        config.model.update(name=case.model, dtype=case.dtype, gather_impl=case.gather_impl, reduce_at=case.reduce_at,
-                            fuse=case.fused)
-        config.reducer.update(name=case.reducer.name, r=case.r, decreasing=False)
-        config.keep.update(rate=case.rate, rates=(), tokens=case.tokens, macs=0.0, start_epoch=0, shrink_epochs=0)
-        config.batch_size = jax.device_count()  # whatever passes: a case is measured on one device
+        for field in {field.name for field in dataclasses.fields(workload.config)} & {*config.model}:
+            config.model[field] = getattr(workload.config, field)
+        config.model.update(name=workload.model, dtype=workload.dtype, gather_impl=workload.gather_impl,
+                            reduce_at=workload.reduce_at, fuse=workload.fused)
+        config.reducer.update(name=workload.reducer.name, r=workload.r, decreasing=False)
+        config.keep.update(rate=workload.rate, rates=(), tokens=workload.tokens, macs=0.0, start_epoch=0,
+                           shrink_epochs=0)
+        config.batch_size = jax.device_count()  # passes the check for all devices; a workload runs on one
         checks.check(config)
-        config.batch_size = case.batch
+        config.batch_size = workload.batch_size
     return config
 
 
-def _generated(config):
-    """Sources of which nothing is read."""
+def _unread_sources(config):
+    """Returns sources with the right classes and image size; no example of them is read."""
     return [GeneratedSource(split, config.model.image_size, config.model.classes or 1000)
             for split in GeneratedSource.splits]
 
 
-def _parameters(run):
-    return run.model.config.parameters()
-
-
-def _source(config):
-    """The config's training split, or generated JPEGs; and in words which."""
+def _training_source(config):
+    """Returns the training split of the config, or generated JPEGs, and a description."""
     if config.data.source != 'generated':
         try:
             return inputs.open_sources(config)[0], f'{config.data.source} in {config.data.path}'
         except FileNotFoundError as error:
-            print(f'generated images, as the data are not there: {error}')
-    source = GeneratedSource('train', config.model.image_size, config.model.classes or 1000, encoded=_PICTURE)
-    return source, 'generated JPEGs of {} x {}'.format(*_PICTURE)
+            print(f'generated images, as the data are missing: {error}')
+    source = GeneratedSource('train', config.model.image_size, config.model.classes or 1000, encoded=_JPEG_SIZE)
+    return source, 'generated JPEGs of {} x {}'.format(*_JPEG_SIZE)
 
 
 if __name__ == '__main__':

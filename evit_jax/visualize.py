@@ -46,10 +46,9 @@ from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
 from evit_jax.viz.dropping import dropping_csv, dropping_plot
 from evit_jax.viz.example import Example, Setting
-from evit_jax.viz.published import PUBLISHED
 from evit_jax.viz.report import report_page
 from evit_jax.viz.sheet import example_sheet
-from evit_jax.viz.tradeoff import tradeoff_plot
+from evit_jax.viz.tradeoff import PUBLISHED, tradeoff_plot
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file that names the data; not needed with IMAGES.')
 _OUT = flags.DEFINE_string('out', None, 'Output file; default: kept.html, drop.png or tradeoff.png.')

@@ -12,7 +12,8 @@ import evit_jax
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'evit_jax'
 MAY_IMPORT = {  # package -> packages that it may import beside itself
-    'configs': set(), 'runtime': set(), 'reduction': {'configs', 'runtime'}, 'models': {'runtime', 'reduction'},
+    'configs': set(), 'runtime': set(), 'kernels': set(), 'reduction': {'configs', 'runtime', 'kernels'},
+    'models': {'runtime', 'kernels', 'reduction'},
     'viz': set(), 'data': {'runtime'}, 'metrics': {'runtime'},
     'checkpoints': {'configs', 'runtime', 'reduction', 'models', 'data', 'metrics'}}
 MAY_IMPORT['training'] = {*MAY_IMPORT, 'viz'}

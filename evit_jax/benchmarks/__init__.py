@@ -1,1 +1,1 @@
-"""Measurements, a file each. `evit_jax/benchmark.py` is their door."""
+"""Benchmarks of whole models, of the input pipeline and of programs compiled for TPU; see `evit_jax/benchmark.py`."""

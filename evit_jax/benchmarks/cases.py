@@ -1,184 +1,161 @@
-"""What is measured of the models: every combination of what the lists name."""
+"""Workloads made ready to run on one device: JAX's forward pass and training step, PyTorch's forward pass, a matmul.
 
-import dataclasses
-import itertools
-from collections.abc import Sequence
+Inputs are on the device before the clock starts. Several batches take turns, so that no result can be reused.
+"""
+
+import functools
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from evit_jax import models
-from evit_jax.benchmarks.measured import MeasuredModel, find_model
-from evit_jax.models.config import ViTConfig
-from evit_jax.reduction.budget import TokenBudget
-from evit_jax.reduction.plan import TokenPlan
-from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.reduction.reducers import EVIT, Reducer
+from evit_jax.benchmarks import torch_evit
+from evit_jax.benchmarks.timing import Benchmark
+from evit_jax.benchmarks.workloads import Workload
+from evit_jax.checkpoints.loaded import load_model
+from evit_jax.interchange import torch_weights
+from evit_jax.reduction.reducer import NO_MODULES
+from evit_jax.training.experiment import Experiment
+
+JAX = 'jax'          # name of our engine in results
+NUM_INPUTS = 4       # batches that take turns
+_MIN_LATENCIES = 100      # calls at batch size 1, over all rounds, for the percentiles
+_MATMUL_SIZES = {'cpu': 2048}  # side of the square matrices of the reference matmul
+_LARGE_MATMUL = 8192           # the same on other platforms
 
 
-class Case(NamedTuple):
-    """One combination."""
+class BenchmarkCase(NamedTuple):
+    """A workload, compiled and ready to run on one engine."""
 
-    model: str
-    rate: float
-    fused: bool       # False where nothing is dropped
-    size: int         # of the image; the model is one made for it
-    batch: int
-    dtype: str        # of the computation
-    reduce_at: tuple[int, ...]
-    train: bool = False  # the training step, in place of the forward pass
-    reducer: Reducer = EVIT
-    r: int = 0           # tokens that every block merges, in place of the rate
-    tokens: tuple[int, ...] = ()  # kept at each reduction, in place of the rate
-    gather_impl: str = ''   # how reductions move tokens; '': as is best where it runs
-    run: str = ''        # folder of the run whose model it is; '': the named model
-    run_shape: ViTConfig | None = None  # shape of the run's model
+    workload: Workload
+    engine: str                   # JAX, or one of torch_evit.ENGINES
+    call: Callable[[int], Any]    # number of the call -> its result, which may still be computing
+    wait: Callable[[Any], Any]    # returns once a result is computed
+    fetch: Callable[[Any], np.ndarray] = np.asarray  # result of a forward pass -> logits [B, L]
+    compile_seconds: float | None = None  # None for an engine that does not compile
+    parameters: int = 0
+    argument_bytes: int = 0         # weights and input
+    peak_bytes: int | None = None   # peak memory by the compiler's analysis
 
-    @property
-    def shape(self) -> ViTConfig:
-        return dataclasses.replace(self.run_shape or models.get_config(self.model), image_size=self.size,
-                                   predictors=len(self.reduce_at) if self.reducer.predicts else 0)
-
-    @property
-    def plan(self) -> TokenPlan:
-        config, rates = self.config, (self.rate,) * len(self.reduce_at)
-        budget = TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.r)
-        return budget.plans(config.patches(self.size), config.depth, config.macs)(1.0)
-
-    @property
-    def macs(self) -> int:
-        """Of one image, forward, as the papers count them."""
-        return self.config.macs(self.plan.in_training() if self.train else self.plan)
-
-    @property
-    def executed_macs(self) -> int:
-        """Of one image's logits, as the model computes them."""
-        return self.config.executed_macs(self.plan)
-
-    @property
-    def dense(self) -> 'Case':
-        """The same without dropping."""
-        return self._replace(rate=1.0, fused=False, reducer=EVIT, reduce_at=(), r=0, tokens=(), gather_impl='')
-
-    def __str__(self) -> str:
-        how = 'merged' if self.reducer.merges else 'fused' if self.fused else 'not fused'
-        asked = f'{"-".join(map(str, self.tokens))} at {self.reduce_at}' if self.tokens else f'{self.rate:g}'
-        kept = f'{f"r={self.r}" if self.r else asked} {how}' if self.plan.reductions else 'dense'
-        kept += '' if self.reducer == EVIT else f', {self.reducer}'
-        kept += f' by {self.gather_impl}' if self.gather_impl else ''
-        step = ', train' if self.train else ''
-        return f'{self.run or self.model} {kept}, {self.size} px, batch {self.batch}, {self.dtype}{step}'
+    def benchmark(self, rounds: int) -> Benchmark:
+        """Returns the case as a benchmark: batch size 1 waits for each call, as a server would; others queue calls."""
+        single = self.workload.batch_size == 1
+        # On a CPU, two calls at a time would only compete for the same threads.
+        return Benchmark(f'{self.engine}, {self.workload}', self.call, self.wait,
+                         in_flight=1 if single else calls_in_flight(),
+                         min_calls=-(-_MIN_LATENCIES // rounds) if single else 1)
 
 
-def choices(flag: str, words: Sequence[str] | None, known: dict[str, Any]) -> list[Any] | None:
-    """The values that the words of a flag stand for; None for a flag that is not given.
+class ModelCache:
+    """Weights, images and PyTorch models, created once and shared between cases."""
 
-    Raises:
-      ValueError: one is unknown.
-    """
-    if words is None:
-        return None
-    for word in words:
-        if word not in known:
-            raise ValueError(f'{flag}={",".join(words)}: {word!r} is unknown, there are {", ".join(known)}')
-    return [known[word] for word in words]
+    def __init__(self):
+        self.params = functools.cache(self._params)
+        self.images = functools.cache(self._images)
+        self.torch_model = functools.cache(self._torch_model)
+
+    def _params(self, config, run, modules=NO_MODULES):
+        """Returns the weights of the run if its model is the same, else random ones, which are as fast."""
+        if run and ((loaded := load_model(run)).config, loaded.modules) == (config, modules):
+            return jax.device_put(loaded.params, device())
+        return jax.device_put(models.create(config, modules=modules).init(jax.random.key(0)), device())
+
+    def _images(self, size, batch_size):
+        """Returns normalised batches on the host, each [B, S, S, 3] float32."""
+        rng = np.random.default_rng(0)
+        return [rng.standard_normal((batch_size, size, size, 3), np.float32) for _ in range(NUM_INPUTS)]
+
+    def _torch_model(self, config, run, dtype):
+        weights = torch_weights.to_torch(jax.device_get(self.params(config, run)), config)
+        return torch_evit.TorchEViT(weights, config, dtype=dtype, device=device().platform)
 
 
-def combine(*, names: Sequence[str], rates: Sequence[float], batches: Sequence[int],
-            fuse: Sequence[bool] | None = None, sizes: Sequence[int] = (), dtypes: Sequence[str] | None = None,
-            reduce_at: Sequence[int] = (), train: bool = False, methods: Sequence[str] | None = None,
-            merged: Sequence[int] = (), planned: Sequence[PlanFile] = (),
-            gather_impls: Sequence[str] = ('',)) -> list[Case]:
-    """Every combination once: where nothing is dropped, nothing is fused either, and every method is the same.
+def device() -> jax.Device:
+    """Returns the device that everything is measured on."""
+    return jax.devices()[0]
 
-    The plan of a run is a case beside those of the rates.
+
+def calls_in_flight() -> int:
+    """Returns the number of calls to keep queued on the device."""
+    return 1 if device().platform == 'cpu' else 2
+
+
+def inference_case(workload: Workload, cache: ModelCache) -> BenchmarkCase:
+    """Compiles the forward pass as it is served: normalised float32 images to logits."""
+    params = cache.params(workload.config, workload.run, workload.modules)
+    config, params = models.fold_batchnorm(workload.config, params)
+    model = models.create(config, dtype=jnp.dtype(workload.dtype), gather_impl=workload.gather_impl,
+                          modules=workload.modules)
+    plan = workload.plan
+    images = jax.device_put(cache.images(workload.image_size, workload.batch_size), device())
+    forward = jax.jit(lambda params, images: model.apply(params, images, plan)[0])
+    program, seconds = _compile(forward, params, images[0])
+    return _compiled_case(workload, program, lambda number: program(params, images[number % NUM_INPUTS]), seconds)
+
+
+def training_case(workload: Workload, run: Experiment) -> BenchmarkCase:
+    """Compiles the training step of a run. Its input is uint8 images and labels on the device, as in training."""
+    assert run.plan == workload.plan
+    rng, shapes = np.random.default_rng(0), run.abstract_batch()
+    limits = {'image': 256, 'label': run.model.config.classes}
+    batches = [{name: jax.device_put(rng.integers(limits[name], size=array.shape).astype(array.dtype), array.sharding)
+                for name, array in shapes.items()} for _ in range(NUM_INPUTS)]
+    teacher = run.read_teacher()
+    teacher_params = (teacher.params,) if teacher else ()
+    program, seconds = _compile(run.train_step(teacher), run.abstract_state(), shapes, run.plan.in_training(),
+                                *teacher_params)
+    state = run.new_state()
+
+    def step(number):
+        nonlocal state
+        state, metrics = program(state, batches[number % NUM_INPUTS], *teacher_params)
+        return metrics
+
+    return _compiled_case(workload, program, step, seconds)
+
+
+def baseline_case(workload: Workload, engine: str, cache: ModelCache) -> BenchmarkCase:
+    """Prepares PyTorch's forward pass on the same weights and images.
 
     Args:
-      names: models by name, and folders of runs.
-      fuse, sizes, dtypes, reduce_at, methods: each model's own, where they are not given. A named model fuses, is
-        computed in float32, and reduces by EViT at a quarter, half and three quarters of its depth.
-      sizes: image sizes.
-      reduce_at: blocks that drop tokens.
-      train: each one's training step too.
-      methods: names of reducers; one that cannot fuse does not.
-      merged: tokens that every block merges, beside the rates; of the reducers that merge.
-      planned: plans that are measured beside the rates, each by every method.
-      lowerings: ways to move what is kept, of the reducers that keep by rank; '': the platform's.
-
-    Raises:
-      ValueError: an empty list, or a value that cannot be.
+      engine: one of torch_evit.ENGINES.
     """
-    _check_lists(models=names, reducers=methods, rates=rates, fuse=fuse, batches=batches, dtypes=dtypes)
-    reducing = None if methods is None else [registry.get_reducer(method) for method in methods]
-    measured = [find_model('--models', name) for name in names]
-    _check_merging(merged, [reducer for one in measured for reducer in reducing or [one.budget.reducer]])
-    unclaimed = [plan for plan in planned if plan.model not in {one.name for one in measured}]
-    found = {}
-    for one in measured:
-        sizes_of, reducers_of = sizes or [one.image_size], reducing or [one.budget.reducer]
-        plans = [plan for plan in planned if plan.model == one.name] + unclaimed  # these are refused
-        for plan, size in itertools.product(plans, sizes_of):
-            plan.check(one.name, one.config.patches(size), one.config.depth)
-        by_plan = [_way(reducer, plan.fuse, plan.reduce_at, tokens=plan.tokens)
-                   for plan, reducer in itertools.product(plans, reducers_of)]
-        by_rate = _ways(one, rates, merged, reducers_of, tuple(sorted(reduce_at)) or one.blocks,
-                        [one.budget.fuse] if fuse is None else fuse)
-        own_size = [one.image_size] if one.run and one.image_size in sizes_of else []
-        for ways, of in ((by_rate, sizes_of), ([_own(one)], own_size), (by_plan, sizes_of)):
-            for step, size, batch, dtype in itertools.product((False, True)[:1 + train], of, batches,
-                                                              dtypes or [one.dtype]):
-                case = Case(one.name, 1.0, False, size, batch, dtype, (), step, run=one.run,
-                            run_shape=one.config if one.run else None)
-                for way in ways:
-                    found |= _moved(case._replace(**way), gather_impls)
-    return list(found)
+    model, plan = cache.torch_model(workload.config, workload.run, workload.dtype), workload.plan
+    images = [model.tensor(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+              for batch in cache.images(workload.image_size, workload.batch_size)]
+    forward, wait = model.forward(plan, engine), model.wait
+    begin = time.perf_counter()
+    if engine == torch_evit.COMPILED:
+        wait(forward(images[0]))
+    seconds = time.perf_counter() - begin if engine == torch_evit.COMPILED else None
+    return BenchmarkCase(workload, engine, lambda number: forward(images[number % NUM_INPUTS]), wait,
+                         lambda logits: logits.float().cpu().numpy(), seconds, workload.config.parameters(plan))
 
 
-def _ways(one: MeasuredModel, rates, merged, reducing, at, fuse) -> list[dict[str, Any]]:
-    """Fields of a case for each rate, then for each r, by each reducer.
-
-    Raises:
-      ValueError: there is no block that could drop tokens.
-    """
-    if not at and any(rate != 1 for rate in rates):
-        raise ValueError(f'{one.run} drops tokens at no block (model.reduce_at is empty), and '
-                         f'--rates={",".join(f"{rate:g}" for rate in rates)} would all be dense: give --reduce_at, or '
-                         '--rates=1')
-    amounts = [(rate, 0, reducer) for rate, reducer in itertools.product(rates, reducing)]
-    amounts += [(1.0, r, reducer) for r, reducer in itertools.product(merged, reducing) if reducer.merges]
-    return [_way(reducer, fused, at, rate=rate, r=r) for (rate, r, reducer), fused in itertools.product(amounts, fuse)]
+def matmul_benchmark(dtype: str) -> tuple[Benchmark, float]:
+    """Returns the product of two large matrices, the reference for the device's speed, and its FLOPs."""
+    side = _MATMUL_SIZES.get(device().platform, _LARGE_MATMUL)
+    keys = jax.random.split(jax.random.key(0), 1 + NUM_INPUTS)
+    left, *rights = [jax.device_put(jax.random.normal(key, (side, side), dtype), device()) for key in keys]
+    program = jax.jit(jnp.matmul).lower(left, rights[0]).compile()
+    return Benchmark(f'matmul, {dtype}', lambda number: program(left, rights[number % NUM_INPUTS]),
+                     jax.block_until_ready, calls_in_flight()), 2.0 * side**3
 
 
-def _own(one: MeasuredModel) -> dict[str, Any]:
-    """The plan of a run, as fields of a case."""
-    budget = one.budget
-    if budget.rate is not None:
-        return _way(budget.reducer, budget.fuse, one.blocks, rate=budget.rate)
-    if budget.r and not budget.macs and not budget.decreasing and budget.r == int(budget.r):
-        return _way(budget.reducer, budget.fuse, one.blocks, r=int(budget.r))
-    plan = one.plan()
-    return _way(budget.reducer, plan.fused, plan.reductions, tokens=tuple(plan.keep[at] for at in plan.reductions))
+def _compile(function: Callable, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
+    """Returns the compiled program and the seconds of tracing and compiling; calling it never compiles again."""
+    begin = time.perf_counter()
+    program = function.lower(*arguments).compile()
+    return program, time.perf_counter() - begin
 
 
-def _way(reducer, fused, reduce_at, **amounts):
-    return {'reducer': reducer, 'fused': fused and reducer.fuses, 'reduce_at': reduce_at} | amounts
-
-
-def _check_lists(**lists):
-    if empty := [flag for flag, values in lists.items() if values is not None and not values]:
-        raise ValueError(f'--{empty[0]} is empty: give at least one')
-    if low := [batch for batch in lists['batches'] if batch < 1]:
-        raise ValueError(f'--batches={",".join(map(str, lists["batches"]))}: a batch of {low[0]} has no image, give 1 '
-                         'or more')
-
-
-def _check_merging(merged, reducing):
-    if merged and not any(reducer.merges for reducer in reducing):
-        raise ValueError(f'--r={",".join(map(str, merged))} is of reducers that merge, and of '
-                         f'--reducers={",".join(dict.fromkeys(map(str, reducing)))} none does: add tome or pool, or '
-                         'leave --r out')
-
-
-def _moved(case, gather_impls):
-    """The case by each gather_impl, as keys; once, where nothing is dropped or it is merged."""
-    if not case.plan.reductions:
-        return {case.dense: None}
-    return {case._replace(gather_impl='' if case.reducer.merges else gather_impl): None for gather_impl in gather_impls}
+def _compiled_case(workload, program, call, seconds):
+    memory = program.memory_analysis()
+    peak = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
+    return BenchmarkCase(workload, JAX, call, jax.block_until_ready, np.asarray, seconds,
+                         workload.config.parameters(workload.plan), memory.argument_size_in_bytes, peak)

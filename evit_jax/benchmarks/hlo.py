@@ -1,4 +1,4 @@
-"""Reads the text of a program compiled for TPU: what its chips exchange, and the cycles that the compiler estimates."""
+"""Parses the HLO text of a program compiled for TPU: its collectives, and the cycles that the compiler estimates."""
 
 import collections
 import math
@@ -16,36 +16,36 @@ _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CHANNEL = re.compile(r'\bchannel_id=(\d+)')
 _UNESTIMATED = ('sort', 'custom-call', 'gather', 'scatter', 'copy-start', 'slice-start', 'fusion')
-_LARGE = 1024  # elements; less takes no time that counts
+_LARGE = 1024  # elements; operations on smaller arrays take negligible time
 
 
 class Instruction(NamedTuple):
-    """One line of a computation."""
+    """One instruction, a line of a computation."""
 
     name: str
-    shape: str      # as written: one array, or several in parentheses
+    shape: str      # as written: one array, or several arrays in parentheses
     operation: str
     rest: str       # operands and attributes
     root: bool
 
 
 class Collective(NamedTuple):
-    """An exchange among the chips."""
+    """A collective operation between the chips."""
 
-    kind: str       # 'all-reduce', ...; whether asynchronous or not
-    count: float    # how often a run of the program does it; nan in a loop whose turns are not known
-    bytes: float    # of the whole arrays exchanged, each time: all that is summed, or all that is collected
+    kind: str       # 'all-reduce', ...; the same for asynchronous ones
+    count: float    # executions in one run of the program; NaN in a loop with an unknown trip count
+    bytes: float    # bytes of the whole arrays that one execution sums or gathers
 
 
 class Cycles(NamedTuple):
-    """What the compiler estimates."""
+    """The cycles that the compiler estimates."""
 
     total: float
-    unestimated: dict[str, int]  # operations on large arrays that are not in it, and how many there are
+    unestimated: dict[str, int]  # operations on large arrays without an estimate -> their number
 
 
 class Program:
-    """A program's computations."""
+    """A compiled program, parsed from its HLO text."""
 
     def __init__(self, text: str):
         self._computations: dict[str, dict[str, Instruction]] = {}
@@ -55,24 +55,24 @@ class Program:
             if head := _COMPUTATION.match(line):
                 lines = self._computations[head[2]] = {}
                 self._entry = head[2] if head[1] else self._entry
-            elif found := _INSTRUCTION.match(line):
-                root, name, *parts = found.groups()
+            elif match := _INSTRUCTION.match(line):
+                root, name, *parts = match.groups()
                 lines[name] = Instruction(name, *parts, root=root is not None)
         if not self._entry:
-            raise ValueError('this is no text of a compiled program: it has no ENTRY computation')
+            raise ValueError('the text is not a compiled program: it has no ENTRY computation')
 
     def collectives(self) -> list[Collective]:
-        """Every exchange once, though the compiler spreads an asynchronous one over several fusions."""
-        found = {}
-        for place, instruction, times, _ in self._walk(self._entry):
+        """Returns every collective once, also one that the compiler spreads over several fusions."""
+        collectives = {}
+        for computation, instruction, times, _ in self._walk(self._entry):
             if kind := _COLLECTIVE.match(instruction.operation):
                 channel = _CHANNEL.search(instruction.rest)
-                key = kind[1], channel[1] if channel else (place, instruction.name)
-                found.setdefault(key, self._collective(place, instruction, kind[1], times))
-        return list(found.values())
+                key = kind[1], channel[1] if channel else (computation, instruction.name)
+                collectives.setdefault(key, self._collective(computation, instruction, kind[1], times))
+        return list(collectives.values())
 
     def cycles(self) -> Cycles:
-        """The sum over what is run, loops with their turns."""
+        """Returns the sum over all executed instructions; a loop counts as often as it iterates."""
         total, unestimated = 0.0, collections.Counter()
         for _, instruction, times, counted in self._walk(self._entry):
             if counted:
@@ -83,31 +83,35 @@ class Program:
                 unestimated[_label(instruction)] += 1
         return Cycles(total, dict(unestimated))
 
-    def _walk(self, place: str, times: float = 1,
+    def _walk(self, computation: str, times: float = 1,
               counted: bool = False) -> Iterator[tuple[str, Instruction, float, bool]]:
-        """Instructions in called computations too: where, how often run, whether in something that has an estimate."""
-        for instruction in self._computations[place].values():
-            yield place, instruction, times, counted
-            turns = times * (self._turns(place, instruction) if instruction.operation == 'while' else 1)
+        """Yields the instructions of a computation and of those that it calls.
+
+        Yields:
+          computation, instruction, number of executions, and True if an enclosing fusion already has an estimate.
+        """
+        for instruction in self._computations[computation].values():
+            yield computation, instruction, times, counted
+            turns = times * (self._trip_count(computation, instruction) if instruction.operation == 'while' else 1)
             inside = counted or instruction.operation == 'fusion'
             for names in _CALLED.findall(instruction.rest):
                 for name in names.replace('%', '').split(', '):
                     yield from self._walk(name, turns, inside)
 
-    def _collective(self, place, instruction, kind, times):
+    def _collective(self, computation, instruction, kind, times):
         shapes = _arrays(instruction.shape)
         if instruction.operation.endswith('-start') and kind != 'all-reduce':
-            shapes = [shape for shape in shapes if shape != ('u32', 1)]  # what the compiler notes down
-            shapes = shapes[len(shapes) // 2:]  # operands, then results
+            shapes = [shape for shape in shapes if shape != ('u32', 1)]  # the compiler's own bookkeeping
+            shapes = shapes[len(shapes) // 2:]  # operands come first, then results
         if kind == 'reduce-scatter':
             shapes = [shape for name in _operands(instruction)
-                      for shape in _arrays(self._computations[place][name].shape)]
-        if place.startswith('all-reduce-scatter'):
-            kind = 'reduce-scatter'  # summed, and of the sum each chip keeps its part
+                      for shape in _arrays(self._computations[computation][name].shape)]
+        if computation.startswith('all-reduce-scatter'):
+            kind = 'reduce-scatter'  # an all-reduce of which each chip keeps one slice
         return Collective(kind, times, sum(_width(dtype) * size for dtype, size in shapes))
 
-    def _turns(self, place: str, loop: Instruction) -> float:
-        """Of a loop that counts in constant steps up to a limit; nan of any other."""
+    def _trip_count(self, computation: str, loop: Instruction) -> float:
+        """Returns the iterations of a loop that counts in constant steps up to a limit; NaN for any other loop."""
         called = dict(re.findall(r'\b(condition|body)=%([\w.\-]+)', loop.rest))
         condition, body = (self._computations[called[part]] for part in ('condition', 'body'))
         try:
@@ -117,17 +121,17 @@ class Program:
             root = next(line for line in body.values() if line.root)
             step = next(body[name] for name in _operands(body[_operands(root)[number]])
                         if body[name].operation == 'constant')
-            initial = self._computations[place][_operands(loop)[0]]
-            start = self._computations[place][_operands(initial)[number]]
+            initial = self._computations[computation][_operands(loop)[0]]
+            start = self._computations[computation][_operands(initial)[number]]
             while start.operation == 'copy':
-                start = self._computations[place][_operands(start)[0]]
+                start = self._computations[computation][_operands(start)[0]]
             return math.ceil((_constant(limit) - _constant(start)) / _constant(step))
         except (StopIteration, LookupError, TypeError, ValueError):
             return math.nan
 
 
 def _label(instruction: Instruction) -> str:
-    """What it does: of a fusion only its name tells, of a custom call its target."""
+    """Returns a short name: the target of a custom call, the name of a fusion, the operation of anything else."""
     if target := _TARGET.search(instruction.rest):
         return target[1]
     return re.sub(r'[.\d]+$', '', instruction.name) if instruction.operation == 'fusion' else instruction.operation
@@ -139,12 +143,12 @@ def _operands(instruction: Instruction) -> list[str]:
 
 def _constant(instruction: Instruction) -> int:
     if instruction.operation != 'constant':
-        raise ValueError(f'{instruction.name} is no constant')
+        raise ValueError(f'{instruction.name} is not a constant')
     return int(re.match(r'-?\d+', instruction.rest)[0])
 
 
 def _arrays(shape: str) -> list[tuple[str, int]]:
-    """Element type and size of each array."""
+    """Returns the element type and the number of elements of each array."""
     return [(dtype, math.prod(int(size) for size in sizes.split(',') if size))
             for dtype, sizes in _ARRAY.findall(shape)]
 
@@ -154,5 +158,5 @@ def _elements(shape: str) -> int:
 
 
 def _width(dtype: str) -> float:
-    """Bytes of an element."""
+    """Returns the bytes of one element."""
     return 1 if dtype == 'pred' else int(re.search(r'\d+', dtype)[0]) / 8

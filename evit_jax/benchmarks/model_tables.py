@@ -1,14 +1,14 @@
-"""The figures of models as tables for the screen and for Markdown."""
+"""Formats the results of `model_speed.measure` as tables for the terminal and for Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from evit_jax.benchmarks import report
-from evit_jax.benchmarks.subjects import OURS
+from evit_jax.benchmarks.cases import JAX
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers, rows
-_NOTHING = '-'
-_COLUMNS = {
+_EMPTY = '-'
+_COLUMNS = {  # header -> key of a row, format
     'M params': ('parameters', lambda value: f'{value / 1e6:,.2f}'),
     'G MACs': ('macs', lambda value: f'{value / 1e9:#,.3g}'),
     'executed': ('executed_macs', lambda value: f'{value / 1e9:#,.3g}'),
@@ -22,71 +22,72 @@ _COLUMNS = {
     'of product': ('share_of_matmul', lambda value: f'{value:.1%}')}
 
 
-def tables(measured: dict[str, Any]) -> list[Table]:
-    """Ours; and where PyTorch was measured, images/s of all engines side by side."""
-    rows = measured['rows']
-    ours = [row for row in rows if row['engine'] == OURS]
-    found = [(('', *_COLUMNS), [(row['case'], *_cells(row)) for row in ours])]
+def tables(measurement: dict[str, Any]) -> list[Table]:
+    """Returns the table of our models and, with PyTorch, a second one with the images/s of all engines."""
+    rows = measurement['rows']
+    ours = [row for row in rows if row['engine'] == JAX]
+    result = [(('', *_COLUMNS), [(row['case'], *_cells(row)) for row in ours])]
     engines = list(dict.fromkeys(row['engine'] for row in rows))
     if len(engines) > 1:
         by_case = {(row['case'], row['engine']): row for row in rows}
-        found.append((('images/s', *engines), [
-            (row['case'], *(_beside(by_case[row['case'], engine]) for engine in engines)) for row in ours
+        result.append((('images/s', *engines), [
+            (row['case'], *(_speed(by_case[row['case'], engine]) for engine in engines)) for row in ours
             if (row['case'], engines[1]) in by_case]))
-    return found
+    return result
 
 
-def remarks(measured: dict[str, Any]) -> list[str]:
-    """What the columns mean, and what was measured how."""
-    rows = measured['rows']
+def remarks(measurement: dict[str, Any]) -> list[str]:
+    """Returns lines that explain the columns and the method of measurement."""
+    rows = measurement['rows']
     products = ', '.join(f'{flops / 1e9:,.0f} GFLOP/s in {dtype}'
-                         for dtype, flops in measured['matmul_flops_per_second'].items())
+                         for dtype, flops in measurement['matmul_flops_per_second'].items())
     sources = {row['memory_from'] for row in rows if row['memory_from']}
-    memory = {'compiler': "by the compiler's analysis", 'device': 'as the device says'}
-    said = [
-        f'images/s: median of {measured["rounds"]} rounds, in each of which everything is timed once, in another '
-        'order; ratios are medians of those in each round. Latency: of single calls at batch 1.',
-        'speed-up: over dense, realised; fewer MACs: what it would be if time were as MACs.',
-        'G MACs: as the papers count them; executed: in inference, without what of the last block no head reads.',
-        'of product: share of the speed of a large matrix product, by what is executed, timed in turns with the rest: '
+    memory = {'compiler': "by the compiler's analysis", 'device': 'measured by the device'}
+    lines = [
+        f'images/s: median of {measurement["rounds"]} rounds; each round times everything once, in a new order. Ratios '
+        'are medians of the ratios of each round. Latency: single calls at batch 1.',
+        'speed-up: measured, relative to dense. fewer MACs: the speed-up if time were proportional to MACs.',
+        'G MACs: counted as in the papers. executed: MACs of inference, without the part of the last block that no '
+        'head reads.',
+        'of product: speed in executed FLOP/s relative to a large matrix product, timed in the same rounds: '
         f'{products}.',
-        f'MB: weights, input and what the program needs, at the peak, {" or ".join(memory[name] for name in sources)}.']
+        f'MB: peak memory of weights, input and program, {" or ".join(memory[name] for name in sources)}.']
     if any(row['speedup_over_dense'] is None for row in rows):
-        said.append('No speed-up without rate 1 among --rates.')
+        lines.append('No speed-up without rate 1 among --rates.')
     if any(row['step'] == 'train' for row in rows):
-        said.append('train: the training step with its augmentation on the device, optimizer and average; its FLOPs '
-                    'are counted as three times those of the forward pass.')
-    if 'torch' in measured:
-        said.append('Behind the images/s of an engine: how many times as fast ours is. Their logits agree with ours on '
-                    'the same weights and images.')
-    return said
+        lines.append('train: the training step with augmentation on the device, optimizer and EMA; its FLOPs are '
+                     'counted as three times those of the forward pass.')
+    if 'torch' in measurement:
+        lines.append('In parentheses: the speed of JAX relative to this engine. Both return the same logits for the '
+                     'same weights and images.')
+    return lines
 
 
-def metadata(measured: dict[str, Any]) -> str:
-    """On what it was measured, in a line."""
+def metadata(measurement: dict[str, Any]) -> str:
+    """Returns one line with the date, the machine and the versions."""
     machine = report.machine()
     versions = {name: machine['versions'][name] for name in ('jax', 'jaxlib', 'flax')}
-    versions |= {'torch': measured['torch']} if 'torch' in measured else {}
-    threads = f', {measured["threads"]} threads' if 'threads' in measured else ''
-    threads += ' on both sides' if threads and 'torch' in measured else ''
-    where = machine['processor'] if measured['platform'] == 'cpu' else measured['device']
-    return (f'{machine["date"][:10]}, {where}{threads}, Python {machine["python"]}, '
+    versions |= {'torch': measurement['torch']} if 'torch' in measurement else {}
+    threads = f', {measurement["threads"]} threads' if 'threads' in measurement else ''
+    threads += ' on both sides' if threads and 'torch' in measurement else ''
+    processor = machine['processor'] if measurement['platform'] == 'cpu' else measurement['device']
+    return (f'{machine["date"][:10]}, {processor}{threads}, Python {machine["python"]}, '
             + ', '.join(f'{name} {version}' for name, version in versions.items()))
 
 
-def markdown(measured: dict[str, Any]) -> str:
-    """All of it as a file."""
-    written = [report.markdown_table(*table) for table in tables(measured)]
-    parts = ['# How fast the models are', metadata(measured), *written,
-             '\n'.join(f'- {remark}' for remark in remarks(measured))]
+def markdown(measurement: dict[str, Any]) -> str:
+    """Returns the tables, the metadata and the remarks as a Markdown file."""
+    written = [report.markdown_table(*table) for table in tables(measurement)]
+    parts = ['# Speed of the models', metadata(measurement), *written,
+             '\n'.join(f'- {remark}' for remark in remarks(measurement))]
     return '\n\n'.join(parts) + '\n'
 
 
 def _cells(row):
-    return [_NOTHING if row[key] is None else said(row[key]) for key, said in _COLUMNS.values()]
+    return [_EMPTY if row[key] is None else text(row[key]) for key, text in _COLUMNS.values()]
 
 
-def _beside(row):
-    """images/s, and behind those of others how ours stand to them."""
+def _speed(row):
+    """Returns images/s; for other engines followed by our speed relative to theirs."""
     speed = f'{row["images_per_second"]:,.1f}'
-    return speed if row['engine'] == OURS else f'{speed} ({row["ours_over_this"]:.2f})'
+    return speed if row['engine'] == JAX else f'{speed} ({row["ours_over_this"]:.2f})'

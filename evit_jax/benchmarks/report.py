@@ -1,4 +1,4 @@
-"""What measurements have in common: a table on the screen, and JSON that says on which machine it was."""
+"""Output of measurements: tables for the terminal and Markdown, and JSON with a description of the machine."""
 
 import datetime
 import importlib.metadata
@@ -10,11 +10,13 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
+from evit_jax.runtime import storage
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'grain', 'numpy', 'Pillow', 'simplejpeg')
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+    """Returns an aligned table: the first column flush left, the others flush right."""
     widths = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
     lines = ['  '.join(cell.ljust(width) if column == 0 else cell.rjust(width)
                        for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in (headers, *rows)]
@@ -22,52 +24,48 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same for a Markdown file."""
+    """Returns the table in Markdown."""
     lines = [headers, ['---', *['---:'] * (len(headers) - 1)], *rows]
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
 
 def check_writable(flag: str, file: str | os.PathLike | None) -> None:
-    """Raises a ValueError if a file that a flag names cannot be written; makes its folder."""
+    """Raises a ValueError if the file of a flag cannot be written. Creates its folder, but not the file."""
     if not file:
         return
-    path = pathlib.Path(file)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.exists()
-        path.open('a').close()
-        if not there:
-            path.unlink()
-    except OSError as error:
-        raise ValueError(f'{flag}={file} cannot be written ({error.strerror}): name a file in a folder that you may '
-                         'write') from error
+    path, subject, way_out = pathlib.Path(file), f'{flag}={file}', 'name a file in a folder that you may write'
+    if not path.exists():
+        storage.make_writable(path.parent, subject, way_out)
+    elif path.is_dir() or not os.access(path, os.W_OK):
+        reason = 'it is a folder' if path.is_dir() else 'it is read-only'
+        raise ValueError(f'{subject} cannot be written ({reason}): {way_out}')
 
 
-def cpus() -> int:
-    """Those that this process may use."""
+def num_cpus() -> int:
+    """Returns the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def machine() -> dict[str, Any]:
-    """Where and when something was measured, and with which versions."""
+    """Returns a description of the machine, the date and the versions of packages, for JSON."""
     return {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'), 'system': platform.platform(),
-            'processor': processor(), 'cpus': cpus(), 'python': platform.python_version(),
+            'processor': processor(), 'cpus': num_cpus(), 'python': platform.python_version(),
             'versions': {name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
-def write_json(file: str | os.PathLike, measured: dict[str, Any]) -> None:
-    """Writes what was measured, with the machine; null stands for a number that is not finite.
+def write_json(file: str | os.PathLike, measurement: dict[str, Any]) -> None:
+    """Writes a measurement and the machine as JSON; numbers that are not finite become null.
 
     Raises:
       OSError: the file cannot be written.
     """
     path = pathlib.Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_without_nan({'machine': machine()} | measured), indent=1, allow_nan=False) + '\n')
+    path.write_text(json.dumps(_without_nan({'machine': machine()} | measurement), indent=1, allow_nan=False) + '\n')
 
 
 def _without_nan(value: Any) -> Any:
-    """The value with None for each number in it that JSON has no sign for."""
+    """Returns the value with None for every number that JSON cannot express."""
     if isinstance(value, dict):
         return {name: _without_nan(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -76,6 +74,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def processor() -> str:
+    """Returns the model name of the CPU."""
     info = pathlib.Path('/proc/cpuinfo')
     models = [line.partition(':')[2].strip() for line in info.read_text().splitlines()
               if line.startswith('model name')] if info.exists() else []

@@ -1,4 +1,4 @@
-"""Accuracy, cost and speed of models from the files that runs, evaluations and measurements leave."""
+"""Reads accuracy, cost and speed of models from the files of runs, evaluations and benchmarks, and joins them."""
 
 import collections
 import json
@@ -8,23 +8,23 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from evit_jax.benchmarks.evaluated import Evaluated, Identity, evaluated_in, evaluation_of
+from evit_jax.benchmarks.evaluations import Evaluated, Identity, evaluated_in, evaluation_of
 from evit_jax.runtime import storage
-from evit_jax.viz.result import Result
+from evit_jax.viz.tradeoff import Result
 
-_SHOWN = 8  # plans in a message
+_MAX_LISTED = 8  # plans listed in a message
 
 
 class Results(NamedTuple):
-    """Everything that has an accuracy, and the speeds that belong to none of it."""
+    """Results with an accuracy, and descriptions of the speeds that match none of them."""
 
     results: list[Result]
-    unmatched: list[str]  # speeds, in words
-    evaluated: list[str]  # what they were compared with, in words
+    unmatched: list[str]  # descriptions of speeds without an evaluation
+    evaluated: list[str]  # descriptions of the evaluations
 
     def explain(self) -> str:
-        """The plans of both sides."""
-        return (f'measured: {_some(self.unmatched)}; evaluated: {_some(self.evaluated)}. A speed belongs to the '
+        """Returns a message that lists both sides and the way out."""
+        return (f'measured: {_listed(self.unmatched)}; evaluated: {_listed(self.evaluated)}. A speed belongs to the '
                 'evaluations of the same model, image size and plan: measure the run itself (python -m '
                 'evit_jax.benchmark model --models=WORKDIR), or evaluate it under the measured plan (python -m '
                 'evit_jax.main --mode=evaluate)')
@@ -33,57 +33,64 @@ class Results(NamedTuple):
 def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Results:
     """Reads workdirs of runs, files of evaluations, and JSON files with rows of measurements.
 
-    A workdir has its last full evaluation and its `evaluate-*.json`. A row has any of name (or case), model, rate,
-    top1, macs, images_per_second, image_size, plan and run. Where any top1 of a file is above 1, all of them are in
-    percent; otherwise they are fractions. A row without top1 gives its speed to the evaluations of the same model,
-    image size and plan; without a plan, to those with the same MACs. Of several rows the fastest counts. Where a speed
-    is joined, the speeds of evaluations, which include reading the images, are left out.
+    A workdir contributes its last full evaluation and its `evaluate-*.json`. A row has any of name (or case), model,
+    rate, top1, macs, images_per_second, image_size, plan and run. If any top1 of a file is above 1, all of them are
+    percentages; otherwise they are fractions. A row without top1 gives its speed to the evaluations of the same model,
+    image size and plan; a row without a plan, to those with the same MACs. The fastest of several rows counts. Once any
+    speed is joined, the speeds of evaluations, which include reading the images, are dropped.
 
     Args:
-      ema: accuracy of the moving average of a run's weights.
+      ema: True for the accuracy of the EMA weights of a run.
 
     Raises:
-      ValueError, OSError: a file is not there or not what is expected; none of the speeds belongs to an accuracy.
+      ValueError, OSError: a file is missing or malformed, or none of the speeds matches an evaluation.
     """
-    found, speeds = [], []
-    for path in paths:
-        place = storage.as_path(path)
-        if not place.exists():
-            raise FileNotFoundError(f'there is no {path}: give workdirs of runs and JSON files of measurements')
-        if place.is_dir() or place.suffix == '.jsonl':
-            found += evaluated_in(place if place.is_dir() else place.parent, ema)
+    evaluations, speeds = [], []
+    for name in paths:
+        path = storage.as_path(name)
+        if not path.exists():
+            raise FileNotFoundError(f'there is no {name}: give workdirs of runs and JSON files of measurements')
+        if path.is_dir() or path.suffix == '.jsonl':
+            evaluations += evaluated_in(path if path.is_dir() else path.parent, ema)
             continue
-        told = _read(path)
-        if 'metrics' in told:
-            found.append(evaluation_of(place, ema))
+        content = _read(name)
+        if 'metrics' in content:
+            evaluations.append(evaluation_of(path, ema))
             continue
-        rows = _rows(path, told)
-        found += [row for row in rows if row.result.top1 is not None]
+        rows = _rows(name, content)
+        evaluations += [row for row in rows if row.result.top1 is not None]
         speeds += [row for row in rows if row.result.top1 is None and row.result.speed is not None]
-    found = _told_apart(found)
-    runs, unmatched = {one.run for one in found}, []
+    return _join(_distinct_series(evaluations), speeds)
+
+
+def _join(evaluations: list[Evaluated], speeds: Sequence[Evaluated]) -> Results:
+    """Returns the evaluations with the speeds that match them."""
+    descriptions = [str(evaluation) for evaluation in evaluations]
+    runs, unmatched = {evaluation.run for evaluation in evaluations}, []
     for speed in speeds:
-        same = [number for number, one in enumerate(found) if _same(speed, one, runs)]
-        for number in same:
-            found[number] = found[number]._replace(result=_with_speed(found[number].result, speed.result.speed))
-        if not same:
+        matching = [number for number, evaluation in enumerate(evaluations) if _match(speed, evaluation, runs)]
+        for number in matching:
+            evaluations[number] = evaluations[number]._replace(
+                result=_with_speed(evaluations[number].result, speed.result.speed))
+        if not matching:
             unmatched.append(str(speed))
     joined = len(unmatched) < len(speeds)
-    results = [one.result if one.result.measured or not joined else one.result._replace(speed=None) for one in found]
-    read = Results(results, unmatched, [str(one) for one in found])
-    if found and speeds and not joined:
+    results = [evaluation.result if evaluation.result.measured or not joined else evaluation.result._replace(speed=None)
+               for evaluation in evaluations]
+    read = Results(results, unmatched, descriptions)
+    if evaluations and speeds and not joined:
         raise ValueError(f'none of the {len(speeds)} speeds belongs to an evaluation: {read.explain()}')
     return read
 
 
-def _same(speed: Evaluated, one: Evaluated, runs: set[str]) -> bool:
-    """True where a speed is that of an evaluation."""
-    if speed.run in runs and speed.run != one.run:
+def _match(speed: Evaluated, evaluation: Evaluated, runs: set[str]) -> bool:
+    """Returns True if a speed was measured on the model and plan of an evaluation."""
+    if speed.run in runs and speed.run != evaluation.run:
         return False
-    macs = speed.result.macs, one.result.macs
-    if speed.identity.plan and one.identity.plan:
-        return speed.identity == one.identity and (None in macs or macs[0] == macs[1])
-    models = {speed.identity.model, one.identity.model} - {''}
+    macs = speed.result.macs, evaluation.result.macs
+    if speed.identity.plan and evaluation.identity.plan:
+        return speed.identity == evaluation.identity and (None in macs or macs[0] == macs[1])
+    models = {speed.identity.model, evaluation.identity.model} - {''}
     return bool(macs[0]) and macs[0] == macs[1] and len(models) < 2
 
 
@@ -92,29 +99,30 @@ def _with_speed(result: Result, speed: float | None) -> Result:
     return result._replace(speed=fastest, measured=True)
 
 
-def _told_apart(found: Sequence[Evaluated]) -> list[Evaluated]:
-    """Each once; the lines of runs bear the runs' names, where there are several runs and one has a line."""
-    found = list(dict.fromkeys(found))
-    points = collections.Counter(one.run for one in found)
+def _distinct_series(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
+    """Drops duplicates; adds the name of the run to each series if there are several runs and one has a curve."""
+    evaluations = list(dict.fromkeys(evaluations))
+    points = collections.Counter(evaluation.run for evaluation in evaluations)
     if len(points) < 2 or all(points[run] < 2 for run in points if run):
-        return found
-    return [one._replace(result=one.result._replace(series=f'{one.result.series} ({os.path.basename(one.run)})'))
-            if one.run else one for one in found]
+        return evaluations
+    return [evaluation._replace(result=evaluation.result._replace(
+        series=f'{evaluation.result.series} ({os.path.basename(evaluation.run)})')) if evaluation.run else evaluation
+        for evaluation in evaluations]
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
     with open(path, encoding='utf-8') as file:
         try:
-            told = json.load(file)
+            content = json.load(file)
         except ValueError:
-            told = None
-    if not isinstance(told, dict) or not {'rows', 'metrics'} & told.keys():
+            content = None
+    if not isinstance(content, dict) or not {'rows', 'metrics'} & content.keys():
         raise ValueError(f'{path} is no JSON with "rows", as evit_jax.benchmark model --json writes it')
-    return told
+    return content
 
 
-def _rows(path: str | os.PathLike, told: dict[str, Any]) -> list[Evaluated]:
-    kind, rows = told.get('measurement', 'model'), told['rows']
+def _rows(path: str | os.PathLike, content: dict[str, Any]) -> list[Evaluated]:
+    kind, rows = content.get('measurement', 'model'), content['rows']
     if kind != 'model':
         raise ValueError(f'{path} holds the measurement of {kind}, by evit_jax.benchmark {kind}: give what '
                          'evit_jax.benchmark model --json has written')
@@ -123,16 +131,16 @@ def _rows(path: str | os.PathLike, told: dict[str, Any]) -> list[Evaluated]:
     for row in rows:
         _check_row(path, row)
     ours = [row for row in rows if row.get('step') != 'train' and row.get('engine', 'jax') == 'jax']
-    return [_of_row(path, row, _whole(path, rows)) for row in ours]
+    return [_from_row(path, row, _top1_scale(path, rows)) for row in ours]
 
 
-def _whole(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> int:
-    """The top1 in a file that stands for all images: 1, or 100 where one of them is in percent."""
-    found = [row['top1'] for row in rows if row.get('top1') is not None]
-    if max(found, default=0) <= 1:
+def _top1_scale(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> int:
+    """Returns the top1 that means all images are right: 1, or 100 if any value of the file is above 1."""
+    values = [row['top1'] for row in rows if row.get('top1') is not None]
+    if max(values, default=0) <= 1:
         return 1
-    if low := [top1 for top1 in found if 0 < top1 <= 1]:
-        logging.warning('%s: top1 is in percent, as %g is above 1, so %g is read as %g %%', path, max(found), low[0],
+    if low := [top1 for top1 in values if 0 < top1 <= 1]:
+        logging.warning('%s: top1 is in percent, as %g is above 1, so %g is read as %g %%', path, max(values), low[0],
                         low[0])
     return 100
 
@@ -148,19 +156,19 @@ def _check_row(path: str | os.PathLike, row: dict[str, Any]) -> None:
             raise ValueError(f'{path}: {name} {row[name]!r} is not {wanted}')
 
 
-def _of_row(path: str | os.PathLike, row: dict[str, Any], whole: int) -> Evaluated:
+def _from_row(path: str | os.PathLike, row: dict[str, Any], scale: int) -> Evaluated:
     top1, macs, speed = (row.get(name) for name in ('top1', 'macs', 'images_per_second'))
     name = str(row.get('name') or row.get('case') or row.get('model') or os.path.basename(path))
     rate = row.get('rate')
     series = str(row.get('model', name)) + (', not fused' if row.get('fused') is False and rate != 1 else '')
-    result = Result(series, name if rate is None else f'{rate:g}', None if top1 is None else top1 / whole, macs, speed,
+    result = Result(series, name if rate is None else f'{rate:g}', None if top1 is None else top1 / scale, macs, speed,
                     measured=True)
     run = os.path.realpath(os.path.expanduser(str(row['run']))) if row.get('run') else ''
     identity = Identity(str(row.get('model') or ''), row.get('image_size'), str(row.get('plan') or ''))
     return Evaluated(result, identity, run)
 
 
-def _some(texts: Sequence[str]) -> str:
+def _listed(texts: Sequence[str]) -> str:
     texts = list(dict.fromkeys(texts))
-    more = f' and {len(texts) - _SHOWN} more' if len(texts) > _SHOWN else ''
-    return ' | '.join(texts[:_SHOWN]) + more or 'nothing'
+    more = f' and {len(texts) - _MAX_LISTED} more' if len(texts) > _MAX_LISTED else ''
+    return ' | '.join(texts[:_MAX_LISTED]) + more or 'nothing'

@@ -1,9 +1,9 @@
-"""EViT, of a DeiT or an LV-ViT, in plain PyTorch, to measure against: the same weights, the same plan, no more work.
+"""A baseline: EViT on a DeiT or an LV-ViT in plain PyTorch, with the same weights, the same plan and no extra work.
 
-It is written as functions over a dict of tensors, for torch may be imported only where it is used; beside the same
-model of `torch.nn` modules it lacks their bookkeeping, which favours PyTorch. Attention is
-`scaled_dot_product_attention`, with the class token's row as a small product of its own where tokens are dropped; or,
-as in the papers' code, the whole N x N matrix (`plain`).
+The model is written as functions over a dict of tensors, because torch is imported only where it is used. It lacks the
+bookkeeping of `torch.nn` modules, which favours PyTorch. Attention is `scaled_dot_product_attention`; blocks that drop
+tokens compute the class token's row of the attention as a separate small product. The engine 'plain attention'
+computes the whole N x N matrix, as the code of the papers does.
 """
 
 import functools
@@ -17,14 +17,14 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import TOKEN_SHARE, LVViTConfig
 from evit_jax.reduction.plan import TokenPlan
 
-EAGER, PLAIN, COMPILED = RIVALS = 'torch', 'torch, plain attention', 'torch.compile'
+EAGER, PLAIN, COMPILED = ENGINES = 'torch', 'torch, plain attention', 'torch.compile'
 
 
 def import_torch() -> Any:
-    """The torch package.
+    """Imports and returns the torch package.
 
     Raises:
-      ValueError: it is not installed.
+      ValueError: torch is not installed.
     """
     try:
         import torch
@@ -34,13 +34,14 @@ def import_torch() -> Any:
     return torch
 
 
-def set_up(device: str, threads: int, programs: int) -> str:
-    """Makes torch ready to be timed beside JAX, and says how.
+def configure(device: str, threads: int, programs: int) -> str:
+    """Configures torch to be timed beside JAX, and returns its version.
 
     Args:
-      device: what JAX computes on, cpu or gpu.
-      threads: on CPU, as many as JAX has.
-      programs: that will be compiled; torch.compile by itself falls back to eager after 8 of the same code.
+      device: platform that JAX computes on, 'cpu' or 'gpu'.
+      threads: number of CPU threads, the same as JAX has.
+      programs: number of programs to compile; by default torch.compile falls back to eager mode after 8 versions of
+        the same code.
 
     Raises:
       ValueError: torch is not installed, or cannot use the device.
@@ -50,67 +51,79 @@ def set_up(device: str, threads: int, programs: int) -> str:
         raise ValueError(f'--against=torch: JAX computes on {device}, and torch {torch.__version__} cannot: install '
                          'a torch for it, or measure on the CPU with JAX_PLATFORMS=cpu')
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision('high')  # on GPUs TF32, as JAX has by default; on CPUs float32 all the same
+    torch.set_float32_matmul_precision('high')  # TF32 on GPUs, as in JAX by default; still float32 on CPUs
     torch._dynamo.config.recompile_limit = 8 + programs
-    torch._inductor.config.force_disable_caches = True  # or compile times would be those of reading
+    torch._inductor.config.force_disable_caches = True  # else compile times would be those of reading the cache
     return torch.__version__
 
 
 class TorchEViT:
-    """A ViT without distillation, ready to classify under any plan for its image size."""
+    """A ViT without distillation token, which classifies under any plan for its image size."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], config: ViTConfig, *, dtype: str, device: str):
-        """Places the weights.
+        """Moves the weights to the device.
 
         Args:
-          weights: by timm's names, as `interchange.torch_weights.to_torch` makes them.
-          dtype: of weights and computation.
-          device: cpu or gpu.
+          weights: arrays by timm's names, as `interchange.torch_weights.to_torch` returns them.
+          dtype: dtype of the weights and of the computation.
+          device: 'cpu' or 'gpu'.
+
+        Raises:
+          ValueError: the model has an activation or a pooling that is not implemented here.
         """
         assert not config.distilled
         if (config.activation, config.pooling) != ('gelu', 'token'):
             raise ValueError(f'--against=torch computes exact GELU and reads the class token, and this model has '
                              f'activation={config.activation} and pooling={config.pooling}: leave it out')
-        self._torch, self._shape = import_torch(), config
+        self._torch, self._config = import_torch(), config
         self._f = self._torch.nn.functional
         self._dtype, self._device = getattr(self._torch, dtype), 'cuda' if device == 'gpu' else device
-        self._in_lvvit = isinstance(config, LVViTConfig)
+        self._is_lvvit = isinstance(config, LVViTConfig)
         self._weights = {name: self.tensor(np.array(value)) for name, value in weights.items()}
 
     def tensor(self, value: np.ndarray) -> Any:
-        """An array as a tensor of the model's dtype, on its device."""
+        """Returns the array as a tensor of the model's dtype, on its device."""
         return self._torch.from_numpy(value).to(device=self._device, dtype=self._dtype)
 
     def forward(self, plan: TokenPlan, engine: str) -> Callable[[Any], Any]:
-        """Images [B, 3, S, S] to logits under a plan, as one of RIVALS does it."""
+        """Returns the function from images [B, 3, S, S] to logits [B, L] under a plan.
+
+        Args:
+          engine: one of ENGINES.
+        """
         run = functools.partial(self.logits, plan=plan, plain=engine == PLAIN)
-        if engine == COMPILED:  # with fullgraph, what it cannot compile is an error and not run eagerly
+        if engine == COMPILED:  # fullgraph: code that cannot be compiled is an error, not run eagerly
             run = self._torch.compile(run, fullgraph=True, dynamic=False)
         return self._torch.inference_mode()(run)
 
     def wait(self, result: Any) -> None:
-        """Returns when all that was begun is done; a CPU does it at once."""
+        """Returns once the device has finished all calls; a CPU computes synchronously."""
         if self._device == 'cuda':
             self._torch.cuda.synchronize()
 
     def logits(self, images: Any, plan: TokenPlan, plain: bool = False) -> Any:
-        """Logits [B, L] of normalised images [B, 3, S, S]."""
+        """Returns the logits [B, L] of normalised images [B, 3, S, S].
+
+        Args:
+          plain: computes the whole attention matrix.
+        """
         x = self._patches(images)
-        first = self._weights['cls_token'].expand(len(x), -1, -1)
-        x = self._torch.cat([first, x], dim=1) + self._weights['pos_embed']
+        class_token = self._weights['cls_token'].expand(len(x), -1, -1)
+        x = self._torch.cat([class_token, x], dim=1) + self._weights['pos_embed']
         ranks = []
         for block, keep in enumerate(plan.keep):
             x = self._block(x, f'blocks.{block}.', keep, plan.fused, plain, ranks)
-        if not self._in_lvvit:
+        if not self._is_lvvit:
             return self._linear(self._norm(x[:, 0], 'norm'), 'head')
         x = self._norm(x, 'norm')
-        fused = self._which_are_fused(ranks, plan)
-        of_tokens = self._linear(x[:, 1:], 'aux_head')
-        of_tokens = of_tokens if fused is None else of_tokens.masked_fill(fused[..., None], -math.inf)
-        return self._linear(x[:, 0], 'head') + TOKEN_SHARE * of_tokens.amax(1)
+        fused = self._fused_mask(ranks, plan)
+        token_logits = self._linear(x[:, 1:], 'aux_head')
+        if fused is not None:
+            token_logits = token_logits.masked_fill(fused[..., None], -math.inf)
+        return self._linear(x[:, 0], 'head') + TOKEN_SHARE * token_logits.amax(1)
 
-    def _which_are_fused(self, ranks, plan):
-        """Bool [B, N] of the tokens that are left; None where none can be."""
+    def _fused_mask(self, ranks, plan):
+        """Returns a mask of the fused tokens among the remaining ones, [B, N] bool; None if the plan does not fuse."""
         fused = None
         for rank in ranks if plan.fused else ():
             kept = self._torch.zeros_like(rank, dtype=self._torch.bool) if fused is None else fused.gather(1, rank)
@@ -118,13 +131,13 @@ class TorchEViT:
         return fused
 
     def _patches(self, images):
-        """[B, N, D]."""
-        for number, convolution in enumerate(self._shape.convolutions):
-            layer, norm = ((f'conv{number + 1}', f'bn{number + 1}') if self._in_lvvit else
+        """Returns the patch embeddings [B, N, D]."""
+        for number, convolution in enumerate(self._config.convolutions):
+            layer, norm = ((f'conv{number + 1}', f'bn{number + 1}') if self._is_lvvit else
                            (f'stem.{number}', f'norms.{number}'))
             convolved = self._f.conv2d(images, self._weights[f'patch_embed.{layer}.weight'], stride=convolution.stride,
                                        padding=convolution.side // 2)
-            images = (self._batch_norm if self._in_lvvit else self._instance_norm)(convolved, f'patch_embed.{norm}.')
+            images = (self._batch_norm if self._is_lvvit else self._instance_norm)(convolved, f'patch_embed.{norm}.')
         kernel, bias = (self._weights[f'patch_embed.proj.{part}'] for part in ('weight', 'bias'))
         return self._f.conv2d(images, kernel, bias, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)
 
@@ -137,20 +150,21 @@ class TorchEViT:
         return self._f.relu(self._f.batch_norm(x, *values, eps=1e-5))
 
     def _block(self, x, name, keep, fused, plain, ranks):
-        """A transformer block; a reduction stands between attention and MLP, and adds what it kept to `ranks`."""
-        branch, attention = self._attend(self._norm(x, name + 'norm1'), name + 'attn.', keep is not None, plain)
-        x = x.add(branch, alpha=self._shape.residual_scale)
+        """Applies a transformer block; a reduction comes before the MLP and appends its kept indices to `ranks`."""
+        branch, attention = self._attention_branch(self._norm(x, name + 'norm1'), name + 'attn.', keep is not None,
+                                                   plain)
+        x = x.add(branch, alpha=self._config.residual_scale)
         if keep is not None:
             ranks.append(attention.topk(keep, dim=1).indices)
             x = self._reduce(x, attention, ranks[-1], fused)
         hidden = self._f.gelu(self._linear(self._norm(x, name + 'norm2'), name + 'mlp.fc1'))
-        return x.add(self._linear(hidden, name + 'mlp.fc2'), alpha=self._shape.residual_scale)
+        return x.add(self._linear(hidden, name + 'mlp.fc2'), alpha=self._config.residual_scale)
 
-    def _attend(self, x, name, reduces, plain):
-        """The branch [B, N, D], and where the class token looks, [B, N - 1], if tokens are to be dropped."""
+    def _attention_branch(self, x, name, reduces, plain):
+        """Returns the branch [B, N, D] and, in a block that reduces, the class attention [B, N - 1], else None."""
         batch, n, width = x.shape
-        head = width // self._shape.heads
-        qkv = self._linear(x, name + 'qkv').reshape(batch, n, 3, self._shape.heads, head).permute(2, 0, 3, 1, 4)
+        head = width // self._config.heads
+        qkv = self._linear(x, name + 'qkv').reshape(batch, n, 3, self._config.heads, head).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # each [B, H, N, d]
         attention = None
         if plain:
@@ -166,7 +180,7 @@ class TorchEViT:
         return self._linear(mixed.transpose(1, 2).reshape(batch, n, width), name + 'proj'), attention
 
     def _reduce(self, x, attention, rank, fused):
-        """The class token, the tokens of a rank, and the sum of the others by attention."""
+        """Returns the class token, the tokens of `rank`, and the sum of the others weighted by class attention."""
         patches = x[:, 1:]
         parts = [x[:, :1], patches.gather(1, rank[..., None].expand(-1, -1, x.shape[-1]))]
         if fused:
@@ -178,4 +192,4 @@ class TorchEViT:
 
     def _norm(self, x, name):
         return self._f.layer_norm(x, x.shape[-1:], self._weights[name + '.weight'], self._weights[name + '.bias'],
-                                  self._shape.norm_epsilon)
+                                  self._config.norm_epsilon)

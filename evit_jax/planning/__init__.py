@@ -1,1 +1,1 @@
-"""The plan search: costs of blocks, and the plan that keeps the most tokens within a budget."""
+"""Plan search: finds the token plan for a target speed, from measured or estimated costs of a model's parts."""

@@ -1,7 +1,7 @@
-"""Finds the plan that keeps the most tokens within a budget, whatever it is a budget of.
+"""Plan search: finds the plan that keeps the most tokens within a budget of time or MACs.
 
-What is maximised is the sum over the blocks of the tokens that leave each. That is a stand-in for accuracy, which no
-table of costs knows. Among equals the cheaper plan wins, then the one whose reductions come first.
+The search maximises the number of tokens that leave each block, summed over the blocks. This stands in for accuracy,
+which the costs do not tell. Among equals the cheaper plan wins, then the one that reduces earlier.
 """
 
 import itertools
@@ -18,44 +18,44 @@ from evit_jax.reduction.plan import TokenPlan, make_plan
 
 UNITS = {'x': 'times as fast as dense', 'img/s': 'images per second', 'GMACs': '10^9 multiply-accumulates of an image',
          'MMACs': '10^6 of them'}
-_STATES = 40_000  # ways to make all reductions but the last at given blocks; coarser counts where there would be more
-_CLIFF = 3        # how many times the median rise per token a rise is that nobody draws a line across
-_RISE = 0.1       # and what share of the cost it is at least
+_MAX_STATES = 40_000  # states before the last reduction, at given blocks; token counts are sampled beyond it
+_CLIFF = 3            # least slope of a cliff, in median slopes
+_MIN_RISE = 0.1       # least rise of a cliff, relative to the cost below it
 
 
 class Target(NamedTuple):
-    """What a person asks for."""
+    """A target for the speed or the MACs."""
 
     value: float
-    unit: str  # of UNITS
+    unit: str  # a key of UNITS
 
     def __str__(self) -> str:
         return f'{self.value:g}{self.unit}'
 
 
 class BlockCosts(NamedTuple):
-    """What a block costs; arrays [N + 1]."""
+    """Costs of a block; arrays [N + 1], indexed by a number of tokens."""
 
-    entering: np.ndarray   # by the tokens that enter it: attention
-    leaving: np.ndarray    # by those that leave it: MLP
-    reduction: np.ndarray  # by those that enter it, where it drops some
+    entering: np.ndarray   # attention, by the tokens that enter the block
+    leaving: np.ndarray    # MLP, by the tokens that leave the block
+    reduction: np.ndarray  # reduction, by the tokens that enter the block
 
     @property
-    def whole(self) -> np.ndarray:
-        """Where nothing is dropped."""
+    def total(self) -> np.ndarray:
+        """Costs of a block without a reduction."""
         return self.entering + self.leaving
 
 
 class Costs(NamedTuple):
-    """What the parts of a model cost, in one unit; arrays are by all tokens, prefix included."""
+    """Costs of the parts of a model, in one unit; arrays count all tokens, with the prefix tokens."""
 
-    outside: float     # what no count decides
-    block: BlockCosts  # each but the last
-    last: BlockCosts   # with the heads that read all that leaves it, if any does
-    prefix: int = 1    # tokens beside the patches
+    outside: float     # costs that do not depend on the plan
+    block: BlockCosts  # each block but the last
+    last: BlockCosts   # the last block, with the heads on the patch tokens that leave it
+    prefix: int = 1    # number of prefix tokens
 
-    def of(self, plan: TokenPlan) -> float:
-        """Of a whole model under a plan."""
+    def total(self, plan: TokenPlan) -> float:
+        """Returns the cost of the whole model under a plan."""
         costs = [self.block] * (len(plan.keep) - 1) + [self.last]
         return self.outside + float(sum(
             cost.entering[n_in + self.prefix] + cost.leaving[n_out + self.prefix]
@@ -63,30 +63,30 @@ class Costs(NamedTuple):
             for cost, n_in, n_out, keep in zip(costs, plan.entering, plan.counts, plan.keep, strict=True)))
 
 
-def read_target(text: str) -> Target:
-    """A target as a person writes it: 2x, 20000img/s, 3.0GMACs.
+def parse_target(text: str) -> Target:
+    """Parses a target such as '2x', '20000img/s' or '3.0GMACs'.
 
     Raises:
-      ValueError: it has no known unit, or is no positive number.
+      ValueError: the unit is unknown, or the number is not positive.
     """
-    found = re.fullmatch(r'([\d.]+(?:e\d+)?) *(.*)', text.strip())
-    known = ', '.join(f'{unit} ({meaning})' for unit, meaning in UNITS.items())
-    if not found or found[2] not in UNITS:
-        raise ValueError(f'--target={text} is no number with one of the units {known}: give one as 2x')
+    match = re.fullmatch(r'([\d.]+(?:e\d+)?) *(.*)', text.strip())
+    units = ', '.join(f'{unit} ({meaning})' for unit, meaning in UNITS.items())
+    if not match or match[2] not in UNITS:
+        raise ValueError(f'--target={text} is not a number with one of the units {units}: give for example 2x')
     try:
-        value = float(found[1])
+        value = float(match[1])
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise ValueError(f'--target={text}: {found[1]} is no number above 0')
-    return Target(value, found[2])
+        raise ValueError(f'--target={text}: {match[1]} is not a number above 0')
+    return Target(value, match[2])
 
 
-def budget_of(target: Target, *, dense_seconds: float, dense_macs: int, batch: int) -> float:
-    """Seconds of a batch, or multiply-accumulates of an image, that a plan may take for a target.
+def budget_for(target: Target, *, dense_seconds: float, dense_macs: int, batch: int) -> float:
+    """Returns the budget of a target: seconds of a batch, or MACs of an image.
 
     Raises:
-      ValueError: the dense model is there already.
+      ValueError: the dense model reaches the target.
     """
     budget, dense, reached = {
         'x': (dense_seconds / target.value, dense_seconds, 1),
@@ -101,112 +101,109 @@ def budget_of(target: Target, *, dense_seconds: float, dense_macs: int, batch: i
 
 def mac_costs(dense_macs: int, *, patches: int, depth: int, width: int, mlp_ratio: float, prefix: int,
               head: int = 0) -> Costs:
-    """Multiply-accumulates of an image as the papers count them, as costs.
+    """Returns the MACs of an image, counted as in the papers, as costs.
 
     Args:
-      head: those of what reads every patch token that leaves the last block, for one token.
+      head: MACs of the heads for each patch token that leaves the last block.
     """
     counts = range(patches + prefix + 1)
     attention = np.array([block_macs(n, 0, width, mlp_ratio) for n in counts], float)
     mlp = np.array([block_macs(0, n, width, mlp_ratio) for n in counts], float)
     block = BlockCosts(attention, mlp, np.zeros(len(attention)))
     last = block._replace(leaving=mlp + head * (np.arange(len(mlp)) - prefix))
-    return Costs(dense_macs - (depth - 1) * block.whole[-1] - last.whole[-1], block, last, prefix)
+    return Costs(dense_macs - (depth - 1) * block.total[-1] - last.total[-1], block, last, prefix)
 
 
-def cliffs(known: Mapping[int, float]) -> list[tuple[int, int]]:
-    """Neighbouring counts between which the cost leaps, as at the edge of a tile.
+def cliffs(costs: Mapping[int, float]) -> list[tuple[int, int]]:
+    """Returns the neighbouring counts between which the cost jumps, for example at the edge of a tile.
 
     Args:
-      known: count -> cost.
+      costs: token count -> cost.
     """
-    counts = sorted(known)
+    counts = sorted(costs)
     pairs = list(itertools.pairwise(counts))
-    rises = [(known[b] - known[a]) / (b - a) for a, b in pairs]
-    usual = statistics.median([rise for rise in rises if rise > 0] or [0.0])
-    return [(a, b) for (a, b), rise in zip(pairs, rises)
-            if rise > _CLIFF * usual and known[b] - known[a] > _RISE * known[a]]
+    slopes = [(costs[b] - costs[a]) / (b - a) for a, b in pairs]
+    usual = statistics.median([slope for slope in slopes if slope > 0] or [0.0])
+    return [(a, b) for (a, b), slope in zip(pairs, slopes)
+            if slope > _CLIFF * usual and costs[b] - costs[a] > _MIN_RISE * costs[a]]
 
 
-def curve(known: Mapping[int, float], most: int) -> np.ndarray:
-    """Costs of every count up to `most`, [most + 1]: on a line between neighbours, but never across a cliff.
+def interpolate(costs: Mapping[int, float], max_count: int) -> np.ndarray:
+    """Interpolates costs linearly to every count from 0 to `max_count`, [max_count + 1].
 
-    What lies on a cliff costs as much as its upper end; what lies below the least known count, as much as that.
+    Counts within a cliff have the cost of its upper end. Counts below the lowest one have the cost of the lowest.
     """
-    counts = sorted(known)
-    costs = np.interp(np.arange(most + 1), counts, [known[count] for count in counts])
-    for a, b in cliffs(known):
-        costs[a + 1:b] = known[b]
-    return costs
+    counts = sorted(costs)
+    result = np.interp(np.arange(max_count + 1), counts, [costs[count] for count in counts])
+    for a, b in cliffs(costs):
+        result[a + 1:b] = costs[b]
+    return result
 
 
-def most_tokens(costs: Costs, *, patches: int, depth: int, budget: float, blocks: Sequence[int], reductions: int = 3,
-                least_rate: float = 0.5, fuse: bool = True) -> TokenPlan | None:
-    """The plan within the budget that keeps the most tokens, summed over the blocks that they leave.
+def find_plan(costs: Costs, *, patches: int, depth: int, budget: float, blocks: Sequence[int], reductions: int = 3,
+              least_rate: float = 0.5, fuse: bool = True) -> TokenPlan | None:
+    """Returns the plan within a budget that keeps the most tokens, summed over the blocks; None if there is none.
 
-    No reduction keeps a larger share of what enters it than the one before, but for rounding up to a whole token, as
-    keep rates do: every plain keep rate from `least_rate` on is among the plans that are looked at. A fused token
-    counts.
+    No reduction keeps a larger share of its tokens than the one before, except for rounding up to a whole token.
+    Constant keep rates have this property, so every one from `least_rate` on is in the search space. A fused token
+    counts as a token.
 
     Args:
-      budget: in the unit of the costs.
-      blocks: that may reduce.
-      reductions: at most.
-      least_rate: share of what enters it that every reduction keeps at least. Without such a limit the sum is largest
-        where all is dropped at once, by the little that the first block knows.
-
-    Returns:
-      None, if nothing that is looked at is within the budget.
+      budget: budget in the unit of the costs.
+      blocks: blocks that may reduce tokens.
+      reductions: largest number of reductions.
+      least_rate: least share of its tokens that each reduction keeps. Without this limit, the sum is largest for one
+        reduction that drops everything at once, by the class attention of a block that comes too early for it.
 
     Raises:
-      ValueError: a block that the model does not have.
+      ValueError: a block is out of range.
     """
     blocks = sorted(set(blocks))
-    make_plan(patches, depth, reduce_at=blocks)  # refuses what is out of range
+    make_plan(patches, depth, reduce_at=blocks)  # raises if a block is out of range
     dense = make_plan(patches, depth, reduce_at=())
     budget *= 1 + 1e-12
-    if costs.of(dense) <= budget:
+    if costs.total(dense) <= budget:
         return dense
     search = _Search(costs, patches, depth, budget, blocks, least_rate, fuse)
-    best = max((found for count in range(1, reductions + 1) if (found := search.best(count))), default=None,
-               key=lambda found: found[:2])
+    best = max((result for count in range(1, reductions + 1) if (result := search.best(count))), default=None,
+               key=lambda result: result[:2])
     return best and make_plan(patches, depth, tokens=best[3], reduce_at=best[2], fuse=fuse)
 
 
-def cheapest(costs: Costs, *, patches: int, depth: int, blocks: Sequence[int], reductions: int = 3,
-             least_rate: float = 0.5, fuse: bool = True) -> TokenPlan:
-    """The plan of least cost that keeps as little as may be at the first of the blocks."""
+def cheapest_plan(costs: Costs, *, patches: int, depth: int, blocks: Sequence[int], reductions: int = 3,
+                  least_rate: float = 0.5, fuse: bool = True) -> TokenPlan:
+    """Returns the cheapest plan that keeps the least rate at the first blocks."""
     first = sorted(set(blocks))[:reductions]
     plans = (make_plan(patches, depth, rate=least_rate, reduce_at=first[:count], fuse=fuse)
              for count in range(len(first) + 1))
-    return min(plans, key=costs.of)
+    return min(plans, key=costs.total)
 
 
 class _States(NamedTuple):
-    """Ways to come to the end of a block that reduces: arrays of one length."""
+    """Partial plans up to the end of a block that reduces; arrays of one length."""
 
-    tokens: np.ndarray     # that leave it
+    tokens: np.ndarray     # tokens that leave the block
     limit: np.ndarray      # numerator and
-    entering: np.ndarray   # denominator of the share that the next reduction may keep
+    entering: np.ndarray   # denominator of the largest share that the next reduction may keep
     cost: np.ndarray
-    total: np.ndarray      # tokens that left the blocks so far
-    kept: tuple[np.ndarray, ...]  # at each reduction
+    total: np.ndarray      # tokens that left the blocks so far, summed
+    kept: tuple[np.ndarray, ...]  # tokens kept at each reduction
 
 
 class _Search:
-    """Exhaustive over blocks and counts; the last count, which all else decides, is found by bisection."""
+    """Exhaustive search over blocks and counts. Bisection finds the last count, which the budget determines."""
 
     def __init__(self, costs, patches, depth, budget, blocks, least_rate, fuse):
         self._patches, self._depth, self._blocks, self._fuse = patches, depth, blocks, int(fuse)
         self._budget = budget - costs.outside
-        self._fewest = np.array([max(math.ceil(least_rate * n), 1) for n in range(patches + 1)])  # kept of n
+        self._min_kept = np.array([max(math.ceil(least_rate * n), 1) for n in range(patches + 1)])
         self._block, self._last_block = (
             BlockCosts(*(np.asarray(part)[costs.prefix:costs.prefix + patches + 1] for part in block))
-            for block in (costs.block, costs.last))  # by patch tokens from here on
+            for block in (costs.block, costs.last))  # from here on indexed without the prefix tokens
         self._tails = {block: self._tail(block) for block in blocks}
 
     def best(self, reductions: int) -> tuple[int, float, tuple[int, ...], tuple[int, ...]] | None:
-        """Total tokens, minus the cost, blocks and kept tokens of the best plan with so many reductions."""
+        """Returns the best plan with this many reductions: token sum, negated cost, blocks, kept tokens."""
         start = _States(*(np.array([value]) for value in (self._patches, 1, 1, 0.0, 0)), kept=())
         return self._search(start, (), reductions, self._candidates(reductions))
 
@@ -215,39 +212,39 @@ class _Search:
         for block in self._blocks:
             if at and block <= at[-1]:
                 continue
-            come, most = self._enter(states, block, block - 1 - at[-1] if at else block)
-            found = (self._last(come, most, (*at, block)) if left == 1 else
-                     self._search(self._expand(come, most, block, candidates), (*at, block), left - 1, candidates))
-            if found and (best is None or found[:2] > best[:2]):
-                best = found
+            entered, most = self._enter(states, block, block - 1 - at[-1] if at else block)
+            result = (self._last(entered, most, (*at, block)) if left == 1 else
+                      self._search(self._expand(entered, most, block, candidates), (*at, block), left - 1, candidates))
+            if result and (best is None or result[:2] > best[:2]):
+                best = result
         return best
 
     def _enter(self, states, block, between):
-        """States in front of a reduction, after so many blocks that are whole, and the most that it may keep."""
+        """Returns the states at a reduction, after `between` whole blocks, and the largest count that it may keep."""
         n = states.tokens
-        costs = self._of(block)
-        cost = states.cost + between * self._block.whole[n] + costs.entering[n] + costs.reduction[n]
+        costs = self._costs_of(block)
+        cost = states.cost + between * self._block.total[n] + costs.entering[n] + costs.reduction[n]
         most = np.minimum(-(-states.limit * n // states.entering), n - self._fuse - 1)
         return states._replace(cost=cost, total=states.total + between * n), most
 
     def _expand(self, states, most, block, candidates):
-        """Every state with every count that it may keep and pay for."""
-        may = (candidates <= most[:, None]) & (candidates >= self._fewest[states.tokens][:, None])
-        source, place = np.nonzero(may)
-        keep = candidates[place]
-        tokens, cost = keep + self._fuse, states.cost[source] + self._of(block).leaving[keep + self._fuse]
-        payable = cost + self._behind(block).min() <= self._budget
-        source, keep, tokens, cost = source[payable], keep[payable], tokens[payable], cost[payable]
+        """Returns every state with every count that is allowed and within the budget."""
+        allowed = (candidates <= most[:, None]) & (candidates >= self._min_kept[states.tokens][:, None])
+        source, index = np.nonzero(allowed)
+        keep = candidates[index]
+        tokens, cost = keep + self._fuse, states.cost[source] + self._costs_of(block).leaving[keep + self._fuse]
+        affordable = cost + self._later_costs(block).min() <= self._budget
+        source, keep, tokens, cost = source[affordable], keep[affordable], tokens[affordable], cost[affordable]
         return _States(tokens, keep, states.tokens[source], cost, states.total[source] + tokens,
                        (*(kept[source] for kept in states.kept), keep))
 
     def _last(self, states, most, at):
-        """The best way through the last reduction and the blocks behind it."""
+        """Returns the best plan whose last reduction continues one of the states."""
         tail, rest = self._tails[at[-1]], self._budget - states.cost
-        least, high = self._fewest[states.tokens] + self._fuse, most + self._fuse
+        least, high = self._min_kept[states.tokens] + self._fuse, most + self._fuse
         low = least - 1
         limit = np.maximum(high, 0)
-        while (low < high).any():  # the largest count at which, or at one above it, the rest suffices
+        while (low < high).any():  # the largest count such that it, or a larger one, is affordable
             middle = (low + high + 1) // 2
             fits = (middle >= least) & (tail[limit, np.maximum(middle, 0)] <= rest)
             low, high = np.where((low < high) & fits, middle, low), np.where((low < high) & ~fits, middle - 1, high)
@@ -261,25 +258,25 @@ class _Search:
         return int(total[best]), -float(cost[best]), at, kept
 
     def _tail(self, block):
-        """[limit, n]: the least that any count from n to the limit costs behind the reduction of a block."""
-        cost = self._of(block).leaving + self._behind(block)
+        """Returns [limit, n]: the least cost after the reduction of a block, over the counts from n to the limit."""
+        cost = self._costs_of(block).leaving + self._later_costs(block)
         counts = np.arange(len(cost))
         table = np.where(counts <= counts[:, None], cost, np.inf)
         return np.minimum.accumulate(table[:, ::-1], axis=1)[:, ::-1]
 
-    def _of(self, block):
+    def _costs_of(self, block):
         return self._last_block if block == self._depth - 1 else self._block
 
-    def _behind(self, block):
-        """What all blocks behind one cost, by the tokens in them."""
+    def _later_costs(self, block):
+        """Returns the cost of all blocks after this one, by the number of tokens in them."""
         between = self._depth - 2 - block
-        return between * self._block.whole + self._last_block.whole if between >= 0 else 0 * self._last_block.whole
+        return between * self._block.total + self._last_block.total if between >= 0 else 0 * self._last_block.total
 
     def _candidates(self, reductions):
-        """Counts that a reduction with others behind it may keep: all, or so many that it does not take minutes."""
+        """Returns the counts to try at every reduction but the last: all, or a sample that takes seconds to search."""
         free = max(reductions - 1, 1)
-        number = int((_STATES * math.factorial(free)) ** (1 / free))
+        number = int((_MAX_STATES * math.factorial(free)) ** (1 / free))
         if number >= self._patches:
             return np.arange(1, self._patches)
-        edges = [low - self._fuse for low, _ in cliffs(dict(enumerate(self._block.whole.tolist()))) if low > self._fuse]
+        edges = [low - self._fuse for low, _ in cliffs(dict(enumerate(self._block.total.tolist()))) if low > self._fuse]
         return np.unique(np.append(np.linspace(1, self._patches - 1, number).round().astype(int), edges)).astype(int)

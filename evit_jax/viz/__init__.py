@@ -1,1 +1,1 @@
-"""Pictures of what a model keeps and of how it was trained. Knows numpy arrays, no model."""
+"""Pictures, plots and pages of what a model keeps and of its training. They draw from arrays and know no model."""

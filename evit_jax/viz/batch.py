@@ -1,24 +1,25 @@
-"""What a model sees: images as they are stored, as they come out of the augmentation, and as they are mixed."""
+"""A page of training images: as they are stored, after augmentation, and after mixing."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from evit_jax.viz.page import DARK, GREY, PAGE, draw_page, setup
+from evit_jax.viz.kept import side_by_side
+from evit_jax.viz.page import DARK, GREY, PAGE, Layout, draw_page
 
 
 def batch_page(stored: Sequence[np.ndarray], augmented: np.ndarray, mixed: np.ndarray | None = None, *,
                names: Sequence[str], ids: Sequence[str], heading: str) -> Image.Image:
-    """A page with a row for each image: as stored, some augmented copies, and what these are in a mixed batch.
+    """Draws a page with a row for each image: as stored, its augmented copies, and the same copies after mixing.
 
     Args:
-      stored: uint8 [H, W, 3] of any size; shown as a whole.
-      augmented: [B, C, S, S, 3] uint8, copies of each image.
-      mixed: the same after mixing; each copy then is a blend with another image's.
-      names: classes of the images.
-      ids: written with the stored size below the row.
-      heading: a line above everything.
+      stored: for each image uint8 [H, W, 3] of any size; shown whole.
+      augmented: [B, C, S, S, 3] uint8, C copies of each image.
+      mixed: the copies after mixing, each blended with a copy of another image; the same shape.
+      names: class names of the images.
+      ids: ids of the images; written below the row with the stored size.
+      heading: a line at the top of the page.
     """
     count, copies, size = augmented.shape[:3]
     headers = [('stored', 'whole, shrunk to fit')]
@@ -27,17 +28,15 @@ def batch_page(stored: Sequence[np.ndarray], augmented: np.ndarray, mixed: np.nd
     if mixed is not None:
         headers += [('mixed', f'copy {number}') for number in range(1, copies + 1)]
         shown = [pictures + [*row] for pictures, row in zip(shown, mixed, strict=True)]
-    layout = setup(size, size, len(headers))
-    space = np.full((size, layout.gap, 3), PAGE, np.uint8)
-    rows = [np.concatenate([part for picture in pictures for part in (space, picture)][1:], axis=1)
-            for pictures in shown]
-    captions = [[(name, DARK), (f'{image.shape[1]} x {image.shape[0]}  {said}', GREY)]
-                for name, image, said in zip(names, stored, ids)]
+    layout = Layout.of_pictures(size, size, len(headers))
+    rows = [side_by_side(pictures, layout.gap) for pictures in shown]
+    captions = [[(name, DARK), (f'{image.shape[1]} x {image.shape[0]}  {image_id}', GREY)]
+                for name, image, image_id in zip(names, stored, ids)]
     return draw_page(layout, headers, rows, captions, heading)
 
 
 def _fitted(image: np.ndarray, size: int) -> np.ndarray:
-    """The whole image in a square, on the page's colour."""
+    """Returns the whole image, scaled into a square of the page's colour."""
     height, width = image.shape[:2]
     scale = size / max(height, width)
     shrunk = Image.fromarray(image).resize((max(round(width * scale), 1), max(round(height * scale), 1)),

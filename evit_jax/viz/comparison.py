@@ -1,4 +1,4 @@
-"""Accuracy against cost, a panel for each way that the methods were trained."""
+"""Plots the accuracy of several methods against their cost, with a panel for each way of training."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,30 +8,30 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from evit_jax.viz.axes import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, bare
+from evit_jax.viz.plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, style_panel
 
 _COLOURS = BLUE, ORANGE, GREEN, PURPLE, RED, '#22b8cf', '#8a5a00', '#f783ac', '#343a40'
-_MARKERS = 'o', 's'  # of those whose colour comes again
+_MARKERS = 'o', 's'  # the second marker is for series whose colour repeats
 _PANEL, _HEIGHT, _LEGEND = 4.6, 4.4, 1.9  # inches
 
 
 class Point(NamedTuple):
-    """One method at one cost; shares of 1."""
+    """The accuracy of one method at one cost."""
 
     series: str
-    cost: float    # of the MACs of the dense model
-    top1: float
-    spread: float  # half of the bar
+    cost: float    # MACs relative to the dense model
+    top1: float    # fraction of 1
+    spread: float  # half of the error bar, fraction of 1
 
 
 def comparison_plot(panels: Mapping[str, Sequence[Point]], dense: Mapping[str, float],
                     path: str | os.PathLike | BinaryIO) -> None:
-    """Draws a PNG. Where no method has more than one cost, they stand side by side.
+    """Draws a PNG. If every method of a panel has one cost, the methods stand side by side.
 
     Args:
       panels: title -> points.
-      dense: title -> top-1 of the model that drops nothing.
-      path: or an open file.
+      dense: title -> top-1 of the dense model.
+      path: path of the PNG, or an open file.
     """
     width = _PANEL * len(panels) + _LEGEND
     figure = Figure((width, _HEIGHT), dpi=150, facecolor='white')
@@ -42,22 +42,22 @@ def comparison_plot(panels: Mapping[str, Sequence[Point]], dense: Mapping[str, f
     lines = {}
     for number, (title, points) in enumerate(panels.items()):
         ax = figure.add_axes(((number * _PANEL + 0.62) / width, 0.135, (_PANEL - 0.9) / width, 0.745))
-        bare(ax, f'Top-1, {title}')
+        style_panel(ax, f'Top-1, {title}')
         if title in dense:
             ax.axhline(100 * dense[title], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
             ax.annotate('dense', (0.01, 100 * dense[title]), (0, 3), xycoords=('axes fraction', 'data'),
                         textcoords='offset points', color=GREY, fontsize=8.5)
-        here = [name for name in names if any(point.series == name for point in points)]
-        beside = len(points) == len(here)
-        for place, name in enumerate(here):
+        present = [name for name in names if any(point.series == name for point in points)]
+        single_cost = len(points) == len(present)
+        for index, name in enumerate(present):
             own = sorted((point for point in points if point.series == name), key=lambda point: point.cost)
-            lines[name] = ax.errorbar([place if beside else 100 * point.cost for point in own],
+            lines[name] = ax.errorbar([index if single_cost else 100 * point.cost for point in own],
                                       [100 * point.top1 for point in own], [100 * point.spread for point in own],
                                       **looks[name], markersize=5, linewidth=1.8, elinewidth=1.2, capsize=2.5)
         ax.margins(0.1, 0.1)
-        costs = f'{100 * points[0].cost:.0f} % of the multiply-accumulates' if beside else 'multiply-accumulates, %'
-        ax.set_xlabel(f'{costs} of dense', color=GREY, fontsize=9)
-        if beside:
+        unit = f'{100 * points[0].cost:.0f} % of the multiply-accumulates' if single_cost else 'multiply-accumulates, %'
+        ax.set_xlabel(f'{unit} of dense', color=GREY, fontsize=9)
+        if single_cost:
             ax.set_xticks([])
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g} %'))
     figure.legend(lines.values(), lines.keys(), loc='center right', frameon=False, fontsize=9)

@@ -1,4 +1,4 @@
-"""Curves of a training run: loss, accuracy, keep rate and learning rate over the steps."""
+"""Plots the curves of a training run: loss, accuracy, keep rate and learning rate over the steps."""
 
 import math
 import os
@@ -11,12 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from evit_jax.viz.axes import BLUE, GREEN, GREY, INK, ORANGE, bare, write_ends
+from evit_jax.viz.plot_style import BLUE, GREEN, GREY, INK, ORANGE, style_panel, write_ends
 
-WINDOW = 0.03             # share of the points that the loss is averaged over
-WIDTH = 8.4               # inches, as all below
-MARGINS = (0.62, 0.95, 0.5, 0.55)  # left, right (where the last values are written), top, bottom
-SPACE = 0.52              # between two panels
+WINDOW = 0.03             # fraction of the points in the moving average of the loss
+WIDTH = 8.4               # inches
+MARGINS = (0.62, 0.95, 0.5, 0.55)  # left, right (with the last values), top, bottom; inches
+SPACE = 0.52              # between two panels; inches
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps [N], values [N] float64, N >= 1
 
@@ -26,13 +26,13 @@ def training_curves(records: Sequence[Mapping[str, float]], path: str | os.PathL
     """Draws a PNG with a panel for each of loss, accuracy, keep rate and learning rate that was recorded.
 
     Args:
-      records: one mapping a step, as `training.writers.read_metrics` gives them. Drawn are 'train/loss',
-        'eval/top1' and 'eval/top1_ema' (fractions), 'train/keep_rate' and 'train/lr'; values that are not finite
-        are left out.
-      path: or an open file, to which the PNG is written.
+      records: one mapping for each step, as `metrics.writers.read_metrics` returns them. The plot reads 'train/loss',
+        'eval/top1' and 'eval/top1_ema' (fractions), 'train/keep_rate' and 'train/lr', and skips values that are not
+        finite.
+      path: path of the PNG, or an open file.
 
     Raises:
-      ValueError: `records` hold none of these.
+      ValueError: `records` hold none of these values.
     """
     curves = {name: curve(records, name) for panel in PANELS for name in panel.names}
     curves = {name: (steps, values) for name, (steps, values) in curves.items() if len(steps)}
@@ -50,7 +50,7 @@ def training_curves(records: Sequence[Mapping[str, float]], path: str | os.PathL
         'right': 1 - right / WIDTH, 'top': 1 - top / height, 'bottom': bottom / height})[:, 0]
     last = max(steps[-1] for steps, _ in curves.values())
     for ax, panel in zip(axes, panels):
-        bare(ax, panel.title)
+        style_panel(ax, panel.title)
         ax.set_xlim(0, max(last, 1))
         panel.draw(ax, curves)
     axes[-1].set_xlabel('step', color=GREY, fontsize=9)
@@ -62,17 +62,17 @@ def training_curves(records: Sequence[Mapping[str, float]], path: str | os.PathL
 
 
 def curve(records: Sequence[Mapping[str, float]], name: str) -> Curve:
-    """Steps and finite values [N] of one metric; N is 0 where it was never written."""
+    """Returns the steps and the finite values [N] of one metric; N is 0 if it was never written."""
     points = [(record['step'], record[name]) for record in records if math.isfinite(record.get(name, math.nan))]
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
     return steps, values
 
 
 def smoothed(values: np.ndarray, window: float) -> np.ndarray:
-    """Weighted mean of the neighbours [N], about `window` of them: one that does not lag behind a falling loss."""
+    """Returns the weighted mean of about `window` neighbours on both sides, [N], which does not lag behind a trend."""
     reach = min(math.ceil(window), len(values) - 1)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(window / 2.5, 1e-3)) ** 2)
-    # The ends have neighbours on one side only.
+    # The ends have fewer neighbours, so the weights are normalised.
     total, weight = (np.convolve(x, weights)[reach:reach + len(values)] for x in (values, np.ones(len(values))))
     return total / weight
 
@@ -82,7 +82,7 @@ def _draw_loss(ax: Axes, curves: Mapping[str, Curve]) -> None:
     smooth = smoothed(raw, WINDOW * len(raw))
     ax.plot(steps, raw, color=BLUE, alpha=0.25, linewidth=0.8)
     ax.plot(steps, smooth, color=BLUE, linewidth=1.6, **_dot_if_single(steps))
-    low, high = raw.min(), max(smooth.max(), np.quantile(raw, 0.98))  # a spike must not flatten the rest
+    low, high = raw.min(), max(smooth.max(), np.quantile(raw, 0.98))  # the limit keeps a spike from flattening the rest
     pad = 0.06 * (high - low) or 0.5
     ax.set_ylim(low - pad, high + pad)
     write_ends(ax, [(smooth[-1], f'{smooth[-1]:#.3g}', BLUE)])
@@ -137,11 +137,11 @@ PANELS = (
 
 
 def _dot_if_single(steps: np.ndarray) -> dict:
-    """A line of one point is not to be seen."""
+    """Returns the style of a dot if there is one point, because its line is invisible."""
     return {'marker': 'o', 'markersize': 4, 'clip_on': False} if len(steps) == 1 else {}
 
 
 def _power(value: float) -> str:
-    """1e-3, 2.5e-4."""
+    """Formats a number as 1e-3 or 2.5e-4."""
     digits, exponent = f'{value:.1e}'.split('e')
     return f'{float(digits):g}e{int(exponent)}' if value else '0'

@@ -1,4 +1,4 @@
-"""Accuracy against the share of the patches that a model does not get to see, as a plot and as CSV."""
+"""Plots accuracy against the fraction of patches that are dropped before the first block, and writes it as CSV."""
 
 import csv
 import io
@@ -12,11 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from evit_jax.viz.axes import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, bare
+from evit_jax.viz.plot_style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, style_panel
 
 _COLOURS = RED, GREEN, GREY, BLUE, ORANGE, PURPLE, INK
 _SIZE = 8.4, 5.0  # inches
-_LINE = 0.043     # of the panel's height, between two labels
+_LABEL_SPACING = 0.043  # least distance between labels, relative to the height of the panel
 
 
 def dropping_plot(shares: Sequence[float], accuracy: Mapping[str, np.ndarray], path: str | os.PathLike | BinaryIO, *,
@@ -24,15 +24,15 @@ def dropping_plot(shares: Sequence[float], accuracy: Mapping[str, np.ndarray], p
     """Draws a PNG with a line for each order in which patches were dropped.
 
     Args:
-      shares: dropped, of 1, rising.
-      accuracy: by the order's name, for each share, of 1.
-      on_object: share of the patches that are on the object; marked.
-      path: or an open file.
+      shares: rising fractions of dropped patches.
+      accuracy: name of the order -> accuracy at each fraction.
+      on_object: fraction of the patches on the object; marked by a line.
+      path: path of the PNG, or an open file.
     """
     figure = Figure(_SIZE, dpi=150, facecolor='white')
     FigureCanvasAgg(figure)
     ax = figure.add_axes((0.075, 0.115, 0.69, 0.755))
-    bare(ax, '')
+    style_panel(ax, '')
     percent = 100 * np.asarray(shares)
     for (name, values), colour in zip(accuracy.items(), itertools.cycle(_COLOURS)):
         ax.plot(percent, 100 * np.asarray(values), color=colour, linewidth=1.8, marker='o', markersize=3.5,
@@ -52,7 +52,7 @@ def dropping_plot(shares: Sequence[float], accuracy: Mapping[str, np.ndarray], p
 
 
 def dropping_csv(shares: Sequence[float], accuracy: Mapping[str, np.ndarray]) -> str:
-    """A line for each share, a column for each order."""
+    """Returns CSV with a row for each fraction and a column for each order."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator='\n')
     table.writerow(['dropped', *accuracy])
@@ -62,11 +62,11 @@ def dropping_csv(shares: Sequence[float], accuracy: Mapping[str, np.ndarray]) ->
 
 
 def _label(ax, percent, accuracy):
-    """Names the lines at their right ends, from the best down, none upon another."""
+    """Writes the names of the lines at their right ends, from the best down and without overlap."""
     lines = dict(zip(accuracy, (line for line in ax.get_lines() if line.get_label() in accuracy)))
-    place = 2.0
-    lowest = [index * _LINE for index in range(len(accuracy))]
+    height = 2.0
+    lowest = [index * _LABEL_SPACING for index in range(len(accuracy))]
     for name, least in zip(sorted(accuracy, key=lambda name: -accuracy[name][-1]), reversed(lowest)):
-        place = max(min(accuracy[name][-1], place - _LINE), least)
-        ax.annotate(name, (1, place), (10, 0), xycoords='axes fraction', textcoords='offset points',
+        height = max(min(accuracy[name][-1], height - _LABEL_SPACING), least)
+        ax.annotate(name, (1, height), (10, 0), xycoords='axes fraction', textcoords='offset points',
                     color=lines[name].get_color(), fontsize=9.5, va='center', annotation_clip=False)

@@ -1,4 +1,4 @@
-"""What is drawn of an image: what each stage keeps of it, looks at and fuses, under several settings."""
+"""The data of a page about single images: the tokens of each stage, under several settings."""
 
 from typing import NamedTuple
 
@@ -6,21 +6,22 @@ import numpy as np
 
 
 class Stage(NamedTuple):
-    """A reduction of tokens."""
+    """The tokens after one reduction."""
 
-    kept: tuple[int, ...]         # patch ids that leave it, best first; negative: a fused token
-    attention: np.ndarray | None  # [N] float32, of the class token to each patch; NaN: gone before. None: not known
-    origin: np.ndarray | None     # [N] float32, how much of each patch is in the token fused here. None: none is
-    token_of_patch: np.ndarray | None = None  # [N] int: index of the token that holds each patch. None: nothing is
-                                              # merged
+    kept: tuple[int, ...]         # patch id of each token, best first; negative for a fused token
+    attention: np.ndarray | None  # [N] float32, class attention to each patch; NaN if the patch was dropped before.
+                                  # None if unknown
+    fused_weights: np.ndarray | None  # [N] float32, weight of each patch in the token fused here; None without fusion
+    token_of_patch: np.ndarray | None = None  # [N] int, index of the token that holds each patch, -1 for none. None if
+                                              # every token holds only the patch of its id
 
 
 class View(NamedTuple):
     """An image under one setting."""
 
-    guesses: tuple[tuple[str, float], ...]  # class and probability, best first
+    guesses: tuple[tuple[str, float], ...]  # class name and probability, best first
     stages: tuple[Stage, ...]
-    right: bool | None                      # None where the truth is not known
+    right: bool | None                      # None without a truth
 
 
 class Example(NamedTuple):
@@ -33,10 +34,10 @@ class Example(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What one position of the slider means."""
+    """One position of the slider of the page."""
 
     rate: str
-    counts: tuple[int, ...]  # tokens that enter, and that leave each stage
-    macs: int                # of an image
-    share: float             # of the dense model's
-    trained: bool            # as the model was trained
+    counts: tuple[int, ...]  # tokens that enter the first stage, and that leave each stage
+    macs: int                # MACs of an image
+    share: float             # MACs relative to the dense model
+    trained: bool            # True for the setting of the training

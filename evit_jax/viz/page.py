@@ -1,4 +1,4 @@
-"""A page of examples: rows of pictures of one size, titles above them, a caption below each."""
+"""Draws a page of examples: rows of pictures of one size, with titles above and a caption below each row."""
 
 import functools
 import math
@@ -9,22 +9,30 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PAGE = (255, 255, 255)
-FRAME = (221, 224, 229)  # around every picture, whose border may run into the page
+FRAME = (221, 224, 229)  # line around every picture; images may be as light as the page
 DARK, GREY = (31, 35, 41), (124, 131, 141)
 
 
 class Layout(NamedTuple):
-    """Sizes and distances on the page, in pixels."""
+    """Sizes and distances on a page, in pixels."""
 
-    height: int    # of a picture
-    width: int
-    pictures: int  # of an example
+    height: int    # height of a picture
+    width: int     # width of a picture
+    pictures: int  # pictures of an example, side by side
     columns: int   # examples side by side
-    gap: int       # between two pictures of an example
-    gutter: int    # between two examples
+    gap: int       # space between two pictures of an example
+    gutter: int    # space between two examples
     margin: int
-    text: int      # size of the letters
-    line: int      # from one line of text to the next
+    text: int      # font size
+    line: int      # distance between lines of text
+
+    @classmethod
+    def of_pictures(cls, height: int, width: int, pictures: int, columns: int = 1) -> 'Layout':
+        """Returns the layout for pictures of this size; `pictures` for each example, `columns` examples side by side.
+        """
+        text = max(11, round(7 + 0.05 * height))
+        return cls(height, width, pictures, columns, gap=round(0.07 * height) + 1, gutter=round(0.36 * height),
+                   margin=round(0.3 * height), text=text, line=round(1.4 * text))
 
     @property
     def example(self) -> int:
@@ -32,25 +40,19 @@ class Layout(NamedTuple):
         return self.pictures * (self.width + self.gap) - self.gap
 
     def left(self, column: int) -> int:
+        """Returns the x coordinate of a column of examples."""
         return self.margin + column * (self.example + self.gutter)
 
 
-def setup(height: int, width: int, pictures: int, columns: int = 1) -> Layout:
-    """The layout of pictures of this size, so many in a row of an example, and so many examples side by side."""
-    text = max(11, round(7 + 0.05 * height))
-    return Layout(height, width, pictures, columns, gap=round(0.07 * height) + 1, gutter=round(0.36 * height),
-                   margin=round(0.3 * height), text=text, line=round(1.4 * text))
-
-
 def draw_page(layout: Layout, headers: Sequence[tuple[str, str]], rows: Sequence[np.ndarray],
-               captions: Sequence[list[tuple[str, tuple]]] | None, heading: str | None) -> Image.Image:
+              captions: Sequence[list[tuple[str, tuple]]] | None, heading: str | None = None) -> Image.Image:
     """Draws the page.
 
     Args:
-      headers: two lines of text above each picture of an example.
-      rows: of each example its pictures, `layout.gap` pixels between two: [height, layout.example, 3] uint8.
-      captions: of each example parts of text with their colours, side by side.
-      heading: a line above everything.
+      headers: for each picture of an example, two lines of text above it.
+      rows: for each example, its pictures with `layout.gap` pixels between: [height, layout.example, 3] uint8.
+      captions: for each example, parts of text with their colours, side by side.
+      heading: a line at the top of the page.
     """
     line = layout.line
     top = layout.margin + (round(2.3 * line) if heading else 0)
@@ -82,7 +84,7 @@ def _draw_headers(page: Image.Image, layout: Layout, x: int, y: int, headers: Se
 
 
 def _draw_caption(page: Image.Image, layout: Layout, x: int, y: int, parts: Sequence[tuple[str, tuple]]) -> None:
-    """Writes the parts one after the other, each in its share of the example's width, the last in what is left."""
+    """Writes the parts in a line; each has an equal share of the example's width, and the last one the rest."""
     width = (layout.example - (len(parts) - 1) * layout.text) // len(parts)
     end = x + layout.example
     for number, (text, colour) in enumerate(parts, 1):
@@ -91,10 +93,10 @@ def _draw_caption(page: Image.Image, layout: Layout, x: int, y: int, parts: Sequ
 
 
 def write(page: Image.Image, x: int, y: int, text: str, colour: tuple, size: float, width: int) -> int:
-    """Writes one line, shortened to `width` pixels; returns how wide it is. A '?' stands for what has no letter.
+    """Writes one line, shortened to `width` pixels, and returns its width. Unprintable characters become '?'.
 
-    The letters are drawn four times as large and scaled down: at their own size Pillow sets them on whole pixels, which
-    spaces small text unevenly.
+    Letters are drawn at four times their size and scaled down: Pillow places letters on whole pixels, which spaces
+    small text unevenly.
     """
     text, font = ''.join(letter if letter.isprintable() else '?' for letter in text), _font(round(4 * size))
     if font.getlength(text) > 4 * width:
@@ -111,8 +113,3 @@ def write(page: Image.Image, x: int, y: int, text: str, colour: tuple, size: flo
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
-
-
-def enlarged(image: np.ndarray, scale: int) -> np.ndarray:
-    """Every pixel becomes `scale` times `scale`."""
-    return image.repeat(scale, 0).repeat(scale, 1)

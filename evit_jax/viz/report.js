@@ -10,7 +10,7 @@ const merges = has('token_of_patch');
 const views = ['kept', ...['attention', 'origin'].filter(has)];
 const state = {setting: data.start, view: 'kept', blank: false};
 
-/* What the page holds as text becomes numbers by patch. */
+/* Decode the base64 texts of the page to arrays, indexed by patch. */
 for (const row of data.rows) {
   for (const view of row.views) {
     for (const stage of view.stages) {
@@ -21,7 +21,9 @@ for (const row of data.rows) {
   }
 }
 const isKept = (stage, patch) => (stage.kept[patch >> 3] >> (7 - (patch & 7))) & 1;
-const membersOf = (stage, patch) => [...stage.token_of_patch.keys()].filter((other) => stage.token_of_patch[other] === stage.token_of_patch[patch]);
+/* The patches that were merged with a patch. A stage without token_of_patch has merged none. */
+const mergedWith = (stage, patch) => stage.token_of_patch && isKept(stage, patch)
+  ? [...stage.token_of_patch.keys()].filter((other) => stage.token_of_patch[other] === stage.token_of_patch[patch]) : [patch];
 const entered = (view, stage, patch) => stage === 0 || isKept(view.stages[stage - 1], patch);
 
 function make(parent, tag, kind, text) {
@@ -31,7 +33,7 @@ function make(parent, tag, kind, text) {
   return element;
 }
 
-/* A row is made once; its pictures are drawn anew whenever something else is to be shown. */
+/* Create the elements of a row once; its pictures are drawn again whenever the state changes. */
 function makeRow(row) {
   const article = make(byId('rows'), 'article');
   const pictures = make(article, 'div', 'pictures');
@@ -40,9 +42,9 @@ function makeRow(row) {
     const figure = make(pictures, 'figure');
     const canvas = make(figure, 'canvas', 'picture');
     const caption = make(figure, 'figcaption', '', number ? `stage ${number}, ${title}` : title);
-    canvas.addEventListener('pointermove', (event) => follow(row, canvas, number - 1, event));
-    canvas.addEventListener('pointerleave', () => follow(row));
-    return {canvas, said: make(caption, 'span')};
+    canvas.addEventListener('pointermove', (event) => markPatch(row, canvas, number - 1, event));
+    canvas.addEventListener('pointerleave', () => markPatch(row));
+    return {canvas, count: make(caption, 'span')};
   });
   row.image = Object.assign(new Image(), {src: row.image});
   return row.image.decode().then(() => {
@@ -54,7 +56,7 @@ function makeRow(row) {
     const pen = row.grey.getContext('2d');
     pen.drawImage(row.image, 0, 0);
     const pixels = pen.getImageData(0, 0, size, size);
-    row.colours = coloursOf(row, pixels);
+    row.colours = meanColours(row, pixels);
     for (let at = 0; at < pixels.data.length; at += 4) {
       const [r, g, b] = pixels.data.subarray(at, at + 3);
       pixels.data.fill(0.299 * r + 0.587 * g + 0.114 * b, at, at + 3);
@@ -72,29 +74,27 @@ function eachPatch(row, act) {
 }
 
 /* The mean colour of every patch. */
-function coloursOf(row, pixels) {
-  const found = Array.from({length: row.side ** 2}, () => [0, 0, 0]), size = row.image.width;
+function meanColours(row, pixels) {
+  const means = Array.from({length: row.side ** 2}, () => [0, 0, 0]), size = row.image.width;
   for (let at = 0; at < size * size; at++) {
     const patch = Math.floor(at / size / data.patch) * row.side + Math.floor(at % size / data.patch);
-    for (let channel = 0; channel < 3; channel++) found[patch][channel] += pixels.data[4 * at + channel] / data.patch ** 2;
+    for (let channel = 0; channel < 3; channel++) means[patch][channel] += pixels.data[4 * at + channel] / data.patch ** 2;
   }
-  return found;
+  return means;
 }
 
-/* Groups of merged patches in their mean colour. */
+/* Fill merged patches with their mean colour, and draw a line around each group. */
 function drawGroups(row, pen, stage) {
-  pen.drawImage(row.image, 0, 0, pen.canvas.width, pen.canvas.width);
-  const groups = new Map();
-  stage.token_of_patch.forEach((token, patch) => groups.set(token, [...groups.get(token) || [], patch]));
-  const alone = (patch) => groups.get(stage.token_of_patch[patch]).length === 1;
+  const groups = [...stage.token_of_patch.keys()].map((patch) => mergedWith(stage, patch));
   eachPatch(row, (patch, x, y, cell) => {
-    const members = groups.get(stage.token_of_patch[patch]);
+    const members = groups[patch];
     if (members.length === 1) return;
     const mean = [0, 1, 2].map((channel) => members.reduce((sum, member) => sum + row.colours[member][channel], 0));
     pen.fillStyle = `rgb(${mean.map((sum) => Math.round(sum / members.length)).join()})`;
     pen.fillRect(x, y, cell, cell);
   });
-  drawEdge(row, pen, (one, other) => stage.token_of_patch[one] !== stage.token_of_patch[other] && !(alone(one) && alone(other)), '#fff');
+  const merged = (patch) => groups[patch].length > 1;
+  drawEdges(row, pen, (one, other) => stage.token_of_patch[one] !== stage.token_of_patch[other] && (merged(one) || merged(other)), '#fff');
 }
 
 function colour(value) {
@@ -106,7 +106,6 @@ function drawStage(row, view, number, style) {
   const {canvas} = row.pictures[number + 1], stage = view.stages[number], map = stage[state.view];
   const pen = canvas.getContext('2d'), side = canvas.width, hidden = state.blank && state.view === 'kept';
   pen.imageSmoothingEnabled = row.image.width >= 128;
-  if (stage.token_of_patch && state.view === 'kept') return drawGroups(row, pen, stage);
   const fill = (paint, alpha, x, y, cell) => {
     pen.globalAlpha = alpha;
     pen.fillStyle = paint;
@@ -117,11 +116,11 @@ function drawStage(row, view, number, style) {
   pen.save();
   pen.beginPath();
   eachPatch(row, (patch, x, y, cell) => {
-    const there = isKept(stage, patch);
+    const kept = isKept(stage, patch);
     if (state.view !== 'kept' && map && (state.view === 'attention' ? entered(view, number, patch) : map.of[patch])) {
       fill(colour(map.of[patch]), 0.78, x, y, cell);
-    } else if (!there || state.view !== 'kept') {
-      fill(style.faded, hidden ? 1 : there ? 0.45 : 0.8, x, y, cell);
+    } else if (!kept || state.view !== 'kept') {
+      fill(style.faded, hidden ? 1 : kept ? 0.45 : 0.8, x, y, cell);
     } else {
       pen.rect(x, y, cell, cell);
     }
@@ -129,20 +128,21 @@ function drawStage(row, view, number, style) {
   pen.clip();
   if (state.view === 'kept') pen.drawImage(row.image, 0, 0, side, side);
   pen.restore();
-  if (state.view !== 'origin') drawEdge(row, pen, (one, other) => isKept(stage, one) !== isKept(stage, other), style.edge);
+  if (state.view === 'kept' && stage.token_of_patch) drawGroups(row, pen, stage);
+  if (state.view !== 'origin') drawEdges(row, pen, (one, other) => isKept(stage, one) !== isKept(stage, other), style.edge);
 }
 
-/* A line between the neighbours that are to be parted. */
-function drawEdge(row, pen, parted, paint) {
+/* Draw a line between neighbouring patches that differ. */
+function drawEdges(row, pen, differ, paint) {
   pen.strokeStyle = paint;
   pen.lineWidth = pen.canvas.width / 260;
   pen.beginPath();
   eachPatch(row, (patch, x, y, cell) => {
-    if ((patch + 1) % row.side && parted(patch, patch + 1)) {
+    if ((patch + 1) % row.side && differ(patch, patch + 1)) {
       pen.moveTo(x + cell, y);
       pen.lineTo(x + cell, y + cell);
     }
-    if (patch + row.side < row.side ** 2 && parted(patch, patch + row.side)) {
+    if (patch + row.side < row.side ** 2 && differ(patch, patch + row.side)) {
       pen.moveTo(x, y + cell);
       pen.lineTo(x + cell, y + cell);
     }
@@ -151,18 +151,18 @@ function drawEdge(row, pen, parted, paint) {
 }
 
 function count(row, test) {
-  let found = 0;
-  for (let patch = 0; patch < row.side ** 2; patch++) found += Boolean(test(patch));
-  return found;
+  let number = 0;
+  for (let patch = 0; patch < row.side ** 2; patch++) number += Boolean(test(patch));
+  return number;
 }
 
-function saidOf(row, stage) {
+function countText(row, stage) {
   if (state.view === 'attention') return stage.attention ? `brightest ${percent(stage.attention.peak)}` : 'nothing dropped';
   if (state.view === 'origin') {
     if (!stage.origin) return 'nothing fused';
     return `${count(row, (patch) => stage.origin.of[patch])} patches, ${percent(stage.origin.sum)} in all`;
   }
-  if (stage.token_of_patch) return `${new Set(stage.token_of_patch).size} tokens`;
+  if (merges) return `${count(row, (patch) => isKept(stage, patch) && mergedWith(stage, patch)[0] === patch)} tokens`;
   const fused = ['', ' and a fused token', ` and ${stage.fused} fused tokens`][Math.min(stage.fused, 2)];
   return `${count(row, (patch) => isKept(stage, patch))} patches${fused}`;
 }
@@ -172,10 +172,10 @@ function drawRow(row, style) {
   const pen = first.canvas.getContext('2d');
   pen.imageSmoothingEnabled = row.image.width >= 128;
   pen.drawImage(row.image, 0, 0, first.canvas.width, first.canvas.height);
-  first.said.textContent = `${row.side ** 2} patches`;
+  first.count.textContent = `${row.side ** 2} patches`;
   view.stages.forEach((stage, number) => {
     drawStage(row, view, number, style);
-    row.pictures[number + 1].said.textContent = saidOf(row, stage);
+    row.pictures[number + 1].count.textContent = countText(row, stage);
   });
   drawAnswer(row, view);
 }
@@ -204,8 +204,8 @@ function styleNow() {
 
 function draw() {
   const setting = data.settings[state.setting], style = styleNow();
-  byId('said').textContent = setting.rate;
-  if (setting.trained) make(byId('said'), 'small', '', ' as trained');
+  byId('rate-text').textContent = setting.rate;
+  if (setting.trained) make(byId('rate-text'), 'small', '', ' as trained');
   byId('rate').value = state.setting;
   byId('rate').setAttribute('aria-valuetext', `keep rate ${setting.rate}`);
   [...byId('marks').children].forEach((mark, number) => mark.classList.toggle('now', number === state.setting));
@@ -230,19 +230,19 @@ function show(change) {
   draw();
 }
 
-/* The patch under the pointer is marked in every picture of its row. */
-function follow(row, canvas, number, event) {
+/* Mark the patch under the pointer in every picture of its row, with the patches merged with it. */
+function markPatch(row, canvas, number, event) {
   drawRow(row, styleNow());
   byId('tip').hidden = !canvas;
   if (!canvas) return;
   const at = (offset, length) => Math.min(Math.max(Math.floor(offset / length * row.side), 0), row.side - 1);
   const [line, column] = [at(event.offsetY, canvas.clientHeight), at(event.offsetX, canvas.clientWidth)];
   const patch = line * row.side + column, cell = data.patch * row.scale;
-  row.pictures.forEach(({canvas}, place) => {
-    const pen = canvas.getContext('2d'), stage = place && row.views[state.setting].stages[place - 1];
+  row.pictures.forEach(({canvas}, index) => {
+    const pen = canvas.getContext('2d'), stage = index && row.views[state.setting].stages[index - 1];
     pen.lineWidth = canvas.width / 130;
     pen.strokeStyle = '#2f8cff';
-    for (const member of stage && stage.token_of_patch ? membersOf(stage, patch) : [patch]) {
+    for (const member of stage ? mergedWith(stage, patch) : [patch]) {
       pen.strokeRect(member % row.side * cell, Math.floor(member / row.side) * cell, cell, cell);
     }
   });
@@ -261,7 +261,9 @@ function tipOf(view, number, patch) {
     if (origin && origin.of[patch]) lines.push(`in the fused token by ${percent(origin.of[patch] / 255 * origin.peak)}`);
   }
   if (merges) {
-    for (const stage of stages) lines.push(`in a token of ${membersOf(stage, patch).length}`);
+    for (const stage of stages) {
+      lines.push(isKept(stage, patch) ? `in a token of ${mergedWith(stage, patch).length}` : 'dropped');
+    }
     return lines.join('\n');
   }
   const gone = view.stages.findIndex((stage) => !isKept(stage, patch));
@@ -270,10 +272,10 @@ function tipOf(view, number, patch) {
 }
 
 function fromAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const setting = data.settings.findIndex(({rate}) => rate === asked.get('rate'));
-  const view = views.find((name) => name === asked.get('view'));
-  return {setting: setting < 0 ? state.setting : setting, view: view || state.view, blank: asked.has('blank')};
+  const parameters = new URLSearchParams(location.hash.slice(1));
+  const setting = data.settings.findIndex(({rate}) => rate === parameters.get('rate'));
+  const view = views.find((name) => name === parameters.get('view'));
+  return {setting: setting < 0 ? state.setting : setting, view: view || state.view, blank: parameters.has('blank')};
 }
 
 function listen() {

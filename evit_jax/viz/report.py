@@ -1,6 +1,6 @@
-"""A page for the browser: what a model keeps, looks at and fuses, with a slider over keep rates. One file, no network.
+"""An HTML page with the kept tokens, the class attention and the fused token of each image, and a slider of keep rates.
 
-The page holds each image once; the patches are drawn by the browser (report.js) from their numbers.
+The page is one file and loads nothing. It holds each image once; report.js draws the patches from their numbers.
 """
 
 import base64
@@ -16,41 +16,41 @@ import numpy as np
 from PIL import Image
 
 from evit_jax.viz.example import Example, Setting, Stage, View
-from evit_jax.viz.heat import COLOURS
+from evit_jax.viz.patches import HEAT_COLOURS, has_merged, patch_groups
 
-_QUALITY = 92  # of the JPEG that an image is inlined as
+_JPEG_QUALITY = 92  # of the images in the page
 
 
 def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, patch_size: int, start: int,
                 stages: Sequence[str], title: str, metadata: str) -> str:
-    """The page as HTML.
+    """Returns the page as HTML.
 
     Args:
-      examples: each with a view for every setting.
-      patch_size: pixels a side.
-      start: number of the setting that is shown first.
-      stages: what is said of each, as 'block 3'.
-      title, about: a heading, and a line below it.
+      examples: examples with a view for every setting.
+      patch_size: side of a patch in pixels.
+      start: index of the setting that is shown first.
+      stages: a name for each stage, for example 'block 3'.
+      title, metadata: a heading, and a line below it.
 
     Raises:
-      ValueError: no example.
+      ValueError: there is no example.
     """
     if not examples:
         raise ValueError('there is no image to draw')
     data = {
-        'patch': patch_size, 'start': start, 'stages': list(stages), 'colours': _text(COLOURS),
+        'patch': patch_size, 'start': start, 'stages': list(stages), 'colours': _base64(HEAT_COLOURS),
         'settings': [setting._asdict() for setting in settings],
         'rows': [_row(example, patch_size) for example in examples]}
     parts = {'title': html.escape(title), 'about': html.escape(metadata), 'style': _part('css'), 'script': _part('js'),
-             # The only way out of a script element is its end tag.
+             # Only its end tag can end a script element.
              'data': json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')}
-    return re.sub(r'\{\{(\w+)\}\}', lambda place: parts[place[1]], _part('html'))
+    return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], _part('html'))
 
 
 def _row(example: Example, patch_size: int) -> dict[str, Any]:
     height, width = example.image.shape[:2]
     patches, jpeg = height // patch_size * (width // patch_size), io.BytesIO()
-    Image.fromarray(example.image).save(jpeg, 'JPEG', quality=_QUALITY, subsampling=0)
+    Image.fromarray(example.image).save(jpeg, 'JPEG', quality=_JPEG_QUALITY, subsampling=0)
     return {'name': example.name, 'truth': example.truth, 'views': [_view(view, patches) for view in example.views],
             'image': f'data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}'}
 
@@ -61,25 +61,22 @@ def _view(view: View, patches: int) -> dict[str, Any]:
 
 
 def _stage(stage: Stage, patches: int) -> dict[str, Any]:
-    ids = np.array(stage.kept)
-    bits = np.zeros(patches, bool)
-    bits[ids[ids >= 0] if stage.token_of_patch is None else stage.token_of_patch >= 0] = True
-    token_of_patch = {} if stage.token_of_patch is None else {
-        'token_of_patch': _text(stage.token_of_patch.astype('<u2'))}  # -1 becomes the largest number
-    return {'kept': _text(np.packbits(bits)), 'fused': int((ids < 0).sum())} | token_of_patch | {
-        name: _levels(values) for name, values in (('attention', stage.attention), ('origin', stage.origin))
+    groups = patch_groups(np.array(stage.kept), stage.token_of_patch, patches)
+    merged = {'token_of_patch': _base64(groups.astype('<u2'))} if has_merged(groups) else {}  # -1 becomes 65535
+    return {'kept': _base64(np.packbits(groups >= 0)), 'fused': sum(id < 0 for id in stage.kept)} | merged | {
+        name: _levels(values) for name, values in (('attention', stage.attention), ('origin', stage.fused_weights))
         if values is not None}
 
 
 def _levels(values: np.ndarray) -> dict[str, Any]:
-    """Numbers in 255 steps of the largest; 0 is none at all."""
+    """Returns the values in 255 steps of the largest; NaN and 0 become 0."""
     values = np.nan_to_num(values)
     peak = float(values.max())
-    steps = np.ceil(values / (peak or 1) * 255)  # what is there is not rounded to nothing
-    return {'peak': round(peak, 6), 'sum': round(float(values.sum()), 4), 'of': _text(steps.astype(np.uint8))}
+    steps = np.ceil(values / (peak or 1) * 255)  # rounded up, so that no positive value becomes 0
+    return {'peak': round(peak, 6), 'sum': round(float(values.sum()), 4), 'of': _base64(steps.astype(np.uint8))}
 
 
-def _text(numbers: np.ndarray) -> str:
+def _base64(numbers: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(numbers).tobytes()).decode()
 
 

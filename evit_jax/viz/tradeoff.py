@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: MACs, and images a second."""
+"""Plots accuracy against MACs and against images per second, with published results for comparison."""
 
 import itertools
 import os
@@ -11,41 +11,67 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from evit_jax.viz.axes import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, bare, literal
-from evit_jax.viz.result import Result
+from evit_jax.viz.plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, escape, style_panel
 
 _COLOURS = BLUE, ORANGE, GREEN, PURPLE, RED
 _FAINT = '#b4bbc6'
-_MARKERS = 'o', 's', '^'    # of the published series
+_MARKERS = 'o', 's', '^'    # markers of the published series
 _PANEL, _HEIGHT = 5.6, 4.6  # inches
-_LOG = 8                    # an axis that spans more than so many times its start is logarithmic
+_LOG_RANGE = 8              # ratio of the ends from which an axis is logarithmic
+
+
+class Result(NamedTuple):
+    """Accuracy, MACs and speed of one model under one plan; None marks unknown values."""
+
+    series: str            # results of one series are joined by a line
+    label: str             # label of the point, for example the keep rate
+    top1: float | None     # fraction of 1
+    macs: int | None       # MACs of an image
+    speed: float | None    # images per second
+    measured: bool = False  # True if the speed comes from a benchmark, not from an evaluation
+
+
+def _series(name: str, *rows: tuple[str, float, float, float]) -> list[Result]:
+    return [Result(name, label, percent / 100, round(giga * 1e9), speed) for label, percent, speed, giga in rows]
+
+
+# Label, top-1 in percent on ImageNet-1k at 224 pixels, images per second on the authors' GPU, GMACs.
+# Source: EViT (arXiv 2202.07800), with fusion, trained for 300 epochs; DynamicViT, fine-tuned for 30 epochs.
+PUBLISHED = [
+    *_series('EViT-DeiT-S', ('DeiT-S', 79.8, 2923, 4.6), ('0.9', 79.8, 3197, 4.0), ('0.8', 79.8, 3619, 3.5),
+             ('0.7', 79.5, 4385, 3.0), ('0.6', 78.9, 4722, 2.6), ('0.5', 78.5, 5408, 2.3)),
+    *_series('DynamicViT-DeiT-S', ('0.7', 79.3, 4439, 3.0), ('0.5', 77.5, 5579, 2.2)),
+    *_series('EViT-LV-ViT-S', ('LV-ViT-S', 83.3, 2112, 6.6), ('0.7', 83.0, 2954, 4.7), ('0.5', 82.5, 3603, 3.9)),
+]
 
 
 class _Cost(NamedTuple):
-    field: str
+    """One axis of cost."""
+
+    field: str  # field of Result
     title: str
     unit: str
 
 
 _COSTS = (_Cost('macs', 'Top-1 against MACs', 'multiply-accumulates of an image'),
-          _Cost('speed', 'Top-1 against throughput', 'images a second'))
+          _Cost('speed', 'Top-1 against throughput', 'images per second'))
 
 
 def tradeoff_plot(results: Sequence[Result], path: str | os.PathLike | BinaryIO, *,
                   published: Sequence[Result] = ()) -> None:
-    """Draws a PNG with a panel for each cost that is known of any result.
+    """Draws a PNG with a panel for MACs and one for speed, each if any result has the value.
 
     Args:
-      results: with an accuracy.
-      path: or an open file.
-      published: drawn faintly behind them.
+      results: results to draw; those without an accuracy are skipped.
+      path: path of the PNG, or an open file.
+      published: results to draw faintly behind.
 
     Raises:
       ValueError: no result has an accuracy and a cost.
     """
     known = [cost for cost in _COSTS if any(_has(result, cost) for result in results)]
     if not known:
-        raise ValueError('nothing to draw: no result has an accuracy and MACs or images a second')
+        raise ValueError('nothing to draw: no result has an accuracy and MACs or images per second')
     width = _PANEL * len(known)
     figure = Figure((width, _HEIGHT), dpi=150, facecolor='white')
     FigureCanvasAgg(figure)
@@ -62,9 +88,9 @@ def _has(result: Result, cost: _Cost) -> bool:
 
 
 def _draw(ax: Axes, cost: _Cost, results: Sequence[Result], published: Sequence[Result]) -> None:
-    bare(ax, cost.title)
+    style_panel(ax, cost.title)
     costs = [getattr(result, cost.field) for result in (*results, *published)]
-    if max(costs) > _LOG * min(costs):
+    if max(costs) > _LOG_RANGE * min(costs):
         ax.set_xscale('log')
     for marker, points in zip(itertools.cycle(_MARKERS), _by_series(published, cost)):
         _line(ax, points, cost, _FAINT, marker=marker, markersize=4, linewidth=1.1)
@@ -89,25 +115,25 @@ def _draw(ax: Axes, cost: _Cost, results: Sequence[Result], published: Sequence[
 
 def _line(ax, points, cost, colour, **style):
     ax.plot([getattr(result, cost.field) for result in points], [100 * result.top1 for result in points], color=colour,
-            label=literal(points[0].series), clip_on=False, **style)
+            label=escape(points[0].series), clip_on=False, **style)
 
 
 def _label(ax, points, cost, colour):
     halo = [withStroke(linewidth=2.5, foreground='white')]
     for result in points:
-        ax.annotate(literal(result.label), (getattr(result, cost.field), 100 * result.top1), (0, 7), color=colour,
+        ax.annotate(escape(result.label), (getattr(result, cost.field), 100 * result.top1), (0, 7), color=colour,
                     textcoords='offset points', fontsize=8.5, ha='center', path_effects=halo)
 
 
 def _by_series(results: Sequence[Result], cost: _Cost) -> list[list[Result]]:
-    """The results of each series from the least cost to the most."""
+    """Returns the results of each series by rising cost."""
     names = dict.fromkeys(result.series for result in results)
     return [sorted((result for result in results if result.series == name),
                    key=lambda result: getattr(result, cost.field)) for name in names]
 
 
 def _amount(value: float) -> str:
-    """950, 4.6 k, 18 M, 4.6 G."""
+    """Formats a number as 950, 18 M or 4.6 G."""
     for unit, power in (('G', 1e9), ('M', 1e6)):
         if value >= power:
             return f'{value / power:g} {unit}'

@@ -1,4 +1,4 @@
-"""Rates and token counts stay with their blocks, in whatever order the blocks are given."""
+"""Rates and token counts stay with their blocks, for every order of the blocks."""
 
 import contextlib
 import itertools
@@ -15,13 +15,15 @@ from evit_jax.models import get_config
 from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
 from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
-from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, REDUCERS
+from evit_jax.reduction.reducer import Modules
+from evit_jax.reduction.reducers import DYNAMICVIT, EVIT
+from evit_jax.reduction.registry import get_reducer, list_reducers
 from evit_jax.runtime import distributed
 from evit_jax.training import experiment, loop, model_setup
 from tests.helpers import doors, layouts
 
 least, main = layouts.least, doors.imported('main')
-SHAPE = get_config('deit_s')
+CONFIG = get_config('deit_s')
 PAIRS = (3, 0.9), (6, 0.7), (9, 0.5)
 COUNTS = (3, 150), (6, 120), (9, 80)
 IN_ANY_ORDER = pytest.mark.parametrize('order', list(itertools.permutations(range(3))), ids=str)
@@ -31,9 +33,9 @@ def ordered(pairs, order):
     return tuple(zip(*(pairs[number] for number in order), strict=True))
 
 
-@pytest.mark.parametrize('reducer', REDUCERS.values(), ids=str)
+@pytest.mark.parametrize('reducer', map(get_reducer, list_reducers()), ids=str)
 @IN_ANY_ORDER
-def test_plan_in_any_order_equals_that_of_sorted_pairs(order, reducer):
+def test_make_plan_in_any_order_equals_that_of_sorted_blocks(order, reducer):
     blocks, rates = ordered(PAIRS, order)
     assert make_plan(196, 12, rate=rates, reduce_at=blocks, reducer=reducer) == make_plan(
         196, 12, rate=(0.9, 0.7, 0.5), reducer=reducer)
@@ -42,12 +44,12 @@ def test_plan_in_any_order_equals_that_of_sorted_pairs(order, reducer):
         196, 12, tokens=(150, 120, 80), reducer=reducer)
 
 
-def test_plan_of_the_issue_gives_block_3_its_own_rate():
+def test_make_plan_of_unsorted_blocks_gives_each_its_own_rate():
     plan = make_plan(196, 12, rate=(0.5, 0.9, 0.7), reduce_at=(9, 3, 6), fuse=False)
     assert [plan.keep[block] for block in (3, 6, 9)] == [177, 124, 62]
 
 
-def test_rates_of_random_blocks_follow_them():
+def test_make_plan_of_random_blocks_equals_that_of_sorted_blocks():
     rng = np.random.default_rng(0)
     for _ in range(50):
         blocks = rng.permutation(12)[:rng.integers(1, 7)]
@@ -59,54 +61,54 @@ def test_rates_of_random_blocks_follow_them():
 
 @IN_ANY_ORDER
 @pytest.mark.parametrize('key, pairs', [('keep.rates', PAIRS), ('keep.tokens', COUNTS)])
-def test_schedule_of_a_config_in_any_order_equals_that_of_sorted_pairs(key, pairs, order):
+def test_schedule_in_any_order_equals_that_of_sorted_blocks(key, pairs, order):
     def plans_of(order):
         blocks, values = ordered(pairs, order)
         budget = TokenBudget.of_config({'model.reduce_at': list(blocks), 'model.fuse': True, 'keep.rate': 1.0,
                                      key: list(values)})
-        return [budget.plans(196, 12, SHAPE.macs)(step / 5) for step in range(6)]
+        return [budget.plans(196, 12, CONFIG.macs)(step / 5) for step in range(6)]
 
     assert plans_of(order) == plans_of((0, 1, 2))
 
 
-def test_plan_file_in_another_order_is_the_same_plan(tmp_path):
+def test_plan_file_in_any_order_is_the_same_plan(tmp_path):
     planned = PlanFile.of(make_plan(196, 12, tokens=(150, 120, 80)), 'deit_s', 224)
     plans = []
     for order in itertools.permutations(range(3)):
         blocks, counts = ordered(COUNTS, order)
         (tmp_path / 'plan.json').write_text(json.dumps(planned.metadata() | {'reduce_at': blocks, 'tokens': counts}))
-        budget = TokenBudget(EVIT, (2,), True, (1.0,)).following(read_plan_file(tmp_path / 'plan.json'))
-        plans.append(budget.plans(196, 12, SHAPE.macs)(1.0))
+        budget = TokenBudget(EVIT, (2,), True, (1.0,)).apply_plan(read_plan_file(tmp_path / 'plan.json'))
+        plans.append(budget.plans(196, 12, CONFIG.macs)(1.0))
     assert set(plans) == {make_plan(196, 12, tokens=(150, 120, 80))}
 
 
-def test_values_for_a_trained_model_follow_the_recorded_order_of_its_blocks():
+def test_loaded_model_plan_values_follow_the_recorded_order_of_blocks():
     budget = TokenBudget(EVIT, (9, 3, 6), True, (0.5, 0.9, 0.7))
-    trained = LoadedModel('a', 'deit_s', 1, {}, SHAPE, (), 224, (), (), None, 'float32', budget)
+    trained = LoadedModel('a', 'deit_s', 1, {}, CONFIG, (), 224, (), (), None, 'float32', budget)
     assert trained.plan() == trained.plan(keep_rates=(0.5, 0.9, 0.7)) == make_plan(196, 12, rate=(0.9, 0.7, 0.5))
     assert trained.plan(tokens=(80, 150, 120)) == make_plan(196, 12, tokens=(150, 120, 80))
 
 
-def test_config_flags_in_any_order_train_the_plan_of_the_pairs(main, tmp_path, monkeypatch):
-    seen, recipe = [], tmp_path / 'recipe.py'
+def test_main_flags_in_any_order_train_the_same_plan(main, tmp_path, monkeypatch):
+    configs, recipe = [], tmp_path / 'recipe.py'
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda agreed: contextlib.nullcontext())
-    monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: seen.append(config))
+    monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: configs.append(config))
     recipe.write_text('from tests.helpers import layouts\n\ndef get_config():\n    return layouts.config_of()\n')
     monkeypatch.setattr(sys, 'argv', ['main', f'--config={recipe}', f'--workdir={tmp_path}',
                                       '--config.model.reduce_at=(1, 0)', '--config.keep.rates=(0.5, 0.75)',
                                       '--config.keep.start_epoch=1', '--config.keep.shrink_epochs=2'])
     with flagsaver.flagsaver():
         cli.run(main.main)
-    laid = experiment.setup(seen[0])
-    assert laid.plan == make_plan(16, 2, rate=(0.75, 0.5), reduce_at=(0, 1))
+    run = experiment.setup(configs[0])
+    assert run.plan == make_plan(16, 2, rate=(0.75, 0.5), reduce_at=(0, 1))
     # The log and the curves show the first reduction.
-    assert model_setup.logged_keep_rate(laid.config, laid.stages[-1]) == 0.75
+    assert model_setup.logged_keep_rate(run.config, run.stages[-1]) == 0.75
     tokens = experiment.setup(layouts.config_of(model__reduce_at=(1, 0), keep__tokens=(4, 12), keep__start_epoch=1))
     assert model_setup.logged_keep_rate(tokens.config, tokens.stages[-1]) == 12 / 16
 
 
-@pytest.mark.parametrize('arguments, said', [
+@pytest.mark.parametrize('arguments, message', [
     ({'reduce_at': (9, 3, 9)}, r'\(9, 3, 9\) names a block twice'),
     ({'reduce_at': (9, 3, 6), 'rate': (0.5, 0.7)}, r'2 values for 3 reductions at blocks \(9, 3, 6\)'),
     ({'reduce_at': {9, 3, 6}, 'rate': (0.5, 0.9, 0.7)}, 'is a set, which has no order'),
@@ -117,12 +119,12 @@ def test_config_flags_in_any_order_train_the_plan_of_the_pairs(main, tmp_path, m
     ({'reduce_at': (3.5, 6, 9), 'rate': (0.9, 0.7, 0.5)}, r'reduce_at=\(3.5, 6, 9\): 3.5 is no whole number'),
     ({'reduce_at': (1.5, 2, 4)}, r'1.5 is no whole number: give blocks in 0..11'),
     ({'tokens': (9, 8, 7.5)}, '7.5 is no whole number')])
-def test_values_that_belong_to_no_block_are_refused(arguments, said):
-    with pytest.raises(ValueError, match=said):
+def test_make_plan_values_without_order_or_block_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
         make_plan(196, 12, **arguments)
 
 
-def test_make_plan_with_rising_tokens_warns_of_the_blocks_that_drop_nothing(caplog):
+def test_make_plan_of_rising_tokens_warns_about_blocks_that_drop_nothing(caplog):
     assert make_plan(196, 12, tokens=(150, 151, 20)).reductions == (3, 9) and not caplog.text
     assert make_plan(196, 12, tokens=(20, 30, 40)).reductions == (3,)
     assert [record.levelname for record in caplog.records] == ['WARNING'] * 2
@@ -130,20 +132,20 @@ def test_make_plan_with_rising_tokens_warns_of_the_blocks_that_drop_nothing(capl
 
 
 @pytest.mark.parametrize('values', [{0.9, 0.7, 0.5}, {3: 0.9, 6: 0.7, 9: 0.5}])
-def test_values_for_a_trained_model_that_have_no_order_are_refused(values):
-    trained = LoadedModel('a', 'deit_s', 1, {}, SHAPE, (), 224, (), (), None, 'float32',
+def test_loaded_model_plan_values_without_order_raise(values):
+    trained = LoadedModel('a', 'deit_s', 1, {}, CONFIG, (), 224, (), (), None, 'float32',
                           TokenBudget(EVIT, (3, 6, 9), True, ()))
     for name in ('keep_rates', 'tokens'):
         with pytest.raises(ValueError, match=f'{name}=.* is no sequence'):
             trained.plan(**{name: values})
 
 
-def test_blocks_without_values_may_be_a_set():
+def test_make_plan_blocks_without_values_may_be_a_set():
     assert make_plan(196, 12, rate=0.7, reduce_at={9, 3, 6}) == make_plan(196, 12, rate=0.7)
     assert by_depth((5, 1), ('late', 'early'), 'names') == ('early', 'late')
 
 
-def test_predictors_are_used_at_the_blocks_they_were_trained_at():
+def test_check_trained_blocks_at_other_blocks_than_trained_raises():
     def plan_at(*blocks):
         return make_plan(196, 12, rate=0.7, reduce_at=blocks, reducer=DYNAMICVIT)
 
@@ -151,24 +153,23 @@ def test_predictors_are_used_at_the_blocks_they_were_trained_at():
     check_trained_blocks(plan_at(3, 6), (9, 3, 6))
     check_trained_blocks(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)), (3, 6, 9))  # EViT uses none
     check_trained_blocks(TokenPlan(196, (None,) * 12, False, DYNAMICVIT), (3, 6, 9))
-    with pytest.raises(ValueError, match=r'the predictor trained at block 3 at block 6.* trained at the blocks '
+    with pytest.raises(ValueError, match=r'the module trained at block 3 at block 6.* trained at the blocks '
                                          r'\(3, 6, 9\), and the plan reduces at \(6, 9\)'):
         check_trained_blocks(plan_at(6, 9), (9, 3, 6))
 
 
-def test_trained_model_refuses_a_plan_file_that_shifts_its_predictors():
-    config = get_config('deit_s').__class__(predictors=3)
-    trained = LoadedModel('a', 'deit_s', 1, {}, config, (), 224, (), (), None, 'float32',
-                      TokenBudget(DYNAMICVIT, (3, 6, 9), False, (0.7,) * 3))
+def test_loaded_model_plan_file_that_shifts_learned_modules_raises():
+    trained = LoadedModel('a', 'deit_s', 1, {}, CONFIG, (), 224, (), (), None, 'float32',
+                          TokenBudget(DYNAMICVIT, (3, 6, 9), False, (0.7,) * 3), Modules(DYNAMICVIT, 3))
     planned = PlanFile('deit_s', 224, 196, 12, (6, 9), (120, 80), False)
-    with pytest.raises(ValueError, match='the predictor trained at block 3 at block 6'):
+    with pytest.raises(ValueError, match='the module trained at block 3 at block 6'):
         trained.plan(plan=planned)
 
 
-def test_evaluation_at_other_blocks_than_the_predictors_were_trained_at_is_refused():
+def test_setup_evaluation_at_other_blocks_than_trained_raises():
     trained = {'model.image_size': 16, 'model.reduce_at': [1, 0], 'reducer.name': 'dynamicvit'}
     same = layouts.config_of(reducer__name='dynamicvit', model__reduce_at=(0, 1), keep__rates=(0.75, 0.5))
     assert experiment.setup(same, trained=trained).plan.keep == (12, 6)
     other = layouts.config_of(reducer__name='dynamicvit', model__reduce_at=(1,), keep__rate=0.5)
-    with pytest.raises(ValueError, match='the predictor trained at block 0 at block 1'):
+    with pytest.raises(ValueError, match='the module trained at block 0 at block 1'):
         experiment.setup(other, trained=trained)

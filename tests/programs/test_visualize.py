@@ -1,7 +1,6 @@
 """The visualize program: the page of kept patches, the dropping experiment, and the plot of the trade-off."""
 
 import base64
-import json
 import re
 import sys
 
@@ -20,13 +19,9 @@ from evit_jax.inference.model import VisionModel
 from tests.helpers import doors, few, layouts
 from tests.helpers.evaluations import make_rows, make_run
 from tests.helpers.few import SIZE, Few
+from tests.helpers.pictures import data_of
 
 small_run, checkpoint, loaded = few.small_run, few.checkpoint, few.loaded
-
-
-def data_of(page):
-    """The data that a page shows."""
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
 visualize = doors.imported('visualize')
@@ -64,9 +59,9 @@ def test_look_shows_the_predictions_at_each_keep_rate(loaded):
         for number, stage in enumerate(example.views[0].stages):
             assert stage.kept == tuple(half.kept[number].tolist())
             np.testing.assert_array_equal(stage.attention, half.attention[number])
-            np.testing.assert_array_equal(stage.origin, half.fused_weights[number])
+            np.testing.assert_array_equal(stage.fused_weights, half.fused_weights[number])
         for stage in example.views[1].stages:
-            assert sorted(stage.kept) == list(range(16)) and stage.origin is None
+            assert sorted(stage.kept) == list(range(16)) and stage.fused_weights is None
             assert 0 < stage.attention.sum() < 1
 
 

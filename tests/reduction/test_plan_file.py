@@ -8,12 +8,12 @@ import pytest
 from absl.testing import flagsaver
 
 from evit_jax import cli
-from evit_jax.benchmarks import cases
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.runtime import distributed
 from evit_jax.training import checks, experiment, loop, model_setup
 from tests.helpers import doors, layouts
+from tests.helpers.benchmarks import combine_lists
 
 least, main = layouts.least, doors.imported('main')
 PLAN = make_plan(16, 2, tokens=(9, 5), reduce_at=(0, 1), fuse=False)
@@ -131,11 +131,11 @@ def test_main_refuses_flags_that_do_not_go_together(handed_on, tmp_path, capsys,
 
 
 def test_the_benchmark_measures_a_plan_beside_the_rates():
-    asked = {'names': ['vit_layouts'], 'rates': [1.0, 0.5], 'fuse': [True], 'sizes': [], 'batches': [1, 2],
+    asked = {'names': ['vit_layouts'], 'rates': [1.0, 0.5], 'fuse': [True], 'batch_sizes': [1, 2],
              'dtypes': ['float32']}
-    found = cases.combine(**asked, planned=[PLANNED])
+    found = combine_lists(**asked, plans=[PLANNED])
     assert [str(case) for case in found[-2:]] == [
         f'vit_layouts 9-5 at (0, 1) not fused, 16 px, batch {batch}, float32' for batch in (1, 2)]
     assert len(found) == 6 and found[-1].plan == PLAN and found[-1].dense in found
     with pytest.raises(ValueError, match=r'is for vit_layouts with 16 patches .*, and this is deit_s'):
-        cases.combine(**asked | {'names': ['deit_s']}, planned=[PLANNED])
+        combine_lists(**asked | {'names': ['deit_s']}, plans=[PLANNED])

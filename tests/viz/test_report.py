@@ -1,4 +1,4 @@
-"""The page with the slider: what it holds, and that a browser shows it without network and errors."""
+"""The HTML page with the slider and the sheets: their data, and the page in a browser without network."""
 
 import base64
 import functools
@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from evit_jax.viz.example import Example, Setting, Stage, View
-from evit_jax.viz.heat import COLOURS, heat_map
 from evit_jax.viz.report import report_page
 from evit_jax.viz.sheet import example_sheet
+from tests.helpers.pictures import data_of
 
 SIDE, PATCH, PATCHES = 24, 4, 36
 RATES = {'0.3': (13, 4), '0.7': (26, 19), '1': (36, 36)}  # patches kept at both stages
@@ -42,6 +42,14 @@ def make_examples(names=('a.png', 'b.png'), truths=('cat', 'dog')):
             for name, truth in zip(names, truths, strict=True)]
 
 
+def make_merged_examples():
+    """Examples whose stages merge two and four neighbouring patches."""
+    stages = [Stage(tuple(range(0, PATCHES, number)), None, None, np.arange(PATCHES) // number) for number in (2, 4)]
+    return [example._replace(views=tuple(view._replace(stages=tuple(
+        merged._replace(attention=stage.attention) for stage, merged in zip(view.stages, stages)))
+        for view in example.views)) for example in make_examples()]
+
+
 def make_settings():
     return [Setting(rate, (PATCHES, *counts), 1000 * counts[0], counts[0] / PATCHES, rate == '0.7')
             for rate, counts in RATES.items()]
@@ -52,38 +60,55 @@ def make_page(examples=None, title='What it keeps', metadata='a run'):
                        stages=['block 1', 'block 3'], title=title, metadata=metadata)
 
 
-def data_of(page):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
-
-
-def test_every_image_is_in_the_page_once_with_what_each_rate_keeps_of_it():
+def test_report_page_holds_each_image_once_and_the_kept_patches_of_each_rate():
     examples = make_examples()
     data = data_of(make_page(examples))
     assert (data['patch'], data['start'], data['stages']) == (PATCH, 1, ['block 1', 'block 3'])
     for example, row in zip(examples, data['rows'], strict=True):
         with Image.open(io.BytesIO(base64.b64decode(row['image'].partition(',')[2]))) as image:
             assert np.abs(np.asarray(image, int) - example.image).mean() < 12  # a JPEG of noise
-        for view, told in zip(example.views, row['views'], strict=True):
-            for stage, of in zip(view.stages, told['stages'], strict=True):
-                bits = np.unpackbits(np.frombuffer(base64.b64decode(of['kept']), np.uint8))[:PATCHES]
+        for view, view_data in zip(example.views, row['views'], strict=True):
+            for stage, stage_data in zip(view.stages, view_data['stages'], strict=True):
+                bits = np.unpackbits(np.frombuffer(base64.b64decode(stage_data['kept']), np.uint8))[:PATCHES]
                 assert set(np.flatnonzero(bits)) == {patch for patch in stage.kept if patch >= 0}
-                assert of['fused'] == len(stage.kept) - bits.sum()
+                assert stage_data['fused'] == len(stage.kept) - bits.sum()
 
 
-def test_maps_are_kept_to_half_a_percent_of_their_largest_and_nothing_small_is_lost():
+def test_report_page_has_token_of_patch_where_patches_are_merged():
+    stages = data_of(make_page(make_merged_examples()))['rows'][0]['views'][0]['stages']
+    for stage, number in zip(stages, (2, 4), strict=True):
+        index = np.frombuffer(base64.b64decode(stage['token_of_patch']), '<u2')
+        np.testing.assert_array_equal(index, np.arange(PATCHES) // number)
+        assert np.unpackbits(np.frombuffer(base64.b64decode(stage['kept']), np.uint8))[:PATCHES].all()
+    assert 'token_of_patch' not in str(data_of(make_page()))
+
+
+def test_report_page_with_token_of_patch_of_kept_tokens_equals_that_of_kept_ids():
+    example, = make_examples(names=('a.png',), truths=('cat',))
+    stages = []
+    for stage in example.views[0].stages:
+        token_of_patch = np.full(PATCHES, len(stage.kept) - 1)  # the last token is the fused one
+        for index, patch in enumerate(stage.kept):
+            token_of_patch[patch] = index if patch >= 0 else token_of_patch[patch]
+        stages.append(stage._replace(token_of_patch=token_of_patch))
+    other = example._replace(views=(example.views[0]._replace(stages=tuple(stages)), *example.views[1:]))
+    assert make_page([other]) == make_page([example])
+
+
+def test_report_page_maps_have_255_levels_and_keep_small_values():
     values = np.full(PATCHES, np.nan, np.float32)
     values[:5] = 0.5, 0.25, 1e-7, 0, 0.1
     example = make_examples()[0]
     stage = example.views[0].stages[0]._replace(attention=values)
     view = example.views[0]._replace(stages=(stage, example.views[0].stages[1]))
     page = make_page([example._replace(views=(view, *example.views[1:]))])
-    told = data_of(page)['rows'][0]['views'][0]['stages'][0]['attention']
-    levels = np.frombuffer(base64.b64decode(told['of']), np.uint8)
-    np.testing.assert_allclose(levels * told['peak'] / 255, np.nan_to_num(values), atol=0.5 / 255)
-    assert levels[2] == 1 and not levels[3] and not levels[5:].any() and told['sum'] == pytest.approx(0.85)
+    levels_data = data_of(page)['rows'][0]['views'][0]['stages'][0]['attention']
+    levels = np.frombuffer(base64.b64decode(levels_data['of']), np.uint8)
+    np.testing.assert_allclose(levels * levels_data['peak'] / 255, np.nan_to_num(values), atol=0.5 / 255)
+    assert levels[2] == 1 and not levels[3] and not levels[5:].any() and levels_data['sum'] == pytest.approx(0.85)
 
 
-def test_names_cannot_break_out_of_the_page():
+def test_report_page_escapes_names():
     evil = '</script><script>alert(1)</script><!--{{script}}'
     page = make_page(make_examples(names=(evil, 'b'), truths=(evil, 'dog')), title=evil, metadata=evil)
     assert page.count('</script>') == 2 and 'alert(1)</script>' not in page
@@ -91,34 +116,23 @@ def test_names_cannot_break_out_of_the_page():
     assert page.count("'use strict'") == 1
 
 
-def test_page_names_no_other_place():
+def test_report_page_links_to_nothing():
     page = make_page()
     assert "default-src 'none'" in page
     assert not re.findall(r'(?:https?:|ftp:)?//[\w-]+\.\w|@import|(?:src|href)=', page.replace(data_of(page)['rows'][0][
         'image'], ''))
 
 
-def test_no_image_is_an_error():
+def test_report_page_without_images_raises():
     with pytest.raises(ValueError, match='no image to draw'):
         make_page([])
 
 
-def test_heat_is_brightest_at_the_largest_value_and_faded_where_there_is_none():
-    image, values = np.zeros((SIDE, SIDE, 3), np.uint8), np.full(PATCHES, 0.01)
-    values[7], values[8] = 0.3, np.nan
-    drawn = heat_map(image, values, PATCH)
-    means = drawn.reshape(6, PATCH, 6, PATCH, 3).mean((1, 3, 4)).ravel()
-    assert means[8] > means[7] > means[0]
-    assert np.abs(drawn[4, 4] - 0.78 * COLOURS[-1]).max() < 1
-    np.testing.assert_array_equal(heat_map(image, np.full(PATCHES, np.nan), PATCH)[0, 0], heat_map(
-        image, values, PATCH)[4, 8])
-
-
-def test_a_sheet_has_a_row_for_what_is_known():
+def test_example_sheet_has_a_row_for_each_known_map():
     examples, settings = make_examples(truths=('cat', None)), make_settings()
     draw = functools.partial(example_sheet, patch_size=PATCH, stages=['block 1', 'block 3'])
     known, dense, blind = draw(examples[0], 1, settings[1]), draw(examples[1], 2, settings[2]), [
-        stage._replace(attention=None, origin=None) for stage in examples[0].views[1].stages]
+        stage._replace(attention=None, fused_weights=None) for stage in examples[0].views[1].stages]
     least = draw(examples[0]._replace(views=(examples[0].views[1]._replace(stages=blind),)), 0, settings[1])
     assert known.height > dense.height > least.height and known.width == dense.width == least.width
 
@@ -166,7 +180,7 @@ const waiting = setInterval(() => {
 
 
 def browse(page, folder, *, width=1200, address=''):
-    """What the page shows in each state that the driver brings it to, and what the browser complains of."""
+    """The page in each state that the driver sets, and the complaints of the browser."""
     file = folder / 'page.html'
     file.write_text(page.replace('<head>', '<head>' + PROBE).replace('</body>', DRIVER + '</body>'), encoding='utf-8')
     done = subprocess.run(
@@ -175,10 +189,10 @@ def browse(page, folder, *, width=1200, address=''):
          '--host-resolver-rules=MAP * ~NOTFOUND', f'--user-data-dir={folder / "profile"}', f'--window-size={width},900',
          '--enable-logging=stderr', '--virtual-time-budget=20000', '--dump-dom', f'file://{file}{address}'],
         capture_output=True, text=True, timeout=120)
-    told = re.search(r'<pre id="found">([\w+/=]+)</pre>', done.stdout)
-    assert told, done.stderr[-2000:]
+    match = re.search(r'<pre id="found">([\w+/=]+)</pre>', done.stdout)
+    assert match, done.stderr[-2000:]
     complaints = [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
-    return json.loads(base64.b64decode(told[1])), complaints
+    return json.loads(base64.b64decode(match[1])), complaints
 
 
 @pytest.fixture(scope='module')
@@ -188,60 +202,54 @@ def browsed(tmp_path_factory):
     return browse(make_page(), tmp_path_factory.mktemp('browser'))
 
 
-def test_a_browser_shows_the_page_without_network_and_errors(browsed):
+def test_browser_shows_the_page_without_network_and_errors(browsed):
     found, complaints = browsed
     assert (found['errors'], found['loaded'], complaints) == ([], [], [])
 
 
-def test_the_slider_changes_what_every_row_shows(browsed):
+def test_browser_slider_changes_every_row(browsed):
     states = browsed[0]['states']
     start, low, dense = (states[name] for name in ('start', 'low', 'dense'))
     assert (start['slider'], low['slider'], dense['slider']) == ('1', '0', '2')
     assert len(start['pictures']) == 6
-    for place, pictures in enumerate(zip(start['pictures'], low['pictures'], dense['pictures'])):
-        assert len(set(pictures)) == (1 if place % 3 == 0 else 3)  # the image stays; what is kept of it does not
-    for state, said in ((start, '26 patches and a fused token'), (low, '13 patches'), (dense, '36 patches')):
-        assert said in state['text']
+    for index, pictures in enumerate(zip(start['pictures'], low['pictures'], dense['pictures'])):
+        assert len(set(pictures)) == (1 if index % 3 == 0 else 3)  # the image stays, its stages change
+    for state, text in ((start, '26 patches and a fused token'), (low, '13 patches'), (dense, '36 patches')):
+        assert text in state['text']
     assert 'as trained' in start['text'] and 'as trained' not in low['text']
     assert '36 → 13 → 4' in low['text'] and low['address'] == '#rate=0.3&view=kept'
     assert start['marks'] == low['marks'] == 1 and '✗ cat' in start['text'] and '✓ dog' in low['text']
 
 
-def test_the_keyboard_does_what_the_panel_does(browsed):
+def test_browser_keys_do_what_the_panel_does(browsed):
     states = browsed[0]['states']
     assert states['back']['pictures'] == states['start']['pictures']
-    assert states['end']['pictures'] == states['low']['pictures']  # and no further
+    assert states['end']['pictures'] == states['low']['pictures']  # the slider stops at its end
     shown = [states[name]['pictures'][1] for name in ('start', 'attention', 'origin', 'blank')]
     assert len(set(shown)) == 4
     assert 'brightest' in states['attention']['text'] and '10 patches' in states['origin']['text']
     assert states['blank']['address'] == '#rate=0.7&view=kept&blank'
 
 
-def test_a_patch_that_is_pointed_at_is_marked_in_its_row_alone(browsed):
+def test_browser_pointer_marks_a_patch_in_its_row_only(browsed):
     before, after = (browsed[0]['states'][name] for name in ('end', 'pointed'))
     changed = [one != other for one, other in zip(before['pictures'], after['pictures'])]
     assert changed == [True] * 3 + [False] * 3
     assert 'patch 0' in after['text'] and 'class attention' in after['text']
 
 
-def test_a_narrow_window_needs_no_scrolling_sideways_and_an_address_names_a_state(browsed, tmp_path):
+def test_browser_narrow_window_fits_and_address_sets_the_state(browsed, tmp_path):
     examples = make_examples(names=('a' * 200, 'b'), truths=(None, None))
     found, complaints = browse(make_page(examples), tmp_path, width=500, address='#rate=1&view=attention')
     assert found['wide'] and not complaints
     assert found['states']['start']['slider'] == '2' and 'brightest' in found['states']['start']['text']
-    assert not re.search(r'of \d shown', found['states']['start']['text'])  # no truth is known
+    assert not re.search(r'of \d shown', found['states']['start']['text'])  # there is no truth
 
 
-def test_a_page_of_merged_tokens_is_shown_without_errors(tmp_path):
+def test_browser_shows_merged_tokens_without_errors(tmp_path):
     if BROWSER is None:
         pytest.skip('no Chromium is installed')
-    examples = make_examples()
-    token_of_patch = [np.arange(PATCHES) // 2, np.arange(PATCHES) // 4]
-    merged = [example._replace(views=tuple(view._replace(stages=tuple(
-        stage._replace(token_of_patch=of, origin=None) for stage, of in zip(view.stages, token_of_patch)))
-        for view in example.views))
-        for example in examples]
-    found, complaints = browse(make_page(merged), tmp_path)
+    found, complaints = browse(make_page(make_merged_examples()), tmp_path)
     assert not found['errors'] and not complaints
     start, pointed = found['states']['start'], found['states']['pointed']
     assert 'Merged' in start['text'] and '18 tokens' in start['text'] and '9 tokens' in start['text']

@@ -1,4 +1,4 @@
-"""What plots have in common: colours, panels without a frame, and values written at the end of a line."""
+"""Style of all plots: colours, panels without a frame, and values at the ends of lines."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ BLUE, GREEN, ORANGE, RED, PURPLE = '#2563b8', '#0f8a6b', '#d9661f', '#c4304f', '
 INK, GREY, RULE = '#1f2329', '#7a828e', '#e6e9ee'
 
 
-def bare(ax: Axes, title: str) -> None:
-    """A panel with a title and faint lines across, and without a frame."""
+def style_panel(ax: Axes, title: str) -> None:
+    """Gives a panel a title and faint horizontal lines, and removes its frame."""
     ax.set_title(title, loc='left', color=INK, fontsize=10, pad=11)
     ax.spines[['top', 'left', 'right']].set_visible(False)
     ax.spines['bottom'].set_color('#c9ced6')
@@ -20,18 +20,22 @@ def bare(ax: Axes, title: str) -> None:
     ax.set_axisbelow(True)
 
 
-def literal(name: str) -> str:
-    """The name, so written that matplotlib sees no formula between dollars and hides no label that begins with _."""
+def escape(name: str) -> str:
+    """Escapes a label: matplotlib reads text between dollars as a formula and hides labels that begin with _."""
     return ' ' * name.startswith('_') + name.replace('$', r'\$')
 
 
 def write_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes (value, text, colour) at the right of the panel, each at its value unless another one is there."""
+    """Writes texts at the right of a panel, each at the height of its value, and moves them apart where they overlap.
+
+    Args:
+      ends: (value, text, colour) of each text.
+    """
     low, high = ax.get_ylim()
-    apart = 0.2 * (1 + max(text.count('\n') for _, text, _ in ends)) / (ax.bbox.height / ax.figure.dpi)
-    place = 1.0
+    spacing = 0.2 * (1 + max(text.count('\n') for _, text, _ in ends)) / (ax.bbox.height / ax.figure.dpi)
+    height = 1.0
     for value, text, colour in sorted(ends, reverse=True):
-        place = min((value - low) / (high - low), place)
-        ax.annotate(text, (1, place), (8, 0), xycoords='axes fraction', textcoords='offset points', color=colour,
+        height = min((value - low) / (high - low), height)
+        ax.annotate(text, (1, height), (8, 0), xycoords='axes fraction', textcoords='offset points', color=colour,
                     fontsize=9, va='center', linespacing=1.15, annotation_clip=False)
-        place -= apart
+        height -= spacing

@@ -1,6 +1,7 @@
-"""How fast images are made ready: each stage, the whole pipeline, and a plain Pillow pipeline, measured in turns.
+"""Measures the input: each stage, the whole pipeline and a simple Pillow pipeline, interleaved.
 
-CPU-seconds are those of this process and of the workers; they say what the work costs where cores are shared or idle.
+CPU-seconds are those of this process and of its workers. They measure the cost of the work also on a machine whose
+cores are shared or idle.
 """
 
 import dataclasses
@@ -23,57 +24,57 @@ from evit_jax.data.transforms import augment
 from evit_jax.data.transforms.decode import decode
 from evit_jax.data.transforms.geometry import TrainTransform, random_crop
 
-_ROUNDS = 3     # of turns
-_SAMPLE = 48    # examples that the stages work on
-_STARTED = 2    # batches of each worker that are not counted: their start, and what was made meanwhile
-_EPOCHS = 10**6
+_ROUNDS = 3
+_SAMPLE = 48    # examples that the stages process
+_WARM_UP = 2    # uncounted batches of each worker: its start-up, and the batches prepared meanwhile
+_EPOCHS = 10**6  # more than can pass while measuring
 
 
 @dataclasses.dataclass
 class Tally:
-    """What was measured of one thing."""
+    """Accumulated measurements of one stage or pipeline."""
 
     name: str
     images: int = 0
     seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of all processes; nan where the system does not say
-    shown: int = 1            # images shown for one that passes here
+    cpu_seconds: float = 0.0  # of all processes; NaN where the system does not report it
+    shown: int = 1            # images that training sees for each image that passes here
 
     def add(self, images: int, seconds: float, cpu_seconds: float) -> None:
-        """One turn more."""
+        """Adds the measurement of one turn."""
         self.images += images
         self.seconds += seconds
         self.cpu_seconds += cpu_seconds
 
-    def less(self, other: 'Tally', name: str) -> 'Tally':
-        """What this takes beyond the other, for as many images."""
+    def minus(self, other: 'Tally', name: str) -> 'Tally':
+        """Returns the time of this tally beyond that of the other, for the same number of images."""
         share = self.images / other.images
         return Tally(name, self.images, max(self.seconds - share * other.seconds, 1e-9),
                      max(self.cpu_seconds - share * other.cpu_seconds, 1e-9), self.shown)
 
     @property
     def microseconds(self) -> float:
-        """CPU time for an image that is shown."""
+        """CPU time for each image that training sees."""
         return 1e6 * self.cpu_seconds / self.images / self.shown
 
 
 def measure(source: Source, transform: TrainTransform, *, batch_size: int, repeats: int, workers: int,
             seconds: float) -> list[Tally]:
-    """Measures in turns, so that a busy machine is busy for all.
+    """Measures all stages and pipelines interleaved, so that a busy machine affects all of them alike.
 
     Args:
-      transform: how images are augmented; the plain pipeline does the same to each image.
-      batch_size: of this process.
-      repeats: images shown for one that is decoded; the plain pipeline decodes each.
-      workers: processes of the pipeline; it is measured with a thread as well.
-      seconds: of measuring in all; starting the workers comes on top.
+      transform: augmentation; the simple pipeline applies the same one to each image.
+      batch_size: batch size of this process.
+      repeats: augmented copies of each decoded image; the simple pipeline decodes an image for each copy.
+      workers: worker processes of the pipeline; the pipeline is also measured with a thread.
+      seconds: time of measuring; starting the workers adds to it.
 
     Returns:
-      read, decode, crop (with resizing and flip), augment, collate, pipelines, and, where the source has encoded
-      images, the plain pipeline.
+      Tallies of read, decode, crop (with resizing and flip), augment, collate, the pipelines and, if the source has
+      encoded images, the simple pipeline.
 
     Raises:
-      ValueError: nothing that can be read.
+      ValueError: no image can be read.
     """
     examples, stages = _readable(source), []
     bare = dataclasses.replace(transform, policy='none', colour_jitter=0.0)
@@ -91,37 +92,38 @@ def measure(source: Source, transform: TrainTransform, *, batch_size: int, repea
     collate = stage('collate', lambda i, example: np.copyto(rows[i % batch_size], shown))
     plain = stage('plain Pillow', _plain(transform)) if isinstance(examples[0].encoded, bytes) else None
     pipelines = {0: Tally('pipeline, a thread')} | ({workers: Tally(f'pipeline, {workers} workers')} if workers else {})
-    each = seconds / _ROUNDS / (len(stages) + 3 * len(pipelines))  # a pipeline hands out whole batches: more time
+    each = seconds / _ROUNDS / (len(stages) + 3 * len(pipelines))  # a pipeline yields whole batches and needs more time
     for turn in range(_ROUNDS):
         for tally, work in stages:
             _time(tally, work, each, turn)
         for processes, tally in pipelines.items():
             _time_pipeline(tally, source, transform, batch_size, repeats, processes, 3 * each)
-    return [read, decoded, crop, both.less(crop, 'augment'), collate, *pipelines.values(), *([plain] if plain else [])]
+    return [read, decoded, crop, both.minus(crop, 'augment'), collate, *pipelines.values(), *([plain] if plain else [])]
 
 
 class Example(NamedTuple):
-    """What the stages work on."""
+    """An image that the stages process."""
 
     encoded: bytes | np.ndarray
     image: np.ndarray  # decoded
 
 
 def _readable(source: Source) -> list[Example]:
-    examples, tried = [], min(_SAMPLE, len(source))
-    for index in np.linspace(0, len(source) - 1, tried).astype(int).tolist():
+    """Returns the examples of an evenly spread sample that can be decoded."""
+    examples, sampled = [], min(_SAMPLE, len(source))
+    for index in np.linspace(0, len(source) - 1, sampled).astype(int).tolist():
         try:
             encoded = source[index]['image']
             examples.append(Example(encoded, decode(encoded)))
         except (ValueError, OSError):
             continue
     if not examples:
-        raise ValueError(f'none of {tried} examples tried can be read')
+        raise ValueError(f'none of the {sampled} sampled examples can be read')
     return examples
 
 
 def _plain(transform: TrainTransform) -> Callable[[int, Example], np.ndarray]:
-    """What a straightforward loader does for each image that it shows."""
+    """Returns the work of a straightforward loader for one image: decode, crop, resize, flip, augment."""
     policy = augment.from_policy(transform.policy, transform.colour_jitter)
 
     def show(i: int, example: Example) -> np.ndarray:
@@ -141,7 +143,7 @@ def _plain(transform: TrainTransform) -> Callable[[int, Example], np.ndarray]:
 def _time(tally: Tally, work: Callable[[int], object], seconds: float, turn: int) -> None:
     cpu, begin = time.process_time(), time.perf_counter()
     for count in itertools.count(1):
-        work(turn + count * _ROUNDS)  # other numbers at each turn
+        work(turn + count * _ROUNDS)  # other images in each turn
         if (passed := time.perf_counter() - begin) >= seconds:
             break
     tally.add(count, passed, time.process_time() - cpu)
@@ -152,7 +154,7 @@ def _time_pipeline(tally: Tally, source: Source, transform: TrainTransform, batc
     batches = pipeline.train_batches(source, batch_size=batch_size, epochs=_EPOCHS, seed=0, transform=transform,
                                      repeats=repeats, num_workers=workers)
     try:
-        for _ in range(max(workers, 1) * _STARTED):
+        for _ in range(max(workers, 1) * _WARM_UP):
             next(batches)
         cpu, begin, images = _cpu_seconds(), time.perf_counter(), 0
         while (passed := time.perf_counter() - begin) < seconds:
@@ -163,19 +165,19 @@ def _time_pipeline(tally: Tally, source: Source, transform: TrainTransform, batc
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its children so far; nan where the system has no /proc."""
+    """Returns the CPU-seconds of this process and its children so far; NaN on a system without /proc."""
     total = time.process_time()
     for child in multiprocessing.active_children():
         try:
             fields = pathlib.Path(f'/proc/{child.pid}/stat').read_text().rpartition(')')[2].split()
         except OSError:
             return math.nan
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')  # in user and system mode
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')  # user and system time
     return total
 
 
-def rows_of(tallies: list[Tally]) -> list[dict[str, Any]]:
-    """For the table and for JSON: rates, and the CPU time that an image shown costs in each."""
+def json_rows(tallies: list[Tally]) -> list[dict[str, Any]]:
+    """Returns the rates of each tally and its CPU time per image that training sees."""
     return [{'name': tally.name, 'images_per_second': tally.images / tally.seconds,
              'images_per_cpu_second': tally.images / tally.cpu_seconds,
              'cpu_microseconds_per_image_shown': tally.microseconds} for tally in tallies]

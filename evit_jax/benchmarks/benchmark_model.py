@@ -1,0 +1,66 @@
+"""The model that a benchmark or a plan search is about: a named model, or the model of a run."""
+
+import os
+from typing import NamedTuple
+
+from absl import logging
+
+from evit_jax import models
+from evit_jax.checkpoints.loaded import load_model
+from evit_jax.models.config import ViTConfig
+from evit_jax.reduction.budget import TokenBudget
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.reducers import EVIT
+from evit_jax.runtime import storage
+
+
+class BenchmarkModel(NamedTuple):
+    """A model with its default settings, which the flags of a program may override."""
+
+    name: str
+    config: ViTConfig
+    image_size: int
+    dtype: str
+    budget: TokenBudget  # token budget of the run; a named model drops nothing
+    run: str = ''        # folder of the run or of the weights; '' for a named model
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks that reduce tokens, in ascending order."""
+        return tuple(sorted(self.budget.reduce_at))
+
+    @property
+    def fuse(self) -> bool:
+        """True if dropped tokens are fused into one."""
+        return self.budget.fuse and self.budget.reducer.can_fuse
+
+    def plan(self) -> TokenPlan:
+        """Returns the plan that the run was trained under."""
+        return self.budget.plans(self.config.patches(self.image_size), self.config.depth, self.config.macs)(1.0)
+
+
+def find_model(flag: str, word: str) -> BenchmarkModel:
+    """Returns the model with a name, or the model of the run in a folder; a name wins over a folder.
+
+    Args:
+      flag: the flag that the word was given to, for messages.
+      word: a model name or a path.
+
+    Raises:
+      ValueError: the word is neither a model name nor the folder of a run.
+    """
+    folder = storage.as_path(word) if word else None
+    if word in models.CONFIGS:
+        if folder.is_dir():
+            logging.warning('%s=%s is the named model; for the run in the folder %s give %s=%s', flag, word, word, flag,
+                            os.path.join('.', word))
+        config = models.get_config(word)
+        budget = TokenBudget(EVIT, config.default_reduce_at, True, (1.0,) * len(config.default_reduce_at))
+        return BenchmarkModel(word, config, config.image_size, 'float32', budget)
+    if os.sep not in word and not (word and folder.exists()):
+        models.get_config(word)  # raises the error that suggests the nearest name
+    loaded = load_model(word)
+    model = BenchmarkModel(loaded.name, loaded.config, loaded.image_size, loaded.dtype, loaded.budget, word)
+    logging.info('%s: %s, images of %d, %s; its plan: %s', word, loaded.name, model.image_size, model.dtype,
+                 model.plan())
+    return model

@@ -1,0 +1,202 @@
+"""Workloads to benchmark: every combination of the models, plans, sizes and dtypes that the flags list."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from evit_jax import models
+from evit_jax.benchmarks.benchmark_model import BenchmarkModel, find_model
+from evit_jax.models.config import ViTConfig
+from evit_jax.reduction import registry
+from evit_jax.reduction.budget import TokenBudget
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer
+from evit_jax.reduction.reducers import EVIT
+
+
+class Workload(NamedTuple):
+    """One combination: a model under a plan, at one image size, batch size and dtype."""
+
+    model: str
+    rate: float
+    fused: bool          # True if dropped tokens are fused; False where nothing is dropped
+    image_size: int
+    batch_size: int
+    dtype: str           # dtype of the computation
+    reduce_at: tuple[int, ...]
+    train: bool = False  # measures the training step, not the forward pass
+    reducer: Reducer = EVIT
+    r: int = 0           # tokens that every block merges; replaces the rate if not 0
+    tokens: tuple[int, ...] = ()  # tokens kept at each reduction; replace the rate if not empty
+    gather_impl: str = ''         # implementation of the gather in reductions; '' for the platform's best
+    run: str = ''                 # folder of the run that the model belongs to; '' for a named model
+    run_config: ViTConfig | None = None  # config of the run's model
+
+    @property
+    def config(self) -> ViTConfig:
+        return dataclasses.replace(self.run_config or models.get_config(self.model), image_size=self.image_size)
+
+    @property
+    def modules(self) -> Modules:
+        """The learned modules of the reducer that the model needs."""
+        return Modules(self.reducer, len(self.reduce_at)) if self.reducer.is_learned else NO_MODULES
+
+    @property
+    def plan(self) -> TokenPlan:
+        config, rates = self.config, (self.rate,) * len(self.reduce_at)
+        budget = TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.r)
+        return budget.plans(config.patches(self.image_size), config.depth, config.macs)(1.0)
+
+    @property
+    def macs(self) -> int:
+        """MACs of the forward pass of one image, counted as in the papers."""
+        return self.config.macs(self.plan.in_training() if self.train else self.plan)
+
+    @property
+    def executed_macs(self) -> int:
+        """MACs that the model executes for the logits of one image."""
+        return self.config.executed_macs(self.plan)
+
+    @property
+    def dense(self) -> 'Workload':
+        """The same workload without token reduction."""
+        return self._replace(rate=1.0, fused=False, reducer=EVIT, reduce_at=(), r=0, tokens=(), gather_impl='')
+
+    def __str__(self) -> str:
+        action = 'merged' if self.reducer.merges else 'fused' if self.fused else 'not fused'
+        amount = f'{"-".join(map(str, self.tokens))} at {self.reduce_at}' if self.tokens else f'{self.rate:g}'
+        reduction = f'{f"r={self.r}" if self.r else amount} {action}' if self.plan.reductions else 'dense'
+        reduction += '' if self.reducer == EVIT else f', {self.reducer}'
+        reduction += f' by {self.gather_impl}' if self.gather_impl else ''
+        step = ', train' if self.train else ''
+        return (f'{self.run or self.model} {reduction}, {self.image_size} px, batch {self.batch_size}, '
+                f'{self.dtype}{step}')
+
+
+class WorkloadLists(NamedTuple):
+    """Lists of values to combine. None, and an empty list of sizes or blocks, stands for the settings of each model.
+
+    A named model fuses, computes in float32, and reduces by EViT at a quarter, half and three quarters of its depth.
+    """
+
+    names: Sequence[str]         # names of models, and folders of runs
+    rates: Sequence[float]       # keep rates; 1 is dense
+    batch_sizes: Sequence[int]
+    fuse: Sequence[bool] | None = None
+    image_sizes: Sequence[int] = ()
+    dtypes: Sequence[str] | None = None
+    reduce_at: Sequence[int] = ()           # blocks that reduce tokens
+    train: bool = False                     # adds the training step of each workload
+    reducers: Sequence[str] | None = None   # names; a reducer that cannot fuse is measured without fusion
+    r: Sequence[int] = ()                   # tokens that every block merges, beside the rates; for reducers that merge
+    plans: Sequence[PlanFile] = ()          # plans to measure beside the rates, each with every reducer
+    gather_impls: Sequence[str] = ('',)     # for reducers that keep tokens by rank; '' is the platform's best
+
+
+def parse_choices(flag: str, words: Sequence[str] | None, choices: dict[str, Any]) -> list[Any] | None:
+    """Maps the words of a flag to their values; returns None for a flag that is not set.
+
+    Raises:
+      ValueError: a word is not among the choices.
+    """
+    if words is None:
+        return None
+    for word in words:
+        if word not in choices:
+            raise ValueError(f'{flag}={",".join(words)}: {word!r} is unknown, there are {", ".join(choices)}')
+    return [choices[word] for word in words]
+
+
+def combine(lists: WorkloadLists) -> list[Workload]:
+    """Returns every combination once. All dense combinations of a model are one workload.
+
+    A run adds its own plan to those of the rates.
+
+    Raises:
+      ValueError: a list is empty, or a value is out of range.
+    """
+    _check_lists(lists)
+    requested = None if lists.reducers is None else [registry.get_reducer(name) for name in lists.reducers]
+    selected = [find_model('--models', name) for name in lists.names]
+    _check_merging(lists.r, [reducer for model in selected for reducer in requested or [model.budget.reducer]])
+    unmatched = [plan for plan in lists.plans if plan.model not in {model.name for model in selected}]
+    workloads = {}
+    for model in selected:
+        sizes = lists.image_sizes or [model.image_size]
+        plans = [plan for plan in lists.plans if plan.model == model.name] + unmatched  # `check` refuses the unmatched
+        for plan, size in itertools.product(plans, sizes):
+            plan.check(model.name, model.config.patches(size), model.config.depth)
+        own_reducers = requested or [model.budget.reducer]
+        by_rate = _reductions(model, lists, own_reducers)
+        by_plan = [_reduction(reducer, plan.fuse, plan.reduce_at, tokens=plan.tokens)
+                   for plan, reducer in itertools.product(plans, own_reducers)]
+        trained_size = [model.image_size] if model.run and model.image_size in sizes else []
+        for reductions, at_sizes in (by_rate, sizes), ([_trained_reduction(model)], trained_size), (by_plan, sizes):
+            for step, size, batch, dtype in itertools.product((False, True)[:1 + lists.train], at_sizes,
+                                                              lists.batch_sizes, lists.dtypes or [model.dtype]):
+                workload = Workload(model.name, 1.0, False, size, batch, dtype, (), step, run=model.run,
+                                    run_config=model.config if model.run else None)
+                for reduction in reductions:
+                    workloads |= _with_gathers(workload._replace(**reduction), lists.gather_impls)
+    return list(workloads)
+
+
+def _reductions(model: BenchmarkModel, lists: WorkloadLists, own_reducers: Sequence[Reducer]) -> list[dict[str, Any]]:
+    """Returns the workload fields of each rate, then of each r, for each reducer.
+
+    Raises:
+      ValueError: a rate below 1, and no block that reduces tokens.
+    """
+    reduce_at = tuple(sorted(lists.reduce_at)) or model.blocks
+    if not reduce_at and any(rate != 1 for rate in lists.rates):
+        raise ValueError(f'{model.run} drops tokens at no block (model.reduce_at is empty), and '
+                         f'--rates={",".join(f"{rate:g}" for rate in lists.rates)} would all be dense: give '
+                         '--reduce_at, or --rates=1')
+    amounts = [(rate, 0, reducer) for rate, reducer in itertools.product(lists.rates, own_reducers)]
+    amounts += [(1.0, r, reducer) for r, reducer in itertools.product(lists.r, own_reducers) if reducer.merges]
+    fuse = [model.budget.fuse] if lists.fuse is None else lists.fuse
+    return [_reduction(reducer, fused, reduce_at, rate=rate, r=r)
+            for (rate, r, reducer), fused in itertools.product(amounts, fuse)]
+
+
+def _trained_reduction(model: BenchmarkModel) -> dict[str, Any]:
+    """Returns the plan of a run as workload fields."""
+    budget = model.budget
+    if budget.rate is not None:
+        return _reduction(budget.reducer, budget.fuse, model.blocks, rate=budget.rate)
+    if budget.r and not budget.macs and not budget.decreasing and budget.r == int(budget.r):
+        return _reduction(budget.reducer, budget.fuse, model.blocks, r=int(budget.r))
+    plan = model.plan()
+    return _reduction(budget.reducer, plan.fused, plan.reductions,
+                      tokens=tuple(plan.keep[block] for block in plan.reductions))
+
+
+def _reduction(reducer, fused, reduce_at, **amounts):
+    return {'reducer': reducer, 'fused': fused and reducer.can_fuse, 'reduce_at': reduce_at} | amounts
+
+
+def _check_lists(lists: WorkloadLists) -> None:
+    flags = {'models': lists.names, 'reducers': lists.reducers, 'rates': lists.rates, 'fuse': lists.fuse,
+             'batches': lists.batch_sizes, 'dtypes': lists.dtypes}
+    if empty := [flag for flag, values in flags.items() if values is not None and not values]:
+        raise ValueError(f'--{empty[0]} is empty: give at least one')
+    if low := [batch for batch in lists.batch_sizes if batch < 1]:
+        raise ValueError(f'--batches={",".join(map(str, lists.batch_sizes))}: a batch of {low[0]} has no image, give 1 '
+                         'or more')
+
+
+def _check_merging(merged, selected):
+    if merged and not any(reducer.merges for reducer in selected):
+        raise ValueError(f'--r={",".join(map(str, merged))} is for reducers that merge, and none of '
+                         f'--reducers={",".join(dict.fromkeys(map(str, selected)))} does: add tome or pool, or leave '
+                         '--r out')
+
+
+def _with_gathers(workload, gather_impls):
+    """Returns the workload with each gather implementation, as keys; once where nothing is gathered by rank."""
+    if not workload.plan.reductions:
+        return {workload.dense: None}
+    return {workload._replace(gather_impl='' if workload.reducer.merges else gather_impl): None
+            for gather_impl in gather_impls}

@@ -1,0 +1,166 @@
+"""Times the parts of a model on this device, or estimates them with the TPU compiler; times models under plans."""
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+from absl import logging
+
+from evit_jax.benchmarks import cases, timing, tpu
+from evit_jax.benchmarks.timing import Benchmark, Times
+from evit_jax.benchmarks.workloads import Workload
+from evit_jax.data.progress import Progress
+from evit_jax.models.config import ViTConfig
+from evit_jax.planning import model_parts
+from evit_jax.planning.cost_table import COUNTED_PARTS, DEVICES, CostRequest, CostTable
+from evit_jax.planning.model_parts import ModelPart
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.runtime.names import get_by_name
+
+_REPEATS = 4      # repeats of a small part in one call, so that the overhead of the call weighs little
+_LARGE = 2e9      # MACs of a part that is not repeated
+_FINE = 128       # up to this count every fourth token count is timed; beyond it, proportionally fewer
+_STEEP = 1.3      # slope relative to the median at which a cliff is suspected
+_CONCENTRATED = 1.2  # least slope, relative to its interval, of the half that holds a cliff
+_TILE = 128       # accelerators pad token counts to multiples of it
+
+
+def measure_costs(request: CostRequest, seconds: float = 60.0, rounds: int = 5) -> CostTable:
+    """Times the parts of a model on this device, or estimates them for a TPU, by the device of the request.
+
+    The table has no key yet.
+
+    Args:
+      seconds, rounds: see `timing.interleave`; not used for estimates.
+    """
+    chip = get_by_name('device', request.device, DEVICES)
+    return _time_parts(request, seconds, rounds) if chip is None else _estimate_parts(request, chip)
+
+
+def time_plans(request: CostRequest, plans: Sequence[TokenPlan], seconds: float, rounds: int) -> list[Times]:
+    """Times the whole model under each plan, interleaved on this device."""
+    cache = cases.ModelCache()
+    ready = [cases.inference_case(workload_of(request, plan), cache) for plan in plans]
+    return timing.interleave([case.benchmark(rounds) for case in ready], rounds=rounds, seconds=seconds)
+
+
+def workload_of(request: CostRequest, plan: TokenPlan) -> Workload:
+    """Returns the workload of a plan."""
+    planned = PlanFile.of(plan, request.model, request.image_size)
+    workload = Workload(request.model, 1.0, planned.fuse, request.image_size, request.batch, request.dtype,
+                        planned.reduce_at, tokens=planned.tokens)
+    if request.run:
+        workload = workload._replace(run=request.run.run, run_config=request.run.config,
+                                     reducer=request.run.budget.reducer)
+    return workload if plan.reductions else workload.dense
+
+
+def timed_counts(least: int, most: int) -> list[int]:
+    """Returns the token counts to time: about every fourth, the edges of tiles, and both ends."""
+    step = 4 * -(-most // _FINE)
+    return sorted({least, most, *range(step, most, step), *_tile_edges(most)} - {*range(least)})
+
+
+def compiled_counts(least: int, most: int) -> list[int]:
+    """Returns the token counts to begin an estimate with: few, because each one costs a compilation."""
+    return sorted({least, most, *range(32, most, 32), *_tile_edges(most)})
+
+
+def refine_cliffs(cost: Callable[[int], float], counts: Iterable[int]) -> dict[int, float]:
+    """Returns the costs at the counts, and at more counts around each cliff, which bisection finds to the token."""
+    costs = {count: cost(count) for count in sorted(counts)}
+
+    def slope(a, b):
+        return (costs[b] - costs[a]) / (b - a)
+
+    pairs = list(itertools.pairwise(costs))
+    usual = statistics.median(slope(*pair) for pair in pairs)
+    for a, b in pairs:
+        steepness = _STEEP * usual
+        while b - a > 1 and slope(a, b) > steepness:
+            steepness, middle = _CONCENTRATED * slope(a, b), (a + b) // 2
+            costs[middle] = cost(middle)
+            a, b = max((a, middle), (middle, b), key=lambda half: slope(*half))
+    return dict(sorted(costs.items()))
+
+
+def _time_parts(request: CostRequest, seconds: float, rounds: int) -> CostTable:
+    config, batch, dtype = request.config, request.batch, request.dtype
+    counts = timed_counts(config.num_prefix_tokens + 1, request.max_tokens)
+    parts = {('outside', 0): model_parts.whole_model(config, request.image_size, batch, dtype, depth=0),
+             ('dense', 0): model_parts.whole_model(config, request.image_size, batch, dtype)}
+    for n in counts:
+        macs = batch * n * config.width * config.width * 2 * config.mlp_ratio
+        repeats = 1 if macs > _LARGE else _REPEATS
+        parts |= {(name, n): model_parts.branch(config, name, n, batch, dtype, repeats)
+                  for name in model_parts.BRANCHES}
+    name, final_part = _final_part(config)
+    for n in [*counts[1:-1:4], counts[-1]]:
+        parts['reduction', n] = model_parts.reduction(config, n, batch, dtype, request.fuse, _REPEATS)
+        parts[name, n] = final_part(config, n, batch, dtype, _REPEATS)
+    logging.info('the costs of %s in batches of %d, %s, are measured once: %d programs are compiled, then timed',
+                 request.model, batch, dtype, len(parts))
+    progress, benchmarks = Progress('compiling', len(parts), 'programs'), []
+    for (name, n), part in parts.items():
+        benchmarks.append(_part_benchmark(f'{name} {n}', part))
+        progress.add(1)
+    times = timing.interleave(benchmarks, rounds=rounds, seconds=seconds)
+    # Disturbances only slow a turn down, and there are too many programs to time each one for long: the minimum counts.
+    return _table({key: min(taken.turns) / part.repeats for (key, part), taken in zip(parts.items(), times)})
+
+
+def _part_benchmark(name: str, part: ModelPart) -> Benchmark:
+    inputs = [jax.device_put(part.random_arguments(seed), cases.device()) for seed in range(2)]
+    program = jax.jit(part.run).lower(*inputs[0]).compile()
+    return Benchmark(name, lambda number: program(*inputs[number % 2]), jax.block_until_ready,
+                     in_flight=cases.calls_in_flight())
+
+
+def _estimate_parts(request: CostRequest, chip: tpu.Chip) -> CostTable:
+    """Returns the costs on one chip, if it takes exactly the cycles that the compiler estimates."""
+    if request.batch % chip.devices:
+        raise ValueError(f'--batch={request.batch}: a chip of {request.device} divides a batch among {chip.devices}: '
+                         f'give {request.batch + chip.devices - request.batch % chip.devices}')
+    device = tpu.devices_of(chip.example)[0]
+    config, batch, dtype = request.config, request.batch // chip.devices, request.dtype
+
+    def seconds(part):
+        return tpu.cycles_of(part.run, device, part.arguments) / chip.clock
+
+    def refined(name, make_part):
+        def cost(n):
+            logging.info('compiling %s with %d tokens', name, n)
+            return seconds(make_part(n))
+
+        return {(name, n): cost for n, cost in refine_cliffs(cost, counts).items()}
+
+    counts = compiled_counts(config.num_prefix_tokens + 1, request.max_tokens)
+    costs = {('outside', 0): seconds(model_parts.whole_model(config, request.image_size, batch, dtype, depth=0))}
+    for name in model_parts.BRANCHES:
+        costs |= refined(name, lambda n, name=name: model_parts.branch(config, name, n, batch, dtype))
+    name, final_part = _final_part(config)
+    costs |= refined(name, lambda n: final_part(config, n, batch, dtype))
+    for n in counts[1::4]:
+        costs['reduction', n] = seconds(model_parts.reduction(config, n, batch, dtype, request.fuse))
+    return _table(costs)
+
+
+def _tile_edges(most: int) -> list[int]:
+    """Returns the counts that fill a tile, and those with one token more."""
+    return [edge + more for edge in range(_TILE, most, _TILE) for more in (0, 1)]
+
+
+def _table(costs: Mapping[tuple[str, int], float]) -> CostTable:
+    def by_count(part):
+        return {n: cost for (name, n), cost in costs.items() if name == part}
+
+    return CostTable({}, costs['outside', 0], costs.get(('dense', 0)), *map(by_count, COUNTED_PARTS))
+
+
+def _final_part(config: ViTConfig) -> tuple[str, Callable[..., ModelPart]]:
+    """Returns the part whose cost depends on the tokens that the heads read, with its name in the table."""
+    if config.head_reads_patches:
+        return 'heads', model_parts.heads
+    return 'last_block', model_parts.last_block

@@ -1,0 +1,164 @@
+"""A table of the costs of a model's parts by token count, and its file.
+
+Costs are measured or estimated once (see `cost_measurement`) and kept as JSON.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from evit_jax import models
+from evit_jax.benchmarks import cases, report, tpu
+from evit_jax.benchmarks.benchmark_model import BenchmarkModel
+from evit_jax.models.config import ViTConfig
+from evit_jax.planning.search import BlockCosts, Costs, interpolate
+
+THIS_DEVICE = 'this'
+DEVICES = {THIS_DEVICE: None} | {f'tpu_{kind}': chip for kind, chip in tpu.CHIPS.items()}  # name -> chip to estimate
+_CACHE = '~/.cache/evit_jax/costs'
+
+
+class CostRequest(NamedTuple):
+    """The model, batch size, dtype and device that costs are needed for."""
+
+    model: str
+    image_size: int
+    batch: int
+    dtype: str
+    device: str  # a key of DEVICES
+    fuse: bool = True
+    run: BenchmarkModel | None = None  # the run that the model belongs to; None for a named model
+
+    @property
+    def config(self) -> ViTConfig:
+        return dataclasses.replace(self.run.config if self.run else models.get_config(self.model),
+                                   image_size=self.image_size)
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns the values for JSON, without the run: costs do not depend on the weights."""
+        return {name: value for name, value in self._asdict().items() if name != 'run'}
+
+    @property
+    def patches(self) -> int:
+        return self.config.patches(self.image_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """Number of patches and prefix tokens."""
+        return self.patches + self.config.num_prefix_tokens
+
+    def key(self) -> dict[str, Any]:
+        """Returns everything that determines the costs. Initialises the device if it is this one."""
+        key = self.metadata() | {'depth': self.config.depth, 'config': repr(self.config), 'jax': jax.__version__,
+                                 'parts': COUNTED_PARTS, 'sources': _source_digest()}
+        if self.device != THIS_DEVICE:
+            return key | {'libtpu': tpu.version()}
+        device = cases.device()
+        key |= {'kind': device.device_kind, 'processor': report.processor()}
+        return key | ({'threads': report.num_cpus()} if device.platform == 'cpu' else {})
+
+
+class CostTable(NamedTuple):
+    """Seconds of one batch for each part, by the number of tokens with the prefix tokens."""
+
+    key: dict[str, Any]          # key of the request
+    outside: float               # all but the blocks; the heads on all tokens
+    dense: float | None          # the whole dense model; None if it was not timed
+    attention: dict[int, float]
+    mlp: dict[int, float]
+    reduction: dict[int, float]
+    last_block: dict[int, float]  # empty if the heads read the patch tokens
+    heads: dict[int, float]       # empty if the heads read only the prefix tokens
+
+    def costs(self, max_tokens: int, prefix: int) -> Costs:
+        """Returns the costs for every number of tokens, scaled so that the dense model takes its measured time.
+
+        The scale corrects for the state of caches and memory, which differs between a part alone and a whole model.
+        """
+        def interpolated(part):
+            return interpolate(nondecreasing(part) if self.dense else part, max_tokens)
+
+        block = BlockCosts(interpolated(self.attention), interpolated(self.mlp), interpolated(self.reduction))
+        zeros = np.zeros(max_tokens + 1)
+        if self.last_block:  # only the prefix tokens leave the last block, so a reduction in it saves nothing
+            last, heads = BlockCosts(interpolated(self.last_block), zeros, zeros), zeros
+        else:
+            last, heads = block, interpolated(self.heads)
+        scale = 1.0
+        if self.dense and self.dense > self.outside:
+            blocks = (self.key['depth'] - 1) * block.total[max_tokens] + last.total[max_tokens]
+            scale = (self.dense - self.outside) / blocks
+        block, last = (BlockCosts(*(part * scale for part in costs)) for costs in (block, last))
+        return Costs(self.outside - heads[max_tokens], block, last._replace(leaving=last.leaving + heads), prefix)
+
+
+COUNTED_PARTS = CostTable._fields[3:]  # parts whose cost depends on the number of tokens
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Returns a digest of the code that determines measured and estimated costs."""
+    root = pathlib.Path(models.__file__).parents[1]
+    files = [*(file for folder in ('models', 'kernels', 'reduction') for file in sorted((root / folder).rglob('*.py'))),
+             *(root / f'{name}.py' for name in ('planning/model_parts', 'benchmarks/tpu', 'benchmarks/hlo'))]
+    return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def nondecreasing(costs: Mapping[int, float]) -> dict[int, float]:
+    """Returns the least-squares fit that never falls with the token count, by pooling adjacent violators.
+
+    More tokens are never faster, so a falling cost is noise.
+    """
+    pools = []  # [sum, number] of neighbouring costs that fall
+    for count in sorted(costs):
+        pools.append([costs[count], 1])
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] > pools[-1][0] / pools[-1][1]:
+            total, number = pools.pop()
+            pools[-1] = [pools[-1][0] + total, pools[-1][1] + number]
+    return dict(zip(sorted(costs), np.concatenate([[total / number] * number for total, number in pools]).tolist()))
+
+
+def load_or_measure(request: CostRequest, measure: Callable[[CostRequest], CostTable],
+                    file: str | os.PathLike | None = None) -> CostTable:
+    """Reads the table of a request from its file, or measures and writes it.
+
+    Args:
+      file: file of the table; None chooses one in the user's cache by the key of the request.
+
+    Raises:
+      ValueError: the file holds another table or none, or cannot be written.
+    """
+    key = json.loads(json.dumps(request.key()))
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = pathlib.Path(file or f'{_CACHE}/{request.model}_{digest}.json').expanduser()
+    if path.exists():
+        table = _read(path)
+        if different := [name for name in key if table.key.get(name) != key[name]]:
+            name = different[0]
+            raise ValueError(f'--costs={path} holds costs for {name}={table.key.get(name)}, and {name}={key[name]} is '
+                             'needed: give another file, and they are measured again')
+        logging.info('costs are read from %s', path)
+        return table
+    report.check_writable('--costs', path)
+    table = measure(request)._replace(key=key)
+    report.write_json(path, table._asdict())
+    logging.info('costs are written to %s', path)
+    return table
+
+
+def _read(path: pathlib.Path) -> CostTable:
+    try:
+        content = json.loads(path.read_text())
+        parts = {name: {int(n): cost for n, cost in content[name].items()} for name in COUNTED_PARTS}
+        return CostTable(content['key'], content['outside'], content['dense'], **parts)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f'--costs={path} holds no costs ({error}): delete it, and they are measured again') from error

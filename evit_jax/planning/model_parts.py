@@ -1,0 +1,168 @@
+"""Parts of a model as separate programs, to be timed or compiled: the branches of a block, its reduction, the heads."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from evit_jax import models
+from evit_jax.models.config import ViTConfig
+from evit_jax.models.lvvit import LVViT, LVViTConfig
+from evit_jax.models.vit import Block, ViT
+from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducer import ReducerInputs
+from evit_jax.reduction.reducers import EVIT
+from evit_jax.reduction.tokens import Tokens
+
+BRANCHES = 'attention', 'mlp'
+
+
+class _ClassAttention(NamedTuple):
+    """The part of an `AttentionOutput` that EViT reads."""
+
+    class_attention: Array  # [B, F + N] float32
+
+
+class ModelPart(NamedTuple):
+    """A program that runs a part of a model `repeats` times, each time on the output of the time before."""
+
+    run: Callable[..., Array]
+    arguments: tuple  # shapes and dtypes; parameters first
+    repeats: int = 1
+
+    def random_arguments(self, seed: int) -> tuple:
+        """Returns arguments of small Gaussian noise."""
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(lambda array: jnp.asarray(0.1 * rng.standard_normal(array.shape, np.float32), array.dtype),
+                            self.arguments)
+
+
+def branch(config: ViTConfig, name: str, tokens: int, batch: int, dtype: str, repeats: int = 1) -> ModelPart:
+    """Returns one branch of a block.
+
+    Args:
+      name: one of BRANCHES.
+      tokens: number of tokens in the block, with the prefix tokens.
+    """
+
+    def run(block, x):
+        def step(x):
+            output = block.attn(block.norm1(x)).out if name == 'attention' else block.mlp(block.norm2(x))
+            return x + block.scale * output
+
+        return _repeat(step, x, repeats)
+
+    return _module_part(Block, config, dtype, run, repeats, _tokens(config, tokens, batch, dtype))
+
+
+def last_block(config: ViTConfig, tokens: int, batch: int, dtype: str, repeats: int = 1) -> ModelPart:
+    """Returns the last block of a model whose heads read only the prefix tokens.
+
+    Args:
+      tokens: number of tokens that enter the block, with the prefix tokens.
+    """
+    prefix = config.num_prefix_tokens
+
+    def run(block, x):
+        def prefix_outputs(x):
+            return block(_as_tokens(x, config), num_queries=prefix).x
+
+        return prefix_outputs(_repeat(lambda x: x.at[:, :prefix].set(prefix_outputs(x)), x, repeats - 1))
+
+    return _module_part(Block, config, dtype, run, repeats, _tokens(config, tokens, batch, dtype))
+
+
+def heads(config: ViTConfig, tokens: int, batch: int, dtype: str, repeats: int = 1) -> ModelPart:
+    """Returns the last norm and the heads.
+
+    Args:
+      tokens: number of tokens that leave the last block, with the prefix tokens.
+    """
+    config = dataclasses.replace(config, depth=0)
+
+    def run(model, x, patch_ids):
+        def logits(x):
+            return model.classify(Tokens(model.norm(x), patch_ids), {})
+
+        def feed_back(x):
+            return x.at[:, 0, 0].add(logits(x).mean(axis=1).astype(x.dtype))
+
+        return logits(_repeat(feed_back, x, repeats - 1))
+
+    module = LVViT if isinstance(config, LVViTConfig) else ViT
+    return _module_part(module, config, dtype, run, repeats, _tokens(config, tokens, batch, dtype),
+                        jax.ShapeDtypeStruct((batch, tokens - config.num_prefix_tokens), jnp.int32))
+
+
+def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool, repeats: int = 1) -> ModelPart:
+    """Returns EViT's reduction to half of the patches: ranking and gather. Class attention is part of the attention.
+
+    Args:
+      tokens: number of tokens that enter the reduction, with the prefix tokens.
+    """
+    patches = tokens - config.num_prefix_tokens
+
+    def reduced(x, class_attention):
+        attention = _ClassAttention(class_attention)
+        before = _as_tokens(x, config)
+        inputs = ReducerInputs(attention, rng=None, train=False, fuse=fuse, block=0, tokens=before)
+        return EVIT.reduce(before, inputs, -(-patches // 2)).x
+
+    def run(params, x, class_attention):
+        def step(state):  # makes the scores depend on the tokens that the time before has kept
+            kept, class_attention = state
+            return reduced(x, class_attention + kept[:, -1, :1]), class_attention
+
+        return _repeat(step, (reduced(x, class_attention), class_attention), repeats - 1)[0]
+
+    scores = jax.ShapeDtypeStruct((batch, tokens), jnp.float32)
+    return ModelPart(run, ({}, _tokens(config, tokens, batch, dtype), scores), repeats)
+
+
+def whole_model(config: ViTConfig, image_size: int, batch: int, dtype: str, depth: int | None = None) -> ModelPart:
+    """Returns the dense model on normalised images.
+
+    Args:
+      depth: number of blocks; 0 leaves the parts outside the blocks, None is the depth of the model.
+    """
+    config = config if depth is None else dataclasses.replace(config, depth=depth)
+    model = models.create(config, dtype=jnp.dtype(dtype))
+    plan = make_plan(config.patches(image_size), config.depth, reduce_at=())
+    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
+    return ModelPart(lambda params, images: model.apply(params, images, plan)[0],
+                     (jax.eval_shape(model.init, jax.random.key(0)), images))
+
+
+def _module_part(module, config, dtype, run, repeats, *arguments):
+    """Returns the part that calls `run(module, *arguments)`."""
+
+    def build(key):
+        return module(config, drop_path=0.0, dtype=jnp.dtype(dtype), remat=False, rngs=nnx.Rngs(key))
+
+    graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+    params = jax.eval_shape(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)), jax.random.key(0))
+    return ModelPart(lambda params, *arguments: run(nnx.merge(graph, params), *arguments), (params, *arguments),
+                     repeats)
+
+
+def _repeat(step, state, repeats):
+    """Applies `step` repeatedly. A loop compiles the step once; a single step has no loop, which has no estimate."""
+    if repeats <= 1:
+        return step(state) if repeats else state
+    return jax.lax.fori_loop(0, repeats, lambda _, state: step(state), state)
+
+
+def _as_tokens(x, config):
+    """Returns activations [B, F + N, D] as tokens that stand for the first N patches."""
+    batch, patches = x.shape[0], x.shape[1] - config.num_prefix_tokens
+    patch_ids = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
+    return Tokens(x, patch_ids)
+
+
+def _tokens(config, tokens, batch, dtype):
+    return jax.ShapeDtypeStruct((batch, tokens, config.width), dtype)
