@@ -15,7 +15,7 @@ MAY_IMPORT['training'] = {*MAY_IMPORT, 'viz'}
 MAY_IMPORT['interchange'] = {'runtime', 'reduction', 'models', 'checkpoints'}
 for _above in ('inference', 'serving', 'comparison', 'benchmarks', 'planning'):
     MAY_IMPORT[_above] = set(MAY_IMPORT)
-MAY_IMPORT |= {'config_errors': {'configs', 'runtime'}, 'cli': {'config_errors'}}
+MAY_IMPORT |= {'config_errors': {'configs'}, 'cli': {'config_errors'}}
 HEAVY = {'tensorflow', 'torch', 'torchvision', 'timm', 'keras', 'clu'}  # clu imports TensorFlow
 
 

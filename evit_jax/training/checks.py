@@ -57,7 +57,7 @@ def check(config: Any) -> None:
     inputs.train_transform(config)
     inputs.eval_transform(config)
     _check_tokens(config)
-    _, plan_at, _ = config_and_plans(config)
+    _, plan_at = config_and_plans(config)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
     sharding.data_mesh(config.batch_size)
 
