@@ -43,7 +43,7 @@ def resolve_for_training(config: Any, workdir: str | os.PathLike, platform: str)
         _warn_of_other_preprocessing(config)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.test_split = splits.recorded(config.data.test_split)
+        config.data.test_split = splits.to_record(config.data.test_split)
     return config
 
 
