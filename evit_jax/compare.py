@@ -1,10 +1,11 @@
 """Compares methods of dropping tokens: python -m evit_jax.compare --config configs/compare_digits.py --out runs/compare
 
-Each method has the same data, seeds, steps and share of the dense model's multiply-accumulates: put into a trained
-dense model, fine-tuned from it, and trained from scratch. The folder gets a workdir for each run, and in the end
-compare.md, compare.png and compare.json. Told to stop it ends with code 75; the same command goes on from there.
+All methods get the same data, seeds, number of steps and share of the dense model's multiply-accumulates (MACs). Each
+is evaluated in three settings: in a trained dense model without more training, fine-tuned from that model, and trained
+from scratch. The folder gets a workdir for each run, and at the end compare.md, compare.png and compare.json. After
+SIGTERM or Ctrl-C the program ends with code 75; the same command continues from there.
 
---docs FOLDER writes these three files there too.
+--docs FOLDER writes these three files to another folder too.
 """
 
 import pathlib
@@ -21,13 +22,14 @@ from evit_jax.runtime import distributed
 from evit_jax.runtime.preemption import Preempted
 from evit_jax.viz.comparison import Point, comparison_plot
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'What is compared, as configs/compare_digits.py.')
-_OUT = flags.DEFINE_string('out', None, 'Folder of the runs and of what they show.')
-_DOCS = flags.DEFINE_string('docs', None, 'Another folder for what they show.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config of the comparison, such as '
+                                          'configs/compare_digits.py.')
+_OUT = flags.DEFINE_string('out', None, 'Folder of the runs and of the report.')
+_DOCS = flags.DEFINE_string('docs', None, 'A second folder for the report.')
 
 
 def main() -> None:
-    """Runs what has not run yet, and writes tables and plot."""
+    """Runs the cells that are not finished, and writes the report."""
     if _CONFIG.value is None or _OUT.value is None:
         raise ValueError('give both --config FILE and --out DIR, as in: python -m evit_jax.compare '
                          '--config configs/compare_digits.py --out runs/compare')
@@ -37,25 +39,30 @@ def main() -> None:
     with distributed.distributed(collective_errors=Preempted):
         rows = compare(_CONFIG.value, folders[0])
     for folder in folders:
-        write(rows, [claim.to_dict() for claim in _CONFIG.value.orderings], folder)
+        write_report(rows, [claim.to_dict() for claim in _CONFIG.value.orderings], folder)
     print((folders[-1] / 'compare.md').read_text())
 
 
-def write(rows: list[dict], expected: list[dict], folder: pathlib.Path) -> None:
-    """Writes compare.md, compare.png and compare.json."""
-    found, where = verdict.scores(rows), report.machine()
-    tables = [report.markdown_table(*verdict.table(found, setting)) for setting in verdict.settings(found)]
-    said = [f'- {line}' for line in verdict.orderings(found, expected)]
-    head = f'Top-1 in %, {where["date"][:10]}, {where["processor"]}, {where["cpus"]} threads, jax ' \
-           f'{where["versions"]["jax"]}. With several seeds: mean and standard deviation.'
+def write_report(rows: list[dict], expected: list[dict], folder: pathlib.Path) -> None:
+    """Writes compare.md, compare.png and compare.json.
+
+    Args:
+      rows: results of `compare`.
+      expected: orderings to check; see `verdict.orderings`.
+    """
+    scores, machine = verdict.scores(rows), report.machine()
+    tables = [report.markdown_table(*verdict.table(scores, setting)) for setting in verdict.settings(scores)]
+    orderings = [f'- {line}' for line in verdict.orderings(scores, expected)]
+    head = f'Top-1 in %, {machine["date"][:10]}, {machine["processor"]}, {machine["cpus"]} threads, jax ' \
+           f'{machine["versions"]["jax"]}. With several seeds: mean and standard deviation.'
     parts = ['# Methods of dropping tokens, compared', head, '![top-1 against cost](compare.png)', *tables,
-             *(['## The orderings of the EViT paper', '\n'.join(said)] if said else [])]
+             *(['## The orderings of the EViT paper', '\n'.join(orderings)] if orderings else [])]
     (folder / 'compare.md').write_text('\n\n'.join(parts) + '\n')
     report.write_json(folder / 'compare.json', {'rows': rows})
-    panels = {verdict.title(setting): [Point(score.method, score.macs, score.mean, score.spread) for score in found
+    panels = {verdict.title(setting): [Point(score.method, score.macs, score.mean, score.spread) for score in scores
                                        if score.setting == setting and score.method != DENSE]
-              for setting in verdict.settings(found)}
-    dense = {verdict.title(score.setting): score.mean for score in found if score.method == DENSE}
+              for setting in verdict.settings(scores)}
+    dense = {verdict.title(score.setting): score.mean for score in scores if score.method == DENSE}
     comparison_plot(panels, dense, folder / 'compare.png')
 
 

@@ -87,11 +87,11 @@ def main(checkpoint: str, dst: str) -> None:
 def _plan_arguments() -> dict[str, dict]:
     """Returns the name of each requested plan, with the keyword arguments of `LoadedModel.plan` that create it."""
     counts = [cli.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
-    requested = [(str(rate), '--rates', {'rate': rate}) for rate in cli.numbers('rates', _RATES.value, float)]
+    requested = [(str(rate), '--rates', {'keep_rate': rate}) for rate in cli.numbers('rates', _RATES.value, float)]
     requested += [('-'.join(map(str, tokens)), '--tokens', {'tokens': tokens}) for tokens in counts]
     requested += [(f'r{r}', '--r', {'r': r}) for r in cli.numbers('r', _R.value, int)]
     requested += [(in_one_line(pathlib.Path(file).stem), f'--plan={in_one_line(file)}',
-                   {'planned': read_plan_file(file)}) for file in _PLANS.value]
+                   {'plan': read_plan_file(file)}) for file in _PLANS.value]
     origins = {}
     for name, origin, _ in requested:
         if origins.setdefault(name, origin) != origin:

@@ -22,7 +22,7 @@ from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.runtime import distributed
 from evit_jax.runtime.preemption import Preempted
 from evit_jax.training import loop
-from evit_jax.training.experiment import apply_plan
+from evit_jax.training.model_setup import apply_plan
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a recipe, as digits, or a Python file with '
                                           "get_config(); an evaluation uses the run's own config if not given.")

@@ -1,20 +1,22 @@
-"""Shows: python -m evit_jax.visualize kept runs/digits            a page of test images, with a slider over keep rates
-       python -m evit_jax.visualize kept runs/own shots/*.jpg     of these images
-       python -m evit_jax.visualize drop runs/digits              which patches a model can do without, as plot and CSV
-       python -m evit_jax.visualize tradeoff runs/* speed.json    accuracy against MACs and images per second
+"""Visualises models: python -m evit_jax.visualize kept runs/digits        page of test images, slider over keep rates
+                   python -m evit_jax.visualize kept runs/own shots/*.jpg page of these images
+                   python -m evit_jax.visualize drop runs/digits          accuracy without some patches: plot and CSV
+                   python -m evit_jax.visualize tradeoff runs/* speed.json accuracy against MACs and images per second
 
-kept: what each stage keeps of an image, where the class token looks, and what the fused token is made of, in one HTML
-file that a browser shows offline; of a reducer that merges, the patches of each token. IMAGES are files, folders,
-patterns or - (see evit_jax.predict); without any, images of the test split are shown. An image's folder is its truth,
-if it is named as a class. What cannot be read is told, and in the end by exit code 1.
+kept writes one HTML file that a browser shows offline. For each image it shows the patches that each reduction keeps,
+the class attention, and the weights of the patches in the fused token; with a reducer that merges, the patches of each
+token. IMAGES are files, folders, patterns or - (see evit_jax.predict); without IMAGES, images of the test split are
+shown. The folder of an image is its true class if a class has this name. Unreadable images are reported, and the exit
+code is 1.
 
-drop: patches are removed before the first block: on the object first, off it first, anywhere, by class attention. The
-data must have masks, or --masks gives a folder with one for each image, at the same place below it: white is object.
+drop removes patches before the first block: on the object first, off the object first, at random, or by class
+attention. It needs masks: from the data, or from --masks, a folder with one mask for each image, at the same path
+below it. White is the object.
 
-tradeoff: FILES are workdirs of runs (their last evaluation, and their evaluate-*.json of other plans), and JSON with
+tradeoff reads workdirs of runs (their last evaluation, and their evaluate-*.json of other plans), and JSON files with
 {"rows": [{"name": ..., "top1": ..., "macs": ..., "images_per_second": ...}, ...]}, as evit_jax.benchmark model writes
-it. A row without an accuracy gives its speed to the evaluations of the same model, image size and plan; a row without a
-plan, to those with the same MACs. Speeds that belong to no evaluation are listed, with the plans of both sides.
+them. A row without an accuracy gives its speed to the evaluations of the same model, image size and plan; a row without
+a plan, to those with the same MACs. Speeds that match no evaluation are listed, with the plans of both sides.
 
 The data are those of the checkpoint's config, or of --config FILE.
 """
@@ -35,11 +37,11 @@ from evit_jax.data.classes import readable_names
 from evit_jax.data.names import FileNames, in_one_line
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms.decode import decode
-from evit_jax.inference.dropping import Masked, Some, check_masks, drop_patches
+from evit_jax.inference.dropping import MaskedSource, Subset, check_masks, drop_patches
 from evit_jax.inference.held_out import check_classes, held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.looking import Subject, look
-from evit_jax.inference.predictor import Predictor
+from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
 from evit_jax.viz.dropping import dropping_csv, dropping_plot
@@ -49,96 +51,100 @@ from evit_jax.viz.report import report_page
 from evit_jax.viz.sheet import example_sheet
 from evit_jax.viz.tradeoff import tradeoff_plot
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Whose test split is shown; not needed with IMAGES.')
-_OUT = flags.DEFINE_string('out', None, 'File that is written; kept.html, drop.png or tradeoff.png if not given.')
-_EMA = flags.DEFINE_bool('ema', False, 'The moving average of the weights; of a run in tradeoff, its accuracy.')
-_BATCH = flags.DEFINE_integer('batch', None, 'Images computed at a time; 16 for kept, 128 for drop.', lower_bound=1)
-_IMAGES = flags.DEFINE_integer('images', None, 'Of the test split, evenly spread: 12 for kept, all for drop.',
-                               lower_bound=1)
-_RATES = flags.DEFINE_list('rates', None, 'kept: of the slider; 0.3,0.4,...,1 and the one trained with.')
-_SHARES = flags.DEFINE_list('shares', ['0', '0.05', *(f'0.{tenth}' for tenth in range(1, 10))], 'drop: of the patches.')
-_RATE = flags.DEFINE_float('rate', 1.0, 'drop: kept by each reduction of the patches that the model gets.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file that names the data; not needed with IMAGES.')
+_OUT = flags.DEFINE_string('out', None, 'Output file; default: kept.html, drop.png or tradeoff.png.')
+_EMA = flags.DEFINE_bool('ema', False, 'Use the moving average of the weights; tradeoff: its accuracy.')
+_BATCH = flags.DEFINE_integer('batch', None, 'Images computed at a time; default: 16 for kept, 128 for drop.',
+                              lower_bound=1)
+_IMAGES = flags.DEFINE_integer('images', None, 'Number of images of the test split, evenly spread; default: 12 for '
+                               'kept, all for drop.', lower_bound=1)
+_RATES = flags.DEFINE_list('rates', None, 'kept: keep rates of the slider; default: 0.3,0.4,...,1 and the rate used in '
+                           'training.')
+_SHARES = flags.DEFINE_list('shares', ['0', '0.05', *(f'0.{tenth}' for tenth in range(1, 10))],
+                            'drop: fractions of the patches that are removed.')
+_RATE = flags.DEFINE_float('rate', 1.0, 'drop: keep rate of each reduction in the model.')
 _MASKS = flags.DEFINE_string('masks', None, 'drop: folder of masks.')
-_SEED = flags.DEFINE_integer('seed', 0, 'drop: of what is dropped at random.')
-_REFERENCE = flags.DEFINE_bool('reference', True, 'tradeoff: published figures of DeiT-S, EViT, DynamicViT, LV-ViT.')
-_REDUCER = flags.DEFINE_string('reducer', None, 'kept: method that reduces the tokens; as trained if not given. '
+_SEED = flags.DEFINE_integer('seed', 0, 'drop: seed of the random order.')
+_REFERENCE = flags.DEFINE_bool('reference', True, 'tradeoff: draw published results of DeiT-S, EViT, DynamicViT and '
+                               'LV-ViT.')
+_REDUCER = flags.DEFINE_string('reducer', None, 'kept: reducer; default: as in training. One of '
                                f'{", ".join(list_reducers())}.')
-_PNG = flags.DEFINE_string('png', None, 'kept: folder for a picture of each image at each rate.')
+_PNG = flags.DEFINE_string('png', None, 'kept: folder for a picture of each image at each keep rate.')
 
 
 def kept(checkpoint: str, *words: str) -> None:
-    """Writes the page."""
+    """Writes the page of kept patches."""
     backend.start()
     out, pictures = _writable(_OUT.value or 'kept.html', '--out'), _PNG.value and _folder(_PNG.value)
-    trained = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
-    if not trained.budget.reduce_at:
+    loaded = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
+    if not loaded.budget.reduce_at:
         raise ValueError(f'the model in {checkpoint} drops nothing at any block (model.reduce_at is empty)')
-    subjects = _of_files(words, trained) if words else _of_test_split(checkpoint, trained)
-    rates = _rates(trained)
-    predictor = Predictor(trained, batch_size=min(_BATCH.value or 16, len(subjects)))
-    examples, settings, problems = look(predictor, subjects, rates)
+    subjects = _subjects_of_files(words, loaded) if words else _subjects_of_test_split(checkpoint, loaded)
+    rates = _rates(loaded)
+    model = VisionModel(loaded, batch_size=min(_BATCH.value or 16, len(subjects)))
+    examples, settings, problems = look(model, subjects, rates)
     for problem in problems:
         logging.warning('cannot be read: %s', problem)
     if not examples:
         raise ValueError('none of the images can be read')
-    stages = [f'block {block}' for block in sorted(trained.budget.reduce_at)]
+    stages = [f'block {block}' for block in sorted(loaded.budget.reduce_at)]
     start = next((number for number, setting in enumerate(settings) if setting.trained and setting.share < 1),
                  len(rates) // 2)
-    size, side, average = trained.image_size, trained.config.patch_size, ', moving average' if _EMA.value else ''
-    does = 'merges' if trained.budget.reducer.merges else 'keeps'
+    size, side, average = loaded.image_size, loaded.config.patch_size, ', moving average' if _EMA.value else ''
+    verb = 'merges' if loaded.budget.reducer.merges else 'keeps'
     page = report_page(
-        examples, settings, patch_size=side, start=start, stages=stages, title=f'What {trained.name} {does}',
-        metadata=f'{in_one_line(checkpoint)}, step {trained.step:,}{average}: {_images(len(examples))} of {size} x '
+        examples, settings, patch_size=side, start=start, stages=stages, title=f'What {loaded.name} {verb}',
+        metadata=f'{in_one_line(checkpoint)}, step {loaded.step:,}{average}: {_images(len(examples))} of {size} x '
         f'{size}, patches of {side} x {side}')
     out.write_text(page, encoding='utf-8')
     print(f'{out}: {_images(len(examples))} at {len(rates)} keep rates, {len(page.encode()) / 1e6:.2f} MB')
-    unwritten = pictures and _write_sheets(pictures, examples, settings, patch_size=side, stages=stages)
-    if problems or unwritten:
+    num_unwritten = pictures and _write_sheets(pictures, examples, settings, patch_size=side, stages=stages)
+    if problems or num_unwritten:
         sys.exit(1)
 
 
-def _write_sheets(folder: pathlib.Path, examples: Sequence[Example], settings: Sequence[Setting], **how) -> int:
-    """Writes a picture of each example under each setting; returns how many could not be written."""
-    names, unwritten = FileNames(folder), 0
+def _write_sheets(folder: pathlib.Path, examples: Sequence[Example], settings: Sequence[Setting], **options) -> int:
+    """Writes a picture of each example under each setting; returns the number of pictures that failed."""
+    names, num_unwritten = FileNames(folder), 0
     for number, setting in enumerate(settings):
-        for place, example in enumerate(examples, 1):
-            name = names.of(f'{place:03d}_{pathlib.PurePath(example.name).name}', f'_{setting.rate}.png')
+        for position, example in enumerate(examples, 1):
+            name = names.of(f'{position:03d}_{pathlib.PurePath(example.name).name}', f'_{setting.rate}.png')
             try:
-                example_sheet(example, number, setting, **how).save(folder / name)
+                example_sheet(example, number, setting, **options).save(folder / name)
             except OSError as error:
-                unwritten += 1
+                num_unwritten += 1
                 logging.warning('a picture of %s cannot be written: %s', example.name, error.strerror or error)
-    return unwritten
+    return num_unwritten
 
 
 def drop(checkpoint: str) -> None:
-    """Writes accuracy against the share of the patches dropped, as a plot and beside it as CSV."""
+    """Writes accuracy against the fraction of patches removed: a plot, and a CSV file beside it."""
     backend.start()
     out = _writable(_OUT.value or 'drop.png', '--out')
     table = _writable(str(out.with_suffix('.csv')), '--out')
     if table == out:
         raise ValueError(f'--out={_OUT.value} is for the plot: give a name that ends in .png, the table lies beside it')
     shares = cli.numbers('shares', _SHARES.value, float)
-    trained = load_model(checkpoint, ema=_EMA.value)
-    source = _test_split(checkpoint, trained)
+    loaded = load_model(checkpoint, ema=_EMA.value)
+    source = _test_split(checkpoint, loaded)
     if _MASKS.value:
-        source = Masked(source, _folder_there(_MASKS.value))
+        source = MaskedSource(source, _existing_folder(_MASKS.value))
     if _IMAGES.value:
-        source = Some(source, spread(len(source), _IMAGES.value))
+        source = Subset(source, spread(len(source), _IMAGES.value))
     check_masks(source)
-    found = drop_patches(trained, source, shares=shares, rate=_RATE.value, seed=_SEED.value,
-                         batch_size=min(_BATCH.value or 128, len(source)))
-    dropping_plot(found.shares, found.accuracy, out, on_object=found.on_object,
-                  title=f'Top-1 of {trained.name} without some of its patches, {found.images:,} images')
-    table.write_text(dropping_csv(found.shares, found.accuracy))
-    rows = [(f'{100 * share:.1f} %', *(f'{100 * values[number]:.1f}' for values in found.accuracy.values()))
-            for number, share in enumerate(found.shares)]
-    print(report.table(('dropped', *found.accuracy), rows))
-    print(f'{found.images:,} images, {100 * found.on_object:.1f} % of their patches on the object: {out}, {table}')
+    result = drop_patches(loaded, source, shares=shares, rate=_RATE.value, seed=_SEED.value,
+                          batch_size=min(_BATCH.value or 128, len(source)))
+    dropping_plot(result.shares, result.accuracy, out, on_object=result.on_object,
+                  title=f'Top-1 of {loaded.name} without some of its patches, {result.images:,} images')
+    table.write_text(dropping_csv(result.shares, result.accuracy))
+    rows = [(f'{100 * share:.1f} %', *(f'{100 * values[number]:.1f}' for values in result.accuracy.values()))
+            for number, share in enumerate(result.shares)]
+    print(report.table(('dropped', *result.accuracy), rows))
+    print(f'{result.images:,} images, {100 * result.on_object:.1f} % of their patches on the object: {out}, {table}')
 
 
 def tradeoff(*files: str) -> None:
-    """Writes the plot of accuracy against cost."""
+    """Writes a plot of accuracy against cost."""
     out = _writable(_OUT.value or 'tradeoff.png', '--out')
     read = read_results(files, ema=_EMA.value)
     results = read.results
@@ -152,21 +158,21 @@ def tradeoff(*files: str) -> None:
     print(out)
 
 
-def _of_files(words: Sequence[str], trained: LoadedModel) -> list[Subject]:
+def _subjects_of_files(words: Sequence[str], loaded: LoadedModel) -> list[Subject]:
     files, subjects = find_images(words, cli.names_on_stdin() if '-' in words else ()), []
     for file in files:
         truth, = readable_names((pathlib.Path(file).absolute().parent.name,))
         name = in_one_line(os.path.basename(file))
-        subjects.append(Subject(name, file, truth if truth in trained.class_names else None))
+        subjects.append(Subject(name, file, truth if truth in loaded.class_names else None))
     return subjects
 
 
-def _of_test_split(checkpoint: str, trained: LoadedModel) -> list[Subject]:
-    source, subjects = _test_split(checkpoint, trained), []
+def _subjects_of_test_split(checkpoint: str, loaded: LoadedModel) -> list[Subject]:
+    source, subjects = _test_split(checkpoint, loaded), []
     for index in spread(len(source), _IMAGES.value or 12):
         try:
             example = source[index]
-            subjects.append(Subject(example['id'], decode(example['image']), trained.class_names[example['label']]))
+            subjects.append(Subject(example['id'], decode(example['image']), loaded.class_names[example['label']]))
         except (OSError, ValueError) as error:
             logging.warning('example %d cannot be read: %s', index, error)
     if not subjects:
@@ -174,18 +180,19 @@ def _of_test_split(checkpoint: str, trained: LoadedModel) -> list[Subject]:
     return subjects
 
 
-def _test_split(checkpoint: str, trained: LoadedModel) -> Source:
-    source = held_out(checkpoint, trained.config.classes, _CONFIG.value and _CONFIG.value.to_dict())
-    check_classes(trained, source)
+def _test_split(checkpoint: str, loaded: LoadedModel) -> Source:
+    source = held_out(checkpoint, loaded.config.classes, _CONFIG.value and _CONFIG.value.to_dict())
+    check_classes(loaded, source)
     return source
 
 
-def _rates(trained: LoadedModel) -> list[float]:
+def _rates(loaded: LoadedModel) -> list[float]:
+    """The keep rates of --rates, or by default tenths from 0.3 and the rate used in training; ascending."""
     if _RATES.value is None:
-        own = {trained.budget.rate} - {None}
-        patches = trained.config.patches(trained.image_size)
-        least = trained.budget.reducer.min_kept(patches) / patches
-        return sorted(rate for rate in {number / 10 for number in range(3, 11)} | own if rate >= least)
+        trained = {loaded.budget.rate} - {None}
+        patches = loaded.config.patches(loaded.image_size)
+        least = loaded.budget.reducer.min_kept(patches) / patches
+        return sorted(rate for rate in {number / 10 for number in range(3, 11)} | trained if rate >= least)
     return sorted(set(cli.numbers('rates', _RATES.value, float)))
 
 
@@ -194,10 +201,10 @@ def _images(count: int) -> str:
 
 
 def _writable(name: str, flag: str) -> pathlib.Path:
-    """The path of a file that can be written; its folder is made.
+    """The path of an output file; creates its folder.
 
     Raises:
-      ValueError: it cannot.
+      ValueError: the file cannot be written.
     """
     path = pathlib.Path(name).expanduser()
     _folder(path.parent, flag)
@@ -206,7 +213,7 @@ def _writable(name: str, flag: str) -> pathlib.Path:
     return path
 
 
-def _folder_there(name: str) -> str:
+def _existing_folder(name: str) -> str:
     if not os.path.isdir(os.path.expanduser(name)):
         raise FileNotFoundError(f'there is no folder of masks {name}')
     return name

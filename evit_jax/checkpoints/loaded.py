@@ -1,138 +1,223 @@
-"""What was trained, with everything that is needed to use it."""
+"""Trained weights together with everything that is needed to run them."""
 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from evit_jax import models
-from evit_jax.checkpoints import open_defaults
+from evit_jax.checkpoints import model_config as model_configs
+from evit_jax.checkpoints import open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
-from evit_jax.checkpoints.weights import AS_DEIT, check_finite, check_is_workdir, fitted
 from evit_jax.configs.base import absent
 from evit_jax.data.classes import default_class_names, readable_names
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
-from evit_jax.reduction import registry
 from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
 from evit_jax.reduction.plan import TokenPlan
-from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer, modules_of
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
-_UNSAID = AS_DEIT | absent('model.dtype')
+CUSTOM = 'custom'  # name of a model that is not in `models.CONFIGS`
+_DEFAULTS = weights.AS_DEIT | absent('model.dtype')
 
 
 class LoadedModel(NamedTuple):
-    """Weights, and how an image comes to them; `_replace(image_size=...)` makes ready for larger images."""
+    """The weights of a model, its preprocessing and its token budget.
 
-    path: str
-    name: str                     # of the model
-    step: int
-    params: Params                # numpy arrays
+    `_replace(image_size=...)` prepares it for images of another size; the position embeddings are resized.
+    """
+
+    path: str                     # folder or file of the weights; '' for a model made in memory
+    name: str                     # key of `models.CONFIGS`, or 'custom'
+    step: int                     # training steps done
+    params: Params                # numpy arrays, float32
     config: ViTConfig
     class_names: tuple[str, ...]  # by label
-    image_size: int
-    mean: tuple[float, ...]       # of the channels, of values in 0..1
+    image_size: int               # side of the input in pixels
+    mean: tuple[float, ...]       # per channel, for values in 0..1
     std: tuple[float, ...]
     eval_crop: float | None       # see `EvalTransform`
-    dtype: str                    # of the computation
-    budget: TokenBudget           # as trained
-    modules: Modules = NO_MODULES  # the learned modules of the reducer that it was trained with
+    dtype: str                    # of the computation: 'float32' or 'bfloat16'
+    budget: TokenBudget           # the budget used in training, unless replaced
+    modules: Modules = NO_MODULES  # learned modules of the reducer used in training
 
-    def with_reducer(self, name: str | Reducer | None) -> 'LoadedModel':
-        """The same weights with the tokens reduced by another method; None: as trained.
+    def with_reducer(self, reducer: str | Reducer | None) -> 'LoadedModel':
+        """The same weights with another reducer.
+
+        Args:
+          reducer: a registered name, or a reducer; None changes nothing.
 
         Raises:
-          ValueError: there is no method of this name.
+          ValueError: no reducer is registered under the name.
         """
-        if name is None:
+        if reducer is None:
             return self
-        reducer, budget = registry.get_reducer(name), self.budget
-        return self._replace(budget=budget._replace(reducer=reducer, r=budget.r if reducer.merges else 0))
+        reducer = get_reducer(reducer)
+        return self._replace(budget=self.budget._replace(
+            reducer=reducer, r=self.budget.r if reducer.merges else 0))
 
-    def folded(self) -> 'LoadedModel':
-        """The same model as it is served, without batch normalisation: see `models.fold_batchnorm`."""
-        config, params = models.fold_batchnorm(self.config, self.params)
-        return self._replace(config=config, params=params)
+    def with_plan(self, *, keep_rate: float | None = None, keep_rates: Sequence[float] = (),
+                  tokens: Sequence[int] = (), r: int | None = None, macs: float | None = None,
+                  plan: TokenPlan | PlanFile | str | os.PathLike | None = None) -> 'LoadedModel':
+        """The same weights under another token budget. Give one argument; without any the budget stays.
 
-    def plan(self, *, rate: float | None = None, rates: Sequence[float] = (), tokens: Sequence[int] = (),
-             r: int | None = None, planned: PlanFile | None = None) -> TokenPlan:
-        """The plan of one rate, of a rate or a token count for each reduction, or of r tokens merged in every block.
-
-        Or one that the planner has made. Of none of these, as trained.
+        Args:
+          keep_rate: fraction of the tokens that each reduction keeps, in (0, 1].
+          keep_rates: one fraction for each reduction.
+          tokens: number of tokens that each reduction keeps.
+          r: number of tokens merged in every block; only for a reducer that merges.
+          macs: multiply-accumulates as a fraction of the dense model's, in (0, 1].
+          plan: a plan, or a file written by `python -m evit_jax.plan`.
 
         Raises:
-          ValueError: more than one of them, a value out of range, a plan for another model, or one that asks predictors
-            that are not there.
+          ValueError: more than one argument is given, or the plan is for another model.
         """
-        for name, values in (('rates', rates), ('tokens', tokens)):
-            if isinstance(values, str | Set | Mapping) or not hasattr(values, '__len__'):
-                raise ValueError(f'{name}={values!r} is no sequence: give a number for each reduction, as '
-                                 f'{name}={"(0.9, 0.7)" if name == "rates" else "(137, 96)"}')
-        asked = {'rate': rate is not None, 'rates': len(rates) > 0, 'tokens': len(tokens) > 0, 'r': r is not None,
-                 'plan': planned is not None}
-        given = [name for name, said in asked.items() if said]
-        if len(given) > 1:
-            raise ValueError(f'give only one of {" and ".join(given)}')
-        budget, patches = self.budget, self.config.patches(self.image_size)
-        if planned is not None:
-            planned.check(self.name, patches, self.config.depth)
-            budget = budget.apply_plan(planned)
-        elif given and r is None and not budget.reduce_at:
-            raise ValueError(f'the model in {self.path} drops nothing at any block (model.reduce_at is empty): make a '
-                             f'plan with blocks of your own, or leave {given[0]} out')
-        if rate is not None:
-            budget = budget.at(rate)
-        elif given and planned is None:
+        requested = _requested(keep_rate, keep_rates, tokens, r, macs, plan)
+        budget = self.budget
+        if requested and requested[0] in ('keep rate', 'keep rates', 'tokens') and not budget.reduce_at:
+            raise ValueError(f'the model {self.path or self.name} drops nothing at any block (model.reduce_at is '
+                             f'empty): give a plan with blocks of your own, or leave {requested[0]} out')
+        if plan is not None:
+            return self._replace(budget=self._budget_of(plan))
+        if keep_rate is not None:
+            return self._replace(budget=budget.at(keep_rate))
+        if requested:
             dense = budget.at(1.0)
-            budget = dense._replace(rates=tuple(rates) or dense.rates, tokens=tuple(tokens), r=r or 0)
-        plan = budget.plans(patches, self.config.depth, self.config.macs)(1.0)
+            budget = dense._replace(rates=tuple(keep_rates) or dense.rates, tokens=tuple(tokens), r=r or 0,
+                                    macs=macs or 0.0)
+        return self._replace(budget=budget)
+
+    def plan(self, **budget: Any) -> TokenPlan:
+        """The token plan of the budget, or of another budget given as to `with_plan`.
+
+        Raises:
+          ValueError: a value is out of range, the plan is for another model, or it needs learned parameters that the
+            weights do not have.
+        """
+        given = budget.get('plan')
+        model = self.with_plan(**budget)
+        plan = given if isinstance(given, TokenPlan) else model.budget.plans(
+            self.config.patches(self.image_size), self.config.depth, self.config.macs)(1.0)
         self.modules.check(plan)
         check_trained_blocks(plan, self.budget.reduce_at)
         return plan
 
+    def folded(self) -> 'LoadedModel':
+        """The same function without batch normalisation, for inference; see `models.fold_batchnorm`."""
+        config, params = models.fold_batchnorm(self.config, self.params)
+        return self._replace(config=config, params=params)
+
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of a checkpoint of these weights, as `weights.save` takes it."""
+        config, budget = self.config, self.budget
+        options = {key: getattr(config, key) for key in ('classes', 'distilled', *models.UNSHAPED)}
+        rates = {'rate': budget.rates[0] if budget.rates else 1.0, 'rates': budget.rates}
+        return {
+            'class_names': list(self.class_names), model_configs.KEY: model_configs.to_json(config),
+            'config': {
+                'model': {'name': self.name, 'image_size': self.image_size, 'dtype': self.dtype,
+                          'reduce_at': budget.reduce_at, 'fuse': budget.fuse} | options,
+                'reducer': {'name': budget.reducer.name, 'r': budget.r, 'decreasing': budget.decreasing},
+                'keep': rates | {'tokens': budget.tokens, 'macs': budget.macs},
+                'data': {'mean': self.mean, 'std': self.std, 'eval_crop': self.eval_crop or 0.0}}}
+
+    def _budget_of(self, plan):
+        """The budget of a given plan, which must be for this model."""
+        patches, depth = self.config.patches(self.image_size), self.config.depth
+        if isinstance(plan, TokenPlan):
+            if (plan.patches, len(plan.keep)) != (patches, depth):
+                raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks, the model has '
+                                 f'{patches} patches and {depth} blocks')
+            kept = tuple(plan.keep[block] for block in plan.reductions)
+            return self.budget.at(1.0)._replace(reducer=plan.reducer, reduce_at=plan.reductions, fuse=plan.fused,
+                                                rates=(1.0,) * len(kept), tokens=kept)
+        plan = plan if isinstance(plan, PlanFile) else read_plan_file(plan)
+        plan.check(self.name, patches, depth)
+        return self.budget.apply_plan(plan)
+
 
 def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
-    """Reads weights from the newest checkpoint of a run, from its `best`, or from a folder of weights alone.
+    """Loads the newest checkpoint of a run, of its folder `best`, or of a folder of weights.
 
     Args:
-      path: of the folder; may be in a bucket, gs://bucket/run.
-      ema: the moving average of the weights.
+      path: the folder; may be in a bucket, as gs://bucket/run.
+      ema: load the moving average of the weights.
 
     Raises:
-      ValueError: no readable checkpoint, one of another model, no average in it, or weights that are not finite.
+      ValueError: there is no readable checkpoint, it has no moving average, or weights are not finite.
     """
-    _check_place(path)
-    weights, metadata = read_newest(path, 'ema' if ema else 'params')
-    if not weights:
+    _check_path(path)
+    arrays, metadata = read_newest(path, 'ema' if ema else 'params')
+    if not arrays:
         raise ValueError(f'{path} holds no moving average: take its weights')
-    check_finite(weights, path)
-    told = _UNSAID | workdirs.flat(metadata.get('config', {}))
-    if 'model.name' not in told:
-        raise ValueError(f'the checkpoint in {path} does not say of which model it is (model.name of its config)')
-    name = told['model.name']
-    config = dataclasses.replace(models.config_from_flat(told), classes=weights['head.bias'].size)
-    budget = TokenBudget.of_config(told)
-    modules = modules_of(budget.reducer, weights)
+    weights.check_finite(arrays, path)
+    return from_arrays(path, arrays, metadata)
+
+
+def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any],
+                reducer: Reducer | None = None) -> LoadedModel:
+    """The model of given weights.
+
+    Args:
+      path: origin of the weights, for messages.
+      arrays: weights by dotted name.
+      metadata: 'config' (nested, as of a run) and, where known, 'class_names', 'model_config' and 'next_step'.
+      reducer: replaces the reducer that the config names.
+
+    Raises:
+      ValueError: the metadata names no known model, or the weights do not fit it.
+    """
+    settings = _DEFAULTS | workdirs.flat(metadata.get('config', {}))
+    config = dataclasses.replace(_config_of(path, metadata, settings), classes=arrays['head.bias'].size)
+    budget = TokenBudget.of_config(settings)
+    budget = budget._replace(reducer=reducer or budget.reducer)
+    modules = modules_of(budget.reducer, arrays)
     like = jax.eval_shape(models.create(config, modules=modules).init, jax.random.key(0))
-    names = metadata.get('class_names') or default_class_names(config.classes)
-    if len(names) != config.classes:
-        raise ValueError(f'the checkpoint in {path} names {len(names)} classes, its model tells {config.classes} apart')
+    class_names = metadata.get('class_names') or default_class_names(config.classes)
+    if len(class_names) != config.classes:
+        raise ValueError(f'the checkpoint in {path} names {len(class_names)} classes, its model tells {config.classes} '
+                         'apart')
+    mean, std = open_defaults.normalisation(settings)
     return LoadedModel(
-        os.fspath(path), name, metadata['next_step'], fitted(weights, like, path), config,
-        readable_names(names), config.image_size, *open_defaults.normalisation(told), told['data.eval_crop'] or None,
-        machine.resolve_dtype(told['model.dtype'], jax.default_backend()), budget, modules)
+        os.fspath(path), settings.get('model.name', CUSTOM), metadata.get('next_step', 0),
+        weights.fitted(arrays, like, path), config, readable_names(class_names),
+        settings.get('model.image_size') or config.image_size, mean, std, settings['data.eval_crop'] or None,
+        machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules)
 
 
-def _check_place(path):
-    """Raises a ValueError where no folder is; of a bucket `read_newest` knows more."""
+def _config_of(path, metadata, settings):
+    if model_configs.KEY in metadata:
+        return model_configs.from_json(metadata[model_configs.KEY])
+    if 'model.name' not in settings:
+        raise ValueError(f'the checkpoint in {path} names no model (model.name of its config)')
+    return models.config_from_flat(settings)
+
+
+def _requested(keep_rate, keep_rates, tokens, r, macs, plan):
+    """The names of the arguments that are given, in words for messages; at most one."""
+    for name, values in (('keep_rates', keep_rates), ('tokens', tokens)):
+        if isinstance(values, str | Set | Mapping) or not hasattr(values, '__len__'):
+            raise ValueError(f'{name}={values!r} is no sequence: give a number for each reduction, as '
+                             f'{name}={"(0.9, 0.7)" if name == "keep_rates" else "(137, 96)"}')
+    given = {'keep rate': keep_rate is not None, 'keep rates': len(keep_rates) > 0, 'tokens': len(tokens) > 0,
+             'r': r is not None, 'macs': macs is not None, 'plan': plan is not None}
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise ValueError(f'give only one of {" and ".join(names)}')
+    return names
+
+
+def _check_path(path):
+    """Raises a ValueError where there is no local folder; `read_newest` checks a bucket."""
     if storage.is_remote(path):
         return
-    place = storage.as_path(path)
-    check_is_workdir('the path of the weights', path)
-    if not place.is_dir():
+    weights.check_is_workdir('the path of the weights', path)
+    if not storage.as_path(path).is_dir():
         raise ValueError(f'there is no folder {path}: give the folder of a run')

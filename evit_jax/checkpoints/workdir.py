@@ -6,15 +6,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints.layout import check_version
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.data import splits
 from evit_jax.data.classes import display_name
+from evit_jax.models.config import ViTConfig
 from evit_jax.runtime import storage
 
 CONFIG_FILE = 'config.json'
-# Keys beside those of the config: class names, a description of the data, and the segments (see `training.history`).
-RECORDED = ('class_names', 'recorded', 'segments')
+# Keys beside those of the config: class names, the model (see `model_config`), a description of the data, and the
+# segments (see `training.history`).
+RECORDED = ('class_names', model_configs.KEY, 'recorded', 'segments')
 _MAX_NAMED = 5  # class names in one message
 
 
@@ -79,11 +82,11 @@ def write_config(path: str | os.PathLike, metadata: dict[str, Any]) -> None:
     """Creates the workdir of a run of which only the weights are known.
 
     Args:
-      metadata: `config` (nested), and `class_names` if they are known.
+      metadata: `config` (nested), and `class_names` and `model_config` if they are known.
     """
     storage.as_path(path).mkdir(parents=True, exist_ok=True)
-    names = {'class_names': list(metadata['class_names'])} if 'class_names' in metadata else {}
-    write_flat(path, flat(metadata['config']) | names)
+    recorded = {key: metadata[key] for key in ('class_names', model_configs.KEY) if key in metadata}
+    write_flat(path, flat(metadata['config']) | recorded)
 
 
 def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:
@@ -101,6 +104,17 @@ def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
     saved = saved_config(path)
     check_classes(path, saved, names)
     write_flat(path, saved | {'model.classes': len(names), 'class_names': list(names)})
+
+
+def record_model(path: str | os.PathLike, config: ViTConfig) -> None:
+    """Writes the model's config to the workdir's config.
+
+    Raises:
+      ValueError: the run in the workdir has another model.
+    """
+    saved = saved_config(path)
+    model_configs.check_same(path, saved, config)
+    write_flat(path, saved | {model_configs.KEY: model_configs.to_json(config)})
 
 
 def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequence[str]) -> None:

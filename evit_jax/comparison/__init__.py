@@ -1,1 +1,1 @@
-"""Methods of dropping tokens on equal terms: the same data, budgets, seeds and multiply-accumulates."""
+"""Compares methods of dropping tokens on equal terms: the same data, seeds, steps and multiply-accumulates."""

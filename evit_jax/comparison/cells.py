@@ -1,23 +1,23 @@
-"""What a comparison consists of: every method at every cost, without training, fine-tuned and from scratch."""
+"""The cells of a comparison: one run or evaluation for each setting, method, cost and seed."""
 
 import re
 from typing import Any, NamedTuple
 
 SETTINGS = ('untrained', 'finetuned', 'scratch')
-DENSE = 'dense'  # the method that drops nothing
+DENSE = 'dense'  # method name of the model that keeps all tokens
 
 
 class Cell(NamedTuple):
-    """One result to be had."""
+    """One run or evaluation of a comparison."""
 
     setting: str  # one of SETTINGS
     method: str
-    share: float  # of the dense model's multiply-accumulates
+    share: float  # fraction of the dense model's multiply-accumulates (MACs)
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the cell's folder."""
         method = re.sub(r'\W+', '_', self.method).lower()
         return f'{self.setting}-{method}-{self.share:g}-{self.seed}'
 
@@ -28,35 +28,35 @@ class Cell(NamedTuple):
 
 
 def cells_of(config: Any) -> list[Cell]:
-    """All cells of a comparison, the quick ones first.
+    """Returns all cells of a comparison. Cells that need no training come first.
 
     Raises:
-      ValueError: a method without a definition, a share out of range, a list that is empty.
+      ValueError: a method without a definition, a share out of range, or an empty list.
     """
-    found = []
+    cells = []
     for setting in SETTINGS:
         part = config[setting]
         if unknown := [name for name in part.methods if name not in config.methods]:
             raise ValueError(f'config.{setting}.methods names {unknown[0]!r}, and config.methods has '
                              f'{", ".join(config.methods)}')
         if wrong := [share for share in part.shares if not 0 < share < 1]:
-            raise ValueError(f'config.{setting}.shares={tuple(part.shares)}: {wrong[0]} is outside (0, 1), a share of '
-                             'the MACs of the dense model, which is there without being asked for')
+            raise ValueError(f'config.{setting}.shares={tuple(part.shares)}: {wrong[0]} is outside (0, 1). A share is '
+                             'a fraction of the MACs of the dense model, which is always included')
         if part.methods and not part.shares:
-            raise ValueError(f'config.{setting} has methods and no shares: give at least one, or no methods')
-        seeds = config.seeds if setting != 'untrained' else config.seeds[:1]  # nothing is drawn there
+            raise ValueError(f'config.{setting} has methods and no shares: give at least one share, or no methods')
+        seeds = config.seeds if setting != 'untrained' else config.seeds[:1]  # evaluation uses no random numbers
         for seed in seeds:
             if part.methods:
-                found.append(Cell(setting, DENSE, 1.0, seed))
-            found += [Cell(setting, name, share, seed) for name in part.methods for share in part.shares]
-    if not found or not config.seeds:
+                cells.append(Cell(setting, DENSE, 1.0, seed))
+            cells += [Cell(setting, name, share, seed) for name in part.methods for share in part.shares]
+    if not cells or not config.seeds:
         raise ValueError('the comparison has no cells: give config.seeds, and methods in at least one of '
                          f'{", ".join(f"config.{setting}" for setting in SETTINGS)}')
-    return found
+    return cells
 
 
 def config_of(config: Any, cell: Cell, dense: str) -> Any:
-    """The config of a cell's run.
+    """Returns the config of a cell's run.
 
     Args:
       dense: workdir of the trained dense model.
@@ -74,7 +74,7 @@ def config_of(config: Any, cell: Cell, dense: str) -> Any:
 
 
 def dense_config(config: Any) -> Any:
-    """The config of the dense model that is fine-tuned, and used as it is."""
+    """Returns the config of the dense model, which the settings 'untrained' and 'finetuned' start from."""
     run = config.run.copy_and_resolve_references()
     with run.unlocked():
         run.keep.update(rate=1.0, rates=(), tokens=(), macs=0.0)

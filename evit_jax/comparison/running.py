@@ -1,4 +1,4 @@
-"""Runs the cells of a comparison one after the other. What is done is not done again; what was begun goes on."""
+"""Runs the cells of a comparison one after the other. Finished cells are skipped; unfinished ones resume."""
 
 import json
 import os
@@ -12,63 +12,73 @@ from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison.cells import Cell, cells_of, config_of, dense_config
+from evit_jax.data.sources import Source
+from evit_jax.models.config import ViTConfig
 from evit_jax.runtime import storage
 from evit_jax.runtime.preemption import PreemptionHandler
 from evit_jax.training import checks, evaluation_config, experiment, loop, results
 
-_DONE = 'done.json'
+_DONE = 'done.json'  # result of a finished cell, in its folder
+_RESULT_KEYS = ('top1', 'images', 'macs', 'macs_dense')
 
 
-def compare(config: Any, out: str | os.PathLike) -> list[dict[str, Any]]:
-    """Has every cell's result, from the folder or by running it.
+def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Source] | None = None,
+            model_config: ViTConfig | None = None) -> list[dict[str, Any]]:
+    """Runs every cell that is not finished, and returns the results of all.
+
+    Args:
+      out: folder of the runs.
+      sources: training and test source, in place of those that the config names.
+      model_config: model in place of the one that the config names.
 
     Returns:
-      A row for each cell: setting, method, share, seed, top1 (of 1), images (it is of), macs, macs_dense.
+      A row for each cell: setting, method, share, seed, top1 (in [0, 1]), images (number evaluated), macs, macs_dense.
 
     Raises:
-      ValueError: a cell that cannot be, before the first one experiment.
-      Stopped: the process was told to; what is done and what was begun is kept.
+      ValueError: a cell has a bad config; raised before the first one runs.
+      Preempted: SIGTERM or SIGINT was received; finished and unfinished cells are kept.
     """
     out, cells = pathlib.Path(out), cells_of(config)
+    objects = {'sources': sources, 'model_config': model_config}
     dense = config.dense or str(out / 'dense')
     if config.dense and newest_step(config.dense) is None:
         raise ValueError(f'config.dense={config.dense} holds no checkpoint: give the workdir of a trained dense model, '
                          "or '' to have one trained")
     for cell in cells:
         check = checks.check if cell.setting == 'untrained' else checks.check_training
-        check(config_of(config, cell, dense))
+        check(config_of(config, cell, dense), model_config)
     if not config.dense and not (out / 'dense' / _DONE).exists():
-        logging.info('first the dense model, in %s', dense)
-        loop.train(dense_config(config), dense)
-        _note(out / 'dense', {})
-    rows, begin, ran = [], time.monotonic(), 0
-    missing = sum(not (out / cell.name / _DONE).exists() for cell in cells)
+        logging.info('training the dense model in %s', dense)
+        loop.train(dense_config(config), dense, **objects)
+        _write_result(out / 'dense', {})
+    rows, begin, num_run = [], time.monotonic(), 0
+    num_missing = sum(not (out / cell.name / _DONE).exists() for cell in cells)
     for number, cell in enumerate(cells, 1):
         folder = out / cell.name
         if not (folder / _DONE).exists():
             logging.info('%d of %d: %s', number, len(cells), cell)
-            _note(folder, _run(config_of(config, cell, dense), cell, folder, dense))
-            ran += 1
-            spent = (time.monotonic() - begin) / 60
-            logging.info('%d of %d to go, about %.0f minutes', missing - ran, missing, spent / ran * (missing - ran))
+            _write_result(folder, _run(config_of(config, cell, dense), cell, folder, dense, objects))
+            num_run += 1
+            minutes = (time.monotonic() - begin) / 60 / num_run * (num_missing - num_run)
+            logging.info('%d of %d cells left, about %.0f minutes', num_missing - num_run, num_missing, minutes)
         rows.append(cell._asdict() | json.loads((folder / _DONE).read_text()))
     return rows
 
 
-def _run(config: Any, cell: Cell, folder: pathlib.Path, dense: str) -> dict[str, Any]:
-    """What is found in a cell."""
+def _run(config: Any, cell: Cell, folder: pathlib.Path, dense: str, objects: dict[str, Any]) -> dict[str, Any]:
+    """Trains or evaluates one cell, and returns its result."""
     if cell.setting == 'untrained':
-        trained = weights.completed(workdirs.trained_config(dense))
-        run = experiment.setup(evaluation_config.merge(config, trained, dense))
-        with PreemptionHandler() as stopping:
+        saved = weights.completed(workdirs.trained_config(dense))
+        run = experiment.setup(evaluation_config.merge(config, saved, dense), **objects)
+        with PreemptionHandler() as preemption:
             state = run.trained_state(dense)
-            found = results.evaluate_params(run, run.eval_step(), state.params, stopping).metrics
-        found |= results.costs(run)
+            metrics = results.evaluate_params(run, run.eval_step(), state.params, preemption).metrics
+        metrics |= results.costs(run)
     else:
-        found = loop.train(config, folder)
-    return {name: found[name] for name in ('top1', 'images', 'macs', 'macs_dense')}
+        metrics = loop.train(config, folder, **objects)
+    return {name: metrics[name] for name in _RESULT_KEYS}
 
 
-def _note(folder, found):
+def _write_result(folder, result):
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write_atomic(storage.as_path(folder) / _DONE, (json.dumps(found, indent=1) + '\n').encode())
+    storage.write_atomic(storage.as_path(folder) / _DONE, (json.dumps(result, indent=1) + '\n').encode())

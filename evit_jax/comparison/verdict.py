@@ -1,4 +1,4 @@
-"""What a comparison says: means and spreads over the seeds, and whether the paper's orderings hold."""
+"""Summarises a comparison: means and standard deviations over the seeds, and which expected orderings hold."""
 
 import collections
 import math
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 from evit_jax.comparison.cells import DENSE, SETTINGS
 
-_SETTINGS = {'untrained': 'without training', 'finetuned': 'fine-tuned', 'scratch': 'from scratch'}
+_TITLES = {'untrained': 'without training', 'finetuned': 'fine-tuned', 'scratch': 'from scratch'}
 
 
 class Score(NamedTuple):
-    """Of one method at one cost, over the seeds; shares of 1."""
+    """The accuracy of one method in one setting at one cost, for each seed. Fractions are in [0, 1]."""
 
     setting: str
     method: str
-    share: float               # of the MACs of the dense model, asked for
-    macs: float                # and had
-    top1: tuple[float, ...]    # of each seed
-    images: int                # that each was evaluated on
+    share: float               # requested fraction of the dense model's MACs
+    macs: float                # actual fraction of the dense model's MACs
+    top1: tuple[float, ...]    # one value for each seed
+    images: int                # number of images evaluated for each seed
 
     @property
     def mean(self) -> float:
@@ -32,83 +32,85 @@ class Score(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error of one evaluation, from the choice of its images."""
+        """Standard error of one evaluation, from the random choice of its images."""
         return math.sqrt(self.mean * (1 - self.mean) / self.images)
 
 
 def scores(rows: Sequence[dict[str, Any]]) -> list[Score]:
-    """The rows of `compare`, seeds together, in the order of the rows."""
-    found = collections.defaultdict(list)
+    """Groups the rows of `compare` by all but the seed, in the order of the rows."""
+    groups = collections.defaultdict(list)
     for row in rows:
-        found[row['setting'], row['method'], row['share']].append(row)
-    return [Score(*key, of[0]['macs'] / of[0]['macs_dense'], tuple(row['top1'] for row in of), of[0]['images'])
-            for key, of in found.items()]
+        groups[row['setting'], row['method'], row['share']].append(row)
+    return [Score(*key, group[0]['macs'] / group[0]['macs_dense'], tuple(row['top1'] for row in group),
+                  group[0]['images']) for key, group in groups.items()]
 
 
-def table(found: Sequence[Score], setting: str) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of one setting: a line for each method, a column for each cost."""
-    here = {(score.method, score.share): score for score in found if score.setting == setting}
-    shares = sorted({share for _, share in here} - {1.0}, reverse=True)
-    lines = [[method, *(_cell(here.get((method, share))) for share in shares)]
-             for method in dict.fromkeys(method for method, _ in here) if method != DENSE]
-    if dense := here.get((DENSE, 1.0)):
-        lines.insert(0, [f'{DENSE}: {_cell(dense)}', *[''] * len(shares)])
-    return [_SETTINGS[setting], *(f'{100 * share:g} % of MACs' for share in shares)], lines
+def table(all_scores: Sequence[Score], setting: str) -> tuple[list[str], list[list[str]]]:
+    """Returns headers and rows of the table of one setting: a row for each method, a column for each cost."""
+    by_key = {(score.method, score.share): score for score in all_scores if score.setting == setting}
+    shares = sorted({share for _, share in by_key} - {1.0}, reverse=True)
+    lines = [[method, *(_format(by_key.get((method, share))) for share in shares)]
+             for method in dict.fromkeys(method for method, _ in by_key) if method != DENSE]
+    if dense := by_key.get((DENSE, 1.0)):
+        lines.insert(0, [f'{DENSE}: {_format(dense)}', *[''] * len(shares)])
+    return [_TITLES[setting], *(f'{100 * share:g} % of MACs' for share in shares)], lines
 
 
-def orderings(found: Sequence[Score], expected: Sequence[dict[str, str]]) -> list[str]:
-    """A sentence for each ordering that the paper has: whether it holds here, at each cost.
+def orderings(all_scores: Sequence[Score], expected: Sequence[dict[str, str]]) -> list[str]:
+    """Returns a sentence for each expected ordering and each cost: it holds, does not hold, or is open.
 
-    An ordering holds where it does so for every seed, taken in pairs; it is open where the seeds disagree. A pair alone
-    tells it if it differs by more than twice the standard error of its two evaluations.
+    Seeds are compared in pairs. An ordering holds if it does in every pair, and is open if the pairs disagree. A single
+    pair decides only if it differs by more than twice the standard error of its two evaluations.
 
     Args:
-      expected: better, worse (methods), setting and, if it is another, the setting of the worse.
+      expected: dicts with the keys better and worse (methods), setting, and worse_setting if it is another.
     """
-    known = {(score.setting, score.method, score.share): score for score in found}
-    said = []
+    by_key = {(score.setting, score.method, score.share): score for score in all_scores}
+    lines = []
     for claim in expected:
         better, worse = claim['better'], claim['worse']
-        here, there = claim['setting'], claim.get('worse_setting', claim['setting'])
-        for share in sorted({share for setting, method, share in known if (setting, method) == (here, better)},
-                            reverse=True):
-            if (there, worse, share) not in known:
+        setting, worse_setting = claim['setting'], claim.get('worse_setting', claim['setting'])
+        shares = {share for *key, share in by_key if key == [setting, better]}
+        for share in sorted(shares, reverse=True):
+            if (worse_setting, worse, share) not in by_key:
                 continue
-            high, low = known[here, better, share], known[there, worse, share]
-            pairs = _differences(high.top1, low.top1)
-            least = 2 * math.hypot(high.error, low.error) if len(pairs) == 1 else 0
-            holds = 'holds' if min(pairs) > least else 'does not hold' if max(pairs) <= -least else 'is open'
-            said.append(f'{better} {_SETTINGS[here]} over {worse} {_SETTINGS[there]} at {100 * share:g} % of the MACs: '
-                        f'{holds} ({100 * statistics.fmean(pairs):+.1f} points; '
-                        f'{", ".join(f"{100 * pair:+.1f}" for pair in pairs)})')
-    return said
+            high, low = by_key[setting, better, share], by_key[worse_setting, worse, share]
+            differences = _differences(high.top1, low.top1)
+            least = 2 * math.hypot(high.error, low.error) if len(differences) == 1 else 0
+            verdict = ('holds' if min(differences) > least else 'does not hold' if max(differences) <= -least else
+                       'is open')
+            lines.append(f'{better} {_TITLES[setting]} over {worse} {_TITLES[worse_setting]} at {100 * share:g} % of '
+                         f'the MACs: {verdict} ({100 * statistics.fmean(differences):+.1f} points; '
+                         f'{", ".join(f"{100 * difference:+.1f}" for difference in differences)})')
+    return lines
 
 
 def _differences(high: Sequence[float], low: Sequence[float]) -> list[float]:
-    """The differences seed by seed; one evaluation (without training) stands beside every seed of the other.
+    """Returns the differences seed by seed. A single value is paired with every seed of the other method.
 
     Raises:
-      ValueError: the two have other numbers of seeds, so that none belongs to another.
+      ValueError: the numbers of seeds differ, and neither is 1.
     """
     seeds = max(len(high), len(low))
     high, low = (values * seeds if len(values) == 1 else values for values in (tuple(high), tuple(low)))
     if len(high) != len(low):
-        raise ValueError(f'{len(high)} seeds cannot be paired with {len(low)}: run the comparison again, which makes '
+        raise ValueError(f'{len(high)} seeds cannot be paired with {len(low)}: run the comparison again, which runs '
                          'the missing ones')
     return [a - b for a, b in zip(high, low, strict=True)]
 
 
-def settings(found: Sequence[Score]) -> list[str]:
-    """Those that have scores, in order."""
-    there = {score.setting for score in found}
-    return [setting for setting in SETTINGS if setting in there]
+def settings(all_scores: Sequence[Score]) -> list[str]:
+    """Returns the settings that have scores, in the order of SETTINGS."""
+    present = {score.setting for score in all_scores}
+    return [setting for setting in SETTINGS if setting in present]
 
 
 def title(setting: str) -> str:
-    return _SETTINGS[setting]
+    """Returns the title of a setting in tables and plots."""
+    return _TITLES[setting]
 
 
-def _cell(score):
+def _format(score):
     if score is None:
         return '-'
     spread = f' ± {100 * score.spread:.1f}' if len(score.top1) > 1 else ''

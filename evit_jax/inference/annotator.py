@@ -26,8 +26,8 @@ from evit_jax.data.sources import Source
 from evit_jax.data.token_labels.label_maps import Entry, LabelMap
 from evit_jax.data.transforms.decode import decode
 from evit_jax.data.transforms.geometry import EvalTransform
+from evit_jax.inference.compiled import ReplicatedParams
 from evit_jax.reduction.plan import make_plan
-from evit_jax.runtime import sharding
 from evit_jax.training import step as steps
 
 TOP = 5
@@ -51,11 +51,8 @@ class Annotator:
         self.top, self.side = min(TOP, config.classes), math.isqrt(config.patches(trained.image_size))
         self._trained, self._batch_size = trained, batch_size
         self._transform = EvalTransform(trained.image_size, crop=None)
-        devices = jax.local_devices()
-        self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
-        self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
-        self._step = jax.jit(sharding.with_mesh(self._mesh, _make_step(trained, self.top)),
-                             out_shardings=sharding.batch_sharding(self._mesh))
+        self._replicated = ReplicatedParams(trained.params, batch_size)
+        self._step = self._replicated.jit(_make_step(trained, self.top))
 
     def __str__(self) -> str:
         """Identifies the annotator by its model and weights, independent of its path."""
@@ -101,8 +98,7 @@ class Annotator:
     def _compute(self, images):
         batch = np.zeros((self._batch_size, *images[0].shape), np.uint8)
         batch[:len(images)] = images
-        value, index = map(np.asarray, self._step(
-            self._params, sharding.shard_batch({'image': batch}, self._mesh)['image']))
+        value, index = map(np.asarray, self._step(self._replicated.params, self._replicated.put(batch)))
         square = (-1, self.side, self.side, self.top)
         value, index = (array.reshape(square).transpose(0, 3, 1, 2) for array in (value, index))
         return map(LabelMap, value[:len(images)], index[:len(images)])

@@ -1,7 +1,6 @@
-"""Which patches a model can do without: accuracy against the share of them that is removed before the first block."""
+"""The dropping experiment: accuracy against the fraction of patches removed before the first block."""
 
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -20,28 +19,28 @@ from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms.decode import SUFFIXES
 from evit_jax.data.transforms.geometry import EvalTransform
+from evit_jax.inference.compiled import ReplicatedParams
 from evit_jax.inference.held_out import spread
 from evit_jax.inference.looking import ranking_plan
 from evit_jax.reduction.plan import TokenPlan, make_plan
-from evit_jax.runtime import sharding
-from evit_jax.training import step
+from evit_jax.training import step as steps
 from evit_jax.training.evaluation import object_patches
 
 ORDERS = ('on the object first', 'off the object first', 'at random', 'least attended first', 'most attended first')
-_TRIED = 1000  # images, until one can be read
+_MAX_TRIED = 1000  # images tried until one is readable
 
 
-class Dropped(NamedTuple):
-    """What was found; shares are fractions of 1."""
+class DroppingResult(NamedTuple):
+    """Accuracy by order and by fraction of patches removed."""
 
-    shares: tuple[float, ...]         # of the patches removed, exact
-    accuracy: dict[str, np.ndarray]   # order -> [shares], top-1
-    images: int                       # that counted
-    on_object: float                  # share of the patches that are on the object
+    shares: tuple[float, ...]         # fractions of the patches removed
+    accuracy: dict[str, np.ndarray]   # by order, [number of shares]: top-1
+    images: int                       # number of images with an object
+    on_object: float                  # fraction of the patches that are on the object
 
 
-class Masked:
-    """A source whose masks are files: `folder/<path or id of the image>`, with any suffix of an image."""
+class MaskedSource:
+    """A source with masks from files: `folder/<path or id of the image>`, with the suffix of any image format."""
 
     def __init__(self, source: Source, folder: str | os.PathLike):
         self._source, self._folder = source, pathlib.Path(folder).expanduser()
@@ -54,16 +53,16 @@ class Masked:
 
     def __getitem__(self, index: int) -> dict:
         example = self._source[index]
-        place = self._folder / example.get('path', example['id'])
-        place = place.with_suffix('') if place.suffix.lower() in SUFFIXES else place
-        found = next((file for suffix in SUFFIXES if (file := place.with_name(place.name + suffix)).is_file()), None)
-        if found is None:
-            raise FileNotFoundError(f'there is no mask {in_one_line(str(place))}.png')
-        return example | {'mask': found.read_bytes()}
+        stem = self._folder / example.get('path', example['id'])
+        stem = stem.with_suffix('') if stem.suffix.lower() in SUFFIXES else stem
+        mask = next((file for suffix in SUFFIXES if (file := stem.with_name(stem.name + suffix)).is_file()), None)
+        if mask is None:
+            raise FileNotFoundError(f'there is no mask {in_one_line(str(stem))}.png')
+        return example | {'mask': mask.read_bytes()}
 
 
-class Some:
-    """A source of some examples of another one."""
+class Subset:
+    """The examples of a source at some indices."""
 
     def __init__(self, source: Source, indices: Sequence[int]):
         self._source, self._indices = source, indices
@@ -76,9 +75,13 @@ class Some:
 
 
 def check_masks(source: Source) -> None:
-    """Raises a ValueError unless the first of its images that can be read has a mask; tries a thousand of them."""
-    tried, problem = spread(len(source), _TRIED), None
-    for index in tried:
+    """Checks that the first readable image has a mask; tries at most a thousand images, evenly spread.
+
+    Raises:
+      ValueError: it has none, or no image is readable.
+    """
+    indices, problem = spread(len(source), _MAX_TRIED), None
+    for index in indices:
         try:
             example = source[index]
         except (OSError, ValueError) as error:
@@ -87,120 +90,142 @@ def check_masks(source: Source) -> None:
         if 'mask' in example:
             return
         raise ValueError('the data have no masks: give --masks DIR with one for each image, white on the object')
-    raise ValueError(f'none of {len(tried):,} images tried can be used, the last one as: {problem}')
+    raise ValueError(f'none of {len(indices):,} images tried can be used, the last one as: {problem}')
 
 
-def drop_patches(trained: LoadedModel, source: Source, *, shares: Sequence[float], rate: float = 1.0, seed: int = 0,
-                 batch_size: int = 128) -> Dropped:
-    """Evaluates with a growing share of the patches removed, chosen in each of `ORDERS`.
+def drop_patches(loaded: LoadedModel, source: Source, *, shares: Sequence[float], rate: float = 1.0, seed: int = 0,
+                 batch_size: int = 128) -> DroppingResult:
+    """Evaluates a model with an increasing fraction of the patches removed, in each order of `ORDERS`.
 
-    Where the object (or the rest) is used up, the others follow at random. Images without an object are left out. The
-    attention is that of the class token, where nothing is dropped, averaged over the blocks that reduce (over all, if
-    none does).
+    When all patches on the object (or off it) are removed, the other patches follow in random order. Images without an
+    object are left out. The attention of an order is class attention without any reduction, averaged over the blocks
+    that reduce (over all blocks if none does).
 
     Args:
-      source: with masks.
-      shares: of the patches, in [0, 1); at least one patch stays.
-      rate: kept by each reduction within the model.
-      seed: of what is random; image i has the same draws whatever the batch.
+      loaded: the model.
+      source: examples with masks.
+      shares: fractions of the patches to remove, in [0, 1); at least one patch is kept.
+      rate: keep rate of each reduction in the model.
+      seed: seed of the random order; image i has the same draws in every batch.
+      batch_size: number of images in a batch.
 
     Raises:
-      ValueError: a share or rate out of range, or no image with an object.
+      ValueError: a share or rate is out of range, or no image has an object.
       FloatingPointError: logits are not finite.
     """
-    patches = trained.config.patches(trained.image_size)
-    if wrong := [share for share in shares if not 0 <= share < 1]:
-        raise ValueError(f'a share of {wrong[0]:g} of the patches cannot be dropped: give shares in [0, 1)')
-    counts = sorted({min(round(share * patches), patches - 1) for share in shares})
-    plans = {count: make_plan(patches - count, trained.config.depth, rate=rate, reduce_at=trained.budget.reduce_at,
-                              fuse=trained.budget.fuse, reducer=trained.budget.reducer) for count in counts}
-    run = _Programs(trained, batch_size)
+    experiment = _Experiment(loaded, shares, rate, seed, batch_size)
     batches = pipeline.eval_batches(source, batch_size=batch_size, transform=EvalTransform(
-        trained.image_size, crop=trained.eval_crop))
-    right, images, objects, failed = {order: np.zeros(len(counts)) for order in ORDERS}, 0, 0, []
-    passes = 1 + sum(len(ORDERS) if count else 1 for count in counts)
-    progress = Progress('dropping patches', len(source) * passes, 'predictions')
+        loaded.image_size, crop=loaded.eval_crop))
+    failed: list[str] = []
+    progress = Progress('dropping patches', len(source) * experiment.num_passes, 'predictions')
     try:
         for batch in batches:
             failed += batch['failed'].tolist()
-            on_object = object_patches(batch['mask'], patches) if 'mask' in batch else np.zeros((batch_size, 1), bool)
-            counted = (batch['weight'] > 0) & on_object.any(1)
-            if not counted.any():
-                continue
-            placed = run.place(batch['image'])
-            orders = _orders(on_object, run.attention(placed), _draws(seed, batch['index'], patches))
-            images, objects = images + counted.sum(), objects + on_object[counted].sum()
-            progress.add((batch['index'] >= 0).sum())
-            for place, count in enumerate(counts):
-                for order, ids in orders.items():
-                    if count or order == ORDERS[0]:  # of nothing every order is the same
-                        predicted = run.predict(placed, ids[:, count:], plans[count])
-                        progress.add((batch['index'] >= 0).sum())
-                    right[order][place] += (predicted == batch['label'])[counted].sum()
+            experiment.add(batch, progress)
     finally:
         batches.close()
     if failed:
         logging.warning('%d images are left out, as they cannot be read; the first: %s', len(failed), failed[0])
-    if not images:
+    if not experiment.num_images:
         raise ValueError(f'none of {len(source)} images counts: {failed[0] if failed else "no mask shows an object"}')
-    if without := len(source) - images - len(failed):
+    if without := len(source) - experiment.num_images - len(failed):
         logging.warning('%d images are left out, as their masks show no object', without)
-    return Dropped(tuple(count / patches for count in counts), {order: sums / images for order, sums in right.items()},
-                   int(images), objects / (images * patches))
+    return experiment.result()
 
 
-def _draws(seed: int, indices: np.ndarray, patches: int) -> np.ndarray:
-    """[B, N] in [0, 1), by the number of the image."""
-    return np.array([np.random.default_rng([seed, max(index, 0)]).random(patches) for index in indices.tolist()])
+class _Experiment:
+    """Sums of the experiment over the batches."""
+
+    def __init__(self, loaded: LoadedModel, shares: Sequence[float], rate: float, seed: int, batch_size: int):
+        if wrong := [share for share in shares if not 0 <= share < 1]:
+            raise ValueError(f'a share of {wrong[0]:g} of the patches cannot be dropped: give shares in [0, 1)')
+        self._patches, self._seed = loaded.config.patches(loaded.image_size), seed
+        self._counts = sorted({min(round(share * self._patches), self._patches - 1) for share in shares})
+        budget = loaded.budget
+        self._plans = [make_plan(self._patches - count, loaded.config.depth, rate=rate, reduce_at=budget.reduce_at,
+                                 fuse=budget.fuse, reducer=budget.reducer) for count in self._counts]
+        self._programs = _Programs(loaded, batch_size)
+        self._correct = {order: np.zeros(len(self._counts)) for order in ORDERS}
+        self.num_images, self._on_object = 0, 0
+        self.num_passes = 1 + sum(len(ORDERS) if count else 1 for count in self._counts)
+
+    def add(self, batch: dict[str, np.ndarray], progress: Progress) -> None:
+        """Evaluates a batch for every share and order."""
+        if 'mask' not in batch:
+            return
+        on_object = object_patches(batch['mask'], self._patches)
+        counted = (batch['weight'] > 0) & on_object.any(1)
+        if not counted.any():
+            return
+        images, done = self._programs.put(batch['image']), (batch['index'] >= 0).sum()
+        draws = np.array([np.random.default_rng([self._seed, max(index, 0)]).random(self._patches)
+                          for index in batch['index'].tolist()])
+        orders = _orders(on_object, self._programs.attention(images), draws)
+        self.num_images += int(counted.sum())
+        self._on_object += on_object[counted].sum()
+        progress.add(done)
+        for number, (count, plan) in enumerate(zip(self._counts, self._plans)):
+            for order, ids in orders.items():
+                if count or order == ORDERS[0]:  # with no patch removed, all orders are the same
+                    predicted = self._programs.predict(images, ids[:, count:], plan)
+                    progress.add(done)
+                self._correct[order][number] += (predicted == batch['label'])[counted].sum()
+
+    def result(self) -> DroppingResult:
+        """The result over all batches so far."""
+        return DroppingResult(
+            tuple(count / self._patches for count in self._counts),
+            {order: correct / self.num_images for order, correct in self._correct.items()}, self.num_images,
+            self._on_object / (self.num_images * self._patches))
 
 
 def _orders(on_object: np.ndarray, attention: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
-    """For each order all patches [B, N], the first to be dropped in front."""
-    first = draws - on_object, draws + on_object, draws, attention, -attention
-    return {order: rank.argsort(1, kind='stable').astype(np.int32) for order, rank in zip(ORDERS, first, strict=True)}
+    """The ids of all patches [B, N] by order; the patch to remove first comes first."""
+    ranks = draws - on_object, draws + on_object, draws, attention, -attention
+    return {order: rank.argsort(1, kind='stable').astype(np.int32) for order, rank in zip(ORDERS, ranks, strict=True)}
 
 
 class _Programs:
-    """The model, jitted: a program for each number of patches that stay."""
+    """The jitted functions of the experiment; one program for each number of patches."""
 
-    def __init__(self, trained: LoadedModel, batch_size: int):
-        model = models.create(trained.config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
-        devices = jax.local_devices()
-        self._mesh = sharding.data_mesh(batch_size, devices[:math.gcd(batch_size, len(devices))])
-        self._params = jax.device_put(trained.params, sharding.replicated(self._mesh))
-        depth = trained.config.depth
-        dense = make_plan(trained.config.patches(trained.image_size), depth, reduce_at=())
-        self._whole = ranking_plan(dense, trained.budget.reduce_at or range(depth))
-        prepare = functools.partial(step.normalise, mean=trained.mean, std=trained.std)
+    def __init__(self, loaded: LoadedModel, batch_size: int):
+        model = models.create(loaded.config, dtype=jnp.dtype(loaded.dtype), modules=loaded.modules)
+        depth = loaded.config.depth
+        dense = make_plan(loaded.config.patches(loaded.image_size), depth, reduce_at=())
+        self._ranking = ranking_plan(dense, loaded.budget.reduce_at or range(depth))
+        self._replicated = ReplicatedParams(loaded.params, batch_size)
+        normalise = functools.partial(steps.normalise, mean=loaded.mean, std=loaded.std)
 
         def attend(params, images, plan):
-            return [model.apply(params, prepare(images), plan)[1][name] for name in ('patch_ids', 'class_attention')]
+            _, outputs = model.apply(params, normalise(images), plan)
+            return outputs['patch_ids'], outputs['class_attention']
 
         def predict(params, images, visible, plan):
-            logits = model.apply(params, prepare(images), plan, visible=visible)[0]
+            logits, _ = model.apply(params, normalise(images), plan, visible=visible)
             return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
-        jitted = functools.partial(jax.jit, out_shardings=sharding.batch_sharding(self._mesh))
-        self._attend = jitted(sharding.with_mesh(self._mesh, attend), static_argnums=2)
-        self._predict = jitted(sharding.with_mesh(self._mesh, predict), static_argnums=3)
+        self._attend = self._replicated.jit(attend, static_argnums=2)
+        self._predict = self._replicated.jit(predict, static_argnums=3)
 
-    def place(self, rows: np.ndarray) -> jax.Array:
-        return sharding.shard_batch({'rows': rows}, self._mesh)['rows']
+    def put(self, rows: np.ndarray) -> jax.Array:
+        """Puts one row per image on the devices."""
+        return self._replicated.put(rows)
 
     def attention(self, images: jax.Array) -> np.ndarray:
-        """[B, N], by patch."""
+        """Class attention to each patch, [B, N], summed over the reducing blocks."""
         total = 0
-        for patch, attention in zip(*jax.tree.map(np.asarray, self._attend(self._params, images, self._whole))):
-            total = total + np.take_along_axis(attention, patch.argsort(1), axis=1)
+        outputs = jax.tree.map(np.asarray, self._attend(self._replicated.params, images, self._ranking))
+        for patch_ids, attention in zip(*outputs):
+            total = total + np.take_along_axis(attention, patch_ids.argsort(1), axis=1)
         return total
 
     def predict(self, images: jax.Array, visible: np.ndarray, plan: TokenPlan) -> np.ndarray:
-        """Classes [B] by the visible patches [B, K].
+        """The predicted classes [B], from the visible patches [B, K] alone.
 
         Raises:
           FloatingPointError: logits are not finite.
         """
-        classes = np.asarray(self._predict(self._params, images, self.place(np.sort(visible, 1)), plan))
+        classes = np.asarray(self._predict(self._replicated.params, images, self.put(np.sort(visible, 1)), plan))
         if (classes < 0).any():
             raise FloatingPointError(f'the logits of {(classes < 0).sum()} of {len(classes)} images are not finite: '
                                      'the computation overflows')

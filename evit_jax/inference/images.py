@@ -1,4 +1,4 @@
-"""From the words of a command line to image files."""
+"""Image files named on a command line: files, folders, patterns, or standard input."""
 
 import glob
 import os
@@ -11,62 +11,62 @@ from evit_jax.data.transforms.decode import SUFFIXES
 
 
 def find_images(words: str | Iterable[str], lines: Iterable[str] = ()) -> list[str]:
-    """The files that the words mean, in the words' order and by name within one.
+    """Finds the image files that the words name, in the order of the words, sorted by name within a word.
 
-    A folder means the images in it and below it, without hidden ones; a pattern ('shots/*.jpg', '**' for folders below)
-    what it matches; '-' the `lines`. Any other word is a file, whatever its suffix and whether it is there or not. A
-    str is one word.
+    A folder names the images in it and in its subfolders; hidden files and folders are left out. A pattern
+    ('shots/*.jpg', with '**' for subfolders) names its matches; '-' names `lines`. Any other word names a file, whether
+    it exists or not and with any suffix. A str is one word.
 
     Raises:
-      ValueError: nothing is found for a word.
+      ValueError: a word names no image.
       OSError: a folder cannot be read.
     """
     found = []
     for word in [words] if isinstance(words, str) else words:
         if word == '-':
-            mine = [name for name in (line.rstrip('\r\n') for line in lines) if name]
+            files = [name for name in (line.rstrip('\r\n') for line in lines) if name]
         else:
-            mine = _meant_by(os.path.expanduser(word))
-        if not mine:
+            files = _files_of(os.path.expanduser(word))
+        if not files:
             raise ValueError('no file is named on standard input' if word == '-' else
                              f'no image is in {word} ({", ".join(SUFFIXES)})')
-        found += mine
+        found += files
     return found
 
 
-def _meant_by(word):
+def _files_of(word):
     if os.path.isdir(word):
-        return _inside(word)
+        return _images_below(word)
     if os.path.lexists(word) or not glob.has_magic(word):
         return [word]
     matches = sorted(glob.glob(word, recursive=True))
     if not matches:
         raise ValueError(f'no file matches {word}')
-    found = [file for match in matches for file in (_inside(match) if os.path.isdir(match) else [match])]
-    return [file for file in dict.fromkeys(found) if _is_image(file)]  # '**' finds a file twice
+    files = [file for match in matches for file in (_images_below(match) if os.path.isdir(match) else [match])]
+    return [file for file in dict.fromkeys(files) if _is_image(file)]  # '**' finds a file twice
 
 
-def _inside(folder):
-    """Images at and below a folder; one that links lead to again is not entered again."""
-    found, entered = [], set()
+def _images_below(folder):
+    """The images in a folder and its subfolders; a folder that links reach twice is entered once."""
+    files, entered = [], set()
 
     def refuse(error):
         raise error
 
-    for here, below, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folder = folder_entries.identity(here)
-        if folder in entered:
-            below.clear()
+    for path, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        identity = folder_entries.identity(path)
+        if identity in entered:
+            subfolders.clear()
             continue
-        entered.add(folder)
-        below[:] = sorted(name for name in below if not name.startswith('.'))
-        found += [file for name in sorted(files) if not name.startswith('.')
-                  and _is_image(file := os.path.join(here, name))]
-    return found
+        entered.add(identity)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
+        files += [file for name in sorted(names) if not name.startswith('.')
+                  and _is_image(file := os.path.join(path, name))]
+    return files
 
 
 def _is_image(path):
-    """True for a file with the suffix of an image; a pipe is left out, to read it may wait for ever."""
+    """True for a regular file with the suffix of an image format; reading a pipe could block for ever."""
     if not folder_entries.is_image(path):
         return False
     if not folder_entries.is_readable(path):

@@ -1,4 +1,4 @@
-"""What a model makes of images at several keep rates, ready to be drawn."""
+"""Predictions at several keep rates, as examples that `viz` draws."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from evit_jax.data.progress import Progress
-from evit_jax.inference.predictor import Picture, Prediction, Predictor
+from evit_jax.inference.model import VisionModel
+from evit_jax.inference.pictures import Picture
+from evit_jax.inference.prediction import Prediction
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.viz.example import Example, Setting, Stage, View
 
@@ -14,79 +16,80 @@ _GUESSES = 3
 
 
 class Subject(NamedTuple):
-    """An image to look at."""
+    """An image to predict and draw."""
 
     name: str
     picture: Picture
-    truth: str | None  # name of its class
+    truth: str | None  # name of its class, if known
 
 
-def settings_of(predictor: Predictor, rates: Sequence[float]) -> list[tuple[TokenPlan, Setting]]:
-    """The plan of each rate, and what is said of it.
+def settings_of(model: VisionModel, rates: Sequence[float]) -> list[tuple[TokenPlan, Setting]]:
+    """The plan of each keep rate, and its description.
 
     Raises:
-      ValueError: a rate out of range, or a model that drops nothing at any block.
+      ValueError: a rate is out of range, or the model reduces at no block.
     """
-    trained = predictor.trained
-    dense = trained.config.macs(trained.plan(rate=1.0))
-    found = []
+    loaded = model.loaded
+    dense = loaded.config.macs(loaded.plan(keep_rate=1.0))
+    settings = []
     for rate in rates:
-        plan = trained.plan(rate=rate)
-        counts = (plan.patches, *(plan.counts[block] for block in sorted(trained.budget.reduce_at)))
-        macs = trained.config.macs(plan)
-        found.append((plan if plan.reductions else ranking_plan(plan, trained.budget.reduce_at),
-                      Setting(f'{rate:g}', counts, macs, macs / dense, trained=plan == trained.plan())))
-    return found
+        plan = loaded.plan(keep_rate=rate)
+        counts = (plan.patches, *(plan.counts[block] for block in sorted(loaded.budget.reduce_at)))
+        macs = loaded.config.macs(plan)
+        settings.append((plan if plan.reductions else ranking_plan(plan, loaded.budget.reduce_at),
+                         Setting(f'{rate:g}', counts, macs, macs / dense, trained=plan == loaded.plan())))
+    return settings
 
 
-def ranking_plan(plan: TokenPlan, at: Sequence[int]) -> TokenPlan:
-    """A plan that ranks all tokens at these blocks and keeps every one: nothing is computed but what dense does."""
-    return TokenPlan(plan.patches, tuple(plan.patches if block in at else None for block in range(len(plan.keep))),
-                     fused=False, reducer=plan.reducer)
+def ranking_plan(plan: TokenPlan, reduce_at: Sequence[int]) -> TokenPlan:
+    """A plan that ranks all tokens at these blocks and keeps every one; the logits are those of the dense model."""
+    return TokenPlan(plan.patches, tuple(plan.patches if block in reduce_at else None
+                                         for block in range(len(plan.keep))), fused=False, reducer=plan.reducer)
 
 
-def look(predictor: Predictor, subjects: Sequence[Subject],
+def look(model: VisionModel, subjects: Sequence[Subject],
          rates: Sequence[float]) -> tuple[list[Example], list[Setting], list[str]]:
-    """Runs every image at every rate.
+    """Predicts every image at every keep rate.
 
     Returns:
-      What was seen of each image that could be read, what the rates mean, and why the others could not be read.
+      An example for each readable image, the setting of each rate, and the reasons why other images are unreadable.
 
     Raises:
-      ValueError: as `settings_of`.
+      ValueError: see `settings_of`.
     """
-    plans = settings_of(predictor, rates)
+    plans = settings_of(model, rates)
     progress = Progress('looking', len(subjects) * len(rates), 'pictures')
-    views: list[list[Prediction]] = []
+    by_plan: list[list[Prediction]] = []
     for plan, _ in plans:
-        views.append([])
-        for prediction in predictor.stream((subject.picture for subject in subjects), plan=plan, top=_GUESSES):
-            views[-1].append(prediction)
+        by_plan.append([])
+        images = (subject.picture for subject in subjects)
+        for prediction in model.with_plan(plan=plan).stream(images, top=_GUESSES):
+            by_plan[-1].append(prediction)
             progress.add(1)
     examples, problems = [], []
-    for subject, *seen in zip(subjects, *views, strict=True):
-        if problem := next((prediction.problem for prediction in seen if prediction.problem), ''):
+    for subject, *predictions in zip(subjects, *by_plan, strict=True):
+        if problem := next((prediction.problem for prediction in predictions if prediction.problem), ''):
             problems.append(f'{subject.name}: {problem}')
             continue
-        of_rates = tuple(_view(prediction, plan, predictor.trained.budget.reduce_at, subject.truth)
-                         for prediction, (plan, _) in zip(seen, plans))
-        examples.append(Example(subject.name, seen[0].image, subject.truth, of_rates))
+        views = tuple(_view(prediction, plan, model.loaded.budget.reduce_at, subject.truth)
+                      for prediction, (plan, _) in zip(predictions, plans))
+        examples.append(Example(subject.name, predictions[0].image, subject.truth, views))
     return examples, [setting for _, setting in plans], problems
 
 
-def _view(prediction: Prediction, plan: TokenPlan, at: Sequence[int], truth: str | None) -> View:
-    """One image at one rate; where a reduction drops nothing, what came to it stays."""
+def _view(prediction: Prediction, plan: TokenPlan, reduce_at: Sequence[int], truth: str | None) -> View:
+    """One image at one keep rate; a block that drops nothing repeats the stage before it."""
     stages, kept = [], tuple(range(plan.patches))
     token_of_patch = np.arange(plan.patches) if plan.reducer.merges else None
-    for block in sorted(at):
+    for block in sorted(reduce_at):
         if block not in plan.reductions:
             stages.append(Stage(kept, None, None, token_of_patch))
             continue
-        number = plan.reductions.index(block)
-        kept = tuple(prediction.kept[number].tolist())
-        token_of_patch = prediction.token_of_patch[number] if plan.reducer.merges else None
-        stages.append(Stage(kept, prediction.attention[number] if prediction.attention else None,
-                            prediction.origin[number] if plan.fused else None, token_of_patch))
+        reduction = plan.reductions.index(block)
+        kept = tuple(prediction.kept[reduction].tolist())
+        token_of_patch = prediction.token_of_patch[reduction] if plan.reducer.merges else None
+        stages.append(Stage(kept, prediction.attention[reduction] if prediction.attention else None,
+                            prediction.fused_weights[reduction] if plan.fused else None, token_of_patch))
     best = prediction.top[0].name
     return View(tuple((guess.name, guess.probability) for guess in prediction.top), tuple(stages),
                 None if truth is None else best == truth)

@@ -40,14 +40,18 @@ def list_models() -> list[str]:
     return list(CONFIGS)
 
 
-def config_from_flat(flat: Mapping[str, Any]) -> ViTConfig:
+def config_from_flat(flat: Mapping[str, Any], base: ViTConfig | None = None) -> ViTConfig:
     """Returns the model's config for a flat run config; an absent key has the value of the named model.
+
+    Args:
+      base: config that replaces the one of the named model.
 
     Raises:
       ValueError: there is no such model, or a value is out of range.
     """
     values = {key: flat.get(f'model.{key}') for key in ('image_size', 'classes', 'distilled', *UNSHAPED)}
-    return dataclasses.replace(get_config(flat['model.name']), **{key: value for key, value in values.items() if value})
+    base = base or get_config(flat['model.name'])
+    return dataclasses.replace(base, **{key: value for key, value in values.items() if value})
 
 
 def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:

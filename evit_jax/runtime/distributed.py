@@ -49,6 +49,8 @@ def start() -> None:
     backend.start()
     logging.info('process %d of %d, %d of %d devices', jax.process_index(), jax.process_count(),
                  jax.local_device_count(), jax.device_count())
+    if not is_process_zero():
+        logging.set_verbosity(logging.WARNING)  # process 0 alone reports progress
 
 
 @contextlib.contextmanager

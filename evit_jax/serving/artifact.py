@@ -20,7 +20,7 @@ from evit_jax import models
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.weights import by_name, fitted
 from evit_jax.data.names import FileNames, valid_text
-from evit_jax.inference.predictor import Predictor
+from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.serving import loader
 from evit_jax.serving.readme import readme
@@ -109,10 +109,10 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
     Raises:
       ValueError: a difference is larger than `TOLERANCE`, or the model's logits are not finite.
     """
-    served, predictor = loader.Served(folder), Predictor(trained, batch_size=1)
+    served, model = loader.Served(folder), VisionModel(trained, batch_size=1)
     image = np.random.default_rng(0).integers(0, 256, (trained.image_size, trained.image_size, 3), np.uint8)
     for name, plan in plans.items():
-        prediction, = predictor.predict([image], plan=plan)
+        prediction, = model.with_plan(plan=plan).predict(image)
         if prediction.problem:
             raise ValueError(f'plan {name} cannot be checked ({prediction.problem}): nothing is kept')
         want = np.asarray(jax.nn.softmax(prediction.logits))

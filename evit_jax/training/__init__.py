@@ -1,1 +1,1 @@
-"""Turns a model and a stream of examples into trained weights: state, steps, loop, checkpoints and metrics."""
+"""Trains and evaluates models: set-up from a config, training loop, losses, optimizer and results."""

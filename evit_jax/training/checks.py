@@ -9,19 +9,23 @@ from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import newest_step
+from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.schedule import KeepSchedule, stages
 from evit_jax.runtime import profiler, sharding
-from evit_jax.training import inputs, limits, teaching
-from evit_jax.training.experiment import config_and_plans
+from evit_jax.training import distillation, inputs, limits, objective_config
+from evit_jax.training.model_setup import config_and_plans
 
 
-def check_start(config: Any, workdir: str | os.PathLike) -> None:
+def check_start(config: Any, workdir: str | os.PathLike, base: ViTConfig | None = None) -> None:
     """Checks that the teacher and the initial weights of a run in this workdir are there.
+
+    Args:
+      base: model config that replaces the one of the named model.
 
     Raises:
       ValueError: they are missing, or they do not fit the model.
     """
-    teaching.check_teacher(config)
+    distillation.check_teacher(config)
     if newest_step(workdir) is not None:
         return
     if config.init_from is None:
@@ -32,32 +36,38 @@ def check_start(config: Any, workdir: str | os.PathLike) -> None:
     weights.check_is_workdir('config.init_from', config.init_from)
     if newest_step(config.init_from) is None:
         raise ValueError(f'config.init_from={config.init_from} holds no checkpoint: give the workdir of a trained run')
-    weights.check_values(config.init_from, models.config_from_flat(workdirs.flat(config.to_dict())))
+    weights.check_values(config.init_from, models.config_from_flat(workdirs.flat(config.to_dict()), base))
 
 
-def check_training(config: Any) -> None:
+def check_training(config: Any, base: ViTConfig | None = None) -> None:
     """Checks the values of a config for training; reads nothing.
+
+    Args:
+      base: model config that replaces the one of the named model.
 
     Raises:
       ValueError: a value is outside its limits, contradicts another one, or cannot be trained with.
     """
-    check(config)
+    check(config, base)
     limits.check_mixing(config, jax.device_count())
 
 
-def check(config: Any) -> None:
+def check(config: Any, base: ViTConfig | None = None) -> None:
     """Checks the values of a config for training or evaluation; reads nothing.
+
+    Args:
+      base: model config that replaces the one of the named model.
 
     Raises:
       ValueError: a value is outside its limits or contradicts another one.
     """
     limits.check(config)
     profiler.parse_steps(config.profile_steps)
-    teaching.check(config)
+    objective_config.check(config, base)
     inputs.train_transform(config)
     inputs.eval_transform(config)
     _check_tokens(config)
-    _, plan_at, _ = config_and_plans(config)
+    _, plan_at, _ = config_and_plans(config, base=base)
     stages(KeepSchedule(config.keep.start_epoch, config.keep.shrink_epochs, config.keep.levels), plan_at, total_steps=1)
     sharding.data_mesh(config.batch_size)
 

@@ -1,4 +1,4 @@
-"""Teachers: frozen models of this project, that say what they think of the images that another one is trained on."""
+"""Teachers: frozen models of this project whose outputs another model is trained on."""
 
 import os
 from collections.abc import Sequence
@@ -9,35 +9,39 @@ from absl import logging
 from jax import Array
 
 from evit_jax import models
+from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.loaded import load_model
+from evit_jax.checkpoints.manager import newest_step
 from evit_jax.data.classes import readable_names
 from evit_jax.models import Model, Params
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.training.objectives import Taught
 
+KINDS = ('none', 'hard', 'soft', 'self')  # values of config.distill.kind
+
 
 class Teacher(NamedTuple):
-    """A model that no gradient changes; its parameters go with it as an argument of the step."""
+    """A model with frozen weights. Its parameters are passed to the training step as an argument."""
 
     model: Model
     plan: TokenPlan
     params: Params             # numpy arrays
-    mean: tuple[float, ...]    # of the channels that it was trained on
-    std: tuple[float, ...]
+    mean: tuple[float, ...]    # mean of each channel that it was trained with
+    std: tuple[float, ...]     # standard deviation of each channel
     patch_tokens: bool = False  # also return the patch tokens
     digest: str = ''           # digest of `arrays`
 
     @property
     def arrays(self) -> tuple:
-        """All that decides its answers beside the model, as a tree of arrays, numbers and texts."""
+        """Everything beside the model that decides its outputs: a tree of arrays, numbers and strings."""
         return self.params, self.mean, self.std, str(self.plan)
 
     def teach(self, params: Params, images: Array, mean: Sequence[float], std: Sequence[float]) -> Taught:
-        """What it says, as in evaluation.
+        """Runs the teacher in evaluation mode.
 
         Args:
-          params: its own, on the devices.
-          images: [B, S, S, 3] float32, normalised by `mean` and `std`.
+          params: parameters of the teacher, on the devices.
+          images: [B, S, S, 3] float32, normalised with `mean` and `std`.
         """
         if (tuple(mean), tuple(std)) != (self.mean, self.std):
             images = (images * jnp.asarray(std) + jnp.asarray(mean) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
@@ -45,37 +49,92 @@ class Teacher(NamedTuple):
         return Taught(logits, intermediates.get('patch_tokens'))
 
 
-def read(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, class_names: Sequence[str],
-         dtype: Any, patch_tokens: bool = False) -> Teacher:
-    """Reads a teacher.
+def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, class_names: Sequence[str],
+                 dtype: Any, patch_tokens: bool = False) -> Teacher:
+    """Loads a teacher from a workdir.
 
     Args:
-      ema: the moving average of its weights.
-      dense: every token stays in it; else it keeps to the plan that it was trained for.
-      image_size: of the images that it is shown; its position embeddings are resized to it.
-      class_names: that the student is to tell apart.
-      dtype: of its computation.
+      ema: load the EMA of its weights.
+      dense: keep all tokens; otherwise the teacher uses the plan that it was trained with.
+      image_size: size of the images; its position embeddings are resized to it.
+      class_names: classes of the student.
+      dtype: dtype of its computation.
+      patch_tokens: also return its patch tokens.
 
     Raises:
-      ValueError: no readable checkpoint, no average in it, other classes, or a size that its patches do not divide.
+      ValueError: no readable checkpoint, no EMA in it, other classes, or a size that its patches do not divide.
     """
     trained = load_model(path, ema=ema)
     names = readable_names(class_names)
     if len(trained.class_names) != len(names):
-        raise ValueError(f'the teacher in {path} tells {len(trained.class_names)} classes apart, this data has '
-                         f'{len(names)}: give a teacher that was trained on the same classes')
-    if _are_names(names) and _are_names(trained.class_names) and names != trained.class_names:
+        raise ValueError(f'the teacher in {path} has {len(trained.class_names)} classes, this data has {len(names)}: '
+                         'give a teacher that was trained on the same classes')
+    if _has_names(names) and _has_names(trained.class_names) and names != trained.class_names:
         there, here = next(pair for pair in zip(trained.class_names, names) if pair[0] != pair[1])
-        raise ValueError(f'the teacher in {path} knows other classes (the first that differs is {there!r} there, '
+        raise ValueError(f'the teacher in {path} has other classes (the first that differs is {there!r} there, '
                          f'{here!r} in the data): give a teacher that was trained on the same classes')
     trained = trained._replace(image_size=image_size)
     model = models.create(trained.config, dtype=dtype, modules=trained.modules)
     plan = (make_plan(trained.config.patches(image_size), trained.config.depth, reduce_at=()) if dense else
             trained.plan())
-    logging.info('the teacher is %s of %s at step %d: %s', trained.name, path, trained.step, plan)
+    logging.info('teacher: %s in %s at step %d: %s', trained.name, path, trained.step, plan)
     return Teacher(model, plan, trained.params, trained.mean, trained.std, patch_tokens)
 
 
-def _are_names(names):
-    """Whether these are more than numbers."""
+def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence[str], dtype: Any) -> Teacher | None:
+    """Loads the teacher of a config. Returns None if the config has no teacher.
+
+    Args:
+      plan: token plan of the student.
+      width: width of the student.
+      class_names: classes of the student.
+      dtype: dtype of the teacher's computation.
+
+    Raises:
+      ValueError: the teacher cannot be read, or does not fit this student.
+    """
+    if config.distill.kind == 'none':
+        return None
+    _, path, ema = _source(config)
+    teacher = load_teacher(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
+                           class_names=class_names, dtype=dtype, patch_tokens=compares_tokens(config))
+    if compares_tokens(config):
+        there, here = (teacher.plan.patches, teacher.model.config.width), (plan.patches, width)
+        if there != here:
+            raise ValueError(f'the teacher in {path} has {there[0]} tokens of width {there[1]}, this model {here[0]} '
+                             f'of width {here[1]}: their tokens cannot be compared, give '
+                             '--config.distill.token_weight=0')
+    return teacher
+
+
+def compares_tokens(config: Any) -> bool:
+    """Returns True if the loss compares patch tokens with those of a teacher."""
+    return config.distill.kind == 'self' and config.distill.token_weight > 0
+
+
+def check_teacher(config: Any) -> None:
+    """Raises a ValueError if the config needs a teacher and there is no checkpoint of one."""
+    if config.distill.kind == 'none':
+        return
+    key, path, _ = _source(config)
+    if not path:
+        raise ValueError(f'this recipe learns from a teacher: give --config.{key}=WORKDIR of a trained run, or '
+                         '--config.distill.kind=none to learn from the labels alone')
+    weights.check_is_workdir(f'config.{key}', path)
+    if newest_step(path) is None:
+        raise ValueError(f'config.{key}={path} holds no checkpoint: give the workdir of a trained run')
+
+
+def _source(config):
+    """Returns the config key of the teacher's path, the path, and whether to load the EMA.
+
+    Self-distillation takes the initial weights as the teacher where `teacher.path` is empty.
+    """
+    if config.distill.kind == 'self' and not config.teacher.path:
+        return 'init_from', config.init_from, config.init_ema
+    return 'teacher.path', config.teacher.path, config.teacher.ema
+
+
+def _has_names(names):
+    """True if the class names are more than their numbers."""
     return any(name != str(label) for label, name in enumerate(names))

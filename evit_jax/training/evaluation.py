@@ -1,97 +1,114 @@
-"""Accuracy over a data set, and how much of the object is still there after each reduction."""
+"""Computes accuracy over a data set, and the fraction of the object's patches that remain after each reduction."""
 
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from clu.metrics import Average
 
 from evit_jax.runtime import distributed, sharding
 from evit_jax.training.examples import Examples
 
-OBJECT_COVER = 0.1  # a patch belongs to the object when its mask covers more than this share of it
+OBJECT_COVER = 0.1  # a patch belongs to the object if the mask covers more than this fraction of it
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found; shares are fractions of 1."""
+    """The result of an evaluation. Fractions are in [0, 1]."""
 
     metrics: dict[str, float]
-    sample: dict[str, Any]  # see `Examples`: image, label, prediction, kept: per reduction [B, K],
+    sample: dict[str, Any]  # see `Examples`: image, label, prediction; kept: per reduction [B, K];
                             # token_of_patch: per reduction [B, P]
 
 
-def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], place: Callable[[dict], dict], *, patches: int,
+def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], put: Callable[[dict], dict], *, patches: int,
              sample: int = 0, classes: int = 0) -> Evaluation:
-    """Runs over the batches; each image counts once, padding (weight 0) does not.
+    """Evaluates all batches. Each image counts once; padding (weight 0) does not count.
 
-    Each process goes through its own rows of the batches; their sums are added up at the end.
+    Each process evaluates its own rows of the batches. Sums are float64 and added over the processes at the end.
 
     Args:
-      step: placed batch -> what `make_eval_step`'s step returns.
-      place: puts image and label of a batch on the devices.
-      patches: of an image.
-      sample: images for pictures, spread over the classes.
-      classes: number of them in the data.
+      step: maps a batch on the devices to the dict that the step of `make_eval_step` returns.
+      put: puts image and label of a batch on the devices.
+      patches: number of patches of an image.
+      sample: number of images to keep for pictures, spread over the classes.
+      classes: number of classes in the data.
 
     Returns:
-      images (that counted), loss, top1, top5, images_per_second (the first batch, which may compile, left out), and
-      where the data has masks, per reduction s from 1: object_kept_s (share of the object's patches still there) and
-      random_kept_s (what random dropping would leave). Merged patches are there in parts, each by its share of the
-      token: object_kept_s is then the tokens that the object has, of those that it had.
+      The metrics are images (the number that counted), loss, top1, top5 and images_per_second (without the first
+      batch, which may compile). If the data has masks, there are also, for each reduction s from 1: object_kept_s
+      (fraction of the object's patches that remain) and random_kept_s (fraction that random dropping would leave). A
+      merged patch counts 1 / (patches of its token), so with merging object_kept_s is the number of tokens that the
+      object has left, divided by the number it started with.
 
     Raises:
       ValueError: no image could be read.
       FloatingPointError: the outputs for some images are not finite, although the weights are.
     """
-    sums: dict[str, float] = {}
+    averages: dict[str, Average] = {}
     examples = Examples(sample, classes)
     begin, timed = time.perf_counter(), 0
     for number, batch in enumerate(batches):
-        out = sharding.local_rows(step(place({'image': batch['image'], 'label': batch['label']})))
+        outputs = sharding.local_rows(step(put({'image': batch['image'], 'label': batch['label']})))
         if number == 0:
             begin = time.perf_counter()
         else:
             timed += len(batch['weight'])
-        for name, value in _sums(out, batch, patches).items():
-            sums[name] = sums.get(name, 0.0) + value
+        update = _batch_averages(outputs, batch, patches)
+        averages = {name: averages[name].merge(value) for name, value in update.items()} if averages else update
         examples.add({'image': batch['image'], 'label': batch['label']} | {
-            name: out[name] for name in ('prediction', 'kept', 'token_of_patch')}, batch)
+            name: outputs[name] for name in ('prediction', 'kept', 'token_of_patch')}, batch)
     seconds = time.perf_counter() - begin
-    sums = distributed.sum_over_processes(sums | {'timed': timed})
-    images, objects, timed, bad = (sums.pop(name) for name in ('images', 'object', 'timed', 'nonfinite'))
-    if not images:
+    averages, timed = _over_processes(averages, timed)
+    nonfinite = averages.pop('nonfinite', Average(0.0, 0.0))
+    if not nonfinite.count:
         raise ValueError('none of the images to evaluate on could be read: mend them, or name others in data.path')
-    if bad:
-        raise FloatingPointError(f'the logits of {bad:.0f} of {images:.0f} images are not finite: the accuracy would '
-                                 'mean nothing. Compute in float32 (--config.model.dtype=float32), or take an earlier '
-                                 'checkpoint')
-    metrics = {'images': images} | {name: value / images for name, value in sums.items() if '_kept_' not in name}
-    if objects:
-        metrics |= {name: value / (objects if name.startswith('object') else images)
-                    for name, value in sums.items() if '_kept_' in name}
+    if nonfinite.total:
+        raise FloatingPointError(f'the logits of {nonfinite.total:.0f} of {nonfinite.count:.0f} images are not finite, '
+                                 'so the accuracy is undefined. Compute in float32 (--config.model.dtype=float32), or '
+                                 'use an earlier checkpoint')
+    if not any(value.count for name, value in averages.items() if name.startswith('object_kept_')):
+        averages = {name: value for name, value in averages.items() if '_kept_' not in name}
+    metrics = {'images': nonfinite.count} | {name: value.compute() for name, value in averages.items()}
     if timed:
         metrics['images_per_second'] = timed / seconds
     return Evaluation(metrics, examples.collect())
 
 
-def _sums(out, batch, patches):
+def _batch_averages(outputs, batch, patches):
+    """Returns the average of each metric over the images of a batch, as float64 sums and counts."""
     weight = batch['weight']
-    finite = np.isfinite(out['loss'])  # it is not where a logit is NaN or infinity
-    sums = {'images': weight.sum(), 'loss': (np.where(finite, out['loss'], 0) * weight).sum(),
-            'top1': (out['right'] * weight).sum(), 'top5': (out['right5'] * weight).sum(), 'object': 0,
-            'nonfinite': (~finite & (weight > 0)).sum()}
-    on_object = np.zeros((len(weight), patches), bool)  # no masks where a share of the data is but padding
+    images = float(weight.sum())
+    finite = np.isfinite(outputs['loss'])  # the loss is not finite if a logit is NaN or infinite
+    totals = {'loss': (np.where(finite, outputs['loss'], 0) * weight).sum(),
+              'top1': (outputs['right'] * weight).sum(), 'top5': (outputs['right5'] * weight).sum(),
+              'nonfinite': (~finite & (weight > 0)).sum()}
+    counts = {}
+    on_object = np.zeros((len(weight), patches), bool)  # a batch of padding alone has no masks
     if 'mask' in batch:
         on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]
-        sums['object'] = on_object.sum()
-    for stage, there in enumerate(map(patch_shares, out['kept'], out['token_of_patch']), 1):
-        sums[f'object_kept_{stage}'] = (there * on_object).sum()
-        sums[f'random_kept_{stage}'] = (there.mean(1) * weight).sum()
-    return {name: float(value) for name, value in sums.items()}
+    for number, share in enumerate(map(patch_shares, outputs['kept'], outputs['token_of_patch']), 1):
+        totals[f'object_kept_{number}'] = (share * on_object).sum()
+        counts[f'object_kept_{number}'] = float(on_object.sum())
+        totals[f'random_kept_{number}'] = (share.mean(1) * weight).sum()
+    return {name: _average(total, counts.get(name, images)) for name, total in totals.items()}
+
+
+def _average(total, count):
+    # clu's own constructors round to float32.
+    return Average(np.float64(total), np.float64(count))
+
+
+def _over_processes(averages, timed):
+    """Adds the averages, and the number of timed images, over all processes."""
+    sums = {(name, field): float(getattr(value, field)) for name, value in averages.items()
+            for field in ('total', 'count')}
+    sums = distributed.sum_over_processes(sums | {'timed': timed})
+    return {name: _average(sums[name, 'total'], sums[name, 'count']) for name in averages}, sums['timed']
 
 
 def object_patches(mask: np.ndarray, patches: int) -> np.ndarray:
-    """Patches on the object: bool [B, S, S] to bool [B, N], row-major."""
+    """Returns the patches on the object: bool [B, S, S] to bool [B, N], row-major."""
     batch, size = mask.shape[:2]
     side = round(patches**0.5)
     cover = mask.reshape(batch, side, size // side, side, size // side).mean(axis=(2, 4))

@@ -17,7 +17,7 @@ from evit_jax.metrics import writers
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import storage
 
-_COMPARED = ('workdir', 'model', 'data', 'preprocessing')  # parts that results in one file share
+_COMPARED = ('workdir', 'model', 'data', 'preprocessing')  # a file is overwritten only if these parts are equal
 _PACKAGES = ('jax', 'flax', 'numpy')
 
 
@@ -26,47 +26,47 @@ class Files(NamedTuple):
 
     result: epath.Path
     picture: epath.Path
-    required: bool  # a file that cannot be written is an error, and not a warning
-    named: bool     # the user has named the file of the result, which may be overwritten
+    required: bool  # a file that cannot be written is an error; otherwise a warning
+    named: bool     # the user gave the name of the result file, which may be overwritten
 
-    def apart(self, result: dict[str, Any]) -> 'Files':
-        """The same paths, or others beside them where the file there is of other data or preprocessing."""
-        keys = _COMPARED if self.required else _COMPARED[1:]  # a workdir holds results of its own run
-        if self.named or not (differ := _differences(self.result, result, keys)):
+    def without_conflict(self, result: dict[str, Any]) -> 'Files':
+        """Returns other paths if the result file holds a result of other data or preprocessing, else these paths."""
+        keys = _COMPARED if self.required else _COMPARED[1:]  # a workdir holds results of its own run only
+        if self.named or not (differences := _differences(self.result, result, keys)):
             return self
         digest = fingerprint.digest(*(json.dumps(result[key], sort_keys=True) for key in keys))
         path = self.result.with_name(f'{self.result.stem}_{digest}.json')
-        logging.warning('%s is kept, as it is of another evaluation (%s): this one is written to %s', self.result,
-                        ', '.join(differ), path.name)
+        logging.warning('%s holds the result of another evaluation (%s) and is kept: this result is written to %s',
+                        self.result, ', '.join(differences), path.name)
         return self._replace(result=path, picture=path.with_suffix('.png'))
 
     def write(self, result: dict[str, Any], picture: bytes | None) -> None:
-        """Writes both, or the result alone.
+        """Writes the result, and the picture if there is one.
 
         Raises:
           OSError, ValueError: a required file cannot be written.
         """
-        self = self.apart(result)
-        content = json.dumps(writers.to_json(result | _origin()), indent=1, allow_nan=False) + '\n'
+        files = self.without_conflict(result)
+        content = json.dumps(writers.to_json(result | _environment()), indent=1, allow_nan=False) + '\n'
         try:
-            with storage.explain_bucket_errors(self.result):
-                storage.write_atomic(self.result, content.encode())
+            with storage.explain_bucket_errors(files.result):
+                storage.write_atomic(files.result, content.encode())
                 if picture is not None:
-                    storage.write_atomic(self.picture, picture)
+                    storage.write_atomic(files.picture, picture)
         except (OSError, ValueError) as error:
-            if self.required:
+            if files.required:
                 raise
-            logging.warning('%s cannot be written (%s): the result above is not kept; name a place for it with --out',
-                            self.result, getattr(error, 'strerror', None) or error)
+            logging.warning('%s cannot be written (%s), so the result is only in this log; give another path with '
+                            '--out', files.result, getattr(error, 'strerror', None) or error)
             return
-        logging.info('written: %s', ', '.join(map(str, (self.result, self.picture)[:1 if picture is None else 2])))
+        logging.info('written: %s', ', '.join(map(str, (files.result, files.picture)[:1 if picture is None else 2])))
 
 
 def files_of(workdir: str | os.PathLike, plan: TokenPlan, out: str | os.PathLike | None) -> Files:
-    """The files of an evaluation under a plan.
+    """Returns the files of an evaluation under a plan.
 
     Args:
-      out: a file that ends in .json, or a folder; None: the workdir.
+      out: a file that ends in .json, or a folder; None for the workdir.
     """
     named = bool(out) and _is_file_name(out)
     result = storage.as_path(out) if named else storage.as_path(out or workdir) / f'evaluate-{plan_name(plan)}.json'
@@ -74,7 +74,11 @@ def files_of(workdir: str | os.PathLike, plan: TokenPlan, out: str | os.PathLike
 
 
 def check_out(out: str | os.PathLike | None) -> None:
-    """Raises a ValueError where the place in `--out` cannot be written; makes its folder."""
+    """Creates the folder of `--out` and checks that it can be written.
+
+    Raises:
+      ValueError: it cannot be written, or is neither a .json file nor a folder.
+    """
     if not out:
         return
     path = storage.as_path(out)
@@ -93,9 +97,9 @@ def _is_file_name(out):
 
 
 def plan_name(plan: TokenPlan) -> str:
-    """A plan for the name of a file: 'dense-64' where nothing is dropped, or method, patches, and tokens by block.
+    """Returns a file name for a plan: the reducer, the number of patches, and the tokens kept at each block.
 
-    As in 'evit-64-45at0-32at2-fused', or, where every block reduces, 'tome-64-each-60-56-52'.
+    Examples: 'dense-64' without reductions, 'evit-64-45at0-32at2-fused', 'tome-64-each-60-56-52' for every block.
     """
     if not plan.reductions:
         return f'dense-{plan.patches}'
@@ -106,17 +110,17 @@ def plan_name(plan: TokenPlan) -> str:
 
 
 def _differences(file, result, keys):
-    """The values in an earlier result that the new one does not share; none where no result can be read."""
+    """Returns the values in which an earlier result differs; an empty list if there is no readable result."""
     try:
         with storage.explain_bucket_errors(file):
             old = json.loads(file.read_bytes())
-        old, new = (workdirs.flat({key: of[key] for key in keys}) for of in (old, result))
+        old, new = (workdirs.flat({key: values[key] for key in keys}) for values in (old, result))
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [f'{key} {old[key]} there, {new[key]} here' for key in old if key in new and old[key] != new[key]]
 
 
-def _origin():
+def _environment():
     return {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'python': platform.python_version(),
             'versions': {name: importlib.metadata.version(name) for name in _PACKAGES}}

@@ -1,7 +1,4 @@
-"""The identity of a run beyond its arrays: config, code, data and weights as short texts.
-
-They are compared between the processes of a run, and between two starts of it.
-"""
+"""Describes a run by short strings, to compare its processes, or two starts of it: config, code, data and weights."""
 
 import functools
 import importlib.metadata
@@ -21,18 +18,23 @@ from evit_jax.runtime import agreement, distributed, storage
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'Pillow')
 _JAX_SETTINGS = ('jax_enable_x64', 'jax_default_matmul_precision', 'jax_threefry_partitionable',
                  'jax_default_prng_impl', 'jax_numpy_dtype_promotion')
-# Keys whose values may differ between machines. The contents of the paths are compared, not the paths.
-_OF_A_MACHINE = ('data.path', 'data.index_cache', 'data.workers', 'compilation_cache', 'log.writer')
-_PATHS = ('init_from', 'teacher.path', 'data.token_labels')
+# Keys whose values may differ between machines.
+_MACHINE_KEYS = ('data.path', 'data.index_cache', 'data.workers', 'compilation_cache', 'log.writer')
+# Keys that hold paths. The contents of the paths are compared, not the paths.
+_PATH_KEYS = ('init_from', 'teacher.path', 'data.token_labels')
 
 
 def check_processes(config: Any, workdir: str | os.PathLike, **options: Any) -> None:
-    """Raises a ValueError in all processes if one has another config, workdir, option, version or number of devices."""
+    """Checks that all processes have the same config, workdir, options, versions and number of devices.
+
+    Raises:
+      ValueError: they differ; raised in every process.
+    """
     if distributed.is_single_process():
         return
     flat = workdirs.flat(config.to_dict())
-    values = {f'config.{key}': bool(value) if key in _PATHS else value for key, value in flat.items()
-              if key not in _OF_A_MACHINE}
+    values = {f'config.{key}': bool(value) if key in _PATH_KEYS else value for key, value in flat.items()
+              if key not in _MACHINE_KEYS}
     devices = f'{jax.local_device_count()} {jax.local_devices()[0].platform}'
     values = {'workdir': storage.as_path(workdir), 'devices': devices} | options | versions() | values
     agreement.check_same(values, 'start all processes with the same command and the same installation')
@@ -40,25 +42,29 @@ def check_processes(config: Any, workdir: str | os.PathLike, **options: Any) -> 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of everything that computes, with a digest of this package's code."""
-    found = {'Python': '.'.join(platform.python_version_tuple()[:2])}
+    """Returns the versions of Python and the packages that compute, and a digest of this package's code."""
+    result = {'Python': '.'.join(platform.python_version_tuple()[:2])}
     for name in _PACKAGES:
-        found[name] = importlib.metadata.version(name)
+        result[name] = importlib.metadata.version(name)
     folder = pathlib.Path(__file__).parents[1]
     files = sorted(folder.rglob('*.py'), key=lambda file: file.relative_to(folder).as_posix())
     code = fingerprint.digest(*(part for file in files for part in
                                 (file.relative_to(folder).as_posix(), file.read_bytes())))
     settings = ' '.join(f'{name}={getattr(jax.config, name)}' for name in _JAX_SETTINGS)
-    return found | {'code of evit_jax': code, 'settings of JAX': settings}
+    return result | {'code of evit_jax': code, 'settings of JAX': settings}
 
 
 def of_sources(sources: Mapping[str, Source]) -> dict[str, Any]:
-    """The identity of the sources of splits, by the names that the config has for these, for `agreement.check_same`."""
+    """Returns the identity of sources as named values for `agreement.check_same`.
+
+    Args:
+      sources: sources by the name of their split.
+    """
     values = {}
     for split, source in sources.items():
         values |= {f'class {label}': name for label, name in enumerate(source.class_names)}
         metadata = fingerprint.describe(source)
-        values |= {'number of classes': source.num_classes, f'data that {split!r} stands for': metadata['split'],
+        values |= {'number of classes': source.num_classes, f'data of the split {split!r}': metadata['split'],
                    f'number of examples in {split!r}': metadata['examples'],
                    f'names or order of the examples in {split!r}': metadata['fingerprint']}
     return values

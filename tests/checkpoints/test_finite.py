@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from evit_jax.benchmarks import report
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMaps, LabelMapsMetadata
-from evit_jax.inference import Predictor, load, load_model
 from evit_jax.inference.looking import Subject, look
+from evit_jax.inference.model import VisionModel
 from evit_jax.serving import artifact
 from evit_jax.training import distillation, experiment
 from evit_jax.training.evaluation import evaluate
@@ -41,7 +42,7 @@ def overflowing(tmp_path_factory):
 
 
 def test_predict_with_logits_not_finite_reports_a_problem(overflowing):
-    model = load(overflowing, batch_size=2)
+    model = VisionModel(load_model(overflowing), batch_size=2)
     predictions = model.predict(noise(3))
     assert [prediction.top for prediction in predictions] == [()] * 3
     assert all('logits are not finite' in prediction.problem for prediction in predictions)
@@ -90,5 +91,5 @@ def test_report_json_holds_null_for_values_not_finite(tmp_path):
 
 
 def test_predict_with_finite_weights_returns_finite_logits(tmp_path):
-    prediction, = Predictor(load_model(save_weights(tmp_path)), batch_size=1).predict(noise(1))
+    prediction, = VisionModel(load_model(save_weights(tmp_path)), batch_size=1).predict(noise(1))
     assert not prediction.problem and np.isfinite(prediction.logits).all()

@@ -30,7 +30,8 @@ from evit_jax.runtime import storage
 from evit_jax.training import loop
 from tests.helpers import fake_bucket
 from tests.helpers.events import read_events, scalars_of
-from tests.training.test_training import command, final_parameters, tiny
+from tests.helpers.tiny_run import command, final_parameters
+from tests.helpers.tiny_run import config_of as tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_gcsfs = pytest.mark.skipif(importlib.util.find_spec('gcsfs') is None,

@@ -1,4 +1,4 @@
-"""A short training in a process of its own, faults that are put into it, and a comparison of how it ends."""
+"""A short training in a process of its own, faults injected into it, and a comparison of its final state."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from evit_jax.checkpoints import checksums, manager
 from evit_jax.metrics import writers
 from tests.helpers import layouts
 
-# Many cheap steps and a save at every fifth, so that most moments are near one.
+# Many cheap steps, and a save at every fifth, so that a random moment is often near a save.
 SETTINGS = {'processes': 1, 'devices': 1, 'batch_size': 16, 'epochs': 10, 'log__eval_epochs': 2.5, 'log__every': 1,
             'checkpoint__every': 5}
 STEPS = 80
@@ -23,16 +23,17 @@ _PATIENCE = 120
 
 
 class Killed(NamedTuple):
-    """What was lost with a process."""
+    """The state of a run when its process was killed."""
+
     kind: str
-    code: int      # that it ended with
-    step: int      # the last one whose loss it had written, 0: it had written none
-    kept: int      # of the newest checkpoint, 0: there was none
-    saving: bool   # a save was cut off
+    code: int      # exit code
+    step: int      # last step whose loss was written; 0: none
+    kept: int      # step of the newest checkpoint; 0: none
+    saving: bool   # a save was interrupted
 
 
 class Training:
-    """A training under way, in one process or several."""
+    """A running training, in one process or several."""
 
     def __init__(self, workdir, **changes):
         self.workdir = pathlib.Path(workdir)
@@ -47,27 +48,27 @@ class Training:
         return layouts.wait(self.processes, seconds)
 
     def step(self):
-        """The last step whose loss it has written, since it was started; 0 where there is none."""
+        """Returns the last step whose loss was written since the start; 0 if there is none."""
         if not self._metrics.exists():
             return 0
         with self._metrics.open('rb') as file:
             file.seek(max(self._before, os.fstat(file.fileno()).st_size - 4000))
             lines = file.read().split(b'\n')[:-1]
-        found = [json.loads(line) for line in lines if line.startswith(b'{')]
-        return max((record.get('step', 0) for record in found), default=0)
+        records = [json.loads(line) for line in lines if line.startswith(b'{')]
+        return max((record.get('step', 0) for record in records), default=0)
 
-    def until(self, condition, what):
-        """Waits for a condition; whether the training still ran when it came true."""
+    def until(self, condition, name):
+        """Waits for a condition. Returns whether the training still ran when it came true."""
         deadline = time.monotonic() + _PATIENCE
         while not condition():
             if not self.is_running():
                 return False
-            assert time.monotonic() < deadline, f'{what} did not happen in {_PATIENCE} s: {self.log()}'
+            assert time.monotonic() < deadline, f'{name} did not happen in {_PATIENCE} s: {self.log()}'
             time.sleep(_POLL)
         return self.is_running()
 
     def until_steps(self, count):
-        """Waits until it has made so many steps itself; whether it still ran then."""
+        """Waits until `count` more steps are done. Returns whether the training still ran then."""
         if not self.until(self.step, 'a step'):
             return False
         last = self.step() + count
@@ -77,24 +78,24 @@ class Training:
         return pathlib.Path(f'{self.workdir}.{number}.log').read_text()
 
     def errors(self, number=0):
-        """The lines for the user."""
+        """Returns the error lines for the user."""
         return [line for line in self.log(number).splitlines() if line.startswith('error: ')]
 
-    def end(self, how=signal.SIGKILL):
-        """Sends a signal to the first process, and waits for that one; its exit code."""
-        self.processes[0].send_signal(how)
+    def end(self, number=signal.SIGKILL):
+        """Sends a signal to the first process and waits for it. Returns its exit code."""
+        self.processes[0].send_signal(number)
         return self.processes[0].wait(_PATIENCE)
 
 
 def kill(training, rng, kind):
-    """Ends a training at a random moment, with SIGKILL if it is not said otherwise.
+    """Ends a training at a random moment.
 
     Args:
-      kind: one of KINDS. 'step': some steps after its first; 'save': while it saves; 'start': before or shortly after
-        its first step; 'stop': with SIGTERM, some steps after its first.
+      kind: one of KINDS. 'step': SIGKILL some steps after the first; 'save': SIGKILL during a save; 'start': SIGKILL
+        before or shortly after the first step; 'stop': SIGTERM some steps after the first.
 
     Returns:
-      What was lost, or None where it had ended before.
+      The state of the run, or None if it had ended before.
     """
     known = unfinished(training.workdir)
     if kind == 'start':
@@ -116,20 +117,20 @@ def kill(training, rng, kind):
 
 
 def unfinished(workdir):
-    """Names of the folders of saves that are under way or were cut off."""
+    """Returns the folder names of saves that are running or were interrupted."""
     folder = pathlib.Path(workdir) / 'checkpoints'
     return {path.name for path in folder.glob('*.orbax-checkpoint-tmp*')}
 
 
 def kept(workdir):
-    """Steps of the checkpoints, of which each is whole."""
+    """Returns the steps of the checkpoints, and checks their checksums."""
     steps = sorted(int(path.name) for path in (pathlib.Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit())
     assert all(checksums.check(pathlib.Path(workdir) / 'checkpoints' / str(step)) for step in steps)
     return steps
 
 
 def chunk(checkpoint):
-    """The file with most of a checkpoint's arrays."""
+    """Returns the largest file of a checkpoint."""
     return max((path for path in (checkpoint / 'state').rglob('*') if path.is_file()),
                key=lambda path: (path.stat().st_size, path.name))
 
@@ -142,12 +143,12 @@ def flip(file, rng):
 
 
 def cut(file, rng):
-    """Leaves less than all of a file."""
+    """Truncates a file."""
     os.truncate(file, rng.integers(file.stat().st_size))
 
 
 def finish(workdir, **changes):
-    """Trains to the end; what the log says."""
+    """Trains to the end. Returns the log."""
     training = Training(workdir, **changes)
     codes = training.wait()
     assert not any(codes), training.log()[-3000:]
@@ -155,7 +156,7 @@ def finish(workdir, **changes):
 
 
 def assert_same_end(workdir, want):
-    """Parameters, their average, and the losses of all steps, to the bit those of another run."""
+    """Asserts that parameters, EMA, and the losses of all steps have the bits of another run."""
     for field in ('params', 'ema'):
         got, there = (manager.read_newest(folder, field) for folder in (workdir, want))
         assert got[1]['next_step'] == there[1]['next_step']
@@ -166,6 +167,6 @@ def assert_same_end(workdir, want):
 
 
 def losses(workdir):
-    """By step."""
+    """Returns the losses by step."""
     return {record['step']: record['train/loss']
             for record in writers.read_metrics(pathlib.Path(workdir) / writers.METRICS_FILE) if 'train/loss' in record}

@@ -1,4 +1,7 @@
-"""A short training on any number of processes and virtual devices, started as `python -m tests.helpers.layouts`."""
+"""A short training on any number of processes and virtual devices.
+
+`python -m tests.helpers.layouts` is one process of it.
+"""
 
 import json
 import os
@@ -14,15 +17,24 @@ import pytest
 
 from configs import base
 from evit_jax import cli, models
-from evit_jax.data import sources, splits
+from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.data import sources as data_sources
+from evit_jax.data import splits
 from evit_jax.metrics import writers
 from evit_jax.models.config import ViTConfig
 from evit_jax.runtime import distributed
 from evit_jax.runtime.preemption import Preempted
-from evit_jax.training import loop
+from evit_jax.training import experiment, loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 10
+LAYOUTS = {
+    '1x1': {'processes': 1, 'devices': 1},
+    '1x8': {'processes': 1, 'devices': 8},
+    '1x8 fsdp': {'processes': 1, 'devices': 8, 'sharding': 'fsdp'},
+    '2x4': {'processes': 2, 'devices': 4},
+    '2x4 fsdp': {'processes': 2, 'devices': 4, 'sharding': 'fsdp'},
+}
 # Wide enough that FSDP divides its largest kernels (64 x 256) and leaves the others whole.
 SHAPE = ViTConfig(image_size=16, patch_size=4, width=64, depth=2, heads=2, init_std=0.1)
 # Drop path and erasing draw for each image by itself; mixup and cutmix, which draw for each device, are off.
@@ -35,7 +47,7 @@ SETTINGS = {
 
 
 class Colours:
-    """Noise with a bright stripe whose colour is the class; it is the object. The test split fills no batch."""
+    """Noise with a bright stripe, which is the object; its colour is the class. The test split is no whole batch."""
     num_classes, class_names, image_size = 3, ('red', 'green', 'blue'), 16
     sizes = {'train': 128, 'test': 100}
     broken = False
@@ -59,34 +71,55 @@ class Colours:
 
 
 def config_of(**changes):
+    """Returns the config of the training; `a__b=c` changes the key a.b."""
     config = base.get_config()
     config.update_from_flattened_dict(SETTINGS | {key.replace('__', '.'): value for key, value in changes.items()})
     return config
 
 
+def sources():
+    """Returns the training and the test source."""
+    return Colours('train'), Colours('test')
+
+
+def model_of(config, base=SHAPE):
+    """Returns the model config: `base` with the values of `config.model`."""
+    return models.config_from_flat(workdirs.flat(config.to_dict()), base)
+
+
+def setup(base=SHAPE, **changes):
+    """Sets up the training in this process."""
+    return experiment.setup(config_of(**changes), sources=sources(), model_config=base)
+
+
+def train_here(workdir, base=SHAPE, *, accept_changes=False, **changes):
+    """Trains to the end in this process, on its devices. Returns the final metrics."""
+    config = config_of(**changes)
+    return loop.train(config, workdir, accept_changes=accept_changes, sources=sources(),
+                      model_config=model_of(config, base))
+
+
+def evaluate_here(workdir, *, out=None, explicit=None, **changes):
+    """Evaluates a run in this process. Returns the metrics."""
+    return loop.evaluate_workdir(config_of(**changes), workdir, explicit=explicit, out=out, source=Colours('test'))
+
+
 def prepare(patch):
-    """The least model and data, for the time of a patch."""
+    """Patches the model and the data into the tables of the package, for programs that look them up by name."""
     patch.setitem(models.CONFIGS, 'vit_layouts', SHAPE)
-    patch.setattr(sources, 'open_source', lambda name, split, **_: Colours(split))
+    patch.setattr(data_sources, 'open_source', lambda name, split, **_: Colours(split))
 
 
 @pytest.fixture(scope='module', autouse=True)
 def least():
-    """The least model and data for a test file that says `least = layouts.least`."""
+    """Patches the model and the data for a test file that has `least = layouts.least`."""
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch)
         yield
 
 
-def train_here(workdir, **changes):
-    """Trains to the end in this process, on its devices; the final metrics."""
-    with pytest.MonkeyPatch.context() as patch:
-        prepare(patch)
-        return loop.train(config_of(**changes), workdir)
-
-
 def records(workdir):
-    """What was logged of the steps."""
+    """Returns the records of the steps in metrics.jsonl."""
     return [record for record in writers.read_metrics(workdir / 'metrics.jsonl') if 'train/loss' in record]
 
 
@@ -95,19 +128,19 @@ def losses(workdir):
 
 
 def cut_off(workdir, to, step=5):
-    """Makes another folder what the workdir was when the checkpoint of a step had been written."""
+    """Copies the workdir as it was when the checkpoint of a step had been written."""
     (to / 'checkpoints').mkdir(parents=True)
     shutil.copy(workdir / 'config.json', to)
     shutil.copytree(workdir / 'checkpoints' / str(step), to / 'checkpoints' / str(step))
 
 
 def start(workdir, *, processes, devices, module='tests.helpers.layouts', arguments=(), **changes):
-    """Starts the processes of a training; each writes its log beside the workdir.
+    """Starts the processes of a training. Each writes its log beside the workdir.
 
     Args:
-      module: with its arguments, what is run.
-      changes: changed settings; `broken_in`, the process whose disk is broken; `second`, differences in process
-        1: settings, or the number of `examples` (0: there are no data).
+      module: module to run with `arguments`.
+      changes: changed settings. `broken_in` is the process that cannot read some examples; `second` has settings of
+        process 1, or its number of `examples` (0: no data).
     """
     with socket.socket() as free:
         free.bind(('localhost', 0))
@@ -128,7 +161,7 @@ def start(workdir, *, processes, devices, module='tests.helpers.layouts', argume
 
 
 def wait(started, seconds=300):
-    """The exit codes, once all have ended; none is left behind."""
+    """Waits for all processes and returns their exit codes. Kills those that are left after a timeout."""
     deadline = time.monotonic() + seconds
     try:
         return [process.wait(max(deadline - time.monotonic(), 0)) for process in started]
@@ -138,7 +171,7 @@ def wait(started, seconds=300):
 
 
 def train(workdir, *, seconds=300, **how):
-    """Trains to the end in other processes; of what they leave the metrics are in the workdir."""
+    """Trains to the end in other processes."""
     codes = wait(start(workdir, **how), seconds)
     logs = [pathlib.Path(f'{workdir}.{number}.log').read_text()[-3000:] for number in range(len(codes))]
     assert not any(codes), '\n'.join(logs)
@@ -152,16 +185,20 @@ def until(condition, seconds):
 
 
 def main():
-    """One process of a training."""
+    """Runs one process of a training."""
     workdir, changes = json.loads(os.environ['LAYOUT'])
     Colours.broken = changes.pop('broken_in', None) == int(os.environ.get('PROCESS_ID', 0))
     second = changes.pop('second', {})
-    prepare(pytest.MonkeyPatch())
+    has_other_data = 'examples' in second
     if os.environ.get('PROCESS_ID') == '1':
         Colours.sizes = Colours.sizes | {'train': second.pop('examples', Colours.sizes['train'])}
         changes |= second
     with distributed.distributed(collective_errors=Preempted):
-        loop.train(config_of(**changes), workdir)
+        if has_other_data:  # opened inside `train`, as a program does it
+            prepare(pytest.MonkeyPatch())
+            loop.train(config_of(**changes), workdir)
+        else:
+            train_here(workdir, **changes)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The data that a model is shown on: their classes must be the model's, in the same order."""
+"""The classes of data for a model: they must be the model's, in the same order."""
 
 import types
 
@@ -10,27 +10,27 @@ NAMES = 'red', 'green', 'blue'
 
 
 def check(monkeypatch, ours, theirs=NAMES, recorded=NAMES):
-    trained = types.SimpleNamespace(path='runs/a', class_names=theirs,
+    loaded = types.SimpleNamespace(path='runs/a', name='vit', class_names=theirs,
                                     config=types.SimpleNamespace(classes=len(theirs)))
     monkeypatch.setattr(held_out, 'read_metadata', lambda path: {'class_names': recorded})
-    held_out.check_classes(trained, types.SimpleNamespace(class_names=ours, num_classes=len(ours)))
+    held_out.check_classes(loaded, types.SimpleNamespace(class_names=ours, num_classes=len(ours)))
 
 
-@pytest.mark.parametrize('ours, said', [
+@pytest.mark.parametrize('ours, message', [
     (('red', 'blue', 'green'), "'green' is its class 1, 'blue' that of the data: give a model"),
     (('cat', 'dog', 'owl'), "'red' is its class 0, 'cat' that of the data"),
     (('red', 'green'), 'tells 3 classes apart, the data have 2: give a model')])
-def test_check_classes_of_data_with_other_classes_refuses_and_names_both(monkeypatch, ours, said):
-    with pytest.raises(ValueError, match=f'the model in runs/a .*{said}'):
+def test_check_classes_with_other_classes_names_both(monkeypatch, ours, message):
+    with pytest.raises(ValueError, match=f'the model in runs/a .*{message}'):
         check(monkeypatch, ours)
 
 
-def test_check_classes_of_the_same_classes_accepts(monkeypatch, caplog):
+def test_check_classes_with_the_same_classes_logs_nothing(monkeypatch, caplog):
     check(monkeypatch, NAMES)
     assert not caplog.text
 
 
-def test_check_classes_numbers_are_names_where_they_are_recorded(monkeypatch, caplog):
+def test_check_classes_compares_numbers_if_they_are_recorded(monkeypatch, caplog):
     check(monkeypatch, NAMES, theirs=('0', '1', '2'), recorded=[])
     assert 'the weights in runs/a have no class names: their classes are assumed to be those of the data' in caplog.text
     with pytest.raises(ValueError, match="'0' is its class 0, 'red' that of the data"):

@@ -165,7 +165,7 @@ def test_plan_for_a_run_uses_its_blocks_and_is_taken_by_it(program, tmp_path):
     planned = read_plan_file(out)
     assert planned.reduce_at == (0,) and not planned.fuse and json.loads(out.read_text())['run'] == run
     assert printed.startswith(f'{run} (vit_layouts), 16 px, batch 2, float32')
-    assert load_model(run).plan(planned=planned).reductions == (0,)
+    assert load_model(run).plan(plan=planned).reductions == (0,)
 
 
 def test_plan_is_measured_with_the_reducer_of_the_run(tmp_path):

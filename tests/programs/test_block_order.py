@@ -17,7 +17,7 @@ from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, REDUCERS
 from evit_jax.runtime import distributed
-from evit_jax.training import experiment, loop
+from evit_jax.training import experiment, loop, model_setup
 from tests.helpers import doors, layouts
 
 least, main = layouts.least, doors.imported('main')
@@ -83,7 +83,7 @@ def test_plan_file_in_another_order_is_the_same_plan(tmp_path):
 def test_values_for_a_trained_model_follow_the_recorded_order_of_its_blocks():
     budget = TokenBudget(EVIT, (9, 3, 6), True, (0.5, 0.9, 0.7))
     trained = LoadedModel('a', 'deit_s', 1, {}, SHAPE, (), 224, (), (), None, 'float32', budget)
-    assert trained.plan() == trained.plan(rates=(0.5, 0.9, 0.7)) == make_plan(196, 12, rate=(0.9, 0.7, 0.5))
+    assert trained.plan() == trained.plan(keep_rates=(0.5, 0.9, 0.7)) == make_plan(196, 12, rate=(0.9, 0.7, 0.5))
     assert trained.plan(tokens=(80, 150, 120)) == make_plan(196, 12, tokens=(150, 120, 80))
 
 
@@ -100,9 +100,10 @@ def test_config_flags_in_any_order_train_the_plan_of_the_pairs(main, tmp_path, m
         cli.run(main.main)
     laid = experiment.setup(seen[0])
     assert laid.plan == make_plan(16, 2, rate=(0.75, 0.5), reduce_at=(0, 1))
-    assert experiment.keep_rate(laid, laid.stages[-1]) == 0.75  # the log and the curves show the first reduction
+    # The log and the curves show the first reduction.
+    assert model_setup.logged_keep_rate(laid.config, laid.stages[-1]) == 0.75
     tokens = experiment.setup(layouts.config_of(model__reduce_at=(1, 0), keep__tokens=(4, 12), keep__start_epoch=1))
-    assert experiment.keep_rate(tokens, tokens.stages[-1]) == 12 / 16
+    assert model_setup.logged_keep_rate(tokens.config, tokens.stages[-1]) == 12 / 16
 
 
 @pytest.mark.parametrize('arguments, said', [
@@ -132,7 +133,7 @@ def test_make_plan_with_rising_tokens_warns_of_the_blocks_that_drop_nothing(capl
 def test_values_for_a_trained_model_that_have_no_order_are_refused(values):
     trained = LoadedModel('a', 'deit_s', 1, {}, SHAPE, (), 224, (), (), None, 'float32',
                           TokenBudget(EVIT, (3, 6, 9), True, ()))
-    for name in ('rates', 'tokens'):
+    for name in ('keep_rates', 'tokens'):
         with pytest.raises(ValueError, match=f'{name}=.* is no sequence'):
             trained.plan(**{name: values})
 
@@ -161,7 +162,7 @@ def test_trained_model_refuses_a_plan_file_that_shifts_its_predictors():
                       TokenBudget(DYNAMICVIT, (3, 6, 9), False, (0.7,) * 3))
     planned = PlanFile('deit_s', 224, 196, 12, (6, 9), (120, 80), False)
     with pytest.raises(ValueError, match='the predictor trained at block 3 at block 6'):
-        trained.plan(planned=planned)
+        trained.plan(plan=planned)
 
 
 def test_evaluation_at_other_blocks_than_the_predictors_were_trained_at_is_refused():

@@ -15,14 +15,14 @@ from evit_jax.models.config import POOLINGS
 from evit_jax.models.layers import ACTIVATIONS
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.runtime import machine, sharding
-from evit_jax.training import limits, step, teaching
+from evit_jax.training import distillation, limits, step
 from tests.helpers import layouts
 
 KEYS = base.KEYS
 CHOICES = {
     'sharding': sharding.SHARDINGS, 'nonfinite': step.NONFINITE, 'model.activation': ('', *ACTIVATIONS),
     'model.pooling': ('', *POOLINGS), 'model.dtype': (machine.AUTO, *machine.DTYPES),
-    'model.gather_impl': ('', *GATHERS), 'distill.kind': teaching.KINDS, 'log.writer': writers.KINDS,
+    'model.gather_impl': ('', *GATHERS), 'distill.kind': distillation.KINDS, 'log.writer': writers.KINDS,
     'checkpoint.best': ('', *best.METRICS)}
 
 

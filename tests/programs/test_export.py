@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from evit_jax import models
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.data.transforms.decode import decode
 from evit_jax.data.transforms.geometry import EvalTransform
-from evit_jax.inference import Predictor, load_model
+from evit_jax.inference.model import VisionModel
 from evit_jax.serving import artifact, loader
 from tests.helpers import exports, layouts
 
@@ -27,7 +28,7 @@ small_model, checkpoint, export, run = exports.small_model, exports.checkpoint, 
 @pytest.fixture(scope='module')
 def plans(checkpoint):
     trained = load_model(checkpoint)
-    return {'0.5': trained.plan(rate=0.5), '1.0': trained.plan(rate=1.0), '3': trained.plan(tokens=(3,))}
+    return {'0.5': trained.plan(keep_rate=0.5), '1.0': trained.plan(keep_rate=1.0), '3': trained.plan(tokens=(3,))}
 
 
 @pytest.fixture(scope='module')
@@ -47,13 +48,13 @@ def files_of(folder):
 
 
 def test_served_gives_the_probabilities_and_kept_patches_of_the_model(checkpoint, plans, exported):
-    served, predictor = loader.Served(exported), Predictor(load_model(checkpoint), batch_size=1)
+    served, model = loader.Served(exported), VisionModel(load_model(checkpoint), batch_size=1)
     assert list(served.programs) == list(plans)
     for batch in (1, 5):
         images = noise(batch, seed=batch)
         for name, plan in plans.items():
             got = served(images, name)
-            for row, want in enumerate(predictor.predict(images, plan=plan)):
+            for row, want in enumerate(model.with_plan(plan=plan).predict(images)):
                 np.testing.assert_allclose(got['probabilities'][row], jax.nn.softmax(want.logits), rtol=0, atol=1e-5)
                 assert len(got['kept']) == len(want.kept)
                 jax.tree.map(np.testing.assert_array_equal, [kept[row] for kept in got['kept']], list(want.kept))
@@ -89,8 +90,8 @@ def test_loader_of_the_readme_runs_without_this_package(checkpoint, exported, tm
     done = subprocess.run([sys.executable, '-I', '-X', 'utf8', '-c', start, exported / 'serve.py', '0.png', '1.png'],
                           cwd=tmp_path, capture_output=True, text=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr
-    trained = load_model(checkpoint)
-    predictions = Predictor(trained, batch_size=2).predict([tmp_path / '0.png', tmp_path / '1.png'], rate=0.5)
+    model = VisionModel(load_model(checkpoint), batch_size=2).with_plan(keep_rate=0.5)
+    predictions = model.predict([tmp_path / '0.png', tmp_path / '1.png'])
     assert done.stdout == ''.join(f'{number}.png: {prediction.top[0].name} {prediction.top[0].probability:.1%}\n'
                                   for number, prediction in enumerate(predictions))
 

@@ -86,7 +86,7 @@ def test_label_makes_maps_that_training_reads(checkpoint, made, tmp_path, run):
     metadata = json.loads((out / 'label_maps.json').read_text())
     assert metadata['annotator'].startswith('vit_layouts at 16 pixels, step 0') and metadata['data'] == 'digits train'
     laid = experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(out)))
-    batches = experiment.train_batches(laid, 3)
+    batches = laid.train_batches(3)
     batch = next(batches)
     batches.close()
     assert {name: (value.shape, value.dtype) for name, value in batch.items() if name != 'failed'} == {

@@ -1,4 +1,4 @@
-"""Names that come from outside: odd names of files end no program, break no line, and replace no file."""
+"""Odd names of files: they end no program, break no line of output, and replace no file."""
 
 import base64
 import io
@@ -14,13 +14,10 @@ from PIL import Image
 
 from evit_jax import cli
 from evit_jax.data.names import FileNames, in_json, in_one_line, valid_text
-from evit_jax.inference import Predictor, load_model
 from evit_jax.inference.images import find_images
 from evit_jax.viz import page
-from tests.helpers import layouts
-from tests.helpers.saved_weights import save_weights
+from tests.helpers import layouts, tiny
 
-least = layouts.least
 ODD = ['bad\udcff\udcfe.png', 'new\nline.png', 'esc\x1b[31m.png', 'L' * 251 + '.png', 'ü' * 125 + '.png', 'a.png',
        'b/a.png', 'A.png', '-.png']
 
@@ -75,7 +72,8 @@ def odd(tmp_path):
 
 
 def test_predict_gives_every_odd_name_a_line_and_a_picture(odd, tmp_path):
-    checkpoint, start = save_weights(tmp_path / 'weights'), [sys.executable, '-m', 'tests.helpers.predict_layouts']
+    checkpoint, start = tmp_path / 'weights', [sys.executable, '-m', 'evit_jax.predict']
+    tiny.model().save(checkpoint)
     done = subprocess.run([*start, checkpoint, odd, f'--kept={tmp_path / "kept"}'], cwd=layouts.ROOT,
                           capture_output=True, env=os.environ | {'PYTHONIOENCODING': 'ascii'})
     assert done.returncode == 1, done.stderr
@@ -86,20 +84,3 @@ def test_predict_gives_every_odd_name_a_line_and_a_picture(odd, tmp_path):
     rows = [json.loads(line) for line in done.stdout.decode().splitlines()]
     names = [base64.b64decode(row['image_base64']) if 'image_base64' in row else row['image'].encode() for row in rows]
     assert {*names} == {os.fsencode(odd / name) for name in [*ODD, 'broken.png']}
-
-
-def test_predict_of_one_image_gives_one_prediction(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / 'a.png')
-    model = Predictor(load_model(save_weights(tmp_path / 'weights')), batch_size=2)
-    for image in (str(tmp_path / 'a.png'), tmp_path / 'a.png', Image.fromarray(pixels), pixels):
-        prediction, = model.predict(image)
-        assert not prediction.problem
-        np.testing.assert_array_equal(prediction.image, pixels)
-    assert len(model.predict(np.stack([pixels] * 3))) == 3
-    assert find_images(str(tmp_path / 'a.png')) == [str(tmp_path / 'a.png')]
-    for wrong in ({'rates': '0.5,0.7'}, {'rates': 0.5}, {'tokens': '9'}, {'tokens': 9}):
-        with pytest.raises(ValueError, match='is no sequence: give a number for each reduction'):
-            model.predict(pixels, **wrong)
-    with pytest.raises(ValueError, match='give a path, a Pillow image or uint8'):
-        model.predict(b'a.png')

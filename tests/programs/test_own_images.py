@@ -9,8 +9,8 @@ import pytest
 from evit_jax import models
 from evit_jax.training import loop
 from tests.helpers.folders import draw_stripes
-from tests.training.test_finetuning import LEAST
-from tests.training.test_training import ROOT, SETTINGS, tiny
+from tests.helpers.tiny_run import NARROW, ROOT, SETTINGS
+from tests.helpers.tiny_run import config_of as tiny
 
 CLASSES = 'oak', 'pine'
 OWN = {'data.source': 'folder', 'model.classes': 0, 'batch_size': 8, 'epochs': 2, 'data.flip': 0.0,
@@ -20,7 +20,7 @@ OWN = {'data.source': 'folder', 'model.classes': 0, 'batch_size': 8, 'epochs': 2
 
 @pytest.fixture(autouse=True)
 def least(monkeypatch):
-    monkeypatch.setitem(models.CONFIGS, 'vit_least', LEAST)
+    monkeypatch.setitem(models.CONFIGS, 'vit_least', NARROW)
 
 
 def own(path, **changes):
@@ -32,7 +32,7 @@ def test_train_broken_file_is_logged_skipped_and_counted(tmp_path, caplog):
     caplog.set_level('INFO')
     metrics = loop.train(own(draw_stripes(tmp_path / 'images', broken=1), data__max_failed=0.2), tmp_path / 'run')
     assert 'cannot be read: train/oak/broken 0.jpg: not a readable image' in caplog.text
-    assert '1 images could not be read and are left out of these figures' in caplog.text
+    assert '1 images could not be read and are left out of these metrics' in caplog.text
     assert metrics['left_out'] == 1
     assert round(metrics['top1'] * 8, 6) in range(9)  # of eight readable images
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['class_names'] == list(CLASSES)

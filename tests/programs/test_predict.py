@@ -1,4 +1,4 @@
-"""The program that predicts: what it takes for images, what it prints and writes, and how it ends."""
+"""The predict program: its images, its output and its exit codes."""
 
 import io
 import json
@@ -6,48 +6,42 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from evit_jax import cli, models
-from evit_jax.checkpoints import weights
-from evit_jax.inference import Predictor
+import evit_jax
+from evit_jax import cli
 from evit_jax.inference.images import find_images
-from evit_jax.models.lvvit import LVViTConfig
+from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.runtime import storage
-from tests.helpers import doors, layouts
+from tests.helpers import doors, layouts, tiny
 from tests.helpers.folders import hide_inodes
 
 
 @pytest.fixture(scope='module', autouse=True)
-def least():
+def unconfigured_logging():
     with pytest.MonkeyPatch.context() as patch:
-        layouts.prepare(patch)
         patch.setattr(cli, 'configure_logging', lambda: None)
         yield
 
 
-def save(folder, name, **config):
-    model_config = models.get_config(name)
-    weights.save(folder, models.create(model_config).init(jax.random.key(0)), {
-        'config': {'model': {'name': name, 'reduce_at': (1,), 'image_size': model_config.image_size}, **config},
-        'class_names': list(map(str, range(model_config.classes)))})
+def save(model, folder):
+    model.save(folder)
     return str(folder)
 
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-    return save(tmp_path_factory.mktemp('weights'), 'vit_layouts', keep={'rate': 0.5})
+    return save(tiny.model(), tmp_path_factory.mktemp('weights'))
 
 
 @pytest.fixture
 def images(tmp_path):
-    """Two images, one of them in a folder below, and what is none."""
+    """Two images, one of them in a subfolder; hidden images, and a text file."""
     for number, name in enumerate(('a.png', 'below/b.JPG', 'below/.hidden.png', '.cache/c.png')):
         (tmp_path / 'shots' / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)
@@ -60,7 +54,7 @@ predict = doors.imported('predict')
 
 
 def run(predict, capsys, monkeypatch, *words, stdin=''):
-    """Exit code, output and what was said of errors."""
+    """Runs the program; returns its exit code, standard output and standard error."""
     monkeypatch.setattr(sys, 'argv', ['predict', *map(str, words)])
     monkeypatch.setattr(sys, 'stdin', io.StringIO(stdin))
     with flagsaver.flagsaver():
@@ -77,17 +71,18 @@ def program(predict, capsys, monkeypatch):
     return lambda *words, **how: run(predict, capsys, monkeypatch, *words, **how)
 
 
-def test_what_predicts_has_its_batch_normalisation_folded(predict, tmp_path, images, program, monkeypatch):
-    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, depth=2,
-                                                                 heads=2, classes=3, stem_width=4))
+def test_predict_computes_with_folded_batch_normalisation(predict, tmp_path, images, program, monkeypatch):
+    config = evit_jax.LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=3, stem_width=4)
     made = []
-    monkeypatch.setattr(predict, 'Predictor', lambda trained, **how: made.append(trained) or Predictor(trained, **how))
-    code, said, _ = program(save(tmp_path / 'weights', 'lvvit_least'), images)
-    assert code == 0 and said.count('%') == 6
-    assert [trained.config.folded for trained in made] == [True]
+    monkeypatch.setattr(predict, 'VisionModel', lambda loaded, **options: made.append(
+        VisionModel(loaded, **options)) or made[-1])
+    code, output, _ = program(save(evit_jax.create_model(config), tmp_path / 'weights'), images)
+    assert code == 0 and output.count('%') == 6
+    model, = made
+    assert 'bn1' not in model.compiled(2)._replicated.params['patch_embed']
 
 
-def test_a_folder_means_the_images_below_it_without_hidden_ones(images):
+def test_find_images_folder_names_the_images_below_it_without_hidden_ones(images):
     assert find_images([str(images)]) == [f'{images}/a.png', f'{images}/below/b.JPG']
     (images / 'below' / 'again').symlink_to(images)
     assert len(find_images([str(images)])) == 2
@@ -106,61 +101,62 @@ def test_find_images_leaves_out_a_pipe_in_a_folder_and_in_a_pattern(images, capl
     assert "pipe.png' is no regular file and is left out" in caplog.text
 
 
-def test_files_patterns_and_standard_input_keep_the_order_of_the_words(images):
+def test_find_images_keeps_the_order_of_the_words(images):
     a, b = f'{images}/a.png', f'{images}/below/b.JPG'
     assert find_images([b, f'{images}/*', a]) == [b, a, b, a]
     assert find_images([f'{images}/**']) == [a, b]
     assert find_images([f'{images}/**/*.JPG', '-'], ['x y.png\n', '\n', 'z.png']) == [b, 'x y.png', 'z.png']
-    assert find_images(['absent.png']) == ['absent.png']  # for whoever reads it to report
+    assert find_images(['absent.png']) == ['absent.png']  # reading it reports the problem
     (images / 'c[1].png').write_bytes(b'')
     assert find_images([f'{images}/c[1].png']) == [f'{images}/c[1].png']
 
 
-@pytest.mark.parametrize('word, said', [('nothing', r'no image is in .*nothing \(\.jpg'), ('*.gif', r'no file matches'),
-                                        ('*.txt', r'no image is in'), ('-', 'no file is named on standard input')])
-def test_where_nothing_is_found_that_is_said(tmp_path, images, word, said):
+@pytest.mark.parametrize('word, message', [
+    ('nothing', r'no image is in .*nothing \(\.jpg'), ('*.gif', r'no file matches'),
+    ('*.txt', r'no image is in'), ('-', 'no file is named on standard input')])
+def test_find_images_word_without_images_is_refused(tmp_path, images, word, message):
     (images / 'nothing').mkdir()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         find_images([word if word == '-' else f'{images}/{word}'])
 
 
-def test_each_image_is_a_line_of_guesses(program, checkpoint, images):
+def test_predict_prints_a_line_of_guesses_for_each_image(program, checkpoint, images):
     code, out, _ = program(checkpoint, images, '--top', 2)
     lines = out.splitlines()
     assert code == 0 and len(lines) == 2
     assert lines[0].startswith(f'{images}/a.png: ') and lines[0].count(' %') == 2
 
 
-def test_json_has_one_object_a_line_with_the_patches_that_stay(program, checkpoint, images):
+def test_predict_json_prints_an_object_for_each_image(program, checkpoint, images):
     (images / 'broken.png').write_bytes(b'torn')
     code, out, err = program(checkpoint, images, '--json', '--tokens=3')
     first, broken, last = map(json.loads, out.splitlines())
     assert code == 1
-    assert [len(first['top']), len(first['kept'][0]), first['kept'][0][-1]] == [5, 4, -1]
+    assert [len(first['top']), len(first['kept'][0]), first['kept'][0][-1]] == [3, 4, -1]
     assert first['top'][0].keys() == {'label', 'name', 'probability'}
     assert broken['image'].endswith('broken.png') and 'not a readable image' in broken['error']
     assert last['image'].endswith('b.JPG')
 
 
-def test_flags_reach_the_plan(program, checkpoint, images):
+def test_predict_flags_set_the_plan(program, checkpoint, images):
     for flags, kept in ((('--rate=0.25',), 4), (('--rates', '0.75'), 12), ((), 8)):
         _, out, _ = program(checkpoint, images / 'a.png', '--json', *flags)
         assert len(json.loads(out)['kept'][0]) == kept + 1
 
 
-def test_any_reducer_can_be_asked_of_a_checkpoint(program, checkpoint, images):
+def test_predict_takes_any_reducer(program, checkpoint, images):
     for flags, tokens in ((('--reducer=tome',), [8]), (('--reducer=tome', '--r=3'), [13, 10, 7, 5]),
                           (('--reducer=pool', '--rate=0.25'), [4])):
         code, out, _ = program(checkpoint, images / 'a.png', '--json', *flags)
-        told = json.loads(out)
-        assert code == 0 and [len(kept) for kept in told['kept']] == tokens[:len(told['kept'])]
-        assert [set(index) for index in told['token_of_patch']] == [set(range(len(kept))) for kept in told['kept']]
+        result = json.loads(out)
+        assert code == 0 and [len(kept) for kept in result['kept']] == tokens[:len(result['kept'])]
+        assert [set(index) for index in result['token_of_patch']] == [set(range(len(kept))) for kept in result['kept']]
     for flags in ('--reducer=random', '--reducer=least', '--r=0'):
         code, out, _ = program(checkpoint, images / 'a.png', '--json', flags)
         assert code == 0 and 'token_of_patch' not in json.loads(out)
 
 
-def test_pictures_are_named_after_the_images_and_replace_none(program, checkpoint, images, caplog):
+def test_predict_pictures_are_named_after_the_images_and_replace_none(program, checkpoint, images, caplog):
     (images / 'below' / 'a.png').write_bytes((images / 'a.png').read_bytes())
     (images / 'b.png').write_bytes(b'torn')
     before = (images / 'a.png').read_bytes()
@@ -173,11 +169,11 @@ def test_pictures_are_named_after_the_images_and_replace_none(program, checkpoin
     assert Image.open(images / 'a_kept.png').width > 2 * 16 * 8
 
 
-@pytest.mark.parametrize('words, said', [
+@pytest.mark.parametrize('words, message', [
     (('none', 'a.png'), 'there is no folder none: give the folder of a run'),
     (('CHECKPOINT/config.json', 'a.png'), 'is a file: give the folder of a run'),
     (('CHECKPOINT', 'a.png', '--rate=1.5'), 'keep rate 1.5 is outside (0, 1]'),
-    (('CHECKPOINT', 'a.png', '--rate=0.5', '--tokens=9'), 'give only one of rate and tokens'),
+    (('CHECKPOINT', 'a.png', '--rate=0.5', '--tokens=9'), 'give only one of keep rate and tokens'),
     (('CHECKPOINT', 'a.png', '--rates=0.5;0.7'), '--rates=0.5;0.7 is no list of numbers'),
     (('CHECKPOINT', 'a.png', '--tokens=0.5'), '--tokens=0.5 is no list of whole numbers'),
     (('CHECKPOINT', 'a.png', '--kept=CHECKPOINT/config.json/x'), 'cannot be written (Not a directory)'),
@@ -188,45 +184,45 @@ def test_pictures_are_named_after_the_images_and_replace_none(program, checkpoin
     (('CHECKPOINT', 'a.png', '--reducer=tome', '--rate=0.4'), 'r=9 of 16 tokens cannot be merged by tome'),
     (('CHECKPOINT', 'a.png', '--reducer=tome', '--r=9'), 'r=9 would merge 9 of 16 tokens in the first block'),
     (('CHECKPOINT', 'a.png', '--r=2'), 'evit merges none'),
-    (('CHECKPOINT', 'a.png', '--reducer=tome', '--r=2', '--rate=0.5'), 'give only one of rate and r'),
+    (('CHECKPOINT', 'a.png', '--reducer=tome', '--r=2', '--rate=0.5'), 'give only one of keep rate and r'),
     (('CHECKPOINT', '-'), 'no file is named on standard input'),
     (('CHECKPOINT', '*.gif'), 'no file matches *.gif'),
     (('CHECKPOINT',), 'give CHECKPOINT and IMAGES..., not ')])
-def test_a_wrong_command_ends_with_code_2_and_one_line(program, checkpoint, words, said):
+def test_predict_wrong_command_ends_with_code_2_and_one_line(program, checkpoint, words, message):
     code, out, err = program(*(word.replace('CHECKPOINT', checkpoint) for word in words))
     assert code == 2 and out == ''
-    assert err.startswith('error: ') and said in err and err.count('\n') == 1
+    assert err.startswith('error: ') and message in err and err.count('\n') == 1
 
 
-def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_computed(program, checkpoint, monkeypatch,
-                                                                                 predict):
+def test_predict_folder_that_is_not_writable_is_refused_before_any_prediction(program, checkpoint, monkeypatch,
+                                                                               predict):
     def refuse(*_, **__):
         raise PermissionError(13, 'Permission denied')
 
     monkeypatch.setattr(storage, 'write_atomic', refuse)
-    monkeypatch.setattr(predict, 'Predictor', None)
+    monkeypatch.setattr(predict, 'VisionModel', None)
     code, _, err = program(checkpoint, 'a.png', f'--kept={checkpoint}')
     assert code == 2 and 'cannot be written (Permission denied): give another folder' in err
 
 
-def test_a_fixed_number_of_words_is_still_held(capsys, monkeypatch):
-    for words, said in ((('a', 'b', 'c'), "unexpected argument 'c'"), (('a',), 'give SRC and DST, not a')):
+def test_run_with_another_number_of_words_is_refused(capsys, monkeypatch):
+    for words, message in ((('a', 'b', 'c'), "unexpected argument 'c'"), (('a',), 'give SRC and DST, not a')):
         monkeypatch.setattr(sys, 'argv', ['convert', *words])
         with flagsaver.flagsaver(), pytest.raises(SystemExit):
             cli.run(None, 'SRC', 'DST')
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_the_program_reads_names_from_a_pipe_and_goes_quietly_when_nobody_reads(tmp_path, images):
-    """As a user starts it, on a model that is not made up for the tests."""
-    folder = save(tmp_path / 'weights', 'vit_digits')
+def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_closed(tmp_path, images):
+    """Starts the program as a user does, with a registered model."""
+    folder = save(evit_jax.create_model('vit_digits'), tmp_path / 'weights')
     done = subprocess.run([sys.executable, '-m', 'evit_jax.predict', folder, '-', '--rate=0.5', '--top=3'],
                           input=f'{images}/a.png\nabsent.png\n', cwd=layouts.ROOT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith(f'{images}/a.png: ') and done.stdout.count('%') == 3
     assert 'cannot be read: absent.png: No such file or directory' in done.stderr
-    said = [line for line in done.stderr.splitlines() if ' a second, ' not in line]  # of progress, on a slow machine
-    assert 'Traceback' not in done.stderr and len(said) == 3
+    lines = [line for line in done.stderr.splitlines() if ' a second, ' not in line]  # no lines of progress
+    assert 'Traceback' not in done.stderr and len(lines) == 3
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, '-m', 'evit_jax.predict', folder, str(images)], stdout=writing,
@@ -234,13 +230,13 @@ def test_the_program_reads_names_from_a_pipe_and_goes_quietly_when_nobody_reads(
     assert done.returncode == 141 and 'Traceback' not in done.stderr and 'rror' not in done.stderr
 
 
-def test_a_plan_of_the_planner_is_followed_and_one_for_another_model_refused(program, checkpoint, images, tmp_path):
-    planned = PlanFile.of(make_plan(16, 2, tokens=(6,), reduce_at=(0,)), 'vit_layouts', 16)
+def test_predict_follows_a_plan_file_and_refuses_one_for_another_model(program, checkpoint, images, tmp_path):
+    planned = PlanFile.of(make_plan(16, 2, tokens=(6,), reduce_at=(0,)), 'custom', 16)
     (tmp_path / 'plan.json').write_text(json.dumps(planned.metadata()))
     _, out, _ = program(checkpoint, images / 'a.png', '--json', f'--plan={tmp_path / "plan.json"}')
     assert len(json.loads(out)['kept'][0]) == 7
     code, _, err = program(checkpoint, images, '--rate=0.5', f'--plan={tmp_path / "plan.json"}')
-    assert (code, err) == (2, 'error: give only one of rate and plan\n')
+    assert (code, err) == (2, 'error: give only one of keep rate and plan\n')
     (tmp_path / 'plan.json').write_text(json.dumps(planned._replace(patches=64, image_size=32).metadata()))
     code, _, err = program(checkpoint, images, f'--plan={tmp_path / "plan.json"}')
-    assert code == 2 and 'is for vit_layouts with 64 patches and 2 blocks, and this is vit_layouts with 16' in err
+    assert code == 2 and 'is for custom with 64 patches and 2 blocks, and this is custom with 16' in err

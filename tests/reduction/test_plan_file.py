@@ -12,7 +12,7 @@ from evit_jax.benchmarks import cases
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.runtime import distributed
-from evit_jax.training import checks, experiment, loop
+from evit_jax.training import checks, experiment, loop, model_setup
 from tests.helpers import doors, layouts
 
 least, main = layouts.least, doors.imported('main')
@@ -57,7 +57,7 @@ def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tm
     monkeypatch.setattr(distributed, 'distributed', lambda agreed: contextlib.nullcontext())
     monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: seen.append(config))
     monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, planned, **_: seen.append(
-        experiment.apply_plan(config, planned)))
+        model_setup.apply_plan(config, planned)))
     (tmp_path / 'recipe.py').write_text(
         'from tests.helpers import layouts\n'
         'def get_config():\n'
@@ -78,9 +78,9 @@ def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tm
 def test_follow_refuses_explicit_keys_that_the_plan_replaces(changes):
     config, key = layouts.config_of(**changes), next(iter(changes)).replace('__', '.')
     with pytest.raises(ValueError, match=rf'give only one of --plan=\S* and --config.{key}='):
-        experiment.apply_plan(config, PLANNED, [key])
+        model_setup.apply_plan(config, PLANNED, [key])
     same = layouts.config_of(model__fuse=PLANNED.fuse)
-    applied = experiment.apply_plan(same, PLANNED, ['model.fuse', 'keep.rates', 'batch_size'])
+    applied = model_setup.apply_plan(same, PLANNED, ['model.fuse', 'keep.rates', 'batch_size'])
     assert applied.keep.tokens == PLANNED.tokens
 
 

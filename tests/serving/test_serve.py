@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evit_jax.inference import load_model
+from evit_jax.checkpoints.loaded import load_model
 from evit_jax.serving import artifact, loader
 from tests.helpers import exports
 
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope='module')
 def exported(checkpoint, tmp_path_factory):
     folder, trained = tmp_path_factory.mktemp('exported'), load_model(checkpoint)
-    artifact.write(folder, trained, {name: trained.plan(rate=float(name)) for name in ('0.5', '1.0')},
+    artifact.write(folder, trained, {name: trained.plan(keep_rate=float(name)) for name in ('0.5', '1.0')},
                    platforms=('cpu',), kept=False)
     return folder
 
@@ -43,10 +43,10 @@ def serve(folder, *words):
 
 def test_default_plan_is_that_of_training_else_the_first(checkpoint, exported, tmp_path):
     trained = load_model(checkpoint)
-    plans = {'0.5': trained.plan(rate=0.5), '0.7': trained.plan(rate=0.7)}
+    plans = {'0.5': trained.plan(keep_rate=0.5), '0.7': trained.plan(keep_rate=0.7)}
     assert artifact.default_plan(trained, plans) == '0.7'
     assert 'it was requested first, and the plan of training was not exported' in (exported / 'README.md').read_text()
-    assert artifact.default_plan(trained, {'1.0': trained.plan(rate=1.0), '0.5': plans['0.5']}) == '1.0'
+    assert artifact.default_plan(trained, {'1.0': trained.plan(keep_rate=1.0), '0.5': plans['0.5']}) == '1.0'
     artifact.write(tmp_path, trained, plans, platforms=('cpu',), kept=False)
     served, manifest = loader.Served(tmp_path), json.loads((tmp_path / 'manifest.json').read_text())
     assert manifest['default'] == '0.7' and [plan['trained'] for plan in manifest['plans'].values()] == [False, True]

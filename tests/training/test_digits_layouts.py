@@ -1,4 +1,4 @@
-"""The digits recipe, shortened, in every layout: the same losses and accuracy, and each continues the one before."""
+"""The shortened digits recipe in every layout: equal losses and accuracy, and each resumes the run of another."""
 
 import shutil
 
@@ -7,13 +7,13 @@ import pytest
 
 from evit_jax.metrics import writers
 from tests.helpers import layouts
-from tests.training.test_layouts import LAYOUTS
+from tests.helpers.layouts import LAYOUTS
 
 pytestmark = pytest.mark.slow
 STEPS, HALF = 50, 25
 SHORT = {'epochs': 1, 'batch_size': 200, 'keep.start_epoch': 0, 'keep.shrink_epochs': 0,
          'data.train_split': 'train[:50%]', 'log.every': 1, 'log.eval_epochs': 0.5, 'checkpoint.every': HALF}
-CLOSE = 1e-3  # relative, at the last step: what differs in rounding grows as the training goes on
+CLOSE = 1e-3  # relative, at the last step: differences in rounding grow during training
 NAMES = list(LAYOUTS)
 
 
@@ -37,8 +37,8 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_every_layout_has_the_losses_and_the_accuracy_of_one_device(trained, name):
-    got, want = (np.array(layouts.losses(trained[of])) for of in (name, NAMES[0]))
+def test_train_in_every_layout_agrees_with_one_device(trained, name):
+    got, want = (np.array(layouts.losses(trained[layout])) for layout in (name, NAMES[0]))
     apart = np.abs(got / want - 1)
     print(f'{name}: loss {want[0]:.4f} -> {want[-1]:.4f}; relative difference {apart[:10].max():.1e} in the first 10 '
           f'steps, {apart.max():.1e} in all; top-1 {last(trained[name])["eval/top1"]:.4f}')
@@ -47,7 +47,7 @@ def test_every_layout_has_the_losses_and_the_accuracy_of_one_device(trained, nam
 
 
 @pytest.mark.parametrize(('before', 'name'), zip(NAMES, NAMES[1:] + NAMES[:1]))
-def test_what_one_layout_began_the_next_one_continues(trained, tmp_path, before, name):
+def test_train_resumed_in_the_next_layout_agrees(trained, tmp_path, before, name):
     workdir = tmp_path / 'run'
     left_out = shutil.ignore_patterns('metrics.jsonl', 'best', str(STEPS))
     shutil.copytree(trained[before], workdir, ignore=left_out)

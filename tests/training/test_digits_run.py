@@ -1,4 +1,4 @@
-"""What `make train` does, to its end: it reaches its accuracy, keeps the object sooner than the rest, and needs it."""
+"""The digits recipe to its end: it reaches its accuracy and keeps the patches of the object, which it needs."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from evit_jax.metrics import writers
 from evit_jax.runtime import sharding
 from evit_jax.training import experiment
 from evit_jax.training.evaluation import evaluate, object_patches
-from tests.training.test_training import ROOT
+from tests.helpers.tiny_run import ROOT
 
 pytestmark = pytest.mark.slow
 GREY = 128
@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     return workdir, digits.get_config(), writers.read_metrics(workdir / 'metrics.jsonl')[-1]
 
 
-def test_the_recipe_reaches_95_percent_at_keep_rate_07_and_keeps_the_object(trained):
+def test_digits_recipe_reaches_95_percent_at_keep_rate_07_and_keeps_the_object(trained):
     workdir, config, metrics = trained
     assert config.keep.rate == 0.7 and config.model.fuse
     assert max(metrics['eval/top1'], metrics['eval/top1_ema']) >= 0.95
@@ -37,31 +37,31 @@ def test_the_recipe_reaches_95_percent_at_keep_rate_07_and_keeps_the_object(trai
     assert (workdir / 'kept.png').exists() and (workdir / 'curves.png').exists()
 
 
-def accuracy_without(trained, hide):
-    """Top-1 when half of the patches are grey: those of which `hide(random draw, on the object)` is least."""
+def accuracy_without(trained, rank):
+    """Returns top-1 with half of the patches grey: those with the least `rank(random draw, on the object)`."""
     workdir, config, _ = trained
-    laid = experiment.setup(config)
+    run = experiment.setup(config)
     checkpoints = CheckpointManager(workdir, keep=config.checkpoint.keep)
-    state, step, rng = checkpoints.restore(laid.abstract_state()), laid.eval_step(), np.random.default_rng(0)
+    state, step, rng = checkpoints.restore(run.abstract_state()), run.eval_step(), np.random.default_rng(0)
     checkpoints.close()
 
     def greyed(batches):
         for batch in batches:
             batch.pop('failed')
-            order = hide(rng.random((len(batch['image']), laid.patches)), object_patches(batch['mask'], laid.patches))
-            hidden = order.argsort(1).argsort(1) < laid.patches // 2
-            side, patch = round(laid.patches**0.5), laid.model.config.patch_size
+            order = rank(rng.random((len(batch['image']), run.patches)), object_patches(batch['mask'], run.patches))
+            hidden = order.argsort(1).argsort(1) < run.patches // 2
+            side, patch = round(run.patches**0.5), run.model.config.patch_size
             pixels = hidden.reshape(-1, side, side).repeat(patch, 1).repeat(patch, 2)
             yield batch | {'image': np.where(pixels[..., None], np.uint8(GREY), batch['image'])}
 
-    batches = experiment.held_out_batches(laid)
-    found = evaluate(lambda batch: step(state.ema, batch, laid.plan), greyed(batches),
-                     lambda batch: sharding.shard_batch(batch, laid.mesh), patches=laid.patches)
+    batches = run.eval_batches()
+    result = evaluate(lambda batch: step(state.ema, batch, run.plan), greyed(batches),
+                      lambda batch: sharding.shard_batch(batch, run.mesh), patches=run.patches)
     batches.close()
-    return found.metrics['top1']
+    return result.metrics['top1']
 
 
-def test_half_of_the_patches_at_random_is_clearly_not_enough_but_half_off_the_object_hides_little(trained):
+def test_accuracy_falls_with_random_patches_hidden_but_not_with_background_hidden(trained):
     whole = trained[2]['eval/top1_ema']
     at_random = accuracy_without(trained, lambda draw, on_object: draw)
     off_object = accuracy_without(trained, lambda draw, on_object: draw + on_object)

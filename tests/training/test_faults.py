@@ -1,4 +1,4 @@
-"""Every fault that a training meets: killed, damaged, out of room. Started again it ends with the undisturbed bits."""
+"""Faults during training: kills, damaged checkpoints, full disks. A resumed run ends with the undisturbed bits."""
 
 import os
 import pathlib
@@ -13,33 +13,30 @@ import pytest
 
 from evit_jax.metrics import writers
 from evit_jax.runtime import preemption
-from evit_jax.training import loop
-from tests.helpers import faults, layouts
+from tests.helpers import faults, layouts, poison
 from tests.helpers.signals import signal_at_check
-from tests.training.test_nonfinite import config_of as poisoned
-from tests.training.test_nonfinite import poison, spoiled
 
-linux = pytest.mark.skipif(sys.platform != 'linux', reason='prlimit and /proc are of Linux')
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='prlimit and /proc exist only on Linux')
 
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-    """The workdir of a run that nothing happened to, by what it changes of the settings."""
-    folder, made = tmp_path_factory.mktemp('undisturbed'), {}
+    """A function from changed settings to the workdir of an undisturbed run."""
+    folder, workdirs = tmp_path_factory.mktemp('undisturbed'), {}
 
     def run(**changes):
         name = str(sorted((faults.SETTINGS | changes).items()))
-        if name not in made:
-            made[name] = folder / str(len(made))
-            faults.finish(made[name], **changes)
-        return made[name]
+        if name not in workdirs:
+            workdirs[name] = folder / str(len(workdirs))
+            faults.finish(workdirs[name], **changes)
+        return workdirs[name]
 
     return run
 
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
-    """The workdir of a run that was killed with three checkpoints on disk."""
+    """Workdir of a run that was killed with three checkpoints on disk."""
     workdir = tmp_path_factory.mktemp('killed') / 'run'
     training = faults.Training(workdir)
     assert training.until_steps(27)
@@ -51,21 +48,20 @@ def killed(tmp_path_factory):
 @pytest.mark.parametrize(('kinds', 'epochs'), [
     (('step', 'save', 'start'), 10),
     pytest.param(('step', 'save', 'start', 'save', 'step') * 4, 60, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_and_during_saves_it_continues_to_the_bit(undisturbed, tmp_path, kinds, epochs):
+def test_train_killed_at_random_moments_and_during_saves_resumes_to_the_bit(undisturbed, tmp_path, kinds, epochs):
     rng, lost = np.random.default_rng(len(kinds)), []
     for kind in kinds:
         lost.append(faults.kill(faults.Training(tmp_path / 'run', epochs=epochs), rng, kind))
     faults.finish(tmp_path / 'run', epochs=epochs)
     print(*lost, sep='\n')
-    assert None not in lost, 'it had ended before it was killed'
+    assert None not in lost, 'the run ended before it was killed'
     assert sum(one.saving for one in lost) >= kinds.count('save') / 2
     assert not faults.unfinished(tmp_path / 'run')
     faults.assert_same_end(tmp_path / 'run', undisturbed(epochs=epochs))
 
 
 @pytest.mark.slow
-def test_stopped_at_random_moments_and_in_an_evaluation_it_has_saved_there_and_continues_to_the_bit(undisturbed,
-                                                                                                   tmp_path):
+def test_train_preempted_at_random_moments_has_saved_and_resumes_to_the_bit(undisturbed, tmp_path):
     rng, workdir = np.random.default_rng(0), tmp_path / 'run'
     for moment in ('step', 'evaluation', 'again and again'):
         training = faults.Training(workdir)
@@ -90,7 +86,7 @@ def test_stopped_at_random_moments_and_in_an_evaluation_it_has_saved_there_and_c
 
 @pytest.mark.slow
 @pytest.mark.parametrize('first', [0, 1])
-def test_when_one_process_of_two_is_stopped_both_have_saved_and_continue_to_the_bit(undisturbed, tmp_path, first):
+def test_train_with_one_process_of_two_preempted_saves_both_and_resumes_to_the_bit(undisturbed, tmp_path, first):
     training = faults.Training(tmp_path / 'run', processes=2)
     assert training.until_steps(12)
     training.processes[first].terminate()
@@ -101,26 +97,26 @@ def test_when_one_process_of_two_is_stopped_both_have_saved_and_continue_to_the_
 
 
 @pytest.mark.slow
-def test_a_run_that_skips_steps_that_are_not_finite_or_ends_at_one_continues_to_the_bit(tmp_path, monkeypatch):
-    layouts.prepare(monkeypatch)
-    poison(monkeypatch)
-    loop.train(poisoned(nonfinite='skip'), tmp_path / 'undisturbed')
+def test_train_preempted_or_stopped_between_nonfinite_steps_resumes_to_the_bit(tmp_path, monkeypatch):
+    poison.poison(monkeypatch)
+    settings = poison.settings()
+    layouts.train_here(tmp_path / 'undisturbed', nonfinite='skip', **settings)
     with monkeypatch.context() as patch, pytest.raises(preemption.Preempted):
         signal_at_check(patch, 5)
-        loop.train(poisoned(nonfinite='skip'), tmp_path / 'run')
+        layouts.train_here(tmp_path / 'run', nonfinite='skip', **settings)
     saved = faults.kept(tmp_path / 'run')
-    first, *_, last = spoiled()
+    first, *_, last = poison.poisoned_steps()
     assert first < saved[-1] < last
     with pytest.raises(FloatingPointError, match=f'not finite.*; the last good checkpoint is that of step {saved[-1]}'):
-        loop.train(poisoned(nonfinite='stop', checkpoint__every=100), tmp_path / 'run')
+        layouts.train_here(tmp_path / 'run', nonfinite='stop', checkpoint__every=100, **settings)
     assert faults.kept(tmp_path / 'run') == saved
-    loop.train(poisoned(nonfinite='skip'), tmp_path / 'run')
+    layouts.train_here(tmp_path / 'run', nonfinite='skip', **settings)
     faults.assert_same_end(tmp_path / 'run', tmp_path / 'undisturbed')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('first', [0, 1])
-def test_when_one_process_of_two_was_killed_both_continue_to_the_bit(undisturbed, tmp_path, first):
+def test_train_with_one_process_of_two_killed_resumes_to_the_bit(undisturbed, tmp_path, first):
     training = faults.Training(tmp_path / 'run', processes=2)
     assert training.until_steps(12)
     training.processes[first].kill()
@@ -129,7 +125,7 @@ def test_when_one_process_of_two_was_killed_both_continue_to_the_bit(undisturbed
     faults.assert_same_end(tmp_path / 'run', undisturbed(processes=2))
 
 
-def test_a_flipped_bit_and_a_cut_file_are_detected_and_the_last_whole_checkpoint_is_used(undisturbed, killed, tmp_path):
+def test_train_after_a_flipped_bit_and_a_cut_file_resumes_from_the_last_whole_checkpoint(undisturbed, killed, tmp_path):
     workdir, rng = tmp_path / 'run', np.random.default_rng(0)
     shutil.copytree(killed, workdir)
     first, second, third = faults.kept(workdir)
@@ -143,20 +139,19 @@ def test_a_flipped_bit_and_a_cut_file_are_detected_and_the_last_whole_checkpoint
     faults.assert_same_end(workdir, undisturbed())
 
 
-def test_when_all_checkpoints_are_damaged_the_run_stops_with_one_line_and_keeps_them(killed, tmp_path, monkeypatch):
+def test_train_with_every_checkpoint_damaged_is_refused_and_keeps_them(killed, tmp_path):
     workdir, rng = tmp_path / 'run', np.random.default_rng(0)
     shutil.copytree(killed, workdir)
     for step in (steps := faults.kept(workdir)):
         faults.flip(faults.chunk(workdir / 'checkpoints' / str(step)), rng)
-    layouts.prepare(monkeypatch)
     changes = {name: value for name, value in faults.SETTINGS.items() if name not in ('processes', 'devices')}
     with pytest.raises(ValueError, match=r'none of the checkpoints of steps .* can be read; they were moved to'):
-        loop.train(layouts.config_of(**changes), workdir)
+        layouts.train_here(workdir, **changes)
     assert sorted(int(path.name) for path in (workdir / 'unreadable_checkpoints').iterdir()) == steps
 
 
 @pytest.mark.slow
-def test_of_two_starts_in_one_workdir_one_is_refused_and_the_other_dies_and_continues_to_the_bit(undisturbed, tmp_path):
+def test_train_started_twice_in_one_workdir_refuses_one_and_the_other_resumes_to_the_bit(undisturbed, tmp_path):
     workdir = tmp_path / 'run'
     twice = [faults.Training(workdir), faults.Training(workdir)]
     layouts.until(lambda: not all(training.is_running() for training in twice), 120)
@@ -170,22 +165,22 @@ def test_of_two_starts_in_one_workdir_one_is_refused_and_the_other_dies_and_cont
     faults.assert_same_end(workdir, undisturbed())
 
 
-def room(training, size):
-    """Lets the files of a running process grow to so many bytes: a disk that is full to its arrays alone."""
+def limit_files(training, size):
+    """Limits the size of the files of a running process, in bytes, as a full disk does."""
     resource.prlimit(training.processes[0].pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-FULL = 150_000  # bytes: more than metrics, log and pictures have, less than the arrays
+FULL = 150_000  # bytes: larger than metrics, log and pictures, smaller than the arrays
 
 
 @linux
-def test_on_a_full_disk_the_run_goes_on_and_saves_again_when_there_is_room(undisturbed, tmp_path):
+def test_train_on_a_full_disk_continues_and_saves_again_when_there_is_room(undisturbed, tmp_path):
     training = faults.Training(tmp_path / 'run', checkpoint__best='')
     assert training.until_steps(12)
-    room(training, FULL)
+    limit_files(training, FULL)
     assert training.until(lambda: training.log().count('could not be written') >= 2, 'a failed save')
     before = faults.kept(tmp_path / 'run')
-    room(training, resource.RLIM_INFINITY)
+    limit_files(training, resource.RLIM_INFINITY)
     assert training.wait() == [0], training.log()
     assert 'File too large; the run continues without it' in training.log()
     assert faults.kept(tmp_path / 'run')[0] > before[-1]
@@ -195,14 +190,14 @@ def test_on_a_full_disk_the_run_goes_on_and_saves_again_when_there_is_room(undis
 
 @linux
 @pytest.mark.slow
-def test_on_a_disk_that_stays_full_it_ends_with_one_line_and_what_was_saved_is_usable(undisturbed, tmp_path):
+def test_train_on_a_disk_that_stays_full_ends_with_one_line_and_a_usable_checkpoint(undisturbed, tmp_path):
     changes = {'checkpoint__best': '', 'checkpoint__every': 20}
     training = faults.Training(tmp_path / 'run', **changes)
     assert training.until(lambda: training.step() > 41, 'step 41')
-    room(training, FULL)
+    limit_files(training, FULL)
     assert training.wait() == [2]
     before = faults.kept(tmp_path / 'run')
-    assert before in ([20, 40], [20, 40, 60])  # the second where the limit came late
+    assert before in ([20, 40], [20, 40, 60])  # [20, 40, 60] if the limit was set late
     assert 'Event loop is closed' not in training.log()
     assert training.errors() == [
         f'error: the checkpoint of step {faults.STEPS} could not be written: File too large; the newest is that of '
@@ -212,7 +207,7 @@ def test_on_a_disk_that_stays_full_it_ends_with_one_line_and_what_was_saved_is_u
 
 
 def workers_of(training):
-    """Ids of the processes that read for a training."""
+    """Returns the ids of the data workers of a training."""
     parent = training.processes[0].pid
     return [int(child) for thread in pathlib.Path(f'/proc/{parent}/task').iterdir()
             for child in (thread / 'children').read_text().split()
@@ -221,7 +216,7 @@ def workers_of(training):
 
 @pytest.mark.slow
 @linux
-def test_when_a_data_worker_is_killed_the_run_says_so_and_continues_to_the_bit(undisturbed, tmp_path):
+def test_train_with_a_data_worker_killed_ends_with_one_line_and_resumes_to_the_bit(undisturbed, tmp_path):
     training = faults.Training(tmp_path / 'run', data__workers=2)
     assert training.until_steps(7)
     workers = workers_of(training)

@@ -1,4 +1,4 @@
-"""A run that begins from another's weights: other classes, another image size, and what it refuses."""
+"""Fine-tuning from the weights of another run: other classes, another image size, and errors."""
 
 import dataclasses
 import json
@@ -7,61 +7,66 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, deit_s_finetune
+from configs import deit_s_finetune
 from evit_jax import models
 from evit_jax.checkpoints.manager import newest_step, read_newest
 from evit_jax.checkpoints.weights import start_from
-from evit_jax.data import sources, splits
-from evit_jax.models.config import ViTConfig
+from evit_jax.data import splits
+from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.training import checks, experiment, loop
-from tests.training.test_training import SETTINGS
+from tests.helpers import tiny_run
 
-LEAST = ViTConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2)
-FEW = SETTINGS | {'batch_size': 64, 'model.name': 'vit_least', 'model.reduce_at': (1,), 'model.classes': 0,
-                  'keep.shrink_epochs': 0, 'optimizer.warmup_epochs': 0.0, 'log.pictures': 0, 'checkpoint.every': 100,
-                  'mixing.erase': 0.25, 'mixing.mixup': 0.8, 'mixing.cutmix': 1.0}  # 2 steps
-
-
-def few(**changes):
-    config = base.get_config()
-    config.update_from_flattened_dict(FEW | {key.replace('__', '.'): value for key, value in changes.items()})
-    return config
+MODEL = tiny_run.NARROW
+TWO_STEPS = {'batch_size': 64, 'model__name': 'vit_narrow', 'model__reduce_at': (1,), 'model__classes': 3,
+             'keep__shrink_epochs': 0, 'optimizer__warmup_epochs': 0.0, 'log__pictures': 0, 'checkpoint__every': 100}
 
 
-class Birds(sources.GeneratedSource):
-    """A small data set that knows its classes."""
+def config_of(**changes):
+    return tiny_run.config_of(**TWO_STEPS | changes)
+
+
+class Birds(GeneratedSource):
+    """A small data set with class names."""
     sizes = {'train': 128, 'test': 64}
     names = ('jay', 'rook', 'wren')
 
     def __init__(self, split, classes):
-        super().__init__(splits.resolve(split, self.sizes), 32, classes or len(self.names))
-        if classes in (0, len(self.names)):
+        super().__init__(splits.resolve(split, self.sizes), 32, classes)
+        if classes == len(self.names):
             self.class_names = self.names
 
 
-@pytest.fixture(scope='module', autouse=True)
-def least():
-    """The least model and the least data."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, 'open_source', lambda name, split, *, num_classes, **_: Birds(split, num_classes))
-        patch.setitem(models.CONFIGS, 'vit_least', LEAST)
-        yield
+def objects_of(config):
+    """Returns the sources and the model config of a config."""
+    classes = config.model.classes
+    model_config = dataclasses.replace(MODEL, classes=classes, image_size=config.model.image_size)
+    return {'sources': (Birds('train', classes), Birds('test', classes)), 'model_config': model_config}
+
+
+def train(workdir, **changes):
+    config = config_of(**changes)
+    return loop.train(config, workdir, **objects_of(config))
+
+
+def evaluate(workdir):
+    return loop.evaluate_workdir(config_of(), workdir, source=Birds('test', 3))
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('trained')
-    return workdir, loop.train(few(), workdir)
+    return workdir, train(workdir)
 
 
-def fives(shape):
-    """Parameters that are no trained ones."""
+def fives(config):
+    """Returns parameters that no training gives."""
     return jax.tree.map(lambda leaf: np.full(leaf.shape, 5, np.float32),
-                        jax.eval_shape(models.create(shape).init, jax.random.key(0)))
+                        jax.eval_shape(models.create(config).init, jax.random.key(0)))
 
 
-def test_every_weight_is_taken_over_to_the_bit_and_step_and_optimizer_are_new(trained):
-    state = experiment.setup(few(init_from=str(trained[0]))).new_state()
+def test_new_state_takes_over_every_weight_and_resets_step_and_optimizer(trained):
+    config = config_of(init_from=str(trained[0]))
+    state = experiment.setup(config, **objects_of(config)).new_state()
     want, _ = read_newest(trained[0], 'params')
     got = {jax.tree_util.keystr(path, simple=True, separator='.'): leaf
            for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
@@ -73,17 +78,17 @@ def test_every_weight_is_taken_over_to_the_bit_and_step_and_optimizer_are_new(tr
     assert not any(leaf.any() for leaf in jax.tree.leaves(state.opt_state))
 
 
-def test_the_average_is_taken_where_it_is_asked_for(trained):
-    taken = [start_from(trained[0], fives(dataclasses.replace(LEAST, classes=3)), prefix=1, ema=ema)['norm']['bias']
+def test_start_from_with_ema_reads_the_ema(trained):
+    loaded = [start_from(trained[0], fives(dataclasses.replace(MODEL, classes=3)), prefix=1, ema=ema)['norm']['bias']
              for ema in (False, True)]
-    for field, bias in zip(('params', 'ema'), taken, strict=True):
+    for field, bias in zip(('params', 'ema'), loaded, strict=True):
         np.testing.assert_array_equal(bias, read_newest(trained[0], field)[0]['norm.bias'])
-    assert not np.array_equal(*taken)
+    assert not np.array_equal(*loaded)
 
 
-def test_other_classes_keep_the_fresh_head_and_another_image_size_resizes_the_positions(trained):
+def test_start_from_with_other_classes_and_image_size_keeps_the_new_head_and_resizes_positions(trained):
     old, _ = read_newest(trained[0], 'params')
-    params = start_from(trained[0], fives(dataclasses.replace(LEAST, classes=7, image_size=64)), prefix=1, ema=False)
+    params = start_from(trained[0], fives(dataclasses.replace(MODEL, classes=7, image_size=64)), prefix=1, ema=False)
     np.testing.assert_array_equal(params['head']['kernel'], np.full((16, 7), 5))
     np.testing.assert_array_equal(params['head']['bias'], np.full(7, 5))
     np.testing.assert_array_equal(params['norm']['bias'], old['norm.bias'])
@@ -95,45 +100,44 @@ def test_other_classes_keep_the_fresh_head_and_another_image_size_resizes_the_po
     assert np.corrcoef(large.ravel(), nearest.ravel())[0, 1] > 0.9
 
 
-@pytest.mark.parametrize(('names', 'said'), [(Birds.names, False), (('owl', 'rook', 'wren'), True)])
-def test_a_head_kept_for_as_many_classes_of_other_names_is_warned_of(trained, caplog, names, said):
-    start_from(trained[0], fives(dataclasses.replace(LEAST, classes=3)), prefix=1, ema=False, class_names=names)
-    assert ('their names differ' in caplog.text) == said
+@pytest.mark.parametrize(('names', 'warns'), [(Birds.names, False), (('owl', 'rook', 'wren'), True)])
+def test_start_from_with_other_class_names_warns(trained, caplog, names, warns):
+    start_from(trained[0], fives(dataclasses.replace(MODEL, classes=3)), prefix=1, ema=False, class_names=names)
+    assert ('their names differ' in caplog.text) == warns
 
 
-def test_a_run_on_other_classes_and_a_larger_image_trains_to_its_end(trained, tmp_path):
-    config = few(init_from=str(trained[0]), model__classes=7, model__image_size=64, ema_decay=0.0)
-    metrics = loop.train(config, tmp_path)
+def test_train_from_weights_of_other_classes_and_image_size_runs_to_the_end(trained, tmp_path):
+    metrics = train(tmp_path, init_from=str(trained[0]), model__classes=7, model__image_size=64, ema_decay=0.0)
     assert np.isfinite(metrics['loss'])
     assert newest_step(tmp_path) == 2
     with pytest.raises(ValueError, match='kept no moving average'):
-        start_from(tmp_path, fives(LEAST), prefix=1, ema=True)
+        start_from(tmp_path, fives(MODEL), prefix=1, ema=True)
 
 
-def test_a_run_that_goes_on_need_not_be_told_again_where_it_began(trained, tmp_path):
-    loop.train(few(init_from=str(trained[0])), tmp_path)
-    loop.train(few(init_from=None), tmp_path)
+def test_train_resumed_without_init_from_keeps_that_of_the_first_start(trained, tmp_path):
+    train(tmp_path, init_from=str(trained[0]))
+    train(tmp_path, init_from=None)
     assert json.loads((tmp_path / 'config.json').read_text())['init_from'] == str(trained[0])
 
 
-def test_weights_that_do_not_fit_are_named_in_one_message(trained):
+def test_start_from_weights_that_do_not_fit_names_them(trained):
     with pytest.raises(ValueError, match=r'4 differ\): dist_token is missing .* head_dist.bias is missing there; '
                                          r'head_dist.kernel is missing there; pos_embed has shape'):
-        start_from(trained[0], fives(dataclasses.replace(LEAST, classes=3, distilled=True)), prefix=2, ema=False)
+        start_from(trained[0], fives(dataclasses.replace(MODEL, classes=3, distilled=True)), prefix=2, ema=False)
     with pytest.raises(ValueError, match=r'30 differ\).*bias has shape \(16,\), wanted \(32,\).*and 25 more\. Set'):
-        start_from(trained[0], fives(dataclasses.replace(LEAST, width=32)), prefix=1, ema=False)
+        start_from(trained[0], fives(dataclasses.replace(MODEL, width=32)), prefix=1, ema=False)
 
 
-def test_a_start_that_is_not_there_is_said_before_the_workdir_is_touched(tmp_path):
+def test_train_from_a_missing_run_is_refused_before_the_workdir_is_touched(tmp_path):
     with pytest.raises(ValueError, match=r'config.init_from=\S+none holds no checkpoint'):
-        loop.train(few(init_from=str(tmp_path / 'none')), tmp_path / 'run')
+        train(tmp_path / 'run', init_from=str(tmp_path / 'none'))
     assert deit_s_finetune.get_config().init_from is None
     with pytest.raises(ValueError, match=r'starts from trained weights: give --config.init_from=WORKDIR'):
         checks.check_start(deit_s_finetune.get_config(), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named_and_left(tmp_path):
+def test_read_newest_of_an_unreadable_checkpoint_names_it_and_keeps_it(tmp_path):
     (tmp_path / 'checkpoints' / '2' / 'state').mkdir(parents=True)
     (tmp_path / 'checkpoints' / '2' / '_CHECKPOINT_METADATA').write_text('{}')
     with pytest.raises(ValueError, match=r'checkpoint of step 2 in .* cannot be read'):
@@ -141,7 +145,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_left(tmp_path):
     assert (tmp_path / 'checkpoints' / '2').exists()
 
 
-def test_classes_of_the_data_travel_with_the_run_and_may_not_change(trained, monkeypatch):
+def test_class_names_are_recorded_and_other_ones_are_refused(trained, monkeypatch):
     workdir, metrics = trained
     weights, metadata = read_newest(workdir, 'params')
     assert weights['head.bias'].shape == (3,)
@@ -149,8 +153,8 @@ def test_classes_of_the_data_travel_with_the_run_and_may_not_change(trained, mon
     assert metadata['config']['model']['classes'] == 3
     saved = json.loads((workdir / 'config.json').read_text())
     assert (saved['model.classes'], saved['class_names']) == (3, ['jay', 'rook', 'wren'])
-    assert loop.train(few(), workdir)['top1'] == loop.evaluate_workdir(few(), workdir)['top1'] == metrics['top1']
+    assert train(workdir)['top1'] == evaluate(workdir)['top1'] == metrics['top1']
     monkeypatch.setattr(Birds, 'names', ('jay', 'kite', 'wren'))
-    for start in (loop.train, loop.evaluate_workdir):
+    for start in (train, evaluate):
         with pytest.raises(ValueError, match=r"run on other classes .* 'rook' there, 'kite' in the data"):
-            start(few(), workdir)
+            start(workdir)

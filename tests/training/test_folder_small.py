@@ -1,20 +1,14 @@
-"""The recipe for own images on a machine without an accelerator, from the first image to the last line."""
+"""The recipe configs/folder_small.py: small folders of images, trained on a CPU."""
 
+import dataclasses
 import json
 
 import pytest
 
 from configs import folder_small
-from evit_jax import models
 from evit_jax.training import checks, experiment, loop
+from tests.helpers import tiny_run
 from tests.helpers.folders import draw_stripes
-from tests.training.test_finetuning import LEAST
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    """A model that compiles in seconds, in the place of the recipe's."""
-    monkeypatch.setitem(models.CONFIGS, 'vit_digits', LEAST)
 
 
 def recipe(path, **changes):
@@ -24,7 +18,7 @@ def recipe(path, **changes):
     return config
 
 
-def test_folder_small_needs_a_folder_and_nothing_else(tmp_path):
+def test_folder_small_needs_only_a_folder(tmp_path):
     config = recipe(draw_stripes(tmp_path))
     assert (config.init_from, config.model.dtype, config.data.workers) == ('', 'auto', -1)
     run = experiment.setup(config)
@@ -32,17 +26,19 @@ def test_folder_small_needs_a_folder_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize('size', [32, 48, 96])
-def test_folder_small_takes_image_sizes_from_32_to_96(tmp_path, size):
+def test_folder_small_accepts_image_sizes_from_32_to_96(tmp_path, size):
     config = recipe(draw_stripes(tmp_path), model__image_size=size)
     checks.check(config)
     assert experiment.setup(config).patches == (size // 8)**2
 
 
 def test_folder_small_trains_on_fewer_images_than_a_batch_without_val(tmp_path):
-    """One step in all, fewer than those of the warm-up; a batch holds each image several times."""
+    """Trains one step, which is less than the warm-up; its batch contains each image several times."""
     images = draw_stripes(tmp_path / 'images')
     (images / 'val').rename(tmp_path / 'elsewhere')
-    metrics = loop.train(recipe(images, epochs=4), tmp_path / 'run')
+    config = recipe(images, epochs=4)
+    model_config = dataclasses.replace(tiny_run.NARROW, classes=2, image_size=config.model.image_size)
+    metrics = loop.train(config, tmp_path / 'run', model_config=model_config)
     saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
     assert (saved['model.dtype'], saved['class_names']) == ('float32', ['oak', 'pine'])
     assert metrics['images'] < 12 and 0 <= metrics['top1'] <= 1

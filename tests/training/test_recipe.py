@@ -1,4 +1,4 @@
-"""DeiT's recipe against numbers recorded from timm: learning and keep rates, decay groups, AdamW, moving average."""
+"""DeiT's recipe against values recorded from timm: learning and keep rates, decay groups, AdamW, EMA."""
 
 import dataclasses
 import importlib
@@ -23,7 +23,7 @@ from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.schedule import KeepSchedule, progress
 from evit_jax.training import optimizer as optimizers
 from evit_jax.training import step as steps
-from evit_jax.training.objectives import Targets, plain
+from evit_jax.training.objectives import Targets, classification_loss
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden_recipe'
@@ -47,26 +47,26 @@ def recipe(name):
 @pytest.mark.parametrize(('recorded', 'rule'), [
     ('lr_300', {'lr': 5e-4, 'batch_size': 1024, 'warmup_lr': 1e-6, 'min_lr': 1e-5, 'warmup_epochs': 5}),
     ('lr_finetune_30', {'lr': 2e-5, 'batch_size': 2048, 'warmup_lr': 1e-6, 'min_lr': 2e-6, 'warmup_epochs': 0})])
-def test_learning_rate_at_an_epochs_first_step_is_the_one_recorded_an_epoch_later(recorded, rule, x64, tolerance):
-    """The reference steps after the epoch with the epoch's number, so that epoch e + 1 runs at lr(e)."""
-    want, an_epoch = SCHEDULES[recorded], 1251
+def test_learning_rate_of_an_epoch_equals_the_recorded_one_of_the_next_epoch(recorded, rule, x64, tolerance):
+    """The reference updates the rate after each epoch with that epoch's number, so epoch e + 1 runs at lr(e)."""
+    want, epoch_steps = SCHEDULES[recorded], 1251
     with jax.enable_x64(x64):
         schedule = optimizers.learning_rate(
-            total_steps=len(want) * an_epoch, warmup_steps=rule['warmup_epochs'] * an_epoch,
+            total_steps=len(want) * epoch_steps, warmup_steps=rule['warmup_epochs'] * epoch_steps,
             **{key: value for key, value in rule.items() if key != 'warmup_epochs'})
-        got = [float(schedule(jnp.asarray(epoch * an_epoch))) for epoch in range(len(want) - 1)]
+        got = [float(schedule(jnp.asarray(epoch * epoch_steps))) for epoch in range(len(want) - 1)]
     np.testing.assert_allclose(got, want[1:], rtol=tolerance)
     assert want[0] == want[1]
 
 
 @pytest.mark.parametrize('recorded', ['keep', 'keep_edge'])
-def test_keep_rate_is_the_one_recorded_at_every_iteration(recorded):
+def test_keep_rate_equals_the_recorded_one_at_every_iteration(recorded):
     schedule = KeepSchedule(start=10 * 100, length=100 * 100, levels=8)  # epochs 10 to 110 of 100 iterations
     got = [1 - (1 - 0.7) * progress(schedule, int(step)) for step in SCHEDULES[f'{recorded}_iteration']]
     np.testing.assert_allclose(got, SCHEDULES[f'{recorded}_rate'], rtol=0, atol=1e-12)
 
 
-def test_decay_groups_are_those_recorded():
+def test_decays_selects_the_recorded_groups():
     want = json.loads((GOLDEN / 'param_groups.json').read_text())['deit_small']
     config = get_config('deit_s')
     params = jax.eval_shape(create(config).init, jax.random.key(0))
@@ -79,7 +79,7 @@ def test_decay_groups_are_those_recorded():
 
 
 @every_precision
-def test_five_steps_of_adamw_are_those_recorded(x64, tolerance):
+def test_adamw_equals_the_recorded_five_steps(x64, tolerance):
     rule, precision = RULES['adamw'], 'f64' if x64 else 'f32'
     adamw = optimizers.adamw(lambda _: rule['lr'], weight_decay=rule['weight_decay_weight'])
     with jax.enable_x64(x64):
@@ -95,7 +95,7 @@ def test_five_steps_of_adamw_are_those_recorded(x64, tolerance):
 
 
 @every_precision
-def test_moving_average_is_the_one_recorded(x64, tolerance):
+def test_update_ema_equals_the_recorded_average(x64, tolerance):
     rule, precision = RULES['ema'], 'f64' if x64 else 'f32'
     with jax.enable_x64(x64):
         ema = in_precision(OPTIMISER['weight0'], x64)
@@ -110,8 +110,8 @@ def test_moving_average_is_the_one_recorded(x64, tolerance):
 
 
 def fixed_model(logits):
-    """A model that answers the same to everything, and shows what it was given."""
-    return SimpleNamespace(apply=lambda params, images, plan, key: (
+    """Returns a model with constant logits, plus the sum of its input times a weight that starts at 0."""
+    return SimpleNamespace(apply=lambda params, images, plan, key, **options: (
         jnp.asarray(logits) + 0 * params['w'].sum() + images.sum() * params['w'].sum(), {}))
 
 
@@ -123,12 +123,13 @@ def one_step(mix, step=0, logits=((1.0, 0.0), (1.0, 0.0)), seed=0):
     optimizer = optax.sgd(1.0)
     train = steps.make_train_step(
         fixed_model(logits), optimizer, lambda _: 0.1, prepare=jnp.float32, ema_decay=0.9, seed=seed,
-        mix=lambda images, batch, key: mixed(*mix(images, batch['label'], key)), objective=lambda plan: plain())
+        mix=lambda images, batch, key: mixed(*mix(images, batch['label'], key)),
+        objective=lambda plan: classification_loss())
     state = create_state({'w': jnp.zeros(1)}, optimizer, ema=True)._replace(step=jnp.asarray(step))
     return train(state, {'image': jnp.ones((2, 4, 4, 3), jnp.uint8), 'label': jnp.asarray([0, 1])}, None)
 
 
-def test_accuracy_of_mixed_images_counts_the_class_with_more_weight():
+def test_train_step_accuracy_of_mixed_images_counts_the_class_with_more_weight():
     targets = jnp.asarray([[0.7, 0.3], [0.4, 0.6]])
     _, metrics = one_step(lambda images, labels, key: (images, targets))
     assert metrics['accuracy'] == 0.5
@@ -136,7 +137,7 @@ def test_accuracy_of_mixed_images_counts_the_class_with_more_weight():
     np.testing.assert_allclose(metrics['loss'], -(targets @ log_p).mean(), rtol=1e-6)
 
 
-def test_draws_of_a_step_come_from_seed_and_step_alone():
+def test_train_step_draws_depend_on_seed_and_step_alone():
     drawn = []
     for step, seed in ((3, 0), (3, 0), (4, 0), (3, 1)):
         one_step(lambda images, labels, key: (drawn.append(jax.random.key_data(key).tolist()) or images,
@@ -145,34 +146,33 @@ def test_draws_of_a_step_come_from_seed_and_step_alone():
     assert len({str(key) for key in drawn}) == 3
 
 
-def test_average_follows_the_weights_of_each_step():
+def test_train_step_updates_the_ema():
     state, _ = one_step(lambda images, labels, key: (images, jnp.asarray([[0.0, 1.0], [0.0, 1.0]])))
     np.testing.assert_allclose(state.ema['w'], 0.1 * state.params['w'], rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_recipe_has_the_keys_of_the_base_and_no_other(name):
+def test_recipe_has_exactly_the_keys_of_the_base(name):
     config = recipe(name)
     assert config.is_locked
     assert flat(config.to_dict()).keys() == flat(base.get_config().to_dict()).keys()
 
 
 @pytest.mark.parametrize('name', [name for name in RECIPES if name != 'digits'])
-def test_recipes_header_states_the_cost_of_its_model(name):
+def test_recipe_header_states_the_cost_of_its_model(name):
     config, header = recipe(name), importlib.import_module(f'configs.{name}').__doc__
-    asks = registry.get_reducer(config.reducer.name).predicts
     model_config = dataclasses.replace(get_config(config.model.name), classes=config.model.classes or 1000,
-                                distilled=config.model.distilled,
-                                predictors=len(config.model.reduce_at) if asks else 0)
+                                       distilled=config.model.distilled)
     parameters, macs = re.search(r'([\d.]+) M parameters.*?; ([\d.]+) G MACs', header).groups()
-    assert parameters == f'{model_config.parameters() / 1e6:.2f}'
-    assert macs == f'{macs_of(config, model_config, config.model.image_size, config.keep.rate):.2f}'
+    plan = plan_of(config, model_config, config.model.image_size, config.keep.rate)
+    assert parameters == f'{model_config.parameters(plan) / 1e6:.2f}'
+    assert macs == f'{model_config.macs(plan) / 1e9:.2f}'
     for size, rate, stated in re.findall(r'image_size=(\d+) --config.keep.rate=(\S+) .* ([\d.]+) G', header):
-        assert stated == f'{macs_of(config, model_config, int(size), float(rate)):.2f}'
+        plan = plan_of(config, model_config, int(size), float(rate))
+        assert stated == f'{model_config.macs(plan) / 1e9:.2f}'
     assert f'configs/{name}.py' in header
 
 
-def macs_of(config, model_config, size, rate):
-    plan = make_plan(model_config.patches(size), model_config.depth, rate=rate, reduce_at=config.model.reduce_at,
+def plan_of(config, model_config, size, rate):
+    return make_plan(model_config.patches(size), model_config.depth, rate=rate, reduce_at=config.model.reduce_at,
                      fuse=config.model.fuse, reducer=registry.get_reducer(config.reducer.name))
-    return model_config.macs(plan) / 1e9

@@ -1,4 +1,4 @@
-"""A training step of an LV-ViT under token labels and MixToken: what it is given, and its running statistics."""
+"""A training step of an LV-ViT with token labels and MixToken: its targets and its running statistics."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from evit_jax.checkpoints.state import create_state
 from evit_jax.data.token_labels import mixtoken
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
-from evit_jax.training import experiment, objectives
+from evit_jax.training import objectives
 from evit_jax.training import step as steps
 from evit_jax.training.objectives import Targets
 from tests.helpers import layouts
@@ -41,12 +41,12 @@ def mix(images, batch, key):
 
 @pytest.fixture(scope='module')
 def stepped():
-    """State before and after a step, its metrics, and the batch."""
+    """Model, batch, state before and after a step, and the metrics of the step."""
     model, batch = models.create(SHAPE), batch_of(np.random.default_rng(0))
     optimizer = optax.sgd(0.1)
     step = jax.jit(steps.make_train_step(
         model, optimizer, lambda _: 0.1, prepare=lambda images: images, mix=mix, seed=0, ema_decay=0.5,
-        objective=lambda plan: objectives.token_labelled(0.5)), static_argnums=2)
+        objective=lambda plan: objectives.token_label_loss(0.5)), static_argnums=2)
     before = create_state(model.init(jax.random.key(1)), optimizer, ema=True)
     after, metrics = step(before, batch, PLAN)
     return model, batch, before, after, metrics
@@ -56,11 +56,11 @@ def shown(model, batch, before):
     """What the model shows of the step's images, and the step's targets."""
     drop_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
     mixed = mix(jnp.asarray(batch['image']), batch, mix_key)
-    assert np.asarray(mixed.asked['swap']).any()
-    return model.apply(before.params, mixed.images, PLAN, drop_key, **mixed.asked)[1], mixed.targets
+    assert np.asarray(mixed.options['swap']).any()
+    return model.apply(before.params, mixed.images, PLAN, drop_key, **mixed.options)[1], mixed.targets
 
 
-def test_the_step_learns_the_labels_of_what_was_swapped(stepped):
+def test_train_step_uses_the_labels_of_the_swapped_patches(stepped):
     model, batch, before, _, metrics = stepped
     seen, targets = shown(model, batch, before)
     full = np.asarray(mixtoken.dense(targets.tokens, 5))
@@ -71,7 +71,7 @@ def test_the_step_learns_the_labels_of_what_was_swapped(stepped):
     np.testing.assert_allclose(metrics['loss'], metrics['loss/labels'] + 0.5 * metrics['loss/tokens'], rtol=1e-6)
 
 
-def test_running_statistics_are_written_over_the_weights_and_averaged_with_them(stepped):
+def test_train_step_updates_the_running_statistics_and_their_ema(stepped):
     model, batch, before, after, _ = stepped
     wanted = shown(model, batch, before)[0]['statistics']['patch_embed']
     for norm in ('bn1', 'bn2', 'bn3'):
@@ -82,18 +82,15 @@ def test_running_statistics_are_written_over_the_weights_and_averaged_with_them(
             np.testing.assert_allclose(after.ema['patch_embed'][norm][name], (old + new) / 2, rtol=1e-5, atol=1e-7)
 
 
-def test_on_8_devices_the_statistics_are_those_of_the_whole_batch(monkeypatch):
-    layouts.prepare(monkeypatch)
-    monkeypatch.setitem(models.CONFIGS, 'lvvit_least', dataclasses.replace(SHAPE, classes=3))
-    config = layouts.config_of(model__name='lvvit_least', mixing__erase=0.0)
-    laid = experiment.setup(config)
-    batches = experiment.train_batches(laid, 0)
+def test_train_step_on_8_devices_has_the_statistics_of_the_whole_batch():
+    run = layouts.setup(dataclasses.replace(SHAPE, classes=3), mixing__erase=0.0)
+    batches = run.train_batches(0)
     batch = next(batches)
     batches.close()
-    state = laid.new_state()
-    images = laid.prepare(jnp.asarray(batch['image']))
-    want = laid.model.apply(state.params, images, laid.plan, jax.random.key(0))[1]['statistics']
-    after, _ = laid.train_step()(state, {name: batch[name] for name in ('image', 'label')}, laid.plan)
+    state = run.new_state()
+    images = run.prepare(jnp.asarray(batch['image']))
+    want = run.model.apply(state.params, images, run.plan, jax.random.key(0))[1]['statistics']
+    after, _ = run.train_step()(state, {name: batch[name] for name in ('image', 'label')}, run.plan)
     jax.tree.map(lambda new, wanted: np.testing.assert_allclose(new, wanted, rtol=1e-4, atol=1e-6),
                  {name: {part: norm[part] for part in ('mean', 'var')} for name, norm in
                   after.params['patch_embed'].items() if name.startswith('bn')}, want['patch_embed'])

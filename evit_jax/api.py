@@ -1,0 +1,219 @@
+"""The functions of the public API: load, create, train and evaluate models. Import them from `evit_jax`."""
+
+import dataclasses
+import os
+import pathlib
+import runpy
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import logging
+
+from evit_jax import configs, models
+from evit_jax.checkpoints import loaded, weights
+from evit_jax.checkpoints import model_config as model_configs
+from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.checkpoints.manager import newest_step
+from evit_jax.data import pipeline, sources
+from evit_jax.data.sources import Source
+from evit_jax.data.transforms.geometry import EvalTransform
+from evit_jax.inference.held_out import check_classes
+from evit_jax.inference.model import VisionModel
+from evit_jax.interchange import conversion
+from evit_jax.models.config import ViTConfig
+from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer
+from evit_jax.reduction.registry import get_reducer
+from evit_jax.runtime import backend, distributed, storage
+from evit_jax.training import evaluation, loop
+
+_INITIAL = 'initial'  # folder in a workdir with the weights that the run started from, if they came from a model
+
+
+def load(path: str | os.PathLike, *, ema: bool = False, batch_size: int = 16) -> VisionModel:
+    """Loads a model.
+
+    Args:
+      path: the workdir of a run or its folder `best`, a folder that `VisionModel.save` or `python -m evit_jax.convert`
+        wrote, a PyTorch or safetensors file, or a Hugging Face or timm folder.
+      ema: load the moving average of the weights.
+      batch_size: number of images that `VisionModel.predict` computes at a time.
+
+    Raises:
+      ValueError: there is no readable checkpoint, it has no moving average, weights are not finite, or the file does
+        not hold a supported model.
+      FileNotFoundError: the path does not exist.
+    """
+    backend.start()
+    if _holds_pretrained(path):
+        pretrained = conversion.read_pretrained(path, ema=ema)
+        model = loaded.from_arrays(path, weights.by_name(pretrained.params), pretrained.metadata)
+    else:
+        model = loaded.load_model(path, ema=ema)
+    return VisionModel(model, batch_size=batch_size)
+
+
+def create_model(model: str | ViTConfig, *, keep_rate: float = 0.7, num_classes: int | None = None,
+                 reduce_at: Sequence[int] | None = None, reducer: str | Reducer = 'evit',
+                 class_names: Sequence[str] = (), seed: int = 0, batch_size: int = 16) -> VisionModel:
+    """Creates a model with random weights.
+
+    Args:
+      model: a name of `list_models()`, or a `ViTConfig` of your own.
+      keep_rate: fraction of the tokens that each reduction keeps, in (0, 1]; 1 is dense.
+      num_classes: number of classes; default: the number of class names, or that of the config.
+      reduce_at: blocks (0-based) that reduce tokens; default: at a quarter, half and three quarters of the depth.
+      reducer: a name of `list_reducers()`, or a reducer.
+      class_names: name of each class, by label; default: ImageNet's for 1000 classes, else numbers.
+      seed: seed of the random weights.
+      batch_size: number of images that `VisionModel.predict` computes at a time.
+
+    Raises:
+      ValueError: an unknown name, or a value out of range.
+    """
+    backend.start()
+    reducer = get_reducer(reducer)
+    config = models.get_config(model) if isinstance(model, str) else model
+    reduce_at = config.default_reduce_at if reduce_at is None else tuple(reduce_at)
+    config = dataclasses.replace(config, classes=num_classes or len(class_names) or config.classes)
+    modules = Modules(reducer, len(reduce_at)) if reducer.is_learned else NO_MODULES
+    params = jax.device_get(models.create(config, modules=modules).init(jax.random.key(seed)))
+    created = loaded.from_arrays('', weights.by_name(params), {
+        'class_names': list(class_names), model_configs.KEY: model_configs.to_json(config), 'config': {
+            'model': {'name': model if isinstance(model, str) else loaded.CUSTOM, 'reduce_at': reduce_at},
+            'keep': {'rate': keep_rate}}}, reducer)
+    created.plan()  # raises an error for a value out of range
+    return VisionModel(created, batch_size=batch_size)
+
+
+def train(config: Any, *, workdir: str | os.PathLike, model: VisionModel | None = None, train: Any = None,
+          test: Any = None, accept_changes: bool = False) -> VisionModel:
+    """Trains a model to the end of its config, and returns it.
+
+    A second call with the same arguments resumes the run in the workdir.
+
+    Args:
+      config: the name of a recipe ('digits'), the path of a config file, or a `ConfigDict` as such a file returns.
+      workdir: folder of the run: checkpoints, metrics and pictures.
+      model: initial weights. Architecture, reducer, token budget and preprocessing of the model replace those of the
+        config; the head is initialised anew if the data have another number of classes.
+      train, test: data to train and to evaluate on, in place of those of the config: a tuple (images, labels) of numpy
+        arrays, the path of a folder with one subfolder of images for each class, a sequence of records, or a source;
+        see `as_source`. Give both or none.
+      accept_changes: continue although the run in the workdir has another config.
+
+    Raises:
+      ValueError: a value of the config is out of range, the data do not fit, or the workdir holds another run.
+      FloatingPointError: the loss or the gradient is not finite.
+    """
+    config = _read_config(config)
+    if (train is None) != (test is None):
+        raise ValueError(f'only {"test" if train is None else "train"} is given: give train and test, or none of them')
+    train_and_test, model_config = None, None
+    if train is not None:
+        train = _training_source(train, model)
+        train_and_test = train, _as_source(test, train.class_names)
+        config.model.classes = train.num_classes
+    if model is not None:
+        config.update_from_flattened_dict(_settings_of(model.loaded))
+        config.init_from = distributed.on_process_zero(lambda: _save_initial(model, workdir)) or _initial(workdir)
+        model_config = dataclasses.replace(model.config, image_size=model.loaded.image_size,
+                                           classes=train.num_classes if train_and_test else model.config.classes)
+    loop.train(config.lock(), workdir, accept_changes=accept_changes, sources=train_and_test, model_config=model_config)
+    return load(workdir)
+
+
+def evaluate(model: VisionModel, source: Any, *, batch_size: int = 64) -> dict[str, float]:
+    """Evaluates a model under its token plan.
+
+    Args:
+      source: labelled images, as for `train`.
+      batch_size: number of images computed at a time.
+
+    Returns:
+      images (number of images evaluated), left_out (unreadable images), loss, top1 and top5 in [0, 1], macs and
+      macs_dense (multiply-accumulates for an image under the plan, and without reductions), and images_per_second if
+      there is more than one batch. If the data have masks, also for each reduction s from 1: object_kept_s (fraction of
+      the object's patches kept) and random_kept_s (fraction of all patches kept).
+
+    Raises:
+      ValueError: the classes of the data are not those of the model, or no image is readable.
+      FloatingPointError: logits are not finite.
+    """
+    source = _as_source(source, model.class_names)
+    check_classes(model.loaded, source)
+    batch_size = min(batch_size, len(source))
+    compiled, plan, failed = model.compiled(batch_size), model.plan, []
+    batches = pipeline.eval_batches(source, batch_size=batch_size, transform=EvalTransform(
+        model.loaded.image_size, crop=model.loaded.eval_crop))
+
+    def readable():
+        for batch in batches:
+            failed.extend(batch['failed'].tolist())
+            yield batch
+
+    try:
+        metrics = evaluation.evaluate(lambda batch: compiled.run('evaluate', batch, plan), readable(), dict,
+                                      patches=plan.patches).metrics
+    finally:
+        batches.close()
+    if failed:
+        logging.warning('%d images are left out, as they cannot be read; the first: %s', len(failed), failed[0])
+    dense = make_plan(plan.patches, model.config.depth, reduce_at=())
+    return metrics | {'left_out': len(source) - int(metrics['images']), 'macs': model.macs,
+                      'macs_dense': model.config.macs(dense)}
+
+
+def _holds_pretrained(path):
+    """True for a local file, or a folder without checkpoints that holds files of weights."""
+    if storage.is_remote(path):
+        return False
+    path = storage.as_path(path)
+    return path.is_file() or (path.is_dir() and newest_step(path) is None and weights.holds_hugging_face(path))
+
+
+def _training_source(value, model) -> Source:
+    """The source of training data. Classes without names have those of the model if it has as many."""
+    source = _as_source(value, ())
+    numbers = tuple(map(str, range(source.num_classes)))
+    if model is None or source.class_names != numbers or source.num_classes != model.config.classes:
+        return source
+    return _as_source(value, model.class_names)
+
+
+def _as_source(value, class_names) -> Source:
+    return sources.as_source(value, () if isinstance(value, Source) else class_names)
+
+
+def _read_config(config):
+    """An unlocked copy of a config, which may be given by the name of its recipe or by its file."""
+    if isinstance(config, str | os.PathLike):
+        path = pathlib.Path(config).expanduser()
+        recipe = configs.FOLDER / f'{config}.py'
+        if not path.is_file() and not recipe.is_file():
+            names = ', '.join(sorted(file.stem for file in recipe.parent.glob('[!_]*.py')))
+            raise FileNotFoundError(f'there is no config {config}: give a file, or one of the recipes {names}')
+        config = runpy.run_path(str(path if path.is_file() else recipe))['get_config']()
+    return config.copy_and_resolve_references().unlock()
+
+
+def _settings_of(model: LoadedModel) -> dict[str, Any]:
+    """The config keys of a model's token budget, preprocessing and name."""
+    settings = model.metadata()['config']
+    part = {'model': ('name', 'image_size', 'reduce_at', 'fuse'), 'reducer': ('name', 'r', 'decreasing'),
+            'keep': ('rate', 'rates', 'tokens', 'macs'), 'data': ('mean', 'std', 'eval_crop')}
+    return {f'{group}.{key}': settings[group][key] for group, keys in part.items() for key in keys}
+
+
+def _initial(workdir) -> str:
+    return os.fspath(storage.as_path(workdir) / _INITIAL)
+
+
+def _save_initial(model, workdir) -> str:
+    """Saves the initial weights of a run that has no checkpoint yet; returns their folder."""
+    folder = _initial(workdir)
+    if newest_step(workdir) is None:
+        storage.as_path(folder).rmtree(missing_ok=True)
+        model.save(folder)
+    return folder

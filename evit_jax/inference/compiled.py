@@ -1,0 +1,110 @@
+"""The jitted functions of a model, on the local devices that a batch is divided among."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from evit_jax import models
+from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.inference.prediction import OUTPUTS
+from evit_jax.models import Params
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.runtime import sharding
+from evit_jax.training import step as steps
+
+
+class ModelOutput(NamedTuple):
+    """The outputs for B images of P patches. N tokens enter a reduction, or leave the last block."""
+
+    logits: Array                       # [B, L] float32
+    features: Array                     # [B, D] float32: the vector that the classification head reads
+    kept: tuple[Array, ...]             # per reduction, [B, K] int32: ids of the patches kept, best first; the token
+                                        # fused by reduction s (0-based) has the id -1-s
+    class_attention: tuple[Array, ...]  # per reduction, [B, N] float32: attention of the class token to the tokens
+                                        # that enter; empty if the reducer works before the attention
+    token_of_patch: tuple[Array, ...]   # per reduction, [B, P] int32: index of the token that holds each patch; -1:
+                                        # the patch was dropped
+    patch_tokens: Array                 # [B, N, D] float32: tokens after the last norm, without prefix tokens
+
+
+def num_devices(batch_size: int) -> int:
+    """The number of local devices that a batch of this size is divided among."""
+    return math.gcd(batch_size, jax.local_device_count())
+
+
+class ReplicatedParams:
+    """Parameters on every device that a batch is divided among.
+
+    Attributes:
+      params: the parameters, on the devices.
+    """
+
+    def __init__(self, params: Params, batch_size: int):
+        """Copies the parameters to `num_devices(batch_size)` devices."""
+        self._mesh = sharding.data_mesh(batch_size, jax.local_devices()[:num_devices(batch_size)])
+        self.params = jax.device_put(params, sharding.replicated(self._mesh))
+
+    def jit(self, function: Callable[..., Any], *, static_argnums: int | Sequence[int] = ()) -> Callable[..., Any]:
+        """Jits a function of parameters and batches; the first axis of every output is divided among the devices."""
+        return jax.jit(sharding.with_mesh(self._mesh, function), static_argnums=static_argnums,
+                       out_shardings=sharding.batch_sharding(self._mesh))
+
+    def put(self, batch: Any) -> Any:
+        """Puts a tree of arrays on the devices, divided along their first axis."""
+        return jax.device_put(batch, sharding.batch_sharding(self._mesh))
+
+
+class CompiledModel:
+    """The jitted functions of a model. Each is compiled once for every token plan, batch shape and image type."""
+
+    def __init__(self, model: LoadedModel, batch_size: int):
+        """Puts the parameters on the devices.
+
+        Args:
+          batch_size: number of images in a batch; a batch of another size works if as many devices divide it.
+        """
+        apply = make_apply(model)
+        self._replicated = ReplicatedParams(model.params, batch_size)
+
+        def logits(params, images, plan):
+            return apply(params, images, plan)[0]
+
+        def forward(params, images, plan):
+            return model_output(*apply(params, images, plan, patch_tokens=True))
+
+        def predict(params, images, plan):
+            logits, outputs = apply(params, images, plan)
+            return {'logits': logits} | {name: outputs[name] for name in OUTPUTS}
+
+        evaluate = steps.make_eval_step(models.Model(model.config, None, apply), prepare=lambda images: images)
+        functions = {'logits': logits, 'forward': forward, 'predict': predict, 'evaluate': evaluate}
+        self._jitted = {name: self._replicated.jit(function, static_argnums=2) for name, function in functions.items()}
+
+    def run(self, name: str, batch: Any, plan: TokenPlan) -> Any:
+        """Runs a function on a batch.
+
+        Args:
+          name: 'logits', 'forward' or 'predict' for images [B, S, S, 3]; 'evaluate' for a dict of image and label.
+        """
+        return self._jitted[name](self._replicated.params, self._replicated.put(batch), plan)
+
+
+def make_apply(model: LoadedModel) -> Callable[..., tuple[Array, dict[str, Any]]]:
+    """Makes the pure function (params, images, plan) -> (logits, outputs) of a model; it normalises uint8 images."""
+    functions = models.create(model.config, dtype=jnp.dtype(model.dtype), modules=model.modules)
+
+    def apply(params, images, plan, **options):
+        if images.dtype == jnp.uint8:
+            images = steps.normalise(images, mean=model.mean, std=model.std)
+        return functions.apply(params, images, plan, **options)
+
+    return apply
+
+
+def model_output(logits: Array, outputs: dict[str, Any]) -> ModelOutput:
+    """The outputs of a model as a `ModelOutput`."""
+    return ModelOutput(logits, *(outputs[name] for name in ModelOutput._fields[1:]))

@@ -1,0 +1,290 @@
+"""A model that is ready to use: logits, features and predictions under any token plan."""
+
+import copy
+import functools
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from PIL import Image
+
+from evit_jax.checkpoints import weights
+from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.checkpoints.manager import newest_step
+from evit_jax.data.transforms.geometry import EvalTransform
+from evit_jax.inference import pictures
+from evit_jax.inference.compiled import CompiledModel, ModelOutput, make_apply, model_output, num_devices
+from evit_jax.inference.pictures import Picture
+from evit_jax.inference.prediction import Prediction, predictions
+from evit_jax.models import Params
+from evit_jax.models.config import ViTConfig
+from evit_jax.reduction.plan import TokenPlan, make_plan
+from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.reducer import Reducer
+from evit_jax.reduction.registry import get_reducer
+from evit_jax.viz.kept import kept_grid
+
+_AHEAD = 2  # batches that are read while one is computed
+
+
+class VisionModel:
+    """A model with its token plan: a function from images to logits.
+
+    Make one with `evit_jax.load` or `evit_jax.create_model`. The methods `with_*` return a copy that shares weights and
+    compiled programs. A program is compiled once for each token plan, batch shape and image type.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 16):
+        """Takes loaded weights.
+
+        Args:
+          batch_size: images computed at a time by `predict`; the last batch is padded.
+        """
+        if batch_size < 1:
+            raise ValueError(f'batch_size={batch_size} is less than 1')
+        self.loaded, self.batch_size = loaded, batch_size
+        self._plan: TokenPlan | None = None  # made from the budget at the first use
+        self._apply = make_apply(loaded)
+        self._compiled: dict[int, CompiledModel] = {}  # by number of devices; shared by copies
+
+    @property
+    def params(self) -> Params:
+        """The parameters, numpy arrays in float32."""
+        return self.loaded.params
+
+    @property
+    def config(self) -> ViTConfig:
+        """The architecture."""
+        return self.loaded.config
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, by label."""
+        return self.loaded.class_names
+
+    @property
+    def plan(self) -> TokenPlan:
+        """The token plan.
+
+        Raises:
+          ValueError: the reducer cannot follow the token budget of the weights; see `with_plan`.
+        """
+        if self._plan is None:
+            self._plan = self.loaded.plan()
+        return self._plan
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image under the plan."""
+        return self.config.macs(self.plan)
+
+    def __repr__(self) -> str:
+        config, size = self.config, self.loaded.image_size
+        dense = config.macs(make_plan(self.plan.patches, config.depth, reduce_at=()))
+        source = f' from {self.loaded.path}' if self.loaded.path else ''
+        return (f'VisionModel({self.loaded.name}{source}: {config.parameters(self.plan) / 1e6:.2f} M parameters, '
+                f'{config.classes} classes, images of {size} x {size}; {self.plan}; {self.macs / 1e9:.3g} G MACs per '
+                f'image, {self.macs / dense:.0%} of the dense model)')
+
+    def __call__(self, images: Array | np.ndarray) -> Array:
+        """Classifies a batch.
+
+        Args:
+          images: [B, S, S, 3]; uint8 images are normalised, float images must be normalised already.
+
+        Returns:
+          Logits, [B, L] float32.
+
+        Raises:
+          ValueError: images of another shape or dtype.
+        """
+        return self._run('logits', images)
+
+    def forward(self, images: Array | np.ndarray) -> ModelOutput:
+        """Classifies a batch as `__call__` does, and also returns features, kept patches and patch tokens."""
+        return self._run('forward', images)
+
+    def apply(self, params: Params, images: Array) -> ModelOutput:
+        """The forward pass as a pure function, for `jax.grad`, `jax.jit` and `jax.vmap`.
+
+        Args:
+          params: a tree as in `params`.
+          images: as for `__call__`.
+        """
+        self._check(images)
+        return model_output(*self._apply(params, images, self.plan, patch_tokens=True))
+
+    def with_plan(self, *, keep_rate: float | None = None, keep_rates: Sequence[float] = (),
+                  tokens: Sequence[int] = (), r: int | None = None, macs: float | None = None,
+                  plan: TokenPlan | PlanFile | str | os.PathLike | None = None) -> 'VisionModel':
+        """The same weights under another token plan. Give one argument.
+
+        Args:
+          keep_rate: fraction of the tokens that each reduction keeps, in (0, 1].
+          keep_rates: one fraction for each reduction.
+          tokens: number of tokens that each reduction keeps.
+          r: number of tokens merged in every block; only for a reducer that merges.
+          macs: multiply-accumulates as a fraction of the dense model's, in (0, 1].
+          plan: a plan, or a file written by `python -m evit_jax.plan`.
+
+        Raises:
+          ValueError: more than one argument, a value out of range, or a plan for another model.
+        """
+        budget = {'keep_rate': keep_rate, 'keep_rates': keep_rates, 'tokens': tokens, 'r': r, 'macs': macs,
+                  'plan': plan}
+        return self._copy(self.loaded.with_plan(**budget), self.loaded.plan(**budget))
+
+    def with_reducer(self, reducer: str | Reducer | None) -> 'VisionModel':
+        """The same weights and budget with another reducer: a registered name, or a reducer. None changes nothing.
+
+        Raises:
+          ValueError: no reducer is registered under the name.
+        """
+        return self if reducer is None else self._copy(self.loaded.with_reducer(reducer))
+
+    def with_image_size(self, image_size: int) -> 'VisionModel':
+        """The same weights for square images of another size; the position embeddings are resized.
+
+        Raises:
+          ValueError: the size is not a multiple of the patch size.
+        """
+        self.config.patches(image_size)
+        return self._copy(self.loaded._replace(image_size=image_size))
+
+    def predict(self, images: Picture | Iterable[Picture], *, top: int = 5) -> list[Prediction]:
+        """Predicts the classes of images; returns one prediction for each image, in their order.
+
+        Args:
+          images: paths, Pillow images, or uint8 [H, W, 3] of any size; or one of these.
+          top: number of guesses for each image, if there are as many classes.
+
+        Raises:
+          ValueError: an object that is no image. A file that is missing or damaged raises nothing: its prediction has
+            a `problem`.
+        """
+        return list(self.stream(images, top=top))
+
+    def stream(self, images: Picture | Iterable[Picture], *, top: int = 5) -> Iterator[Prediction]:
+        """Yields the predictions of `predict` batch by batch; holds a few batches in memory."""
+        if top < 1:
+            raise ValueError(f'top={top} is less than 1')
+        images = [images] if pictures.is_one_picture(images) else images
+        transform = EvalTransform(self.loaded.image_size, crop=self.loaded.eval_crop)
+        read = functools.partial(_read, transform)
+        waiting, num_readable = [], 0
+        for name, image in pictures.map_in_order(read, enumerate(images), self.batch_size * _AHEAD):
+            waiting.append((name, image))
+            num_readable += not isinstance(image, str)
+            if num_readable == self.batch_size or not num_readable:
+                yield from self._predict_batch(waiting, top)
+                waiting, num_readable = [], 0
+        yield from self._predict_batch(waiting, top)
+
+    def draw(self, prediction: Prediction) -> Image.Image:
+        """Draws the image, the patches that each reduction keeps, and the best guess.
+
+        Raises:
+          ValueError: the image has no prediction.
+        """
+        if prediction.problem:
+            raise ValueError(f'{prediction.name} has no prediction ({prediction.problem}): there is nothing to draw')
+        kept = [ids[None] for ids in prediction.kept]
+        token_of_patch = [index[None] for index in prediction.token_of_patch]
+        return kept_grid(prediction.image[None], kept, self.config.patch_size, token_of_patch=token_of_patch or None,
+                         predictions=[prediction.top[0].label], class_names=self.class_names)
+
+    def unpool(self, tokens: Array, token_of_patch: Array | Sequence[Array]) -> Array:
+        """Gives every patch the token that holds it: a dense map, as for segmentation or a heat map.
+
+        `model.unpool(output.patch_tokens, output.token_of_patch)` maps the final tokens of `forward`.
+
+        Args:
+          tokens: [B, N, D], tokens that leave a reduction, or a later block before the next reduction.
+          token_of_patch: [B, P] int32 of that reduction; or one array for each reduction, of which the last is used.
+            An empty sequence means that nothing was dropped.
+
+        Returns:
+          [B, side, side, D] in row-major order of the patches; NaN where the patch was dropped.
+        """
+        if isinstance(token_of_patch, tuple | list):
+            if not token_of_patch:
+                return _square(tokens)
+            token_of_patch = token_of_patch[-1]
+        index = jnp.maximum(token_of_patch, 0)[..., None]
+        dense = jnp.take_along_axis(tokens, index, axis=1)
+        return _square(jnp.where(token_of_patch[..., None] < 0, jnp.nan, dense))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes weights, architecture, token budget, preprocessing and class names; `evit_jax.load` reads them.
+
+        Raises:
+          ValueError: the folder holds a checkpoint, or the reducer has no registered name.
+        """
+        if newest_step(folder) is not None:
+            raise ValueError(f'{folder} holds a checkpoint already: give another folder')
+        get_reducer(self.loaded.budget.reducer.name)  # raises an error for a name that cannot be loaded
+        weights.save(folder, self.params, self.loaded.metadata())
+
+    def _copy(self, loaded: LoadedModel, plan: TokenPlan | None = None) -> 'VisionModel':
+        model = copy.copy(self)
+        model.loaded, model._plan = loaded, plan
+        return model
+
+    def _check(self, images):
+        size = self.loaded.image_size
+        if images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f'images have the shape {list(images.shape)}: give a batch [B, {size}, {size}, 3]')
+        if images.shape[1:3] != (size, size):
+            raise ValueError(f'images are {images.shape[1]} x {images.shape[2]}, the model takes {size} x {size}: '
+                             f'resize them, or use model.with_image_size({images.shape[1]}) for square images')
+        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f'images are {images.dtype}: give uint8, or normalised floats')
+
+    def compiled(self, batch_size: int) -> CompiledModel:
+        """The compiled programs for batches of this size; made at the first use."""
+        count = num_devices(batch_size)
+        if count not in self._compiled:
+            self._compiled[count] = CompiledModel(self.loaded.folded(), batch_size)
+        return self._compiled[count]
+
+    def _run(self, name, images):
+        if isinstance(images, jax.core.Tracer):  # within jax.jit or jax.grad, where arrays cannot be put on devices
+            output = self.apply(self.params, images)
+            return output.logits if name == 'logits' else output
+        images = images if isinstance(images, Array) else np.asarray(images)
+        self._check(images)
+        if not len(images):
+            raise ValueError('the batch has no images: give at least one')
+        return self.compiled(len(images)).run(name, images, self.plan)
+
+    def _predict_batch(self, waiting, top):
+        """The predictions of some images, of which at most a batch are readable."""
+        images = [image for _, image in waiting if not isinstance(image, str)]
+        rows = iter(())
+        if images:
+            batch = np.zeros((self.batch_size, *images[0].shape), np.uint8)
+            batch[:len(images)] = images
+            outputs = self.compiled(self.batch_size).run('predict', batch, self.plan)
+            rows = predictions(jax.tree.map(np.asarray, outputs), images, self.plan, self.class_names, top)
+        for name, image in waiting:
+            yield Prediction(name, problem=image) if isinstance(image, str) else next(rows)._replace(name=name)
+
+
+def _read(transform, numbered):
+    """The name of an image, and its pixels at the model's size or the reason why there are none."""
+    index, picture = numbered
+    name = pictures.name_of(picture, index)
+    try:
+        return name, transform(pictures.read_pixels(picture, name))
+    except pictures.UnreadableImage as error:
+        return name, ' '.join(str(error).split())
+
+
+def _square(tokens):
+    """[B, P, D] to [B, side, side, D]."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.reshape(tokens.shape[0], side, side, tokens.shape[2])

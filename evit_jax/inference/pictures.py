@@ -1,0 +1,72 @@
+"""Pixels of files, Pillow images and arrays, read by threads."""
+
+import collections
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from evit_jax.data.transforms.decode import decode, from_picture
+
+Picture = str | os.PathLike | Image.Image | np.ndarray  # a path, a Pillow image, or uint8 [H, W, 3]
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+_PILLOW = threading.Lock()  # Pillow reads a file at the first use of an image, and two threads may hold the same image
+
+
+class UnreadableImage(Exception):
+    """An image that is missing or damaged; the message gives the reason."""
+
+
+def is_one_picture(images: object) -> bool:
+    """True for a single image rather than a sequence of images."""
+    return isinstance(images, str | os.PathLike | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+
+
+def name_of(picture: Picture, index: int) -> str:
+    """The path of a file; 'image 3' for other images."""
+    return os.fspath(picture) if isinstance(picture, str | os.PathLike) else f'image {index}'
+
+
+def read_pixels(picture: Picture, name: str) -> np.ndarray:
+    """The pixels of an image, uint8 [H, W, 3].
+
+    Raises:
+      ValueError: the object is no image.
+      UnreadableImage: the file is missing or damaged.
+    """
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise ValueError(f'{name} is {picture.dtype} {list(picture.shape)}: give uint8 [H, W, 3]')
+        return picture
+    if not isinstance(picture, str | os.PathLike | Image.Image):
+        raise ValueError(f'{name} is a {type(picture).__name__}: give a path, a Pillow image or uint8 [H, W, 3]')
+    try:
+        if isinstance(picture, Image.Image):
+            with _PILLOW:
+                return from_picture(picture)
+        with open(picture, 'rb') as file:
+            return decode(file.read())
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error) or repr(error)) from error
+    except Exception as error:  # for a damaged file that Pillow reads this late, it raises many types
+        raise UnreadableImage(str(error) or repr(error)) from error
+
+
+def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """`map(function, items)` in threads, at most `ahead` items ahead of the consumer."""
+    pool, results = concurrent.futures.ThreadPoolExecutor(os.cpu_count()), collections.deque()
+    try:
+        for item in items:
+            results.append(pool.submit(function, item))
+            if len(results) > ahead:
+                yield results.popleft().result()
+        while results:
+            yield results.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,78 @@
+"""The prediction of one image, made from the outputs of a batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evit_jax.reduction.plan import TokenPlan
+
+OUTPUTS = ('kept', 'token_of_patch', 'patch_ids', 'class_attention', 'fused_weights')  # of the model, beside the logits
+
+_NOT_FINITE = 'its logits are not finite: the computation overflows, which float32 (model.dtype) may prevent'
+
+
+class Guess(NamedTuple):
+    """A class and its probability."""
+
+    label: int
+    name: str
+    probability: float
+
+
+class Prediction(NamedTuple):
+    """The result for one image of N patches. If `problem` is set, only `name` and perhaps `image` are set as well."""
+
+    name: str                             # path of the file; 'image 3' of an image without a path
+    problem: str = ''                     # reason why there is no prediction
+    top: tuple[Guess, ...] = ()           # likeliest classes, best first
+    logits: np.ndarray | None = None      # [L] float32
+    image: np.ndarray | None = None       # [S, S, 3] uint8, the input of the model
+    kept: tuple[np.ndarray, ...] = ()     # per reduction, [K] patch ids, best first; negative: a fused token
+    token_of_patch: tuple[np.ndarray, ...] = ()  # per reduction, [N] int32: index of the token that holds each patch;
+                                                 # only with a reducer that merges
+    attention: tuple[np.ndarray, ...] = ()  # per reduction, [N] float32: class attention to each patch, or to the
+                                            # token that it is merged into; NaN: the patch was dropped before. Empty if
+                                            # the reducer works before the attention
+    fused_weights: tuple[np.ndarray, ...] = ()  # per reduction that fuses, [N] float32: weight of each patch in the
+                                                # fused token
+
+
+def predictions(outputs: Mapping[str, Any], images: Sequence[np.ndarray], plan: TokenPlan,
+                class_names: Sequence[str], top: int) -> Iterator[Prediction]:
+    """The predictions of the first images of a batch, without names.
+
+    Args:
+      outputs: numpy arrays with one row per image: 'logits', and the model's outputs named in `OUTPUTS`.
+      images: uint8 [S, S, 3], at most one per row.
+      top: number of guesses.
+    """
+    for row, image in enumerate(images):
+        logits = outputs['logits'][row]
+        if not np.isfinite(logits).all():
+            yield Prediction('', problem=_NOT_FINITE, image=image)
+            continue
+        kept, token_of_patch, entering, attention, fused_weights = (
+            tuple(array[row] for array in outputs[name]) for name in OUTPUTS)
+        if plan.reducer.merges:
+            token_entering = (np.arange(plan.patches), *token_of_patch)
+            attention = tuple(values[index] for values, index in zip(attention, token_entering))
+        else:
+            attention = tuple(_by_patch(*pair, plan.patches) for pair in zip(entering, attention))
+            token_of_patch = ()
+        yield Prediction('', top=_best(logits, class_names, top), logits=logits, image=image, kept=kept,
+                         token_of_patch=token_of_patch, attention=attention, fused_weights=fused_weights)
+
+
+def _best(logits, class_names, top):
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    return tuple(Guess(label, class_names[label], float(probabilities[label]))
+                 for label in np.argsort(-logits, kind='stable')[:top].tolist())
+
+
+def _by_patch(patch_ids, attention, num_patches):
+    """Class attention [N] in the order of the patches; fused tokens are left out, absent patches are NaN."""
+    by_patch = np.full(num_patches, np.nan, np.float32)
+    by_patch[patch_ids[patch_ids >= 0]] = attention[patch_ids >= 0]
+    return by_patch

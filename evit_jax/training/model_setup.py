@@ -1,0 +1,107 @@
+"""Turns a run's config into its model config and token plans, and puts a plan or a model into a config."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Any
+
+from evit_jax import models
+from evit_jax.checkpoints import model_config as model_configs
+from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.models.config import ViTConfig
+from evit_jax.reduction import registry
+from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
+from evit_jax.reduction.plan import TokenPlan, by_depth
+from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.reducer import NO_MODULES, Modules
+from evit_jax.reduction.schedule import Stage
+
+CUSTOM = 'custom'  # model.name and data.source of a model and of sources that are passed as objects
+
+
+def config_and_plans(config: Any, trained: dict[str, Any] | None = None,
+                     base: ViTConfig | None = None) -> tuple[ViTConfig, Callable[[float], TokenPlan], Modules]:
+    """Returns the model config of a run, its token plans by progress in [0, 1], and its learned modules.
+
+    Progress is that of the keep schedule: 0 is dense, 1 is the plan that is evaluated.
+
+    Args:
+      trained: flat config that the weights were trained with, if it is not `config`. It decides the size of the
+        position embeddings and the learned modules.
+      base: model config that replaces the one of the named model.
+
+    Raises:
+      ValueError: a value is out of range, or the values do not go together.
+    """
+    flat = workdirs.flat(config.to_dict())
+    trained = trained or flat
+    model_config = models.config_from_flat(flat | {'model.image_size': trained['model.image_size']}, base)
+    budget = TokenBudget.of_config(flat)
+    plan_at = budget.plans(model_config.patches(config.model.image_size), model_config.depth, model_config.macs)
+    modules = trained_modules(trained)
+    modules.check(plan_at(1.0))
+    check_trained_blocks(plan_at(1.0), trained.get('model.reduce_at', ()))
+    return model_config, plan_at, modules
+
+
+def trained_modules(flat: dict[str, Any]) -> Modules:
+    """Returns the learned modules of a model that is trained with a flat config: one per reduction, if any."""
+    reducer = registry.get_reducer(flat.get('reducer.name', 'evit'))
+    return Modules(reducer, len(flat['model.reduce_at'])) if reducer.is_learned else NO_MODULES
+
+
+def apply_model_config(config: Any, model_config: ViTConfig) -> Any:
+    """Returns the config with `config.model` taken from a model config.
+
+    The model's name becomes 'custom' where a named model would be another one.
+    """
+    values = {key: getattr(model_config, key) for key in model_configs.CONFIG_FIELDS}
+    named = models.CONFIGS.get(config.model.name)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(values)
+        if named is not None and dataclasses.replace(named, **values) != model_config:
+            config.model.name = CUSTOM
+    return config
+
+
+def apply_plan(config: Any, planned: PlanFile, explicit: Collection[str] = (), *,
+               base: ViTConfig | None = None) -> Any:
+    """Returns the config with the blocks, token counts and fusion of a plan file.
+
+    Args:
+      explicit: keys set on the command line.
+      base: model config that replaces the one of the named model.
+
+    Raises:
+      ValueError: the plan is for another model, or an explicit key contradicts it.
+    """
+    before = workdirs.flat(config.to_dict())
+    model_config = base or models.get_config(config.model.name)
+    planned.check(config.model.name, model_config.patches(config.model.image_size), model_config.depth)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(reduce_at=planned.reduce_at, fuse=planned.fuse)
+        config.keep.update(tokens=planned.tokens, rates=(), macs=0.0)
+        config.reducer.r = 0
+    after = workdirs.flat(config.to_dict())
+    for key in dict.fromkeys(name.partition('[')[0] for name in explicit):
+        if key == 'keep.rate' or before.get(key) != after.get(key):
+            raise ValueError(f'give only one of --plan={planned.path} and --config.{key}={before[key]}: the plan in '
+                             'the file decides which tokens stay')
+    return config
+
+
+def logged_keep_rate(config: Any, stage: Stage) -> float:
+    """Returns the keep rate of a stage for the log: the fraction of tokens kept by the first reduction.
+
+    With `keep.tokens` it is the fraction of all patches. With `reducer.r` or `keep.macs` it is read from the plan.
+    """
+    keep, plan = config.keep, stage.plan
+    if config.reducer.r or keep.macs:
+        return plan.keep[plan.reductions[0]] / plan.patches if plan.reductions else 1.0
+    blocks, rate = config.model.reduce_at, keep.rate
+    if keep.tokens:
+        rate = by_depth(blocks, keep.tokens, 'tokens')[0] / plan.patches
+    elif keep.rates:
+        rate = by_depth(blocks, keep.rates, 'rates')[0]
+    return 1 - (1 - rate) * stage.progress

@@ -1,0 +1,109 @@
+"""Loaded weights: their token plans, and the folders that hold them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evit_jax import models
+from evit_jax.checkpoints import weights
+from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.best import BestCheckpoint
+from evit_jax.checkpoints.loaded import load_model
+from evit_jax.checkpoints.manager import CheckpointManager
+from evit_jax.reduction.plan import make_plan
+from evit_jax.training import experiment
+from tests.helpers import layouts, tiny
+
+least = layouts.least
+
+
+@pytest.fixture(scope='module')
+def loaded():
+    return tiny.model().loaded
+
+
+@pytest.mark.parametrize('budget, message', [
+    ({'keep_rate': 1.5}, r'keep rate 1.5 is outside \(0, 1\]'), ({'keep_rate': 0.0}, 'keep rate 0.0'),
+    ({'keep_rates': (0.5, 0.5)}, r'2 values for 1 reductions'), ({'tokens': (0,)}, '0 tokens cannot be kept'),
+    ({'macs': 1.5}, 'of the MACs is outside'), ({'macs': 0.1}, 'fewer cannot be reached'),
+    ({'keep_rate': 0.5, 'tokens': (3,)}, 'only one of keep rate and tokens'),
+    ({'plan': make_plan(64, 2, reduce_at=())}, '64 patches and 2 blocks, the model has 16 patches'),
+    ({'keep_rates': '0.5,0.7'}, "keep_rates='0.5,0.7' is no sequence"), ({'keep_rates': 0.5}, 'is no sequence'),
+    ({'tokens': '9'}, 'is no sequence: give a number for each reduction'), ({'tokens': 9}, r'as tokens=\(137, 96\)'),
+    ({'r': 2}, 'evit merges none')])
+def test_plan_out_of_range_is_refused(loaded, budget, message):
+    with pytest.raises(ValueError, match=message):
+        loaded.plan(**budget)
+
+
+def test_plan_given_as_an_object_is_followed_exactly(loaded):
+    ranking = make_plan(16, 2, reduce_at=())._replace(keep=(16, 16), fused=False)
+    for plan in (make_plan(16, 2, tokens=(9, 4), reduce_at=(0, 1)), ranking):
+        assert loaded.plan(plan=plan) == plan
+    assert loaded.with_plan(plan=make_plan(16, 2, tokens=(9, 4), reduce_at=(0, 1))).plan().counts == (10, 5)
+
+
+def test_plan_of_a_rate_for_a_model_without_reductions_is_refused(loaded):
+    dense = loaded._replace(budget=loaded.budget._replace(reduce_at=(), rates=()))
+    assert not dense.plan().reductions
+    with pytest.raises(ValueError, match=r'drops nothing at any block .* leave keep rate out'):
+        dense.plan(keep_rate=0.5)
+
+
+def test_load_model_reads_the_newest_the_best_and_the_moving_average(tmp_path):
+    run = experiment.setup(layouts.config_of(keep__rates=(0.75,)))
+    state = run.new_state()
+    state = state._replace(step=jnp.int32(7), ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
+    workdirs.write_config(tmp_path, run.metadata)
+    checkpoints, best = CheckpointManager(tmp_path, keep=1), BestCheckpoint(tmp_path, 'top1')
+    checkpoints.save(state, run.metadata)
+    best.offer(state._replace(step=jnp.int32(3)), {'top1': 0.5}, run.metadata)
+    checkpoints.close()
+    best.close()
+    newest, average, top = load_model(tmp_path), load_model(tmp_path, ema=True), load_model(tmp_path / 'best')
+    jax.tree.map(np.testing.assert_array_equal, newest.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, average.params, state.ema)
+    assert (newest.path, newest.name, newest.step, top.step) == (str(tmp_path), 'vit_layouts', 7, 3)
+    assert (newest.eval_crop, newest.class_names) == (1.0, tiny.NAMES)
+    assert newest.plan() == make_plan(16, 2, rate=0.75, reduce_at=(1,))
+
+
+def test_load_model_with_a_partial_config_has_the_values_of_deit(tmp_path):
+    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
+    weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_layouts', 'reduce_at': (1,)}}, 'class_names': []})
+    loaded = load_model(tmp_path)
+    assert (loaded.mean, loaded.eval_crop, loaded.budget.rates) == ((0.485, 0.456, 0.406), 0.875, (1.0,))
+    assert loaded.class_names[207] == 'golden retriever'  # 1,000 classes
+    with pytest.raises(ValueError, match='holds no moving average'):
+        load_model(tmp_path, ema=True)
+    weights.save(tmp_path / 'other', params, {'config': {'model': {'name': 'vit_layouts'}}, 'class_names': tiny.NAMES})
+    with pytest.raises(ValueError, match='names 3 classes, its model tells 1000 apart'):
+        load_model(tmp_path / 'other')
+
+
+def test_load_model_of_another_architecture_or_of_no_checkpoint_is_refused(tmp_path, monkeypatch):
+    (tmp_path / 'weights.pth').write_bytes(b'')
+    for name, message in (('none', 'there is no folder .*none'), ('weights.pth', 'is a file: .* evit_jax.convert'),
+                          ('', 'holds no checkpoint')):
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / name)
+    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
+    weights.save(tmp_path / 'run', params, {'config': {'model': {'name': 'vit_layouts'}}})
+    monkeypatch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, width=32))
+    with pytest.raises(ValueError, match='do not fit this model'):
+        load_model(tmp_path / 'run')
+    monkeypatch.delitem(models.CONFIGS, 'vit_layouts')
+    with pytest.raises(ValueError, match="unknown model 'vit_layouts'"):
+        load_model(tmp_path / 'run')
+
+
+def test_load_model_with_an_unknown_field_of_the_config_names_the_field(tmp_path):
+    loaded = tiny.model().loaded
+    metadata = loaded.metadata()
+    metadata['model_config']['fields']['rope'] = True
+    weights.save(tmp_path, loaded.params, metadata)
+    with pytest.raises(ValueError, match='unknown field rope'):
+        load_model(tmp_path)
