@@ -121,7 +121,7 @@ def test_teach_with_another_normalisation_or_image_size_sees_the_same_images(tea
     as_trained = distillation.load_teacher(teacher, ema=False, dense=False, image_size=16, class_names=NAMES,
                                            dtype=np.float32)
     larger = distillation.load_teacher(teacher, ema=False, dense=True, image_size=32, class_names=NAMES,
-                                       dtype=np.float32)
+                                       dtype=np.float32, patch_tokens=True)
     assert as_trained.plan.reductions == (1,) and larger.plan.patches == 64
     pixels = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
     logits = [as_trained.teach(as_trained.params, (pixels - np.array(mean)) / np.array(std), mean, std).logits
