@@ -20,7 +20,7 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
-from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer, modules_of
+from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, Reducer, modules_of
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
@@ -62,6 +62,22 @@ class LoadedModel(NamedTuple):
         reducer = get_reducer(reducer)
         return self._replace(budget=self.budget._replace(
             reducer=reducer, r=self.budget.r if reducer.merges else 0))
+
+    def needs_modules(self) -> bool:
+        """True if the reducer is learned, and the weights have no modules of it."""
+        reducer = self.budget.reducer
+        return reducer.is_learned and (not self.modules.count or self.modules.reducer != reducer)
+
+    def with_random_modules(self, seed: int = 0) -> 'LoadedModel':
+        """The same weights with random modules of the reducer, one for each block that reduces; they must be trained.
+
+        Args:
+          seed: seed of the random weights.
+        """
+        modules = Modules(self.budget.reducer, len(self.budget.reduce_at))
+        fresh = models.create(self.config, modules=modules).init(jax.random.key(seed))
+        params = self.params | {PARAMS: jax.device_get(fresh[PARAMS])}
+        return self._replace(params=params, modules=modules)
 
     def with_plan(self, *, keep_rate: float | None = None, keep_rates: Sequence[float] = (),
                   tokens: Sequence[int] = (), r: int | None = None, macs: float | None = None,

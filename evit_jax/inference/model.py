@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax import Array
 from PIL import Image
 
@@ -141,10 +142,18 @@ class VisionModel:
     def with_reducer(self, reducer: str | Reducer | None) -> 'VisionModel':
         """The same weights and budget with another reducer: a registered name, or a reducer. None changes nothing.
 
+        If the weights have no learned modules for the reducer, they get random ones to be trained, with a warning.
+
         Raises:
           ValueError: no reducer is registered under the name.
         """
-        return self if reducer is None else self._copy(self.loaded.with_reducer(reducer))
+        if reducer is None:
+            return self
+        loaded = self.loaded.with_reducer(reducer)
+        if not loaded.needs_modules():
+            return self._copy(loaded)
+        logging.warning('the learned modules of reducer %s are random: train the model before you use it', reducer)
+        return VisionModel(loaded.with_random_modules(), batch_size=self.batch_size)
 
     def with_image_size(self, image_size: int) -> 'VisionModel':
         """The same weights for square images of another size; the position embeddings are resized.
