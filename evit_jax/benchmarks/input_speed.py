@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from evit_jax.data import pipeline
+from evit_jax.data.order import SampleOrder
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms import augment
 from evit_jax.data.transforms.decode import decode
@@ -151,8 +152,8 @@ def _time(tally: Tally, work: Callable[[int], object], seconds: float, turn: int
 
 def _time_pipeline(tally: Tally, source: Source, transform: TrainTransform, batch_size: int, repeats: int, workers: int,
                    seconds: float) -> None:
-    batches = pipeline.train_batches(source, batch_size=batch_size, epochs=_EPOCHS, seed=0, transform=transform,
-                                     repeats=repeats, num_workers=workers)
+    sample_order = SampleOrder(batch_size, _EPOCHS, seed=0, repeats=repeats)
+    batches = pipeline.train_batches(source, sample_order, transform, num_workers=workers)
     try:
         for _ in range(max(workers, 1) * _WARM_UP):
             next(batches)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +10,16 @@ from evit_jax.data.sources import Source
 
 ORDER, SAMPLE, REPLACEMENT = range(3)  # purposes of random streams
 _MULTIPLE = 256                        # with repeats, an epoch has a multiple of 256 samples, as in DeiT
+
+
+class SampleOrder(NamedTuple):
+    """Settings that determine which samples are in a training batch."""
+
+    batch_size: int   # size of the global batch
+    epochs: int
+    seed: int         # seed of order and augmentation
+    repeats: int = 1  # consecutive copies of each image, augmented independently (repeated augmentation)
+    offset: int = 0   # step s begins at sample s * batch_size + offset; see `positions`
 
 
 def epoch_samples(examples: int, repeats: int = 1) -> int:

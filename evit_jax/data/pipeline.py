@@ -19,6 +19,7 @@ from absl import flags, logging
 
 from evit_jax.data import order
 from evit_jax.data.batching import EvalBatcher, EvalTransform, TrainBatcher, TrainTransform
+from evit_jax.data.order import SampleOrder
 from evit_jax.data.sources import Source
 from evit_jax.data.token_labels.targets import TokenTargets
 
@@ -27,24 +28,21 @@ _WORKER_QUEUE = 1   # batches in each of Grain's two queues for a worker: in sha
 _EXIT_REASONS = {'-9': ' (killed, often because memory is short)', '-7': ' (no room in shared memory, /dev/shm)'}
 
 
-def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, transform: TrainTransform,
-                  repeats: int = 1, targets: TokenTargets | None = None, start_step: int = 0, offset: int = 0,
-                  num_workers: int = 0, process_index: int = 0, process_count: int = 1) -> 'Batches':
+def train_batches(source: Source, sample_order: SampleOrder, transform: TrainTransform, *,
+                  targets: TokenTargets | None = None, start_step: int = 0, num_workers: int = 0,
+                  process_index: int = 0, process_count: int = 1) -> 'Batches':
     """Returns this process's share of the shuffled batches, from `start_step` to the end of the last epoch.
 
     An unreadable example is replaced by another one, drawn from (seed, epoch, example).
 
     Args:
       source: examples to train on. Each epoch visits them in another order; without repeats, each example once.
-      batch_size: size of the global batch. This process yields rows [p * b, (p + 1) * b), b = batch_size / processes.
-      epochs: number of epochs.
-      seed: seed of order and augmentation.
+      sample_order: batch size, epochs, seed, repeats and offset. Process p yields the rows [p * b, (p + 1) * b) of a
+        batch, b = batch_size / processes.
       transform: augmentation; its Generator is a function of (seed, epoch, example, copy).
-      repeats: consecutive copies of each image, augmented independently (repeated augmentation).
       targets: adds targets for the tokens of each image. The transform then needs `crop_and_augment`; see
         `geometry.TrainTransform`.
       start_step: step of the first batch; it equals the batch of an uninterrupted run at this step.
-      offset: step s begins at sample s * batch_size + offset; see `positions`.
       num_workers: number of worker processes; 0 for a thread.
       process_index, process_count: this process, and the number of processes that share the batches.
 
@@ -56,6 +54,7 @@ def train_batches(source: Source, *, batch_size: int, epochs: int, seed: int, tr
       ValueError: sizes that do not match. While iterating: no replacement is readable.
       ChildProcessError: while iterating: a worker process has died.
     """
+    batch_size, epochs, seed, repeats, offset = sample_order
     local = _local_batch(batch_size, process_index, process_count)
     if repeats < 1:
         raise ValueError(f'repeats={repeats} is less than 1: use 1 for one copy of each image')

@@ -173,10 +173,11 @@ class Experiment(NamedTuple):
     def train_batches(self, start_step: int) -> pipeline.Batches:
         """Returns the training batches from a step on. Call `close()` on them."""
         config = self.config
+        sample_order = order.SampleOrder(
+            config.batch_size, config.epochs, config.seed, config.data.repeats, self.offset)
         return pipeline.train_batches(
-            self.train_source, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
-            transform=inputs.train_transform(config), repeats=config.data.repeats, targets=self.targets,
-            start_step=start_step, offset=self.offset, num_workers=machine.resolve_workers(config.data.workers),
+            self.train_source, sample_order, inputs.train_transform(config), targets=self.targets,
+            start_step=start_step, num_workers=machine.resolve_workers(config.data.workers),
             process_index=jax.process_index(), process_count=jax.process_count())
 
     def eval_batches(self) -> pipeline.Batches:

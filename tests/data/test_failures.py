@@ -7,6 +7,7 @@ import pytest
 
 from evit_jax.data import pipeline
 from evit_jax.data.failures import Failures
+from evit_jax.data.order import SampleOrder
 from evit_jax.runtime import distributed
 from tests.helpers.encoded import JPEGS, corrupted
 from tests.helpers.toys import Broken, Jitter, Numbered, evaluate, joined, labels, marked, train
@@ -109,8 +110,7 @@ def test_train_batches_error_in_the_transform_counts_as_a_failure():
 
 @pytest.mark.parametrize('num_workers', [0, 1])
 def test_train_batches_only_unreadable_examples_raise(num_workers):
-    batches = pipeline.train_batches(Nothing(4), batch_size=4, epochs=1, seed=0, transform=Jitter(),
-                                     num_workers=num_workers)
+    batches = pipeline.train_batches(Nothing(4), SampleOrder(4, epochs=1, seed=0), Jitter(), num_workers=num_workers)
     with pytest.raises(ValueError, match=r"17 examples in a row cannot be read, the last one .number \d: not a"):
         list(batches)
     batches.close()

@@ -77,25 +77,25 @@ def test_batch_ids_with_an_offset_equal_those_of_the_batch():
 
 def test_learning_rate_with_an_offset_is_the_same_curve():
     how = {'lr': 1.0, 'batch_size': 512, 'total_steps': 100, 'warmup_steps': 10, 'warmup_lr': 0.0, 'min_lr': 0.0}
-    curve, moved = optimizer.learning_rate(**how), optimizer.learning_rate(**how, begun_at=-30.0)
+    curve, shifted = optimizer.learning_rate(**how), optimizer.learning_rate(**how, begun_at=-30.0)
     for step in (30, 35, 60, 130):
-        assert float(moved(step)) == pytest.approx(float(curve(step - 30)))
+        assert float(shifted(step)) == pytest.approx(float(curve(step - 30)))
 
 
 def test_experiment_with_an_offset_has_steps_stages_and_learning_rate_of_its_epoch():
     config = layouts.config_of(keep__start_epoch=1, keep__shrink_epochs=2, keep__levels=3, batch_size=32)
-    laid = experiment.setup(config)  # 4 steps per epoch, 20 in total
-    moved = laid.moved(5 * 64 - 5 * 32)  # 5 steps with 64 images
-    assert (laid.total_steps, moved.total_steps) == (20, 15)
-    assert moved.epoch(5) == laid.epoch(10) == 2.5
-    assert [stage.start for stage in laid.stages] == [0, 9, 12]
-    assert [stage.start for stage in moved.stages] == [0, 4, 7]
-    assert float(moved.schedule(5)) == pytest.approx(float(laid.schedule(10)))
-    assert laid.moved(0) is laid
+    run = experiment.setup(config)  # 4 steps per epoch, 20 in total
+    shifted = run.with_offset(5 * 64 - 5 * 32)  # 5 steps with 64 images
+    assert (run.total_steps, shifted.total_steps) == (20, 15)
+    assert shifted.epoch(5) == run.epoch(10) == 2.5
+    assert [stage.start for stage in run.stages] == [0, 9, 12]
+    assert [stage.start for stage in shifted.stages] == [0, 4, 7]
+    assert float(shifted.schedule(5)) == pytest.approx(float(run.schedule(10)))
+    assert run.with_offset(0) is run
 
 
 @pytest.mark.parametrize('from_epoch', [0.0, 2.5])
 def test_experiment_with_an_offset_has_the_same_optimizer_state(from_epoch):
-    laid = experiment.setup(layouts.config_of(optimizer__backbone_from_epoch=from_epoch, batch_size=32))
-    moved = laid.moved(5 * 64 - 5 * 32)
-    assert jax.tree.structure(moved.abstract_state()) == jax.tree.structure(laid.abstract_state())
+    run = experiment.setup(layouts.config_of(optimizer__backbone_from_epoch=from_epoch, batch_size=32))
+    shifted = run.with_offset(5 * 64 - 5 * 32)
+    assert jax.tree.structure(shifted.abstract_state()) == jax.tree.structure(run.abstract_state())

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from evit_jax.data import pipeline
+from evit_jax.data.order import SampleOrder
 from tests.helpers.toys import Broken, Jitter, Numbered, Plain, assert_same, evaluate, train
 
 
@@ -27,7 +28,7 @@ def test_eval_batches_more_workers_than_batches_equal_those_of_the_thread():
 
 @pytest.mark.parametrize('num_workers', [0, 1])
 def test_batches_closed_cannot_be_iterated(num_workers):
-    batches = pipeline.train_batches(Numbered(9), batch_size=3, epochs=100, seed=0, transform=Jitter(),
+    batches = pipeline.train_batches(Numbered(9), SampleOrder(3, epochs=100, seed=0), Jitter(),
                                      num_workers=num_workers)
     next(batches)
     batches.close()

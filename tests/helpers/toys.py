@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evit_jax.data import pipeline
+from evit_jax.data.order import SampleOrder
 from evit_jax.data.transforms import geometry
 
 SIDE = 8
@@ -81,9 +82,12 @@ def read_all(batches):
 
 
 def train(source, start_step=0, **changes):
-    arguments = {'batch_size': 4, 'epochs': 3, 'seed': 7, 'transform': Jitter()}
+    """Returns all batches of a training; `changes` are fields of `SampleOrder` or arguments of `train_batches`."""
     source = Numbered(source) if isinstance(source, int) else source
-    return read_all(pipeline.train_batches(source, start_step=start_step, **arguments | changes))
+    fields = {name: changes.pop(name) for name in SampleOrder._fields if name in changes}
+    sample_order = SampleOrder(**{'batch_size': 4, 'epochs': 3, 'seed': 7} | fields)
+    return read_all(pipeline.train_batches(source, sample_order, changes.pop('transform', Jitter()),
+                                           start_step=start_step, **changes))
 
 
 def evaluate(source, **arguments):

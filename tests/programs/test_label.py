@@ -113,8 +113,9 @@ def test_train_lvvit_on_the_maps_of_another_model(made, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'model__name': 'vit_layouts'}, 'a head for tokens, which vit_layouts lacks'),
-    ({'distill__kind': 'self'}, 'both say what is learned'), ({'mixing__mixup': 0.8}, 'in place of mixing images')])
+    ({'model__name': 'vit_layouts'}, 'a head for patch tokens, which vit_layouts lacks'),
+    ({'distill__kind': 'self'}, 'both decide the objective'),
+    ({'mixing__mixup': 0.8}, 'MixToken replaces mixup and cutmix')])
 def test_check_token_labels_with_incompatible_settings_raises(monkeypatch, changes, message):
     monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, heads=2))
     with pytest.raises(ValueError, match=message):
