@@ -125,7 +125,7 @@ def test_start_from_weights_that_do_not_fit_names_them(trained):
                                          r'head_dist.kernel is missing there; pos_embed has shape'):
         start_from(trained[0], fives(dataclasses.replace(MODEL, classes=3, distilled=True)), prefix=2, ema=False)
     with pytest.raises(ValueError, match=r'30 differ\).*bias has shape \(16,\), wanted \(32,\).*and 25 more\. Set'):
-        start_from(trained[0], fives(dataclasses.replace(MODEL, width=32)), prefix=1, ema=False)
+        start_from(trained[0], fives(dataclasses.replace(MODEL, width=32, classes=1000)), prefix=1, ema=False)
 
 
 def test_train_from_a_missing_run_is_refused_before_the_workdir_is_touched(tmp_path):
