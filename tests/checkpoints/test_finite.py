@@ -29,8 +29,8 @@ def test_weights_not_finite_are_refused_by_name_by_every_reader(tmp_path, bad):
     save_weights(tmp_path, bad)
     run = experiment.setup(layouts.config_of(init_from=str(tmp_path)))
     for read in (lambda: load_model(tmp_path), lambda: run.trained_state(tmp_path), run.new_state,
-                 lambda: distillation.read(tmp_path, ema=False, dense=True, image_size=16, dtype=np.float32,
-                                       class_names=('red', 'green', 'blue'))):
+                 lambda: distillation.load_teacher(tmp_path, ema=False, dense=True, image_size=16, dtype=np.float32,
+                                               class_names=('red', 'green', 'blue'))):
         with pytest.raises(ValueError, match=r'NaN or infinity stands in 1 of \d+ arrays: blocks.1.norm1.bias \('):
             read()
 
@@ -63,7 +63,8 @@ def test_export_with_logits_not_finite_is_refused(overflowing, tmp_path):
 @pytest.mark.parametrize('loss', [np.nan, np.inf])
 def test_evaluate_with_a_loss_not_finite_is_refused(loss):
     def step(batch):
-        return {'loss': np.array([1.0, loss, loss]), 'right': np.ones(3), 'right5': np.ones(3), 'kept': ()}
+        return {'loss': np.array([1.0, loss, loss]), 'right': np.ones(3), 'right5': np.ones(3), 'kept': (),
+                'token_of_patch': (), 'prediction': np.zeros(3, int)}
 
     batch = {'image': np.zeros((3, 4, 4, 3), np.uint8), 'label': np.zeros(3, int)}
     with pytest.raises(FloatingPointError, match='the logits of 1 of 2 images are not finite'):
