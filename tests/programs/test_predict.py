@@ -180,7 +180,7 @@ def test_predict_pictures_are_named_after_the_images_and_replace_none(program, c
     (('CHECKPOINT', 'a.png', '--ema'), 'holds no moving average'),
     (('CHECKPOINT', 'a.png', '--top=0'), '--top=0'),
     (('CHECKPOINT', 'a.png', '--reducer=tomme'), "unknown reducer 'tomme': did you mean tome?"),
-    (('CHECKPOINT', 'a.png', '--reducer=dynamicvit'), 'this model has no predictors'),
+    (('CHECKPOINT', 'a.png', '--reducer=dynamicvit'), 'dynamicvit needs a learned module'),
     (('CHECKPOINT', 'a.png', '--reducer=tome', '--rate=0.4'), 'r=9 of 16 tokens cannot be merged by tome'),
     (('CHECKPOINT', 'a.png', '--reducer=tome', '--r=9'), 'r=9 would merge 9 of 16 tokens in the first block'),
     (('CHECKPOINT', 'a.png', '--r=2'), 'evit merges none'),
@@ -221,7 +221,7 @@ def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_clo
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith(f'{images}/a.png: ') and done.stdout.count('%') == 3
     assert 'cannot be read: absent.png: No such file or directory' in done.stderr
-    lines = [line for line in done.stderr.splitlines() if ' a second, ' not in line]  # no lines of progress
+    lines = [line for line in done.stderr.splitlines() if ' progress.py:' not in line]  # on a slow machine
     assert 'Traceback' not in done.stderr and len(lines) == 3
     reading, writing = os.pipe()
     os.close(reading)
