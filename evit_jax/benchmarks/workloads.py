@@ -89,7 +89,7 @@ class WorkloadLists(NamedTuple):
     dtypes: Sequence[str] | None = None
     reduce_at: Sequence[int] = ()           # blocks that reduce tokens
     train: bool = False                     # adds the training step of each workload
-    reducers: Sequence[str] | None = None   # names; a reducer that cannot fuse is measured without fusion
+    reducers: Sequence[str | Reducer] | None = None  # a reducer that cannot fuse is measured without fusion
     r: Sequence[int] = ()                   # tokens that every block merges, beside the rates; for reducers that merge
     plans: Sequence[PlanFile] = ()          # plans to measure beside the rates, each with every reducer
     gather_impls: Sequence[str] = ('',)     # for reducers that keep tokens by rank; '' is the platform's best

@@ -21,7 +21,7 @@ for (const row of data.rows) {
   }
 }
 const isKept = (stage, patch) => (stage.kept[patch >> 3] >> (7 - (patch & 7))) & 1;
-/* The patches that were merged with a patch. A stage without token_of_patch has merged none. */
+/* The patches that were merged with a patch. A page without token_of_patch has merged none. */
 const mergedWith = (stage, patch) => stage.token_of_patch && isKept(stage, patch)
   ? [...stage.token_of_patch.keys()].filter((other) => stage.token_of_patch[other] === stage.token_of_patch[patch]) : [patch];
 const entered = (view, stage, patch) => stage === 0 || isKept(view.stages[stage - 1], patch);

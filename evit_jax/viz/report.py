@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evit_jax.viz.example import Example, Setting, Stage, View
-from evit_jax.viz.patches import HEAT_COLOURS, has_merged, patch_groups
+from evit_jax.viz.example import Example, Setting, Stage
+from evit_jax.viz.patches import HEAT_COLOURS, grid, has_merged, patch_groups
 
 _JPEG_QUALITY = 92  # of the images in the page
 
@@ -37,35 +37,39 @@ def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, pat
     """
     if not examples:
         raise ValueError('there is no image to draw')
+    merged = any(has_merged(_groups(example, stage, patch_size))
+                 for example in examples for view in example.views for stage in view.stages)
     data = {
         'patch': patch_size, 'start': start, 'stages': list(stages), 'colours': _base64(HEAT_COLOURS),
         'settings': [setting._asdict() for setting in settings],
-        'rows': [_row(example, patch_size) for example in examples]}
+        'rows': [_row(example, patch_size, merged) for example in examples]}
     parts = {'title': html.escape(title), 'about': html.escape(metadata), 'style': _part('css'), 'script': _part('js'),
              # Only its end tag can end a script element.
              'data': json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')}
     return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], _part('html'))
 
 
-def _row(example: Example, patch_size: int) -> dict[str, Any]:
-    height, width = example.image.shape[:2]
-    patches, jpeg = height // patch_size * (width // patch_size), io.BytesIO()
+def _row(example: Example, patch_size: int, merged: bool) -> dict[str, Any]:
+    """Returns the data of one image; `merged` adds the token of each patch."""
+    jpeg = io.BytesIO()
     Image.fromarray(example.image).save(jpeg, 'JPEG', quality=_JPEG_QUALITY, subsampling=0)
-    return {'name': example.name, 'truth': example.truth, 'views': [_view(view, patches) for view in example.views],
+    views = [{'guesses': [[name, round(share, 4)] for name, share in view.guesses], 'right': view.right,
+              'stages': [_stage(stage, _groups(example, stage, patch_size), merged) for stage in view.stages]}
+             for view in example.views]
+    return {'name': example.name, 'truth': example.truth, 'views': views,
             'image': f'data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}'}
 
 
-def _view(view: View, patches: int) -> dict[str, Any]:
-    return {'guesses': [[name, round(share, 4)] for name, share in view.guesses], 'right': view.right,
-            'stages': [_stage(stage, patches) for stage in view.stages]}
-
-
-def _stage(stage: Stage, patches: int) -> dict[str, Any]:
-    groups = patch_groups(np.array(stage.kept), stage.token_of_patch, patches)
-    merged = {'token_of_patch': _base64(groups.astype('<u2'))} if has_merged(groups) else {}  # -1 becomes 65535
-    return {'kept': _base64(np.packbits(groups >= 0)), 'fused': sum(id < 0 for id in stage.kept)} | merged | {
+def _stage(stage: Stage, groups: np.ndarray, merged: bool) -> dict[str, Any]:
+    token_of_patch = {'token_of_patch': _base64(groups.astype('<u2'))} if merged else {}  # -1 becomes 65535
+    return {'kept': _base64(np.packbits(groups >= 0)), 'fused': sum(id < 0 for id in stage.kept)} | token_of_patch | {
         name: _levels(values) for name, values in (('attention', stage.attention), ('origin', stage.fused_weights))
         if values is not None}
+
+
+def _groups(example: Example, stage: Stage, patch_size: int) -> np.ndarray:
+    rows, columns = grid(example.image, patch_size)
+    return patch_groups(np.array(stage.kept), stage.token_of_patch, rows * columns)
 
 
 def _levels(values: np.ndarray) -> dict[str, Any]:
