@@ -1,7 +1,7 @@
 """Token plans: how many tokens leave each block, decided in Python before anything is traced.
 
-A plan is static. XLA compiles one program for each plan that is run, and the schedule, the cost model and
-every program a person starts are ways of choosing a plan.
+A plan is static, and XLA compiles one program for each plan. The keep-rate schedule, the cost model, the plan search,
+export and serving are ways to choose a plan.
 """
 
 import functools
@@ -14,23 +14,23 @@ from evit_jax.reduction.reducer import Reducer
 from evit_jax.reduction.reducers import EVIT, TOME
 
 T = TypeVar('T')
-_CLOSE = 0.01  # how near a wanted share of MACs a plan should come
+_TOLERANCE = 0.01  # relative error of the requested MACs that is accepted
 
 
 class TokenPlan(NamedTuple):
-    """Tokens kept at each block of one model; hashable, so it can be a static argument of `jax.jit`.
+    """The number of tokens kept at each block of a model. It is hashable, for use as a static argument of `jax.jit`.
 
-    Counts leave out the class (and distillation) token, which always stays.
+    All counts are of patch tokens. Prefix tokens (class, distillation) always stay and are not counted.
     """
 
     patches: int                   # tokens that enter block 0
-    keep: tuple[int | None, ...]   # per block: tokens kept by rank, None where nothing is dropped
-    fused: bool                    # dropped tokens are blended into one, appended last
-    reducer: Reducer = EVIT        # which tokens stay, and what becomes of the others
+    keep: tuple[int | None, ...]   # for each block: tokens kept, None without a reduction
+    fused: bool                    # the dropped tokens are fused into one, appended last
+    reducer: Reducer = EVIT        # decides which tokens are kept, dropped or merged
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Tokens that leave each block, a fused token included."""
+        """Number of tokens that leave each block, including a fused token."""
         counts, n = [], self.patches
         for keep in self.keep:
             n = n if keep is None else self.reducer.num_leaving(n, keep, self.fused)
@@ -39,23 +39,28 @@ class TokenPlan(NamedTuple):
 
     @property
     def entering(self) -> tuple[int, ...]:
-        """Tokens that enter each block."""
+        """Number of tokens that enter each block."""
         return (self.patches, *self.counts[:-1])
 
     @property
     def attending(self) -> tuple[int, ...]:
-        """Tokens in the attention of each block."""
+        """Number of tokens in the attention of each block."""
         return self.counts if self.reducer.before_block else self.entering
 
     @property
     def reductions(self) -> tuple[int, ...]:
-        """Blocks that drop tokens."""
+        """Indices of the blocks that reduce tokens."""
         return tuple(block for block, keep in enumerate(self.keep) if keep is not None)
 
     @property
     def kept_fractions(self) -> tuple[float, ...]:
         """The fraction of the patches that each reduction keeps."""
         return tuple(self.keep[block] / self.patches for block in self.reductions)
+
+    @property
+    def masks_tokens(self) -> bool:
+        """True if the reducer masks tokens instead of dropping them, so that no count changes."""
+        return any(self.counts[block] != self.keep[block] + self.fused for block in self.reductions)
 
     def in_training(self) -> 'TokenPlan':
         """Returns the plan that trains a model for this one; the same plan for most reducers."""
@@ -64,7 +69,7 @@ class TokenPlan(NamedTuple):
     def __str__(self) -> str:
         if not self.reductions:
             return f'{self.patches} tokens, nothing dropped'
-        if self.counts[-1] == self.patches:  # tokens are masked, not dropped
+        if self.masks_tokens:
             kept = ' > '.join(str(self.keep[block]) for block in self.reductions)
             return f'{self.patches} tokens, {kept} of them unmasked at blocks {self.reductions}, {self.reducer}'
         counts = ' > '.join(str(self.counts[block]) for block in self.reductions)
@@ -74,24 +79,24 @@ class TokenPlan(NamedTuple):
 
 def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, tokens: Sequence[int] | None = None,
               reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True, reducer: Reducer = EVIT) -> TokenPlan:
-    """The plan of keep rates (or explicit token counts) at given blocks.
+    """Returns the plan for keep rates, or for token counts, at given blocks.
 
     EViT's reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them. If these are all
     tokens, nothing is dropped and nothing fused. Other reducers may count otherwise; see `Reducer.num_kept`. Learned
     modules are numbered by reduction: if one reduction drops tokens, the plan has all of them.
 
     Args:
-      patches: patch tokens of the image.
-      depth: blocks of the model.
-      rate: in (0, 1]; one for all reductions, or one for each block of `reduce_at`, in its order.
-      tokens: kept tokens at each block of `reduce_at`, in its order and in place of `rate`; a count that is not below n
-        drops nothing, and one above n is logged as a WARNING.
-      reduce_at: blocks (0-based) that reduce, in any order.
-      fuse: blend the dropped tokens into one extra token, where the reducer can.
+      patches: number of patch tokens of the image.
+      depth: number of blocks of the model.
+      rate: keep rate in (0, 1]: one for all reductions, or one for each block of `reduce_at`, in its order.
+      tokens: number of tokens kept at each block of `reduce_at`, in its order; replaces `rate`. A count of n or more
+        drops nothing; a WARNING is logged for more than n.
+      reduce_at: indices of the blocks that reduce, from 0, in any order.
+      fuse: fuse the dropped tokens into one extra token if the reducer can.
 
     Raises:
-      ValueError: a rate, count or block is out of range, there are more or fewer values than reductions, or they are a
-        set or a dict.
+      ValueError: a rate, count or block is out of range, the number of values differs from the number of blocks, or
+        the values are a set or a dict.
 
     Source: EViT, section 3; youweiliang/evit, evit.py.
     """
@@ -104,34 +109,34 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
         rates = by_depth(reduce_at, rate, 'rate') if one_each else (rate,) * len(reduce_at)
         if bad := [r for r in rates if not 0 < r <= 1]:
             raise ValueError(f'keep rate {bad[0]} is outside (0, 1]: 1 keeps every token, 0.7 keeps 70 %')
-    at, keep, n = tuple(sorted(reduce_at)), [], patches
+    blocks, keep, n = tuple(sorted(reduce_at)), [], patches
     for block in range(depth):
         count = n
-        if block in at:
-            reduction = at.index(block)
+        if block in blocks:
+            reduction = blocks.index(block)
             count = int(tokens[reduction]) if counted else reducer.num_kept(patches, n, rates[:reduction + 1])
-            _check_fewest(count, n, block, reducer)
+            _check_min_kept(count, n, block, reducer)
             if count > n:
-                logging.warning('tokens=%s: block %d keeps all of its %d tokens, for fewer than %d enter it', tokens,
-                                block, n, count)
+                logging.warning('tokens=%s: block %d keeps all of its %d tokens, because fewer than %d enter it',
+                                tokens, block, n, count)
         keep.append(count if count < n else None)
         n = count + fuse if count < n else n
     if reducer.is_learned and any(keep):
-        keep = _at_all(keep, patches, at)
+        keep = _reduce_at_all(keep, patches, blocks)
     return TokenPlan(patches, tuple(keep), fuse, reducer)
 
 
 def merge_plan(patches: int, depth: int, *, r: float, decreasing: bool = False, progress: float = 1.0,
                reducer: Reducer = TOME) -> TokenPlan:
-    """The plan that merges r tokens away in every block; where fewer than 2 r are left, half of them, as ToMe does.
+    """Returns the plan that merges r tokens in every block, or half of the tokens if fewer than 2 r are left (ToMe).
 
     Args:
-      patches: patch tokens of the image.
-      depth: blocks of the model.
-      r: a fraction is met on average: 0.5 is one token in every second block.
-      decreasing: from 2 r in the first block in a line to none in the last. All blocks together merge as many as
-        without; ToMe's code rounds each block's down, and merges a few less.
-      progress: of a schedule, the share of r that is merged.
+      patches: number of patch tokens of the image.
+      depth: number of blocks of the model.
+      r: tokens merged in each block. A fraction is met on average: 0.5 is one token in every second block.
+      decreasing: merge 2 r tokens in the first block, linearly fewer in each block, and none in the last. The total is
+        the same. (ToMe's code rounds down in each block, and merges a few less.)
+      progress: fraction of r that is merged, for a schedule.
 
     Raises:
       ValueError: the reducer does not merge, or r is more than half of the tokens.
@@ -144,46 +149,48 @@ def merge_plan(patches: int, depth: int, *, r: float, decreasing: bool = False, 
     if not 0 <= most <= patches // 2:
         raise ValueError(f'r={r:g} would merge {most:g} of {patches} tokens in the first block: a block merges at most '
                          f'half of them, so give 0 <= r <= {patches // 2 / (most / r) if r > 0 else patches // 2:g}')
-    keep, n, wanted, merged = [], patches, 0.0, 0
+    keep, n, target, merged = [], patches, 0.0, 0
     for block in range(depth):
-        wanted += progress * (r if depth == 1 or not decreasing else 2 * r * (1 - block / (depth - 1)))
-        left = max(n - (round(wanted) - merged), reducer.min_kept(n))
+        target += progress * (r if depth == 1 or not decreasing else 2 * r * (1 - block / (depth - 1)))
+        left = max(n - (round(target) - merged), reducer.min_kept(n))
         keep.append(left if left < n else None)
-        n, merged = left, round(wanted)
+        n, merged = left, round(target)
     return TokenPlan(patches, tuple(keep), False, reducer)
 
 
-def plan_of_macs(macs: Callable[[TokenPlan], int], share: float, plan_at: Callable[[float], TokenPlan]) -> TokenPlan:
-    """The plan whose multiply-accumulates come nearest to a share of the dense model's.
+def plan_of_macs(macs: Callable[[TokenPlan], int], fraction: float,
+                 plan_at: Callable[[float], TokenPlan]) -> TokenPlan:
+    """Returns the plan whose multiply-accumulates (MACs) are nearest to a fraction of the dense model's.
 
     Args:
-      macs: of a plan, as `shape.macs`.
-      share: in (0, 1].
-      plan_at: in [0, 1] -> plan; dense at 0, and the more it reduces the larger the number, as `plans_of` has them.
+      macs: plan -> MACs, as `ViTConfig.macs`.
+      fraction: in (0, 1].
+      plan_at: number in [0, 1] -> plan: dense at 0, with fewer MACs for larger numbers; see `plans_of`.
 
     Raises:
-      ValueError: the share is out of range, or less than what is left at 1.
+      ValueError: the fraction is out of range, or below that of `plan_at(1)`.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f'{share:g} of the MACs is outside (0, 1]: 1 is dense')
-    if share == 1:
-        return plan_at(0)  # where it costs the least to drop nothing
-    wanted = share * macs(plan_at(0))
-    if (least := macs(plan_at(1))) > wanted * (1 + _CLOSE):
+    if not 0 < fraction <= 1:
+        raise ValueError(f'{fraction:g} of the MACs is outside (0, 1]: 1 is dense')
+    if fraction == 1:
+        return plan_at(0)
+    target = fraction * macs(plan_at(0))
+    if (least := macs(plan_at(1))) > target * (1 + _TOLERANCE):
         raise ValueError(f'{plan_at(1)} has {least / macs(plan_at(0)):.3f} of the MACs, and fewer cannot be reached: '
-                         f'ask for more than {share:g}, or reduce in more or earlier blocks')
+                         f'ask for more than {fraction:g}, or reduce in more or earlier blocks')
     low, high = 0.0, 1.0
-    for _ in range(40):  # until neighbouring plans are told apart, whatever the counts
+    for _ in range(40):  # enough to separate neighbouring plans
         middle = (low + high) / 2
-        low, high = (middle, high) if macs(plan_at(middle)) > wanted else (low, middle)
-    return min(plan_at(low), plan_at(high), key=lambda plan: abs(macs(plan) - wanted))
+        low, high = (middle, high) if macs(plan_at(middle)) > target else (low, middle)
+    return min(plan_at(low), plan_at(high), key=lambda plan: abs(macs(plan) - target))
 
 
 def plans_of(reducer: Reducer, patches: int, depth: int, *, reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True,
              decreasing: bool = False) -> Callable[[float], TokenPlan]:
-    """For `plan_of_macs`: one keep rate at these blocks, from 1 to the least that the reducer can keep.
+    """Returns a function from a number in [0, 1] to a plan, for `plan_of_macs`; at 0 the plan is dense.
 
-    Of a reducer that is `every_block`: r tokens merged in every block, from none to half of the patches in the first.
+    The plans have one keep rate at the given blocks, down to the lowest that the reducer allows. For a reducer with
+    `every_block`, they merge the same number of tokens in every block, up to half of the patches in the first.
     """
     if reducer.every_block:
         most = patches // 2 / (2 if decreasing and depth > 1 else 1)
@@ -200,33 +207,33 @@ def _check_tokens(tokens):
         raise ValueError(f'tokens={tokens}: {low[0]} tokens cannot be kept, the least is 1')
 
 
-def _check_fewest(count, entering, block, reducer):
+def _check_min_kept(count, entering, block, reducer):
     if count < (min_kept := reducer.min_kept(entering)):
         raise ValueError(
             f'block {block}: r={entering - count} of {entering} tokens cannot be merged by {reducer}, at most half of '
             f'them, {entering - min_kept}: keep {min_kept} or more there, or reduce in more blocks')
 
 
-def _at_all(keep, patches, at):
-    """A reduction that drops nothing keeps what comes to it; without fusion."""
-    found, n = [], patches
+def _reduce_at_all(keep, patches, blocks):
+    """Adds the reductions that keep all tokens, since each has its own learned module; without fusion."""
+    result, n = [], patches
     for block, count in enumerate(keep):
         n = n if count is None else count
-        found.append(n if block in at else None)
-    return found
+        result.append(n if block in blocks else None)
+    return result
 
 
 def by_depth(reduce_at: Sequence[int], values: Sequence[T], name: str) -> tuple[T, ...]:
-    """The values of the blocks, one for each, in ascending order of the blocks.
+    """Sorts values, one for each block, by their blocks.
 
     Args:
       reduce_at: blocks, in any order.
-      values: one for each block, in the same order.
-      name: what they are, for the message.
+      values: one value for each block, in the order of `reduce_at`.
+      name: name of the values, for the message.
 
     Raises:
-      ValueError: there are more or fewer values than blocks; or blocks or values are a set, which has no order, or a
-        dict, whose values would be ignored.
+      ValueError: the numbers of values and blocks differ; or one of them is a set, which has no order, or a dict, whose
+        values would be ignored.
     """
     for given, sequence in ((name, values), ('reduce_at', reduce_at)):
         if isinstance(sequence, Set | Mapping):

@@ -1,4 +1,4 @@
-"""A token plan in a file, with the model that it is for."""
+"""Token plans in JSON files, with the model that they are for."""
 
 import json
 import os
@@ -9,29 +9,29 @@ from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
 
 
 class PlanFile(NamedTuple):
-    """What the planner writes and other programs follow."""
+    """The content of a plan file: `evit_jax.plan` writes it, other programs read it."""
 
     model: str
     image_size: int
     patches: int
     depth: int
     reduce_at: tuple[int, ...]
-    tokens: tuple[int, ...]  # kept at each reduction
+    tokens: tuple[int, ...]  # number of tokens kept at each reduction
     fuse: bool
-    path: str = ''           # of the file
+    path: str = ''           # path of the file, for messages
 
     @classmethod
     def of(cls, plan: TokenPlan, model: str, image_size: int) -> 'PlanFile':
-        """A plan, to be written."""
+        """Returns the content of the file for a plan."""
         kept = tuple(plan.keep[block] for block in plan.reductions)
         return cls(model, image_size, plan.patches, len(plan.keep), plan.reductions, kept, plan.fused)
 
     def metadata(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the content as a dict for JSON."""
         return {name: value for name, value in self._asdict().items() if name != 'path'}
 
     def check(self, model: str, patches: int, depth: int) -> None:
-        """Raises a ValueError if it was made for another model, or for images of another size."""
+        """Raises a ValueError if the plan is for another model, or for another image size."""
         if (self.model, self.patches, self.depth) != (model, patches, depth):
             raise ValueError(f'the plan {self.path} is for {self.model} with {self.patches} patches and {self.depth} '
                              f'blocks, and this is {model} with {patches} patches and {depth} blocks: make one with '
@@ -39,22 +39,22 @@ class PlanFile(NamedTuple):
 
 
 def read_plan_file(path: str | os.PathLike) -> PlanFile:
-    """Reads what the planner wrote.
+    """Reads a plan file.
 
     Raises:
-      ValueError: it is not there, or no plan.
+      ValueError: the file cannot be read, or holds no plan.
     """
     hint = 'give a file that python -m evit_jax.plan --out FILE has written'
     try:
-        told = json.loads(pathlib.Path(path).expanduser().read_text())
-        found = PlanFile(path=os.fspath(path), **{name: tuple(value) if isinstance(value, list) else value
-                                                 for name, value in told.items() if name in PlanFile._fields})
-        if not isinstance(found.fuse, bool):
-            raise ValueError(f'"fuse": {json.dumps(found.fuse)} is neither true nor false')
-        by_depth(found.reduce_at, found.tokens, 'tokens')  # no tokens beside blocks would be a dense plan
-        make_plan(found.patches, found.depth, tokens=found.tokens, reduce_at=found.reduce_at, fuse=found.fuse)
+        content = json.loads(pathlib.Path(path).expanduser().read_text())
+        plan = PlanFile(path=os.fspath(path), **{name: tuple(value) if isinstance(value, list) else value
+                                                for name, value in content.items() if name in PlanFile._fields})
+        if not isinstance(plan.fuse, bool):
+            raise ValueError(f'"fuse": {json.dumps(plan.fuse)} is neither true nor false')
+        by_depth(plan.reduce_at, plan.tokens, 'tokens')  # blocks without tokens would give a dense plan
+        make_plan(plan.patches, plan.depth, tokens=plan.tokens, reduce_at=plan.reduce_at, fuse=plan.fuse)
     except OSError as error:
         raise ValueError(f'--plan={path} cannot be read ({error.strerror}): {hint}') from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'--plan={path} holds no plan ({error}): {hint}') from error
-    return found
+    return plan

@@ -1,8 +1,8 @@
 """The keep-rate schedule of training, quantised so that few programs are compiled.
 
-EViT shrinks the keep rate by a cosine, anew at every step; followed to the letter that gives about 146 different
-shapes on the way to 0.7. Here the cosine takes `levels` values, each a program, and at no step are fewer tokens
-kept than the exact cosine would keep. (A departure from the reference, for the compiler's sake.)
+EViT lowers the keep rate by a cosine at every step, which gives about 146 different shapes on the way to 0.7. Here the
+cosine takes `levels` values, one program each. No step keeps fewer tokens than the exact cosine. (A departure from the
+reference, to limit compilation.)
 """
 
 import math
@@ -13,23 +13,23 @@ from evit_jax.reduction.plan import TokenPlan
 
 
 class KeepSchedule(NamedTuple):
-    """When the keep rate falls from 1 to its base value, in steps."""
+    """The steps in which the keep rate falls from 1 to its base value."""
 
     start: int   # first step of the cosine
-    length: int  # steps of the cosine; 0: the base rate from `start` on
-    levels: int  # programs, the first dense and the last at the base rate
+    length: int  # number of steps of the cosine; 0: the base rate from `start` on
+    levels: int  # number of programs, the first dense and the last at the base rate
 
 
 class Stage(NamedTuple):
-    """Steps from `start` on that run one program."""
+    """The steps from `start` on, which run one program."""
 
     start: int
-    progress: float  # 0: every token stays; 1: the base rate
+    progress: float  # 0: all tokens are kept; 1: the base rate
     plan: TokenPlan
 
 
 def progress(schedule: KeepSchedule, step: int) -> float:
-    """How far the exact cosine has come at a step: the keep rate is `1 - (1 - base) * progress`.
+    """Returns the progress of the exact cosine at a step, in [0, 1]: the keep rate is `1 - (1 - base) * progress`.
 
     Source: EViT, section 4 (implementation); adjust_keep_rate in youweiliang/evit, helpers.py.
     """
@@ -42,40 +42,40 @@ def progress(schedule: KeepSchedule, step: int) -> float:
 
 
 def stages(schedule: KeepSchedule, plan_at: Callable[[float], TokenPlan], total_steps: int) -> tuple[Stage, ...]:
-    """The stages of a run, in order; levels with equal plans are one stage.
+    """Returns the stages of a run in order. Levels with equal plans are one stage.
 
     Args:
       plan_at: progress in [0, 1] -> plan.
-      total_steps: stages that would start at or after it are left out.
+      total_steps: number of steps in the run; later stages are left out.
 
     Raises:
-      ValueError: fewer than two levels for a rate that changes.
+      ValueError: the rate changes, and there are fewer than two levels.
     """
     if schedule.start <= 0 and schedule.length <= 0:
         return (Stage(0, 1.0, plan_at(1.0)),)
     if schedule.levels < 2:
         raise ValueError(f'levels={schedule.levels}: a keep rate that shrinks needs at least 2 levels, '
                          'or start at the base rate with start_epoch=0 and shrink_epochs=0')
-    out = []
+    result = []
     for level in range(schedule.levels):
-        share = level / (schedule.levels - 1)
-        start = _first_step(schedule, share)
-        plan = plan_at(share)
+        fraction = level / (schedule.levels - 1)
+        start = _first_step(schedule, fraction)
+        plan = plan_at(fraction)
         if start >= total_steps:
             break
-        if out and out[-1].start == start:
-            out.pop()
-        if not out or out[-1].plan != plan:
-            out.append(Stage(start, share, plan))
-    return tuple(out)
+        if result and result[-1].start == start:
+            result.pop()
+        if not result or result[-1].plan != plan:
+            result.append(Stage(start, fraction, plan))
+    return tuple(result)
 
 
-def _first_step(schedule, share):
-    """The first step at which the exact cosine has come as far as `share`."""
-    if share == 0:
+def _first_step(schedule, fraction):
+    """Returns the first step at which the progress of the exact cosine reaches a fraction."""
+    if fraction == 0:
         return 0
     low, high = schedule.start, schedule.start + max(schedule.length, 0)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if progress(schedule, middle) >= share else (middle + 1, high)
+        low, high = (low, middle) if progress(schedule, middle) >= fraction else (middle + 1, high)
     return low

@@ -64,7 +64,7 @@ def objective(config: Any, plan: TokenPlan) -> Objective:
         chosen = objectives.token_label_loss(config.data.token_weight)
     else:
         chosen = objectives.classification_loss()
-    if plan.reductions and plan.counts[-1] == plan.patches:  # tokens are masked, not dropped
+    if plan.masks_tokens:
         keep_ratio = objectives.keep_ratio_loss(plan.kept_fractions, config.reducer.share_weight)
         chosen = Objective((*chosen.terms, keep_ratio))
     return chosen

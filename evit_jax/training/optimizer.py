@@ -1,4 +1,4 @@
-"""AdamW as DeiT uses it: what decays, and how the learning rate goes.
+"""AdamW with DeiT's weight decay mask and learning-rate schedule.
 
 Source: DeiT, table 9; timm 0.4.12, `optim_factory.py` and `cosine_lr.py`.
 """
@@ -16,7 +16,10 @@ _NO_DECAY = ('cls_token', 'dist_token', 'pos_embed')
 
 
 def decays(params: Any) -> Any:
-    """A tree of bools: weight decay on matrices and kernels, none on biases, 1-D parameters, tokens and positions."""
+    """Returns a tree of bools: True for parameters with weight decay.
+
+    Matrices and kernels decay; biases and other 1-D parameters, prefix tokens and positions do not.
+    """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in _NO_DECAY, params)
 
 
@@ -27,14 +30,15 @@ def backbone(params: Any) -> Any:
 
 def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps: int, warmup_lr: float,
                   min_lr: float, begun_at: float = 0) -> optax.Schedule:
-    """Warm-up, then a cosine evaluated at the absolute step (the warm-up is not a prefix of it).
+    """Returns the schedule: a linear warm-up, then a cosine that is evaluated at the absolute step.
 
-    The reference steps once after each epoch, so that epoch e + 1 runs at this curve's value of epoch e; here every
-    step (a departure: the same curve without its stairs and an epoch earlier).
+    The reference updates the rate once after each epoch, so epoch e + 1 has this curve's value of epoch e. Here it is
+    updated at every step. (A departure: the same curve, without its steps and an epoch earlier.)
 
     Args:
-      lr: of 512 images; scaled linearly to the batch. `warmup_lr` and `min_lr` are not scaled.
-      begun_at: point of the curve at step 0; not 0 after a change of batch size, which counts the steps on.
+      lr: base learning rate for a batch of 512, scaled linearly with the batch size. `warmup_lr` and `min_lr` are not
+        scaled.
+      begun_at: point of the curve at step 0. It is not 0 after a change of the batch size, since steps are counted on.
     """
     peak = lr * batch_size / 512
 
@@ -51,13 +55,13 @@ def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps:
 def adamw(schedule: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
           clip_norm: float = 0.0, accumulate: int = 1, backbone_scale: float = 1.0,
           backbone_from: int = 0) -> optax.GradientTransformation:
-    """AdamW with the decay mask above.
+    """Returns AdamW with the mask of `decays`.
 
     Args:
-      clip_norm: largest global norm of a gradient; 0 clips nothing.
-      accumulate: steps whose gradients are averaged into one update. The schedule then counts updates.
-      backbone_scale: of the learning rate of all but the predictors of tokens (DynamicViT).
-      backbone_from: updates before which these parameters stay as they are; their moments do not.
+      clip_norm: largest global norm of a gradient; 0: no clipping.
+      accumulate: number of steps whose gradients are averaged into one update. The schedule then counts updates.
+      backbone_scale: factor on the learning rate of all parameters that the reducer does not learn (DynamicViT).
+      backbone_from: number of updates before these parameters are trained; their moments are updated from the start.
     """
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     steps.append(optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays))
@@ -70,19 +74,20 @@ def adamw(schedule: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2:
 
 def from_config(config: Any, batch_size: int, total_steps: int, steps_per_epoch: float,
                 begun_at: float) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of a config and its learning rate.
+    """Returns the optimizer of a config, and its learning-rate schedule.
 
     Args:
-      config: the group `optimizer`.
+      config: the group `optimizer` of the config.
       total_steps: number of steps in a run that has had this batch size from its start.
-      begun_at: steps of this size that the place of step 0 is behind the start (see `positions`).
+      begun_at: number of steps of this batch size between the start of the data and the position of step 0; see
+        `positions`.
     """
-    updates = config.accumulate  # steps to one
+    updates = config.accumulate  # number of steps per update
     schedule = learning_rate(
         lr=config.lr, batch_size=batch_size * updates, total_steps=max(total_steps // updates, 1),
         warmup_steps=round(config.warmup_epochs * steps_per_epoch / updates), warmup_lr=config.warmup_lr,
         min_lr=config.min_lr, begun_at=begun_at / updates)
-    # Where the config has such a point the optimizer has a state for it, wherever the run is: then it is never 0.
+    # It is never 0 if the config sets it, because the optimizer then has a state for it at every step of the run.
     if backbone_from := round(config.backbone_from_epoch * steps_per_epoch / updates):
         backbone_from = (backbone_from - round(begun_at / updates)) or -1
     return adamw(schedule, weight_decay=config.weight_decay, b2=config.b2, clip_norm=config.clip_norm,
