@@ -1,1 +1,1 @@
-"""Kernels with one meaning and a fastest form on each platform."""
+"""Kernels: one result on every platform, computed by the fastest implementation for the platform."""

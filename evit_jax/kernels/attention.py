@@ -1,7 +1,7 @@
-"""Multi-head attention from the projected queries, keys and values [B, N, 3 D].
+"""Computes multi-head attention from projected queries, keys and values [B, N, 3 D].
 
-On a TPU the heads are computed one by one: the transpose to [B, H, N, d] takes longer there than the products. On
-other platforms all heads are computed at once.
+TPUs compute the heads one by one, because the transpose to [B, H, N, d] takes longer than the products. Other platforms
+compute all heads at once.
 """
 
 import functools
@@ -11,31 +11,31 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-_MASK_EPSILON = 1e-6  # in DynamicViT's masked softmax
+_MASK_EPSILON = 1e-6  # added, divided by N, to each weight of DynamicViT's masked softmax
 
 
 @flax.struct.dataclass
 class AttentionOutput:
-    """The output of an attention layer, and what can be read from it. Each method computes its result when called.
+    """The output of an attention layer, and methods that compute more from its queries, keys and values.
 
-    N counts all tokens, prefix tokens included; H heads, d channels per head.
+    N counts all tokens, prefix tokens included. H is the number of heads, d the number of channels per head.
     """
 
-    out: Array              # [B, Q, D] for the Q first tokens as queries
-    class_attention: Array  # [B, N] float32: the class token's row of the softmax, mean over the heads
+    out: Array              # [B, Q, D]: the first Q tokens are the queries
+    class_attention: Array  # [B, N] float32: the class token's softmax row, averaged over the heads
     qkv: Array              # [B, N, 3 D]
-    size: Array | None      # [B, N] float32: patches in each token (proportional attention); None: one each
+    size: Array | None      # [B, N] float32: number of patches in each token (proportional attention); None: 1
     num_heads: int = flax.struct.field(pytree_node=False)
 
     def class_attention_per_head(self) -> Array:
-        """Returns the class token's row of the softmax of each head, [B, H, N] float32."""
+        """Returns the class token's softmax row in each head, [B, H, N] float32."""
         q, k, _ = _split_heads(self.qkv, self.num_heads)
         return class_attention(_scale(q)[:, :, 0], k, None if self.size is None else self.size[:, None])
 
     def received_attention(self) -> Array:
         """Returns the attention that each token receives, [B, N] float32: the mean over all queries and heads.
 
-        It needs the whole softmax [B, H, N, N] once more.
+        This recomputes the whole softmax [B, H, N, N].
         """
         q, k, _ = _split_heads(self.qkv, self.num_heads)
         logits = jnp.einsum('bhqd,bhkd->bhqk', _scale(q), k, preferred_element_type=jnp.float32)
@@ -58,15 +58,15 @@ class AttentionOutput:
             default=lambda qkv: _split_heads(qkv, self.num_heads)[1].mean(axis=1, dtype=jnp.float32))
 
 
-def attend(qkv: Array, num_heads: int, *, size: Array | None = None, mask: Array | None = None,
-           num_queries: int | None = None) -> AttentionOutput:
+def multi_head_attention(qkv: Array, num_heads: int, *, size: Array | None = None, mask: Array | None = None,
+                         num_queries: int | None = None) -> AttentionOutput:
     """Computes softmax attention of all heads.
 
     Args:
       qkv: [B, N, 3 D].
-      size: [B, N] float32: each token counts as so many equal ones (ToMe's proportional attention).
-      mask: [B, N] float32: where it is 0, no other token attends to this one.
-      num_queries: number of first tokens that are queries; None: all.
+      size: [B, N] float32: a token of size s counts as s equal tokens (ToMe's proportional attention).
+      mask: [B, N] float32: no other token attends to a token with mask 0.
+      num_queries: the first `num_queries` tokens are queries; None: all tokens.
     """
     arguments = {'num_heads': num_heads, 'num_queries': num_queries}
     out, class_row = jax.lax.platform_dependent(
@@ -76,12 +76,12 @@ def attend(qkv: Array, num_heads: int, *, size: Array | None = None, mask: Array
 
 
 def class_attention(q: Array, k: Array, size: Array | None = None) -> Array:
-    """Computes the class token's row of the softmax, without the N x N matrix.
+    """Computes the class token's softmax row, without the N x N matrix.
 
     Args:
-      q: [..., d], scaled.
+      q: [..., d], scaled query of the class token.
       k: [..., N, d].
-      size: [..., N] float32, as in `attend`.
+      size: [..., N] float32, as in `multi_head_attention`.
 
     Returns:
       [..., N] float32.
@@ -91,7 +91,7 @@ def class_attention(q: Array, k: Array, size: Array | None = None) -> Array:
 
 
 def _heads_at_once(qkv, size, mask, num_heads, num_queries):
-    # Heads in front before the products: einsum over [B, N, H, d] takes 1.6 times as long on a CPU.
+    # Move the heads axis ahead of the tokens: einsum over [B, N, H, d] takes 1.6 times as long on a CPU.
     q, k, v = _split_heads(qkv, num_heads)
     size, mask = (None if array is None else array[:, None] for array in (size, mask))
     q = _scale(q[:, :, :num_queries])
@@ -114,7 +114,7 @@ def _mean_keys_head_by_head(qkv, num_heads):
 
 
 def _split_heads(qkv, num_heads):
-    """[B, N, 3 D] to queries, keys and values, each [B, H, N, d]."""
+    """Splits [B, N, 3 D] into queries, keys and values, each [B, H, N, d]."""
     return qkv.reshape(*qkv.shape[:2], 3, num_heads, -1).transpose(2, 0, 3, 1, 4)
 
 
@@ -123,9 +123,9 @@ def _scale(q):
 
 
 def _softmax_product(q, k, v, size, mask):
-    """softmax(q kᵀ) v: q [..., Q, d], k and v [..., N, d]; size and mask [..., N]."""
+    """Computes softmax(q kᵀ) v; q is [..., Q, d], k and v [..., N, d], size and mask [..., N]."""
     logits = jnp.einsum('...qd,...kd->...qk', q, k, preferred_element_type=jnp.float32)
-    # Dividing after the product with V spares a pass over the N x N weights.
+    # Divide after the product with V: this saves a pass over the N x N weights.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     if size is not None:
         weights = weights * size[..., None, :]
@@ -138,7 +138,7 @@ def _softmax_product(q, k, v, size, mask):
 
 
 def _visible(mask: Array) -> Array:
-    """[..., N] to [..., N, N]: each token attends to the unmasked tokens and to itself.
+    """Expands the mask from [..., N] to [..., N, N]: each token attends to the unmasked tokens and to itself.
 
     Source: DynamicViT, `softmax_with_policy`.
     """

@@ -1,4 +1,4 @@
-"""Activations of the MLPs, computed in float32."""
+"""Activation functions of the MLPs, computed in float32."""
 
 import math
 
@@ -8,7 +8,10 @@ from jax import Array
 
 
 def gelu(x: Array) -> Array:
-    """Computes the exact GELU by `erf`; `jax.nn.gelu` uses `erfc`, which takes about twice as long on CPU and TPU."""
+    """Computes the exact GELU.
+
+    It uses `erf`. `jax.nn.gelu` uses `erfc`, which takes about twice as long on CPU and TPU.
+    """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
