@@ -1,1 +1,1 @@
-"""Token reduction: static plans, the schedule that walks through them, and the reducers."""
+"""Token reduction: static token plans, the keep-rate schedule, and the reducers."""

@@ -33,7 +33,7 @@ class Reductions:
         self._records: dict[str, tuple] = collections.defaultdict(tuple, dict.fromkeys(RECORDS, ()))
 
     def before_block(self, block: int, tokens: Tokens) -> Tokens:
-        """Reduces the tokens in front of a block if the plan and the reducer do so there."""
+        """Reduces the tokens before a block, if the plan reduces there and the reducer acts before the block."""
         if self._plan.keep[block] is None or not self._plan.reducer.before_block:
             return tokens
         return self._reduce(tokens, None, block)
@@ -45,7 +45,7 @@ class Reductions:
         return functools.partial(self._reduce, block=block)
 
     def records(self) -> dict[str, tuple]:
-        """Returns what was recorded: by name a tuple with one entry per reduction."""
+        """Returns the recorded arrays by name: a tuple with one entry per reduction for each name."""
         return dict(self._records)
 
     def _reduce(self, tokens: Tokens, attention: AttentionOutput | None, block: int) -> Tokens:
@@ -80,18 +80,19 @@ class Reductions:
 def fused_weights(patch_ids: Array, scores: Array, kept: Array, before: tuple[Array, ...], patches: int) -> Array:
     """Computes the weight of each patch in the token that a reduction fuses.
 
-    A fused token that is dropped again counts by the patches in it: the weight of each in that token times the weight
-    of the token itself. The blocks in between change both; this is the effect of the reductions alone.
+    A fused token may itself be dropped and fused later. The weight of a patch is then its weight in the earlier fused
+    token, times the weight of that token. Changes by the blocks between the reductions are not included.
 
     Args:
-      patch_ids: [B, N] int32, the ids that enter the reduction.
-      scores: [B, N] float32, their class attention.
-      kept: [B, K] int32, the ids that leave it.
-      before: outputs of this function for the reductions before.
+      patch_ids: [B, N] int32, patch ids of the tokens that enter the reduction.
+      scores: [B, N] float32, class attention of these tokens.
+      kept: [B, K] int32, patch ids of the tokens that leave the reduction.
+      before: outputs of this function for the earlier reductions.
       patches: number of patches of the image.
 
     Returns:
-      [B, patches] float32; 0 for a patch that is not in the token. In the first reduction the class attention.
+      [B, patches] float32; 0 for a patch that is not in the token. For the first reduction, the weights are the class
+      attention.
     """
     def index(ids):
         return jnp.where(ids < 0, patches - 1 - ids, ids)  # fused tokens follow the patches

@@ -1,4 +1,4 @@
-"""Token budgets: keep rates, token counts, r or MACs as a config states them, and the plans that meet them."""
+"""Token budgets: keep rates, token counts, r or MACs of a config, and the plans that meet them."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +14,14 @@ _ABSENT = absent('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rates'
 
 
 class TokenBudget(NamedTuple):
-    """The requested number of tokens. The first of `macs`, `r` and `tokens` that is set decides, else `rates`."""
+    """The requested number of tokens: by `macs`, `r`, `tokens` or `rates`. The first of these that is set is used."""
 
     reducer: Reducer
-    reduce_at: tuple[int, ...]    # blocks, in any order
+    reduce_at: tuple[int, ...]    # blocks that reduce tokens, in any order
     fuse: bool                    # fuse dropped tokens if the reducer can
-    rates: tuple[float, ...]      # one for each block of `reduce_at`, in its order
-    tokens: tuple[int, ...] = ()  # kept at each block of `reduce_at`, in its order
-    r: float = 0                  # tokens merged in every block
+    rates: tuple[float, ...]      # keep rate of each block of `reduce_at`, in its order
+    tokens: tuple[int, ...] = ()  # number of tokens kept at each block of `reduce_at`, in its order
+    r: float = 0                  # number of tokens merged in every block
     decreasing: bool = False      # see `merge_plan`
     macs: float = 0.0             # fraction of the dense model's multiply-accumulates
 
@@ -40,27 +40,27 @@ class TokenBudget(NamedTuple):
 
     @property
     def rate(self) -> float | None:
-        """The keep rate if all reductions have the same one, else None."""
+        """The keep rate if all reductions have the same keep rate, else None."""
         other = self.macs or self.r or self.tokens or len(set(self.rates)) != 1
         return None if other else self.rates[0]
 
     def at(self, rate: float) -> 'TokenBudget':
-        """Returns the budget with one keep rate for all reductions."""
+        """Returns a budget with one keep rate for all reductions."""
         return self._replace(rates=(rate,) * len(self.reduce_at), tokens=(), r=0, macs=0.0)
 
-    def apply_plan(self, planned: PlanFile) -> 'TokenBudget':
-        """Returns the budget of a plan from a file, with the same reducer."""
-        return self._replace(reduce_at=planned.reduce_at, fuse=planned.fuse, tokens=planned.tokens,
-                             rates=(1.0,) * len(planned.reduce_at), r=0, macs=0.0)
+    def apply_plan(self, plan_file: PlanFile) -> 'TokenBudget':
+        """Returns the budget of a plan file, with the reducer of this budget."""
+        return self._replace(reduce_at=plan_file.reduce_at, fuse=plan_file.fuse, tokens=plan_file.tokens,
+                             rates=(1.0,) * len(plan_file.reduce_at), r=0, macs=0.0)
 
     def plans(self, patches: int, depth: int, macs: Callable[[TokenPlan], int]) -> Callable[[float], TokenPlan]:
-        """Returns a function from the progress of a schedule in [0, 1] to a plan: dense at 0, the budget at 1.
+        """Returns a function from the progress of a schedule in [0, 1] to a plan. Progress 0 is dense, 1 is the budget.
 
         Args:
           macs: plan -> multiply-accumulates.
 
         Raises:
-          ValueError: a value is out of range, now or when the function is called; names it.
+          ValueError: a value is out of range, also when the function is called; the message names the value.
         """
         if self.macs:
             family = plans_of(self.reducer, patches, depth, reduce_at=self.reduce_at, fuse=self.fuse,
@@ -82,12 +82,12 @@ class TokenBudget(NamedTuple):
 
 
 def check_trained_blocks(plan: TokenPlan, trained_at: Sequence[int]) -> None:
-    """Raises a ValueError if a reduction would use the learned module that was trained for another block.
+    """Raises a ValueError if a reduction would use a learned module that was trained for another block.
 
     Modules are numbered by reduction, in ascending order of the blocks.
 
     Args:
-      trained_at: blocks that the modules were trained at, in any order.
+      trained_at: blocks at which the modules were trained, in any order.
     """
     trained_at = tuple(sorted(trained_at))
     wrong = [pair for pair in zip(plan.reductions, trained_at) if pair[0] != pair[1]]

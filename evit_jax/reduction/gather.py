@@ -1,8 +1,8 @@
-"""Keeps the tokens of highest score: top-k, then a gather of their rows. Shapes are static.
+"""Keeps the tokens with the highest scores: top-k, then a gather of their rows. Shapes are static.
 
-The output of the gather is R x. R has a unit row for each prefix token and each kept token, and, when the other tokens
-are fused, one row with their weights. The functions below compute the same R x; docs/performance.md shows which is the
-fastest on which platform.
+The output of the gather is R x. R has a one-hot row for each prefix token and each kept token. If the other tokens are
+fused, R has one more row with their weights. The functions below compute the same R x; docs/performance.md gives the
+fastest function for each platform.
 """
 
 import functools
@@ -19,28 +19,27 @@ from evit_jax.reduction.tokens import Tokens, remap
 from evit_jax.runtime.names import get_by_name
 
 Gather = Callable[[Array, Array, Array | None, int], Array]
-"""(x, index, weights, num_prefix_tokens) -> prefix tokens, kept tokens, and with weights the weighted sum of the rest.
+"""(x, index, weights, num_prefix_tokens) -> prefix tokens, kept tokens and, if given weights, the fused token.
 
 x: [B, F + N, D], F prefix tokens.
-index: [B, K] int32, indices of the kept tokens among the N.
-weights: [B, N] float32; None: nothing is fused.
+index: [B, K] int32, indices of the kept tokens among the N patch tokens.
+weights: [B, N] float32, weights of the other tokens in the fused token; None: nothing is fused.
 Returns [B, F + K (+ 1), D] with the dtype of x.
 """
 
 
 def keep_top(tokens: Tokens, scores: Array, keep: int, *, fuse_weights: Array | None = None) -> Tokens:
-    """Keeps the `keep` tokens of highest score, best first, and can fuse the others into one token, appended last.
+    """Keeps the `keep` tokens with the highest scores, best first. Optionally appends one token that fuses the others.
 
-    The weights of the fused token are not renormalised: with class attention as weights, the fused token is the part
-    of the class token's attention output that the dropped tokens would give.
+    The fused token is a weighted sum of the other tokens. The weights are not renormalised, as in EViT.
 
     Args:
       scores: [B, N]; only their order matters.
       keep: static; each value compiles its own program.
-      fuse_weights: [B, N] weights of the dropped tokens in the fused one; None: they are dropped.
+      fuse_weights: [B, N] weights of the other tokens in the fused token; None: the other tokens are dropped.
 
     Returns:
-      `keep` tokens, one more if the others are fused. The patch id of the fused token is -1 - tokens.stage.
+      `keep` tokens, or `keep + 1` with a fused token. The patch id of the fused token is -1 - tokens.stage.
 
     Raises:
       ValueError: `keep` is outside [1, N].
@@ -60,7 +59,7 @@ def keep_top(tokens: Tokens, scores: Array, keep: int, *, fuse_weights: Array | 
 
 
 def _append_fused(kept, tokens, scores):
-    """Appends what is tracked about the fused token, whose activations are in `kept.x` already."""
+    """Appends the patch id, size, mask and score of the fused token. `kept.x` already contains its activations."""
     def append(array, last):
         return None if array is None else jnp.concatenate([array, last.astype(array.dtype)], axis=1)
 
@@ -75,7 +74,7 @@ def _append_fused(kept, tokens, scores):
 
 
 def top_k(scores: Array, keep: int) -> Array:
-    """Finds the indices of the `keep` highest of the scores [B, N], best first, [B, keep] int32.
+    """Returns the indices [B, keep] int32 of the `keep` highest of the scores [B, N], best first.
 
     Raises:
       ValueError: `keep` is outside [1, N].
@@ -90,25 +89,25 @@ def top_k(scores: Array, keep: int) -> Array:
     devices = math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
     if devices == 1 or scores.shape[0] % devices:
         return index(scores)
-    # XLA partitions top_k on TPU alone; elsewhere it would gather the scores of all devices.
+    # XLA partitions top_k only on TPUs; on other platforms it would gather the scores of all devices.
     batch = PartitionSpec(mesh.auto_axes)
     return jax.shard_map(index, in_specs=batch, out_specs=batch, axis_names=set(mesh.auto_axes))(scores)
 
 
 def gather(x: Array, index: Array, weights: Array | None, num_prefix_tokens: int) -> Array:
-    """Gathers the kept rows; sums the others under a mask."""
+    """Gathers the kept rows. The weighted sum of all rows, with weight 0 for the kept ones, is the fused token."""
     prefix, patches = jnp.split(x, [num_prefix_tokens], axis=1)
     rows = [prefix, jnp.take_along_axis(patches, index[..., None], axis=1)]
     if weights is not None:
-        # Image by image, or XLA would collect the indices of all devices for the scatter.
+        # Scatter image by image: otherwise XLA gathers the indices of all devices.
         weights = jax.vmap(lambda row, kept: row.at[kept].set(0))(weights, index)
         rows.append(_weighted_sum(weights, patches))
     return jnp.concatenate(rows, axis=1)
 
 
 def one_hot(x: Array, index: Array, weights: Array | None, num_prefix_tokens: int) -> Array:
-    """Multiplies by unit rows to keep; sums the others under a mask."""
-    rows = _unit_rows(x, index, num_prefix_tokens)
+    """Multiplies by one-hot rows to copy the kept rows; the fused token is a separate weighted sum."""
+    rows = _one_hot_rows(x, index, num_prefix_tokens)
     kept = _product(rows, x)
     if weights is None:
         return kept
@@ -116,8 +115,8 @@ def one_hot(x: Array, index: Array, weights: Array | None, num_prefix_tokens: in
 
 
 def product(x: Array, index: Array, weights: Array | None, num_prefix_tokens: int) -> Array:
-    """Computes R x as one product; in bfloat16 the weights are rounded to bfloat16."""
-    rows = _unit_rows(x, index, num_prefix_tokens)
+    """Computes R x as one product. For x in bfloat16, the weights are rounded to bfloat16."""
+    rows = _one_hot_rows(x, index, num_prefix_tokens)
     if weights is not None:
         rest = _weights_of_rest(weights, rows)[:, None].astype(rows.dtype)
         rows = jnp.concatenate([rows, rest], axis=1)
@@ -128,13 +127,13 @@ GATHERS = {'gather': gather, 'one_hot': one_hot, 'product': product}
 
 
 def get_gather(name: str, train: bool) -> Gather:
-    """Returns the gather of a name; for '' the fastest of each platform.
+    """Returns the gather with a name; for '', the fastest gather of each platform.
 
     Args:
-      train: a gradient is taken.
+      train: True if gradients are computed.
 
     Raises:
-      ValueError: there is none of this name; names the nearest.
+      ValueError: there is no gather with this name; the message gives the nearest name.
     """
     if name:
         return get_by_name('gather_impl', name, GATHERS)
@@ -143,16 +142,16 @@ def get_gather(name: str, train: bool) -> Gather:
 
 def _by_platform(x, index, weights, num_prefix_tokens, tpu):
     def on_tpu(x, index, weights):
-        # Without a constraint XLA lays out the product image by image, and converts it for each linear layer.
+        # Without this constraint, XLA lays out the product image by image, then converts it for each linear layer.
         out = tpu(x, index, weights, num_prefix_tokens)
-        image_by_image = out.shape[1] % 128 == 0  # suits a TPU if the tokens fill its lanes
+        image_by_image = out.shape[1] % 128 == 0  # a good layout if the tokens fill the lanes of the TPU
         return with_layout_constraint(out, Layout((0, 1, 2) if image_by_image else (1, 0, 2)))
 
     default = functools.partial(gather, num_prefix_tokens=num_prefix_tokens)
     return jax.lax.platform_dependent(x, index, weights, tpu=on_tpu, default=default)
 
 
-def _unit_rows(x, index, num_prefix_tokens):
+def _one_hot_rows(x, index, num_prefix_tokens):
     prefix = jnp.broadcast_to(jnp.arange(num_prefix_tokens, dtype=index.dtype), (index.shape[0], num_prefix_tokens))
     return jax.nn.one_hot(jnp.concatenate([prefix, num_prefix_tokens + index], axis=1), x.shape[1], dtype=x.dtype)
 
@@ -163,7 +162,7 @@ def _weights_of_rest(weights, rows):
 
 
 def _product(rows, x):
-    # If products round float32 to bfloat16, a unit row times x would not be x.
+    # At default precision TPUs round float32 operands to bfloat16; a one-hot row would then not copy x exactly.
     precision = 'highest' if x.dtype == jnp.float32 else None
     return jnp.einsum('bkn,bnd->bkd', rows, x, precision=precision)
 

@@ -1,4 +1,4 @@
-"""Merging of tokens into weighted means: the most similar pairs (ToMe), or runs of neighbours. Shapes are static."""
+"""Merges tokens into weighted means: the most similar pairs (ToMe), or runs of neighbours. Shapes are static."""
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,17 @@ from evit_jax.reduction.tokens import Tokens, remap
 def merge_matched(tokens: Tokens, keys: Array, keep: int) -> Tokens:
     """Merges tokens of one half into the most similar tokens of the other half (bipartite soft matching).
 
-    Counted over all tokens with the prefix, every second one from the first on is in set A, the others in set B. Each
-    token of A points at the token of B whose key has the largest cosine similarity with its own. The most similar of
-    these pairs are merged into the mean over all patches in them. Prefix tokens only count for the position.
+    Set A contains the tokens at even positions, set B those at odd positions; positions include the prefix tokens, but
+    prefix tokens are not merged. Each token of A is paired with the token of B that has the most similar key (cosine
+    similarity). The most similar pairs are merged: a merged token is the mean over all patches in the pair.
 
     Args:
       keys: [B, N, d] float32.
       keep: static; each value compiles its own program.
 
     Returns:
-      `keep` tokens: the tokens of A that were not merged, in order, then B. A merged token has the patch id of its
-      token of B.
+      `keep` tokens: the unmerged tokens of A in order, then the tokens of B. A merged token has the patch id of its
+      member in B.
 
     Raises:
       ValueError: `keep` is not in [N - N // 2, N].
@@ -60,7 +60,7 @@ def merge_matched(tokens: Tokens, keys: Array, keep: int) -> Tokens:
 
 
 def merge_runs(tokens: Tokens, keep: int) -> Tokens:
-    """Merges runs of neighbours: token i of n goes to run i * keep // n. The content of the tokens plays no part.
+    """Merges runs of neighbours: token i of n belongs to run i * keep // n, whatever its content.
 
     Returns:
       `keep` tokens, each the mean over all patches in its run, with the patch id of the first token of the run.
@@ -88,7 +88,7 @@ def merge_runs(tokens: Tokens, keep: int) -> Tokens:
 
 
 def _sizes(tokens: Tokens) -> Array:
-    """Patches in each token, [B, N] float32; counted from `token_of_patch` if sizes are not tracked."""
+    """Returns the number of patches in each token, [B, N] float32. Counts them if sizes are not tracked."""
     if tokens.size is not None:
         return tokens.size
     if tokens.token_of_patch is None:
@@ -102,14 +102,14 @@ def _sizes(tokens: Tokens) -> Array:
 
 
 def _add_merged(x_a, x_b, size_a, size_b, merged, target):
-    """Adds the merged tokens of A to their targets in B, weighted by size: sums [B, N, D] float32, and sizes."""
+    """Adds the merged tokens of A to their targets in B. Returns size-weighted sums [B, N, D] float32, and sizes."""
     arrives = jax.nn.one_hot(target, size_b.shape[1], dtype=jnp.float32)  # [B, r, N]
     weight = arrives * jnp.take_along_axis(size_a, merged, axis=1)[..., None]
-    # A product instead of a scatter, which is slow on devices with matrix units.
+    # Use a product: a scatter is slow on devices with matrix units.
     arrived = jnp.einsum('brn,brd->bnd', weight, _rows(x_a, merged).astype(jnp.float32), precision='highest')
     return size_b[..., None] * x_b + arrived, size_b + weight.sum(1)
 
 
 def _rows(array, index):
-    """Rows of [B, N] or [B, N, D] at indices [B, K]."""
+    """Returns the rows of [B, N] or [B, N, D] at indices [B, K]."""
     return jnp.take_along_axis(array, index if array.ndim == 2 else index[..., None], axis=1)

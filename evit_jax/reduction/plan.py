@@ -1,7 +1,6 @@
-"""Token plans: how many tokens leave each block, decided in Python before anything is traced.
+"""Token plans: the number of tokens that leave each block, decided in Python before tracing.
 
-A plan is static, and XLA compiles one program for each plan. The keep-rate schedule, the cost model, the plan search,
-export and serving are ways to choose a plan.
+A plan is static: XLA compiles one program for each plan.
 """
 
 import functools
@@ -14,17 +13,17 @@ from evit_jax.reduction.reducer import Reducer
 from evit_jax.reduction.reducers import EVIT, TOME
 
 T = TypeVar('T')
-_TOLERANCE = 0.01  # relative error of the requested MACs that is accepted
+_TOLERANCE = 0.01  # accepted relative error of the MACs
 
 
 class TokenPlan(NamedTuple):
     """The number of tokens kept at each block of a model. It is hashable, for use as a static argument of `jax.jit`.
 
-    All counts are of patch tokens. Prefix tokens (class, distillation) always stay and are not counted.
+    All counts are numbers of patch tokens. Prefix tokens (class, distillation) are always kept and not counted.
     """
 
-    patches: int                   # tokens that enter block 0
-    keep: tuple[int | None, ...]   # for each block: tokens kept, None without a reduction
+    patches: int                   # number of tokens that enter block 0
+    keep: tuple[int | None, ...]   # number of tokens kept at each block; None: the block does not reduce
     fused: bool                    # the dropped tokens are fused into one, appended last
     reducer: Reducer = EVIT        # decides which tokens are kept, dropped or merged
 
@@ -54,7 +53,7 @@ class TokenPlan(NamedTuple):
 
     @property
     def kept_fractions(self) -> tuple[float, ...]:
-        """The fraction of the patches that each reduction keeps."""
+        """Fraction of all patches that each reduction keeps."""
         return tuple(self.keep[block] / self.patches for block in self.reductions)
 
     @property
@@ -63,7 +62,10 @@ class TokenPlan(NamedTuple):
         return any(self.counts[block] != self.keep[block] + self.fused for block in self.reductions)
 
     def in_training(self) -> 'TokenPlan':
-        """Returns the plan that trains a model for this one; the same plan for most reducers."""
+        """Returns this plan with the training variant of its reducer.
+
+        Most reducers train as they are. DynamicViT masks tokens instead of dropping them.
+        """
         return self._replace(reducer=self.reducer.in_training())
 
     def __str__(self) -> str:
@@ -81,16 +83,18 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
               reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True, reducer: Reducer = EVIT) -> TokenPlan:
     """Returns the plan for keep rates, or for token counts, at given blocks.
 
-    EViT's reduction keeps `ceil(rate * n)` of the n tokens that enter it, a fused token among them. If these are all
-    tokens, nothing is dropped and nothing fused. Other reducers may count otherwise; see `Reducer.num_kept`. Learned
-    modules are numbered by reduction: if one reduction drops tokens, the plan has all of them.
+    EViT keeps `ceil(rate * n)` of the n tokens that enter a reduction; n includes the fused token of an earlier one. If
+    this is n, the block does not reduce. Other reducers may count differently; see `Reducer.num_kept`. A reducer with
+    learned modules is an exception: if any of its reductions drops tokens, the plan contains all reductions, so that
+    each keeps its module.
 
     Args:
       patches: number of patch tokens of the image.
       depth: number of blocks of the model.
-      rate: keep rate in (0, 1]: one for all reductions, or one for each block of `reduce_at`, in its order.
+      rate: keep rate in (0, 1]: a number for all reductions, or a sequence with one for each block of `reduce_at`, in
+        its order.
       tokens: number of tokens kept at each block of `reduce_at`, in its order; replaces `rate`. A count of n or more
-        drops nothing; a WARNING is logged for more than n.
+        drops nothing; a count above n logs a warning.
       reduce_at: indices of the blocks that reduce, from 0, in any order.
       fuse: fuse the dropped tokens into one extra token if the reducer can.
 
@@ -128,15 +132,15 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
 
 def merge_plan(patches: int, depth: int, *, r: float, decreasing: bool = False, progress: float = 1.0,
                reducer: Reducer = TOME) -> TokenPlan:
-    """Returns the plan that merges r tokens in every block, or half of the tokens if fewer than 2 r are left (ToMe).
+    """Returns the plan that merges r tokens in every block (ToMe). A block with fewer than 2 r tokens merges half.
 
     Args:
       patches: number of patch tokens of the image.
       depth: number of blocks of the model.
-      r: tokens merged in each block. A fraction is met on average: 0.5 is one token in every second block.
-      decreasing: merge 2 r tokens in the first block, linearly fewer in each block, and none in the last. The total is
-        the same. (ToMe's code rounds down in each block, and merges a few less.)
-      progress: fraction of r that is merged, for a schedule.
+      r: number of tokens merged in each block. A fraction is met on average: 0.5 merges 1 token in every second block.
+      decreasing: the number falls linearly from 2 r in the first block to 0 in the last; the total is the same. (ToMe's
+        code rounds down in each block, so it merges slightly fewer tokens.)
+      progress: fraction of r that is merged, in [0, 1]; set by the keep-rate schedule.
 
     Raises:
       ValueError: the reducer does not merge, or r is more than half of the tokens.
@@ -160,15 +164,15 @@ def merge_plan(patches: int, depth: int, *, r: float, decreasing: bool = False, 
 
 def plan_of_macs(macs: Callable[[TokenPlan], int], fraction: float,
                  plan_at: Callable[[float], TokenPlan]) -> TokenPlan:
-    """Returns the plan whose multiply-accumulates (MACs) are nearest to a fraction of the dense model's.
+    """Returns the plan whose multiply-accumulates (MACs) are nearest to a fraction of the dense MACs.
 
     Args:
-      macs: plan -> MACs, as `ViTConfig.macs`.
-      fraction: in (0, 1].
-      plan_at: number in [0, 1] -> plan: dense at 0, with fewer MACs for larger numbers; see `plans_of`.
+      macs: plan -> MACs, such as `ViTConfig.macs`.
+      fraction: fraction of the dense MACs, in (0, 1].
+      plan_at: number in [0, 1] -> plan. 0 gives the dense plan; larger numbers give fewer MACs. See `plans_of`.
 
     Raises:
-      ValueError: the fraction is out of range, or below that of `plan_at(1)`.
+      ValueError: the fraction is out of range, or `plan_at(1)` has more MACs.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f'{fraction:g} of the MACs is outside (0, 1]: 1 is dense')
@@ -187,10 +191,11 @@ def plan_of_macs(macs: Callable[[TokenPlan], int], fraction: float,
 
 def plans_of(reducer: Reducer, patches: int, depth: int, *, reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True,
              decreasing: bool = False) -> Callable[[float], TokenPlan]:
-    """Returns a function from a number in [0, 1] to a plan, for `plan_of_macs`; at 0 the plan is dense.
+    """Returns a function from a number in [0, 1] to a plan, for `plan_of_macs`. The number 0 gives the dense plan.
 
-    The plans have one keep rate at the given blocks, down to the lowest that the reducer allows. For a reducer with
-    `every_block`, they merge the same number of tokens in every block, up to half of the patches in the first.
+    A larger number lowers the keep rate, which all given blocks share; 1 gives the lowest rate that the reducer allows.
+    For a reducer with `every_block`, it raises the number of tokens merged in every block; 1 merges half of the patches
+    in the first block.
     """
     if reducer.every_block:
         most = patches // 2 / (2 if decreasing and depth > 1 else 1)
@@ -215,7 +220,7 @@ def _check_min_kept(count, entering, block, reducer):
 
 
 def _reduce_at_all(keep, patches, blocks):
-    """Adds the reductions that keep all tokens, since each has its own learned module; without fusion."""
+    """Adds the reductions that keep all tokens: each of them has a learned module. They do not fuse."""
     result, n = [], patches
     for block, count in enumerate(keep):
         n = n if count is None else count
@@ -224,7 +229,7 @@ def _reduce_at_all(keep, patches, blocks):
 
 
 def by_depth(reduce_at: Sequence[int], values: Sequence[T], name: str) -> tuple[T, ...]:
-    """Sorts values, one for each block, by their blocks.
+    """Sorts the values of blocks by block index.
 
     Args:
       reduce_at: blocks, in any order.
@@ -232,8 +237,7 @@ def by_depth(reduce_at: Sequence[int], values: Sequence[T], name: str) -> tuple[
       name: name of the values, for the message.
 
     Raises:
-      ValueError: the numbers of values and blocks differ; or one of them is a set, which has no order, or a dict, whose
-        values would be ignored.
+      ValueError: the numbers of values and blocks differ, or one of them is a set, which has no order, or a dict.
     """
     for given, sequence in ((name, values), ('reduce_at', reduce_at)):
         if isinstance(sequence, Set | Mapping):

@@ -1,4 +1,4 @@
-"""Token plans in JSON files, with the model that they are for."""
+"""JSON files with a token plan and the model that it was made for."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
 
 
 class PlanFile(NamedTuple):
-    """The content of a plan file: `evit_jax.plan` writes it, other programs read it."""
+    """The content of a plan file. `evit_jax.plan` writes plan files; other programs read them."""
 
     model: str
     image_size: int
@@ -22,7 +22,7 @@ class PlanFile(NamedTuple):
 
     @classmethod
     def of(cls, plan: TokenPlan, model: str, image_size: int) -> 'PlanFile':
-        """Returns the content of the file for a plan."""
+        """Returns the content of a plan file for a plan."""
         kept = tuple(plan.keep[block] for block in plan.reductions)
         return cls(model, image_size, plan.patches, len(plan.keep), plan.reductions, kept, plan.fused)
 
@@ -31,7 +31,7 @@ class PlanFile(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != 'path'}
 
     def check(self, model: str, patches: int, depth: int) -> None:
-        """Raises a ValueError if the plan is for another model, or for another image size."""
+        """Raises a ValueError if the plan was made for another model or image size."""
         if (self.model, self.patches, self.depth) != (model, patches, depth):
             raise ValueError(f'the plan {self.path} is for {self.model} with {self.patches} patches and {self.depth} '
                              f'blocks, and this is {model} with {patches} patches and {depth} blocks: make one with '
@@ -42,7 +42,7 @@ def read_plan_file(path: str | os.PathLike) -> PlanFile:
     """Reads a plan file.
 
     Raises:
-      ValueError: the file cannot be read, or holds no plan.
+      ValueError: the file cannot be read, or contains no plan.
     """
     hint = 'give a file that python -m evit_jax.plan --out FILE has written'
     try:

@@ -1,4 +1,4 @@
-"""The interface of a token reducer. A reducer is a value; a token plan carries one."""
+"""The interface of token reducers. Each token plan has one reducer."""
 
 import functools
 import math
@@ -12,21 +12,21 @@ from jax import Array
 from evit_jax.kernels.attention import AttentionOutput
 from evit_jax.reduction.tokens import Tokens
 
-PARAMS = 'reducer'  # key of the learned parameters of reducers in a model's tree; one subtree per reduction
+PARAMS = 'reducer'  # key of the reducer's learned parameters in the parameter tree; one subtree per reduction
 
 
 class ReducerInputs:
-    """Information about the N tokens that enter a reduction, beside the tokens. An input is computed when it is read.
+    """Inputs of a reducer besides the N tokens that enter the reduction. Each property is computed when it is read.
 
     Attributes:
       rng: [B] random keys, one per image. In evaluation they are functions of the image alone.
-      train: the model is training, and `rng` may be used for noise.
-      fuse: the plan fuses the dropped tokens into one.
+      train: True in training, where `rng` may be used for noise.
+      fuse: True if the plan fuses the dropped tokens into one.
       block: index of the block.
       stage: number of reductions before this one.
       module: the learned module of this reduction (`Reducer.make_module`), or None.
-      previous_scores: [B, N] float32, the scores by which the reduction before ranked these tokens; for its fused
-        token the sum of the scores in it. None: there is no reduction before, or it had no scores.
+      previous_scores: [B, N] float32, scores of these tokens in the previous reduction. The score of a fused token is
+        the sum of the scores of its members. None: there was no previous reduction, or it had no scores.
       num_prefix_tokens: number of prefix tokens, F.
     """
 
@@ -40,7 +40,7 @@ class ReducerInputs:
 
     @functools.cached_property
     def class_attention(self) -> Array:
-        """Attention of the class token to each token, [B, N] float32: the mean over the heads."""
+        """Attention of the class token to each token, averaged over the heads, [B, N] float32."""
         return self._read('class_attention').class_attention[:, self.num_prefix_tokens:]
 
     @functools.cached_property
@@ -50,7 +50,7 @@ class ReducerInputs:
 
     @functools.cached_property
     def received_attention(self) -> Array:
-        """Mean attention that each token receives from all tokens, [B, N] float32."""
+        """Attention that each token receives, averaged over all tokens and heads, [B, N] float32."""
         return self._read('received_attention').received_attention()[:, self.num_prefix_tokens:]
 
     @functools.cached_property
@@ -60,7 +60,7 @@ class ReducerInputs:
 
     @functools.cached_property
     def mean_keys(self) -> Array:
-        """Mean over the heads of the attention keys, [B, N, d] float32."""
+        """Attention keys, averaged over the heads, [B, N, d] float32."""
         return self._read('mean_keys').mean_keys()[:, self.num_prefix_tokens:]
 
     @functools.cached_property
@@ -70,11 +70,11 @@ class ReducerInputs:
 
     @property
     def fuse_weights(self) -> Array | None:
-        """Class attention if the plan fuses the dropped tokens, else None: the argument of `keep_top`."""
+        """Argument `fuse_weights` of `keep_top`: class attention if the plan fuses the dropped tokens, else None."""
         return self.class_attention if self.fuse else None
 
     def record(self, name: str, array: Array) -> None:
-        """Adds an array to the model's intermediates, which hold a tuple under `name` with one entry per reduction."""
+        """Adds an array to the model's intermediates: `name` maps to a tuple with one entry per reduction."""
         self.records[name] = array
 
     def _read(self, name):
@@ -87,17 +87,17 @@ class ReducerInputs:
 class Reducer:
     """A method that reduces tokens. Subclass it, or decorate a function with `register_reducer`.
 
-    Two reducers are equal if name and registration number are equal. A plan with an equal reducer runs the program that
-    was compiled before. Registering a name again makes a new reducer, and its programs are compiled anew.
+    Two reducers are equal if their names and registration numbers are equal. Plans with equal reducers share compiled
+    programs. Registering a name again makes a new, different reducer, whose programs are compiled anew.
 
     Attributes:
-      name: as in `config.reducer.name`.
-      registration: counts the registrations of this name, from 1.
-      can_fuse: can fuse the dropped tokens into one, which leaves beside the kept ones.
-      before_block: reduces in front of the block; else between its attention and its MLP.
-      merges: its tokens hold several patches each; attention counts each token by its size.
-      every_block: reduces in every block if a plan may choose the blocks.
-      checkpoint_prefix: first part of the names of the learned parameters in PyTorch checkpoints.
+      name: value of `config.reducer.name` that selects the reducer.
+      registration: number of registrations of this name so far, from 1.
+      can_fuse: True if the reducer can fuse the dropped tokens into one extra token.
+      before_block: True if it reduces before the block, False if between attention and MLP of the block.
+      merges: True if it merges tokens. Attention then weights each token by its number of patches.
+      every_block: True if it reduces in every block unless blocks are given.
+      checkpoint_prefix: prefix of the names of the learned parameters in PyTorch checkpoints.
     """
 
     name = ''
@@ -109,25 +109,25 @@ class Reducer:
     checkpoint_prefix = PARAMS
 
     def reduce(self, tokens: Tokens, inputs: ReducerInputs, keep: int) -> Tokens:
-        """Reduces N tokens to `keep`, or `keep + 1` with `inputs.fuse`. `keep` is static."""
+        """Reduces N tokens to `keep`, or to `keep + 1` if `inputs.fuse`. `keep` is static."""
         raise NotImplementedError(f'{type(self).__name__} defines no reduce(tokens, inputs, keep)')
 
     def num_kept(self, patches: int, entering: int, rates: Sequence[float]) -> int:
-        """Returns how many tokens a keep rate keeps.
+        """Returns the number of tokens that a keep rate keeps.
 
         Args:
           patches: number of patches of the image.
-          entering: number of tokens that enter.
-          rates: keep rates up to this reduction, its own last.
+          entering: number of tokens that enter the reduction.
+          rates: keep rates of the reductions up to this one, in order.
         """
         return ceil_rate(patches, entering, rates)
 
     def min_kept(self, entering: int) -> int:
-        """Returns how many of the tokens that enter must be kept at least."""
+        """Returns the smallest number of entering tokens that a reduction can keep."""
         return 1
 
     def num_leaving(self, entering: int, keep: int, fuse: bool) -> int:
-        """Returns how many tokens leave a reduction."""
+        """Returns the number of tokens that leave a reduction."""
         return keep + fuse
 
     def prepare(self, tokens: Tokens) -> Tokens:
@@ -137,7 +137,7 @@ class Reducer:
         return tokens.replace(size=jnp.ones(tokens.patch_ids.shape, jnp.float32))
 
     def make_module(self, width: int, *, init_std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Module | None:
-        """Makes the learned module of one reduction, for tokens of `width` channels; None: nothing is learned.
+        """Makes the learned module of one reduction, for tokens of `width` channels. None: the reducer learns nothing.
 
         Args:
           init_std: standard deviation of the model's initial weights.
@@ -146,11 +146,11 @@ class Reducer:
         return None
 
     def module_macs(self, tokens: int, width: int) -> int:
-        """Returns the multiply-accumulates of the learned module for one image."""
+        """Returns the number of multiply-accumulates of the learned module for one image."""
         return 0
 
     def in_training(self) -> 'Reducer':
-        """Returns the reducer that trains a model for this one."""
+        """Returns the training variant of this reducer; by default the reducer itself."""
         return self
 
     @property
@@ -172,7 +172,7 @@ class Reducer:
 
 
 class FunctionReducer(Reducer):
-    """A reducer made of a function `reduce(tokens, inputs, keep)`; see `register_reducer` for the arguments."""
+    """A reducer that calls a function `reduce(tokens, inputs, keep)`; see `register_reducer`."""
 
     def __init__(self, reduce: Callable[[Tokens, ReducerInputs, int], Tokens], **attributes: Any):
         self.reduce = reduce
@@ -180,7 +180,7 @@ class FunctionReducer(Reducer):
 
 
 class LearnedFunctionReducer(FunctionReducer):
-    """A `FunctionReducer` with a learned module, which it finds in `inputs.module`."""
+    """A `FunctionReducer` with a learned module, passed to the function as `inputs.module`."""
 
     module: Callable[[int, nnx.Rngs], nnx.Module]
 
@@ -189,17 +189,17 @@ class LearnedFunctionReducer(FunctionReducer):
 
 
 def ceil_rate(patches: int, entering: int, rates: Sequence[float]) -> int:
-    """EViT's count: the rate of the entering tokens, a fused one among them, rounded up."""
+    """EViT's count: rate times the number of entering tokens (a fused token included), rounded up."""
     return math.ceil(rates[-1] * entering)
 
 
 def floor_rate(patches: int, entering: int, rates: Sequence[float]) -> int:
-    """DynamicViT's count: the product of the rates so far, of all patches, rounded down; at least 1."""
+    """DynamicViT's count: product of the rates so far times the number of patches, rounded down; at least 1."""
     return min(max(int(patches * math.prod(rates)), 1), entering)
 
 
 class Modules(NamedTuple):
-    """The learned modules of a model: their reducer, and how many of them there are, one per reduction."""
+    """The learned modules of a model: their reducer and their number, one per reduction."""
 
     reducer: Reducer | None = None
     count: int = 0
@@ -227,6 +227,6 @@ NO_MODULES = Modules()
 
 
 def modules_of(reducer: Reducer, names: Iterable[str], prefix: str = PARAMS) -> Modules:
-    """Returns the learned modules of a reducer that parameters belong to, by the dotted names of the parameters."""
+    """Returns the learned modules of a reducer in a model, found by the dotted names of the parameters."""
     count = len({name.split('.')[1] for name in names if name.startswith(f'{prefix}.')})
     return Modules(reducer, count) if count and reducer.is_learned else NO_MODULES

@@ -1,4 +1,4 @@
-"""Reducers by name."""
+"""Registers reducers and finds them by name."""
 
 import inspect
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _OPTIONS = ('can_fuse', 'before_block', 'merges', 'every_block', 'num_kept', 'mi
 
 def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module] | None = None,
                      **options: Any) -> Callable[[Any], Reducer]:
-    """Registers a function or a `Reducer` class under a name; returns a decorator that returns the reducer.
+    """Returns a decorator that registers a function or a `Reducer` class, and returns the reducer.
 
     Example::
 
@@ -24,15 +24,15 @@ def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module]
         def l2(tokens, inputs, keep):
             return keep_top(tokens, jnp.linalg.norm(tokens.patches, axis=-1), keep)
 
-    A second registration of a name replaces the first. It is logged, and plans with the new reducer compile new
-    programs, even if the code is the same: its globals may have changed. Plans made before keep the old reducer.
+    A second registration of a name replaces the first and is logged. Plans with the new reducer compile new programs,
+    even if the code is the same, because its globals may have changed. Existing plans keep the old reducer.
 
     Args:
-      name: not empty.
-      module: for a function: (width, rngs) -> the learned module of one reduction, found in `inputs.module`. Its
+      name: name of the reducer; not empty.
+      module: only for a function: (width, rngs) -> learned module of one reduction, passed as `inputs.module`. Its
         parameters are trained and saved with the model.
-      options: for a function: attributes and methods of `Reducer` by name (can_fuse, before_block, merges, every_block,
-        num_kept, min_kept).
+      options: only for a function: attributes and methods of `Reducer` by name (can_fuse, before_block, merges,
+        every_block, num_kept, min_kept).
 
     Raises:
       ValueError: an unknown option; or a function that does not take (tokens, inputs, keep).
@@ -57,10 +57,10 @@ def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module]
 
 
 def get_reducer(name: str | Reducer) -> Reducer:
-    """Returns the reducer of a name, or a reducer as it is.
+    """Returns the reducer with a name; returns a `Reducer` unchanged.
 
     Raises:
-      ValueError: there is no reducer of this name (names the nearest), or `name` is a function.
+      ValueError: no reducer has this name (the message gives the nearest name), or `name` is a function.
     """
     if isinstance(name, Reducer):
         return name

@@ -1,8 +1,8 @@
 """The keep-rate schedule of training, quantised so that few programs are compiled.
 
-EViT lowers the keep rate by a cosine at every step, which gives about 146 different shapes on the way to 0.7. Here the
-cosine takes `levels` values, one program each. No step keeps fewer tokens than the exact cosine. (A departure from the
-reference, to limit compilation.)
+EViT lowers the keep rate by a cosine at every step, which gives about 146 different shapes until the rate is 0.7. Here
+the cosine is quantised to `levels` values, with one program each. No step keeps fewer tokens than the exact cosine. (A
+departure from the reference, to limit compilation.)
 """
 
 import math
@@ -16,12 +16,12 @@ class KeepSchedule(NamedTuple):
     """The steps in which the keep rate falls from 1 to its base value."""
 
     start: int   # first step of the cosine
-    length: int  # number of steps of the cosine; 0: the base rate from `start` on
-    levels: int  # number of programs, the first dense and the last at the base rate
+    length: int  # number of steps of the cosine; 0: the rate drops to the base value at `start`
+    levels: int  # number of programs; the first is dense, the last has the base rate
 
 
 class Stage(NamedTuple):
-    """The steps from `start` on, which run one program."""
+    """A range of steps that run one program; it begins at step `start`."""
 
     start: int
     progress: float  # 0: all tokens are kept; 1: the base rate
@@ -29,7 +29,7 @@ class Stage(NamedTuple):
 
 
 def progress(schedule: KeepSchedule, step: int) -> float:
-    """Returns the progress of the exact cosine at a step, in [0, 1]: the keep rate is `1 - (1 - base) * progress`.
+    """Returns the progress of the exact cosine at a step, in [0, 1]. The keep rate is `1 - (1 - base) * progress`.
 
     Source: EViT, section 4 (implementation); adjust_keep_rate in youweiliang/evit, helpers.py.
     """
@@ -42,7 +42,7 @@ def progress(schedule: KeepSchedule, step: int) -> float:
 
 
 def stages(schedule: KeepSchedule, plan_at: Callable[[float], TokenPlan], total_steps: int) -> tuple[Stage, ...]:
-    """Returns the stages of a run in order. Levels with equal plans are one stage.
+    """Returns the stages of a run in order. Levels with equal plans share a stage.
 
     Args:
       plan_at: progress in [0, 1] -> plan.

@@ -1,4 +1,4 @@
-"""The tokens of a batch: their activations, and the patches that each of them stands for."""
+"""The tokens of a batch: their activations and the patches that they represent."""
 
 import flax.struct
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ class Tokens:
     Static fields are part of the tree structure; `replace` returns a changed copy.
     """
 
-    x: Array                             # [B, F + N, D]: the F prefix tokens always stay
+    x: Array                             # [B, F + N, D]: the F prefix tokens are never dropped
     patch_ids: Array                     # [B, N] int32: row-major patch index; -1 - s is the token fused at reduction s
-    token_of_patch: Array | None = None  # [B, P] int32: index of the token that holds each patch; -1: dropped
-    size: Array | None = None            # [B, N] float32: patches merged into each token
-    mask: Array | None = None            # [B, N] float32: 1, or 0 for a token that is masked instead of dropped
-    scores: Array | None = None          # [B, N] float32: scores by which the reduction before ranked these tokens
+    token_of_patch: Array | None = None  # [B, P] int32: index of the token that contains each patch; -1: dropped
+    size: Array | None = None            # [B, N] float32: number of patches in each token
+    mask: Array | None = None            # [B, N] float32: 1 kept, 0 masked (instead of dropped)
+    scores: Array | None = None          # [B, N] float32: scores of these tokens in the previous reduction
     stage: int = flax.struct.field(pytree_node=False, default=0)          # number of reductions so far
     gather_impl: str = flax.struct.field(pytree_node=False, default='')   # see `gather.get_gather`
     train: bool = flax.struct.field(pytree_node=False, default=False)
@@ -38,19 +38,19 @@ class Tokens:
         return self.x[:, :self.num_prefix_tokens]
 
     def add(self, branch: Array) -> 'Tokens':
-        """Adds the output of a residual branch [B, Q, D] to the first Q tokens; drops the activations of the others."""
+        """Adds the output of a residual branch [B, Q, D] to the first Q tokens. Drops the other activations."""
         return self.replace(x=self.x[:, :branch.shape[1]] + branch)
 
     def first(self, count: int | None) -> 'Tokens':
-        """Drops the activations of all but the first `count` tokens; None keeps all."""
+        """Keeps only the activations of the first `count` tokens; None keeps all."""
         return self if count is None else self.replace(x=self.x[:, :count])
 
 
 def remap(token_of_patch: Array | None, new_index: Array) -> Array | None:
-    """Updates the token that holds each patch after tokens were moved.
+    """Updates `token_of_patch` after the tokens were reordered, merged or dropped.
 
     Args:
-      token_of_patch: [B, P] int32 before; -1: dropped.
+      token_of_patch: [B, P] int32, old index of the token that contains each patch; -1: dropped.
       new_index: [B, N] int32, the new index of each token; -1: dropped.
     """
     if token_of_patch is None:

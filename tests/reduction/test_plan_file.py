@@ -56,8 +56,8 @@ def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tm
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda agreed: contextlib.nullcontext())
     monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: seen.append(config))
-    monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, planned, **_: seen.append(
-        model_setup.apply_plan(config, planned)))
+    monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, plan_file, **_: seen.append(
+        model_setup.apply_plan(config, plan_file)))
     (tmp_path / 'recipe.py').write_text(
         'from tests.helpers import layouts\n'
         'def get_config():\n'

@@ -1,4 +1,4 @@
-"""Baselines: reducers that ignore the content of the tokens, or rank it the wrong way round."""
+"""Baselines: reducers that ignore the content of the tokens, or rank the tokens in reverse order."""
 
 import jax
 
@@ -9,7 +9,7 @@ from evit_jax.reduction.registry import register_reducer
 
 @register_reducer('random', can_fuse=True)
 def RANDOM(tokens, inputs, keep):
-    """Keeps random tokens; the others are fused by class attention."""
+    """Keeps random tokens; fuses the others, weighted by class attention."""
     n = tokens.patch_ids.shape[1]
     scores = jax.vmap(lambda key: jax.random.uniform(key, (n,)))(inputs.rng)
     return keep_top(tokens, scores, keep, fuse_weights=inputs.fuse_weights)
@@ -17,11 +17,11 @@ def RANDOM(tokens, inputs, keep):
 
 @register_reducer('least', can_fuse=True)
 def LEAST(tokens, inputs, keep):
-    """Keeps the tokens with the least class attention; the others are fused by class attention."""
+    """Keeps the tokens with the least class attention; fuses the others, weighted by class attention."""
     return keep_top(tokens, -inputs.class_attention, keep, fuse_weights=inputs.fuse_weights)
 
 
 @register_reducer('pool', merges=True)
 def POOL(tokens, inputs, keep):
-    """Merges runs of neighbours. It differs from ToMe only in the choice of the tokens that are merged."""
+    """Merges runs of neighbours. Unlike ToMe, it ignores the similarity of the tokens."""
     return merge_runs(tokens, keep)

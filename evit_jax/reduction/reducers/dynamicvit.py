@@ -1,4 +1,4 @@
-"""DynamicViT drops tokens by the decisions of learned predictors, which stand in front of the reducing blocks.
+"""DynamicViT drops tokens by the decisions of learned predictors, placed before the reducing blocks.
 
 Source: Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", NeurIPS 2021,
 arXiv 2106.02034; raoyongming/DynamicViT.
@@ -19,9 +19,9 @@ from evit_jax.reduction.tokens import remap
 
 
 class ScorePredictor(nnx.Module):
-    """Predicts for each token whether it is kept, from the token and the mean of all tokens (section 3.2).
+    """Predicts whether to keep each token, from the token itself and the mean of all tokens (section 3.2).
 
-    The names of the layers are those of the reference's `PredictorLG`.
+    The layer names follow the reference's `PredictorLG`.
     """
 
     def __init__(self, width: int, *, init_std: float = 0.02, dtype, rngs: nnx.Rngs):
@@ -34,17 +34,17 @@ class ScorePredictor(nnx.Module):
                                   linear(width // 4, 2, dtype=jnp.float32)])
 
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
-        """Returns the log-probabilities of keeping and of dropping each token, [B, N, 2] float32.
+        """Returns the log-probabilities to keep and to drop each token, [B, N, 2] float32.
 
         Args:
           x: [B, N, D], patch tokens.
-          mask: [B, N] float32; tokens with 0 are no part of the mean. None: all are.
+          mask: [B, N] float32; the mean excludes tokens with mask 0. None: it includes all tokens.
         """
         for layer in self.in_conv:
             x = layer(x)
         local, common = jnp.split(x, 2, axis=-1)
         mask = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
-        count = jnp.maximum(mask.sum(1), 0.5)  # the mean is 0 if all tokens of an image are masked
+        count = jnp.maximum(mask.sum(1), 0.5)  # avoids 0 / 0: the mean is 0 if all tokens of an image are masked
         mean = jnp.einsum('bnd,bn->bd', common, mask, preferred_element_type=jnp.float32) / count[:, None]
         x = jnp.concatenate([local, jnp.broadcast_to(mean[:, None].astype(x.dtype), common.shape)], axis=-1)
         for layer in self.out_conv:
@@ -53,11 +53,11 @@ class ScorePredictor(nnx.Module):
 
 
 class DynamicViT(Reducer):
-    """Keeps the tokens that the predictor prefers most; trained by `MaskedDynamicViT`."""
+    """Keeps the tokens with the highest keep probability. Its training variant is `MaskedDynamicViT`."""
 
     can_fuse = False
     before_block = True
-    checkpoint_prefix = 'score_predictor'  # of the learned weights in the reference's checkpoints
+    checkpoint_prefix = 'score_predictor'  # prefix of the learned weights in the reference's checkpoints
 
     def reduce(self, tokens, inputs, keep):
         prediction = self._predict(tokens, inputs)
@@ -83,10 +83,10 @@ class DynamicViT(Reducer):
 
 
 class MaskedDynamicViT(DynamicViT):
-    """Masks tokens instead of dropping them, so that the decisions get a gradient; no count changes.
+    """Masks tokens instead of dropping them, so that the decisions get a gradient. No token count changes.
 
-    As many tokens stay as the predictor decides, whatever `keep` is. A loss draws the number towards `keep`. A decision
-    is a straight-through hard Gumbel-softmax with temperature 1, in evaluation without the noise (section 3.3).
+    The predictor alone decides how many tokens are kept; a loss draws this number towards `keep`. A decision is a
+    straight-through hard Gumbel-softmax with temperature 1. Evaluation adds no noise (section 3.3).
     """
 
     name = 'dynamicvit (masked)'

@@ -1,4 +1,4 @@
-"""EViT keeps the tokens that the class token attends to, and fuses the others into one.
+"""EViT keeps the tokens with the most class attention, and fuses the others into one.
 
 Source: Liang et al., "Not All Patches are What You Need", ICLR 2022, arXiv 2202.07800; youweiliang/evit.
 """
@@ -11,8 +11,8 @@ from evit_jax.reduction.registry import register_reducer
 def EVIT(tokens, inputs, keep):
     """Keeps the top k tokens by class attention; fuses the others.
 
-    The class attention is a = mean over the heads of softmax(q_class K^T / sqrt(d))    (section 3.1),
-    the fused token           x_fused = sum over the tokens i that are not kept of a_i x_i    (section 3.2).
+    Class attention (section 3.1): a = softmax(q_class K^T / sqrt(d)), averaged over the heads.
+    Fused token (section 3.2): x_fused = sum of a_i x_i over the tokens i that are not kept.
 
     The weights a_i are not renormalised.
     """

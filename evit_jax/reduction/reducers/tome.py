@@ -8,10 +8,10 @@ from evit_jax.reduction.registry import register_reducer
 
 
 def _min_kept(entering):
-    return entering - entering // 2  # each merged token goes into one of the other half
+    return entering - entering // 2  # each merged token is added to a token of the other half
 
 
 @register_reducer('tome', merges=True, every_block=True, min_kept=_min_kept)
 def TOME(tokens, inputs, keep):
-    """Merges the N - keep most similar pairs of tokens, by the keys of the attention (section 3)."""
+    """Merges the N - keep pairs of tokens with the most similar attention keys (section 3)."""
     return merge_matched(tokens, inputs.mean_keys, keep)
