@@ -257,7 +257,7 @@ class VisionModel:
         """The compiled programs for batches of this size; made at the first use."""
         count = num_devices(batch_size)
         if count not in self._compiled:
-            self._compiled[count] = CompiledModel(self.loaded.folded(), batch_size)
+            self._compiled[count] = CompiledModel(self.loaded.fold_batchnorm(), batch_size)
         return self._compiled[count]
 
     def _run(self, name, images):

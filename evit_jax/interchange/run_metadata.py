@@ -8,19 +8,19 @@ from typing import Any
 from absl import logging
 
 from evit_jax.checkpoints.weights import AS_DEIT
-from evit_jax.models import CONFIGS, UNSHAPED
+from evit_jax.models import CONFIGS, NOT_IN_SHAPES
 from evit_jax.models.config import ViTConfig
 
 METADATA = 'evit_jax'  # key in the metadata of a safetensors file; its value is JSON
 _KEYS = ('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean',
-         'data.std', 'data.eval_crop', *(f'model.{key}' for key in UNSHAPED))
+         'data.std', 'data.eval_crop', *(f'model.{key}' for key in NOT_IN_SHAPES))
 _CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # crop in the evaluation of the authors
 _SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
 
 
 def model_settings(name: str, config: ViTConfig) -> dict[str, Any]:
     """Returns the config keys that identify the model, without the prefix 'model.'."""
-    keys = ('image_size', 'classes', 'distilled', *UNSHAPED)
+    keys = ('image_size', 'classes', 'distilled', *NOT_IN_SHAPES)
     return {'name': name} | {key: getattr(config, key) for key in keys}
 
 
@@ -66,7 +66,7 @@ def to_metadata(name: str, model_config: ViTConfig, config: Mapping[str, Any]) -
       name, model_config: of the model.
       config: flat config of the run, as `workdir.saved_config` returns it.
     """
-    values = config | {f'model.{key}': getattr(model_config, key) for key in UNSHAPED}
+    values = config | {f'model.{key}': getattr(model_config, key) for key in NOT_IN_SHAPES}
     stored = {'config': {key: values[key] for key in _KEYS if key in values},
               'class_names': config.get('class_names', [])}
     has_timm_name = name in _SIZES and not _timm_arguments(name, model_config)

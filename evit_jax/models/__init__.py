@@ -1,7 +1,7 @@
-"""Vision transformers: configs, modules, and models as pure functions over a tree of parameters."""
+"""Vision transformers: configs, modules, and models as pure functions of a parameter tree."""
 
 from evit_jax.models.model import Model, Params, create, fold_batchnorm, with_statistics
-from evit_jax.models.registry import CONFIGS, UNSHAPED, config_from_flat, get_config, list_models, resolve
+from evit_jax.models.registry import CONFIGS, NOT_IN_SHAPES, config_from_flat, get_config, list_models, resolve
 
-__all__ = ['CONFIGS', 'UNSHAPED', 'Model', 'Params', 'config_from_flat', 'create', 'fold_batchnorm', 'get_config',
+__all__ = ['CONFIGS', 'NOT_IN_SHAPES', 'Model', 'Params', 'config_from_flat', 'create', 'fold_batchnorm', 'get_config',
            'list_models', 'resolve', 'with_statistics']

@@ -1,4 +1,4 @@
-"""The config of a vision transformer: every value that decides its parameters and its logits."""
+"""The config of a vision transformer."""
 
 import dataclasses
 import math
@@ -16,9 +16,9 @@ POOLINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Every value that decides a ViT's parameters, and the logits that they give."""
+    """All values that determine a ViT's parameters and how it computes logits."""
 
-    image_size: int = 224     # side in pixels for which the position embeddings are made
+    image_size: int = 224     # side in pixels; the position embeddings are made for this size
     patch_size: int = 16
     width: int = 384
     depth: int = 12
@@ -26,14 +26,14 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     classes: int = 1000
     distilled: bool = False   # adds a distillation token with its own head
-    init_std: float = 0.02    # standard deviation of the blocks' initial weights; narrow models need more than DeiT's
-    stem: tuple[int, ...] = ()  # channels of normalised 3x3 convolutions; (): one linear map of each patch
+    init_std: float = 0.02    # standard deviation of the blocks' initial weights; narrow models need a larger one
+    stem: tuple[int, ...] = ()  # channels of the 3x3 convolutions, each with a norm; (): no stem
     norm_epsilon: float = 1e-6  # epsilon of all layer norms
     qkv_bias: bool = True
     residual_scale: float = 1.0  # scale of the attention and MLP branches
-    activation: str = 'gelu'  # of the MLPs: one of kernels.gelu.ACTIVATIONS
-    pooling: str = 'token'    # input of the head: one of POOLINGS
-    one_head: bool = False    # the distillation token has no head
+    activation: str = 'gelu'  # activation of the MLPs: a key of kernels.gelu.ACTIVATIONS
+    pooling: str = 'token'    # input of the head; one of POOLINGS
+    one_head: bool = False    # True: a distilled model in which only the class token has a head
 
     def __post_init__(self):
         self.patches(self.image_size)
@@ -44,7 +44,7 @@ class ViTConfig:
                              f'{self.patch_size}: patch_size must be a power of 2, and the stem as long as that power')
 
     def _check_values(self):
-        """Raises a ValueError for a value out of range that no array shape shows."""
+        """Raises a ValueError if a value that does not affect array shapes is out of range."""
         if self.heads < 1 or self.width % self.heads:
             fit = ', '.join(str(heads) for heads in range(1, self.width + 1) if self.width % heads == 0)
             raise ValueError(f'a width of {self.width} cannot be divided among {self.heads} heads: give one of {fit}')
@@ -62,19 +62,19 @@ class ViTConfig:
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
-        """The stem: stride 2 until a patch is one pixel, then stride 1, which widens the receptive field of a token."""
+        """Convolutions of the stem: stride 2 until a patch is one pixel, then stride 1 (a larger receptive field)."""
         halvings = int(math.log2(self.patch_size))
         return tuple(Convolution(3, 2 if number < halvings else 1, *channels)
                      for number, channels in enumerate(zip((3, *self.stem), self.stem)))
 
     @property
     def patch_side(self) -> int:
-        """Side of a patch in the output of the stem, in pixels."""
+        """Side of a patch in the stem's output, in pixels."""
         return self.patch_size // math.prod(convolution.stride for convolution in self.convolutions)
 
     @property
     def patch_values(self) -> int:
-        """Number of values of a patch in the output of the stem."""
+        """Number of values in a patch of the stem's output."""
         return self.patch_side**2 * (self.convolutions[-1].channels_out if self.convolutions else 3)
 
     @property
@@ -84,29 +84,29 @@ class ViTConfig:
 
     @property
     def has_token_head(self) -> bool:
-        """True if a second head classifies each patch token."""
+        """True if an auxiliary head classifies each patch token."""
         return False
 
     @property
     def head_reads_patches(self) -> bool:
-        """True if a head reads the patch tokens that leave the last block; else the heads read prefix tokens alone."""
+        """True if a head reads the patch tokens that leave the last block, False if heads read only prefix tokens."""
         return self.has_token_head or self.pooling != 'token'
 
     @property
     def default_reduce_at(self) -> tuple[int, ...]:
-        """Default blocks to reduce at: a quarter, half and three quarters of the depth."""
+        """Default blocks that reduce tokens: at a quarter, half and three quarters of the depth."""
         return tuple(dict.fromkeys(self.depth * quarter // 4 for quarter in (1, 2, 3)))
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of prefix tokens: class, and distillation."""
+        """Number of prefix tokens: the class token and an optional distillation token."""
         return 1 + self.distilled
 
     def patches(self, image_size: int) -> int:
         """Returns the number of patches of a square image.
 
         Raises:
-          ValueError: the size is not a multiple of the patch.
+          ValueError: the size is not a multiple of the patch size.
         """
         if image_size < self.patch_size or image_size % self.patch_size:
             below = image_size // self.patch_size * self.patch_size
@@ -116,7 +116,7 @@ class ViTConfig:
         return (image_size // self.patch_size) ** 2
 
     def num_classified(self, plan: TokenPlan) -> int:
-        """Number of vectors that a classification head is applied to; the mean of the patch tokens is one."""
+        """Number of vectors to which classification heads are applied. The mean of the patch tokens is one vector."""
         return 1 if self.one_head else self.num_prefix_tokens + self.has_token_head * plan.counts[-1]
 
     def macs(self, plan: TokenPlan) -> int:
@@ -124,7 +124,7 @@ class ViTConfig:
         return costs.macs(self, plan)
 
     def executed_macs(self, plan: TokenPlan) -> int:
-        """Multiply-accumulates that the logits of one image take; see `costs.executed_macs`."""
+        """Multiply-accumulates needed to compute the logits of one image; see `costs.executed_macs`."""
         return costs.executed_macs(self, plan)
 
     def parameters(self, plan: TokenPlan | None = None) -> int:

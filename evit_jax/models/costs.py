@@ -1,7 +1,7 @@
-"""Multiply-accumulates (MACs) and parameters of a model, from its config and a token plan.
+"""Computes the multiply-accumulates (MACs) and parameters of a model from its config and a token plan.
 
-They are counted as in the papers' tables: the products of attention are included; the class-attention row, the top-k
-and the fused token of a reduction (below 0.01 %) are not.
+MACs are counted as in the papers' tables: the matrix products of attention are included. The class-attention row, the
+top-k and the fused token of a reduction are not (below 0.01 %).
 """
 
 import functools
@@ -17,7 +17,9 @@ from evit_jax.reduction.reducer import Reducer
 
 
 def macs(config: Any, plan: TokenPlan) -> int:
-    """Returns the MACs of one image, with every block computed for all tokens.
+    """Returns the MACs of one image under a plan.
+
+    The last block counts every token that enters it, even if the head reads only prefix tokens; see `executed_macs`.
 
     Args:
       config: a `ViTConfig`.
@@ -34,11 +36,10 @@ def macs(config: Any, plan: TokenPlan) -> int:
 
 
 def executed_macs(config: Any, plan: TokenPlan) -> int:
-    """Returns the MACs that the logits of one image take.
+    """Returns the MACs needed to compute the logits of one image.
 
-    A head that reads prefix tokens alone shortens the last block.
-
-    If the last block reduces between attention and MLP, all its tokens are queries; only its MLP is short.
+    If the heads read only prefix tokens, the last block computes only their outputs. If this block also reduces between
+    attention and MLP, its attention still needs all tokens as queries; only the MLP is smaller.
     """
     if config.head_reads_patches or not config.depth:
         return macs(config, plan)
@@ -51,12 +52,12 @@ def executed_macs(config: Any, plan: TokenPlan) -> int:
 
 
 def block_macs(tokens_in: int, tokens_out: int, width: int, mlp_ratio: float, num_queries: int | None = None) -> int:
-    """Returns the MACs of one block for one image; a reduction acts between attention and MLP.
+    """Returns the MACs of one block for one image.
 
     Args:
-      tokens_in: tokens in the attention, prefix tokens included.
-      tokens_out: tokens in the MLP.
-      num_queries: as in `Block`; the queries of the other tokens are projected all the same. None: all.
+      tokens_in: number of tokens in the attention, including prefix tokens.
+      tokens_out: number of tokens in the MLP, including prefix tokens.
+      num_queries: see `Block`. The queries of all tokens are projected even so.
     """
     num_queries = tokens_in if num_queries is None else num_queries
     projections = (3 * tokens_in + num_queries) * width * width
@@ -80,11 +81,11 @@ def parameters(config: Any, plan: TokenPlan | None = None) -> int:
 
     Args:
       config: a `ViTConfig`.
-      plan: adds the learned modules of its reducer, one per reduction.
+      plan: the learned modules of its reducer are included, one per reduction; None: no modules.
     """
     stem = sum(convolution.weights + 2 * convolution.channels_out for convolution in config.convolutions)
     prefix = config.num_prefix_tokens
-    tokens = prefix + prefix + config.patches(config.image_size)  # prefix tokens, and the positions of all tokens
+    tokens = prefix + prefix + config.patches(config.image_size)  # prefix tokens, and position embeddings of all tokens
     heads = config.num_heads_of_classes * (config.width + 1) * config.classes
     blocks = config.depth * block_parameters(config.width, config.mlp_ratio, config.qkv_bias)
     learned = 0 if plan is None else len(plan.reductions) * module_parameters(plan.reducer, config.width)

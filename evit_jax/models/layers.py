@@ -11,15 +11,15 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from evit_jax.kernels.attention import AttentionOutput, attend
+from evit_jax.kernels.attention import AttentionOutput, multi_head_attention
 from evit_jax.kernels.gelu import ACTIVATIONS, gelu
 
-convolution_init = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # PyTorch's default, as in timm
+convolution_init = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # PyTorch's default; timm uses it too
 
 
 def linear(features_in: int, features_out: int, *, bias: bool = True, std: float = 0.02, dtype,
            rngs: nnx.Rngs) -> nnx.Linear:
-    """Makes a linear layer with DeiT's initial values: truncated normal weights, zero bias."""
+    """Makes a linear layer initialised as in DeiT: truncated normal weights, zero bias."""
     return nnx.Linear(features_in, features_out, use_bias=bias, dtype=dtype, rngs=rngs,
                       kernel_init=nnx.initializers.truncated_normal(stddev=std))
 
@@ -41,12 +41,12 @@ class Attention(nnx.Module):
 
         Args:
           x: [B, N, D], class token first.
-          size, mask: see `kernels.attention.attend`; [B, N'] for the last N' tokens. Both are 1 for the tokens before.
+          size, mask: see `multi_head_attention`; [B, N'] for the last N' tokens. The tokens before them have 1.
           num_queries: number of first tokens that are queries; None: all.
         """
         size, mask = (None if array is None else jnp.pad(
             array, ((0, 0), (x.shape[1] - array.shape[1], 0)), constant_values=1) for array in (size, mask))
-        attention = attend(self.qkv(x), self.heads, size=size, mask=mask, num_queries=num_queries)
+        attention = multi_head_attention(self.qkv(x), self.heads, size=size, mask=mask, num_queries=num_queries)
         return attention.replace(out=self.proj(attention.out))
 
 
@@ -64,11 +64,11 @@ class Mlp(nnx.Module):
 
 
 def drop_path(x: Array, rate: float, key: Array | None) -> Array:
-    """Drops a residual branch for a random part of the images, and scales up the rest (stochastic depth).
+    """Drops a residual branch for random images, and scales it up for the others (stochastic depth).
 
     Args:
       x: [B, ...] the branch.
-      key: None returns the branch unchanged (evaluation).
+      key: random key; None returns the branch unchanged (evaluation).
     """
     if key is None or rate == 0:
         return x
@@ -86,17 +86,17 @@ class Convolution(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Number of weights, which is also the number of multiply-accumulates per output pixel."""
+        """Number of weights; equal to the number of multiply-accumulates per output pixel."""
         return self.side**2 * self.channels_in * self.channels_out
 
     def layer(self, *, bias: bool = False, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-        """Makes the layer; the border is padded with 0."""
+        """Makes the layer, with zero padding."""
         return nnx.Conv(self.channels_in, self.channels_out, (self.side, self.side), strides=self.stride,
                         padding=self.side // 2, use_bias=bias, dtype=dtype, rngs=rngs)
 
 
 class PatchEmbed(nnx.Module):
-    """Embeds patches: one linear map of each patch, after the convolutions of the stem if there is one."""
+    """Embeds patches: an optional convolutional stem, then one linear map of each patch."""
 
     def __init__(self, stem: Sequence[Convolution], patch_side: int, width: int, *, dtype, rngs: nnx.Rngs):
         self.patch_side = patch_side
@@ -114,11 +114,13 @@ class PatchEmbed(nnx.Module):
 
 
 def swap_patches(x: Array, swap: Array) -> Array:
-    """MixToken: takes some patches of each image from its partner, the image at the mirror position of its group.
+    """MixToken: replaces some patches of each image by those of its partner.
+
+    The partner of image i in a group of n images is image n - 1 - i. The middle image of an odd group is its own.
 
     Args:
-      x: [B, P, D], G equal groups of consecutive images. The middle of an odd group is its own partner.
-      swap: bool [G, P], or [P] for one group.
+      x: [B, P, D], G equal groups of consecutive images.
+      swap: bool [G, P], or [P] for one group; True: the patch is taken from the partner.
 
     Source: Token Labeling, arXiv 2104.10858, section 3.3.
     """
@@ -138,7 +140,7 @@ def to_patches(images: Array, size: int) -> Array:
 def resize_positions(grid: Array, size: int) -> Array:
     """Resizes a square grid of position embeddings bicubically, as PyTorch does.
 
-    PyTorch's settings are `align_corners=False`, a = -0.75, no antialias; the border is repeated.
+    PyTorch's settings are `align_corners=False`, a = -0.75 and no antialias. The border is replicated.
 
     Args:
       grid: [N, D], row-major.

@@ -1,4 +1,4 @@
-"""LV-ViT: a ViT with a convolutional stem, and a second head for the patch tokens, trained by token labels.
+"""LV-ViT: a ViT with a convolutional stem and an auxiliary head, which is trained by token labels.
 
 Source: Token Labeling, arXiv 2104.10858; zihangJiang/TokenLabeling. Parity: tests/models/test_lvvit.py.
 """
@@ -17,8 +17,8 @@ from evit_jax.models.vit import ViT
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.tokens import Tokens
 
-MOMENTUM = 0.9  # of the running statistics; 0.1 in PyTorch's convention
-EPSILON = 1e-5  # added to the variance
+MOMENTUM = 0.9  # decay of the running statistics; PyTorch's convention calls this 0.1
+EPSILON = 1e-5  # added to the variance in batch normalisation
 TOKEN_SHARE = 0.5  # weight of the token logits in the image's logits
 
 
@@ -32,7 +32,7 @@ class LVViTConfig(ViTConfig):
     qkv_bias: bool = False
     residual_scale: float = 0.5
     stem_width: int = 64  # channels of the stem's three convolutions
-    folded: bool = False  # the batch normalisation is folded into the convolutions: see `fold_batchnorm`
+    batchnorm_folded: bool = False  # no batch normalisation, as after `fold_batchnorm`
 
     def __post_init__(self):
         if self.pooling != 'token':
@@ -45,17 +45,17 @@ class LVViTConfig(ViTConfig):
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
-        """The convolutions of the stem, which halves the image."""
-        again = Convolution(3, 1, self.stem_width, self.stem_width)
-        return (Convolution(7, 2, 3, self.stem_width), again, again)
+        """The convolutions of the stem. The first halves the height and width of the image."""
+        inner = Convolution(3, 1, self.stem_width, self.stem_width)
+        return (Convolution(7, 2, 3, self.stem_width), inner, inner)
 
     def parameters(self, plan: TokenPlan | None = None) -> int:
-        """Number of parameters; a folded channel has a bias but no scale."""
-        return super().parameters(plan) - self.folded * sum(part.channels_out for part in self.convolutions)
+        """Number of parameters. After folding, a channel has a bias but no scale."""
+        return super().parameters(plan) - self.batchnorm_folded * sum(part.channels_out for part in self.convolutions)
 
     @property
     def num_heads_of_classes(self) -> int:
-        """Number of classification heads: for the class token, and for the patch tokens."""
+        """Number of classification heads: one for the class token, one for the patch tokens."""
         return 2
 
     @property
@@ -65,10 +65,10 @@ class LVViTConfig(ViTConfig):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over all axes but the last, as in PyTorch.
+    """Batch normalisation over all axes except the last, as in PyTorch.
 
-    The running mean and variance are stored among the parameters, so that checkpoints, EMA and sharding treat them
-    alike; they get no gradient. The statistics are those of the global batch, over all devices.
+    The running mean and variance are stored as parameters without a gradient, so that checkpoints, EMA and sharding
+    include them. The statistics are computed over the global batch, across all devices.
     """
 
     def __init__(self, features: int, *, dtype):
@@ -77,10 +77,10 @@ class BatchNorm(nnx.Module):
         self.mean, self.var = nnx.Param(jnp.zeros(features)), nnx.Param(jnp.ones(features))
 
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        """Normalises by the batch's statistics in training, else by the running ones; both are float32.
+        """Normalises by the statistics of the batch in training, and by the running statistics in evaluation.
 
         Returns:
-          The normalised values, and in training the updated running mean and variance, else {}.
+          The normalised values; the updated running mean and variance in training, {} in evaluation.
         """
         wide = x.astype(jnp.float32)
         mean, var = jax.lax.stop_gradient((self.mean[...], self.var[...]))
@@ -99,20 +99,20 @@ class BatchNorm(nnx.Module):
 class Stem(nnx.Module):
     """Embeds patches: three normalised convolutions, then a linear map of each patch of their output.
 
-    With `config.folded` the convolutions have a bias, and no norm follows.
+    If `config.batchnorm_folded`, the convolutions have a bias and no batch normalisation.
     """
 
     def __init__(self, config: LVViTConfig, *, dtype, rngs: nnx.Rngs):
         self.patch_side = config.patch_side
-        self.conv1, self.conv2, self.conv3 = (part.layer(bias=config.folded, dtype=dtype, rngs=rngs)
+        self.conv1, self.conv2, self.conv3 = (part.layer(bias=config.batchnorm_folded, dtype=dtype, rngs=rngs)
                                               for part in config.convolutions)
-        self.bn1, self.bn2, self.bn3 = (None if config.folded else BatchNorm(part.channels_out, dtype=dtype)
+        self.bn1, self.bn2, self.bn3 = (None if config.batchnorm_folded else BatchNorm(part.channels_out, dtype=dtype)
                                         for part in config.convolutions)
         self.proj = nnx.Linear(config.patch_values, config.width, kernel_init=layers.convolution_init, dtype=dtype,
                                rngs=rngs)
 
     def __call__(self, images: Array, train: bool) -> tuple[Array, dict]:
-        """Returns the patch tokens [B, P, D] of images [B, S, S, 3], and in training the updated running statistics."""
+        """Returns the patch tokens [B, P, D] of images [B, S, S, 3], and the running statistics updated in training."""
         x, statistics = images, {}
         for name, convolution, norm in (('bn1', self.conv1, self.bn1), ('bn2', self.conv2, self.bn2),
                                         ('bn3', self.conv3, self.bn3)):
@@ -124,33 +124,33 @@ class Stem(nnx.Module):
 
 
 def fold_batchnorm(config: LVViTConfig, params: dict) -> tuple[LVViTConfig, dict]:
-    """Folds the batch normalisation into the convolutions; returns config and parameters with the same logits.
+    """Folds the batch normalisation into the convolutions. Returns a config and parameters with the same logits.
 
-    In evaluation the running statistics are constants, so (w * x - mean) * scale + bias is a convolution with a bias.
+    The running statistics are constants in evaluation, so (w * x - mean) * scale + bias is a convolution with a bias.
 
     Args:
       params: parameters for `config`; they are not changed.
     """
-    if config.folded:
+    if config.batchnorm_folded:
         return config, params
     stem = dict(params['patch_embed'])
     for conv, bn in (('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3')):
         norm = stem.pop(bn)
         scale = norm['scale'] / (norm['var'] + EPSILON) ** 0.5
         stem[conv] = {'kernel': stem[conv]['kernel'] * scale, 'bias': norm['bias'] - norm['mean'] * scale}
-    return dataclasses.replace(config, folded=True), params | {'patch_embed': stem}
+    return dataclasses.replace(config, batchnorm_folded=True), params | {'patch_embed': stem}
 
 
 class LVViT(ViT):
-    """An LV-ViT that follows a token plan.
+    """An LV-ViT that runs under a token plan.
 
-    Its logits are those of the class token plus half of the largest logit of any patch token, class by class, in
-    training too. The losses read `cls_logits` and `token_logits` of the intermediates. A fused token is excluded: the
-    auxiliary head was never trained on one, as EViT's authors leave it out of the token labels. More intermediates:
+    The logit of a class is the logit of the class token, plus half of the largest logit of any patch token. Training
+    losses read `cls_logits` and `token_logits` from the intermediates. Fused tokens are excluded: they have no token
+    labels (as in EViT), so the auxiliary head was never trained on one. Additional intermediates:
 
-      token_logits: [B, N, L] of the tokens that leave the last block.
-      token_patch: [B, N] int32, their patch ids; a fused token has a negative id.
-      statistics: in training, the updated running statistics, as a part of the tree of parameters.
+      token_logits: [B, N, L], logits of the patch tokens that leave the last block.
+      token_patch: [B, N] int32, patch ids of these tokens; a fused token has a negative id.
+      statistics: the updated running statistics, as a part of the parameter tree; only in training.
     """
 
     def __init__(self, config: LVViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs, **others):
@@ -166,7 +166,7 @@ class LVViT(ViT):
         if tokens.mask is not None:
             counts &= tokens.mask > 0
         largest = jnp.where(counts[..., None], token_logits, -jnp.inf).max(axis=1)
-        # A plan may leave nothing but fused tokens.
+        # With only fused tokens left, no token has logits and the maximum is -inf.
         return logits + TOKEN_SHARE * jnp.where(counts.any(axis=1, keepdims=True), largest, 0)
 
     def _embed_patches(self, images, key, intermediates):

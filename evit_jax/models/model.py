@@ -17,11 +17,11 @@ _CLASSES = {ViTConfig: ViT, lvvit.LVViTConfig: lvvit.LVViT}
 
 
 class Model(NamedTuple):
-    """A model split once into pure functions; its parameters are a tree of arrays."""
+    """A model as pure functions; its parameters are a tree of arrays."""
 
     config: ViTConfig
     init: Callable[[Array], Params]           # random key -> parameters
-    apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, **options) -> as ViT.__call__
+    apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, **options) -> result of ViT.__call__
     modules: Modules = NO_MODULES             # the learned modules of the reducer
 
 
@@ -29,7 +29,7 @@ def create(config: ViTConfig, **options: Any) -> Model:
     """Creates a model.
 
     Args:
-      options: the options of `ViT`: drop_path, dtype, remat, gather_impl, modules.
+      options: keyword arguments of `ViT`: drop_path, dtype, remat, gather_impl, modules.
     """
 
     def build(key):
@@ -47,17 +47,17 @@ def create(config: ViTConfig, **options: Any) -> Model:
 
 
 def fold_batchnorm(config: ViTConfig, params: Params) -> tuple[ViTConfig, Params]:
-    """Returns config and parameters for serving: batch normalisation folded into convolutions, others unchanged.
+    """Folds batch normalisation into convolutions, for inference. Returns a config and parameters.
 
-    Checkpoints and training keep the unfolded parameters.
+    A model without batch normalisation is returned unchanged. Checkpoints and training use the unfolded parameters.
     """
     return lvvit.fold_batchnorm(config, params) if isinstance(config, lvvit.LVViTConfig) else (config, params)
 
 
 def with_statistics(params: Params, intermediates: dict) -> Params:
-    """Returns parameters with the running statistics in the intermediates of a training step, if there are any.
+    """Returns parameters with the running statistics from the intermediates of a training step, if any.
 
-    Call it after the optimizer's update, and before the EMA.
+    Call it after the optimizer's update and before the EMA update.
     """
     return _overlay(params, intermediates.get('statistics', {}))
 

@@ -1,4 +1,4 @@
-"""Model configs by name."""
+"""Registry of model configs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ CONFIGS = {
                             stem=(16, 32, 64, 64)),
 }
 
-# Fields that decide the logits and that no array of the weights shows. Each is a key of config.model, with 0, '' or
-# False for the value of the named model.
-UNSHAPED = ('heads', 'norm_epsilon', 'activation', 'pooling', 'one_head')
+# Fields that affect the logits but not the shapes of the weights. Each is a key of config.model; 0, '' and False stand
+# for the value of the named model.
+NOT_IN_SHAPES = ('heads', 'norm_epsilon', 'activation', 'pooling', 'one_head')
 
 
 def get_config(name: str) -> ViTConfig:
     """Returns the config of a named model.
 
     Raises:
-      ValueError: there is no such model; names the nearest.
+      ValueError: there is no such model; the message gives the nearest name.
     """
     return get_by_name('model', name, CONFIGS)
 
@@ -41,21 +41,21 @@ def list_models() -> list[str]:
 
 
 def config_from_flat(flat: Mapping[str, Any], base: ViTConfig | None = None) -> ViTConfig:
-    """Returns the model's config for a flat run config; an absent key has the value of the named model.
+    """Returns the model config for a flat run config. An absent key has the value of the named model.
 
     Args:
-      base: config that replaces the one of the named model.
+      base: model config to use instead of the named model's.
 
     Raises:
       ValueError: there is no such model, or a value is out of range.
     """
-    values = {key: flat.get(f'model.{key}') for key in ('image_size', 'classes', 'distilled', *UNSHAPED)}
+    values = {key: flat.get(f'model.{key}') for key in ('image_size', 'classes', 'distilled', *NOT_IN_SHAPES)}
     base = base or get_config(flat['model.name'])
     return dataclasses.replace(base, **{key: value for key, value in values.items() if value})
 
 
 def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a flat run config whose open UNSHAPED keys have the values of the named model, for comparison."""
+    """Returns a flat run config in which open NOT_IN_SHAPES keys have the values of the named model."""
     named = CONFIGS.get(flat.get('model.name'))
     return dict(flat) | {f'model.{key}': flat.get(f'model.{key}') or getattr(named, key)
-                         for key in UNSHAPED if named is not None}
+                         for key in NOT_IN_SHAPES if named is not None}

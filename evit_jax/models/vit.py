@@ -1,4 +1,4 @@
-"""The vision transformer of DeiT. It reduces its tokens where a token plan says so.
+"""The vision transformer of DeiT, which reduces its tokens under a token plan.
 
 Source: DeiT, arXiv 2012.12877; EViT, arXiv 2202.07800. Parity: tests/models/test_golden.py.
 """
@@ -21,7 +21,7 @@ from evit_jax.reduction.tokens import Tokens
 
 
 class Block(nnx.Module):
-    """A transformer block with room for a reduction between attention and MLP."""
+    """A transformer block with an optional reduction between attention and MLP."""
 
     def __init__(self, config: ViTConfig, drop_path: float, *, dtype, remat: bool, rngs: nnx.Rngs):
         norm = functools.partial(nnx.LayerNorm, config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
@@ -40,16 +40,16 @@ class Block(nnx.Module):
         Args:
           reduce: reduces the tokens between attention and MLP.
           key: random key for drop path; None in evaluation.
-          num_queries: computes the activations of so many first tokens alone; None: of all. A reduction needs the
-            attention output of all tokens, so it only shortens the MLP.
+          num_queries: compute only the outputs of the first `num_queries` tokens; None: of all tokens. With a
+            reduction it shortens only the MLP, because the reduction needs the attention output of all tokens.
         """
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         rematerialise = jax.checkpoint if self.remat and key is not None else _unchanged
 
-        def attend(x, size, mask):
+        def attention_branch(x, size, mask):
             return self.attn(self.norm1(x), size=size, mask=mask, num_queries=None if reduce else num_queries)
 
-        attention = rematerialise(attend)(tokens.x, tokens.size, tokens.mask)
+        attention = rematerialise(attention_branch)(tokens.x, tokens.size, tokens.mask)
         tokens = tokens.add(self._drop_path(attention.out, attention_key))
         if reduce is not None:
             tokens = reduce(tokens, attention)
@@ -62,19 +62,19 @@ class Block(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """A DeiT that follows a token plan; the same weights run under any plan."""
+    """A DeiT that runs under a token plan. The same weights run under any plan."""
 
     def __init__(self, config: ViTConfig, *, drop_path: float = 0.0, dtype=jnp.float32, remat: bool = False,
                  gather_impl: str = '', modules: Modules = NO_MODULES, rngs: nnx.Rngs):
         """Initialises the parameters, in float32.
 
         Args:
-          drop_path: probability to drop a residual branch of the last block; linear in depth, from 0.
-          dtype: dtype of the computation; norms, softmax, class attention and logits stay float32.
-          remat: rematerialises in training: saves only the inputs of attention and MLP, and recomputes the rest in the
+          drop_path: probability of dropping a residual branch in the last block; it grows linearly with depth, from 0.
+          dtype: dtype of the computation. Norms, softmax, class attention and logits are float32.
+          remat: rematerialise in training: save only the inputs of attention and MLP, and recompute the rest in the
             backward pass.
           gather_impl: implementation of the gather of kept tokens; see `gather.get_gather`.
-          modules: the reducer whose learned modules the model has, and their number.
+          modules: the learned modules of the model: their reducer and their number.
         """
         self.config, self.dtype, self.gather_impl, self.modules = config, dtype, gather_impl, modules
         init = nnx.initializers.truncated_normal(stddev=0.02)
@@ -104,32 +104,33 @@ class ViT(nnx.Module):
 
         Args:
           images: [B, S, S, 3] normalised. Position embeddings are resized if S is not `config.image_size`.
-          plan: static; for the number of patches of S (or of visible patches) and the depth of the model.
+          plan: static. It must match the number of patches of the image (or of visible patches) and the depth.
           key: random key for drop path and reducers; None in evaluation.
-          patch_tokens: also returns the patch tokens that leave the model. If no head reads them, the last block is
-            otherwise computed for the prefix tokens alone.
-          visible: [B, P] int32, ids of the patches that enter the first block; None: all.
-          swap: bool [P] or [G, P], patches that come from the partner of an image; see `layers.swap_patches`.
+          patch_tokens: also return the patch tokens that leave the model. By default, if no head reads them, the last
+            block is computed only for the prefix tokens.
+          visible: [B, V] int32, ids of the patches that enter the first block; None: all patches.
+          swap: bool [P] or [G, P], patches that MixToken takes from a partner image; see `layers.swap_patches`.
 
         Returns:
           Logits [B, L] float32 (the mean of both heads of a distilled model), and a dict of intermediates:
-            patch_embed, pos, block00, ..., norm: activations, prefix tokens first. In `norm` and the last block they
-              are those of the prefix tokens alone, unless patch tokens are computed.
+            patch_embed, pos, block00, ..., norm: activations, prefix tokens first. `norm` and the last block contain
+              only the prefix tokens, unless patch tokens are computed.
             features: [B, D] float32, the input of the classification head.
             patch_tokens: [B, N, D] float32, the patch tokens after the last norm, if they are computed.
             cls_logits, dist_logits: [B, L], the logits of each head.
           The other intermediates are tuples with one entry per reduction:
-            kept: [B, K] int32, patch ids that leave it, best first; the fused token of reduction s (from 0) is -1 - s.
-            patch_ids: [B, N] int32, patch ids that enter it.
-            token_of_patch: [B, P] int32, index of the token that holds each patch of the image; -1: dropped.
-            class_attention: [B, N] float32 for the tokens that enter it; () for a reducer in front of the block.
-            mask: [B, N] float32, 1 for a token that stays, else 0, if tokens are masked instead of dropped. It has a
-              gradient.
+            kept: [B, K] int32, patch ids of the tokens that leave the reduction, best first. The token fused at
+              reduction s (from 0) has the id -1 - s.
+            patch_ids: [B, N] int32, patch ids of the tokens that enter the reduction.
+            token_of_patch: [B, P] int32, index of the token that contains each patch of the image; -1: dropped.
+            class_attention: [B, N] float32, for the tokens that enter the reduction; () if the reducer acts before the
+              block.
+            mask: [B, N] float32, only if tokens are masked instead of dropped: 1 kept, 0 masked. It has a gradient.
             fused_weights: [B, P] float32, see `apply.fused_weights`; () if nothing is fused.
-            And what the reducer records by `ReducerInputs.record`.
+            Entries recorded by the reducer with `ReducerInputs.record`.
 
         Raises:
-          ValueError: the image is not square or not divisible by the patch size, or the plan is for other inputs.
+          ValueError: the image is not square, its size is not divisible by the patch size, or the plan does not match.
         """
         self._check(images, plan, visible)
         config, intermediates = self.config, {}
@@ -150,7 +151,7 @@ class ViT(nnx.Module):
         return self.classify(tokens, intermediates), intermediates
 
     def classify(self, tokens: Tokens, intermediates: dict) -> Array:
-        """Computes logits [B, L] from the tokens after the last norm, and adds what it computes to `intermediates`."""
+        """Computes logits [B, L] from the tokens after the last norm. Adds features and logits to `intermediates`."""
         features = intermediates['features'] = self._pool(tokens)
         logits = intermediates['cls_logits'] = self.head(features)
         if self.config.distilled and not self.config.one_head:
@@ -159,10 +160,10 @@ class ViT(nnx.Module):
         return logits
 
     def _pool(self, tokens):
-        """The input of the head, [B, D].
+        """Returns the input of the head, [B, D].
 
-        The mean counts a merged token as many times as it has patches, as in ToMe's code for MAE. A masked token does
-        not count. EViT's fused token counts once, as it does in attention.
+        Mean pooling weights each token by its number of merged patches, as in ToMe's code for MAE. A masked
+        token has weight 0. EViT's fused token has weight 1, as in attention.
         """
         if self.config.pooling == 'token':
             return tokens.x[:, 0]
@@ -175,7 +176,7 @@ class ViT(nnx.Module):
         return self.fc_norm(mean) if self.config.pooling == 'avg_fc_norm' else mean
 
     def _embed(self, images, plan, key, visible, swap, intermediates):
-        """The tokens that enter the first block."""
+        """Returns the tokens that enter the first block."""
         x = intermediates['patch_embed'] = self._embed_patches(images.astype(self.dtype), key, intermediates)
         x = x if swap is None else layers.swap_patches(x, swap)
         x = intermediates['pos'] = self._add_prefix_and_positions(x)
@@ -191,7 +192,7 @@ class ViT(nnx.Module):
                                            train=key is not None))
 
     def _embed_patches(self, images, key, intermediates):
-        """Images to patch tokens [B, P, D]."""
+        """Returns the patch tokens [B, P, D] of the images."""
         return self.patch_embed(images)
 
     def _add_prefix_and_positions(self, x):
@@ -205,7 +206,7 @@ class ViT(nnx.Module):
         return jnp.concatenate([first, x], axis=1) + positions.astype(x.dtype)
 
     def _check(self, images, plan, visible):
-        """Raises a ValueError if images, plan and model do not fit."""
+        """Raises a ValueError if images, plan and model do not match."""
         height, width = images.shape[1:3]
         if height != width:
             raise ValueError(f'images are {height} x {width}: they must be square')
@@ -225,7 +226,7 @@ def _unchanged(function: Callable) -> Callable:
 
 
 def _random_keys(images, key):
-    """One random key per image; in evaluation a function of its pixels alone, whatever the batch."""
+    """Returns one random key per image. In evaluation, the key of an image depends only on its pixels."""
     if key is not None:
         return jax.random.split(key, images.shape[0])
     pixels = jax.lax.bitcast_convert_type(images.astype(jnp.float32), jnp.uint32).sum((1, 2, 3), dtype=jnp.uint32)

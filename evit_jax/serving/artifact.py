@@ -54,7 +54,7 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
     """
     if isinstance(platforms, str) or {*platforms} - {*PLATFORMS}:
         raise ValueError(f'platforms={platforms!r}: give a sequence of {", ".join(PLATFORMS)}')
-    trained = trained.folded()
+    trained = trained.fold_batchnorm()
     weights = by_name(trained.params)
     np.savez(folder / _WEIGHTS, **weights)
     logging.info('%s: %.2f M parameters, %.1f MB', _WEIGHTS, sum(leaf.size for leaf in weights.values()) / 1e6,

@@ -301,8 +301,9 @@ def test_save_and_load_of_an_own_architecture_give_the_same_logits(tmp_path):
 def test_lvvit_computes_without_batch_norm_and_keeps_its_parameters():
     config = evit_jax.LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=3, stem_width=4)
     model = evit_jax.create_model(config, reduce_at=(1,))
-    assert 'bn1' in model.params['patch_embed'] and not model.config.folded
-    lowered = model.compiled(2)._jitted['logits'].lower(model.loaded.folded().params, tiny.images(2), model.plan)
+    assert 'bn1' in model.params['patch_embed'] and not model.config.batchnorm_folded
+    lowered = model.compiled(2)._jitted['logits'].lower(
+        model.loaded.fold_batchnorm().params, tiny.images(2), model.plan)
     assert lowered.as_text().count('stablehlo.rsqrt ') == 2 * config.depth + 1  # only layer norms
     images = tiny.images(2)
     np.testing.assert_allclose(model(images), model.apply(model.params, images).logits, atol=1e-5)

@@ -66,7 +66,7 @@ def test_the_class_row_is_that_of_the_softmax_and_the_keys_are_the_means_over_he
     q, k, v = qkv.reshape(3, 6, 3, 2, 4).transpose(2, 0, 3, 1, 4)
     weights = np.exp(np.einsum('bhqd,bhkd->bhqk', q / 2, k))
     weights /= weights.sum(axis=-1, keepdims=True)
-    output = attention.attend(jnp.asarray(qkv), 2)
+    output = attention.multi_head_attention(jnp.asarray(qkv), 2)
     np.testing.assert_allclose(output.class_attention, weights.mean(axis=1)[:, 0], rtol=1e-5)
     np.testing.assert_allclose(output.class_attention_per_head(), weights[:, :, 0], rtol=1e-5)
     np.testing.assert_allclose(output.received_attention(), weights.mean(axis=(1, 2)), rtol=1e-5)

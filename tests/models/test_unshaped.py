@@ -12,7 +12,7 @@ from evit_jax import models
 from evit_jax.checkpoints import continuation, weights, workdir
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.kernels.gelu import ACTIVATIONS
-from evit_jax.models import UNSHAPED, create
+from evit_jax.models import NOT_IN_SHAPES, create
 from evit_jax.models.config import POOLINGS, ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction.plan import make_plan
@@ -139,7 +139,7 @@ def test_a_run_starts_from_weights_of_its_own_values_alone(converted, tmp_path):
         layouts.train_here(tmp_path / 'run', init_from=str(converted))
     weights.check_values(converted, models.config_from_flat(workdir.flat(layouts.config_of(**OTHER).to_dict())))
     found = load_model(converted)
-    assert [getattr(found.config, key) for key in UNSHAPED] == [4, 1e-3, 'quick_gelu', 'avg', False]
+    assert [getattr(found.config, key) for key in NOT_IN_SHAPES] == [4, 1e-3, 'quick_gelu', 'avg', False]
 
 
 @pytest.mark.parametrize('changes', [{'width': 32}, {'depth': 3}])
@@ -167,7 +167,7 @@ def test_the_values_of_the_named_model_are_its_own_whether_recorded_or_not(tmp_p
     layouts.prepare(monkeypatch)
     config = layouts.config_of().to_dict()
     (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
-    added = [f'model.{name}' for name in UNSHAPED]
+    added = [f'model.{name}' for name in NOT_IN_SHAPES]
     old = {key: value for key, value in workdir.flat(config).items() if key not in added}
     workdir.write_config(tmp_path, {'config': old})
     get_reducer = layouts.config_of(model__heads=2, model__norm_epsilon=1e-6, model__activation='gelu').to_dict()
