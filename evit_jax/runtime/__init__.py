@@ -1,1 +1,1 @@
-"""Processes, devices, files and compiled programs of a run. Nothing here depends on a model."""
+"""Processes, devices, files and compiled programs of a run. These modules do not depend on models."""

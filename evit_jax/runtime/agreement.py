@@ -1,4 +1,4 @@
-"""Agreement between the processes of a run: all continue with equal values, or all raise the same error."""
+"""Makes the processes of a run agree: all continue with equal values, or all raise an error."""
 
 import hashlib
 import json
@@ -15,18 +15,18 @@ Result = TypeVar('Result')
 
 
 def on_every_process(task: Callable[[], Result]) -> Result:
-    """Runs a task in every process at the same point. If it fails in one of them, all raise.
+    """Runs a task in every process. All processes call this at the same point. If one fails, all raise an error.
 
     Raises:
-      Exception: the error of the task, in its own process. The others raise a ValueError that names the process
-        and the reason.
+      Exception: the error of the task, in the process where it failed. The other processes raise a ValueError that
+        names this process and the reason.
     """
     if distributed.is_single_process():
         return task()
     result = failure = None
     try:
         result = task()
-    except Exception as error:  # any type, since the other processes would wait for this one
+    except Exception as error:  # any type: otherwise the other processes would wait for this one
         failure = error
     messages = _gather_texts('' if failure is None else str(failure) or repr(failure))
     if failure is not None:
@@ -37,15 +37,15 @@ def on_every_process(task: Callable[[], Result]) -> Result:
 
 
 def check_same(values: Mapping[str, Any], way_out: str) -> None:
-    """Compares values of all processes, which call this at the same point.
+    """Checks that all processes have the same values. All processes call this at the same point.
 
     Args:
       values: values by name; they are compared as text.
-      way_out: advice at the end of the message.
+      way_out: advice to the user, at the end of the error message.
 
     Raises:
-      ValueError: in all processes, if a process has another value than process 0. The message names the first such
-        value in both processes.
+      ValueError: a value of some process differs from that of process 0. All processes raise it; the message gives the
+        first such value in both processes.
     """
     if distributed.is_single_process():
         return
@@ -72,7 +72,7 @@ def digest_tree(arrays: Any) -> str:
 
 
 def _gather_texts(text: str) -> list[str]:
-    """Returns the texts of all processes in the order of their numbers."""
+    """Returns the texts of all processes, ordered by process index."""
     own = np.frombuffer(text.encode('utf-8', 'backslashreplace'), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.array([len(own)], np.int32))).ravel().tolist()
     padded = np.zeros(max(1, *sizes), np.uint8)

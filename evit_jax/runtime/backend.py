@@ -1,4 +1,4 @@
-"""Starts JAX's backend before anything else, so that a missing backend is reported as such."""
+"""Starts JAX's backend early, with a clear error if the backend is missing."""
 
 import jax
 
@@ -7,11 +7,11 @@ def start() -> None:
     """Starts JAX's backend. Call it after `jax.distributed.initialize`, before any file is read or written.
 
     Raises:
-      ValueError: the requested platform has no backend here. The message names it and the platforms of this machine.
+      ValueError: the requested platform has no backend on this machine. The message lists the available platforms.
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # an AssertionError without text: the platform's plugin is missing
+    except (RuntimeError, AssertionError) as error:  # AssertionError: the platform's plugin is missing
         requested = jax.config.jax_platforms or 'automatic'
         reason = first_line(error, 'its plugin is not installed').partition(" (set JAX_PLATFORMS=''")[0]
         raise ValueError(f'JAX has no backend for the requested platform, JAX_PLATFORMS={requested} ({reason}); this '
@@ -20,12 +20,12 @@ def start() -> None:
 
 
 def first_line(error: BaseException, default: str = '') -> str:
-    """Returns the first line of an error's text; without text, the default or the error's representation."""
+    """Returns the first line of an error's text. If the text is empty, returns the default or `repr(error)`."""
     return str(error).strip().partition('\n')[0].rstrip() or default or repr(error)
 
 
 def _available_platforms() -> list[str]:
-    """Returns the platforms that JAX finds by itself. The CPU is always among them."""
+    """Returns the platforms that JAX detects, always including the CPU."""
     before = jax.config.jax_platforms
     jax.config.update('jax_platforms', None)
     try:

@@ -1,4 +1,4 @@
-"""Joins the processes of a run; sums, gathers and broadcasts among them; runs a task in process 0 alone."""
+"""Distributed runs: joins the processes, provides collectives for numpy arrays, and runs tasks only in process 0."""
 
 import atexit
 import contextlib
@@ -17,23 +17,23 @@ from evit_jax.runtime import backend
 
 Result = TypeVar('Result')
 _JOIN_SECONDS = 300       # time within which all processes of a run must start
-_HEARTBEAT_SECONDS = 60   # a process without a heartbeat for this long counts as dead, and JAX ends the others
+_HEARTBEAT_SECONDS = 60   # JAX ends the run if a process sends no heartbeat for this long
 _MAX_MESSAGE_BYTES = 2048
 _VARIABLES = ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID')
-_LOST_PROCESS = re.compile(r'Gloo|NCCL|[Cc]onnection (closed|reset)')  # in errors of a broken collective
+_LOST_PROCESS = re.compile(r'Gloo|NCCL|[Cc]onnection (closed|reset)')  # text in the errors of a broken collective
 
 
 def start() -> None:
     """Joins the processes of a run and starts the backend. Call it before anything touches a device.
 
     The environment variables COORDINATOR_ADDRESS (host:port on which process 0 listens), NUM_PROCESSES and PROCESS_ID
-    take precedence. Without them, JAX detects the processes on Cloud TPU and under Slurm, Open MPI and Kubernetes.
-    If it detects none, the run has a single process.
+    take precedence. If none is set, JAX detects the processes on Cloud TPU and under Slurm, Open MPI and Kubernetes. If
+    JAX detects no cluster, the run has a single process.
 
-    JAX aborts a process if the others do not start in time, or if it later loses process 0.
+    JAX aborts a process if the other processes do not start in time, or if it later loses the connection to process 0.
 
     Raises:
-      ValueError: one of the variables is missing or has an impossible value, or there is no backend.
+      ValueError: one of the variables is missing or has an invalid value, or there is no backend.
     """
     if settings := _environment_settings(os.environ):
         logging.info('process %d waits up to %d s for all %d, which meet at %s', settings['process_id'],
@@ -50,15 +50,15 @@ def start() -> None:
     logging.info('process %d of %d, %d of %d devices', jax.process_index(), jax.process_count(),
                  jax.local_device_count(), jax.device_count())
     if not is_process_zero():
-        logging.set_verbosity(logging.WARNING)  # process 0 alone reports progress
+        logging.set_verbosity(logging.WARNING)  # only process 0 reports progress
 
 
 @contextlib.contextmanager
 def distributed(collective_errors: type[BaseException] | tuple = ()) -> Iterator[None]:
-    """Starts the processes; if this one fails in the body, ends it without waiting for the others.
+    """Joins the processes of the run. If the body raises an error, this process exits without waiting for the others.
 
     Args:
-      collective_errors: errors that all processes raise at the same point. They end in the usual way.
+      collective_errors: errors that all processes raise at the same point. For these errors, JAX shuts down normally.
 
     Raises:
       ConnectionError: another process is gone.
@@ -68,7 +68,7 @@ def distributed(collective_errors: type[BaseException] | tuple = ()) -> Iterator
         yield
     except BaseException as error:
         if not is_single_process() and not isinstance(error, collective_errors):
-            # At exit, JAX would wait for the others, which wait for this process in their next collective.
+            # Deadlock: JAX waits for the other processes at exit, and these wait for this one in their next collective.
             atexit.register(_exit_now, error.code if isinstance(error, SystemExit) else 2)
             if isinstance(error, jax.errors.JaxRuntimeError) and _LOST_PROCESS.search(str(error)):
                 raise ConnectionError(
@@ -78,24 +78,24 @@ def distributed(collective_errors: type[BaseException] | tuple = ()) -> Iterator
 
 
 def is_single_process() -> bool:
-    """Returns True if this process is the whole run."""
-    # The second condition alone would start a backend.
+    """Returns True if the run has a single process."""
+    # `process_count` starts a backend, so it is called only if JAX is initialised.
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def is_process_zero() -> bool:
-    """Returns True in process 0, which writes the files that exist once for the run."""
+    """Returns True in process 0, which writes the files shared by all processes."""
     return jax.process_index() == 0
 
 
 def on_process_zero(task: Callable[[], Result]) -> Result | None:
-    """Runs a task in process 0 while the others wait. If it fails, all raise.
+    """Runs a task in process 0 while the others wait. If the task fails, all processes raise an error.
 
     Returns:
-      The result of the task in process 0; None in the others.
+      The result of the task in process 0, None in the other processes.
 
     Raises:
-      ValueError, OSError: the error of the task, in process 0. The others raise a ValueError with the same text.
+      ValueError, OSError: the error of the task, in process 0. The other processes raise a ValueError with its text.
     """
     if is_single_process():
         return task()
@@ -114,11 +114,11 @@ def on_process_zero(task: Callable[[], Result]) -> Result | None:
 
 
 def sum_over_processes(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns the sums over all processes, which call this at the same point with the same names."""
+    """Returns the sum of each value over all processes. All call this at the same point with the same names."""
     if is_single_process():
         return dict(values)
     own = np.array([*values.values()], np.float64)
-    # Gathered as bytes, because JAX would round them to float32.
+    # Gather bytes, because JAX would round float64 to float32.
     gathered = np.asarray(multihost_utils.process_allgather(own.view(np.uint8))).reshape(-1).view(np.float64)
     return dict(zip(values, gathered.reshape(-1, len(own)).sum(0).tolist()))
 
@@ -126,15 +126,15 @@ def sum_over_processes(values: Mapping[str, float]) -> dict[str, float]:
 def gather(arrays: Any) -> Any:
     """Concatenates the numpy arrays of all processes along the first axis.
 
-    All processes call this at the same point, with arrays of the same shapes and of at most 32 bits an element.
+    All processes call this at the same point. The shapes must be equal; elements have at most 32 bits.
     """
     return arrays if is_single_process() else multihost_utils.process_allgather(arrays, tiled=True)
 
 
 def broadcast(arrays: Any, *, sender: bool) -> Any:
-    """Returns, in all processes, the numpy arrays of the process that calls this with `sender=True`.
+    """Returns the numpy arrays of the process that calls this with `sender=True`, in all processes.
 
-    All processes call this at the same point, with arrays of the same shapes and of at most 32 bits an element.
+    All processes call this at the same point. The shapes must be equal; elements have at most 32 bits.
     """
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(arrays, is_source=sender))
 
@@ -163,6 +163,6 @@ def _environment_settings(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _exit_now(code: Any) -> None:
-    """Ends the process without waiting for the others; their connections to it then break."""
+    """Exits without waiting for the other processes. Their connections to this process then break."""
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)

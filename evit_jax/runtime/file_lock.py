@@ -1,11 +1,11 @@
-"""Locks a file with flock: the system frees the lock however the process ends."""
+"""Locks a file with flock. The system frees the lock when the process ends, even if it is killed."""
 
 import errno
 import fcntl
 import os
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_OPEN_DESCRIPTORS: set[int] = set()  # of the locks that this process holds
+_OPEN_DESCRIPTORS: set[int] = set()  # descriptors of the files that this process has locked
 
 
 class LocksUnsupportedError(OSError):
@@ -15,11 +15,11 @@ class LocksUnsupportedError(OSError):
 class FileLock:
     """An exclusive lock on a file that exists while the lock is held.
 
-    A forked child does not hold the lock: it may outlive its parent.
+    A forked child does not inherit the lock, because the child may outlive its parent.
 
     Args:
-      file: the file; created if it does not exist. Its old content is replaced.
-      content: what the file holds while it is locked.
+      file: path of the file; created if it does not exist. Its old content is replaced.
+      content: text of the file while it is locked.
 
     Raises:
       BlockingIOError: another process holds the lock.
@@ -43,7 +43,7 @@ class FileLock:
 
 
 def _lock(file):
-    """Returns the descriptor of the locked file."""
+    """Locks the file; returns its descriptor."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -53,7 +53,7 @@ def _lock(file):
             if error.errno in _NO_LOCKS:
                 raise LocksUnsupportedError(error.errno, error.strerror, file) from error
             raise
-        # A process that released the lock between the two calls has removed the file: this lock is on nothing.
+        # The previous owner may have removed the file between `open` and `flock`. Then retry: this lock is void.
         if os.path.exists(file) and os.path.samestat(os.fstat(descriptor), os.stat(file)):
             return descriptor
         os.close(descriptor)

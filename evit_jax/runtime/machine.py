@@ -1,4 +1,4 @@
-"""Defaults that depend on the machine: the dtype of the computation and the number of data workers."""
+"""Defaults that depend on the machine: compute dtype and number of data workers."""
 
 import math
 import os
@@ -7,19 +7,19 @@ import pathlib
 import jax.numpy as jnp
 from absl import logging
 
-AUTO = 'auto'    # model.dtype: by platform
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # dtypes of the computation, by name
-BY_CORES = -1    # data.workers: by the number of usable cores
-MAX_WORKERS = 8  # most workers that BY_CORES gives; a config may set more
+AUTO = 'auto'    # value of model.dtype: chosen by platform
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # compute dtypes by name
+BY_CORES = -1    # value of data.workers: chosen by the number of usable cores
+MAX_WORKERS = 8  # maximal number of workers for BY_CORES
 
 
 def resolve_dtype(dtype: str, platform: str, recorded: str | None = None) -> str:
-    """Returns the name of the computation's dtype; resolves 'auto'.
+    """Returns the name of the compute dtype; resolves 'auto'.
 
     Args:
       dtype: value of model.dtype.
       platform: platform of the computation: 'cpu', 'gpu' or 'tpu'.
-      recorded: dtype of the run that is continued or evaluated; it takes precedence over the platform's.
+      recorded: dtype of the run that is continued or evaluated; replaces the default of the platform.
     """
     if dtype != AUTO:
         return dtype
@@ -29,35 +29,35 @@ def resolve_dtype(dtype: str, platform: str, recorded: str | None = None) -> str
 
 
 def resolve_workers(workers: int, cores: int | None = None) -> int:
-    """Returns the number of worker processes; resolves -1. 0 stands for a thread of this process.
+    """Returns the number of worker processes; resolves -1. 0 means a thread of this process.
 
-    One core is left to the main process, which sends work to the devices or computes itself.
+    One core is reserved for the main process.
 
     Args:
       workers: value of data.workers.
-      cores: number of cores that this process may use; counted if not given.
+      cores: number of cores that this process may use; default: `usable_cores()`.
     """
     if workers != BY_CORES:
         return workers
     cores = usable_cores() if cores is None else cores
-    chosen = 0 if cores <= 2 else min(cores - 1, MAX_WORKERS)
+    num_workers = 0 if cores <= 2 else min(cores - 1, MAX_WORKERS)
     logging.log_first_n(logging.INFO, 'data.workers=%d: %s, as this process may use %d cores', 1, BY_CORES,
-                        f'{chosen} worker processes' if chosen else 'a thread', cores)
-    return chosen
+                        f'{num_workers} worker processes' if num_workers else 'a thread', cores)
+    return num_workers
 
 
 def usable_cores(root: str | os.PathLike = '/') -> int:
-    """Returns the number of cores that this process may use, by its CPU affinity and its control group's CPU quota.
+    """Returns the number of cores that this process may use: the minimum of CPU affinity and control group quota.
 
     Args:
-      root: root of the file system that holds /proc and /sys.
+      root: root of the file system that contains /proc and /sys.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return int(max(1, min(cores, _quota(pathlib.Path(root)))))
 
 
 def _quota(root):
-    """Returns the number of cores that the control groups (version 1 or 2) allow; infinity without a limit."""
+    """Returns the number of cores that the control groups (version 1 or 2) allow; infinity if there is no limit."""
     least = math.inf
     for line in _text(root / 'proc/self/cgroup').splitlines():
         _, controllers, path = line.split(':', 2)
@@ -67,7 +67,7 @@ def _quota(root):
         group = mount / path.lstrip('/')
         for folder in (group, *group.parents):
             least = min(least, _quota_of(folder))
-            if folder == mount:  # in a container the mount is often the group itself, although the path names another
+            if folder == mount:  # often at once: in a container, the mount can be the group itself
                 break
     return least
 

@@ -1,4 +1,4 @@
-"""Finds objects by name, and the nearest name for a misspelt one."""
+"""Finds objects by name, and the nearest known name for a misspelt name."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ T = TypeVar('T')
 
 
 def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Returns the known name that is most similar, or None if no name is similar.
+    """Returns the most similar known name, or None if no name is similar.
 
     Args:
       cutoff: minimal similarity, from 0 (different) to 1 (equal).
@@ -20,12 +20,12 @@ def get_by_name(kind: str, name: str, known: Mapping[str, T]) -> T:
     """Returns the object with a name.
 
     Args:
-      kind: kind of the objects, for the message, such as 'reducer'.
+      kind: kind of object for the error message, such as 'reducer'.
       name: the requested name.
       known: objects by name.
 
     Raises:
-      ValueError: no object has this name. The message gives the nearest name, or all of them.
+      ValueError: no object has this name. The message gives the nearest name, or all names.
     """
     if name not in known:
         nearest = nearest_name(name, known)

@@ -1,4 +1,7 @@
-"""Ends a run on SIGTERM or SIGINT: it finishes the step, saves, and exits with a code that asks for a restart."""
+"""Ends a run on SIGTERM or SIGINT: finishes the step, saves, and exits with code 75.
+
+Schedulers treat this exit code as "restart".
+"""
 
 import os
 import signal
@@ -9,7 +12,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: a temporary failure
 
 
 class Preempted(SystemExit):
@@ -20,10 +23,10 @@ class Preempted(SystemExit):
 
 
 class PreemptionHandler:
-    """Handles SIGTERM (preemption) and SIGINT (Ctrl-C) in the body of a `with`. A second Ctrl-C ends at once, unsaved.
+    """Handles SIGTERM (preemption) and SIGINT (Ctrl-C) in the body of a `with`.
 
-    With several processes, a signal to one of them is enough. JAX's preemption service then handles SIGTERM, and finds
-    a step that all processes reach.
+    A second Ctrl-C ends the run immediately, without saving. If the run has several processes, a signal to one of them
+    is enough: JAX's preemption service handles SIGTERM and selects a step at which all processes stop.
     """
 
     def __init__(self):
@@ -40,11 +43,11 @@ class PreemptionHandler:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._handlers_before.items():
-            # Another SIGTERM must not cut the shutdown short, nor change the exit code.
+            # Another SIGTERM must not interrupt the shutdown or change the exit code.
             signal.signal(number, signal.SIG_IGN if kind is Preempted and number == signal.SIGTERM else handler)
 
     def check(self) -> None:
-        """Raises if the run should stop here. All processes call this at the same points in the same order.
+        """Raises `Preempted` if the run must stop. All processes call this at the same points in the same order.
 
         Raises:
           Preempted: a signal has arrived.

@@ -10,14 +10,14 @@ from evit_jax.runtime.sharding import shard_batch
 
 
 class DevicePrefetcher(Iterator[dict]):
-    """Iterates over batches on the devices; a thread reads and transfers the next ones while the devices compute.
+    """Iterates over batches on the devices. A thread reads and transfers the next batches while the devices compute.
 
-    `next` raises the errors of the thread. Call `close()` before closing the batches.
+    `next` raises errors that occur in the thread. Call `close()` before closing the batches.
 
     Args:
-      batches: this process's part of each batch, as numpy arrays.
-      mesh: device mesh along which each batch is split.
-      ahead: number of batches to keep on the devices, 1 or more.
+      batches: the part of each batch that this process loads, as numpy arrays.
+      mesh: device mesh; each batch is split over it.
+      ahead: number of batches to hold on the devices, 1 or more.
     """
 
     def __init__(self, batches: Iterable[dict], mesh: Mesh, ahead: int = 2):
@@ -37,10 +37,10 @@ class DevicePrefetcher(Iterator[dict]):
         raise self._end
 
     def close(self) -> None:
-        """Ends the thread after its current batch, and drops the remaining batches."""
+        """Ends the thread after its current batch, and discards the remaining batches."""
         self._closed.set()
         self._thread.join()
-        while not self._queue.empty():  # these batches hold shared memory of the workers, which must be freed
+        while not self._queue.empty():  # frees the shared memory of the workers
             self._queue.get_nowait()
         self._end = self._end or ValueError('the batches are closed')
 

@@ -1,4 +1,4 @@
-"""Profiles requested steps of a run, for xprof or TensorBoard."""
+"""Profiles selected steps of a run, for xprof or TensorBoard."""
 
 import pathlib
 import re
@@ -13,10 +13,10 @@ from evit_jax.runtime import storage
 
 
 def parse_steps(text: str) -> range:
-    """Parses 'FIRST:END', such as '10:20' for steps 10 to 19; '' means no steps.
+    """Parses 'FIRST:END': '10:20' selects steps 10 to 19, '' selects none.
 
     Raises:
-      ValueError: the text has another form, or names no steps.
+      ValueError: the text has another form, or the range is empty.
     """
     if not text:
         return range(0)
@@ -42,13 +42,13 @@ class StepProfiler:
             self._tracing = True
 
     def after(self, step: int, result: Any) -> None:
-        """Ends the trace if this was the last step to trace, after waiting for its result."""
+        """Waits for the result and ends the trace, if this was the last step to trace."""
         if self._tracing and step + 1 not in self._steps:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Ends and writes a trace under way."""
+        """Ends and writes an active trace."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""Compiles the training step ahead of time, once for each stage of the keep-rate schedule."""
+"""Compiles the training step for each stage of the keep-rate schedule, ahead of time."""
 
 import bisect
 import concurrent.futures
@@ -10,16 +10,16 @@ from absl import logging
 
 
 class ScheduleStage(Protocol):
-    """A part of a run: from step `start` on, it uses the token plan `plan`."""
+    """A range of steps that begins at step `start` and uses the token plan `plan`."""
 
     start: int
     plan: Any
 
 
 class Programs:
-    """Compiles the programs of later stages in a background thread while the current one runs.
+    """Compiles the programs of later stages in a background thread, while the current program runs.
 
-    All later programs are compiled in order, because a stage may be shorter than the compilation for the next one.
+    The thread compiles all later programs without pausing, because a stage may be shorter than the next compilation.
 
     Args:
       stages: stages of the schedule, in order.
@@ -35,7 +35,7 @@ class Programs:
                      '; '.join(f'from step {stage.start}: {stage.plan}' for stage in stages))
 
     def at(self, step: int) -> tuple[ScheduleStage, Callable]:
-        """Returns the stage of a step and its program, after waiting for its compilation."""
+        """Returns the stage of a step and the program of this stage. Waits until the program is compiled."""
         index = bisect.bisect_right([stage.start for stage in self.stages], step) - 1
         program = self._submit(index).result()
         for later in range(index + 1, len(self.stages)):
@@ -43,7 +43,7 @@ class Programs:
         return self.stages[index], program
 
     def close(self) -> None:
-        """Cancels compilations that have not begun, and waits for the current one."""
+        """Cancels compilations that have not begun, and waits for the current compilation."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, index):

@@ -1,4 +1,4 @@
-"""The device mesh and its shardings: the batch is split along `data`; the state is replicated or sharded (FSDP)."""
+"""Device mesh and shardings. The batch is split along the axis `data`; the state is replicated or sharded (FSDP)."""
 
 import functools
 import math
@@ -11,15 +11,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Result = TypeVar('Result')
 SHARDINGS = ('replicated', 'fsdp')
-_MIN_FSDP_SIZE = 2**14  # elements; FSDP replicates smaller arrays, whose all-gather costs more than the memory saved
+_MIN_FSDP_SIZE = 2**14  # number of elements; FSDP replicates smaller arrays, because their all-gather costs too much
 
 
 def data_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with the single axis `data`; the devices of a process are neighbours on it.
+    """Returns a mesh with the single axis `data`. The devices of a process are adjacent.
 
     Args:
-      batch_size: batch size of all processes.
-      devices: devices of the mesh; all devices if not given.
+      batch_size: global batch size, over all processes.
+      devices: devices of the mesh; default: all devices.
 
     Raises:
       ValueError: the batch size is not divisible by the number of devices.
@@ -33,7 +33,7 @@ def data_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> M
 
 
 def with_mesh(mesh: Mesh, step: Callable[..., Result]) -> Callable[..., Result]:
-    """Wraps a step so that it is traced with the mesh in context; `shard_map` in the step uses that mesh."""
+    """Wraps a step so that it is traced in the context of the mesh, which `shard_map` in the step then uses."""
 
     @functools.wraps(step)
     def traced(*arguments):
@@ -44,7 +44,7 @@ def with_mesh(mesh: Mesh, step: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding that keeps the whole array on every device."""
+    """Returns the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -59,21 +59,21 @@ def state_shardings(state: Any, mesh: Mesh, how: str) -> Any:
     Args:
       state: tree of arrays or abstract arrays.
       mesh: the device mesh.
-      how: 'replicated', or 'fsdp': each array is split along its largest axis that is divisible by the number of
-        devices. Small arrays, and arrays without such an axis, are replicated.
+      how: 'replicated' or 'fsdp'. FSDP splits each array along its largest axis that is divisible by the number of
+        devices. It replicates small arrays and arrays without such an axis.
     """
     rule = {'replicated': lambda shape: replicated(mesh), 'fsdp': lambda shape: _fsdp_sharding(shape, mesh)}[how]
     return jax.tree.map(lambda leaf: rule(leaf.shape), state)
 
 
 def shard_batch(batch: dict, mesh: Mesh) -> dict:
-    """Transfers this process's part of a batch to its devices; returns global arrays."""
+    """Transfers the batch rows of this process to its devices. Returns global arrays."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def local_rows(outputs: Any) -> Any:
-    """Returns the rows of global output arrays that belong to this process's part of the batch, as numpy arrays."""
+    """Returns the rows of global output arrays that belong to this process, as numpy arrays."""
     def rows(leaf):
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return np.asarray(leaf)

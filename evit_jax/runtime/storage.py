@@ -1,4 +1,4 @@
-"""Reads and writes the files of a run, in a local folder or in a bucket of Google Cloud Storage (`gs://bucket/run`)."""
+"""Reads and writes the files of a run in a local folder or a Google Cloud Storage bucket (`gs://bucket/run`)."""
 
 import contextlib
 import errno
@@ -14,19 +14,19 @@ from typing import BinaryIO
 
 from etils import epath
 
-_GCS_PACKAGES = ('fsspec', 'gcsfs', 'google.cloud.storage')  # the last is needed by Orbax, the others by etils
-# System errors that mean a missing or damaged file. All other ones mean a limit of the machine.
+_GCS_PACKAGES = ('fsspec', 'gcsfs', 'google.cloud.storage')  # Orbax needs the last, etils the others
+# System errors of a missing or damaged file. All other system errors are failures of the machine.
 _FILE_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG}
-_SYSTEM_ERROR = re.compile(r"os_error_code='?(\w+)")  # the way tensorstore reports a system error
+_SYSTEM_ERROR = re.compile(r"os_error_code='?(\w+)")  # a system error in tensorstore's messages
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Returns True if the path is an address such as `gs://bucket/run`, and False for a local path."""
+    """Returns True for a bucket address such as `gs://bucket/run`, False for a local path."""
     return '://' in os.fspath(path)
 
 
 def as_path(path: str | os.PathLike) -> epath.Path:
-    """Returns an absolute path with one interface for local files and buckets. Accesses neither.
+    """Returns an absolute path object for a local path or a bucket address. Does not access the file system.
 
     Raises:
       ValueError: the address is not of the form `gs://bucket/...`, or the packages for it are not installed.
@@ -39,28 +39,28 @@ def as_path(path: str | os.PathLike) -> epath.Path:
         raise ValueError(f'{text} cannot be used: give a folder of this machine, or gs://bucket/folder')
     if not rest.partition('/')[2].strip('/') or rest.startswith('/'):
         raise ValueError(f'{text} names no folder in a bucket: give gs://bucket/folder')
-    os.environ.setdefault('EPATH_USE_TF', 'false')  # etils would import TensorFlow if it is installed
+    os.environ.setdefault('EPATH_USE_TF', 'false')  # otherwise etils imports TensorFlow if it is installed
     try:
         fsspec, *_ = [importlib.import_module(name) for name in _GCS_PACKAGES]
     except ImportError as error:
         raise ValueError(f"{text} needs packages for Google Cloud Storage: pip install 'evit_jax[gcs]' "
                          f'({error})') from error
-    # etils reads this setting. Listings must not be cached: other processes may write to the bucket at any time.
+    # etils reads this setting. Do not cache listings, because other processes may write to the bucket at any time.
     fsspec.config.conf.setdefault('gs', {}).setdefault('use_listings_cache', False)
-    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs every exception that it also raises
+    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # gcsfs logs every exception that it raises
     return epath.Path(text)
 
 
-def make_writable(folder: epath.Path | pathlib.Path, subject: str, way_out: str) -> None:
+def make_writable(folder: epath.Path | pathlib.Path, label: str, way_out: str) -> None:
     """Creates a folder if it does not exist, and checks that files can be written in it.
 
     Args:
-      folder: local folder, or one in a bucket.
-      subject: beginning of the message, such as '--out=DIR'.
-      way_out: advice at the end of the message.
+      folder: a local folder or a folder in a bucket.
+      label: name of the folder, at the start of the error message, such as '--out=DIR'.
+      way_out: advice to the user, at the end of the error message.
 
     Raises:
-      ValueError: it cannot be written.
+      ValueError: the folder cannot be written.
     """
     probe = folder / f'.{uuid.uuid4().hex[:8]}.probe'
     try:
@@ -70,19 +70,19 @@ def make_writable(folder: epath.Path | pathlib.Path, subject: str, way_out: str)
             write_atomic(probe, b'probe')
             probe.unlink()
     except OSError as error:
-        raise ValueError(f'{subject} cannot be written ({error.strerror or error}): {way_out}') from error
+        raise ValueError(f'{label} cannot be written ({error.strerror or error}): {way_out}') from error
 
 
 def write_atomic(file: epath.Path | pathlib.Path, content: bytes) -> None:
-    """Writes a file so that readers see the old content or the new one, even after a kill or a power failure."""
+    """Writes a file atomically: readers see the old or the new content, even after a kill or a power failure."""
     with open_atomic(file) as writer:
         writer.write(content)
 
 
 @contextlib.contextmanager
 def open_atomic(file: epath.Path | pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing. It replaces the old one at the end of the body, or is removed if the body fails."""
-    if is_remote(file):  # an object appears when it is complete
+    """Opens a new version of a file for writing. It replaces the file at the end of the body unless the body fails."""
+    if is_remote(file):  # an object in a bucket is visible only when complete
         with file.open('wb') as writer:
             yield writer
         return
@@ -93,14 +93,14 @@ def open_atomic(file: epath.Path | pathlib.Path) -> Iterator[BinaryIO]:
             writer.flush()
             os.fsync(writer.fileno())
         temporary.replace(file)
-    except BaseException:  # a full disk, as a rule
+    except BaseException:  # usually a full disk
         temporary.unlink(missing_ok=True)
         raise
 
 
 @contextlib.contextmanager
 def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a local folder that gets its final name at the end of the body, or is removed if the body fails."""
+    """Yields a temporary local folder. It is renamed at the end of the body, or removed if the body fails."""
     unfinished = folder.with_name(f'{folder.name}.unfinished-{uuid.uuid4().hex[:8]}')
     try:
         unfinished.mkdir(parents=True)
@@ -111,16 +111,16 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def move(folder: epath.Path, target: epath.Path) -> None:
-    """Moves a folder and its content; creates the parents of the target."""
+    """Moves a folder with its content. Creates the parent folders of the target."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(folder):  # a bucket has no folder to rename
+    if is_remote(folder):  # a folder in a bucket cannot be renamed
         importlib.import_module('fsspec').filesystem('gs').mv(str(folder), str(target), recursive=True)
     else:
         folder.rename(target)
 
 
 def upload(folder: pathlib.Path, target: epath.Path) -> None:
-    """Copies all files below a local folder."""
+    """Copies all files in a local folder and its subfolders to the target."""
     for file in folder.rglob('*'):
         if file.is_file():
             copy = target / file.relative_to(folder)
@@ -129,9 +129,8 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
 
 
 def is_machine_failure(error: BaseException) -> bool:
-    """Returns True if a read failed at a limit of this machine (memory, permission, open files, JAX), not of the file.
-    """
-    from jax.errors import JaxRuntimeError  # slow to import, and the metric writers do not need JAX
+    """Returns True if a read failed because of this machine (memory, permissions, open files, JAX), not of the file."""
+    from jax.errors import JaxRuntimeError  # a slow import, which the metric writers do not need
     if isinstance(error, MemoryError | JaxRuntimeError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
@@ -142,9 +141,9 @@ def is_machine_failure(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_bucket_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns each error of the body into one line about the bucket; the libraries raise many types.
+    """Turns each error of the body into a one-line error about the bucket. The libraries raise many types.
 
-    Errors of a local path pass unchanged.
+    For a local path, errors are not changed.
 
     Raises:
       ValueError: the bucket does not exist, refuses access, or cannot be reached.
