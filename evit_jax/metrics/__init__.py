@@ -1,1 +1,1 @@
-"""Metric writers, and the timer of the training loop."""
+"""Metric writers and the step timer of the training loop."""

@@ -1,4 +1,4 @@
-"""Files that metrics are appended to: a file in a local folder, or objects in a bucket, which cannot be appended to."""
+"""Append-only files for metrics: one file in a local folder, or several objects in a bucket."""
 
 import os
 import threading
@@ -10,31 +10,31 @@ from etils import epath
 
 from evit_jax.runtime import storage
 
-_WRITE_SECONDS = 30.0  # time between two writes of an object
-_PART_BYTES = 2**20    # an object that has reached this size is complete; the records go on in the next one
+_WRITE_SECONDS = 30.0  # seconds between two writes of an object
+_PART_BYTES = 2**20    # size at which an object is complete; later records go into the next object
 
 
 class AppendFile(Protocol):
-    """A file to which records are appended; see `open_append_file`."""
+    """A file for appending records; see `open_append_file`."""
 
     def write(self, record: bytes) -> None:
         """Appends a record."""
 
     def flush(self) -> None:
-        """Returns when all records so far are stored durably."""
+        """Waits until all records are stored durably."""
 
     def close(self) -> None:
-        """Flushes and closes the file. Nothing may be written afterwards."""
+        """Flushes and closes the file. Do not write afterwards."""
 
 
 def open_append_file(part_path: Callable[[int], epath.Path], *, header: bytes = b'',
                      repair: Callable[[bytes], bytes] = bytes) -> AppendFile:
-    """Opens the last existing part for appending, or creates the first one.
+    """Opens the last existing part for appending, or creates the first part.
 
     Args:
-      part_path: returns the path of a part by its number from 0 on. A local folder gets the first part only.
-      header: content that every new part begins with.
-      repair: removes an incomplete record from the end of the content of an existing part.
+      part_path: part number (from 0) -> path of the part. A local folder has only the first part.
+      header: content at the start of every new part.
+      repair: content of an existing part -> the content without an incomplete last record.
     """
     number, file = max(enumerate(existing_parts(part_path)), default=(0, part_path(0)))
     content = file.read_bytes() if file.exists() else b''
@@ -56,7 +56,7 @@ def existing_parts(part_path: Callable[[int], epath.Path]) -> Iterator[epath.Pat
 
 
 class _LocalAppendFile:
-    """Passes each record to the system before `write` returns, and to the disk at `flush`. A kill loses no record."""
+    """Writes each record to the system at once, and to the disk at `flush`. A killed process loses no record."""
 
     def __init__(self, file):
         self._file = open(file, 'ab')  # noqa: SIM115 (held until `close`)
@@ -74,17 +74,17 @@ class _LocalAppendFile:
 
 
 class _BucketAppendFile:
-    """Keeps records in memory; a thread writes them to the bucket every 30 s. A kill loses the records since then.
+    """Buffers records in memory. A thread writes them to the bucket every 30 s.
 
-    The cost of a write does not grow with the run, because a part of 1 MiB is complete and is not written again. If the
-    bucket cannot be reached, the records wait in memory and the run continues.
+    A killed process loses the records since the last write. Each write uploads the current part, which is complete at
+    1 MiB, so the cost does not grow with the run. If the bucket cannot be reached, the records stay in memory.
     """
 
     def __init__(self, part_path, number, content, header):
         self._part_path, self._number, self._header = part_path, number, header
         self._content = bytearray(content)
-        self._complete: list[tuple[epath.Path, bytes]] = []  # parts that wait for their last write
-        self._num_written = len(content)  # bytes of the current part that are in the bucket
+        self._complete: list[tuple[epath.Path, bytes]] = []  # complete parts that are not yet written
+        self._num_written = len(content)  # number of bytes of the current part in the bucket
         self._lock, self._writing, self._ended = threading.Lock(), threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._flush_repeatedly, name='append to bucket', daemon=True)
         self._thread.start()
@@ -99,7 +99,7 @@ class _BucketAppendFile:
     def flush(self):
         try:
             self._write_parts()
-        except Exception as error:  # an unreachable bucket; the libraries raise many types
+        except Exception as error:  # the bucket cannot be reached; the libraries raise many types
             logging.warning('%s could not be written (%s): the missing records are tried again until the run ends',
                             self._part_path(self._number), error)
 

@@ -1,4 +1,4 @@
-"""Measures the speed of a training loop, and warns of a step that takes far longer than usual."""
+"""Measures the speed of a training loop, and warns about unusually slow steps."""
 
 import collections
 import contextlib
@@ -14,21 +14,21 @@ from evit_jax.metrics.writers import MetricWriter
 
 PHASES = {'input': 'waiting for the input', 'compile': 'waiting for a program to be compiled', 'save': 'saving',
           'devices': 'waiting for the devices'}
-_MEDIAN_STEPS = 101  # number of steps whose median is the usual duration
-_MIN_STEPS = 5       # number of steps before which no duration counts as usual
+_MEDIAN_STEPS = 101  # number of recent steps; the median of their durations is the usual duration
+_MIN_STEPS = 5       # number of timed steps required before a step can count as slow
 _SLOW_FACTOR = 10.0  # a step is slow if it takes this many times the usual duration
-_MIN_SLOW = 20.0     # and at least this many seconds
+_MIN_SLOW = 20.0     # and takes at least this many seconds
 
 
 class StepTimer:
     """Times the steps of a training loop, between `restart` and `close`.
 
-    A background thread logs a warning while a step is slow, and again each time the duration doubles.
+    A background thread logs a warning when a step is slow, and again each time its duration has doubled.
 
     Args:
       total_steps: number of steps in the run.
-      batch_size: examples in a batch of all processes.
-      min_slow: seconds below which no step counts as slow.
+      batch_size: global batch size, over all processes.
+      min_slow: minimal duration of a slow step, in seconds.
       clock: returns the time in seconds.
       watch: whether the background thread runs.
     """
@@ -37,9 +37,9 @@ class StepTimer:
                  clock: Callable[[], float] = time.perf_counter, watch: bool = True):
         self._total_steps, self._batch_size, self._min_slow, self._clock = total_steps, batch_size, min_slow, clock
         self._durations: collections.deque = collections.deque(maxlen=_MEDIAN_STEPS)
-        self._current: tuple[int, float] | None = None  # number and start time of the step that runs
+        self._current: tuple[int, float] | None = None  # number and start time of the current step
         self._phase = ''
-        self._warned: tuple[int | None, float] = (None, 0.0)  # number and duration at the last warning
+        self._warned: tuple[int | None, float] = (None, 0.0)  # step number and duration at the last warning
         self.restart(0)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch_steps, name='slow steps', daemon=True)
@@ -53,7 +53,7 @@ class StepTimer:
             self._thread.join()
 
     def step(self, number: int) -> None:
-        """Ends the current step and begins the step with this number."""
+        """Ends the current step and begins step `number`."""
         now = self._clock()
         if self._current is not None:
             last, begin = self._current
@@ -63,13 +63,13 @@ class StepTimer:
         self._current = number, now
 
     def restart(self, done: int) -> None:
-        """Begins a new line after `done` steps. The time since the last line, such as an evaluation, is not counted."""
+        """Begins a new log line after `done` steps. The time since the last line (an evaluation) is not counted."""
         self._current = None
         self._begin_line(done)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the duration of the body as one of `PHASES`."""
+        """Adds the duration of the body to one of `PHASES`."""
         outer, self._phase = self._phase, name
         begin = self._clock()
         try:
@@ -79,17 +79,17 @@ class StepTimer:
             self._phase = outer
 
     def write(self, done: int, epoch: float, metrics: dict[str, float], keep_rate: float, writer: MetricWriter) -> None:
-        """Logs a line, and writes scalars, about the steps since the last line.
+        """Logs a line and writes scalars for the steps since the last line.
 
         Args:
-          done: number of steps done.
-          epoch: epochs done.
-          metrics: metrics of the last step; `loss` and `lr` are in the line.
+          done: number of completed steps.
+          epoch: number of completed epochs.
+          metrics: metrics of the last step; the log line shows `loss` and `lr`.
           keep_rate: keep rate of the last step.
-          writer: receives all metrics and rates as `train/NAME`.
+          writer: receives all metrics and speeds as `train/NAME`.
         """
         steps = done - self._line_start
-        seconds = max((self._clock() - self._line_begin) / steps, 1e-9)  # per step
+        seconds = max((self._clock() - self._line_begin) / steps, 1e-9)  # seconds per step
         shares = {name: spent / seconds / steps for name, spent in self._durations_of_phases.items()}
         logging.info('step %d/%d  epoch %.2f  loss %.4f  lr %.2e  keep %.2f  %.0f images/s  %.0f ms/step  '
                      'input wait %.1f %%  compile wait %.1f %%  ETA %s', done, self._total_steps, epoch,
@@ -103,7 +103,7 @@ class StepTimer:
         self._begin_line(done)
 
     def check_current_step(self) -> None:
-        """Logs a warning if the current step is slow, unless one was logged at more than half its duration."""
+        """Logs a warning if the current step is slow and its duration has doubled since the last warning."""
         if (step := self._current) is None:
             return
         duration = self._clock() - step[1]

@@ -1,7 +1,7 @@
 """Metric writers: a JSONL file and TensorBoard events.
 
-The methods have the names and arguments of `clu.metric_writers.MetricWriter`, so a training loop takes either. The
-writers of clu are optional, because they import TensorFlow.
+The interface is that of `clu.metric_writers.MetricWriter`, so a training loop can use either. The writers of clu are
+optional, because they import TensorFlow.
 """
 
 import json
@@ -32,25 +32,25 @@ class MetricWriter(Protocol):
     """The interface of a metric writer."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes scalars of a step; the values may be of any type that `float` accepts."""
+        """Writes the scalars of a step. Values can have any type that `float` accepts."""
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Writes the flat config of the run, once."""
 
     def flush(self) -> None:
-        """Returns when everything written so far is on disk."""
+        """Waits until all data written so far is on disk."""
 
     def close(self) -> None:
-        """Flushes and closes the writer. Nothing may be written afterwards."""
+        """Flushes and closes the writer. Do not write afterwards."""
 
 
 class JsonlWriter:
-    """Appends one JSON object a line: `{"step": 20, "train/loss": 1.5}`, or `{"hparams": {...}}`.
+    """Appends one JSON object per line: `{"step": 20, "train/loss": 1.5}`, or `{"hparams": {...}}`.
 
-    In a folder, a killed process loses at most the line it was writing; the next writer removes an incomplete line.
-    In a bucket, it loses at most the lines of the last 30 s, and a long file continues in `metrics.00001.jsonl` etc.
-    JSON has no numbers for NaN and infinity: they are written as the strings "NaN", "Infinity" and "-Infinity", which
-    `float` and `read_metrics` parse.
+    Local folder: a killed process loses at most its last line; the next writer removes an incomplete line. Bucket: a
+    killed process loses at most the lines of the last 30 s; a long file continues in `metrics.00001.jsonl` etc. NaN and
+    infinity, which JSON lacks, are written as the strings "NaN", "Infinity" and "-Infinity". `float` and `read_metrics`
+    parse these strings.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -76,20 +76,20 @@ class JsonlWriter:
 
 
 class TensorboardWriter:
-    """Writes TensorBoard events to a new file in `logdir`; in a bucket, to another object for every MiB.
+    """Writes TensorBoard events to a new file in `logdir`. In a bucket, a new object begins after each MiB.
 
-    The events and their checksums are tensorboardX's, but the file is not. tensorboardX's `SummaryWriter` passes events
-    to another thread and its `flush` does not wait for it, so a killed process loses flushed events. Two of its writers
-    that start within a second overwrite each other's file. In a bucket it uploads the whole file at every flush.
+    tensorboardX makes the events and checksums, but this class writes the file. Its `SummaryWriter` has three problems:
+    `flush` does not wait for its writer thread, so a killed process loses flushed events; two writers that
+    start within a second overwrite the same file; and each flush uploads the whole file to a bucket.
 
     Args:
       logdir: folder of the event files.
-      resumed_at: step of the checkpoint that the run continues from. TensorBoard then hides later steps in earlier
-        files, because this run writes them again.
+      resumed_at: step of the checkpoint from which the run resumes. TensorBoard then hides later steps of earlier
+        files, because the resumed run writes these steps again.
     """
 
     def __init__(self, logdir: str | os.PathLike, resumed_at: int = 0):
-        # TensorBoard reads files in the order of their names, so the name begins with the time.
+        # TensorBoard reads files in the order of their names. The name therefore starts with the time.
         name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}'
         folder, version = storage.as_path(logdir), event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2')
         self._file = append_file.open_append_file(lambda part: folder / f'{name}.{part:05d}', header=_record(version))
@@ -102,9 +102,9 @@ class TensorboardWriter:
         self._write(event_pb2.Event(summary=Summary(value=values)), step)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        plain = {name: value if isinstance(value, bool | int | float | str) else str(value)
+        scalars = {name: value if isinstance(value, bool | int | float | str) else str(value)
                  for name, value in hparams.items()}
-        for part in summary.hparams(plain, {}):
+        for part in summary.hparams(scalars, {}):
             self._write(event_pb2.Event(summary=part), 0)
 
     def flush(self) -> None:
@@ -119,7 +119,7 @@ class TensorboardWriter:
 
 
 class MultiWriter:
-    """Passes each call on to several writers, in order."""
+    """Forwards each call to several writers, in order."""
 
     def __init__(self, writers: Sequence[MetricWriter]):
         self._writers = tuple(writers)
@@ -142,13 +142,13 @@ class MultiWriter:
 
 
 def create_writer(workdir: str | os.PathLike | None, kind: str = 'default', *, resumed_at: int = 0) -> MetricWriter:
-    """Creates a writer of `metrics.jsonl`, and of TensorBoard events in `tensorboard/`, in the workdir.
+    """Creates a writer for `metrics.jsonl` and `tensorboard/` in the workdir.
 
     Args:
-      workdir: local folder or `gs://bucket/run`; None writes no files (all processes but the first).
+      workdir: local folder or `gs://bucket/run`; None writes no files (in all processes except process 0).
       kind: writer of the events: 'default' for `TensorboardWriter`, 'clu' for
         `clu.metric_writers.create_default_writer`, which also logs the scalars.
-      resumed_at: see `TensorboardWriter`; clu has no such argument.
+      resumed_at: see `TensorboardWriter`; not used by clu.
 
     Raises:
       ValueError: unknown kind, or 'clu' without TensorFlow.
@@ -169,15 +169,15 @@ def create_writer(workdir: str | os.PathLike | None, kind: str = 'default', *, r
 def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
     """Reads the scalars that a `JsonlWriter` wrote.
 
-    A run that was killed and resumed writes some steps twice: the last value of each name is returned. An incomplete
-    last line is ignored.
+    A run that was killed and resumed writes some steps twice. The result has the last value of each metric. An
+    incomplete last line is ignored.
 
     Returns:
-      One dict for each step, ordered by its key `step`.
+      One dict for each step, ordered by the key `step`.
 
     Raises:
       FileNotFoundError: there is no file.
-      ValueError: a line before the last is no JSON object; names it.
+      ValueError: a line before the last is not a JSON object; the message names the line.
     """
     steps: dict[int, dict[str, float]] = {}
     path = storage.as_path(path)
@@ -196,7 +196,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def to_json(value: Any) -> Any:
-    """Returns a nested value in which the strings "NaN", "Infinity" and "-Infinity" replace floats that JSON lacks."""
+    """Replaces NaN and infinity in a nested value by the strings "NaN", "Infinity" and "-Infinity"."""
     if isinstance(value, Mapping):
         return {name: to_json(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -212,7 +212,7 @@ def _part_path(path):
 
 def _create_clu_writer(workdir: str | os.PathLike | None) -> MetricWriter:
     try:
-        from clu import metric_writers  # imports TensorFlow, which the default installation lacks
+        from clu import metric_writers  # imports TensorFlow, which is not installed by default
     except ImportError as error:
         raise ValueError("the writer 'clu' needs TensorFlow: pip install 'evit_jax[tf]', or take the writer "
                          f"'default' ({error})") from error
@@ -220,7 +220,7 @@ def _create_clu_writer(workdir: str | os.PathLike | None) -> MetricWriter:
 
 
 def _complete_lines(content: bytes) -> bytes:
-    """Returns the content without an incomplete last line. A complete record without a line end gets one."""
+    """Returns the content without an incomplete last line. Adds a missing line end to a complete last record."""
     end = content.rfind(b'\n') + 1
     if end < len(content) and _parse(content[end:]) is not None:
         return content + b'\n'
@@ -237,6 +237,6 @@ def _record(event: event_pb2.Event) -> bytes:
 def _parse(line: bytes) -> dict | None:
     try:
         record = json.loads(line)
-    except ValueError:  # no JSON, or cut inside a character
+    except ValueError:  # invalid JSON, or truncated within a character
         return None
     return record if isinstance(record, dict) else None
