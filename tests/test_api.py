@@ -78,7 +78,7 @@ def test_create_model_of_an_own_architecture_has_the_default_blocks_and_names():
 @pytest.mark.parametrize('arguments, message', [
     ({'model': 'deit_x'}, "unknown model 'deit_x'"), ({'keep_rate': 0.0}, r'keep rate 0.0 is outside \(0, 1\]'),
     ({'reduce_at': (7,)}, 'block 7 is outside'), ({'reducer': 'evi'}, "unknown reducer 'evi': did you mean evit"),
-    ({'num_classes': 4, 'class_names': ('a', 'b')}, 'names 2 classes, its model tells 4 apart')])
+    ({'num_classes': 4, 'class_names': ('a', 'b')}, 'names 2 classes, its model has 4')])
 def test_create_model_with_a_wrong_value_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         evit_jax.create_model(**{'model': tiny.CONFIG} | arguments)

@@ -1,4 +1,4 @@
-"""Keeps the best state of a run, apart from its newest checkpoints."""
+"""Keeps the best state of a run, separately from the newest checkpoints."""
 
 import os
 from typing import Any
@@ -17,11 +17,11 @@ BEST_FOLDER = 'best'
 class BestCheckpoint:
     """Keeps the state with the highest value of a metric in `workdir/best`.
 
-    That folder is itself a workdir: it can be evaluated, and a run can start from its weights.
+    The folder `best` is itself a workdir: it can be evaluated, and a run can start from its weights.
 
     Args:
       workdir: folder of the run.
-      metric: one of `METRICS`; '' keeps no state.
+      metric: one of `METRICS`; '': keep no state.
     """
 
     def __init__(self, workdir: str | os.PathLike, metric: str):
@@ -32,18 +32,18 @@ class BestCheckpoint:
             distributed.on_process_zero(lambda: workdirs.copy_config(workdir, folder))
             self._checkpoints = CheckpointManager(folder, keep=1)
             saved = read_metadata(folder).get('best', {}).get(metric, float('-inf'))
-            # All processes must decide alike, so they all take the value that process 0 read.
+            # All processes use the value that process 0 read, so that they make the same decisions.
             shared = distributed.sum_over_processes({metric: saved if distributed.is_process_zero() else 0.0})
             self._value_of_step[self._checkpoints.latest()] = shared[metric]
 
     def offer(self, state: TrainState, metrics: dict[str, float], metadata: dict[str, Any]) -> None:
-        """Starts saving the state if its metric is higher than that of the state on disk."""
+        """Starts saving the state if its metric is higher than the metric of the state on disk."""
         if self._metric and (value := metrics[self._metric]) > self._value_of_step[self._checkpoints.latest()]:
             self._value_of_step[int(state.step)] = value
             self._checkpoints.save(state, metadata | {'best': {self._metric: value}})
             logging.info('the best %s so far, %.4f, is that of step %d', self._metric, value, int(state.step))
 
     def close(self) -> None:
-        """Waits until a save under way has ended."""
+        """Waits until the current save has ended."""
         if self._checkpoints:
             self._checkpoints.close()

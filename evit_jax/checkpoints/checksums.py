@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files. The arrays have none of their own: a flipped bit would pass unnoticed."""
+"""Checksums of the files of a checkpoint. Orbax stores no checksums, so it would not detect a flipped bit."""
 
 import json
 import os
@@ -9,16 +9,16 @@ from concurrent import futures
 from etils import epath
 
 FILE = 'checksums.json'
-# Orbax writes these files at the commit, after the checksums. Nothing that is restored depends on them.
+# Orbax writes these files at the commit, after the checksums. They are not needed to restore a checkpoint.
 _COMMIT_FILES = ('_CHECKPOINT_METADATA', 'commit_success.txt')
-_CHUNK = 2**22  # bytes that each thread reads at a time
+_CHUNK = 2**22  # number of bytes that a thread reads at a time
 _THREADS = 8
 
 
 def write(folder: str | os.PathLike) -> None:
-    """Writes size and CRC-32 of every file below a folder to `checksums.json` in it.
+    """Writes the size and CRC-32 of all files in a folder and its subfolders to `checksums.json` in the folder.
 
-    Call it before the folder gets its final name: a committed checkpoint then has all of its checksums.
+    Call it before the folder gets its final name, so that every committed checkpoint has checksums.
     """
     folder = epath.Path(folder)
     names = [name for name in _files(folder) if name not in (*_COMMIT_FILES, FILE)]
@@ -28,13 +28,13 @@ def write(folder: str | os.PathLike) -> None:
 
 
 def check(folder: str | os.PathLike) -> bool:
-    """Compares the files below a folder with their checksums.
+    """Compares the files in a folder and its subfolders with their checksums.
 
     Returns:
-      False if the folder has no checksums, as in checkpoints of older versions; True if all files are intact.
+      True if all files are intact; False if the folder has no checksums (a checkpoint of an older version).
 
     Raises:
-      ValueError: a file is missing, truncated, or otherwise changed. The message names the first one.
+      ValueError: a file is missing, truncated or changed. The message names the first such file.
     """
     folder = epath.Path(folder)
     if not (folder / FILE).exists():
@@ -53,7 +53,7 @@ def check(folder: str | os.PathLike) -> bool:
 
 
 def _problem(file, size, crc) -> str:
-    """Returns the difference between a file and its checksum, or ''."""
+    """Describes the difference between a file and its checksum; '' if there is none."""
     try:
         actual_size, actual_crc = _checksum(file)
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def _problem(file, size, crc) -> str:
 
 
 def _checksum(file) -> tuple[int, int]:
-    """Returns size and CRC-32 of a file."""
+    """Returns the size and CRC-32 of a file."""
     size = crc = 0
     with file.open('rb') as reader:
         while chunk := reader.read(_CHUNK):
@@ -73,7 +73,7 @@ def _checksum(file) -> tuple[int, int]:
 
 
 def _files(folder, prefix: str = '') -> Iterator[str]:
-    """Yields the paths of all files below a folder, relative to it and sorted."""
+    """Yields the relative paths of all files in a folder and its subfolders, sorted."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.is_dir():
             yield from _files(path, f'{prefix}{path.name}/')

@@ -1,4 +1,4 @@
-"""Checks that a training continues the run in its workdir with the config that the run began with."""
+"""Checks that a resumed run has the config with which it began."""
 
 import os
 from typing import Any
@@ -13,27 +13,27 @@ from evit_jax.configs.base import absent
 from evit_jax.data.positions import Segment
 from evit_jax.runtime import storage
 
-# Keys that a run may change when it continues: they do not alter the final parameters, apart from rounding.
+# Keys that may change when a run resumes: they do not affect the final parameters, except for rounding.
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
                      'compilation_cache', 'sharding', 'remat', 'model.gather_impl', 'profile_steps', 'nonfinite')
-# Keys that only matter at step 0. A run that continues keeps its values.
+# Keys that only affect step 0. A resumed run keeps its recorded values.
 _INITIALISATION = ('init_from', 'init_ema')
-# Keys that identify the model: they decide the shapes of its parameters, or its logits.
-_MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.UNSHAPED))
+# Keys that identify the model: they determine the shapes of the parameters, or the logits.
+_MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.NOT_IN_SHAPES))
 
 
 def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_changes: bool) -> None:
-    """Writes the config of a training to its workdir, after comparing it with the run there.
+    """Compares a training config with the run in the workdir, then writes it to the workdir.
 
-    The caller holds the `WorkdirLock`. A key that the run in the workdir does not have counts as its default.
+    The caller holds the `WorkdirLock`. A key that is missing in the recorded config has its default value.
 
     Args:
       path: the workdir.
-      config: nested config of the training.
-      accept_changes: continue although the run began with other values.
+      config: nested training config.
+      accept_changes: resume even if the run began with other values.
 
     Raises:
-      ValueError: the workdir holds a checkpoint of a run with another config, or cannot be reached.
+      ValueError: the workdir contains a checkpoint of a run with another config, or cannot be reached.
     """
     folder = storage.as_path(path)
     old = saved_config(folder) if newest_step(folder) is not None else None
@@ -52,7 +52,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
 
 
 def _check_changes(folder, old, new, accept_changes):
-    """Returns the keys whose values differ; raises a ValueError where they may not."""
+    """Returns the keys whose values differ. Raises a ValueError if one of them must not change."""
     old, new = models.resolve(old), models.resolve(new)
     differ = [key for key in sorted(old.keys() | new.keys())
               if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]

@@ -1,4 +1,4 @@
-"""Trained weights together with everything that is needed to run them."""
+"""Trained weights together with everything needed to run them."""
 
 import dataclasses
 import os
@@ -24,35 +24,35 @@ from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, Reducer, mod
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
-CUSTOM = 'custom'  # name of a model that is not in `models.CONFIGS`
+CUSTOM = 'custom'  # name of every model that is not in `models.CONFIGS`
 _DEFAULTS = weights.AS_DEIT | absent('model.dtype')
 
 
 class LoadedModel(NamedTuple):
     """The weights of a model, its preprocessing and its token budget.
 
-    `_replace(image_size=...)` prepares it for images of another size; the position embeddings are resized.
+    `_replace(image_size=...)` returns a model for another image size; position embeddings are resized when it runs.
     """
 
-    path: str                     # folder or file of the weights; '' for a model made in memory
+    path: str                     # folder or file of the weights; '' for a model created in memory
     name: str                     # key of `models.CONFIGS`, or 'custom'
-    step: int                     # training steps done
+    step: int                     # number of completed training steps
     params: Params                # numpy arrays, float32
     config: ViTConfig
-    class_names: tuple[str, ...]  # by label
+    class_names: tuple[str, ...]  # name of each class, in the order of the labels
     image_size: int               # side of the input in pixels
-    mean: tuple[float, ...]       # per channel, for values in 0..1
-    std: tuple[float, ...]
+    mean: tuple[float, ...]       # mean of each channel, for values in 0..1
+    std: tuple[float, ...]        # standard deviation of each channel
     eval_crop: float | None       # see `EvalTransform`
-    dtype: str                    # of the computation: 'float32' or 'bfloat16'
+    dtype: str                    # compute dtype: 'float32' or 'bfloat16'
     budget: TokenBudget           # the budget used in training, unless replaced
     modules: Modules = NO_MODULES  # learned modules of the reducer used in training
 
     def with_reducer(self, reducer: str | Reducer | None) -> 'LoadedModel':
-        """The same weights with another reducer.
+        """Returns the same weights with another reducer.
 
         Args:
-          reducer: a registered name, or a reducer; None changes nothing.
+          reducer: a registered name, or a reducer; None: no change.
 
         Raises:
           ValueError: no reducer is registered under the name.
@@ -64,12 +64,12 @@ class LoadedModel(NamedTuple):
             reducer=reducer, r=self.budget.r if reducer.merges else 0))
 
     def needs_modules(self) -> bool:
-        """True if the reducer is learned, and the weights have no modules of it."""
+        """True if the reducer has learned modules that the weights lack."""
         reducer = self.budget.reducer
         return reducer.is_learned and (not self.modules.count or self.modules.reducer != reducer)
 
     def with_random_modules(self, seed: int = 0) -> 'LoadedModel':
-        """The same weights with random modules of the reducer, one for each block that reduces; they must be trained.
+        """Adds random learned modules of the reducer, one for each reducing block. They must be trained before use.
 
         Args:
           seed: seed of the random weights.
@@ -82,14 +82,14 @@ class LoadedModel(NamedTuple):
     def with_plan(self, *, keep_rate: float | None = None, keep_rates: Sequence[float] = (),
                   tokens: Sequence[int] = (), r: int | None = None, macs: float | None = None,
                   plan: TokenPlan | PlanFile | str | os.PathLike | None = None) -> 'LoadedModel':
-        """The same weights under another token budget. Give one argument; without any the budget stays.
+        """Returns the same weights with another token budget. Give at most one argument; without one, nothing changes.
 
         Args:
           keep_rate: fraction of the tokens that each reduction keeps, in (0, 1].
           keep_rates: one fraction for each reduction.
           tokens: number of tokens that each reduction keeps.
           r: number of tokens merged in every block; only for a reducer that merges.
-          macs: multiply-accumulates as a fraction of the dense model's, in (0, 1].
+          macs: fraction of the multiply-accumulates of the dense model, in (0, 1].
           plan: a plan, or a file written by `python -m evit_jax.plan`.
 
         Raises:
@@ -111,11 +111,11 @@ class LoadedModel(NamedTuple):
         return self._replace(budget=budget)
 
     def plan(self, **budget: Any) -> TokenPlan:
-        """The token plan of the budget, or of another budget given as to `with_plan`.
+        """Returns the token plan of the budget, or of another budget; the arguments are those of `with_plan`.
 
         Raises:
-          ValueError: a value is out of range, the plan is for another model, or it needs learned parameters that the
-            weights do not have.
+          ValueError: a value is out of range, the plan is for another model, or the reducer needs learned parameters
+            that the weights lack.
         """
         given = budget.get('plan')
         model = self.with_plan(**budget)
@@ -125,15 +125,15 @@ class LoadedModel(NamedTuple):
         check_trained_blocks(plan, self.budget.reduce_at)
         return plan
 
-    def folded(self) -> 'LoadedModel':
-        """The same function without batch normalisation, for inference; see `models.fold_batchnorm`."""
+    def fold_batchnorm(self) -> 'LoadedModel':
+        """Returns the model with folded batch normalisation, for inference; see `models.fold_batchnorm`."""
         config, params = models.fold_batchnorm(self.config, self.params)
         return self._replace(config=config, params=params)
 
     def metadata(self) -> dict[str, Any]:
-        """The metadata of a checkpoint of these weights, as `weights.save` takes it."""
+        """Returns the metadata argument for `weights.save`."""
         config, budget = self.config, self.budget
-        options = {key: getattr(config, key) for key in ('classes', 'distilled', *models.UNSHAPED)}
+        options = {key: getattr(config, key) for key in ('classes', 'distilled', *models.NOT_IN_SHAPES)}
         rates = {'rate': budget.rates[0] if budget.rates else 1.0, 'rates': budget.rates}
         return {
             'class_names': list(self.class_names), model_configs.KEY: model_configs.to_json(config),
@@ -145,7 +145,7 @@ class LoadedModel(NamedTuple):
                 'data': {'mean': self.mean, 'std': self.std, 'eval_crop': self.eval_crop or 0.0}}}
 
     def _budget_of(self, plan):
-        """The budget of a given plan, which must be for this model."""
+        """Returns the budget of a plan. The plan must be for this model."""
         patches, depth = self.config.patches(self.image_size), self.config.depth
         if isinstance(plan, TokenPlan):
             if (plan.patches, len(plan.keep)) != (patches, depth):
@@ -163,11 +163,11 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
     """Loads the newest checkpoint of a run, of its folder `best`, or of a folder of weights.
 
     Args:
-      path: the folder; may be in a bucket, as gs://bucket/run.
-      ema: load the moving average of the weights.
+      path: the folder, local or in a bucket (gs://bucket/run).
+      ema: load the EMA of the weights.
 
     Raises:
-      ValueError: there is no readable checkpoint, it has no moving average, or weights are not finite.
+      ValueError: there is no readable checkpoint, it has no EMA, or weights are not finite.
     """
     _check_path(path)
     arrays, metadata = read_newest(path, 'ema' if ema else 'params')
@@ -179,16 +179,16 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
 
 def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any],
                 reducer: Reducer | None = None) -> LoadedModel:
-    """The model of given weights.
+    """Returns the model for given weights.
 
     Args:
-      path: origin of the weights, for messages.
+      path: origin of the weights, for error messages.
       arrays: weights by dotted name.
-      metadata: 'config' (nested, as of a run) and, where known, 'class_names', 'model_config' and 'next_step'.
-      reducer: replaces the reducer that the config names.
+      metadata: 'config' (the nested config of a run) and, if known, 'class_names', 'model_config' and 'next_step'.
+      reducer: replaces the reducer in the config.
 
     Raises:
-      ValueError: the metadata names no known model, or the weights do not fit it.
+      ValueError: the metadata names no known model, or the weights do not match the model.
     """
     settings = _DEFAULTS | workdirs.flat(metadata.get('config', {}))
     config = dataclasses.replace(_config_of(path, metadata, settings), classes=arrays['head.bias'].size)
@@ -198,8 +198,8 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
     like = jax.eval_shape(models.create(config, modules=modules).init, jax.random.key(0))
     class_names = metadata.get('class_names') or default_class_names(config.classes)
     if len(class_names) != config.classes:
-        raise ValueError(f'the checkpoint in {path} names {len(class_names)} classes, its model tells {config.classes} '
-                         'apart')
+        raise ValueError(f'the checkpoint in {path} names {len(class_names)} classes, its model has '
+                         f'{config.classes}')
     mean, std = open_defaults.normalisation(settings)
     return LoadedModel(
         os.fspath(path), settings.get('model.name', CUSTOM), metadata.get('next_step', 0),
@@ -217,7 +217,7 @@ def _config_of(path, metadata, settings):
 
 
 def _requested(keep_rate, keep_rates, tokens, r, macs, plan):
-    """The names of the arguments that are given, in words for messages; at most one."""
+    """Returns the names of the given arguments, for error messages. Raises a ValueError if there is more than one."""
     for name, values in (('keep_rates', keep_rates), ('tokens', tokens)):
         if isinstance(values, str | Set | Mapping) or not hasattr(values, '__len__'):
             raise ValueError(f'{name}={values!r} is no sequence: give a number for each reduction, as '
@@ -231,7 +231,7 @@ def _requested(keep_rate, keep_rates, tokens, r, macs, plan):
 
 
 def _check_path(path):
-    """Raises a ValueError where there is no local folder; `read_newest` checks a bucket."""
+    """Raises a ValueError if a local folder does not exist. `read_newest` checks bucket paths."""
     if storage.is_remote(path):
         return
     weights.check_is_workdir('the path of the weights', path)

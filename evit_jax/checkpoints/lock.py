@@ -1,4 +1,4 @@
-"""Ensures that only one run at a time uses a workdir: by flock, or by heartbeats where there are no locks."""
+"""Ensures that only one run at a time uses a workdir, with flock or, if locks are not supported, with heartbeats."""
 
 import json
 import os
@@ -17,29 +17,30 @@ from evit_jax.runtime import storage
 from evit_jax.runtime.file_lock import FileLock, LocksUnsupportedError
 
 IN_USE_FILE = 'in_use.json'
-_MIN_FREE = 64 * 2**20  # bytes on the disk of the workdir
+_MIN_FREE = 64 * 2**20  # minimal free space on the disk of the workdir, in bytes
 _BEAT_SECONDS = 20.0
-_DEAD_AFTER = 2.25   # beats without a change, after which a run counts as dead
-_SETTLE = 0.1        # beats after which two runs that start at the same moment see each other's file
+_DEAD_AFTER = 2.25   # a run counts as dead after this many beats without a change
+_SETTLE = 0.1        # number of beats after which two runs that start together see each other's file
 
 
 class WorkdirLock:
-    """Holds a workdir for the run in the body of a `with`. Process 0 of a run calls it.
+    """Locks a workdir for the body of a `with`. Only process 0 of a run enters it.
 
-    In a folder, the file `in_use.json` is locked with flock: the system frees it however the process ends.
+    Local folder: the file `in_use.json` is locked with flock. The system frees the lock when the process ends or is
+    killed.
 
-    A bucket has no locks, and some network file systems have none (ENOLCK, ENOSYS). There the run rewrites
-    the file every `beat_seconds`. A start that finds the file waits 2.25 times as long. It refuses if the file changes
-    meanwhile, and takes over otherwise; no clocks are compared. A run that cannot write for that long (a suspended
-    machine, an unreachable bucket) may lose the workdir to another one: it is then interrupted, as by Ctrl-C.
+    Bucket, or network file system without locks (ENOLCK, ENOSYS): the run rewrites the file every `beat_seconds`, as a
+    heartbeat. A new run that finds the file waits for 2.25 beats. If the file changes in this time, the new run raises
+    an error; otherwise it takes over. No clocks are compared. If a run cannot write a heartbeat in this time (suspended
+    machine, unreachable bucket), another run may take over; the first run is then interrupted, as by Ctrl-C.
 
     Args:
       workdir: folder of the run; created if it does not exist.
       beat_seconds: time between two heartbeats.
 
     Raises:
-      ValueError: another run holds the workdir (the message names its host, process and start), the workdir cannot be
-        written, or its disk is full. On leaving the body: another run has taken over.
+      ValueError: another run uses the workdir (the message gives its host, process and start time), the workdir cannot
+        be written, or its disk is full. At the end of the body: another run has taken over.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, beat_seconds: float = _BEAT_SECONDS):
@@ -71,13 +72,13 @@ class WorkdirLock:
 
 
 class _Heartbeat:
-    """Holds a workdir by rewriting its file again and again in a thread.
+    """Locks a workdir by rewriting the file regularly in a thread.
 
     Attributes:
       taken_by: content of the file if another run has taken over, else None.
 
     Raises:
-      ValueError: another run holds the workdir.
+      ValueError: another run uses the workdir.
     """
 
     def __init__(self, folder: epath.Path, beat_seconds: float):
@@ -107,7 +108,7 @@ class _Heartbeat:
                             error, self._folder)
 
     def _wait_for_dead_run(self):
-        """Returns if there is no file, or once the file counts as that of a dead run."""
+        """Waits until the file is gone or its run counts as dead."""
         first = _read(self._file)
         if not first:
             return
@@ -133,7 +134,7 @@ class _Heartbeat:
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
                     return
                 self._write()
-            except Exception as error:  # an unreachable bucket; the libraries raise many types
+            except Exception as error:  # the bucket cannot be reached; the libraries raise many types
                 logging.warning('the heartbeat in %s failed this time: %s', self._file, error)
 
     def _is_foreign(self, content):
@@ -151,7 +152,7 @@ def _check_free_space(folder):
 
 
 def _read(file):
-    """Returns the content of the file, empty if it does not exist."""
+    """Returns the content of the file; empty if the file does not exist."""
     try:
         return file.read_bytes()
     except FileNotFoundError:
@@ -159,13 +160,13 @@ def _read(file):
 
 
 def _owner(since=None, **more):
-    """Returns the content of the file: this process, its host and the start of the run, as JSON."""
+    """Returns the JSON content of the file: this process, its host and the start time of the run."""
     since = time.strftime('%Y-%m-%d %H:%M:%S %z', time.localtime(since))
     return json.dumps({'host': socket.gethostname(), 'pid': os.getpid(), 'since': since} | more).encode() + b'\n'
 
 
 def _describe(content):
-    """Returns the owner in the content. Between lock and write, a locked file is still empty."""
+    """Describes the owner named in the content. A file that was just locked is still empty."""
     try:
         owner = json.loads(content)
         return f'process {owner["pid"]} on {owner["host"]}, since {owner["since"]}'

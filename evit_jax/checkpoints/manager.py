@@ -17,21 +17,21 @@ from evit_jax.checkpoints import checksums, layout
 from evit_jax.checkpoints.state import TrainState
 from evit_jax.runtime import backend, distributed, storage
 
-_SAVE_SECONDS = 600  # limit of one save; if only some processes can write their part, all of them wait this long
+_SAVE_SECONDS = 600  # time limit of a save; all processes wait this long if only some can write
 
 
 def newest_step(workdir: str | os.PathLike) -> int | None:
-    """Returns the step of the newest checkpoint of a run, or None. Writes nothing."""
+    """Returns the step of the newest checkpoint of a run, or None. Does not write."""
     folder = layout.checkpoints_folder(workdir)
     with storage.explain_bucket_errors(workdir):
         return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
 
 
 def read_metadata(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Returns the JSON metadata of the newest checkpoint of a run; {} if there is none, or it is damaged.
+    """Returns the JSON metadata of the newest checkpoint of a run; {} if it is missing or damaged.
 
     Raises:
-      ValueError: this machine cannot read the checkpoint, or an older version wrote it.
+      ValueError: this machine cannot read the checkpoint, or an older version of evit_jax wrote it.
     """
     if (step := newest_step(workdir)) is None:
         return {}
@@ -48,19 +48,20 @@ def read_metadata(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_newest(workdir: str | os.PathLike, *fields: str) -> tuple[dict[str, Any], ...]:
-    """Reads fields of the newest checkpoint of any run, without its config. Writes nothing.
+    """Reads fields of the newest checkpoint of a run. Does not need the config of the run, and does not write.
 
     Args:
       workdir: folder of the run.
       fields: fields of `TrainState`, such as 'params' or 'ema'.
 
     Returns:
-      For each field a dict from dotted path to numpy array, empty if the run has no such field; then the metadata.
+      One dict for each field, which maps dotted paths to numpy arrays (empty if the run lacks the field), followed by
+      the metadata.
 
     Raises:
       ValueError: there is no checkpoint or no backend, or the checkpoint cannot be read.
     """
-    backend.start()  # Orbax would start it too; a missing backend must not be reported as a damaged checkpoint
+    backend.start()  # otherwise a missing backend looks like a damaged checkpoint
     folder, step = layout.checkpoints_folder(workdir), newest_step(workdir)
     if step is None:
         raise ValueError(f'{workdir} holds no checkpoint: give the workdir of a run')
@@ -94,7 +95,7 @@ def _read_meta(folder: epath.Path) -> dict[str, Any]:
 class _OrbaxManager(ocp.CheckpointManager):
     """Orbax's manager without its preemption check.
 
-    `PreemptionHandler` counts the synchronisation points of JAX's preemption service; Orbax's count would disturb it.
+    `PreemptionHandler` counts the synchronisation points of JAX's preemption service. Orbax would disturb this count.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -104,8 +105,8 @@ class _OrbaxManager(ocp.CheckpointManager):
 class CheckpointManager:
     """Saves and restores the checkpoints of one run, in `workdir/checkpoints`.
 
-    An interrupted save leaves no checkpoint, only a temporary folder that is ignored. The position in the data needs no
-    checkpoint: batches are a function of (seed, step). All processes call every method at the same point.
+    An interrupted save leaves only a temporary folder, which is ignored. The position in the data is not stored: batches
+    are a function of (seed, step). All processes call every method at the same point.
 
     Args:
       workdir: folder of the run.
@@ -115,21 +116,20 @@ class CheckpointManager:
     def __init__(self, workdir: str | os.PathLike, *, keep: int):
         self._folder, self._keep = layout.checkpoints_folder(workdir), keep
         self._manager = self._open()
-        self._saving_step: int | None = None  # step of the save that is under way
-        self._save_begin = 0.0                # time.perf_counter() at its beginning
-        self._failure = ''                    # reason why it failed, in this process
-        self._lost = ''                       # message about the newest save, if that failed
+        self._saving_step: int | None = None  # step of the current save
+        self._save_begin = 0.0                # time.perf_counter() at the start of the current save
+        self._failure = ''                    # reason why the current save failed in this process
+        self._lost = ''                       # error message of the newest save, if it failed
 
     def latest(self) -> int | None:
-        """Returns the step of the newest checkpoint on disk, after waiting for a save under way."""
+        """Waits for the current save, then returns the step of the newest checkpoint on disk."""
         self._finish_save()
         return self._manager.latest_step()
 
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts a save, and returns once the state has been copied off the devices.
+        """Starts a save, and returns when the state has been copied from the devices.
 
-        A save that fails, for example on a full disk, is logged. It harms no other checkpoint, and later saves may
-        succeed.
+        A failed save (for example, on a full disk) is logged. It does not affect other checkpoints or later saves.
 
         Args:
           state: the state to save.
@@ -138,7 +138,7 @@ class CheckpointManager:
         step = int(state.step)
         if step == self.latest():
             return
-        self._remove_unfinished()  # also those of a killed process
+        self._remove_unfinished()  # includes unfinished saves of a killed process
         self._saving_step, self._save_begin, self._lost = step, time.perf_counter(), ''
         meta = json.loads(json.dumps(metadata)) | {'next_step': step, 'leaves': layout.shapes(state)}
         try:
@@ -152,14 +152,14 @@ class CheckpointManager:
     def restore(self, like: TrainState) -> TrainState | None:
         """Returns the newest readable checkpoint, or None if there are no checkpoints.
 
-        An unreadable checkpoint is moved to `workdir/unreadable_checkpoints`, and the one before is tried.
+        An unreadable checkpoint is moved to `workdir/unreadable_checkpoints`; then the previous checkpoint is tried.
 
         Args:
-          like: a state of abstract arrays with shapes, dtypes and shardings.
+          like: state of abstract arrays, with shapes, dtypes and shardings.
 
         Raises:
-          ValueError: no checkpoint can be read; the newest readable one holds other arrays; or this machine failed to
-            read an undamaged one. The last two stay in the workdir.
+          ValueError: no checkpoint can be read; the newest readable checkpoint contains other arrays; or this machine
+            failed to read an undamaged checkpoint. In the last two cases the checkpoint is not moved.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -179,7 +179,7 @@ class CheckpointManager:
         return None
 
     def wait(self) -> None:
-        """Returns when every save has ended.
+        """Waits until all saves have ended.
 
         Raises:
           OSError: the newest save failed.
@@ -190,7 +190,7 @@ class CheckpointManager:
             raise OSError(f'{self._lost}; {kept}. Make room in {self._folder}, then start again')
 
     def close(self) -> None:
-        """Waits for a save under way, then frees Orbax's threads."""
+        """Waits for the current save, then stops the threads of Orbax."""
         try:
             self._manager.close()
         except Exception as error:
@@ -206,15 +206,16 @@ class CheckpointManager:
         """Writes the checksums. Orbax calls this in process 0, after all files are written and before the commit."""
         final = self._folder / str(self._saving_step)
         temporary = final.with_name(final.name + ocp.utils.TMP_DIR_SUFFIX)
-        checksums.write(temporary if temporary.exists() else final)  # in a bucket, a marker file commits the folder
+        # A bucket has no temporary folder: a marker file commits the final one.
+        checksums.write(temporary if temporary.exists() else final)
         logging.info('step %d is written, %.1f s after its save began', self._saving_step,
                      time.perf_counter() - self._save_begin)
 
     def _read(self, step, like):
-        """Returns the reason why a step cannot be read, the shapes in it, and its arrays if they fit `like`."""
+        """Returns the reason why a step cannot be read (or ''), its shapes, and its arrays if they match `like`."""
         problem, intact = self._damage(step)
         flags = distributed.sum_over_processes({'damaged': bool(problem), 'intact': intact})
-        if flags['damaged']:  # in any process: a part of them would wait in `restore` for the others
+        if flags['damaged']:  # in any process; the other processes would wait for it in `restore`
             return problem, None, None
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
@@ -235,10 +236,10 @@ class CheckpointManager:
                 f'{wanted.get(differ[0])}): use the config it was trained with, or another --workdir')
 
     def _damage(self, step):
-        """Compares the files with their checksums, in process 0 alone.
+        """Compares the files with their checksums; only process 0 does so.
 
         Returns:
-          The damage, '' if none was found; and whether checksums confirm that there is none.
+          A description of the damage ('' if none was found), and whether checksums confirm that the files are intact.
         """
         intact = False
         try:
@@ -251,7 +252,7 @@ class CheckpointManager:
         return '', intact
 
     def _finish_save(self):
-        """Waits for the save under way. All processes log one that failed, and remove its remains."""
+        """Waits for the current save. If it failed, every process logs a warning and removes the partial checkpoint."""
         if self._saving_step is None:
             return
         try:
@@ -262,16 +263,16 @@ class CheckpointManager:
             self._lost = (f'the checkpoint of step {self._saving_step} could not be written: '
                           f'{self._failure or "another process failed"}')
             logging.warning('%s; the run continues without it', self._lost)
-            with contextlib.suppress(Exception):  # the manager raises the stored error again
+            with contextlib.suppress(Exception):  # the manager repeats the stored error
                 self._manager.close()
             self._remove_unfinished()
             self._manager = self._open()
         self._saving_step, self._failure = None, ''
 
     def _remove_unfinished(self):
-        """Removes interrupted saves: they use disk space and are never finished."""
+        """Removes the folders of interrupted saves, to free disk space."""
         for path in self._folder.iterdir() if distributed.is_process_zero() else ():
-            with contextlib.suppress(OSError):  # threads of a failed save may still write; the next call removes it
+            with contextlib.suppress(OSError):  # a thread of a failed save may still write; the next call retries
                 if path.name.partition('.')[0].isdigit() and ocp.utils.is_tmp_checkpoint(path):
                     path.rmtree(missing_ok=True)
 
@@ -279,7 +280,7 @@ class CheckpointManager:
         return self._folder.parent / 'unreadable_checkpoints'
 
     def _set_aside(self, step):
-        """Moves an unreadable checkpoint, so that its step can be saved again. It is kept for inspection."""
+        """Moves an unreadable checkpoint to another folder, so that its step can be saved again."""
         target = self._unreadable_folder() / str(step)
         while target.exists():
             target = target.with_name(f'{target.name}_again')

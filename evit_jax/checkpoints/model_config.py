@@ -1,6 +1,6 @@
-"""The config of a model as JSON, stored with its weights and in the config of its run.
+"""Stores the config of a model as JSON, with the weights and in the config of the run.
 
-A model is rebuilt from it without its name, so a model of its own width, depth and patch size can be loaded again.
+Loading does not need the name of the model, so models with a custom width, depth or patch size can be loaded.
 """
 
 import dataclasses
@@ -12,13 +12,13 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
 
 KEY = 'model_config'
-# Fields that are config keys too. They are compared there, where 0 or '' leaves a value open.
-CONFIG_FIELDS = ('image_size', 'classes', 'distilled', *models.UNSHAPED)
+# Fields that are also keys of config.model. They are compared as config keys, because 0 and '' stand for open values.
+CONFIG_FIELDS = ('image_size', 'classes', 'distilled', *models.NOT_IN_SHAPES)
 _CLASSES = {cls.__name__: cls for cls in (ViTConfig, LVViTConfig)}
 
 
 def to_json(config: ViTConfig) -> dict[str, Any]:
-    """Returns `{'class': name, 'fields': {...}}` with every field of the config, in JSON's types."""
+    """Returns `{'class': name, 'fields': {...}}` with all fields of the config, as JSON types."""
     fields = {name: list(value) if isinstance(value, tuple) else value
               for name, value in dataclasses.asdict(config).items()}
     return {'class': type(config).__name__, 'fields': fields}
@@ -28,7 +28,7 @@ def from_json(stored: Mapping[str, Any]) -> ViTConfig:
     """Rebuilds the config that `to_json` stored.
 
     Raises:
-      ValueError: unknown class or field, as written by another version of this package.
+      ValueError: unknown class or field; probably another version of this package wrote it.
     """
     cls, fields = _CLASSES.get(stored['class']), stored['fields']
     known = {field.name for field in dataclasses.fields(cls)} if cls else set()
@@ -39,7 +39,7 @@ def from_json(stored: Mapping[str, Any]) -> ViTConfig:
 
 
 def saved_in(config: Mapping[str, Any]) -> ViTConfig | None:
-    """The model config in the saved flat config of a run, or None where it has none."""
+    """Returns the model config stored in the flat config of a run, or None."""
     return from_json(config[KEY]) if KEY in config else None
 
 
@@ -47,11 +47,11 @@ def check_same(workdir: Any, saved: Mapping[str, Any], config: ViTConfig) -> Non
     """Checks that a model has the architecture of the run in a workdir.
 
     Args:
-      workdir: named in the message.
-      saved: flat config of that run.
+      workdir: path of the run, for the error message.
+      saved: flat config of the run.
 
     Raises:
-      ValueError: the architectures differ; names the fields and both values.
+      ValueError: the architectures differ. The message gives the fields and both values.
     """
     if KEY not in saved:
         return

@@ -1,8 +1,8 @@
 """Resolves the config keys that a config may leave open: number of classes, compute dtype, channel mean and std.
 
-A key is open when it holds its value in `OPEN`. An open key takes, in this order, the value of the run that continues,
-of the initial weights (`init_from`), or of the platform and ImageNet. A run keeps the values of its first start. The
-number of classes comes from the data.
+A key is open if it has the value in `OPEN`. A resumed run uses its recorded values. A new run takes mean and std from
+the initial weights (`init_from`), or else from ImageNet. It takes the dtype from the platform, and the number of classes
+from the data.
 """
 
 import os
@@ -23,14 +23,14 @@ PREPROCESSING_KEYS = (*NORMALISATION_KEYS, 'data.eval_crop')
 
 
 def resolve_for_training(config: Any, workdir: str | os.PathLike, platform: str) -> Any:
-    """Returns the config that a training in the workdir records, with dtype, mean and std resolved.
+    """Returns the config of a training with dtype, mean and std resolved.
 
-    A run that continues takes its own values, so its `init_from` need not exist any more. For a new run, a warning
-    names each preprocessing value that differs from that of the initial weights.
+    A resumed run uses its recorded values, so `init_from` need not exist any more. For a new run, a warning names each
+    preprocessing value that differs from that of the initial weights.
 
     Args:
-      config: the config of the training.
-      workdir: the workdir of the run; may hold a checkpoint to continue from.
+      config: config of the training.
+      workdir: folder of the run; with a checkpoint if the run is resumed.
       platform: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
@@ -48,11 +48,11 @@ def resolve_for_training(config: Any, workdir: str | os.PathLike, platform: str)
 
 
 def resolve(config: Any, *, platform: str | None = None, run: Mapping[str, Any] | None = None) -> Any:
-    """Returns the config with open mean and std resolved, and the dtype if a platform is given.
+    """Returns the config with open mean and std resolved. If a platform is given, also resolves the dtype.
 
     Args:
-      platform: 'cpu', 'gpu' or 'tpu', where the model computes; None leaves the dtype open.
-      run: flat config of the run whose values are taken; None takes mean and std of the weights in `init_from`.
+      platform: platform that runs the model: 'cpu', 'gpu' or 'tpu'; None leaves the dtype open.
+      run: flat config of the run whose values are used; None: mean and std are those of the weights in `init_from`.
     """
     values = {}
     if not all(config.data[name] for name in ('mean', 'std')):
@@ -72,12 +72,12 @@ def resolve(config: Any, *, platform: str | None = None, run: Mapping[str, Any] 
 
 
 def fill_from_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a flat config whose open keys have the values of the flat config of a run."""
+    """Fills the open keys of a flat config with the values of a run's flat config."""
     return dict(config) | {key: run[key] for key, value in OPEN.items() if config.get(key) == value and key in run}
 
 
 def normalisation(flat_config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns channel mean and std of a flat config; ImageNet's where they are missing or empty."""
+    """Returns the channel mean and std of a flat config. Missing or empty values are those of ImageNet."""
     mean, std = (tuple(flat_config.get(key) or AS_DEIT[key]) for key in NORMALISATION_KEYS)
     return mean, std
 

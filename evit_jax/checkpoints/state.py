@@ -1,4 +1,4 @@
-"""The training state: all arrays that a training step changes."""
+"""The training state: all arrays that a training step updates."""
 
 from typing import Any, NamedTuple
 
@@ -9,20 +9,20 @@ from jax import Array
 
 
 class TrainState(NamedTuple):
-    """A pytree that a training step returns anew, and that a checkpoint stores."""
+    """The state that a training step updates and a checkpoint stores; a pytree."""
 
-    step: Array     # int32 scalar: number of steps done
+    step: Array     # int32 scalar: number of completed steps
     params: Any     # float32
-    ema: Any        # exponential moving average of params, or None
+    ema: Any        # exponential moving average (EMA) of params, or None
     opt_state: Any
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
-    """Returns the state before the first step; with `ema`, the average starts from the parameters."""
-    average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+    """Returns the state before the first step. If `ema`, the EMA starts as a copy of the parameters."""
+    initial_ema = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, initial_ema, optimizer.init(params))
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:
-    """Returns the moving average after a step: decay * ema + (1 - decay) * params."""
+    """Returns the EMA after a step: decay * ema + (1 - decay) * params."""
     return jax.tree.map(lambda old, new: old * decay + new * (1 - decay), ema, params)

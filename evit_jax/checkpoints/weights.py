@@ -1,4 +1,4 @@
-"""Weights without training state: saved, read, and used as the initial weights of another run."""
+"""Saves and reads weights without the training state, and starts runs from the weights of other runs."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -24,13 +24,13 @@ from evit_jax.runtime import agreement, distributed, storage
 
 Result = TypeVar('Result')
 
-# Values for weights without a config: those of DeiT.
+# Config values for weights without a config: those of DeiT.
 AS_DEIT = absent('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'data.mean', 'data.std',
                  'data.eval_crop')
 _HEADS = ('head', 'head_dist', 'aux_head')
-_FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # suffixes of weight files of other programs
-_HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # prefixes of file names in Hugging Face's folders
-_MAX_NAMED = 5  # problems named in one message
+_FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # suffixes of the weight files of other libraries
+_HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # prefixes of the weight files in Hugging Face folders
+_MAX_NAMED = 5  # maximal number of problems in an error message
 
 
 def save(folder: str | os.PathLike, params: Params, metadata: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ def save(folder: str | os.PathLike, params: Params, metadata: dict[str, Any]) ->
 
     Args:
       folder: workdir to write to; created if it does not exist.
-      metadata: 'config' (nested) and, if known, 'class_names' and 'model_config'.
+      metadata: 'config' (nested), and 'class_names' and 'model_config' if known.
 
     Raises:
       ValueError: class_names is a str.
@@ -55,13 +55,14 @@ def save(folder: str | os.PathLike, params: Params, metadata: dict[str, Any]) ->
 
 
 def read(workdir: str | os.PathLike, like: Params) -> tuple[Params, Params | None, int]:
-    """Reads weights, moving average (None if there is none) and step of a run's newest checkpoint, as numpy arrays.
+    """Reads the weights, their EMA (or None) and the step of the newest checkpoint of a run, as numpy arrays.
 
     Args:
       like: tree of arrays, or of anything else with shapes, that the weights must match.
 
     Raises:
-      ValueError: no readable checkpoint, or weights that do not fit or are not finite; names the arrays.
+      ValueError: there is no readable checkpoint, or weights do not match `like` or are not finite. The message names
+        the arrays.
     """
     params, ema, metadata = read_newest(workdir, 'params', 'ema')
     check_finite(params | {f'ema.{name}': value for name, value in ema.items()}, workdir)
@@ -69,31 +70,31 @@ def read(workdir: str | os.PathLike, like: Params) -> tuple[Params, Params | Non
 
 
 def by_name(params: Params) -> dict[str, Any]:
-    """The parameters by dotted path, as in 'blocks.0.norm1.bias'."""
+    """Returns the parameters by dotted path, such as 'blocks.0.norm1.bias'."""
     return {_dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def fitted(weights: dict[str, np.ndarray], like: Params, workdir: str | os.PathLike) -> Params:
-    """Puts arrays by dotted path into the tree of a model's parameters.
+    """Converts arrays by dotted path into a parameter tree.
 
     Args:
-      weights: as `read_newest` returns them.
+      weights: arrays by dotted path, from `read_newest`.
       like: tree of arrays, or of anything else with shapes, that the weights must match.
-      workdir: origin of the weights, for the message.
+      workdir: origin of the weights, for the error message.
 
     Raises:
-      ValueError: arrays are missing, unknown, or of another shape; names them.
+      ValueError: arrays are missing, unknown, or have another shape. The message names the arrays.
     """
     _check_fit(weights, by_name(like), workdir)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: weights[_dotted(path)], like)
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Raises a ValueError if arrays hold NaN or infinity; names these arrays.
+    """Raises a ValueError if arrays contain NaN or infinity. The message names the arrays.
 
     Args:
       arrays: weights by dotted path.
-      path: folder or file of the weights, for the message.
+      path: folder or file of the weights, for the error message.
     """
     counts = {name: value.size - int(np.isfinite(value).sum()) for name, value in arrays.items()
               if jnp.issubdtype(value.dtype, jnp.inexact)}
@@ -107,20 +108,20 @@ def check_finite(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> N
 
 def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: bool,
                class_names: tuple[str, ...] = ()) -> Params:
-    """Returns the initial parameters of a model, with the weights of a run's newest checkpoint where they fit.
+    """Returns the initial parameters of a model that starts from the newest checkpoint of a run.
 
-    Heads for another number of classes keep their initial values, as do a second head and learned modules of the
-    reducer that the checkpoint lacks. Learned modules that the model lacks are left out. Position embeddings are
+    Heads for another number of classes are initialised randomly. So are a second head and learned modules of the
+    reducer if the checkpoint lacks them. Learned modules that the model lacks are ignored. Position embeddings are
     resized if the image size differs.
 
     Args:
-      fresh: initial parameters of the model.
+      fresh: random initial parameters of the model.
       prefix: number of prefix tokens.
-      ema: use the moving average of the weights.
+      ema: use the EMA of the weights.
       class_names: classes of the model.
 
     Raises:
-      ValueError: no readable checkpoint, no moving average, or weights that do not fit or are not finite.
+      ValueError: there is no readable checkpoint or no EMA, or weights do not match the model or are not finite.
     """
     weights, metadata = read_newest(workdir, 'ema' if ema else 'params')
     if not weights:
@@ -145,10 +146,10 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
 
 
 def _with_fresh(weights, leaves, replaced, workdir):
-    """Adds the initial parameters that weights lack, and leaves out unknown modules of a reducer.
+    """Adds initial parameters that the weights lack, and removes unknown learned modules of the reducer.
 
     Returns:
-      The weights by dotted path, and the names of the reducer's parameters that were added.
+      The weights by dotted path, and the names of the added parameters of the reducer.
     """
     added = [name for name in leaves if name.startswith(f'{REDUCER}.') and name not in weights]
     left_out = [name for name in weights if name.startswith(f'{REDUCER}.') and name not in leaves]
@@ -164,20 +165,20 @@ def _with_fresh(weights, leaves, replaced, workdir):
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Completes the flat config of weights: absent keys have DeiT's values, and the image size of the named model."""
+    """Completes the flat config of weights: absent keys get DeiT's values and the image size of the named model."""
     named = models.CONFIGS.get(config.get('model.name'))
     size = {} if named is None else {'model.image_size': named.image_size}
     return workdirs.flat(AS_DEIT) | size | dict(config)
 
 
 def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
-    """Checks that a path is not a file, or a folder, with weights of another program.
+    """Checks that a path is not a file or folder with weights of another library.
 
     Args:
-      setting: name of the flag or config key with the path, for the message.
+      setting: name of the flag or config key with the path, for the error message.
 
     Raises:
-      ValueError: it is; the message gives the command that converts it.
+      ValueError: the path has weights of another library. The message gives the command that converts them.
     """
     if storage.is_remote(path):
         return
@@ -195,19 +196,19 @@ def check_is_workdir(setting: str, path: str | os.PathLike) -> None:
 
 
 def holds_hugging_face(folder: epath.Path) -> bool:
-    """True for a folder of Hugging Face or timm with weights in PyTorch's format or in safetensors."""
+    """Returns True for a Hugging Face or timm folder with PyTorch or safetensors weights."""
     return any(file.name.startswith(_HUGGING_FACE) for file in folder.iterdir())
 
 
 def check_values(workdir: str | os.PathLike, model_config: ViTConfig) -> None:
-    """Checks that weights were trained with the values of a model that no array shape shows.
+    """Checks that weights were trained with the same values of the fields in `NOT_IN_SHAPES`.
 
     Args:
       workdir: folder of the weights.
-      model_config: model that starts from them.
+      model_config: config of the model that starts from the weights.
 
     Raises:
-      ValueError: the weights are of another model, or a value differs; the message gives the flags to set.
+      ValueError: the weights are of another model, or a value differs. The message gives the flags to set.
     """
     config = workdirs.saved_config(workdir)
     if config is None or not (model_configs.KEY in config or config.get('model.name') in models.CONFIGS):
@@ -217,9 +218,9 @@ def check_values(workdir: str | os.PathLike, model_config: ViTConfig) -> None:
     if not same or type(there) is not type(model_config):
         raise ValueError(f'the weights of {workdir} are of {config["model.name"]}, another model than this: give '
                          f'--config.model.name={config["model.name"]}')
-    differ = [key for key in models.UNSHAPED if getattr(there, key) != getattr(model_config, key)]
+    differ = [key for key in models.NOT_IN_SHAPES if getattr(there, key) != getattr(model_config, key)]
     if there.one_head and model_config.distilled:
-        differ = [key for key in differ if key != 'one_head']  # the second head starts fresh
+        differ = [key for key in differ if key != 'one_head']  # the second head is initialised randomly
     if differ:
         values = ', '.join(f'{key} {getattr(there, key)} there, {getattr(model_config, key)} here' for key in differ)
         keys = ' '.join(f'--config.model.{key}={getattr(there, key)}' for key in differ)
@@ -232,7 +233,7 @@ def _dotted(path):
 
 
 def _resized(positions, wanted, prefix):
-    """Position embeddings [1, prefix + N, D] resized to the wanted shape; unchanged if more than the grid differs."""
+    """Resizes position embeddings [1, prefix + N, D]. They are unchanged if more than the grid size differs."""
     side = round((wanted[1] - prefix) ** 0.5)
     patches = positions.shape[1] - prefix
     if positions.shape == wanted or positions.shape[2] != wanted[2] or round(patches ** 0.5) ** 2 != patches:
@@ -254,15 +255,15 @@ def _check_fit(weights, leaves, workdir):
 
 def same_weights(path: str | os.PathLike, read: Callable[[], Result],
                  arrays_of: Callable[[Result], Any] = lambda result: result) -> Result:
-    """Reads weights in every process, and checks that all processes read the same.
+    """Reads weights in every process, and checks that all processes read equal weights.
 
     Args:
-      path: workdir of the run; its newest checkpoint is compared, too.
-      read: reads the weights.
+      path: workdir of the run. The step of its newest checkpoint is compared, too.
+      read: function that reads the weights.
       arrays_of: result of `read` -> tree of arrays.
 
     Raises:
-      ValueError: the processes read different weights, or `read` raised an error in one of them.
+      ValueError: the processes read different weights, or `read` raised an error in a process.
     """
     result = agreement.on_every_process(read)
     if not distributed.is_single_process():

@@ -1,4 +1,4 @@
-"""Reads and writes `config.json` in the folder of a run: its flat config, and the classes of its data."""
+"""Reads and writes `config.json` in a workdir: the flat config of the run and the classes of its data."""
 
 import itertools
 import json
@@ -15,14 +15,14 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.runtime import storage
 
 CONFIG_FILE = 'config.json'
-# Keys beside those of the config: class names, the model (see `model_config`), a description of the data, and the
+# Keys that are not config keys: class names, the model (see `model_config`), a description of the data, and the
 # segments (see `training.history`).
 RECORDED = ('class_names', model_configs.KEY, 'recorded', 'segments')
-_MAX_NAMED = 5  # class names in one message
+_MAX_NAMED = 5  # maximal number of class names in an error message
 
 
 def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Returns a nested config as one level of dotted keys; tuples become lists, as in JSON."""
+    """Flattens a nested config to dotted keys. Tuples become lists, as in JSON."""
     out = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -35,10 +35,10 @@ def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
     """Returns the flat config of the run in a workdir, or None if there is no run.
 
-    `data.test_split` has the meaning it had when it was written; see `splits.from_record`.
+    `data.test_split` has its recorded form; `splits.from_record` converts it.
 
     Raises:
-      ValueError: the file holds no JSON object, was written by an older version, or cannot be reached.
+      ValueError: the file contains no JSON object, was written by an older version, or cannot be reached.
     """
     file = storage.as_path(path) / CONFIG_FILE
     with storage.explain_bucket_errors(path):
@@ -61,7 +61,7 @@ def trained_config(path: str | os.PathLike) -> dict[str, Any]:
     """Returns the saved config of a run that has a checkpoint.
 
     Raises:
-      ValueError: the workdir holds no run, or no checkpoint.
+      ValueError: the workdir contains no run or no checkpoint.
     """
     saved = saved_config(path)
     if saved is None:
@@ -79,10 +79,10 @@ def write_flat(path: str | os.PathLike, config: dict[str, Any]) -> None:
 
 
 def write_config(path: str | os.PathLike, metadata: dict[str, Any]) -> None:
-    """Creates the workdir of a run of which only the weights are known.
+    """Creates a workdir for weights without a run.
 
     Args:
-      metadata: `config` (nested), and `class_names` and `model_config` if they are known.
+      metadata: `config` (nested), and `class_names` and `model_config` if known.
     """
     storage.as_path(path).mkdir(parents=True, exist_ok=True)
     recorded = {key: metadata[key] for key in ('class_names', model_configs.KEY) if key in metadata}
@@ -96,10 +96,10 @@ def copy_config(path: str | os.PathLike, to: str | os.PathLike) -> None:
 
 
 def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
-    """Writes the class names of the data, and their number, to the workdir's config.
+    """Writes the class names of the data and the number of classes to the config in the workdir.
 
     Raises:
-      ValueError: the run in the workdir began with other classes.
+      ValueError: the run in the workdir has other classes.
     """
     saved = saved_config(path)
     check_classes(path, saved, names)
@@ -107,7 +107,7 @@ def record_classes(path: str | os.PathLike, names: Sequence[str]) -> None:
 
 
 def record_model(path: str | os.PathLike, config: ViTConfig) -> None:
-    """Writes the model's config to the workdir's config.
+    """Writes the model config to the config in the workdir.
 
     Raises:
       ValueError: the run in the workdir has another model.
@@ -121,12 +121,12 @@ def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequenc
     """Compares the class names of the data with those of a run.
 
     Args:
-      path: the workdir, for the message.
+      path: the workdir, for the error message.
       saved: flat config of the run.
       names: class names of the data.
 
     Raises:
-      ValueError: they differ.
+      ValueError: the class names differ.
     """
     names = [*map(display_name, names)]
     old = [*map(display_name, saved.get('class_names', names))]

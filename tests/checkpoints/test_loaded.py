@@ -80,7 +80,7 @@ def test_load_model_with_a_partial_config_has_the_values_of_deit(tmp_path):
     with pytest.raises(ValueError, match='holds no moving average'):
         load_model(tmp_path, ema=True)
     weights.save(tmp_path / 'other', params, {'config': {'model': {'name': 'vit_layouts'}}, 'class_names': tiny.NAMES})
-    with pytest.raises(ValueError, match='names 3 classes, its model tells 1000 apart'):
+    with pytest.raises(ValueError, match='names 3 classes, its model has 1000'):
         load_model(tmp_path / 'other')
 
 
