@@ -78,9 +78,9 @@ class JsonlWriter:
 class TensorboardWriter:
     """Writes TensorBoard events to a new file in `logdir`. In a bucket, a new object begins after each MiB.
 
-    tensorboardX makes the events and checksums, but this class writes the file. Its `SummaryWriter` has three problems:
-    `flush` does not wait for its writer thread, so a killed process loses flushed events; two writers that
-    start within a second overwrite the same file; and each flush uploads the whole file to a bucket.
+    tensorboardX makes the events and checksums. Its `SummaryWriter` is not used, for three reasons. `flush` does not
+    wait for the writer thread, so a killed process loses flushed events. Two writers that start within a second
+    overwrite the same file. Each flush uploads the whole file to a bucket.
 
     Args:
       logdir: folder of the event files.
