@@ -105,8 +105,8 @@ class _OrbaxManager(ocp.CheckpointManager):
 class CheckpointManager:
     """Saves and restores the checkpoints of one run, in `workdir/checkpoints`.
 
-    An interrupted save leaves only a temporary folder, which is ignored. The position in the data is not stored: batches
-    are a function of (seed, step). All processes call every method at the same point.
+    An interrupted save leaves only a temporary folder, which is ignored. The position in the data is not stored, since
+    batches are a function of (seed, step). All processes call every method at the same point.
 
     Args:
       workdir: folder of the run.

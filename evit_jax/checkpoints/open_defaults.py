@@ -1,8 +1,8 @@
 """Resolves the config keys that a config may leave open: number of classes, compute dtype, channel mean and std.
 
 A key is open if it has the value in `OPEN`. A resumed run uses its recorded values. A new run takes mean and std from
-the initial weights (`init_from`), or else from ImageNet. It takes the dtype from the platform, and the number of classes
-from the data.
+the initial weights (`init_from`), or else from ImageNet. It takes the dtype from the platform and the number of
+classes from the data.
 """
 
 import os
