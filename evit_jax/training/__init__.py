@@ -1,1 +1,1 @@
-"""Trains and evaluates models: set-up from a config, training loop, losses, optimizer and results."""
+"""Training and evaluation of models: set-up from a config, training loop, losses, optimizer and results."""

@@ -17,13 +17,13 @@ from evit_jax.training.model_setup import config_and_plans
 
 
 def check_start(config: Any, workdir: str | os.PathLike, base: ViTConfig | None = None) -> None:
-    """Checks that the teacher and the initial weights of a run in this workdir are there.
+    """Checks that the teacher and the initial weights of a run exist.
 
     Args:
-      base: model config that replaces the one of the named model.
+      base: model config to use instead of the named model's.
 
     Raises:
-      ValueError: they are missing, or they do not fit the model.
+      ValueError: the teacher or the initial weights are missing, or the initial weights do not match the model.
     """
     distillation.check_teacher(config)
     if newest_step(workdir) is not None:
@@ -40,26 +40,26 @@ def check_start(config: Any, workdir: str | os.PathLike, base: ViTConfig | None 
 
 
 def check_training(config: Any, base: ViTConfig | None = None) -> None:
-    """Checks the values of a config for training; reads nothing.
+    """Checks the values of a config for training. Reads no files.
 
     Args:
-      base: model config that replaces the one of the named model.
+      base: model config to use instead of the named model's.
 
     Raises:
-      ValueError: a value is outside its limits, contradicts another one, or cannot be trained with.
+      ValueError: a value is outside its limits, contradicts another value, or does not allow training.
     """
     check(config, base)
     limits.check_mixing(config, jax.device_count())
 
 
 def check(config: Any, base: ViTConfig | None = None) -> None:
-    """Checks the values of a config for training or evaluation; reads nothing.
+    """Checks the values of a config for training or evaluation. Reads no files.
 
     Args:
-      base: model config that replaces the one of the named model.
+      base: model config to use instead of the named model's.
 
     Raises:
-      ValueError: a value is outside its limits or contradicts another one.
+      ValueError: a value is outside its limits or contradicts another value.
     """
     limits.check(config)
     profiler.parse_steps(config.profile_steps)
@@ -73,7 +73,7 @@ def check(config: Any, base: ViTConfig | None = None) -> None:
 
 
 def _check_tokens(config):
-    """Raises a ValueError unless there is one token count, or one rate, for each block of model.reduce_at."""
+    """Raises a ValueError unless each block of model.reduce_at has one token count or one rate."""
     keep, blocks = config.keep, len(config.model.reduce_at)
     key = 'tokens' if keep.tokens else 'rates'
     if keep[key] and len(keep[key]) != blocks and not keep.macs and not config.reducer.r:

@@ -1,4 +1,4 @@
-"""Teachers: frozen models of this project whose outputs another model is trained on."""
+"""Teachers: frozen models whose outputs train another model, the student."""
 
 import os
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ class Teacher(NamedTuple):
     model: Model
     plan: TokenPlan
     params: Params             # numpy arrays
-    mean: tuple[float, ...]    # mean of each channel that it was trained with
-    std: tuple[float, ...]     # standard deviation of each channel
-    patch_tokens: bool = False  # also return the patch tokens
+    mean: tuple[float, ...]    # mean of each channel of its inputs
+    std: tuple[float, ...]     # standard deviation of each channel of its inputs
+    patch_tokens: bool = False  # True: also return the patch tokens
     digest: str = ''           # digest of `arrays`
 
     @property
     def arrays(self) -> tuple:
-        """Everything beside the model that decides its outputs: a tree of arrays, numbers and strings."""
+        """The values besides the model that determine its outputs: a tree of arrays, numbers and strings."""
         return self.params, self.mean, self.std, str(self.plan)
 
     def teach(self, params: Params, images: Array, mean: Sequence[float], std: Sequence[float]) -> Taught:
@@ -54,15 +54,16 @@ def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size:
     """Loads a teacher from a workdir.
 
     Args:
-      ema: load the EMA of its weights.
-      dense: keep all tokens; otherwise the teacher uses the plan that it was trained with.
-      image_size: size of the images; its position embeddings are resized to it.
+      ema: load the EMA of the teacher's weights.
+      dense: True: keep all tokens; False: use the plan with which the teacher was trained.
+      image_size: size of the images. The position embeddings of the teacher are resized to this size.
       class_names: classes of the student.
-      dtype: dtype of its computation.
-      patch_tokens: also return its patch tokens.
+      dtype: compute dtype of the teacher.
+      patch_tokens: also return the patch tokens of the teacher.
 
     Raises:
-      ValueError: no readable checkpoint, no EMA in it, other classes, or a size that its patches do not divide.
+      ValueError: the teacher has no readable checkpoint, no EMA or other classes, or the image size is not divisible by
+        its patch size.
     """
     trained = load_model(path, ema=ema)
     names = readable_names(class_names)
@@ -88,10 +89,10 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
       plan: token plan of the student.
       width: width of the student.
       class_names: classes of the student.
-      dtype: dtype of the teacher's computation.
+      dtype: compute dtype of the teacher.
 
     Raises:
-      ValueError: the teacher cannot be read, or does not fit this student.
+      ValueError: the teacher cannot be read, or does not match the student.
     """
     if config.distill.kind == 'none':
         return None
@@ -108,12 +109,12 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
 
 
 def compares_tokens(config: Any) -> bool:
-    """Returns True if the loss compares patch tokens with those of a teacher."""
+    """Returns True if the loss compares the patch tokens of student and teacher."""
     return config.distill.kind == 'self' and config.distill.token_weight > 0
 
 
 def check_teacher(config: Any) -> None:
-    """Raises a ValueError if the config needs a teacher and there is no checkpoint of one."""
+    """Raises a ValueError if the config needs a teacher that has no checkpoint."""
     if config.distill.kind == 'none':
         return
     key, path, _ = _source(config)
@@ -128,7 +129,7 @@ def check_teacher(config: Any) -> None:
 def _source(config):
     """Returns the config key of the teacher's path, the path, and whether to load the EMA.
 
-    Self-distillation takes the initial weights as the teacher where `teacher.path` is empty.
+    Self-distillation uses the initial weights as the teacher if `teacher.path` is empty.
     """
     if config.distill.kind == 'self' and not config.teacher.path:
         return 'init_from', config.init_from, config.init_ema
@@ -136,5 +137,5 @@ def _source(config):
 
 
 def _has_names(names):
-    """True if the class names are more than their numbers."""
+    """Returns True if the class names are not just numbers."""
     return any(name != str(label) for label, name in enumerate(names))

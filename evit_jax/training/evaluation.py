@@ -1,4 +1,4 @@
-"""Computes accuracy over a data set, and the fraction of the object's patches that remain after each reduction."""
+"""Computes accuracy over a data set, and the fraction of object patches that remain after each reduction."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -10,40 +10,40 @@ from clu.metrics import Average
 from evit_jax.runtime import distributed, sharding
 from evit_jax.training.examples import Examples
 
-OBJECT_COVER = 0.1  # a patch belongs to the object if the mask covers more than this fraction of it
+OBJECT_COVER = 0.1  # a patch belongs to the object if the mask covers more than this fraction of the patch
 
 
 class Evaluation(NamedTuple):
     """The result of an evaluation. Fractions are in [0, 1]."""
 
     metrics: dict[str, float]
-    sample: dict[str, Any]  # see `Examples`: image, label, prediction; kept: per reduction [B, K];
-                            # token_of_patch: per reduction [B, P]
+    sample: dict[str, Any]  # see `Examples`: image, label, prediction; for each reduction kept [B, K] and
+                            # token_of_patch [B, P]
 
 
 def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], put: Callable[[dict], dict], *, patches: int,
              sample: int = 0, classes: int = 0) -> Evaluation:
     """Evaluates all batches. Each image counts once; padding (weight 0) does not count.
 
-    Each process evaluates its own rows of the batches. Sums are float64 and added over the processes at the end.
+    Each process evaluates its own rows of the batches. Sums are float64; at the end they are added over the processes.
 
     Args:
-      step: maps a batch on the devices to the dict that the step of `make_eval_step` returns.
-      put: puts image and label of a batch on the devices.
+      step: batch on the devices -> dict of outputs; see `make_eval_step`.
+      put: transfers image and label of a batch to the devices.
       patches: number of patches of an image.
-      sample: number of images to keep for pictures, spread over the classes.
+      sample: number of images to return for pictures, spread over the classes.
       classes: number of classes in the data.
 
     Returns:
-      The metrics are images (the number that counted), loss, top1, top5 and images_per_second (without the first
-      batch, which may compile). If the data has masks, there are also, for each reduction s from 1: object_kept_s
-      (fraction of the object's patches that remain) and random_kept_s (fraction that random dropping would leave). A
-      merged patch counts 1 / (patches of its token), so with merging object_kept_s is the number of tokens that the
-      object has left, divided by the number it started with.
+      The metrics are images (number of evaluated images), loss, top1, top5 and images_per_second (without the first
+      batch, which may compile). If the data has masks, there are two more for each reduction s, counted from 1:
+      object_kept_s (fraction of object patches that remain) and random_kept_s (the fraction under random
+      dropping). A patch in a merged token counts as 1 / (number of patches in the token). Under merging, object_kept_s
+      is thus the number of tokens on the object, divided by its number of patches.
 
     Raises:
       ValueError: no image could be read.
-      FloatingPointError: the outputs for some images are not finite, although the weights are.
+      FloatingPointError: the outputs for some images are not finite, although the weights are finite.
     """
     averages: dict[str, Average] = {}
     examples = Examples(sample, classes)
@@ -84,7 +84,7 @@ def _batch_averages(outputs, batch, patches):
               'top1': (outputs['right'] * weight).sum(), 'top5': (outputs['right5'] * weight).sum(),
               'nonfinite': (~finite & (weight > 0)).sum()}
     counts = {}
-    on_object = np.zeros((len(weight), patches), bool)  # a batch of padding alone has no masks
+    on_object = np.zeros((len(weight), patches), bool)  # a batch that is only padding has no masks
     if 'mask' in batch:
         on_object = object_patches(batch['mask'], patches) & (weight > 0)[:, None]
     for number, share in enumerate(map(patch_shares, outputs['kept'], outputs['token_of_patch']), 1):
@@ -95,12 +95,12 @@ def _batch_averages(outputs, batch, patches):
 
 
 def _average(total, count):
-    # clu's own constructors round to float32.
+    # The constructors of clu would round to float32.
     return Average(np.float64(total), np.float64(count))
 
 
 def _over_processes(averages, timed):
-    """Adds the averages, and the number of timed images, over all processes."""
+    """Sums the averages and the number of timed images over all processes."""
     sums = {(name, field): float(getattr(value, field)) for name, value in averages.items()
             for field in ('total', 'count')}
     sums = distributed.sum_over_processes(sums | {'timed': timed})
@@ -108,7 +108,7 @@ def _over_processes(averages, timed):
 
 
 def object_patches(mask: np.ndarray, patches: int) -> np.ndarray:
-    """Returns the patches on the object: bool [B, S, S] to bool [B, N], row-major."""
+    """Converts object masks, bool [B, S, S], to patches on the object, bool [B, N] in row-major order."""
     batch, size = mask.shape[:2]
     side = round(patches**0.5)
     cover = mask.reshape(batch, side, size // side, side, size // side).mean(axis=(2, 4))
@@ -116,13 +116,13 @@ def object_patches(mask: np.ndarray, patches: int) -> np.ndarray:
 
 
 def patch_shares(kept: np.ndarray, token_of_patch: np.ndarray) -> np.ndarray:
-    """Computes how much of each patch is left after a reduction, [B, P]: 1 / (number of patches in its token).
+    """Computes the share of each patch in its token after a reduction, [B, P]: 1 / (number of patches in the token).
 
-    A patch that is dropped, or whose token is a fused one, has 0.
+    The share of a patch is 0 if it was dropped or fused.
 
     Args:
       kept: [B, K] patch ids of the tokens; a fused token has a negative id.
-      token_of_patch: [B, P] index of the token that holds each patch; -1: dropped.
+      token_of_patch: [B, P] index of the token that contains each patch; -1: dropped.
     """
     batch, patches = token_of_patch.shape
     bins = np.where(token_of_patch < 0, patches, token_of_patch) + (patches + 1) * np.arange(batch)[:, None]

@@ -1,4 +1,4 @@
-"""Builds the config of an evaluation from the run in the workdir, a config file, and the command line."""
+"""Builds the config of an evaluation from the run in the workdir, a config file and the command line."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,15 +9,15 @@ from evit_jax import models
 from evit_jax.checkpoints import open_defaults
 from evit_jax.checkpoints import workdir as workdirs
 
-# Keys of the model that do not change its parameters.
+# Model keys that do not affect the parameters.
 _PLAN_KEYS = ('model.image_size', 'model.reduce_at', 'model.fuse', 'model.dtype', 'model.drop_path',
               'model.gather_impl')
-# Keys that affect the result of an evaluation, beside those of the model and of the preprocessing.
+# Keys that affect the result of an evaluation, besides model and preprocessing keys.
 _RESULT_KEYS = ('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate', 'keep.rates', 'keep.tokens',
                 'keep.macs', 'data.source', 'data.name', 'data.path', 'data.test_split', *_PLAN_KEYS[:4])
-# Keys that set the number of tokens, with the value that switches each off. A key replaces all keys after it.
+# Keys that set the number of tokens, and the value that disables each key. A key overrides all keys after it.
 _TOKEN_KEYS = {'keep.macs': 0.0, 'reducer.r': 0, 'keep.tokens': [], 'keep.rates': [], 'keep.rate': None}
-# Values that switch off what only training uses: its data, teacher and initial weights may be missing.
+# Values that disable training-only features: label maps, teacher and initial weights may be missing in an evaluation.
 _WITHOUT_TRAINING = {
     'init_from': '', 'distill.kind': 'none', 'teacher.path': '', 'data.token_labels': '', 'mixing.erase': 0.0,
     'mixing.mixup': 0.0, 'mixing.cutmix': 0.0, 'optimizer.backbone_scale': 1.0, 'optimizer.backbone_from_epoch': 0.0,
@@ -28,16 +28,16 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
           from_file: bool = True) -> Any:
     """Returns the config for evaluating a run.
 
-    Model, preprocessing and image size are those of the run, unless a key is given explicitly. Each key that affects
-    the result and differs from the run's is logged with both values.
+    Model, preprocessing and image size are taken from the run, unless a key is given explicitly. If a key affects the
+    result and differs from the run, both values are logged.
 
     Args:
-      config: config of a file, or the base config; the explicit keys are set in it.
-      saved: flat config of the run, see `workdir.trained_config`.
-      workdir: path of the run, for messages.
-      explicit: keys given on the command line. None: the image size and the keys of the model count as explicit, and
-        the latter must equal those of the run.
-      from_file: take the other keys from `config`; otherwise take them from the run.
+      config: config of a file or the base config, with the explicit keys already set.
+      saved: flat config of the run; see `workdir.trained_config`.
+      workdir: path of the run, for error messages.
+      explicit: keys given on the command line. None: the image size and the model keys count as explicit; the model
+        keys must equal those of the run.
+      from_file: True: take the other keys from `config`; False: take them from the run.
 
     Raises:
       ValueError: the models differ, no key names the data, or an explicit key would have no effect.
@@ -46,34 +46,34 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
     run = {key: value for key, value in saved.items()
            if key in given and value is not None and (value or key not in open_defaults.NORMALISATION_KEYS)}
     names = {key.partition('[')[0] for key in explicit or ()}
-    chosen = {key for key in given if any(f'{key}.'.startswith(f'{name}.') for name in names)}
+    explicit_keys = {key for key in given if any(f'{key}.'.startswith(f'{name}.') for name in names)}
     model = {key for key in given if key.startswith('model.') and key not in _PLAN_KEYS}
     for key in model - run.keys():
         run[key] = type(given[key])()  # 0, '' and False stand for the value of the named model
-    chosen -= {key for key in model | {*open_defaults.NORMALISATION_KEYS} if _is_open(given[key])}
-    _check_model(given, run, model if explicit is None else model & chosen, workdir)
-    if not from_file and 'data.source' not in run.keys() | chosen:
+    explicit_keys -= {key for key in model | {*open_defaults.NORMALISATION_KEYS} if _is_open(given[key])}
+    _check_model(given, run, model if explicit is None else model & explicit_keys, workdir)
+    if not from_file and 'data.source' not in run.keys() | explicit_keys:
         raise ValueError(f'{workdir} holds weights alone, and nothing names the images to evaluate on: give '
                          '--config.data.source=folder --config.data.path=DIR, or --config FILE')
     kept = {*open_defaults.PREPROCESSING_KEYS, *model, *(() if explicit is None else ('model.image_size',))}
-    values = {key: run[key] for key in run.keys() - chosen if not from_file or key in kept}
-    if given['model.dtype'] == 'auto' and 'model.dtype' in run.keys() - chosen:
+    values = {key: run[key] for key in run.keys() - explicit_keys if not from_file or key in kept}
+    if given['model.dtype'] == 'auto' and 'model.dtype' in run.keys() - explicit_keys:
         values['model.dtype'] = run['model.dtype']
-    if chosen & _TOKEN_KEYS.keys():
-        values |= {key: off for key, off in _TOKEN_KEYS.items() if key not in chosen and off is not None}
+    if explicit_keys & _TOKEN_KEYS.keys():
+        values |= {key: off for key, off in _TOKEN_KEYS.items() if key not in explicit_keys and off is not None}
     _check_token_keys(given | values, names)
-    _log_differences(given, given | values, run, chosen, workdir, from_file)
+    _log_differences(given, given | values, run, explicit_keys, workdir, from_file)
     return open_defaults.resolve(_with_values(config, values | _WITHOUT_TRAINING))
 
 
 def with_batch_for(config: Any, images: int, devices: int) -> Any:
-    """Returns the config with a batch no larger than the data needs: padding of a batch is computed, too."""
+    """Returns the config with the batch size reduced to the number of images, because padding costs time."""
     needed = -(-images // devices) * devices
     return config if needed >= config.batch_size else _with_values(config, {'batch_size': needed})
 
 
 def _with_values(config, values):
-    """Returns a copy of a config with other values of some dotted keys."""
+    """Returns a copy of a config with new values for some dotted keys."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value
@@ -85,7 +85,7 @@ def _check_model(given, run, keys, workdir):
     """Raises a ValueError if one of the keys differs between two flat configs."""
     given, run = models.resolve(given), models.resolve(run)
     if given['model.name'] != run['model.name']:
-        keys = keys & {'model.name'}  # the other keys of another model differ as well
+        keys = keys & {'model.name'}  # for another model, other keys differ as a consequence
     differ = [key for key in sorted(keys) if given[key] != run[key] and not _is_open(given[key])]
     if differ:
         message = ', '.join(f'{key} {run[key]} there, {given[key]} here' for key in differ)
@@ -103,21 +103,21 @@ def _check_token_keys(used, names):
 
 
 def _is_open(value):
-    """Returns whether a config leaves this value to the model or the data."""
+    """Returns True if the value is open: the model or the data determines it."""
     return value in (0, '', 'auto', []) and value is not False
 
 
-def _log_differences(given, used, run, chosen, workdir, from_file):
-    """Logs the used values that differ from the run's, and the values of a file that are not used."""
+def _log_differences(given, used, run, explicit_keys, workdir, from_file):
+    """Logs the used values that differ from the run, and the values of the config file that are not used."""
     deciding = {*_RESULT_KEYS, *open_defaults.PREPROCESSING_KEYS} & run.keys()
     differ = [key for key in sorted(deciding) if used[key] != run[key]]
-    for key in (key for key in differ if key in chosen):
+    for key in (key for key in differ if key in explicit_keys):
         level = logging.WARNING if key in open_defaults.PREPROCESSING_KEYS else logging.INFO
         logging.log(level, 'config.%s=%s as set explicitly; the run in %s has %s', key, used[key], workdir, run[key])
-    lines = [f'{key} {used[key]} (the run has {run[key]})' for key in differ if key not in chosen]
+    lines = [f'{key} {used[key]} (the run has {run[key]})' for key in differ if key not in explicit_keys]
     if from_file:
         lines += [f'{key} {used[key]} as in the run (the config has {given[key]})'
-                  for key in sorted(run.keys() - chosen) if given[key] != used[key] == run[key]
+                  for key in sorted(run.keys() - explicit_keys) if given[key] != used[key] == run[key]
                   and not (_is_open(given[key]) and key != 'data.eval_crop')]
     if lines:
         logging.info('the config differs from that of the run in %s: %s', workdir, ', '.join(lines))

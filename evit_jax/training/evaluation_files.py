@@ -1,4 +1,4 @@
-"""The files of an evaluation: its result as JSON, and a picture beside it."""
+"""The files of an evaluation: a JSON result and a picture next to it."""
 
 import datetime
 import errno
@@ -17,21 +17,21 @@ from evit_jax.metrics import writers
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import storage
 
-_COMPARED = ('workdir', 'model', 'data', 'preprocessing')  # a file is overwritten only if these parts are equal
+_COMPARED = ('workdir', 'model', 'data', 'preprocessing')  # a result is overwritten only if these parts are equal
 _PACKAGES = ('jax', 'flax', 'numpy')
 
 
 class Files(NamedTuple):
-    """Paths of the result and of the picture."""
+    """Paths of the result file and of the picture."""
 
     result: epath.Path
     picture: epath.Path
-    required: bool  # a file that cannot be written is an error; otherwise a warning
-    named: bool     # the user gave the name of the result file, which may be overwritten
+    required: bool  # True: a file that cannot be written is an error; False: a warning
+    named: bool     # True: the user named the result file, so it may be overwritten
 
     def without_conflict(self, result: dict[str, Any]) -> 'Files':
-        """Returns other paths if the result file holds a result of other data or preprocessing, else these paths."""
-        keys = _COMPARED if self.required else _COMPARED[1:]  # a workdir holds results of its own run only
+        """Returns these paths, or other paths if the file contains a result for other data or preprocessing."""
+        keys = _COMPARED if self.required else _COMPARED[1:]  # a workdir contains only results of its own run
         if self.named or not (differences := _differences(self.result, result, keys)):
             return self
         digest = fingerprint.digest(*(json.dumps(result[key], sort_keys=True) for key in keys))
@@ -41,7 +41,7 @@ class Files(NamedTuple):
         return self._replace(result=path, picture=path.with_suffix('.png'))
 
     def write(self, result: dict[str, Any], picture: bytes | None) -> None:
-        """Writes the result, and the picture if there is one.
+        """Writes the result and, if given, the picture.
 
         Raises:
           OSError, ValueError: a required file cannot be written.
@@ -66,7 +66,7 @@ def files_of(workdir: str | os.PathLike, plan: TokenPlan, out: str | os.PathLike
     """Returns the files of an evaluation under a plan.
 
     Args:
-      out: a file that ends in .json, or a folder; None for the workdir.
+      out: a file name that ends in .json, or a folder; None: the workdir.
     """
     named = bool(out) and _is_file_name(out)
     result = storage.as_path(out) if named else storage.as_path(out or workdir) / f'evaluate-{plan_name(plan)}.json'
@@ -74,10 +74,10 @@ def files_of(workdir: str | os.PathLike, plan: TokenPlan, out: str | os.PathLike
 
 
 def check_out(out: str | os.PathLike | None) -> None:
-    """Creates the folder of `--out` and checks that it can be written.
+    """Creates the folder for `--out` and checks that it can be written.
 
     Raises:
-      ValueError: it cannot be written, or is neither a .json file nor a folder.
+      ValueError: the folder cannot be written, or `--out` is neither a .json file nor a folder.
     """
     if not out:
         return
@@ -97,9 +97,9 @@ def _is_file_name(out):
 
 
 def plan_name(plan: TokenPlan) -> str:
-    """Returns a file name for a plan: the reducer, the number of patches, and the tokens kept at each block.
+    """Returns a file name for a plan: the reducer, the number of patches, and the number of tokens kept at each block.
 
-    Examples: 'dense-64' without reductions, 'evit-64-45at0-32at2-fused', 'tome-64-each-60-56-52' for every block.
+    Examples: 'dense-64' (no reductions), 'evit-64-45at0-32at2-fused', 'tome-64-each-60-56-52' (every block reduces).
     """
     if not plan.reductions:
         return f'dense-{plan.patches}'
@@ -110,7 +110,7 @@ def plan_name(plan: TokenPlan) -> str:
 
 
 def _differences(file, result, keys):
-    """Returns the values in which an earlier result differs; an empty list if there is no readable result."""
+    """Returns the values that differ from those of an earlier result; an empty list if there is no readable result."""
     try:
         with storage.explain_bucket_errors(file):
             old = json.loads(file.read_bytes())

@@ -20,8 +20,8 @@ class _Row(NamedTuple):
 class Examples:
     """Collects images during an evaluation: the first image of each class, then the second of each class, and so on.
 
-    If there are more classes than images to show, the classes are evenly spaced. The selection depends only on labels
-    and positions in the data, so it is the same for any number of processes. Each process holds its own rows.
+    If `count` is less than the number of classes, evenly spaced classes are selected. The selection depends only on the
+    labels and the order of the data, so it is the same for any number of processes. Each process stores its own rows.
 
     Args:
       count: number of images to collect.
@@ -40,7 +40,7 @@ class Examples:
 
         Args:
           arrays: tree of arrays [B, ...] whose rows are collected.
-          batch: label, weight (0: padding, or unreadable) and index in the data, [B] each.
+          batch: label, weight (0: padding or unreadable) and index in the data, each [B].
         """
         if not self._count:
             return
@@ -57,9 +57,9 @@ class Examples:
             del self._rows[self._count:]
 
     def collect(self) -> dict[str, Any]:
-        """Returns the tree of arrays with the selected rows of all processes, in the order of the data; {} if empty.
+        """Returns a tree of arrays with the selected rows of all processes, in data order; {} if there are none.
 
-        A collective operation: all processes must call it.
+        This is a collective operation: all processes must call it.
         """
         if not self._count:
             return {}
@@ -81,7 +81,7 @@ class Examples:
         return sorted(sorted(ranked, key=lambda row: row.priority)[:self._count], key=lambda row: row.index)
 
     def _select_globally(self):
-        """Selects among the rows of all processes, and exchanges the arrays."""
+        """Selects rows across all processes and broadcasts their arrays."""
         own = np.full((self._count, 2), -1, np.int32)
         for number, row in enumerate(self._rows):
             own[number] = row.label, row.index

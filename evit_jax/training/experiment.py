@@ -1,4 +1,4 @@
-"""The objects of a run, built from its config before any long work: model, data, token plans, optimizer, steps."""
+"""The objects of a run: model, data, token plans, optimizer and steps, built from its config."""
 
 import functools
 import os
@@ -35,14 +35,14 @@ from evit_jax.training.objectives import Targets
 
 
 class Experiment(NamedTuple):
-    """The parts of a run that training and evaluation need; built by `setup`."""
+    """The objects that training and evaluation need. `setup` creates them."""
 
     config: Any
     mesh: Mesh
     model: Model
     train_source: Source
     test_source: Source
-    plan: TokenPlan                # plan at the config's keep rate, used in evaluation
+    plan: TokenPlan                # plan at the keep rate of the config; used in evaluation
     stages: tuple[Stage, ...]
     total_steps: int
     optimizer: optax.GradientTransformation
@@ -61,28 +61,28 @@ class Experiment(NamedTuple):
         return _steps_per_epoch(self.config, self.train_source)
 
     def epoch(self, step: int) -> float:
-        """Returns the number of epochs done before a step."""
+        """Returns the number of epochs completed before a step."""
         return (step + self.offset / self.config.batch_size) / self.steps_per_epoch
 
     def with_offset(self, offset: int) -> 'Experiment':
-        """Returns the same run with step s starting at sample s * batch_size + offset."""
+        """Returns the same run with another offset: step s starts at sample s * batch_size + offset."""
         return self if offset == self.offset else setup(
             self.config, mesh=self.mesh, sources=(self.train_source, self.test_source), offset=offset,
             model_config=self.model.config)
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """JSON that is stored with each checkpoint."""
+        """JSON metadata that is stored with each checkpoint."""
         return {'config': self.config.to_dict(), 'class_names': list(self.train_source.class_names),
                 model_configs.KEY: model_configs.to_json(self.model.config)}
 
     def new_state(self) -> TrainState:
         """Returns the state before the first step, on all devices.
 
-        The weights are those in `config.init_from`, or random ones if it is empty.
+        The weights are read from `config.init_from`, or random if this key is empty.
 
         Raises:
-          ValueError: the weights in `init_from` cannot be read or do not fit the model.
+          ValueError: the weights in `init_from` cannot be read or do not match the model.
         """
         config, replicated = self.config, sharding.replicated(self.mesh)
         params = jax.jit(self.model.init, out_shardings=replicated)(jax.random.key(config.seed))
@@ -97,7 +97,7 @@ class Experiment(NamedTuple):
         """Returns the newest checkpoint of a run on all devices, without the optimizer's state.
 
         Raises:
-          ValueError: no readable checkpoint, or its weights do not fit the model.
+          ValueError: there is no readable checkpoint, or its weights do not match the model.
         """
         params, ema, step = weights.same_weights(
             workdir, functools.partial(weights.read, workdir, self._shapes().params))
@@ -105,12 +105,13 @@ class Experiment(NamedTuple):
         return TrainState(jnp.int32(step), put(params), None if ema is None else put(ema), ())
 
     def abstract_state(self) -> TrainState:
-        """Returns shapes, dtypes and shardings of the state."""
-        return jax.tree.map(lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
+        """Returns the shapes, dtypes and shardings of the state."""
+        return jax.tree.map(lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                                                             sharding=leaf_sharding),
                             self._shapes(), self.shardings())
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes, dtypes and sharding of a training batch."""
+        """Returns the shapes, dtypes and sharding of a training batch."""
         batch, size = self.config.batch_size, self.config.model.image_size
         arrays = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
         if self.targets:
@@ -124,10 +125,10 @@ class Experiment(NamedTuple):
         return sharding.state_shardings(self._shapes(), self.mesh, self.config.sharding)
 
     def read_teacher(self) -> Teacher | None:
-        """Reads the teacher and puts its parameters on all devices. Returns None if the config has no teacher.
+        """Loads the teacher and transfers its parameters to all devices. Returns None if the config has no teacher.
 
         Raises:
-          ValueError: the teacher cannot be read, or does not fit this run.
+          ValueError: the teacher cannot be read, or does not match this run.
         """
         config = self.config
         teacher = weights.same_weights(config.teacher.path or config.init_from, functools.partial(
@@ -141,10 +142,10 @@ class Experiment(NamedTuple):
                                 params=jax.jit(lambda tree: tree, out_shardings=shardings)(teacher.params))
 
     def train_step(self, teacher: Teacher | None = None) -> Callable:
-        """Returns the jitted training step. With a teacher, the teacher's parameters are its last argument.
+        """Returns the jitted training step. If there is a teacher, its parameters are the last argument of the step.
 
         Raises:
-          ValueError: the config needs a teacher and none is given.
+          ValueError: the config needs a teacher, but none is given.
         """
         config, model = self.config, self._with_whole_params(self.model)
         if teacher is None and config.distill.kind != 'none':
@@ -171,7 +172,7 @@ class Experiment(NamedTuple):
                        in_shardings=(self.shardings().params, batch), out_shardings=batch)
 
     def train_batches(self, start_step: int) -> pipeline.Batches:
-        """Returns the training batches from a step on. Call `close()` on them."""
+        """Returns the training batches, starting at a step. Call `close()` on them."""
         config = self.config
         sample_order = order.SampleOrder(
             config.batch_size, config.epochs, config.seed, config.data.repeats, self.offset)
@@ -189,13 +190,13 @@ class Experiment(NamedTuple):
             process_count=jax.process_count())
 
     def failures(self, source: Source) -> Failures:
-        """Returns a new counter of the examples of a source that cannot be read."""
+        """Returns a new counter of unreadable examples of a source."""
         return Failures(self.config.data.max_failed, len(source))
 
     def _with_whole_params(self, model):
-        """Returns the model with replicated parameters where they are used.
+        """Returns the model with its parameters replicated before use.
 
-        With few tokens XLA would otherwise exchange activations instead of the divided weights.
+        Otherwise, XLA would communicate activations instead of sharded weights if there are few tokens.
         """
 
         def apply(params, *args, **kwargs):
@@ -227,17 +228,17 @@ class Experiment(NamedTuple):
 def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | None = None,
           sources: tuple[Source, Source] | None = None, offset: int = 0,
           model_config: ViTConfig | None = None) -> Experiment:
-    """Builds the run of a config.
+    """Creates the objects of a run from its config.
 
     Args:
-      trained: flat config that the model was trained with, if it is not `config`; see `config_and_plans`.
+      trained: flat config with which the model was trained, if it is not `config`; see `config_and_plans`.
       mesh: devices of the run; by default all devices.
-      sources: training and test source, in place of those that the config names.
+      sources: training and test source; default: those in the config.
       offset: step s starts at sample s * batch_size + offset.
-      model_config: model in place of the one that the config names; values set in `config.model` replace its own.
+      model_config: model config to use instead of the named model's. Values set in `config.model` override it.
 
     Raises:
-      ValueError: a value is out of range; names the value, its limit and a way out.
+      ValueError: a value is out of range. The message gives the value, its limit and a solution.
     """
     mesh = mesh or sharding.data_mesh(config.batch_size)
     config = open_defaults.resolve(config, platform=mesh.devices.flat[0].platform)
@@ -275,7 +276,7 @@ def _open_sources(config):
 
 
 def _checked_sources(config, sources):
-    """Checks that the number of classes is the model's."""
+    """Checks that the sources and the model have the same number of classes."""
     for source in sources:
         if config.model.classes not in (0, source.num_classes):
             raise ValueError(f'config.model.classes={config.model.classes}, but the data has {source.num_classes} '

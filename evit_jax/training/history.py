@@ -1,6 +1,6 @@
 """Records the data, teacher, versions and devices of a run in its workdir, and compares them at each start.
 
-The record and the run's segments (see `positions`) are stored in config.json beside the class names.
+config.json stores the record, the class names and the segments of the run (see `positions`).
 """
 
 import os
@@ -20,16 +20,16 @@ from evit_jax.training.experiment import Experiment
 class Record(NamedTuple):
     """The record of one start of a run."""
 
-    train: dict[str, Any]     # training data; see `fingerprint.describe`
-    test: dict[str, Any]      # test data
+    train: dict[str, Any]     # description of the training data; see `fingerprint.describe`
+    test: dict[str, Any]      # description of the test data
     learned: dict[str, str]   # fingerprints of label maps and teacher, by name
     versions: dict[str, str]
     devices: int              # number of devices that share a batch
-    mixes: bool               # mixup, cutmix or MixToken is on, whose draws depend on the number of devices
+    mixes: bool               # True if mixup, cutmix or MixToken is on; their draws depend on the number of devices
 
 
 def of_run(run: Experiment, teacher: Teacher | None) -> Record:
-    """Returns the record of a start."""
+    """Returns the record of this start of a run."""
     for source in (run.train_source, run.test_source):
         if not hasattr(source, 'fingerprint'):
             logging.info('%s has no fingerprint: changes of its data are detected by the number of examples and the '
@@ -44,10 +44,10 @@ def of_run(run: Experiment, teacher: Teacher | None) -> Record:
 
 
 def compare(path: str | os.PathLike, now: Record, *, accept_changes: bool) -> None:
-    """Compares a start with the run in the workdir, and records it there. A new run records its first segment too.
+    """Compares a start with the run in the workdir, then records it there. A new run also records its first segment.
 
     Raises:
-      ValueError: the run was trained on other data or with another teacher, and changes are not accepted.
+      ValueError: the run was trained with other data or another teacher, and `accept_changes` is False.
     """
     saved = workdirs.saved_config(path)
     if (old := saved.get('recorded')) is not None:
@@ -72,10 +72,10 @@ def compare(path: str | os.PathLike, now: Record, *, accept_changes: bool) -> No
 
 
 def record_segment(path: str | os.PathLike, run: Experiment, step: int) -> int:
-    """Records the segment of a run that resumes at a step, and logs a change of its position in epochs.
+    """Records a new segment of a run that resumes at a step. Logs a change of its position in epochs.
 
     Returns:
-      The segment's offset.
+      The offset of the segment.
     """
     saved = workdirs.saved_config(path)
     recorded = [Segment(**segment) for segment in saved['segments']]
@@ -89,7 +89,7 @@ def record_segment(path: str | os.PathLike, run: Experiment, step: int) -> int:
 
 
 def warn_of_other_data(saved: dict[str, Any], source: Source) -> None:
-    """Logs a warning if a source has other examples than those that a run was evaluated on.
+    """Logs a warning if a source differs from the data on which a run was evaluated.
 
     Args:
       saved: flat config of the run.
@@ -107,7 +107,7 @@ def _changes(old: Record, now: Record) -> list[str]:
 
 
 def _log_environment_changes(old: Record, now: Record) -> None:
-    """Logs changes of versions and devices, which are allowed but can change the numbers."""
+    """Logs changes of versions and devices. They are allowed, but can change the results."""
     changed = [f'{name} {old.versions.get(name)} -> {version}' for name, version in now.versions.items()
                if old.versions.get(name) != version]
     if changed:

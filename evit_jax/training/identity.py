@@ -1,4 +1,4 @@
-"""Describes a run by short strings, to compare its processes, or two starts of it: config, code, data and weights."""
+"""Describes config, code, data and weights of a run by short strings, to compare its processes or its starts."""
 
 import functools
 import importlib.metadata
@@ -20,7 +20,7 @@ _JAX_SETTINGS = ('jax_enable_x64', 'jax_default_matmul_precision', 'jax_threefry
                  'jax_default_prng_impl', 'jax_numpy_dtype_promotion')
 # Keys whose values may differ between machines.
 _MACHINE_KEYS = ('data.path', 'data.index_cache', 'data.workers', 'compilation_cache', 'log.writer')
-# Keys that hold paths. The contents of the paths are compared, not the paths.
+# Keys whose values are paths. The contents are compared instead of the paths.
 _PATH_KEYS = ('init_from', 'teacher.path', 'data.token_labels')
 
 
@@ -28,7 +28,7 @@ def check_processes(config: Any, workdir: str | os.PathLike, **options: Any) -> 
     """Checks that all processes have the same config, workdir, options, versions and number of devices.
 
     Raises:
-      ValueError: they differ; raised in every process.
+      ValueError: some of these differ. Every process raises it.
     """
     if distributed.is_single_process():
         return
@@ -42,7 +42,7 @@ def check_processes(config: Any, workdir: str | os.PathLike, **options: Any) -> 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and the packages that compute, and a digest of this package's code."""
+    """Returns the versions of Python and the numerical packages, and a digest of the code of evit_jax."""
     result = {'Python': '.'.join(platform.python_version_tuple()[:2])}
     for name in _PACKAGES:
         result[name] = importlib.metadata.version(name)
@@ -55,10 +55,10 @@ def versions() -> dict[str, str]:
 
 
 def of_sources(sources: Mapping[str, Source]) -> dict[str, Any]:
-    """Returns the identity of sources as named values for `agreement.check_same`.
+    """Returns named values that identify sources, for `agreement.check_same`.
 
     Args:
-      sources: sources by the name of their split.
+      sources: sources by name of the split.
     """
     values = {}
     for split, source in sources.items():

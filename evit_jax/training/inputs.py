@@ -1,4 +1,4 @@
-"""Sources, transforms and mixing settings for a config."""
+"""Creates the sources, transforms and mixing settings of a config."""
 
 import math
 from typing import Any
@@ -16,11 +16,12 @@ from evit_jax.training import identity
 
 
 def open_sources(config: Any) -> tuple[Source, Source]:
-    """Opens the sources to train on and to evaluate on.
+    """Opens the training source and the test source.
 
     Raises:
-      ValueError: unknown source, another number of classes than the model's, or different data in another process.
-      OSError: the data are absent or unreadable.
+      ValueError: the source is unknown, the number of classes differs from the model, or another process has different
+        data.
+      OSError: the data are missing or unreadable.
     """
     train, test = _open(config, 'train', 'test')
     _warn_of_overlap(config, train, test)
@@ -28,7 +29,7 @@ def open_sources(config: Any) -> tuple[Source, Source]:
 
 
 def open_test_source(config: Any) -> Source:
-    """Opens the source to evaluate on. The data to train on may be absent.
+    """Opens the test source. The training data may be missing.
 
     Raises:
       ValueError, OSError: see `open_sources`.
@@ -43,13 +44,13 @@ def open_test_source(config: Any) -> Source:
 
 
 def describe_data(config: Any) -> str:
-    """Describes the data of a config for messages, as in 'folder images'."""
+    """Describes the data of a config for messages, such as 'folder images'."""
     data = config.data
     return ' '.join((data.source, *{'folder': (data.path,), 'tfds': (data.name, data.path)}.get(data.source, ())))
 
 
 def _open(config, *names):
-    """Opens the splits named `train`, `test` or both. Process 0 goes first, because it builds data and indexes."""
+    """Opens the splits `train`, `test` or both. Process 0 opens them first, because it builds data and indexes."""
     data = config.data
 
     def open_all():
@@ -59,10 +60,10 @@ def _open(config, *names):
             for split in (data[f'{name}_split'] for name in names)]
 
     opened = distributed.on_process_zero(open_all)
-    found = agreement.on_every_process(lambda: opened or open_all())
-    agreement.check_same(identity.of_sources({data[f'{name}_split']: source for name, source in zip(names, found)}),
+    result = agreement.on_every_process(lambda: opened or open_all())
+    agreement.check_same(identity.of_sources({data[f'{name}_split']: source for name, source in zip(names, result)}),
                          'give all processes the same data')
-    return found
+    return result
 
 
 def _warn_of_overlap(config, train, test):
@@ -72,14 +73,14 @@ def _warn_of_overlap(config, train, test):
 
 
 def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | None:
-    """Returns the targets for the tokens of the source's images; None if the config has no label maps.
+    """Returns the token labels of the images of a source; None if the config has no label maps.
 
     Args:
       patches: number of patches of the model, in a square grid.
 
     Raises:
-      ValueError: the label maps are unfinished, or those of other data.
-      FileNotFoundError: there are none.
+      ValueError: the label maps are unfinished, or belong to other data.
+      FileNotFoundError: the label maps do not exist.
     """
     if not config.data.token_labels:
         return None

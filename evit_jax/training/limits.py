@@ -1,4 +1,4 @@
-"""Checks each value of a config against the limits in `configs/base.py`, and the batch size against mixing."""
+"""Checks each value of a config against the limits in `configs/base.py`, and the batch size for mixing."""
 
 import functools
 from typing import Any
@@ -12,10 +12,10 @@ _SCALE_HINT = {'data.mean': 'mean', 'data.std': 'standard deviation'}
 
 
 def check(config: Any) -> None:
-    """Checks each value by itself.
+    """Checks each value of a config separately.
 
     Raises:
-      ValueError: a value is outside its limits; the message names the value and the limits.
+      ValueError: a value is outside its limits. The message gives the value and the limits.
     """
     for name, key in KEYS.items():
         _check_value(name, key, functools.reduce(lambda group, part: group[part], name.split('.'), config))
@@ -25,15 +25,15 @@ def check(config: Any) -> None:
 
 
 def mixes(config: Any) -> bool:
-    """Returns whether mixup, cutmix or MixToken mixes the images of a batch."""
+    """Returns True if mixup, cutmix or MixToken mixes the images of a batch."""
     return bool(config.mixing.mixup or config.mixing.cutmix or config.data.token_labels)
 
 
 def check_mixing(config: Any, devices: int) -> None:
-    """Checks that each image is mixed with another image on its own device; warns of those that are not.
+    """Logs a warning if some images of a batch cannot be mixed with another image on the same device.
 
     Raises:
-      ValueError: no image of the batch would be mixed.
+      ValueError: no image of the batch can be mixed.
     """
     size, repeats = config.batch_size, config.data.repeats
     unmixed = _count_unmixed(size, devices, repeats)
@@ -60,9 +60,9 @@ def check_mixing(config: Any, devices: int) -> None:
 
 
 def _count_unmixed(size: int, devices: int, repeats: int) -> int:
-    """Counts the images of a batch that are mixed with themselves or with a copy.
+    """Counts the images of a batch that are mixed with themselves or with a copy of themselves.
 
-    Copies of an image are neighbours. Image i of a device is mixed with image n - 1 - i of its n images.
+    Copies of an image are adjacent. Image i of the n images on a device is mixed with image n - 1 - i.
     """
     per_device = size // devices
     starts = [row - row % per_device for row in range(size)]
@@ -87,7 +87,7 @@ def _check_value(name: str, key: Key, value: Any) -> None:
 
 
 def _within(key: Key, number: float) -> bool:
-    """Returns whether a number is inside a key's limits or is its special value; NaN is outside."""
+    """Returns True if a number is within the limits of a key or equals its special value. NaN is not within."""
     if key.special is not None and number == key.special:
         return True
     low, high = map(float, key.limits[1:-1].split(','))

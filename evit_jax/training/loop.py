@@ -1,4 +1,4 @@
-"""Trains a run, resumes it, and evaluates it."""
+"""Trains, resumes and evaluates runs."""
 
 import contextlib
 import functools
@@ -39,22 +39,22 @@ from evit_jax.training.trainer import Trainer
 
 def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = False,
           sources: tuple[Source, Source] | None = None, model_config: ViTConfig | None = None) -> dict[str, float]:
-    """Trains to the end, from the newest checkpoint if there is one, then evaluates and draws pictures.
+    """Trains a run to the end, then evaluates it and draws pictures. Resumes from the newest checkpoint, if any.
 
-    A resumed run ends with the bits of an undisturbed one: batches and random draws are functions of (seed, step).
+    A resumed run gives the same bits as an uninterrupted run: batches and random draws are functions of (seed, step).
 
     Args:
-      accept_changes: continue although the run in the workdir has another config.
-      sources: training and test source, in place of those that the config names.
-      model_config: model in place of the one that the config names. `config.model` takes its values.
+      accept_changes: resume even if the run in the workdir has another config.
+      sources: training and test source; default: those in the config.
+      model_config: model config to use instead of the named model's. Its values replace those of `config.model`.
 
     Returns:
       The final metrics; see `results.evaluate_state`.
 
     Raises:
-      ValueError: bad config or workdir, raised before any long work; or unreadable checkpoints.
+      ValueError: the config or the workdir is invalid (raised before any long work), or checkpoints are unreadable.
       OSError: the last checkpoint could not be written.
-      FloatingPointError: loss or gradient is not finite; names the step. Earlier checkpoints stay.
+      FloatingPointError: the loss or the gradient is not finite. The message gives the step; checkpoints are kept.
       Preempted: SIGTERM or SIGINT was received; the state is saved.
     """
     config = _with_objects(config, sources, model_config)
@@ -75,24 +75,24 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
 
 
 def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Collection[str] | None = None,
-                     from_file: bool = True, planned: PlanFile | None = None,
+                     from_file: bool = True, plan_file: PlanFile | None = None,
                      out: str | os.PathLike | None = None, source: Source | None = None) -> dict[str, float]:
-    """Evaluates the newest checkpoint of a run and writes `evaluate-PLAN.json` and `.png`.
+    """Evaluates the newest checkpoint of a run. Writes `evaluate-PLAN.json` and `evaluate-PLAN.png`.
 
-    Model, preprocessing and image size are those of the run; data and plan are the config's. The run may still be
-    training; its own files are not changed.
+    Model, preprocessing and image size are taken from the run, data and plan from the config. The run may still be
+    training; its files are not changed.
 
     Args:
-      config: see `evaluation_config.merge`, also for `explicit` and `from_file`.
-      planned: plan from a file, in place of the config's.
-      out: a file that ends in .json, or a folder, in place of the workdir.
-      source: test source, in place of the one that the config names.
+      config, explicit, from_file: see `evaluation_config.merge`.
+      plan_file: token plan to use instead of the plan in the config.
+      out: a file name that ends in .json, or a folder; default: the workdir.
+      source: test source; default: the one in the config.
 
     Returns:
       The metrics; see `results.evaluate_state`.
 
     Raises:
-      ValueError: no run, no checkpoint, another model, other classes, or `out` cannot be written.
+      ValueError: the workdir has no run, no checkpoint, another model or other classes, or `out` cannot be written.
     """
     def merged_config():
         weights.check_is_workdir('--workdir', workdir)
@@ -100,8 +100,8 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
         model_config = model_configs.saved_in(saved)
         merged = evaluation_config.merge(config, saved, os.fspath(workdir), explicit=explicit, from_file=from_file)
         merged = _with_objects(merged, source)
-        if planned is not None:
-            merged = model_setup.apply_plan(merged, planned, explicit or (), base=model_config)
+        if plan_file is not None:
+            merged = model_setup.apply_plan(merged, plan_file, explicit or (), base=model_config)
         checks.check(merged, model_config)
         return saved, merged, model_config
 
@@ -122,7 +122,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
 
 
 def _with_objects(config, sources, model_config=None):
-    """Returns the config with a note of the sources and the model that are passed as objects."""
+    """Returns the config updated for sources and a model that are passed as objects."""
     if sources is not None:
         config = config.copy_and_resolve_references()
         with config.unlocked():
@@ -131,13 +131,13 @@ def _with_objects(config, sources, model_config=None):
 
 
 def _check_training(config, workdir, model_config):
-    """Returns the checked config, with the values that depend on the initial weights or the machine filled in."""
+    """Checks the config. Returns it with open values resolved from the initial weights and the machine."""
     checks.check_training(config, model_config)
     return open_defaults.resolve_for_training(config, workdir, jax.devices()[0].platform)
 
 
 def _train(run, workdir, resources, accept_changes):
-    """Trains in a locked workdir. Closes with `resources` what it opens."""
+    """Trains in a locked workdir. Opened objects are added to `resources`, which closes them."""
     config = run.config
     teacher = run.read_teacher()
     if not run.total_steps:
@@ -176,9 +176,9 @@ def _train(run, workdir, resources, accept_changes):
 
 
 def _resumed(run, workdir, step):
-    """Returns the run with the position in its data that it had reached at a checkpoint."""
+    """Returns the run with the position in the data that it had reached at a checkpoint."""
     offset = distributed.on_process_zero(lambda: history.record_segment(workdir, run, step))
-    # Other processes get None from `on_process_zero`; the sum gives them process 0's offset.
+    # `on_process_zero` returns None in the other processes; the sum gives them the offset of process 0.
     run = run.with_offset(int(distributed.sum_over_processes({'offset': offset or 0})['offset']))
     logging.info('continuing at step %d of %d, epoch %.2f of %d', step, run.total_steps, run.epoch(step),
                  run.config.epochs)

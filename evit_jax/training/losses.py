@@ -1,4 +1,4 @@
-"""Losses on logits and on intermediates of the model."""
+"""Losses on logits and intermediates of the model."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 def keep_ratio(masks: Sequence[Array], fractions: Sequence[float]) -> Array:
-    """Computes the squared error of the fraction of unmasked tokens, mean over images and reductions.
+    """Computes the squared error of the fraction of unmasked tokens, averaged over images and reductions.
 
     Args:
-      masks: per reduction [B, N] float32, 1 for a token that stays, else 0.
-      fractions: requested fraction of all N tokens at each reduction.
+      masks: [B, N] float32 for each reduction: 1 kept, 0 masked.
+      fractions: requested fraction of the N tokens at each reduction.
 
     Returns:
-      A scalar; 0 without reductions.
+      A scalar; 0 if there are no reductions.
 
     Source: DynamicViT, equation 12.
     """
@@ -30,7 +30,7 @@ def keep_ratio(masks: Sequence[Array], fractions: Sequence[float]) -> Array:
 
 
 def divergence(logits: Array, teacher: Array) -> Array:
-    """Computes KL(teacher || student) of [B, L] float32 logits: sum over classes, mean over images.
+    """Computes KL(teacher || student) of [B, L] float32 logits, summed over classes and averaged over images.
 
     The teacher gets no gradient.
 
@@ -41,15 +41,14 @@ def divergence(logits: Array, teacher: Array) -> Array:
 
 
 def token_distance(tokens: Array, teacher: Array, mask: Array) -> Array:
-    """Computes the mean squared distance of tokens to a teacher's.
+    """Computes the mean squared distance between the tokens of student and teacher.
 
-    The mean is over all channels of all unmasked tokens in the batch.
-
-    An image with more unmasked tokens has more weight. The teacher and the mask get no gradient.
+    The mean is over all channels of all unmasked tokens in the batch, so an image with more unmasked tokens has more
+    weight. The teacher and the mask get no gradient.
 
     Args:
       tokens, teacher: [B, N, D] float32, patch tokens after the last norm.
-      mask: [B, N] float32, 1 for tokens that stay to the end, else 0.
+      mask: [B, N] float32: 1 for tokens kept until the last block, else 0.
 
     Returns:
       A scalar; 0 if all tokens are masked.
@@ -62,7 +61,7 @@ def token_distance(tokens: Array, teacher: Array, mask: Array) -> Array:
 
 
 def hard_distillation(logits: Array, teacher: Array) -> Array:
-    """Computes the mean cross entropy of [B, L] float32 logits with the class of the largest teacher logit.
+    """Computes the mean cross entropy of [B, L] float32 logits. The target is the class of the largest teacher logit.
 
     Source: DeiT, section 4; its `losses.py`.
     """
@@ -72,7 +71,7 @@ def hard_distillation(logits: Array, teacher: Array) -> Array:
 def soft_distillation(logits: Array, teacher: Array, tau: float) -> Array:
     """Computes tau^2 KL(teacher || student) of [B, L] float32 logits divided by tau.
 
-    It is the mean over the classes, as in the reference's code; the paper's sum over classes is L times as much.
+    The result is a mean over the classes, as in the reference code. The sum in the paper is L times as large.
 
     Source: DeiT, equation 2; its `losses.py`.
     """
@@ -80,12 +79,12 @@ def soft_distillation(logits: Array, teacher: Array, tau: float) -> Array:
 
 
 def sparse_cross_entropy(logits: Array, value: Array, index: Array, floor: Array) -> Array:
-    """Computes the cross entropy with targets that name the values of a few classes.
+    """Computes the cross entropy with sparse targets, which list the values of a few classes.
 
     Args:
       logits: [..., L] float32.
-      value, index: [..., K], values and indices of these classes; a class that is named twice has the sum.
-      floor: [...], added to the target of each class.
+      value, index: [..., K], values and indices of these classes. The values of a class that is listed twice are added.
+      floor: [...], value added to the target of each class.
 
     Returns:
       [...] float32.

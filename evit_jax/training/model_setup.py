@@ -1,4 +1,4 @@
-"""Turns a run's config into its model config and token plans, and puts a plan or a model into a config."""
+"""Computes model config and token plans from the config of a run, and writes a plan or a model to a config."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -15,22 +15,22 @@ from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.schedule import Stage
 
-CUSTOM = 'custom'  # model.name and data.source of a model and of sources that are passed as objects
+CUSTOM = 'custom'  # model.name and data.source if model and sources are passed as objects
 
 
 def config_and_plans(config: Any, trained: dict[str, Any] | None = None,
                      base: ViTConfig | None = None) -> tuple[ViTConfig, Callable[[float], TokenPlan], Modules]:
-    """Returns the model config of a run, its token plans by progress in [0, 1], and its learned modules.
+    """Returns the model config of a run, a function from progress to token plan, and the learned modules.
 
-    Progress is that of the keep schedule: 0 is dense, 1 is the plan that is evaluated.
+    Progress is the progress of the keep schedule, in [0, 1]: 0 gives the dense plan, 1 the plan used in evaluation.
 
     Args:
-      trained: flat config that the weights were trained with, if it is not `config`. It decides the size of the
+      trained: flat config with which the weights were trained, if it is not `config`. It determines the size of the
         position embeddings and the learned modules.
-      base: model config that replaces the one of the named model.
+      base: model config to use instead of the named model's.
 
     Raises:
-      ValueError: a value is out of range, or the values do not go together.
+      ValueError: a value is out of range, or values contradict each other.
     """
     flat = workdirs.flat(config.to_dict())
     trained = trained or flat
@@ -44,7 +44,7 @@ def config_and_plans(config: Any, trained: dict[str, Any] | None = None,
 
 
 def trained_modules(flat: dict[str, Any]) -> Modules:
-    """Returns the learned modules of a model that is trained with a flat config: one per reduction, if any."""
+    """Returns the learned modules of a model that is trained with a flat config."""
     reducer = registry.get_reducer(flat.get('reducer.name', 'evit'))
     return Modules(reducer, len(flat['model.reduce_at'])) if reducer.is_learned else NO_MODULES
 
@@ -52,7 +52,7 @@ def trained_modules(flat: dict[str, Any]) -> Modules:
 def apply_model_config(config: Any, model_config: ViTConfig) -> Any:
     """Returns the config with `config.model` taken from a model config.
 
-    The model's name becomes 'custom' where a named model would be another one.
+    The name of the model becomes 'custom' if the model config differs from that of the named model.
     """
     values = {key: getattr(model_config, key) for key in model_configs.CONFIG_FIELDS}
     named = models.CONFIGS.get(config.model.name)
@@ -64,29 +64,29 @@ def apply_model_config(config: Any, model_config: ViTConfig) -> Any:
     return config
 
 
-def apply_plan(config: Any, planned: PlanFile, explicit: Collection[str] = (), *,
+def apply_plan(config: Any, plan_file: PlanFile, explicit: Collection[str] = (), *,
                base: ViTConfig | None = None) -> Any:
-    """Returns the config with the blocks, token counts and fusion of a plan file.
+    """Returns the config with the reducing blocks, token counts and fusion of a plan file.
 
     Args:
       explicit: keys set on the command line.
-      base: model config that replaces the one of the named model.
+      base: model config to use instead of the named model's.
 
     Raises:
       ValueError: the plan is for another model, or an explicit key contradicts it.
     """
     before = workdirs.flat(config.to_dict())
     model_config = base or models.get_config(config.model.name)
-    planned.check(config.model.name, model_config.patches(config.model.image_size), model_config.depth)
+    plan_file.check(config.model.name, model_config.patches(config.model.image_size), model_config.depth)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.update(reduce_at=planned.reduce_at, fuse=planned.fuse)
-        config.keep.update(tokens=planned.tokens, rates=(), macs=0.0)
+        config.model.update(reduce_at=plan_file.reduce_at, fuse=plan_file.fuse)
+        config.keep.update(tokens=plan_file.tokens, rates=(), macs=0.0)
         config.reducer.r = 0
     after = workdirs.flat(config.to_dict())
     for key in dict.fromkeys(name.partition('[')[0] for name in explicit):
         if key == 'keep.rate' or before.get(key) != after.get(key):
-            raise ValueError(f'give only one of --plan={planned.path} and --config.{key}={before[key]}: the plan in '
+            raise ValueError(f'give only one of --plan={plan_file.path} and --config.{key}={before[key]}: the plan in '
                              'the file decides which tokens stay')
     return config
 
@@ -94,7 +94,8 @@ def apply_plan(config: Any, planned: PlanFile, explicit: Collection[str] = (), *
 def logged_keep_rate(config: Any, stage: Stage) -> float:
     """Returns the keep rate of a stage for the log: the fraction of tokens kept by the first reduction.
 
-    With `keep.tokens` it is the fraction of all patches. With `reducer.r` or `keep.macs` it is read from the plan.
+    If `keep.tokens` is set, it is the fraction of all patches. If `reducer.r` or `keep.macs` is set, it is taken from
+    the plan.
     """
     keep, plan = config.keep, stage.plan
     if config.reducer.r or keep.macs:

@@ -1,4 +1,4 @@
-"""Handles steps whose loss or gradient is not finite: names their examples, then ends the run or skips the step."""
+"""Handles steps with a non-finite loss or gradient: logs their examples, then ends the run or skips the step."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from evit_jax.data import order
 from evit_jax.runtime import distributed, storage
 from evit_jax.training.experiment import Experiment
 
-_MAX_IN_A_ROW = 100  # skipped steps in a row after which the run ends
-_NUM_LOGGED = 3      # examples named in the log; the file names all
+_MAX_IN_A_ROW = 100  # the run ends after this many consecutive skipped steps
+_NUM_LOGGED = 3      # number of examples named in the log; the file names all
 
 
 class NonFiniteMonitor:
@@ -49,7 +49,7 @@ class NonFiniteMonitor:
             + ('' if can_skip else ', or skip such steps (--config.nonfinite=skip)'))
 
     def _write_examples(self, step, metrics):
-        """Writes the ids of the step's examples to a file. Returns a phrase for the message."""
+        """Writes the ids of the examples of a step to a file. Returns text for the error message."""
         if not distributed.is_process_zero():
             return ''
         config = self._run.config

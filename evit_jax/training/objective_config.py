@@ -1,4 +1,4 @@
-"""Chooses the training objective of a config, and checks the values that decide it."""
+"""Creates the training objective of a config, and checks the values that it depends on."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from evit_jax.training.objectives import Objective
 
 
 def check(config: Any, base: ViTConfig | None = None) -> None:
-    """Raises a ValueError for values that do not go together. Reads no files.
+    """Raises a ValueError if values contradict each other. Reads no files.
 
     Args:
-      base: model config that replaces the one of the named model.
+      base: model config to use instead of the named model's.
     """
     distill, kind = config.distill, config.distill.kind
     if kind in ('hard', 'soft') and not config.model.distilled:
@@ -57,14 +57,14 @@ def objective(config: Any, plan: TokenPlan) -> Objective:
     """Returns the training objective under a plan."""
     distill = config.distill
     if distill.kind in ('hard', 'soft'):
-        chosen = objectives.distillation_loss(distill.kind, alpha=distill.alpha, tau=distill.tau)
+        objective = objectives.distillation_loss(distill.kind, alpha=distill.alpha, tau=distill.tau)
     elif distill.kind == 'self':
-        chosen = objectives.self_distillation_loss(weight=distill.weight, token_weight=distill.token_weight)
+        objective = objectives.self_distillation_loss(weight=distill.weight, token_weight=distill.token_weight)
     elif config.data.token_labels:
-        chosen = objectives.token_label_loss(config.data.token_weight)
+        objective = objectives.token_label_loss(config.data.token_weight)
     else:
-        chosen = objectives.classification_loss()
+        objective = objectives.classification_loss()
     if plan.masks_tokens:
         keep_ratio = objectives.keep_ratio_loss(plan.kept_fractions, config.reducer.share_weight)
-        chosen = Objective((*chosen.terms, keep_ratio))
-    return chosen
+        objective = Objective((*objective.terms, keep_ratio))
+    return objective

@@ -1,4 +1,4 @@
-"""Training objectives. An objective is a value: a weighted sum of named loss terms."""
+"""Training objectives. An objective is a weighted sum of named loss terms."""
 
 import functools
 import operator
@@ -17,14 +17,14 @@ class Targets(NamedTuple):
     """The targets of a batch."""
 
     label: Array                  # [B, L] float32
-    tokens: Sparse | None = None  # for each patch, [B, P, K]
+    tokens: Sparse | None = None  # token labels of each patch, [B, P, K]
 
 
 class Taught(NamedTuple):
     """The outputs of a teacher for a batch."""
 
     logits: Array         # [B, L] float32
-    tokens: Array | None  # [B, P, D] float32, patch tokens after the last norm in the order of the patches, if compared
+    tokens: Array | None  # [B, P, D] float32, patch tokens after the last norm, in patch order; None if not used
 
 
 class Term(NamedTuple):
@@ -33,7 +33,7 @@ class Term(NamedTuple):
     name: str
     weight: float
     loss: Callable[[Array, dict, Targets, Taught | None], Array]
-    """(logits, intermediates of the model, targets, outputs of the teacher) -> scalar."""
+    """(logits, intermediates of the model, targets, teacher outputs) -> scalar."""
 
 
 class Objective(NamedTuple):
@@ -43,7 +43,7 @@ class Objective(NamedTuple):
 
     def __call__(self, logits: Array, intermediates: dict, targets: Targets,
                  taught: Taught | None = None) -> tuple[Array, dict[str, Array]]:
-        """Returns the loss, and its unweighted terms as `loss/NAME` if there is more than one."""
+        """Returns the loss and a dict of its unweighted terms, `loss/NAME`, if there are several."""
         values = [term.loss(logits, intermediates, targets, taught) for term in self.terms]
         weighted = [loss if term.weight == 1 else term.weight * loss for term, loss in zip(self.terms, values)]
         named = {f'loss/{term.name}': loss for term, loss in zip(self.terms, values)} if len(values) > 1 else {}
@@ -51,21 +51,21 @@ class Objective(NamedTuple):
 
 
 def classification_loss() -> Objective:
-    """Cross entropy of the logits that are evaluated.
+    """Returns the cross entropy of the logits that evaluation uses.
 
-    The logits of a distilled model are the mean of both heads, so without a teacher the labels train both. (A
-    departure: the reference leaves the distillation head untrained, and evaluates the mean all the same.)
+    The logits of a distilled model are the mean of both heads. Without a teacher, the labels thus train both heads.
+    (A departure: the reference leaves the distillation head untrained, but also evaluates the mean.)
     """
     return Objective((_labels(),))
 
 
 def distillation_loss(kind: str, *, alpha: float, tau: float) -> Objective:
-    """DeiT's distillation: the class head learns the labels, the distillation head the outputs of the teacher.
+    """Returns DeiT's loss: the class head learns the labels, the distillation head learns the teacher's outputs.
 
     Args:
-      kind: 'hard': the class with the largest teacher logit; 'soft': all teacher logits.
-      alpha: weight of the teacher's term; the labels have 1 - alpha.
-      tau: temperature of 'soft'.
+      kind: target of the distillation head: 'hard': class with the largest teacher logit; 'soft': all teacher logits.
+      alpha: weight of the teacher's term; the term of the labels has weight 1 - alpha.
+      tau: temperature for 'soft'.
 
     Source: DeiT, section 4; its `losses.py`.
     """
@@ -78,12 +78,12 @@ def distillation_loss(kind: str, *, alpha: float, tau: float) -> Objective:
 
 
 def self_distillation_loss(*, weight: float, token_weight: float) -> Objective:
-    """DynamicViT's distillation from a teacher that usually is the same model with all its tokens.
+    """Returns DynamicViT's distillation loss. The teacher is usually the dense version of the same model.
 
     Args:
-      weight: weight of the divergence from the teacher's logits; the labels have 1.
-      token_weight: weight of the distance between the remaining patch tokens and those of the teacher, which must
-        reduce nothing; 0: no such term.
+      weight: weight of the divergence from the teacher's logits; the term of the labels has weight 1.
+      token_weight: weight of the distance between the kept patch tokens and those of the teacher; 0: no such term. The
+        teacher must keep all tokens.
 
     Source: DynamicViT, section 3.3.
     """
@@ -96,18 +96,18 @@ def self_distillation_loss(*, weight: float, token_weight: float) -> Objective:
 
 
 def keep_ratio_loss(fractions: Sequence[float], weight: float) -> Term:
-    """Term that draws the fraction of unmasked tokens to the requested one, for each reduction."""
+    """Returns the term that draws the fraction of unmasked tokens in each reduction towards the requested one."""
     return Term('kept', weight, lambda logits, intermediates, targets, taught:
                 losses.keep_ratio(intermediates['mask'], fractions))
 
 
 def token_label_loss(weight: float) -> Objective:
-    """LV-ViT's loss: the class token learns the label, each remaining patch token its token label.
+    """Returns LV-ViT's loss: the class token learns the label, each kept patch token learns its token label.
 
-    A fused token has no token label.
+    Fused tokens have no token labels.
 
     Args:
-      weight: weight of the patch tokens; the class token has 1. The published code has 1, the paper 0.5.
+      weight: weight of the patch tokens; the class token has weight 1. The published code uses 1, the paper 0.5.
 
     Source: LV-ViT, equation 4; EViT, section 4 (implementation).
     """
@@ -120,13 +120,13 @@ def token_label_loss(weight: float) -> Objective:
 
 
 def token_cross_entropy(logits: Array, patch_ids: Array, targets: Sparse, unmasked: Array | float = 1.0) -> Array:
-    """Computes the mean cross entropy of the patch tokens, over the whole batch.
+    """Computes the cross entropy of the patch tokens, averaged over the whole batch.
 
     Args:
       logits: [B, N, L] float32.
-      patch_ids: [B, N] int32; a token with a negative id does not count.
-      targets: for each patch of the image, [B, P, K].
-      unmasked: [B, N] float32, 0 for masked tokens.
+      patch_ids: [B, N] int32; tokens with a negative id are excluded.
+      targets: token labels of each patch of the image, [B, P, K].
+      unmasked: [B, N] float32: 1 kept, 0 masked.
     """
     value, index, floor = (_of_patches(field, patch_ids) for field in targets)
     counts = (patch_ids >= 0) * unmasked
@@ -140,7 +140,7 @@ def _labels():
 
 
 def _token_distance(intermediates, teacher):
-    """Distance between the student's patch tokens after the last norm and the teacher's tokens of the same patches."""
+    """Computes the distance between patch tokens of the student and the teacher's tokens for the same patches."""
     tokens, kept = intermediates['patch_tokens'], intermediates['kept']
     patch_ids = kept[-1] if kept else jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
     counts = (patch_ids >= 0) * _unmasked(intermediates)
@@ -148,11 +148,11 @@ def _token_distance(intermediates, teacher):
 
 
 def _unmasked(intermediates):
-    """1 for each token that is unmasked after the last reduction, else 0; 1 if tokens are not masked."""
+    """Returns 1 for each token that is unmasked after the last reduction, else 0; or just 1 if no tokens are masked."""
     return jax.lax.stop_gradient(intermediates['mask'][-1]) if intermediates.get('mask') else 1.0
 
 
 def _of_patches(values, patch_ids):
-    """Rows [B, N, ...] of [B, P, ...] by patch ids; any row for a fused token."""
+    """Gathers rows [B, N, ...] of [B, P, ...] by patch id. The row of a fused token is arbitrary."""
     index = jnp.maximum(patch_ids, 0)
     return jnp.take_along_axis(values, index.reshape(*index.shape, *[1] * (values.ndim - 2)), axis=1)

@@ -18,27 +18,27 @@ _NO_DECAY = ('cls_token', 'dist_token', 'pos_embed')
 def decays(params: Any) -> Any:
     """Returns a tree of bools: True for parameters with weight decay.
 
-    Matrices and kernels decay; biases and other 1-D parameters, prefix tokens and positions do not.
+    Matrices and kernels have weight decay. Biases, other 1-D parameters, prefix tokens and position embeddings do not.
     """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in _NO_DECAY, params)
 
 
 def backbone(params: Any) -> Any:
-    """Returns a tree of bools: True for all parameters but those that a reducer learns."""
+    """Returns a tree of bools: True for all parameters except the learned parameters of a reducer."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: path[0].key != REDUCER, params)
 
 
 def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps: int, warmup_lr: float,
                   min_lr: float, begun_at: float = 0) -> optax.Schedule:
-    """Returns the schedule: a linear warm-up, then a cosine that is evaluated at the absolute step.
+    """Returns the schedule: a linear warm-up, then a cosine. Both are functions of the absolute step.
 
-    The reference updates the rate once after each epoch, so epoch e + 1 has this curve's value of epoch e. Here it is
-    updated at every step. (A departure: the same curve, without its steps and an epoch earlier.)
+    A departure from the reference: the rate is updated at every step. The reference updates it once after each epoch,
+    so epoch e + 1 uses the value that this curve has at epoch e.
 
     Args:
       lr: base learning rate for a batch of 512, scaled linearly with the batch size. `warmup_lr` and `min_lr` are not
         scaled.
-      begun_at: point of the curve at step 0. It is not 0 after a change of the batch size, since steps are counted on.
+      begun_at: point of the curve at step 0. It is not 0 if the batch size has changed, because the step count goes on.
     """
     peak = lr * batch_size / 512
 
@@ -46,7 +46,7 @@ def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps:
         step = step + begun_at if begun_at else step
         warm = warmup_lr + (peak - warmup_lr) * step / max(warmup_steps, 1)
         left = jnp.maximum(total_steps - step, 0) / total_steps
-        cosine = jnp.sin(math.pi / 2 * left) ** 2  # (1 + cos(pi * (1 - left))) / 2 without its cancellation in float32
+        cosine = jnp.sin(math.pi / 2 * left) ** 2  # (1 + cos(pi * (1 - left))) / 2, without cancellation in float32
         return jnp.where(step < warmup_steps, warm, min_lr + (peak - min_lr) * cosine)
 
     return schedule
@@ -55,13 +55,13 @@ def learning_rate(*, lr: float, batch_size: int, total_steps: int, warmup_steps:
 def adamw(schedule: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
           clip_norm: float = 0.0, accumulate: int = 1, backbone_scale: float = 1.0,
           backbone_from: int = 0) -> optax.GradientTransformation:
-    """Returns AdamW with the mask of `decays`.
+    """Returns AdamW with weight decay for the parameters selected by `decays`.
 
     Args:
-      clip_norm: largest global norm of a gradient; 0: no clipping.
+      clip_norm: maximal global norm of the gradient; 0: no clipping.
       accumulate: number of steps whose gradients are averaged into one update. The schedule then counts updates.
-      backbone_scale: factor on the learning rate of all parameters that the reducer does not learn (DynamicViT).
-      backbone_from: number of updates before these parameters are trained; their moments are updated from the start.
+      backbone_scale: learning-rate factor for all parameters outside the reducer (DynamicViT).
+      backbone_from: number of updates for which these parameters are frozen; their moments are updated even so.
     """
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     steps.append(optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays))
@@ -74,20 +74,19 @@ def adamw(schedule: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2:
 
 def from_config(config: Any, batch_size: int, total_steps: int, steps_per_epoch: float,
                 begun_at: float) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer of a config, and its learning-rate schedule.
+    """Returns the optimizer of a config and the learning-rate schedule.
 
     Args:
       config: the group `optimizer` of the config.
-      total_steps: number of steps in a run that has had this batch size from its start.
-      begun_at: number of steps of this batch size between the start of the data and the position of step 0; see
-        `positions`.
+      total_steps: number of steps in a run with this batch size from the start.
+      begun_at: position of step 0 in the data, in steps of this batch size; see `positions`.
     """
     updates = config.accumulate  # number of steps per update
     schedule = learning_rate(
         lr=config.lr, batch_size=batch_size * updates, total_steps=max(total_steps // updates, 1),
         warmup_steps=round(config.warmup_epochs * steps_per_epoch / updates), warmup_lr=config.warmup_lr,
         min_lr=config.min_lr, begun_at=begun_at / updates)
-    # It is never 0 if the config sets it, because the optimizer then has a state for it at every step of the run.
+    # If the config sets it, it is not 0: the optimizer then has a state for it during the whole run.
     if backbone_from := round(config.backbone_from_epoch * steps_per_epoch / updates):
         backbone_from = (backbone_from - round(begun_at / updates)) or -1
     return adamw(schedule, weight_decay=config.weight_decay, b2=config.b2, clip_norm=config.clip_norm,

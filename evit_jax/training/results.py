@@ -25,10 +25,10 @@ from evit_jax.viz.kept import kept_grid
 
 def evaluate_state(run: Experiment, state: TrainState, writer: MetricWriter | None, workdir: Any,
                    preemption: PreemptionHandler) -> dict[str, float]:
-    """Evaluates the weights and their EMA, and writes metrics, `kept.png` and `curves.png` to the run's workdir.
+    """Evaluates the weights and their EMA. Writes metrics, `kept.png` and `curves.png` to the workdir of the run.
 
     Returns:
-      The metrics of the weights (see `evaluation.evaluate`), those of the EMA with the suffix `_ema`, and `costs`.
+      The metrics of the weights (see `evaluation.evaluate`), the metrics of the EMA with suffix `_ema`, and `costs`.
 
     Raises:
       Preempted: SIGTERM or SIGINT was received.
@@ -44,10 +44,10 @@ def evaluate_state(run: Experiment, state: TrainState, writer: MetricWriter | No
 
 def evaluate_into(run: Experiment, state: TrainState, files: Files, preemption: PreemptionHandler, *,
                   workdir: str | os.PathLike) -> dict[str, float]:
-    """Evaluates the weights and their EMA, and writes the result to files of its own.
+    """Evaluates the weights and their EMA, and writes the result to separate files.
 
     Args:
-      workdir: run of the weights, named in the result.
+      workdir: workdir of the weights; it is recorded in the result.
 
     Returns:
       The metrics; see `evaluate_state`.
@@ -64,7 +64,7 @@ def evaluate_into(run: Experiment, state: TrainState, files: Files, preemption: 
 
 
 def _evaluate(run, state, preemption):
-    """Returns the metrics of the weights and the EMA, and a sample of images for a picture."""
+    """Returns the metrics of the weights and the EMA, and sample images for a picture."""
     step = run.eval_step()
     evaluation = evaluate_params(run, step, state.params, preemption, sample=run.config.log.pictures)
     metrics = dict(evaluation.metrics)
@@ -77,13 +77,13 @@ def _evaluate(run, state, preemption):
 
 
 def _result(run, step, metrics, workdir):
-    """Returns the result of an evaluation, and what it was computed from, in JSON's types."""
+    """Returns the result of an evaluation as JSON types, with model, plan, data and preprocessing."""
     config, plan = run.config, run.plan
     return {
         'workdir': os.fspath(workdir), 'step': step, 'weights': ['params', 'ema'][:1 + ('top1_ema' in metrics)],
         'metrics': metrics | {name: int(metrics[name]) for name in ('images', 'left_out')},
         'model': {'name': config.model.name, 'dtype': config.model.dtype} | {
-            key: getattr(run.model.config, key) for key in ('classes', 'distilled', *models.UNSHAPED)},
+            key: getattr(run.model.config, key) for key in ('classes', 'distilled', *models.NOT_IN_SHAPES)},
         'plan': {'name': plan_name(plan), 'description': str(plan), 'reducer': plan.reducer.name,
                  'patches': plan.patches, 'reduce_at': list(plan.reductions),
                  'tokens': [plan.keep[block] for block in plan.reductions], 'fused': plan.fused},
@@ -99,8 +99,8 @@ def evaluate_params(run: Experiment, step: Callable, params: Any, preemption: Pr
     """Evaluates weights on the test split.
 
     Args:
-      step: the run's evaluation step.
-      sample: number of images to keep for pictures.
+      step: evaluation step of the run.
+      sample: number of images to return for pictures.
 
     Raises:
       Preempted: SIGTERM or SIGINT was received.
@@ -121,7 +121,7 @@ def evaluate_params(run: Experiment, step: Callable, params: Any, preemption: Pr
 
 
 def costs(run: Experiment) -> dict[str, int]:
-    """Returns the multiply-accumulates (MACs) of one image, under the run's plan and without dropping tokens."""
+    """Returns the multiply-accumulates (MACs) of one image, under the plan of the run and for the dense model."""
     config = run.model.config
     dense = make_plan(run.patches, config.depth, reduce_at=())
     return {'macs': config.macs(run.plan), 'macs_dense': config.macs(dense)}
@@ -148,7 +148,7 @@ def _log(run, step, metrics):
 
 
 def _kept_page(run, sample):
-    """Returns the picture of images and their kept patches, or None without reductions or images."""
+    """Returns a picture of images and their kept patches; None if there are no reductions or no images."""
     if not sample or not sample['kept']:
         return None
     groups = sample['token_of_patch'] if run.plan.reducer.merges else None

@@ -1,4 +1,4 @@
-"""The training and evaluation steps. A token plan is static: each plan compiles its own program."""
+"""The training step and the evaluation step. A token plan is static: each plan compiles its own program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,11 +21,11 @@ class Mixed(NamedTuple):
 
     images: Array     # [B, S, S, 3]
     targets: Targets
-    options: dict = {}  # more inputs of the model, by name
+    options: dict = {}  # additional inputs of the model, by name
 
 
 def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """Normalises uint8 images [B, S, S, 3] to float32 by mean and standard deviation of the channels in 0..1."""
+    """Normalises uint8 images [B, S, S, 3] to float32. `mean` and `std` of each channel are for values in 0..1."""
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
@@ -34,19 +34,19 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
                     objective: Callable[[TokenPlan], Objective], ema_decay: float, seed: int,
                     teach: Callable[[Any, Array], Taught] | None = None, patch_tokens: bool = False,
                     updates_every: int = 1, skip_nonfinite: bool = False) -> Callable[..., tuple[TrainState, dict]]:
-    """Makes `step(state, batch, plan) -> (state, metrics)`; jit it with `plan` static and the state donated.
+    """Makes `step(state, batch, plan) -> (state, metrics)`. Jit it with `plan` static and the state donated.
 
-    With a teacher it is `step(state, batch, plan, teacher_params)`.
+    If there is a teacher, the step is `step(state, batch, plan, teacher_params)`.
 
     Args:
       prepare: uint8 images -> normalised images.
       mix: (normalised images, batch, random key) -> inputs and targets.
       objective: plan -> objective.
-      teach: (the teacher's parameters, images) -> the teacher's outputs.
-      patch_tokens: the objective reads the patch tokens of the model.
+      teach: (teacher parameters, images) -> teacher outputs.
+      patch_tokens: True if the objective reads the patch tokens of the model.
       seed: the random key of step s is a function of (seed, s).
-      updates_every: steps per update of the optimizer, for the reported learning rate.
-      skip_nonfinite: a step whose loss or gradient is not finite changes only the step count.
+      updates_every: number of steps per update of the optimizer, for the reported learning rate.
+      skip_nonfinite: True: a step whose loss or gradient is not finite changes only the step count.
     """
 
     def step(state: TrainState, batch: dict, plan: TokenPlan, teacher_params: Any = None) -> tuple[TrainState, dict]:
@@ -63,7 +63,7 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = with_statistics(optax.apply_updates(state.params, updates), {'statistics': statistics})
         ema = None if state.ema is None else update_ema(state.ema, params, ema_decay)
-        right = logits.argmax(-1) == targets.label.argmax(-1)  # the class with more weight of two mixed ones
+        right = logits.argmax(-1) == targets.label.argmax(-1)  # for a mixed target, the class with the larger weight
         metrics = {'loss': loss, **parts, 'accuracy': jnp.mean(right),
                    'grad_norm': optax.global_norm(gradient), 'lr': schedule(state.step // updates_every)}
         after = TrainState(state.step, params, ema, opt_state)
@@ -76,17 +76,17 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
 
 
 def label_ranks(logits: Array, labels: Array) -> Array:
-    """Counts the classes ranked before each label, [B] int32, as `top_k` would; XLA does not partition `top_k`."""
+    """Counts the classes ranked before each label, [B] int32. It replaces `top_k`, which XLA cannot partition."""
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     earlier = jnp.arange(logits.shape[1]) < labels[:, None]
-    return jnp.where(earlier, ~(logits < own), ~(logits <= own)).sum(1)  # in this form NaN is never right
+    return jnp.where(earlier, ~(logits < own), ~(logits <= own)).sum(1)  # written so that NaN never counts as right
 
 
 def make_eval_step(model: Model, *, prepare: Callable[[Array], Array]) -> Callable[..., dict[str, Any]]:
-    """Makes `step(params, batch, plan) -> dict`; jit it with `plan` static.
+    """Makes `step(params, batch, plan) -> dict`. Jit it with `plan` static.
 
-    The step returns for each image: loss, right (top-1), right5 (top-5), prediction; and the intermediates kept and
-    token_of_patch of `ViT`.
+    The step returns loss, right (top-1), right5 (top-5) and prediction for each image, and the intermediates `kept` and
+    `token_of_patch` of `ViT`.
     """
 
     def step(params: Any, batch: dict, plan: TokenPlan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training loop: steps, log lines, checkpoints and evaluations, until the last step or a preemption."""
+"""The training loop: steps, log lines, checkpoints and evaluations."""
 
 import collections
 import os
@@ -21,11 +21,11 @@ from evit_jax.training.distillation import Teacher
 from evit_jax.training.experiment import Experiment
 from evit_jax.training.nonfinite import NonFiniteMonitor
 
-_IN_FLIGHT = 2  # steps that may run on the devices before the loss of the oldest one is read
+_IN_FLIGHT = 2  # number of steps dispatched before the loss of the oldest is read
 
 
 class Trainer:
-    """Trains one run from a state to its last step."""
+    """Trains a run from a state to the last step."""
 
     def __init__(self, run: Experiment, teacher: Teacher | None, workdir: str | os.PathLike,
                  checkpoints: CheckpointManager, best: BestCheckpoint, writer: MetricWriter,
@@ -42,10 +42,10 @@ class Trainer:
         self._profiler = StepProfiler(parse_steps(run.config.profile_steps), workdir)
         self._timer = StepTimer(run.total_steps, run.config.batch_size)
         self._last_save = time.monotonic()
-        self._eval_every = max(round(run.config.log.eval_epochs * run.steps_per_epoch), 1)  # steps
+        self._eval_every = max(round(run.config.log.eval_epochs * run.steps_per_epoch), 1)  # number of steps
 
     def train(self, state: TrainState) -> TrainState:
-        """Trains from the state's step to the last one.
+        """Trains from the step of the state to the last step.
 
         Raises:
           Preempted: SIGTERM or SIGINT was received; the state is saved.
@@ -91,7 +91,7 @@ class Trainer:
         return state
 
     def _after_step(self, done, state):
-        """Checks the input and saves if either is due after `done` steps."""
+        """Checks the input and saves a checkpoint, each if due after `done` steps."""
         last = done == self._run.total_steps
         if last or done % self._run.config.log.every == 0:
             self._failures.check()
@@ -100,9 +100,9 @@ class Trainer:
                 self._save(state)
 
     def _is_save_due(self, done):
-        """True if `checkpoint.minutes` have passed on process 0 since the last save.
+        """Returns True if `checkpoint.minutes` have passed since the last save, by the clock of process 0.
 
-        Processes compare clocks only at steps with a log line, which all of them reach.
+        The processes communicate about this only at steps with a log line.
         """
         config = self._run.config
         if not config.checkpoint.minutes or done % config.log.every:
