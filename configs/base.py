@@ -1,7 +1,7 @@
-"""All config keys: default (DeiT's recipe), limits, and one line of help.
+"""All config keys with default value, limits and help. The defaults are DeiT's recipe.
 
-A recipe calls `get_config()` and overrides some keys; the command line overrides others, as in --config.keep.rate=0.5.
-`python -m evit_jax.main --helpkeys` prints this table.
+A recipe calls `get_config()` and overrides some keys. The command line can override more keys, for example
+--config.keep.rate=0.5. `python -m evit_jax.main --helpkeys` prints the table of keys.
 """
 
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ class Key(NamedTuple):
 
     default: Any
     help: str
-    limits: str = ''                # interval of the value, or of each value in a tuple: '(0, 1]' excludes 0
-    choices: tuple[str, ...] = ()   # allowed strings; (): any
-    lengths: tuple[int, ...] = ()   # allowed lengths of a tuple; (): any
+    limits: str = ''                # interval for the value, or for each value in a tuple; '(0, 1]' excludes 0
+    choices: tuple[str, ...] = ()   # allowed strings; (): all
+    lengths: tuple[int, ...] = ()   # allowed lengths of a tuple; (): all
     special: float | None = None    # allowed value outside the limits
-    absent: Any = None              # value in effect for a saved config without this key; None: the default
+    absent: Any = None              # value for a saved config that lacks this key; None: the default
 
 
 KEYS = {
@@ -29,13 +29,13 @@ KEYS = {
     'label_smoothing': Key(0.1, 'fraction of the target that is spread over all classes', '[0, 0.999]'),
     'init_from': Key('', "workdir whose newest weights are the initial weights; '': random weights"),
     'init_ema': Key(False, 'start from the EMA in init_from'),
-    'sharding': Key('replicated', "training state: 'replicated' on all devices, or 'fsdp': divided among them",
+    'sharding': Key('replicated', "training state: 'replicated' on all devices, or 'fsdp': sharded over them",
                     choices=('replicated', 'fsdp')),
     'remat': Key(False, 'recompute activations in the backward pass (rematerialise): less memory, more time'),
-    'nonfinite': Key('stop', "at a loss that is not finite, 'stop' the run or 'skip' the step",
+    'nonfinite': Key('stop', "if a loss or gradient is not finite, 'stop' the run or 'skip' the step",
                      choices=('stop', 'skip')),
     'profile_steps': Key('', "steps to profile into WORKDIR/profile, as '10:20'; '': none"),
-    'compilation_cache': Key('~/.cache/evit_jax', "folder of compiled programs; '': none"),
+    'compilation_cache': Key('~/.cache/evit_jax', "cache folder for compiled programs; '': none"),
 
     'model.name': Key('deit_s', 'named model: deit_t, deit_s, deit_b, lvvit_t, lvvit_s, lvvit_m; for small images: '
                       'vit_digits, lvvit_digits'),
@@ -46,8 +46,8 @@ KEYS = {
     'model.norm_epsilon': Key(0.0, "epsilon of the layer norms; 0: the named model's", '[0, 1)'),
     'model.activation': Key('', "activation of the MLPs; '': the named model's",
                             choices=('', 'gelu', 'gelu_tanh', 'quick_gelu')),
-    'model.pooling': Key('', "input of the head: class token, mean of the patches, or its norm; '': the named model's",
-                         choices=('', 'token', 'avg', 'avg_fc_norm')),
+    'model.pooling': Key('', "input of the head: class token, mean of the patch tokens, or norm of the mean; '': the "
+                         "named model's", choices=('', 'token', 'avg', 'avg_fc_norm')),
     'model.one_head': Key(False, 'distilled models: only the class token has a head'),
     'model.drop_path': Key(0.1, 'drop path rate of the last block; it grows linearly with depth, from 0',
                            '[0, 0.999]'),
@@ -70,46 +70,47 @@ KEYS = {
                        '[1, inf]'),
     'keep.macs': Key(0.0, "fraction of the dense model's MACs; replaces keep rates, keep.tokens and reducer.r; 0: not "
                      'used', '[0, 1]'),
-    'keep.start_epoch': Key(0, 'epoch until which the keep rate is 1', '[0, inf]'),
+    'keep.start_epoch': Key(0, 'the keep rate is 1 until this epoch', '[0, inf]'),
     'keep.shrink_epochs': Key(0, 'number of epochs over which the keep rate falls, by a cosine', '[0, inf]'),
     'keep.levels': Key(8, 'number of keep rates in these epochs; each is a compiled program', '[1, inf]'),
 
     'distill.kind': Key('none', 'a teacher trains the distillation token (hard, soft) or the class token (self)',
                         choices=('none', 'hard', 'soft', 'self')),
-    'distill.alpha': Key(0.5, "hard, soft: weight of the teacher's loss; that of the labels is 1 - alpha", '[0, 1]'),
+    'distill.alpha': Key(0.5, "hard, soft: weight of the teacher's loss; the labels have weight 1 - alpha", '[0, 1]'),
     'distill.tau': Key(3.0, 'soft: temperature', '[0.001, inf]'),
-    'distill.weight': Key(0.5, "self: weight of the loss on the teacher's logits; that of the labels is 1",
+    'distill.weight': Key(0.5, "self: weight of the loss on the teacher's logits; the labels have weight 1",
                           '[0, inf]'),
     'distill.token_weight': Key(0.0, "self: weight of the MSE between the kept tokens and the teacher's", '[0, inf]'),
 
     'teacher.path': Key('', "workdir of the teacher; '': none, or init_from with distill.kind=self"),
     'teacher.ema': Key(False, "use the teacher's EMA"),
-    'teacher.dense': Key(True, 'the teacher keeps all tokens; False: it follows its own plan'),
+    'teacher.dense': Key(True, 'True: the teacher keeps all tokens; False: it uses its own plan'),
 
     'data.source': Key('generated', 'kind of data: digits, generated, tfds or folder'),
     'data.name': Key('imagenet2012', 'tfds: name of the data set'),
     'data.path': Key('data', 'folder of the data'),
-    'data.index_cache': Key('~/.cache/evit_jax/data', 'folder of file lists that cannot be kept beside the data'),
+    'data.index_cache': Key('~/.cache/evit_jax/data', 'folder for file lists that cannot be stored next to the data'),
     'data.train_split': Key('train', 'split to train on'),
     'data.test_split': Key('auto', 'split to evaluate on; auto: the first of validation, val and test that the data '
                            'has, else a tenth of train'),
-    'data.crop': Key((0.08, 1.0), 'smallest and largest area of the random crop / image; (): squeeze the whole image',
-                     '(0, 1]', lengths=(0, 2)),
+    'data.crop': Key((0.08, 1.0), 'smallest and largest area of the random crop, relative to the image; (): squeeze the '
+                     'whole image', '(0, 1]', lengths=(0, 2)),
     'data.ratio': Key((3 / 4, 4 / 3), 'smallest and largest width / height of the random crop', '(0, inf]',
                       lengths=(2,)),
     'data.flip': Key(0.5, 'probability of a horizontal flip', '[0, 1]'),
     'data.augment': Key('rand-m9-mstd0.5-inc1', 'RandAugment policy, 3a, jitter (small shifts, for digits), or none'),
     'data.colour_jitter': Key(0.4, 'strength of the colour jitter; not used with RandAugment', '[0, inf]'),
     'data.token_labels': Key('', "folder of label maps to train on (see evit_jax.label); '': none"),
-    'data.token_weight': Key(1.0, "weight of the token labels' loss; that of the class token is 1", '[0, inf]'),
-    'data.repeats': Key(3, 'repeated augmentation: number of copies of an image in a row', '[1, inf]'),
-    'data.eval_crop': Key(224 / 256, 'evaluation: side of the centre crop / short side of the image; 0: squeeze the '
-                          'whole image', '[0, 1]'),
-    'data.workers': Key(-1, 'number of decoding processes; 0: a thread; -1: by cores, at most 8', '[-1, inf]'),
-    'data.max_failed': Key(0.01, 'fraction of unreadable images that stops the run', '[0, 1]'),
-    'data.mean': Key((), "mean of each channel, for values in 0..1; (): init_from's, else ImageNet's", '[0, 1]',
+    'data.token_weight': Key(1.0, "weight of the loss of token labels; the class token has weight 1", '[0, inf]'),
+    'data.repeats': Key(3, 'repeated augmentation: number of consecutive copies of each image', '[1, inf]'),
+    'data.eval_crop': Key(224 / 256, 'evaluation: side of the centre crop, relative to the short side of the image; 0: '
+                          'squeeze the whole image', '[0, 1]'),
+    'data.workers': Key(-1, 'number of decoding processes; 0: a thread; -1: by number of cores, at most 8',
+                        '[-1, inf]'),
+    'data.max_failed': Key(0.01, 'the run stops if a larger fraction of the images is unreadable', '[0, 1]'),
+    'data.mean': Key((), "mean of each channel, for values in 0..1; (): that of init_from, else ImageNet's", '[0, 1]',
                      lengths=(3, 0), absent=(0.485, 0.456, 0.406)),
-    'data.std': Key((), 'standard deviation of each channel; (): as for mean', '(0, 1]', lengths=(3, 0),
+    'data.std': Key((), 'standard deviation of each channel; (): as for data.mean', '(0, 1]', lengths=(3, 0),
                     absent=(0.229, 0.224, 0.225)),
 
     'mixing.erase': Key(0.25, 'probability of random erasing', '[0, 1]'),
@@ -126,8 +127,9 @@ KEYS = {
     'optimizer.b2': Key(0.999, "decay of AdamW's second moment", '[0, 0.9999999]'),
     'optimizer.clip_norm': Key(0.0, 'largest norm of the gradient; 0: no clipping', '[0, inf]'),
     'optimizer.accumulate': Key(1, 'number of steps whose gradients are averaged for one update', '[1, inf]'),
-    'optimizer.backbone_scale': Key(1.0, 'learning rate of the backbone / that of the token predictors', '[0, inf]'),
-    'optimizer.backbone_from_epoch': Key(0.0, 'epoch until which the backbone is frozen', '[0, inf]'),
+    'optimizer.backbone_scale': Key(1.0, 'learning rate of the backbone, relative to that of the token predictors',
+                                    '[0, inf]'),
+    'optimizer.backbone_from_epoch': Key(0.0, 'the backbone is frozen until this epoch', '[0, inf]'),
 
     'log.every': Key(50, 'number of steps between two log lines', '[1, inf]'),
     'log.writer': Key('default', 'default (JSONL and TensorBoard) or clu (needs TensorFlow)',
@@ -137,15 +139,15 @@ KEYS = {
     'log.pictures': Key(12, 'number of test images in kept.png', '[0, inf]'),
 
     'checkpoint.every': Key(1000, 'number of steps between two checkpoints', '[1, inf]'),
-    'checkpoint.minutes': Key(15.0, 'maximal minutes between two checkpoints, checked every log.every steps; 0: no '
-                              'limit', '[0, inf]'),
+    'checkpoint.minutes': Key(15.0, 'maximal number of minutes between two checkpoints, checked every log.every steps; '
+                              '0: no limit', '[0, inf]'),
     'checkpoint.keep': Key(3, 'number of checkpoints kept', '[1, inf]'),
     'checkpoint.best': Key('top1', "metric that selects WORKDIR/best; '': none", choices=('', 'top1', 'top1_ema')),
 }
 
 
 def get_config() -> ConfigDict:
-    """Returns a locked config with all defaults; setting a key that is not in the table is an error."""
+    """Returns a locked config with all defaults. Setting an unknown key is an error."""
     config = ConfigDict()
     for key, entry in KEYS.items():
         group, _, name = key.rpartition('.')
@@ -156,5 +158,5 @@ def get_config() -> ConfigDict:
 
 
 def absent(*keys: str) -> dict[str, Any]:
-    """Returns the values in effect for a saved config without these keys (all keys if none is given)."""
+    """Returns the values for a saved config that lacks these keys; for all keys if none is given."""
     return {key: KEYS[key].default if KEYS[key].absent is None else KEYS[key].absent for key in keys or KEYS}

@@ -2,8 +2,8 @@
 
 python -m evit_jax.compare --config configs/compare_digits.py --out runs/compare
 
-The dense model is trained for 12 epochs, or read from --config.dense=WORKDIR. 73 runs and evaluations take about 180
-minutes on two slow CPU cores: 65 minutes without the runs from scratch, and about 115 for those.
+The dense model is trained for 12 epochs, or read from --config.dense=WORKDIR. The 73 runs and evaluations take about
+180 minutes on two slow CPU cores: about 115 minutes for the runs from scratch, 65 minutes for the others.
 """
 
 from ml_collections import ConfigDict

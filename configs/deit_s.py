@@ -6,7 +6,7 @@ python -m evit_jax.main --config configs/deit_s.py --workdir runs/deit_s
 300 epochs are 384 M images in 375,300 steps. Top-1 on ImageNet in EViT's paper: 79.5 (dense 79.8).
 ImageNet is read from data/, as prepared by TFDS; --config.data.source=generated runs without it.
 
-Higher resolutions for about the MACs of the dense model at 224, with the paper's top-1:
+Higher resolutions with about the MACs of the dense model at 224; top-1 in the paper, and MACs:
   --config.model.image_size=304 --config.keep.rate=0.5    81.0   4.44 G
   --config.model.image_size=288 --config.keep.rate=0.6    81.0   4.50 G
   --config.model.image_size=272 --config.keep.rate=0.7    80.3   4.56 G

@@ -18,7 +18,7 @@ def get_config():
     config.epochs = 30
     config.init_from = config_dict.placeholder(str)  # required: give it on the command line
     config.model.update(name='deit_s', drop_path=0.0)  # the paper fine-tunes in evaluation mode
-    config.keep.rate = 0.7  # from the first step on
+    config.keep.rate = 0.7  # constant: no keep-rate schedule
     config.data.source = 'tfds'
     config.optimizer.update(lr=2e-5, warmup_epochs=0.0, min_lr=2e-6, weight_decay=1e-6)
     return config.lock()

@@ -1,8 +1,8 @@
-"""A small EViT on cluttered digits, keep rate 0.7, fused. Top-1 here: 96.8 (2026-11-24).
+"""A small EViT on cluttered digits, keep rate 0.7, dropped tokens fused. Top-1 accuracy: 96.8 % (2026-11-24).
 
 python -m evit_jax.main --config configs/digits.py --workdir runs/digits
 
-0.37 M parameters; 18.2 M MACs per image (dense 27.8). 2,812 steps of 0.15 to 0.4 s on two CPU cores.
+0.37 M parameters; 18.2 M MACs per image (dense 27.8). 2,812 steps; a step takes 0.15 to 0.4 s on two CPU cores.
 """
 
 from evit_jax.configs import base

@@ -1,10 +1,10 @@
-"""Your own images: a trained EViT-DeiT-S fine-tuned on some thousand images, keep rate 0.7, inattentive tokens fused.
+"""Your own images: a trained EViT-DeiT-S fine-tuned on a few thousand images, keep rate 0.7, inattentive tokens fused.
 
 python -m evit_jax.main --config configs/folder.py --workdir runs/mine --config.data.path=images \\
     --config.init_from=runs/deit_s
 
-The images are in images/train/CLASS/ and images/val/CLASS/. The classes are the names of the folders; the head is new.
-22.05 M parameters (with a head of 1000 classes); 3.03 G MACs per image. Not tried on a real data set here.
+The images are in images/train/CLASS/ and images/val/CLASS/. The folder names are the class names. The head is new.
+22.05 M parameters (with 1000 classes); 3.03 G MACs per image. Not tried on a real data set here.
 The recipe needs a GPU or TPU; on a CPU use configs/folder_small.py.
 """
 
@@ -20,7 +20,7 @@ def get_config():
     config.ema_decay = 0.0  # too few steps for an EMA
     config.init_from = config_dict.placeholder(str)  # required: give it on the command line
     config.model.update(name='deit_s', classes=0)
-    config.keep.rate = 0.7  # from the first step on
+    config.keep.rate = 0.7  # constant: no keep-rate schedule
     config.data.update(source='folder', crop=(0.25, 1.0), repeats=1, max_failed=0.05)
     config.optimizer.update(lr=2e-4, warmup_epochs=1.0, min_lr=1e-6)
     config.log.every = 10
