@@ -4,7 +4,7 @@
     model = evit_jax.load('runs/digits')
     logits = model(images)
 
-The public names are imported at their first use, so that `import evit_jax` is fast and imports no JAX.
+Public names are imported at first use, so `import evit_jax` is fast and does not import JAX.
 """
 
 import importlib

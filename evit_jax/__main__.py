@@ -1,6 +1,6 @@
 """Runs a program of the package: `evit PROGRAM ...`, or `python -m evit_jax PROGRAM ...`.
 
-`evit train` and `evit evaluate` are the two modes of `python -m evit_jax.main`; any other program NAME is
+`evit train` and `evit evaluate` run the two modes of `python -m evit_jax.main`. Any other `evit NAME` runs
 `python -m evit_jax.NAME`.
 """
 
@@ -18,7 +18,7 @@ _MAIN = {'train': 'Trains a model: evit train --config digits --workdir runs/dig
 
 
 def programs(start: str = 'evit') -> dict[str, str]:
-    """Returns the first line of each program's docstring by the program's name; commands begin with `start`."""
+    """Returns the first docstring line of each program, by name. Commands in these lines begin with `start`."""
     lines = {name: line.replace('evit ', f'{start} ') for name, line in _MAIN.items()}
     for path in sorted(_FOLDER.glob('[!_]*.py')):
         source = path.read_text(encoding='utf-8')
@@ -30,11 +30,11 @@ def programs(start: str = 'evit') -> dict[str, str]:
 
 
 def main(words: list[str], start: str = 'evit') -> int:
-    """Runs the program that the first word names, or lists the programs.
+    """Runs the program named by the first word, or lists the programs.
 
     Args:
       words: the command line without the command itself.
-      start: the command, for the texts of the program.
+      start: the command, as shown in the output of the program.
 
     Returns:
       The exit code: 2 if there is no such program.

@@ -1,4 +1,4 @@
-"""The functions of the public API: load, create, train and evaluate models. Import them from `evit_jax`."""
+"""Functions of the public API: load, create, train and evaluate models. Import them from `evit_jax`."""
 
 import dataclasses
 import os
@@ -28,21 +28,21 @@ from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import backend, distributed, storage
 from evit_jax.training import evaluation, loop
 
-_INITIAL = 'initial'  # folder in a workdir with the weights that the run started from, if they came from a model
+_INITIAL = 'initial'  # folder in a workdir with the initial weights of the run, if a model was given
 
 
 def load(path: str | os.PathLike, *, ema: bool = False, batch_size: int = 16) -> VisionModel:
     """Loads a model.
 
     Args:
-      path: the workdir of a run or its folder `best`, a folder that `VisionModel.save` or `python -m evit_jax.convert`
-        wrote, a PyTorch or safetensors file, or a Hugging Face or timm folder.
-      ema: load the moving average of the weights.
+      path: the workdir of a run or its folder `best`, a folder written by `VisionModel.save` or by
+        `python -m evit_jax.convert`, a PyTorch or safetensors file, or a Hugging Face or timm folder.
+      ema: load the exponential moving average (EMA) of the weights.
       batch_size: number of images that `VisionModel.predict` computes at a time.
 
     Raises:
-      ValueError: there is no readable checkpoint, it has no moving average, weights are not finite, or the file does
-        not hold a supported model.
+      ValueError: there is no readable checkpoint, it has no EMA, weights are not finite, or the file does not contain
+        a supported model.
       FileNotFoundError: the path does not exist.
     """
     backend.start()
@@ -60,12 +60,13 @@ def create_model(model: str | ViTConfig, *, keep_rate: float = 0.7, num_classes:
     """Creates a model with random weights.
 
     Args:
-      model: a name of `list_models()`, or a `ViTConfig` of your own.
+      model: a name from `list_models()`, or your own `ViTConfig`.
       keep_rate: fraction of the tokens that each reduction keeps, in (0, 1]; 1 is dense.
-      num_classes: number of classes; default: the number of class names, or that of the config.
-      reduce_at: blocks (0-based) that reduce tokens; default: at a quarter, half and three quarters of the depth.
-      reducer: a name of `list_reducers()`, or a reducer.
-      class_names: name of each class, by label; default: ImageNet's for 1000 classes, else numbers.
+      num_classes: number of classes; default: the number of class names, or the number in the config.
+      reduce_at: blocks that reduce tokens, counted from 0; default: at a quarter, half and three quarters of the depth.
+      reducer: a name from `list_reducers()`, or a reducer.
+      class_names: name of each class, in the order of the labels; default: ImageNet's names for 1000 classes, numbers
+        for another number.
       seed: seed of the random weights.
       batch_size: number of images that `VisionModel.predict` computes at a time.
 
@@ -83,28 +84,28 @@ def create_model(model: str | ViTConfig, *, keep_rate: float = 0.7, num_classes:
         'class_names': list(class_names), model_configs.KEY: model_configs.to_json(config), 'config': {
             'model': {'name': model if isinstance(model, str) else loaded.CUSTOM, 'reduce_at': reduce_at},
             'keep': {'rate': keep_rate}}}, reducer)
-    created.plan()  # raises an error for a value out of range
+    created.plan()  # raises a ValueError for a value out of range
     return VisionModel(created, batch_size=batch_size)
 
 
 def train(config: Any, *, workdir: str | os.PathLike, model: VisionModel | None = None, train: Any = None,
           test: Any = None, accept_changes: bool = False) -> VisionModel:
-    """Trains a model to the end of its config, and returns it.
+    """Trains a model for all epochs of the config. Returns the trained model.
 
     A second call with the same arguments resumes the run in the workdir.
 
     Args:
-      config: the name of a recipe ('digits'), the path of a config file, or a `ConfigDict` as such a file returns.
-      workdir: folder of the run: checkpoints, metrics and pictures.
-      model: initial weights. Architecture, reducer, token budget and preprocessing of the model replace those of the
-        config; the head is initialised anew if the data have another number of classes.
-      train, test: data to train and to evaluate on, in place of those of the config: a tuple (images, labels) of numpy
-        arrays, the path of a folder with one subfolder of images for each class, a sequence of records, or a source;
-        see `as_source`. Give both or none.
-      accept_changes: continue although the run in the workdir has another config.
+      config: the name of a recipe ('digits'), the path of a config file, or a `ConfigDict`.
+      workdir: folder of the run for checkpoints, metrics and pictures.
+      model: model to start from. Its architecture, reducer, token budget and preprocessing replace those of the config.
+        The head is reinitialised if the data have another number of classes.
+      train, test: training and test data, which replace those of the config: a tuple (images, labels) of numpy arrays,
+        the path of a folder with one subfolder of images for each class, a sequence of records, or a source; see
+        `as_source`. Give both or neither.
+      accept_changes: resume even if the run in the workdir has another config.
 
     Raises:
-      ValueError: a value of the config is out of range, the data do not fit, or the workdir holds another run.
+      ValueError: a config value is out of range, the data do not match the model, or the workdir contains another run.
       FloatingPointError: the loss or the gradient is not finite.
     """
     config = _read_config(config)
@@ -128,17 +129,18 @@ def evaluate(model: VisionModel, source: Any, *, batch_size: int = 64) -> dict[s
     """Evaluates a model under its token plan.
 
     Args:
-      source: labelled images, as for `train`.
+      source: labelled images, in any form that `train` accepts.
       batch_size: number of images computed at a time.
 
     Returns:
-      images (number of images evaluated), left_out (unreadable images), loss, top1 and top5 in [0, 1], macs and
-      macs_dense (multiply-accumulates for an image under the plan, and without reductions), and images_per_second if
-      there is more than one batch. If the data have masks, also for each reduction s from 1: object_kept_s (fraction of
-      the object's patches kept) and random_kept_s (fraction of all patches kept).
+      A dict with images (number of evaluated images), left_out (number of unreadable images), loss, top1 and top5 in
+      [0, 1], macs and macs_dense (multiply-accumulates of an image under the plan and without reductions). It has
+      images_per_second if there is more than one batch. If the data have masks, it has two more values for each
+      reduction s, counted from 1: object_kept_s (fraction of object patches kept) and random_kept_s (fraction of all
+      patches kept).
 
     Raises:
-      ValueError: the classes of the data are not those of the model, or no image is readable.
+      ValueError: the classes of data and model differ, or no image is readable.
       FloatingPointError: logits are not finite.
     """
     source = _as_source(source, model.class_names)
@@ -166,7 +168,7 @@ def evaluate(model: VisionModel, source: Any, *, batch_size: int = 64) -> dict[s
 
 
 def _holds_pretrained(path):
-    """True for a local file, or a folder without checkpoints that holds files of weights."""
+    """Returns True for a local file, or for a folder without checkpoints that contains weight files."""
     if storage.is_remote(path):
         return False
     path = storage.as_path(path)
@@ -174,7 +176,7 @@ def _holds_pretrained(path):
 
 
 def _training_source(value, model) -> Source:
-    """The source of training data. Classes without names have those of the model if it has as many."""
+    """Returns the source of training data. Unnamed classes get the names of the model, if it has as many classes."""
     source = _as_source(value, ())
     numbers = tuple(map(str, range(source.num_classes)))
     if model is None or source.class_names != numbers or source.num_classes != model.config.classes:
@@ -187,7 +189,7 @@ def _as_source(value, class_names) -> Source:
 
 
 def _read_config(config):
-    """An unlocked copy of a config, which may be given by the name of its recipe or by its file."""
+    """Returns an unlocked copy of a config, given as an object, by recipe name or by file."""
     if isinstance(config, str | os.PathLike):
         path = pathlib.Path(config).expanduser()
         recipe = configs.FOLDER / f'{config}.py'
@@ -199,7 +201,7 @@ def _read_config(config):
 
 
 def _settings_of(model: LoadedModel) -> dict[str, Any]:
-    """The config keys of a model's token budget, preprocessing and name."""
+    """Returns the config keys for the token budget, preprocessing and name of a model."""
     settings = model.metadata()['config']
     part = {'model': ('name', 'image_size', 'reduce_at', 'fuse'), 'reducer': ('name', 'r', 'decreasing'),
             'keep': ('rate', 'rates', 'tokens', 'macs'), 'data': ('mean', 'std', 'eval_crop')}
@@ -211,7 +213,7 @@ def _initial(workdir) -> str:
 
 
 def _save_initial(model, workdir) -> str:
-    """Saves the initial weights of a run that has no checkpoint yet; returns their folder."""
+    """Saves the initial weights of a run, unless it has a checkpoint. Returns their folder."""
     folder = _initial(workdir)
     if newest_step(workdir) is None:
         storage.as_path(folder).rmtree(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Shared by the programs: flags and operands of the command line, log lines, and errors in one line."""
+"""Command-line code shared by the programs: flags, operands, log lines and one-line errors."""
 
 import io
 import os
@@ -10,20 +10,20 @@ from absl import flags, logging
 
 from evit_jax import config_errors
 
-command = ''  # how the program was started, as 'evit predict'; '': as python -m evit_jax.predict
+command = ''  # command that started the program, such as 'evit predict'; '': python -m evit_jax.predict
 _USER_ERRORS = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, FloatingPointError)
 
 
 def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *operands: str) -> None:
-    """Parses the flags and runs the program. Errors that a user can correct print one line and end with exit code 2.
+    """Parses the flags and runs the program. Errors that a user can correct print one line and give exit code 2.
 
     Args:
-      program: function that runs the program with its operands as arguments. Or several functions by the name of their
-        subcommand and its operands, as in 'drop CHECKPOINT'; the command line then starts with a subcommand.
-      operands: names of the words that the program takes beside the flags. A last name that ends in '...' stands for
-        one or more words; a name in brackets, as '[IMAGES...]', is optional.
+      program: function that takes the operands as arguments. Or a dict of such functions for a program with
+        subcommands; a key gives the subcommand and its operands, such as 'drop CHECKPOINT'.
+      operands: names of the positional arguments. A last name that ends in '...' stands for one or more words. A name
+        in brackets, such as '[IMAGES...]', is optional.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end the program
+    if isinstance(sys.stdout, io.TextIOWrapper):  # avoids an error for names that the terminal cannot show
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         if {'-h', '-help', '--help'} & {*sys.argv}:
@@ -51,7 +51,7 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
         if os.environ.get('EVIT_JAX_TRACEBACK'):
             raise
         while isinstance(error, KeyError | AttributeError) and error.args and isinstance(error.args[0], Exception):
-            error = error.args[0]  # ml_collections wraps its errors about nested keys
+            error = error.args[0]  # ml_collections wraps errors about nested keys
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f'error: {" ".join(str(text).split())}', file=sys.stderr)
         sys.exit(2)
@@ -61,10 +61,10 @@ def run(program: Callable[..., None] | Mapping[str, Callable[..., None]], *opera
 
 
 def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
-    """Returns the values of a flag that is a list of numbers.
+    """Converts the values of a list flag to numbers.
 
     Raises:
-      ValueError: a value is no number of this kind.
+      ValueError: a value is not a number of this kind.
     """
     try:
         return tuple(map(kind, texts or ()))
@@ -76,17 +76,17 @@ def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
 
 def names_on_stdin() -> Iterator[str]:
     """Yields the lines of standard input as file names, including names that are not UTF-8."""
-    lines = getattr(sys.stdin, 'buffer', sys.stdin)  # the text layer would refuse names that are not UTF-8
+    lines = getattr(sys.stdin, 'buffer', sys.stdin)  # a text stream rejects names that are not UTF-8
     for index, line in enumerate(lines):
         name = os.fsdecode(line)
         yield name.removeprefix('\ufeff') if index == 0 else name
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    """Sets the flags; returns the other words of the command line.
+    """Sets the flags. Returns the positional arguments.
 
     Raises:
-      ValueError, FileNotFoundError: there is no such config, config key or flag; the message names the nearest.
+      ValueError, FileNotFoundError: there is no such config, config key or flag. The message gives the nearest name.
     """
     arguments = config_errors.resolve(arguments, flags.FLAGS)
     try:
@@ -99,7 +99,7 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _usage(text: str) -> str:
-    """Returns a program's help with the commands written as the user started this one."""
+    """Returns the help text of a program, with commands in the form in which the user started this program."""
     start, _, name = command.rpartition(' ')
     if name in ('train', 'evaluate'):
         text = text.replace('python -m evit_jax.main --mode=evaluate', f'{start} evaluate')
@@ -108,7 +108,7 @@ def _usage(text: str) -> str:
 
 
 def _output_is_closed() -> bool:
-    """Returns whether the reader of standard output has closed it, as `head` does; discards later output if so."""
+    """Returns True if the reader of standard output (such as `head`) has closed it. Later output is then discarded."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in output.poll(0)):
@@ -118,13 +118,13 @@ def _output_is_closed() -> bool:
 
 
 def configure_logging() -> None:
-    """Shows log lines of this package from INFO on, and of libraries from WARNING on: a save alone logs 40 lines."""
+    """Shows INFO log lines of this package, and only warnings of libraries (a single save logs 40 lines)."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     package = os.path.dirname(os.path.abspath(__file__))
     logging.get_absl_handler().addFilter(lambda record: record.name != 'asyncio' and (
         record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(package)))
-    # A failed save leaves event loops behind that report themselves here, a hundred times, and in asyncio's log.
+    # After a failed save, abandoned event loops would print about a hundred errors here and in the log of asyncio.
     default_hook = sys.unraisablehook
     sys.unraisablehook = lambda error: (
         None if str(error.exc_value) == 'Event loop is closed' else default_hook(error))

@@ -1,4 +1,4 @@
-"""Finds recipes by name, and explains mistakes in `--config` and `--config.key` before the flags are parsed."""
+"""Finds recipes by name, and explains errors in `--config` and `--config.key` before the flags are parsed."""
 
 import glob
 import math
@@ -16,23 +16,23 @@ from evit_jax.configs import FOLDER
 from evit_jax.configs.base import KEYS
 from evit_jax.runtime.names import nearest_name
 
-BASE = FOLDER / 'base.py'  # the recipe with the defaults of all keys
-_SIMILARITY = 0.5          # least similarity, in 0..1, of a name that is offered as a hint
+BASE = FOLDER / 'base.py'  # file with the defaults of all keys
+_SIMILARITY = 0.5          # minimal similarity of a suggested name, in 0..1
 _TYPES = {bool: ('true or false', flags.BooleanParser()), int: ('a whole number', flags.IntegerParser()),
           float: ('a number', flags.FloatParser())}
 
 
 def resolve(arguments: Sequence[str], defined: flags.FlagValues) -> list[str]:
-    """Replaces the name of a recipe, as in `--config digits`, by its file, and checks the config and its overrides.
+    """Replaces the name of a recipe (`--config digits`) by its file. Checks the config and its overrides.
 
     Args:
       arguments: the command line.
-      defined: the flags of the program; without a config flag among them the arguments are returned unchanged.
+      defined: the flags of the program. If there is no config flag, the arguments are returned unchanged.
 
     Raises:
-      FileNotFoundError: there is no such file or recipe; the message names the nearest, and all recipes.
-      ValueError: the file is no config, lacks keys, or is given twice; an unknown key, a group, or a value of a wrong
-        type.
+      FileNotFoundError: there is no such file or recipe. The message gives the nearest name and all recipes.
+      ValueError: the file is not a config, lacks keys, or is given twice; or an override has an unknown key, a group
+        instead of a key, or a value of the wrong type.
     """
     if 'config' not in defined or not isinstance(defined['config'].parser, ConfigFileFlagParser):
         return list(arguments)
@@ -63,7 +63,7 @@ def recipes() -> list[str]:
 
 
 def help_keys() -> Iterator[str]:
-    """Yields one entry for each config key: its flag with the default, the allowed values, and its help."""
+    """Yields the help of each config key: its flag with the default, the allowed values and a description."""
     for name, key in KEYS.items():
         allowed = ', '.join(choice or "''" for choice in key.choices) or key.limits
         allowed = f'{key.special} or {allowed}' if key.special is not None else allowed
@@ -71,14 +71,14 @@ def help_keys() -> Iterator[str]:
 
 
 def _split(arguments):
-    """Splits a command line by what concerns the config.
+    """Splits a command line into config file, overrides and other arguments.
 
     Returns:
-      The command line with the recipe's name replaced by its file; the file, or None; overrides before `--config`; and
-      (key, text or None) of those after it.
+      The command line with the name of the recipe replaced by its file; the file, or None; the overrides before
+      `--config`; and the overrides after `--config`, each as (key, text or None).
 
     Raises:
-      ValueError: there are two files.
+      ValueError: there are two config files.
     """
     arguments, file, early, overrides = list(arguments), None, [], []
     for index, word in enumerate(arguments[1:], 1):
@@ -99,7 +99,7 @@ def _split(arguments):
 
 
 def _file(value: str) -> str:
-    """Returns the file of a recipe's name; any other value is returned as it is."""
+    """Returns the path of a recipe given by name, or the value unchanged."""
     return str(FOLDER / f'{value}.py') if value in recipes() and not os.path.isfile(value) else value
 
 
@@ -107,8 +107,8 @@ def _check_file(file: str) -> None:
     path = file.split(':', 1)[0]
     if os.path.isfile(path):
         return
-    beside = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), '*.py')) if os.path.dirname(path) else []
-    known = {os.path.basename(name).removesuffix('.py'): name for name in sorted(beside)}
+    siblings = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), '*.py')) if os.path.dirname(path) else []
+    known = {os.path.basename(name).removesuffix('.py'): name for name in sorted(siblings)}
     known = known | {name: name for name in recipes()}
     similar = nearest_name(os.path.basename(path).removesuffix('.py'), known, _SIMILARITY)
     hint = f'did you mean {shlex.quote(known[similar])}? ' if similar else ''
@@ -117,7 +117,7 @@ def _check_file(file: str) -> None:
 
 
 def _load(file: str) -> Any:
-    """Loads the config of a file.
+    """Loads the config from a file.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -129,7 +129,7 @@ def _load(file: str) -> Any:
                          'configs/*.py: give the one that the run was started with. --mode=evaluate needs none')
     try:
         config = ConfigFileFlagParser('config').parse(file)
-        getattr(config, 'keys', None)  # ml_collections keeps an error for the first use: raise it here
+        getattr(config, 'keys', None)  # ml_collections delays an error until the first use: raise it here
         return config
     except Exception as error:
         lines = str(error).strip().splitlines() or [repr(error)]
@@ -137,10 +137,10 @@ def _load(file: str) -> Any:
 
 
 def _check_keys(file: str, config: Any) -> None:
-    """Checks that a config, or the config of the runs of a comparison, has every key.
+    """Checks that a config has all keys. For a comparison, checks the config of its runs.
 
     Raises:
-      ValueError: keys are missing, or the config is no ConfigDict.
+      ValueError: keys are missing, or the config is not a ConfigDict.
     """
     advice = 'begin with base.get_config(), as in: from evit_jax.configs import base'
     if not isinstance(config, ConfigDict):
@@ -162,12 +162,12 @@ def _find(config: Any, name: str) -> Any:
     """Returns the value of a dotted key.
 
     Raises:
-      ValueError: there is no such key; the message names the nearest, and all of its group.
+      ValueError: there is no such key. The message gives the nearest key and all keys of the group.
     """
     group, path = config, 'config'
     for key in name.split('.'):
         if '[' in key:
-            return None  # ml_collections checks an element of a tuple
+            return None  # an element of a tuple: ml_collections checks it
         if not isinstance(group, ConfigDict):
             raise ValueError(f'--config.{name}: {path} is a value, and has no key {key!r}: give --{path}=...')
         if key not in group:
@@ -181,7 +181,7 @@ def _find(config: Any, name: str) -> Any:
 
 
 def _hint(config, group, path, key):
-    """Returns a hint with the nearest key of the group, and with keys of the same name in other groups."""
+    """Returns a hint: the nearest key of the group, and keys of the same name in other groups."""
     similar = nearest_name(key, group, _SIMILARITY)
     near = [f'{path}.{similar}'] if similar else []
     same = [f'config.{name}' for name in _keys(config) if name.split('.')[-1] == key]
@@ -195,7 +195,7 @@ def _keys(group: ConfigDict, before: str = '') -> list[str]:
 
 
 def _check_type(name: str, default: Any, text: str | None) -> None:
-    """Raises a ValueError if the text cannot be read as a value of the default's type."""
+    """Raises a ValueError if the text is not a value of the default's type."""
     if text is None:
         return
     expected, parser = _TYPES.get(type(default), ('', None))

@@ -1,11 +1,11 @@
 """Trains:    python -m evit_jax.main --config digits --workdir runs/digits
 Evaluates: python -m evit_jax.main --mode=evaluate --workdir runs/digits
 
---config takes the name of a recipe or a Python file with get_config(). Flags after it override config keys, as in
---config.keep.rate=0.5; --helpkeys lists the keys.
-An evaluation takes its config from the workdir. With --config FILE it takes from FILE all keys but the model, the image
-size, mean, std and crop.
-On SIGTERM or Ctrl-C a training saves a checkpoint and ends with exit code 75; the same command continues it.
+--config takes the name of a recipe or a Python file with get_config(). Flags after it override config keys, for example
+--config.keep.rate=0.5. --helpkeys lists the keys.
+An evaluation uses the config in the workdir. If --config FILE is given, it uses FILE for all keys except the model, the
+image size, mean, std and crop.
+SIGTERM or Ctrl-C ends a training with a checkpoint and exit code 75. The same command resumes it.
 """
 
 import functools
@@ -24,19 +24,19 @@ from evit_jax.runtime.preemption import Preempted
 from evit_jax.training import loop
 from evit_jax.training.model_setup import apply_plan
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a recipe, as digits, or a Python file with '
-                                          "get_config(); an evaluation uses the run's own config if not given.")
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a recipe (digits) or a Python file with '
+                                          'get_config(). Default in an evaluation: the config of the run.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'Train (and evaluate at the end), or evaluate only.')
 _PLAN = flags.DEFINE_string('plan', None, 'File with a token plan (python -m evit_jax.plan); it replaces '
                             'model.reduce_at, model.fuse, keep.rate and reducer.r.')
-_OUT = flags.DEFINE_string('out', None, 'Evaluation: file for the result, which ends in .json, or a folder; the '
-                           'picture is written beside it. WORKDIR/evaluate-PLAN.json if not given.')
-_ACCEPT = flags.DEFINE_bool('accept_changes', False, 'Continue a run with another config than it began with.')
+_OUT = flags.DEFINE_string('out', None, 'Evaluation: result file (a name that ends in .json) or a folder. The picture '
+                           'is written to the same folder. Default: WORKDIR/evaluate-PLAN.json.')
+_ACCEPT = flags.DEFINE_bool('accept_changes', False, 'Resume a run with another config than it began with.')
 
 
 def run() -> None:
-    """Starts the program. Without --config, the base config is used to parse flags such as --config.keep.rate=0.5."""
+    """Starts the program. Adds a missing --config, which is needed to parse flags such as --config.keep.rate=0.5."""
     given = any(re.match(r'--?(config|flagfile)(=|$)', word) for word in sys.argv[1:])
     if not given:
         sys.argv.insert(1, f'--config={config_errors.BASE}')
@@ -47,7 +47,7 @@ def main(*, from_file: bool = True) -> None:
     """Trains the config in the workdir, or evaluates the workdir.
 
     Args:
-      from_file: whether the command line names the file of the config.
+      from_file: True if the command line gives a config file.
     """
     mode, plan_file = _MODE.value, read_plan_file(_PLAN.value) if _PLAN.value else None
     config = _CONFIG.value
@@ -64,7 +64,7 @@ def main(*, from_file: bool = True) -> None:
             config = apply_plan(config, plan_file, explicit) if plan_file else config
             loop.train(config, workdir, accept_changes=_ACCEPT.value)
         else:
-            loop.evaluate_workdir(config, workdir, explicit=explicit, from_file=from_file, planned=plan_file,
+            loop.evaluate_workdir(config, workdir, explicit=explicit, from_file=from_file, plan_file=plan_file,
                                   out=_OUT.value)
 
 
