@@ -93,8 +93,8 @@ KEYS = {
     'data.train_split': Key('train', 'split to train on'),
     'data.test_split': Key('auto', 'split to evaluate on; auto: the first of validation, val and test that the data '
                            'has, else a tenth of train'),
-    'data.crop': Key((0.08, 1.0), 'smallest and largest area of the random crop, relative to the image; (): squeeze the '
-                     'whole image', '(0, 1]', lengths=(0, 2)),
+    'data.crop': Key((0.08, 1.0), 'smallest and largest area of the random crop, relative to the image; (): squeeze '
+                     'the whole image', '(0, 1]', lengths=(0, 2)),
     'data.ratio': Key((3 / 4, 4 / 3), 'smallest and largest width / height of the random crop', '(0, inf]',
                       lengths=(2,)),
     'data.flip': Key(0.5, 'probability of a horizontal flip', '[0, 1]'),
