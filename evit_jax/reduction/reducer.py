@@ -79,7 +79,7 @@ class ReducerInputs:
 
     def _read(self, name):
         if self._attention is None:
-            raise ValueError(f'inputs.{name} does not exist in front of block {self.block}: its attention is computed '
+            raise ValueError(f'inputs.{name} does not exist before block {self.block}: its attention is computed '
                              'later. Read tokens, or reduce between attention and MLP (before_block=False)')
         return self._attention
 

@@ -54,7 +54,7 @@ def test_a_plan_for_another_model_names_both():
 def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tmp_path, monkeypatch):
     seen, file = [], write(tmp_path / 'plan.json')
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
-    monkeypatch.setattr(distributed, 'distributed', lambda agreed: contextlib.nullcontext())
+    monkeypatch.setattr(distributed, 'distributed', lambda collective_errors: contextlib.nullcontext())
     monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: seen.append(config))
     monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, plan_file, **_: seen.append(
         model_setup.apply_plan(config, plan_file)))
@@ -88,7 +88,7 @@ def test_follow_refuses_explicit_keys_that_the_plan_replaces(changes):
 def handed_on(main, tmp_path, monkeypatch):
     """Starts main as a program; gives the arguments of the evaluation that it begins, and its exit code."""
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
-    monkeypatch.setattr(distributed, 'distributed', lambda agreed: contextlib.nullcontext())
+    monkeypatch.setattr(distributed, 'distributed', lambda collective_errors: contextlib.nullcontext())
     monkeypatch.chdir(tmp_path)
 
     def start(*words):

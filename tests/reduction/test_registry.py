@@ -174,7 +174,7 @@ def test_attention_in_front_of_a_block_is_refused_when_read():
         return keep_top(tokens, inputs.class_attention, keep)
 
     model, params = model_and_params()
-    with pytest.raises(ValueError, match=r'inputs\.class_attention does not exist in front of block 0'):
+    with pytest.raises(ValueError, match=r'inputs\.class_attention does not exist before block 0'):
         model.apply(params, images(), plan_of(early))
 
 
