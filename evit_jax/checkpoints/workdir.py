@@ -136,7 +136,7 @@ def check_classes(path: str | os.PathLike, saved: dict[str, Any], names: Sequenc
     hint = ''
     if missing:
         hint = (f'; the data lack {", ".join(missing[:_MAX_NAMED])}{", ..." if len(missing) > _MAX_NAMED else ""}: to '
-                'evaluate on val/ without them, make train/ beside it with a folder for each class of the run, which '
+                'evaluate on val/ without them, make train/ next to it with a folder for each class of the run, which '
                 'may be empty')
     first = next(pair for pair in itertools.zip_longest(old, names) if pair[0] != pair[1])
     raise ValueError(f'workdir {path} holds a run on other classes ({len(old)} there, {len(names)} in the data; '

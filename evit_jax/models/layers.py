@@ -77,7 +77,7 @@ def drop_path(x: Array, rate: float, key: Array | None) -> Array:
 
 
 class Convolution(NamedTuple):
-    """A convolution of a stem; a norm follows it."""
+    """A convolution of a stem, with a norm after it."""
 
     side: int
     stride: int

@@ -87,7 +87,7 @@ def apply_plan(config: Any, plan_file: PlanFile, explicit: Collection[str] = (),
     for key in dict.fromkeys(name.partition('[')[0] for name in explicit):
         if key == 'keep.rate' or before.get(key) != after.get(key):
             raise ValueError(f'give only one of --plan={plan_file.path} and --config.{key}={before[key]}: the plan in '
-                             'the file decides which tokens stay')
+                             'the file decides which tokens are kept')
     return config
 
 

@@ -98,7 +98,7 @@ def test_check_classes_names_missing_classes_and_the_way_out(tmp_path):
         sources.check_classes('folder', tmp_path, lambda names: workdirs.check_classes(
             'run', {'class_names': ['ape', 'bat', 'cat']}, names))
 
-    with pytest.raises(ValueError, match='the data lack bat: to evaluate on val/ without them, make train/ beside it'):
+    with pytest.raises(ValueError, match='the data lack bat: to evaluate on val/ without them, make train/ next to it'):
         check()
     for name in ('ape', 'bat', 'cat'):
         (tmp_path / 'train' / name).mkdir(parents=True)  # the way out
