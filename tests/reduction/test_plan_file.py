@@ -12,10 +12,10 @@ from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.runtime import distributed
 from evit_jax.training import checks, experiment, loop, model_setup
-from tests.helpers import doors, layouts
+from tests.helpers import layouts, program_modules
 from tests.helpers.benchmarks import combine_lists
 
-least, main = layouts.least, doors.imported('main')
+least, main = layouts.least, program_modules.module_fixture('main')
 PLAN = make_plan(16, 2, tokens=(9, 5), reduce_at=(0, 1), fuse=False)
 PLANNED = PlanFile.of(PLAN, 'vit_layouts', 16)
 
