@@ -22,7 +22,7 @@ MERGES = {'matched': lambda tokens, keep: merge_matched(tokens, tokens.x[:, 1:, 
 each_merge = pytest.mark.parametrize('merge', MERGES.values(), ids=MERGES)
 
 
-def make_tokens(batch=3, n=9, width=6, patches=12, num_prefix_tokens=1):
+def make_tokens(batch=3, n=9, width=6, num_prefix_tokens=1):
     """Makes patch tokens that hold one or two patches each, after the prefix tokens."""
     rng = np.random.default_rng(0)
     token_of_patch = np.stack([rng.permutation([*range(n), 0, 3, -1]) for _ in range(batch)]).astype(np.int32)
