@@ -1,6 +1,6 @@
-"""The suite runs on CPU, on 8 virtual devices, so that sharding is exercised everywhere.
+"""Runs the suite on CPU with 8 virtual devices, so that every test exercises sharding.
 
-Most of its time goes to compiling: each program is compiled once, and with little care for its speed.
+Most of the time goes to compilation: programs are compiled without optimisation, and once, with a persistent cache.
 """
 
 import gc
@@ -12,7 +12,7 @@ import tempfile
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
                                     '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'))
-# Inherited by the processes that run tests beside each other, and by those that tests start.
+# The workers of pytest-xdist and the processes that tests start inherit the cache.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = (
     os.environ['JAX_COMPILATION_CACHE_DIR'] if 'PYTEST_XDIST_WORKER' in os.environ
     else tempfile.mkdtemp(prefix='evit_jax_programs_'))
@@ -23,16 +23,16 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope='module')
-def programs_of_the_file():
-    """What a file had compiled goes with it: with that of all files in memory, each collection takes a second."""
+def clear_programs():
+    """Frees the compiled programs of a test file; with those of all files, a garbage collection takes a second."""
     yield
     jax.clear_caches()
     gc.collect()
 
 
 @pytest.fixture(autouse=True)
-def signals():
-    """A run that was told to stop heeds SIGTERM no more, and what the process starts later would inherit that."""
+def restore_signal_handlers():
+    """Restores the signal handlers after a preempted training, which ignores SIGTERM; later processes inherit them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():

@@ -13,11 +13,11 @@ from evit_jax.benchmarks.benchmark_model import find_model
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
-from tests.helpers import doors, layouts
+from tests.helpers import layouts, program_modules
 from tests.helpers.benchmarks import combine_lists
 from tests.helpers.weights import save_random_run
 
-least, benchmark = layouts.least, doors.imported('benchmark')
+least, benchmark = layouts.least, program_modules.module_fixture('benchmark')
 LISTS = {'rates': [1.0, 0.5], 'batch_sizes': [2]}
 
 

@@ -7,10 +7,10 @@ import pytest
 from configs import digits
 from evit_jax import models
 from evit_jax.benchmarks import cases, model_speed, model_tables, report, timing
-from tests.helpers import doors
+from tests.helpers import program_modules
 from tests.helpers.benchmarks import measure_briefly, tiny, tiny_workloads  # noqa: F401
 
-benchmark = doors.imported('benchmark')
+benchmark = program_modules.module_fixture('benchmark')
 
 
 def test_measure_rows_are_consistent():

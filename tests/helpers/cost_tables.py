@@ -20,7 +20,7 @@ def make_table(**changes):
 def run_plan(plan, capsys, monkeypatch):
     """A function that runs the plan program with flags and returns its exit code, stdout and stderr.
 
-    The test file defines `plan = doors.imported('plan')`.
+    The test file defines `plan = program_modules.module_fixture('plan')`.
     """
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
 

@@ -8,11 +8,11 @@ import pytest
 
 from evit_jax import models
 from evit_jax.checkpoints import weights
-from tests.helpers import doors, layouts, programs
+from tests.helpers import layouts, program_modules, programs
 
 NAMES = 'red', 'grün', 'blue'
 
-export = doors.imported('export')
+export = program_modules.module_fixture('export')
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -1,4 +1,4 @@
-"""A short training in a process of its own, faults injected into it, and a comparison of its final state."""
+"""A short training in another process, faults to inject into it, and a comparison of its final state."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from evit_jax.checkpoints import checksums, manager
 from evit_jax.metrics import writers
 from tests.helpers import layouts
 
-# Many cheap steps, and a save at every fifth, so that a random moment is often near a save.
+# The steps are cheap and every fifth one saves, so that a random moment is often near a save.
 SETTINGS = {'processes': 1, 'devices': 1, 'batch_size': 16, 'epochs': 10, 'log__eval_epochs': 2.5, 'log__every': 1,
             'checkpoint__every': 5}
 STEPS = 80
 KINDS = ('step', 'save', 'start', 'stop')
 _POLL = 0.002  # seconds
-_PATIENCE = 120
+_TIMEOUT = 120
 
 
 class Killed(NamedTuple):
@@ -44,7 +44,7 @@ class Training:
     def is_running(self):
         return all(process.poll() is None for process in self.processes)
 
-    def wait(self, seconds=_PATIENCE):
+    def wait(self, seconds=_TIMEOUT):
         return layouts.wait(self.processes, seconds)
 
     def step(self):
@@ -58,33 +58,34 @@ class Training:
         return max((record.get('step', 0) for record in records), default=0)
 
     def until(self, condition, name):
-        """Waits for a condition. Returns whether the training still ran when it came true."""
-        deadline = time.monotonic() + _PATIENCE
+        """Waits for a condition. Returns True if the training was still running when the condition became true."""
+        deadline = time.monotonic() + _TIMEOUT
         while not condition():
             if not self.is_running():
                 return False
-            assert time.monotonic() < deadline, f'{name} did not happen in {_PATIENCE} s: {self.log()}'
+            assert time.monotonic() < deadline, f'{name} took more than {_TIMEOUT} s: {self.log()}'
             time.sleep(_POLL)
         return self.is_running()
 
     def until_steps(self, count):
-        """Waits until `count` more steps are done. Returns whether the training still ran then."""
+        """Waits until `count` more steps are done. Returns True if the training was still running then."""
         if not self.until(self.step, 'a step'):
             return False
         last = self.step() + count
         return self.until(lambda: self.step() >= last, f'step {last}')
 
-    def log(self, number=0):
-        return pathlib.Path(f'{self.workdir}.{number}.log').read_text()
+    def log(self, process=0):
+        """Returns the log of a process."""
+        return pathlib.Path(f'{self.workdir}.{process}.log').read_text()
 
-    def errors(self, number=0):
-        """Returns the error lines for the user."""
-        return [line for line in self.log(number).splitlines() if line.startswith('error: ')]
+    def errors(self, process=0):
+        """Returns the error lines for the user in the log of a process."""
+        return [line for line in self.log(process).splitlines() if line.startswith('error: ')]
 
-    def end(self, number=signal.SIGKILL):
+    def end(self, signal_number=signal.SIGKILL):
         """Sends a signal to the first process and waits for it. Returns its exit code."""
-        self.processes[0].send_signal(number)
-        return self.processes[0].wait(_PATIENCE)
+        self.processes[0].send_signal(signal_number)
+        return self.processes[0].wait(_TIMEOUT)
 
 
 def kill(training, rng, kind):
@@ -95,16 +96,16 @@ def kill(training, rng, kind):
         before or shortly after the first step; 'stop': SIGTERM some steps after the first.
 
     Returns:
-      The state of the run, or None if it had ended before.
+      The state of the run, or None if it ended before the kill.
     """
-    known = unfinished(training.workdir)
+    before = unfinished(training.workdir)
     if kind == 'start':
         time.sleep(rng.uniform(0, 4))
     elif not training.until_steps(rng.integers(1, 12)):
         return None
     if kind == 'save':
-        known = unfinished(training.workdir)
-        if not training.until(lambda: unfinished(training.workdir) - known, 'a save'):
+        before = unfinished(training.workdir)
+        if not training.until(lambda: unfinished(training.workdir) - before, 'a save'):
             return None
         time.sleep(rng.uniform(0, 0.1))
     elif kind != 'start':
@@ -113,7 +114,7 @@ def kill(training, rng, kind):
         return None
     code = training.end(signal.SIGTERM if kind == 'stop' else signal.SIGKILL)
     return Killed(kind, code, training.step(), manager.newest_step(training.workdir) or 0,
-                  bool(unfinished(training.workdir) - known))
+                  bool(unfinished(training.workdir) - before))
 
 
 def unfinished(workdir):
@@ -123,7 +124,7 @@ def unfinished(workdir):
 
 
 def kept(workdir):
-    """Returns the steps of the checkpoints, and checks their checksums."""
+    """Returns the steps of the checkpoints, after checking their checksums."""
     steps = sorted(int(path.name) for path in (pathlib.Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit())
     assert all(checksums.check(pathlib.Path(workdir) / 'checkpoints' / str(step)) for step in steps)
     return steps
@@ -155,15 +156,16 @@ def finish(workdir, **changes):
     return training.log()
 
 
-def assert_same_end(workdir, want):
-    """Asserts that parameters, EMA, and the losses of all steps have the bits of another run."""
+def assert_same_end(workdir, expected):
+    """Asserts that parameters, EMA and the losses of all steps have the bits of another run."""
     for field in ('params', 'ema'):
-        got, there = (manager.read_newest(folder, field) for folder in (workdir, want))
-        assert got[1]['next_step'] == there[1]['next_step']
-        assert got[0].keys() == there[0].keys() and got[0]
-        for name, array in there[0].items():
-            np.testing.assert_array_equal(got[0][name], array, err_msg=f'{field}.{name}')
-    assert losses(workdir) == losses(want)
+        (arrays, metadata), (expected_arrays, expected_metadata) = (
+            manager.read_newest(folder, field) for folder in (workdir, expected))
+        assert metadata['next_step'] == expected_metadata['next_step']
+        assert arrays.keys() == expected_arrays.keys() and arrays
+        for name, array in expected_arrays.items():
+            np.testing.assert_array_equal(arrays[name], array, err_msg=f'{field}.{name}')
+    assert losses(workdir) == losses(expected)
 
 
 def losses(workdir):

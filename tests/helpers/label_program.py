@@ -7,11 +7,11 @@ import pytest
 from evit_jax.data import sources, splits
 from evit_jax.data.sources import DigitsSource
 from evit_jax.data.sources import digits as builder
-from tests.helpers import doors, layouts, programs
+from tests.helpers import layouts, program_modules, programs
 
 SIZES = {'train': 40, 'test': 8}
 
-label = doors.imported('label')
+label = program_modules.module_fixture('label')
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -1,6 +1,6 @@
 """A short training on any number of processes and virtual devices.
 
-`python -m tests.helpers.layouts` is one process of it.
+`python -m tests.helpers.layouts` runs one process of the training.
 """
 
 import json
@@ -37,7 +37,7 @@ LAYOUTS = {
 }
 # Wide enough that FSDP divides its largest kernels (64 x 256) and leaves the others whole.
 SHAPE = ViTConfig(image_size=16, patch_size=4, width=64, depth=2, heads=2, init_std=0.1)
-# Drop path and erasing draw for each image by itself; mixup and cutmix, which draw for each device, are off.
+# Drop path and erasing draw random numbers for each image. Mixup and cutmix draw them for each device and are off.
 SETTINGS = {
     'batch_size': 64, 'epochs': 5, 'ema_decay': 0.9, 'compilation_cache': '', 'model.name': 'vit_layouts',
     'model.image_size': 16, 'model.classes': 3, 'model.dtype': 'float32', 'model.reduce_at': (1,),
@@ -47,10 +47,14 @@ SETTINGS = {
 
 
 class Colours:
-    """Noise with a bright stripe, which is the object; its colour is the class. The test split is no whole batch."""
+    """Noisy images with a bright stripe, the object, whose colour is the class.
+
+    The size of the test split is no multiple of the batch size.
+    """
+
     num_classes, class_names, image_size = 3, ('red', 'green', 'blue'), 16
     sizes = {'train': 128, 'test': 100}
-    broken = False
+    broken = False  # cannot read every fourth image
 
     def __init__(self, split):
         self.split = splits.resolve(split, self.sizes)
@@ -71,7 +75,7 @@ class Colours:
 
 
 def config_of(**changes):
-    """Returns the config of the training; `a__b=c` changes the key a.b."""
+    """Returns the config of the training; the argument `a__b=c` sets the key `a.b`."""
     config = base.get_config()
     config.update_from_flattened_dict(SETTINGS | {key.replace('__', '.'): value for key, value in changes.items()})
     return config
@@ -105,14 +109,14 @@ def evaluate_here(workdir, *, out=None, explicit=None, **changes):
 
 
 def prepare(patch):
-    """Patches the model and the data into the tables of the package, for programs that look them up by name."""
+    """Registers the model and the data in the tables of the package, for programs that read them by name."""
     patch.setitem(models.CONFIGS, 'vit_layouts', SHAPE)
     patch.setattr(data_sources, 'open_source', lambda name, split, **_: Colours(split))
 
 
 @pytest.fixture(scope='module', autouse=True)
 def least():
-    """Patches the model and the data for a test file that has `least = layouts.least`."""
+    """Registers the model and the data for a test file that defines `least = layouts.least`."""
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch)
         yield
@@ -124,11 +128,12 @@ def records(workdir):
 
 
 def losses(workdir):
+    """Returns the losses of the steps in metrics.jsonl."""
     return [record['train/loss'] for record in records(workdir)]
 
 
 def cut_off(workdir, to, step=5):
-    """Copies the workdir as it was when the checkpoint of a step had been written."""
+    """Copies config and checkpoint of a workdir as they were after the save at `step`."""
     (to / 'checkpoints').mkdir(parents=True)
     shutil.copy(workdir / 'config.json', to)
     shutil.copytree(workdir / 'checkpoints' / str(step), to / 'checkpoints' / str(step))
@@ -138,9 +143,9 @@ def start(workdir, *, processes, devices, module='tests.helpers.layouts', argume
     """Starts the processes of a training. Each writes its log beside the workdir.
 
     Args:
-      module: module to run with `arguments`.
-      changes: changed settings. `broken_in` is the process that cannot read some examples; `second` has settings of
-        process 1, or its number of `examples` (0: no data).
+      module: module that each process runs with `arguments`.
+      changes: changes of the settings. `broken_in` is the index of a process that cannot read some examples. `second`
+        holds settings of process 1 alone, or its number of `examples` (0: no data).
     """
     with socket.socket() as free:
         free.bind(('localhost', 0))
@@ -150,18 +155,18 @@ def start(workdir, *, processes, devices, module='tests.helpers.layouts', argume
         'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}',
         'LAYOUT': json.dumps([str(workdir), changes])}
     started = []
-    for number in range(processes):
+    for index in range(processes):
         if processes > 1:
             environment |= {'COORDINATOR_ADDRESS': f'localhost:{port}', 'NUM_PROCESSES': str(processes),
-                            'PROCESS_ID': str(number)}
-        with open(f'{workdir}.{number}.log', 'a') as log:
+                            'PROCESS_ID': str(index)}
+        with open(f'{workdir}.{index}.log', 'a') as log:
             started.append(subprocess.Popen([sys.executable, '-m', module, *arguments], cwd=ROOT,
                                             env=environment, stdout=log, stderr=log))
     return started
 
 
 def wait(started, seconds=300):
-    """Waits for all processes and returns their exit codes. Kills those that are left after a timeout."""
+    """Waits for all processes and returns their exit codes. Kills the running ones after a timeout."""
     deadline = time.monotonic() + seconds
     try:
         return [process.wait(max(deadline - time.monotonic(), 0)) for process in started]
@@ -170,22 +175,23 @@ def wait(started, seconds=300):
             process.kill()
 
 
-def train(workdir, *, seconds=300, **how):
-    """Trains to the end in other processes."""
-    codes = wait(start(workdir, **how), seconds)
-    logs = [pathlib.Path(f'{workdir}.{number}.log').read_text()[-3000:] for number in range(len(codes))]
+def train(workdir, *, seconds=300, **options):
+    """Trains to the end in other processes. `options` are the arguments of `start`."""
+    codes = wait(start(workdir, **options), seconds)
+    logs = [pathlib.Path(f'{workdir}.{index}.log').read_text()[-3000:] for index in range(len(codes))]
     assert not any(codes), '\n'.join(logs)
 
 
 def until(condition, seconds):
+    """Waits until a condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, 'it did not happen in time'
+        assert time.monotonic() < deadline, f'the condition is not true after {seconds} s'
         time.sleep(0.1)
 
 
 def main():
-    """Runs one process of a training."""
+    """Runs one process of a training, with workdir and changes from the environment variable LAYOUT."""
     workdir, changes = json.loads(os.environ['LAYOUT'])
     Colours.broken = changes.pop('broken_in', None) == int(os.environ.get('PROCESS_ID', 0))
     second = changes.pop('second', {})
@@ -194,7 +200,7 @@ def main():
         Colours.sizes = Colours.sizes | {'train': second.pop('examples', Colours.sizes['train'])}
         changes |= second
     with distributed.distributed(collective_errors=Preempted):
-        if has_other_data:  # opened inside `train`, as a program does it
+        if has_other_data:  # `train` opens the data itself, as in a program
             prepare(pytest.MonkeyPatch())
             loop.train(config_of(**changes), workdir)
         else:

@@ -11,7 +11,7 @@ from evit_jax import cli
 
 
 def run(program, operands, *words):
-    """Runs the `main` of a program module that `doors.imported` has loaded.
+    """Runs the `main` of a program module that `program_modules` has loaded.
 
     Args:
       program: the module.

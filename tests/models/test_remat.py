@@ -1,4 +1,4 @@
-"""Activations made again in the backward pass: the same loss and gradients, and nothing else changes."""
+"""Rematerialisation: the same loss and gradients with fewer saved activations; evaluation does not change."""
 
 import dataclasses
 import functools
@@ -19,13 +19,13 @@ from tests.helpers import layouts
 
 SMALL = {'image_size': 16, 'patch_size': 4, 'width': 16, 'depth': 4, 'heads': 2, 'classes': 3, 'init_std': 0.3}
 VIT = ViTConfig(**SMALL)
-BARRIER = 'optimization_barrier'  # keeps XLA from making one of what is computed twice
+BARRIER = 'optimization_barrier'  # keeps XLA from merging the two computations of an activation
 
 least = layouts.least
 
 
 def training_loss(config, reducer, remat):
-    """The loss of a batch in training, in which drop path draws, as a function of the parameters; and these."""
+    """Returns the training loss of a batch, with drop path, as a function of the parameters; and the parameters."""
     modules = Modules(reducer, 2) if reducer.is_learned else NO_MODULES
     model = models.create(config, drop_path=0.5, remat=remat, modules=modules)
     rng = np.random.default_rng(1)
@@ -35,64 +35,65 @@ def training_loss(config, reducer, remat):
     images = jnp.asarray(rng.normal(size=(6, 16, 16, 3)), jnp.float32)
 
     def loss_of(params):
-        logits, seen = model.apply(params, images, plan, jax.random.key(3))
-        tokens = seen.get('token_logits', jnp.zeros(()))
-        return (logits**2).mean() + jnp.abs(tokens).mean() + sum(decided.mean() for decided in seen['mask'])
+        logits, intermediates = model.apply(params, images, plan, jax.random.key(3))
+        token_logits = intermediates.get('token_logits', jnp.zeros(()))
+        return (logits**2).mean() + jnp.abs(token_logits).mean() + sum(mask.mean() for mask in intermediates['mask'])
 
     return loss_of, params
 
 
-def loss_and_gradients(*asked):
-    loss_of, params = training_loss(*asked)
+def loss_and_gradients(config, reducer, remat):
+    loss_of, params = training_loss(config, reducer, remat)
     return jax.jit(jax.value_and_grad(loss_of))(params)
 
 
-def kept_bytes(*asked):
-    """What the backward pass is given, but for the parameters themselves."""
-    loss_of, params = training_loss(*asked)
+def residual_bytes(config, reducer, remat):
+    """Returns the bytes that are saved for the backward pass, without the parameters."""
+    loss_of, params = training_loss(config, reducer, remat)
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     return size(jax.eval_shape(lambda params: jax.vjp(loss_of, params)[1], params)) - size(params)
 
 
-@pytest.mark.parametrize(('shape', 'reducer'), [
+@pytest.mark.parametrize(('config', 'reducer'), [
     (VIT, EVIT), (VIT, TOME), (dataclasses.replace(VIT, distilled=True), EVIT),
     (VIT, DYNAMICVIT), (LVViTConfig(**SMALL, stem_width=4), EVIT)],
     ids=['evit', 'tome', 'distilled', 'dynamicvit', 'lvvit'])
-def test_loss_and_gradients_are_the_same(shape, reducer):
-    (loss, gradients), (loss_again, gradients_again) = (loss_and_gradients(shape, reducer, remat)
-                                                        for remat in (False, True))
-    np.testing.assert_allclose(loss_again, loss, rtol=1e-6)
+def test_remat_keeps_loss_and_gradients(config, reducer):
+    (loss, gradients), (remat_loss, remat_gradients) = (
+        loss_and_gradients(config, reducer, remat) for remat in (False, True))
+    np.testing.assert_allclose(remat_loss, loss, rtol=1e-6)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6 * largest), gradients_again, gradients)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6 * largest), remat_gradients, gradients)
     assert np.abs(gradients['blocks'][0]['mlp']['fc1']['kernel']).max() > 1e-6 * largest
 
 
-def test_of_a_block_little_is_kept():
+def test_remat_saves_less_than_a_tenth_of_the_bytes_of_a_block():
     deep, deeper = (dataclasses.replace(VIT, depth=depth) for depth in (4, 8))
-    without, with_it = (kept_bytes(deeper, EVIT, remat) - kept_bytes(deep, EVIT, remat) for remat in (False, True))
-    assert 0 < with_it < without / 10
+    without_remat, with_remat = (residual_bytes(deeper, EVIT, remat) - residual_bytes(deep, EVIT, remat)
+                                 for remat in (False, True))
+    assert 0 < with_remat < without_remat / 10
 
 
 @pytest.fixture(scope='module')
 def steps():
-    """Whether activations are made again -> the programs, lowered, of a training step and of an evaluation."""
+    """The lowered programs of a training step and an evaluation step, by the value of `remat`."""
     lowered = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, depth=5))
         for remat in (False, True):
-            run = experiment.setup(layouts.config_of(remat=remat, model__drop_path=0.1))
-            state, batch = run.abstract_state(), run.abstract_batch()
-            lowered[remat] = (run.train_step().lower(state, batch, run.plan.in_training()),
-                              run.eval_step().lower(state.params, batch, run.plan))
+            training = experiment.setup(layouts.config_of(remat=remat, model__drop_path=0.1))
+            state, batch = training.abstract_state(), training.abstract_batch()
+            lowered[remat] = (training.train_step().lower(state, batch, training.plan.in_training()),
+                              training.eval_step().lower(state.params, batch, training.plan))
     return lowered
 
 
-def test_where_it_is_not_asked_for_and_in_evaluation_nothing_is_made_again(steps):
+def test_remat_false_and_evaluation_rematerialise_nothing(steps):
     assert BARRIER in steps[True][0].as_text() and BARRIER not in steps[False][0].as_text()
     assert steps[True][1].as_text() == steps[False][1].as_text()
 
 
-@pytest.mark.parametrize('wrong', ['yes', 1, 0.5])
-def test_what_is_neither_true_nor_false_is_refused(wrong):
+@pytest.mark.parametrize('value', ['yes', 1, 0.5])
+def test_remat_that_is_no_bool_raises(value):
     with pytest.raises(TypeError, match='remat'):
-        layouts.config_of(remat=wrong)
+        layouts.config_of(remat=value)

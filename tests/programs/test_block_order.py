@@ -20,9 +20,9 @@ from evit_jax.reduction.reducers import DYNAMICVIT, EVIT
 from evit_jax.reduction.registry import get_reducer, list_reducers
 from evit_jax.runtime import distributed
 from evit_jax.training import experiment, loop, model_setup
-from tests.helpers import doors, layouts
+from tests.helpers import layouts, program_modules
 
-least, main = layouts.least, doors.imported('main')
+least, main = layouts.least, program_modules.module_fixture('main')
 CONFIG = get_config('deit_s')
 PAIRS = (3, 0.9), (6, 0.7), (9, 0.5)
 COUNTS = (3, 150), (6, 120), (9, 80)

@@ -12,9 +12,9 @@ from evit_jax import cli
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison import running, verdict
 from evit_jax.comparison.cells import Cell, cells_of, config_of
-from tests.helpers import doors, layouts
+from tests.helpers import layouts, program_modules
 
-compare = doors.imported('compare')
+compare = program_modules.module_fixture('compare')
 
 
 def small(**changes):

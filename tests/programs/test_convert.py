@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 from evit_jax.checkpoints import workdir
 from evit_jax.interchange import torch_weights
 from evit_jax.models import get_config
-from tests.helpers import doors, programs
+from tests.helpers import program_modules, programs
 
-convert = doors.imported('convert')
+convert = program_modules.module_fixture('convert')
 
 
 @pytest.fixture(scope='module')

@@ -15,11 +15,11 @@ from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.reducer import Modules
 from evit_jax.reduction.reducers import DYNAMICVIT, TOME
-from tests.helpers import cost_tables, doors, layouts
+from tests.helpers import cost_tables, layouts, program_modules
 from tests.helpers.cost_tables import make_table
 from tests.helpers.weights import save_random_run
 
-least, plan, run_plan = layouts.least, doors.imported('plan'), cost_tables.run_plan
+least, plan, run_plan = layouts.least, program_modules.module_fixture('plan'), cost_tables.run_plan
 REQUEST = CostRequest('vit_layouts', 16, 2, 'float32', 'this')
 
 

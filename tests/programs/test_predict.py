@@ -18,7 +18,7 @@ from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.runtime import storage
-from tests.helpers import doors, layouts, tiny
+from tests.helpers import layouts, program_modules, tiny
 from tests.helpers.folders import hide_inodes
 
 
@@ -50,7 +50,7 @@ def images(tmp_path):
     return tmp_path / 'shots'
 
 
-predict = doors.imported('predict')
+predict = program_modules.module_fixture('predict')
 
 
 def run(predict, capsys, monkeypatch, *words, stdin=''):

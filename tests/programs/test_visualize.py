@@ -16,7 +16,7 @@ from evit_jax.checkpoints import weights
 from evit_jax.inference import dropping
 from evit_jax.inference.looking import Subject, look
 from evit_jax.inference.model import VisionModel
-from tests.helpers import doors, few, layouts
+from tests.helpers import few, layouts, program_modules
 from tests.helpers.evaluations import make_rows, make_run
 from tests.helpers.few import SIZE, Few
 from tests.helpers.pictures import data_of
@@ -24,7 +24,7 @@ from tests.helpers.pictures import data_of
 small_run, checkpoint, loaded = few.small_run, few.checkpoint, few.loaded
 
 
-visualize = doors.imported('visualize')
+visualize = program_modules.module_fixture('visualize')
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A plan in a file: written, read, refused, and what main makes of it, and of its other flags."""
+"""Plan files: writing, reading, invalid files, and the flags of the program main."""
 
 import contextlib
 import json
@@ -12,51 +12,51 @@ from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.runtime import distributed
 from evit_jax.training import checks, experiment, loop, model_setup
-from tests.helpers import doors, layouts
+from tests.helpers import layouts, program_modules
 from tests.helpers.benchmarks import combine_lists
 
-least, main = layouts.least, doors.imported('main')
+least, main = layouts.least, program_modules.module_fixture('main')
 PLAN = make_plan(16, 2, tokens=(9, 5), reduce_at=(0, 1), fuse=False)
-PLANNED = PlanFile.of(PLAN, 'vit_layouts', 16)
+PLAN_FILE = PlanFile.of(PLAN, 'vit_layouts', 16)
 
 
-def write(file, planned=PLANNED):
-    file.write_text(json.dumps(planned.metadata() | {'machine': {}, 'target': '2x'}))
-    return file
+def write(path, plan_file=PLAN_FILE):
+    path.write_text(json.dumps(plan_file.metadata() | {'machine': {}, 'target': '2x'}))
+    return path
 
 
-def test_what_was_written_is_read(tmp_path):
-    file = write(tmp_path / 'plan.json')
-    assert read_plan_file(file) == PLANNED._replace(path=str(file))
+def test_read_plan_file_after_writing_returns_the_plan(tmp_path):
+    path = write(tmp_path / 'plan.json')
+    assert read_plan_file(path) == PLAN_FILE._replace(path=str(path))
     assert PlanFile.of(make_plan(16, 2, rate=1.0, reduce_at=(1,)), 'a', 16).tokens == ()
 
 
-@pytest.mark.parametrize('text, said', [
+@pytest.mark.parametrize('text, message', [
     (None, 'cannot be read .No such file'), ('{', 'holds no plan .Expecting'), ('[]', 'holds no plan'),
     ('{"model": "deit_s"}', 'holds no plan .*missing'),
-    (json.dumps(PLANNED._replace(reduce_at=(0, 7)).metadata()), 'block 7 is outside'),
-    (json.dumps(PLANNED._replace(tokens=()).metadata()), r'tokens=\(\) has 0 values for 2 reductions'),
-    (json.dumps(PLANNED.metadata() | {'tokens': {'9': 0, '5': 1}}), 'is a dict'),
-    (json.dumps(PLANNED.metadata() | {'fuse': 'false'}), '"fuse": "false" is neither true nor false')])
-def test_what_is_no_plan_is_refused(tmp_path, text, said):
+    (json.dumps(PLAN_FILE._replace(reduce_at=(0, 7)).metadata()), 'block 7 is outside'),
+    (json.dumps(PLAN_FILE._replace(tokens=()).metadata()), r'tokens=\(\) has 0 values for 2 reductions'),
+    (json.dumps(PLAN_FILE.metadata() | {'tokens': {'9': 0, '5': 1}}), 'is a dict'),
+    (json.dumps(PLAN_FILE.metadata() | {'fuse': 'false'}), '"fuse": "false" is neither true nor false')])
+def test_read_plan_file_that_holds_no_plan_raises(tmp_path, text, message):
     if text is not None:
         (tmp_path / 'plan.json').write_text(text)
-    with pytest.raises(ValueError, match=f'--plan=.*{said}.*python -m evit_jax.plan --out FILE'):
+    with pytest.raises(ValueError, match=f'--plan=.*{message}.*python -m evit_jax.plan --out FILE'):
         read_plan_file(tmp_path / 'plan.json')
 
 
-def test_a_plan_for_another_model_names_both():
+def test_check_of_a_plan_for_another_model_raises_and_names_both():
     with pytest.raises(ValueError, match=r'p.json is for vit_layouts with 16 patches and 2 blocks, and this is '
                                          r'deit_s with 196 patches and 12 blocks: make one with .* --model=deit_s'):
-        PLANNED._replace(path='p.json').check('deit_s', 196, 12)
+        PLAN_FILE._replace(path='p.json').check('deit_s', 196, 12)
 
 
-def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tmp_path, monkeypatch):
-    seen, file = [], write(tmp_path / 'plan.json')
+def test_main_with_a_plan_trains_and_evaluates_with_it_instead_of_the_config(main, tmp_path, monkeypatch):
+    configs, path = [], write(tmp_path / 'plan.json')
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda collective_errors: contextlib.nullcontext())
-    monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: seen.append(config))
-    monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, plan_file, **_: seen.append(
+    monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: configs.append(config))
+    monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, plan_file, **_: configs.append(
         model_setup.apply_plan(config, plan_file)))
     (tmp_path / 'recipe.py').write_text(
         'from tests.helpers import layouts\n'
@@ -65,77 +65,77 @@ def test_main_trains_and_evaluates_by_the_plan_whatever_the_config_says(main, tm
         '    return config.lock()\n')
     for mode in ('train', 'evaluate'):
         monkeypatch.setattr(sys, 'argv', ['main', f'--config={tmp_path / "recipe.py"}', f'--workdir={tmp_path}',
-                                          f'--plan={file}', f'--mode={mode}'])
+                                          f'--plan={path}', f'--mode={mode}'])
         with flagsaver.flagsaver():
             cli.run(main.main)
-    assert len(seen) == 2 and seen[0].is_locked
-    for config in seen:
+    assert len(configs) == 2 and configs[0].is_locked
+    for config in configs:
         checks.check(config)
         assert experiment.setup(config).plan == PLAN
 
 
 @pytest.mark.parametrize('changes', [{'keep__rate': 0.2}, {'keep__macs': 0.5}, {'model__reduce_at': (1,)}])
-def test_follow_refuses_explicit_keys_that_the_plan_replaces(changes):
+def test_apply_plan_with_explicit_keys_that_it_replaces_raises(changes):
     config, key = layouts.config_of(**changes), next(iter(changes)).replace('__', '.')
     with pytest.raises(ValueError, match=rf'give only one of --plan=\S* and --config.{key}='):
-        model_setup.apply_plan(config, PLANNED, [key])
-    same = layouts.config_of(model__fuse=PLANNED.fuse)
-    applied = model_setup.apply_plan(same, PLANNED, ['model.fuse', 'keep.rates', 'batch_size'])
-    assert applied.keep.tokens == PLANNED.tokens
+        model_setup.apply_plan(config, PLAN_FILE, [key])
+    same = layouts.config_of(model__fuse=PLAN_FILE.fuse)
+    applied = model_setup.apply_plan(same, PLAN_FILE, ['model.fuse', 'keep.rates', 'batch_size'])
+    assert applied.keep.tokens == PLAN_FILE.tokens
 
 
 @pytest.fixture
-def handed_on(main, tmp_path, monkeypatch):
-    """Starts main as a program; gives the arguments of the evaluation that it begins, and its exit code."""
+def start_main(main, tmp_path, monkeypatch):
+    """A function that runs main with flags and returns the arguments of its evaluation, and its exit code."""
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda collective_errors: contextlib.nullcontext())
     monkeypatch.chdir(tmp_path)
 
     def start(*words):
-        found = {}
-        monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, **more: found.update(
-            more, config=config, workdir=workdir))
+        arguments = {}
+        monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, **options: arguments.update(
+            options, config=config, workdir=workdir))
         monkeypatch.setattr(sys, 'argv', ['main', *words])
         with flagsaver.flagsaver():
             try:
                 main.run()
             except SystemExit as end:
-                found['code'] = end.code
-        return found
+                arguments['code'] = end.code
+        return arguments
 
     return start
 
 
-def test_main_evaluates_a_workdir_without_a_config_and_parses_what_is_set(handed_on):
-    found = handed_on('--mode=evaluate', '--workdir=runs/a', '--config.keep.rate=0.5', '--config.data.mean=(1,2,3)',
-                      '--out=b.json')
-    assert (found['workdir'], found['from_file'], found['out']) == ('runs/a', False, 'b.json')
-    assert sorted(found['explicit']) == ['data.mean', 'keep.rate']
-    assert (found['config'].keep.rate, found['config'].data.mean) == (0.5, (1, 2, 3))
+def test_main_evaluate_without_a_config_passes_the_explicit_keys(start_main):
+    arguments = start_main('--mode=evaluate', '--workdir=runs/a', '--config.keep.rate=0.5',
+                           '--config.data.mean=(1,2,3)', '--out=b.json')
+    assert (arguments['workdir'], arguments['from_file'], arguments['out']) == ('runs/a', False, 'b.json')
+    assert sorted(arguments['explicit']) == ['data.mean', 'keep.rate']
+    assert (arguments['config'].keep.rate, arguments['config'].data.mean) == (0.5, (1, 2, 3))
 
 
-def test_main_evaluates_with_a_config_file_and_what_is_set_on_the_command_line(handed_on, tmp_path):
+def test_main_evaluate_with_a_config_file_passes_the_explicit_keys(start_main, tmp_path):
     (tmp_path / 'mine.py').write_text('from configs import base\nget_config = base.get_config\n')
-    found = handed_on('--config=mine.py', '--mode=evaluate', '--workdir=runs/a', '--config.seed=3')
-    assert found['from_file'] and [*found['explicit']] == ['seed']
+    arguments = start_main('--config=mine.py', '--mode=evaluate', '--workdir=runs/a', '--config.seed=3')
+    assert arguments['from_file'] and [*arguments['explicit']] == ['seed']
 
 
 @pytest.mark.parametrize('words, message', [
     (['--mode=evaluate'], 'give both --config FILE and --workdir DIR'), (['--workdir=a'], 'give both --config FILE'),
     (['--workdir=a', '--mode=evaluate', '--config.keep.rat=1'], 'unknown key config.keep.rat: did you mean'),
     (['--config=mine.py', '--workdir=a', '--out=b.json'], '--out=b.json is for --mode=evaluate')])
-def test_main_refuses_flags_that_do_not_go_together(handed_on, tmp_path, capsys, words, message):
+def test_main_with_incompatible_flags_exits_with_an_error(start_main, tmp_path, capsys, words, message):
     (tmp_path / 'mine.py').write_text('from configs import base\nget_config = base.get_config\n')
-    assert handed_on(*words) == {'code': 2}
+    assert start_main(*words) == {'code': 2}
     assert message in capsys.readouterr().err
 
 
-def test_the_benchmark_measures_a_plan_beside_the_rates():
-    asked = {'names': ['vit_layouts'], 'rates': [1.0, 0.5], 'fuse': [True], 'batch_sizes': [1, 2],
+def test_benchmark_with_a_plan_adds_its_cases_to_those_of_the_rates():
+    lists = {'names': ['vit_layouts'], 'rates': [1.0, 0.5], 'fuse': [True], 'batch_sizes': [1, 2],
              'dtypes': ['float32']}
-    found = combine_lists(**asked, plans=[PLANNED])
-    assert [str(case) for case in found[-2:]] == [
+    cases = combine_lists(**lists, plans=[PLAN_FILE])
+    assert [str(case) for case in cases[-2:]] == [
         f'vit_layouts 9-5 at (0, 1) not fused, 16 px, batch {batch}, float32' for batch in (1, 2)]
-    assert len(found) == 6 and found[-1].plan == PLAN and found[-1].dense in found
+    assert len(cases) == 6 and cases[-1].plan == PLAN and cases[-1].dense in cases
     with pytest.raises(ValueError, match=r'is for vit_layouts with 16 patches .*, and this is deit_s'):
-        combine_lists(**asked | {'names': ['deit_s']}, plans=[PLANNED])
+        combine_lists(**lists | {'names': ['deit_s']}, plans=[PLAN_FILE])

@@ -1,4 +1,4 @@
-"""Reducers registered by name, and the inputs that they read."""
+"""Reducers registered by name, and the inputs that they can read."""
 
 import functools
 
@@ -21,8 +21,8 @@ INPUTS = ('class_attention', 'class_attention_per_head', 'received_attention', '
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    list_reducers()  # registers the package's own
+def registry_copy(monkeypatch):
+    list_reducers()  # registers the package's reducers
     monkeypatch.setattr(registry, '_REDUCERS', dict(registry._REDUCERS))
 
 
@@ -41,14 +41,14 @@ def model_and_params():
 
 
 def cost(reducer):
-    """The compiler's count of the operations and bytes of the logits under a reducer."""
+    """Returns the flops and bytes of the forward pass with a reducer, as the compiler counts them."""
     model, params = model_and_params()
     program = jax.jit(lambda params, images: model.apply(params, images, plan_of(reducer))[0])
     analysis = program.lower(params, images()).compile().cost_analysis()
     return analysis['flops'], analysis['bytes accessed']
 
 
-def test_registered_function_reduces_a_model():
+def test_register_reducer_with_a_function_reduces_the_tokens_of_a_model():
     @register_reducer('l2')
     def l2(tokens, inputs, keep):
         return keep_top(tokens, jnp.linalg.norm(tokens.patches, axis=-1), keep)
@@ -60,7 +60,7 @@ def test_registered_function_reduces_a_model():
 
 
 @pytest.mark.parametrize('name', INPUTS)
-def test_inputs_have_their_shapes_and_cost_nothing_unread(name):
+def test_reducer_input_has_its_shape_and_costs_nothing_unread(name):
     shapes = {}
 
     def read(tokens, inputs, keep):
@@ -77,21 +77,21 @@ def test_inputs_have_their_shapes_and_cost_nothing_unread(name):
     assert shapes[name] == expected[name]
 
 
-def test_whole_attention_costs_only_the_reducer_that_reads_it():
+def test_received_attention_costs_a_softmax_only_when_read():
     @register_reducer('received')
     def received(tokens, inputs, keep):
         return keep_top(tokens, inputs.received_attention, keep)
 
-    products = 2 * 2 * 65 * 65 * 16  # Q K^T once more, two images
-    assert cost(received)[0] - cost(get_reducer('evit'))[0] > products
+    elements = 2 * 2 * 65 * 65  # of the softmax of two images and two heads; XLA shares Q K^T with the attention
+    assert cost(received)[0] - cost(get_reducer('evit'))[0] > elements
 
 
-def test_previous_scores_are_those_of_the_tokens_that_were_kept():
-    seen = []
+def test_previous_scores_at_the_second_reduction_are_those_of_the_kept_tokens():
+    recorded = []
 
     @register_reducer('watch', can_fuse=True)
     def watch(tokens, inputs, keep):
-        seen.append((inputs.stage, inputs.block, inputs.num_prefix_tokens, inputs.previous_scores))
+        recorded.append((inputs.stage, inputs.block, inputs.num_prefix_tokens, inputs.previous_scores))
         return keep_top(tokens, inputs.class_attention, keep, fuse_weights=inputs.fuse_weights)
 
     model, params = model_and_params()
@@ -99,12 +99,12 @@ def test_previous_scores_are_those_of_the_tokens_that_were_kept():
     _, intermediates = model.apply(params, images(), plan)
     first = np.asarray(intermediates['class_attention'][0])
     kept = np.asarray(intermediates['kept'][0])
-    assert [entry[:3] for entry in seen] == [(0, 0, 1), (1, 1, 1)] and seen[0][3] is None
-    np.testing.assert_array_equal(seen[1][3][:, :-1], np.take_along_axis(first, kept[:, :-1], axis=1))
-    np.testing.assert_allclose(seen[1][3].sum(1), first.sum(1), rtol=1e-5)
+    assert [entry[:3] for entry in recorded] == [(0, 0, 1), (1, 1, 1)] and recorded[0][3] is None
+    np.testing.assert_array_equal(recorded[1][3][:, :-1], np.take_along_axis(first, kept[:, :-1], axis=1))
+    np.testing.assert_allclose(recorded[1][3].sum(1), first.sum(1), rtol=1e-5)
 
 
-def test_random_keys_differ_by_image_and_reduction_but_not_by_batch():
+def test_rng_differs_by_image_and_reduction_but_not_by_batch():
     model, params = model_and_params()
     plan = plan_of(get_reducer('random'), reduce_at=(0, 1))
     kept = model.apply(params, images(), plan)[1]['kept']
@@ -113,7 +113,7 @@ def test_random_keys_differ_by_image_and_reduction_but_not_by_batch():
     assert set(np.asarray(kept[0][0]).tolist()) != set(np.asarray(kept[0][1]).tolist())
 
 
-def test_second_registration_replaces_the_reducer_and_compiles_anew(caplog):
+def test_register_reducer_twice_replaces_the_reducer_and_compiles_again(caplog):
     def first(tokens, inputs, keep):
         return keep_top(tokens, inputs.class_attention, keep)
 
@@ -131,7 +131,7 @@ def test_second_registration_replaces_the_reducer_and_compiles_anew(caplog):
     assert apply._cache_size() == 2
 
 
-def test_learned_module_gets_parameters_and_a_gradient():
+def test_register_reducer_with_a_module_adds_parameters_with_a_gradient():
     @register_reducer('scored', module=lambda width, rngs: nnx.Linear(width, 1, rngs=rngs))
     def scored(tokens, inputs, keep):
         scores = inputs.module(tokens.patches)[..., 0]
@@ -147,18 +147,18 @@ def test_learned_module_gets_parameters_and_a_gradient():
         model_and_params()[0].apply(model_and_params()[1], images(), plan_of(scored))
 
 
-@pytest.mark.parametrize(('wrong', 'message'), [
+@pytest.mark.parametrize(('call', 'message'), [
     (lambda: register_reducer(''), 'name of a reducer is empty'),
     (lambda: register_reducer('a', fuse=True), r'fuse=True is no option of a reducer: there are module, can_fuse'),
     (lambda: register_reducer('a')(lambda tokens: tokens), r'must take \(tokens, inputs, keep\)'),
     (lambda: get_reducer('evti'), "unknown reducer 'evti': did you mean evit"),
     (lambda: get_reducer(lambda tokens, inputs, keep: tokens), '@evit_jax.register_reducer')])
-def test_wrong_registrations_are_refused(wrong, message):
+def test_registry_with_invalid_arguments_raises(call, message):
     with pytest.raises(ValueError, match=message):
-        wrong()
+        call()
 
 
-def test_reducer_that_returns_another_number_of_tokens_is_refused():
+def test_reducer_that_returns_another_number_of_tokens_raises():
     @register_reducer('careless')
     def careless(tokens, inputs, keep):
         return keep_top(tokens, inputs.class_attention, keep - 1)
@@ -168,7 +168,7 @@ def test_reducer_that_returns_another_number_of_tokens_is_refused():
         model.apply(params, images(), plan_of(careless))
 
 
-def test_attention_in_front_of_a_block_is_refused_when_read():
+def test_class_attention_in_front_of_a_block_raises_when_read():
     @register_reducer('early', before_block=True)
     def early(tokens, inputs, keep):
         return keep_top(tokens, inputs.class_attention, keep)
@@ -178,7 +178,7 @@ def test_attention_in_front_of_a_block_is_refused_when_read():
         model.apply(params, images(), plan_of(early))
 
 
-def test_class_without_reduce_says_so():
+def test_reduce_of_a_class_that_defines_none_raises():
     reducer = register_reducer('empty')(type('Empty', (Reducer,), {}))
     with pytest.raises(NotImplementedError, match='Empty defines no reduce'):
         reducer.reduce(None, None, 1)

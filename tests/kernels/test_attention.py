@@ -1,0 +1,37 @@
+"""Attention against a softmax in numpy, and its two implementations against each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evit_jax.kernels import attention
+
+
+def test_attention_output_has_the_rows_of_the_softmax_and_the_keys_and_values_of_the_heads():
+    qkv = np.random.default_rng(0).normal(size=(3, 6, 24)).astype(np.float32)
+    q, k, v = qkv.reshape(3, 6, 3, 2, 4).transpose(2, 0, 3, 1, 4)
+    weights = np.exp(np.einsum('bhqd,bhkd->bhqk', q / 2, k))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    output = attention.multi_head_attention(jnp.asarray(qkv), 2)
+    np.testing.assert_allclose(output.class_attention, weights.mean(axis=1)[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(output.class_attention_per_head(), weights[:, :, 0], rtol=1e-5)
+    np.testing.assert_allclose(output.received_attention(), weights.mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(output.mean_keys(), k.mean(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(output.keys(), k)
+    np.testing.assert_array_equal(output.values(), v)
+
+
+@pytest.mark.parametrize('num_queries', [None, 1])
+@pytest.mark.parametrize('tracked', [(), ('size',), ('mask',)], ids=['plain', 'size', 'mask'])
+def test_attention_head_by_head_equals_attention_of_all_heads_at_once(num_queries, tracked):
+    rng = np.random.default_rng(0)
+    qkv = jnp.asarray(rng.normal(size=(2, 7, 36)), jnp.float32)
+    per_token = {'size': rng.integers(1, 4, (2, 7)), 'mask': rng.integers(0, 2, (2, 7))}
+    size, mask = (jnp.asarray(per_token[name], jnp.float32) if name in tracked else None for name in per_token)
+    head_by_head, at_once = (attend(qkv, size, mask, num_heads=3, num_queries=num_queries)
+                             for attend in (attention._head_by_head, attention._heads_at_once))
+    assert at_once[0].shape == (2, num_queries or 7, 12)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), head_by_head, at_once)
