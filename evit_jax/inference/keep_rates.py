@@ -10,12 +10,12 @@ from evit_jax.inference.model import VisionModel
 from evit_jax.inference.pictures import Picture
 from evit_jax.inference.prediction import Prediction
 from evit_jax.reduction.plan import TokenPlan
-from evit_jax.viz.example import Example, Setting, Stage, View
+from evit_jax.viz.example import Example, ReductionView, Setting, View
 
 _GUESSES = 3
 
 
-class Subject(NamedTuple):
+class LabelledImage(NamedTuple):
     """An image to predict and draw."""
 
     name: str
@@ -47,7 +47,7 @@ def ranking_plan(plan: TokenPlan, reduce_at: Sequence[int]) -> TokenPlan:
                                          for block in range(len(plan.keep))), fused=False, reducer=plan.reducer)
 
 
-def look(model: VisionModel, subjects: Sequence[Subject],
+def predict_examples(model: VisionModel, images: Sequence[LabelledImage],
          rates: Sequence[float]) -> tuple[list[Example], list[Setting], list[str]]:
     """Predicts every image at every keep rate.
 
@@ -58,22 +58,22 @@ def look(model: VisionModel, subjects: Sequence[Subject],
       ValueError: see `settings_of`.
     """
     plans = settings_of(model, rates)
-    progress = Progress('looking', len(subjects) * len(rates), 'pictures')
+    progress = Progress('looking', len(images) * len(rates), 'pictures')
     by_plan: list[list[Prediction]] = []
     for plan, _ in plans:
         by_plan.append([])
-        images = (subject.picture for subject in subjects)
-        for prediction in model.with_plan(plan=plan).stream(images, top=_GUESSES):
+        pictures = (labelled.picture for labelled in images)
+        for prediction in model.with_plan(plan=plan).stream(pictures, top=_GUESSES):
             by_plan[-1].append(prediction)
             progress.add(1)
     examples, problems = [], []
-    for subject, *predictions in zip(subjects, *by_plan, strict=True):
+    for labelled, *predictions in zip(images, *by_plan, strict=True):
         if problem := next((prediction.problem for prediction in predictions if prediction.problem), ''):
-            problems.append(f'{subject.name}: {problem}')
+            problems.append(f'{labelled.name}: {problem}')
             continue
-        views = tuple(_view(prediction, plan, model.loaded.budget.reduce_at, subject.truth)
+        views = tuple(_view(prediction, plan, model.loaded.budget.reduce_at, labelled.truth)
                       for prediction, (plan, _) in zip(predictions, plans))
-        examples.append(Example(subject.name, predictions[0].image, subject.truth, views))
+        examples.append(Example(labelled.name, predictions[0].image, labelled.truth, views))
     return examples, [setting for _, setting in plans], problems
 
 
@@ -83,12 +83,12 @@ def _view(prediction: Prediction, plan: TokenPlan, reduce_at: Sequence[int], tru
     token_of_patch = np.arange(plan.patches) if plan.reducer.merges else None
     for block in sorted(reduce_at):
         if block not in plan.reductions:
-            stages.append(Stage(kept, None, None, token_of_patch))
+            stages.append(ReductionView(kept, None, None, token_of_patch))
             continue
         reduction = plan.reductions.index(block)
         kept = tuple(prediction.kept[reduction].tolist())
         token_of_patch = prediction.token_of_patch[reduction] if plan.reducer.merges else None
-        stages.append(Stage(kept, prediction.attention[reduction] if prediction.attention else None,
+        stages.append(ReductionView(kept, prediction.attention[reduction] if prediction.attention else None,
                             prediction.fused_weights[reduction] if plan.fused else None, token_of_patch))
     best = prediction.top[0].name
     return View(tuple((guess.name, guess.probability) for guess in prediction.top), tuple(stages),
