@@ -1,4 +1,4 @@
-"""Predictions at several keep rates, as examples that `viz` draws."""
+"""Predicts images at several keep rates, and returns the results as examples that `viz` draws."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,11 +20,11 @@ class LabelledImage(NamedTuple):
 
     name: str
     picture: Picture
-    truth: str | None  # name of its class, if known
+    truth: str | None  # name of the true class; None if unknown
 
 
 def settings_of(model: VisionModel, rates: Sequence[float]) -> list[tuple[TokenPlan, Setting]]:
-    """The plan of each keep rate, and its description.
+    """Returns the plan of each keep rate, and its description for the page.
 
     Raises:
       ValueError: a rate is out of range, or the model reduces at no block.
@@ -42,7 +42,7 @@ def settings_of(model: VisionModel, rates: Sequence[float]) -> list[tuple[TokenP
 
 
 def ranking_plan(plan: TokenPlan, reduce_at: Sequence[int]) -> TokenPlan:
-    """A plan that ranks all tokens at these blocks and keeps every one; the logits are those of the dense model."""
+    """Returns a plan that ranks the tokens at the blocks and keeps them all. The logits equal the dense model's."""
     return TokenPlan(plan.patches, tuple(plan.patches if block in reduce_at else None
                                          for block in range(len(plan.keep))), fused=False, reducer=plan.reducer)
 
@@ -52,13 +52,13 @@ def predict_examples(model: VisionModel, images: Sequence[LabelledImage],
     """Predicts every image at every keep rate.
 
     Returns:
-      An example for each readable image, the setting of each rate, and the reasons why other images are unreadable.
+      An example for each readable image, the setting of each rate, and a message for each unreadable image.
 
     Raises:
       ValueError: see `settings_of`.
     """
     plans = settings_of(model, rates)
-    progress = Progress('looking', len(images) * len(rates), 'pictures')
+    progress = Progress('predicting', len(images) * len(rates), 'pictures')
     by_plan: list[list[Prediction]] = []
     for plan, _ in plans:
         by_plan.append([])
@@ -78,7 +78,7 @@ def predict_examples(model: VisionModel, images: Sequence[LabelledImage],
 
 
 def _view(prediction: Prediction, plan: TokenPlan, reduce_at: Sequence[int], truth: str | None) -> View:
-    """One image at one keep rate; a block that drops nothing repeats the stage before it."""
+    """Returns the view of one image at one keep rate. A block that drops nothing has the tokens of the block before."""
     stages, kept = [], tuple(range(plan.patches))
     token_of_patch = np.arange(plan.patches) if plan.reducer.merges else None
     for block in sorted(reduce_at):
