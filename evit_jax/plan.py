@@ -175,7 +175,7 @@ def _count_remark(costs: Costs) -> str:
     """Returns a line on which tokens a plan counts, and where the cost of a block jumps."""
     total = costs.block.total.tolist()
     jumps = [f'a block with {high} tokens costs {total[high] / total[low] - 1:.0%} more than with {low}'
-             for low, high in search.cliffs(dict(enumerate(total)))]
+             for low, high in search.steps(dict(enumerate(total)))]
     return 'counts are without the class token' + (f'; with it, {", ".join(jumps)}' if jumps else '')
 
 
