@@ -77,7 +77,7 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
     source = get_by_name('source', name, _OPENERS)(_Request(split, path, dataset, image_size, num_classes, seed, cache))
     _check_num_classes(name, num_classes, source.num_classes)
     if source.num_classes < 2:
-        raise ValueError(f'source {name!r} has {source.num_classes} class, and a model needs two or more to tell apart')
+        raise ValueError(f'source {name!r} has {source.num_classes} class, and a model needs two or more')
     return source
 
 
