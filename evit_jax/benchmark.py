@@ -3,18 +3,18 @@
                 python -m evit_jax.benchmark model --models runs/digits --batches 16 --json speed.json
                 python -m evit_jax.benchmark tpu --config configs/deit_s.py --topology v5e:16x16
 
-input: images per second and per CPU-second of each stage of the input, of the whole pipeline with --workers processes,
-and of a simple Pillow pipeline. It reads the training split of the config, or generated JPEGs of 500 x 375 if the data
-are missing.
+input measures images per second and per CPU-second of each input stage, of the whole pipeline with --workers processes,
+and of a simple Pillow pipeline. It reads the training split of the config. If the data are missing, it generates JPEGs
+of 500 x 375 pixels.
 
-model: parameters, MACs, compile time, memory, images per second and latency of every combination of the lists given.
-All combinations run on one device and are timed interleaved. --train adds the training step of --config, and
+model measures parameters, MACs, compile time, memory, images per second and latency of every combination of the listed
+values. All combinations run on one device and are timed interleaved. --train adds the training step of --config, and
 --against=torch adds EViT in plain PyTorch. --models takes names of models, and folders of runs or of converted weights.
-A run is measured with its own model config, image size, blocks and reducer, and with its own plan beside the rates.
-Pass the file of --json to `visualize tradeoff`, together with the run. On a CPU, limit the threads with `taskset`.
+A run is measured with its own model config, image size, blocks and reducer, and with its own plan in addition to the
+rates. Pass the file of --json to `visualize tradeoff`, together with the run. On a CPU, limit the threads by `taskset`.
 
-tpu: compiles the training and the evaluation step for a TPU slice, without a TPU, and reports the compiler's figures:
-memory, FLOPs, collectives, and an estimate of the speed. It reads no data and needs the extra [tpu-aot].
+tpu compiles the training and the evaluation step for a TPU slice and reports the compiler's figures: memory, FLOPs,
+collectives, and an estimate of the speed. It needs no TPU and no data, but the extra [tpu-aot].
 """
 
 import dataclasses
@@ -38,15 +38,15 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, for exam
 _WORKERS = flags.DEFINE_integer('workers', None, 'Worker processes of the input; -1 chooses by the number of cores. '
                                 'Defaults to config.data.workers.', lower_bound=-1)
 _SECONDS = flags.DEFINE_float('seconds', 30.0, 'Approximate time to measure.', lower_bound=0.1)
-_BATCH = flags.DEFINE_integer('batch', 128, 'Batch size of the input; small enough for many batches in --seconds.',
+_BATCH = flags.DEFINE_integer('batch', 128, 'Batch size of the input; choose it so that many batches fit in --seconds.',
                               lower_bound=1)
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to compile for, for example v5e:16x16.')
 _BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'Batch size per chip; replaces config.batch_size, which '
                                        'counts all chips.', lower_bound=1)
 _STEPS = flags.DEFINE_multi_enum('step', tpu.STEPS, tpu.STEPS, 'Step to compile for TPU; may be repeated.')
-_STAGES = flags.DEFINE_bool('stages', False, 'Compile for every stage of the keep-rate schedule, not only the last.')
+_STAGES = flags.DEFINE_bool('stages', False, 'Compile every stage of the keep-rate schedule, not only the last one.')
 _MODELS = flags.DEFINE_list('models', ['deit_s'], 'Names of models, and folders of runs or of converted weights.')
-_RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], 'Keep rates; 1 is dense. The plan of a run is measured too.')
+_RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], 'Keep rates; 1 is dense. The plan of a run is always added.')
 _FUSE = flags.DEFINE_list('fuse', None, 'Fuse dropped tokens: true, false or both. Defaults to the setting of the run, '
                           'and to true for a named model.')
 _SIZES = flags.DEFINE_list('image_sizes', [], 'Image sizes. Defaults to the image size of each model.')
@@ -59,21 +59,22 @@ _REDUCERS = flags.DEFINE_list('reducers', None, f'Reducers: {", ".join(list_redu
                               'the run, and to evit for a named model.')
 _GATHER_IMPLS = flags.DEFINE_list('gather_impls', ['best'], 'Implementations of the gather in reductions: best (for '
                                   f'this platform), {", ".join(GATHERS)}.')
-_R = flags.DEFINE_list('r', [], 'Tokens that every block merges, measured beside the rates; for reducers that merge.')
-_PLANS = flags.DEFINE_multi_string('plan', [], 'Plan file of python -m evit_jax.plan, measured beside the rates; may '
-                                   'be repeated.')
-_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Number of rounds; each one times everything.', lower_bound=1)
+_R = flags.DEFINE_list('r', [], 'Numbers of tokens to merge in every block, in addition to the rates; only for '
+                       'reducers that merge.')
+_PLANS = flags.DEFINE_multi_string('plan', [], 'Plan file of python -m evit_jax.plan, measured in addition to the '
+                                   'rates; may be repeated.')
+_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Number of rounds; each round times every combination.', lower_bound=1)
 _TRAIN = flags.DEFINE_bool('train', False, 'Also measure the training step of --config, with the model, rate and other '
                            'settings of each combination.')
 _AGAINST = flags.DEFINE_enum('against', None, ['torch'], 'Also measure this framework, if it is installed.')
 _MARKDOWN = flags.DEFINE_string('markdown', None, 'Markdown file to write the tables to.')
-_JSON = flags.DEFINE_string('json', None, 'JSON file to write the figures to, with machine, versions and date.')
+_JSON = flags.DEFINE_string('json', None, 'JSON file to write the results to, with machine, versions and date.')
 
-_JPEG_SIZE = 500, 375  # about the mean size of ImageNet's images
+_JPEG_SIZE = 500, 375  # width and height; about the mean size of ImageNet's images
 
 
 def measure_input() -> None:
-    """Measures the input of the config; prints and writes the figures."""
+    """Measures the speed of the config's input pipeline; prints and writes the results."""
     config = _config('input --config configs/deit_s.py')
     source, description = _training_source(config)
     workers = machine.resolve_workers(config.data.workers if _WORKERS.value is None else _WORKERS.value)
@@ -93,13 +94,13 @@ def measure_input() -> None:
 
 
 def measure_model() -> None:
-    """Measures models; prints and writes the figures."""
+    """Measures the speed of models; prints and writes the results."""
     backend.start()
     selected = _workloads()
     configs = {workload: _training_config(workload) for workload in selected if workload.train}
     report.check_writable('--json', _JSON.value)
     report.check_writable('--markdown', _MARKDOWN.value)
-    jax.config.update('jax_enable_compilation_cache', False)  # else compile times would be those of reading the cache
+    jax.config.update('jax_enable_compilation_cache', False)  # otherwise compile times would only include cache reads
 
     def setup_run(workload):
         return experiment.setup(configs[workload], mesh=sharding.data_mesh(workload.batch_size, jax.devices()[:1]),
@@ -179,7 +180,7 @@ def _config(example):
 
 
 def _training_config(workload):
-    """Returns the config with the settings of a workload."""
+    """Returns the training config, changed to the settings of a workload."""
     config = _config('model --train --config configs/deit_s.py').copy_and_resolve_references()
     with config.unlocked():
         for field in {field.name for field in dataclasses.fields(workload.config)} & {*config.model}:
@@ -196,7 +197,7 @@ def _training_config(workload):
 
 
 def _unread_sources(config):
-    """Returns sources with the right classes and image size; no example of them is read."""
+    """Returns sources with the classes and image size of the config. Their examples are not read."""
     return [GeneratedSource(split, config.model.image_size, config.model.classes or 1000)
             for split in GeneratedSource.splits]
 

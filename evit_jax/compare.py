@@ -1,11 +1,11 @@
 """Compares methods of dropping tokens: python -m evit_jax.compare --config configs/compare_digits.py --out runs/compare
 
 All methods get the same data, seeds, number of steps and share of the dense model's multiply-accumulates (MACs). Each
-is evaluated in three settings: in a trained dense model without more training, fine-tuned from that model, and trained
-from scratch. The folder gets a workdir for each run, and at the end compare.md, compare.png and compare.json. After
-SIGTERM or Ctrl-C the program ends with code 75; the same command continues from there.
+is evaluated in three settings: in a trained dense model without further training, fine-tuned from that model, and
+trained from scratch. The folder --out receives a workdir for each run, and finally the report: compare.md, compare.png
+and compare.json. After SIGTERM or Ctrl-C the program exits with code 75; run the same command again to continue.
 
---docs FOLDER writes these three files to another folder too.
+--docs FOLDER also writes the report to another folder.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ _DOCS = flags.DEFINE_string('docs', None, 'A second folder for the report.')
 
 
 def main() -> None:
-    """Runs the cells that are not finished, and writes the report."""
+    """Runs all unfinished cells, and writes the report."""
     if _CONFIG.value is None or _OUT.value is None:
         raise ValueError('give both --config FILE and --out DIR, as in: python -m evit_jax.compare '
                          '--config configs/compare_digits.py --out runs/compare')
@@ -39,7 +39,7 @@ def main() -> None:
     with distributed.distributed(collective_errors=Preempted):
         rows = compare(_CONFIG.value, folders[0])
     for folder in folders:
-        write_report(rows, [claim.to_dict() for claim in _CONFIG.value.orderings], folder)
+        write_report(rows, [ordering.to_dict() for ordering in _CONFIG.value.orderings], folder)
     print((folders[-1] / 'compare.md').read_text())
 
 

@@ -6,13 +6,14 @@
 
 SRC is one of:
 - a file (.pth, .pt, .safetensors) with a DeiT or ViT in the layout of timm, DeiT, EViT, DynamicViT or Hugging Face, or
-  with an LV-ViT in the layout of its authors;
-- a Hugging Face or timm folder: config.json with model.safetensors, pytorch_model.bin, or their shards;
-- the workdir of a run. DST is then a .safetensors file for timm, or for the code of DynamicViT's or LV-ViT's authors.
+  with an LV-ViT in the layout of its authors. DST is a new folder.
+- a Hugging Face or timm folder: config.json with model.safetensors, pytorch_model.bin, or their shards. DST is a new
+  folder.
+- the workdir of a run. DST is a .safetensors file for timm, or for the code of DynamicViT's or LV-ViT's authors.
 
-In the first two cases DST is a new folder. Use it with --config.init_from, --mode evaluate, or predict. PyTorch is not
-needed, and no code in a file is executed. Values that no array shape shows (heads, epsilon, activation, pooling, mean,
-std, crop) are read from the file and the configs beside it. One WARNING lists the values that are assumed.
+Use the new folder with --config.init_from, --mode evaluate, or predict. PyTorch is not needed, and no code in a file is
+executed. Some hyperparameters cannot be inferred from array shapes: heads, epsilon, activation, pooling, mean, std and
+crop. They are read from the file and from configs in its folder. One WARNING lists the values that are assumed.
 """
 
 import math
@@ -29,15 +30,16 @@ from evit_jax.runtime import backend, storage
 _EMA = flags.DEFINE_bool('ema', False, 'Convert the moving average of the weights.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Resize the position embeddings for images of this size.',
                                    lower_bound=1)
-_KEY = flags.DEFINE_string('key', '', 'Dict in the file, or prefix of array names, that holds the weights, such as '
-                           'teacher, state_dict.model or module.base_encoder. Needed for a file of several models.')
-_CLASS_NAMES = flags.DEFINE_string('class_names', None, 'Text file with one class name a line.')
+_KEY = flags.DEFINE_string('key', '', 'Name of the dict in the file, or prefix of the array names, that holds the '
+                           'weights, such as teacher, state_dict.model or module.base_encoder. Required if a file '
+                           'holds several models.')
+_CLASS_NAMES = flags.DEFINE_string('class_names', None, 'Text file with one class name per line.')
 _ALLOW_MISSING = flags.DEFINE_multi_string(
-    'allow_missing', [], "Pattern of timm's array names, such as 'head.*'. Arrays of a head that match may be missing "
-    'and get random values.')
+    'allow_missing', [], "Pattern of timm's array names, such as 'head.*'. Matching arrays of a head may be missing; "
+    'they get random values.')
 _ALLOW_EXTRA = flags.DEFINE_multi_string(
-    'allow_extra', [], "Pattern of timm's array names, such as '*pooler*'. Arrays that match are left out if the model "
-    'has none of the name, except arrays of the backbone.')
+    'allow_extra', [], "Pattern of timm's array names, such as '*pooler*'. Matching arrays are skipped if the model "
+    'has no array of that name. Arrays of the backbone cannot be skipped.')
 _HEADS = flags.DEFINE_integer('heads', None, 'Number of attention heads.')
 _NORM_EPSILON = flags.DEFINE_float('norm_epsilon', None, "Epsilon of the layer norms. Hugging Face's ViT has 1e-12.")
 _ACTIVATION = flags.DEFINE_enum('activation', None, list(ACTIVATIONS), 'Activation of the MLPs.')
@@ -52,7 +54,7 @@ _IMPORT_FLAGS = (_KEY, _CLASS_NAMES, _ALLOW_MISSING, _ALLOW_EXTRA, _HEADS, _NORM
 
 
 def main(src: str, dst: str) -> None:
-    """Converts a run to a file, and anything else to a workdir."""
+    """Converts a run to a safetensors file, and other models to a workdir."""
     backend.start()
     if not _is_run(src):
         values = {flag.name: flag.value for flag in (_HEADS, _NORM_EPSILON, _ACTIVATION, _POOLING, _CROP)}
@@ -76,7 +78,7 @@ def _is_run(src):
 
 
 def _channels(flag):
-    """Returns the three numbers of a flag, or () if it is not given."""
+    """Returns the three numbers in a flag, or () if the flag is not given."""
     try:
         values = tuple(map(float, flag.value or ()))
     except ValueError:

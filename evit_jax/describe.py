@@ -1,7 +1,7 @@
 """Describes the data of a config: python -m evit_jax.describe --config configs/folder.py --config.data.path=DIR
 
-Prints the number of examples and classes, images per class, image sizes and unreadable images, and saves a picture of a
-training batch. Reads a sample of the images, or all of them with --check_all.
+The program prints the number of examples and classes, images per class, image sizes and unreadable images, and saves a
+picture of a training batch. It reads a sample of the images; --check_all reads all of them.
 """
 
 import functools
@@ -29,11 +29,11 @@ _PICTURE = flags.DEFINE_string('picture', 'batch.png', 'Path of the picture.')
 _ROWS = flags.DEFINE_integer('rows', 8, 'Number of images in the picture.', lower_bound=1)
 _COPIES = flags.DEFINE_integer('copies', 3, 'Number of augmented copies of each image.', lower_bound=1)
 
-_MAX_LISTED = 10  # unreadable images listed without --check_all
+_MAX_LISTED = 10  # maximum number of unreadable images that are listed without --check_all
 
 
 def main() -> None:
-    """Describes both splits and draws a batch of the first one."""
+    """Describes the training and the test split, and draws a training batch."""
     if _CONFIG.value is None:
         raise ValueError('give --config FILE, as in: python -m evit_jax.describe --config configs/folder.py '
                          '--config.data.path=DIR')
@@ -51,7 +51,7 @@ def main() -> None:
 def _describe(split, source, workers):
     print(f'{split}: {len(source):,} examples, {source.num_classes:,} classes', flush=True)
     if not _CHECK_ALL.value:
-        workers = 0  # the sample is read before worker processes have started
+        workers = 0  # reading the sample takes less time than starting worker processes
     result = survey(source, None if _CHECK_ALL.value else _SAMPLE.value, workers=workers)
     scope = 'all' if result.num_surveyed == len(source) else f'{result.num_surveyed:,}'
     labels = getattr(source, 'labels', result.labels if scope == 'all' else None)
@@ -68,9 +68,10 @@ def _describe(split, source, workers):
 
 
 def _draw(config, source):
-    """Draws images as stored, augmented, and mixed."""
+    """Draws images as stored, after augmentation, and after mixing."""
     transform, examples, stored = inputs.train_transform(config), [], []
-    for index in np.linspace(0, len(source) - 1, 4 * _ROWS.value).astype(int).tolist():  # some may be unreadable
+    # More candidates than rows, because some may be unreadable.
+    for index in np.linspace(0, len(source) - 1, 4 * _ROWS.value).astype(int).tolist():
         try:
             example = source[index]
             stored.append(decode(example['image']))
@@ -90,7 +91,7 @@ def _draw(config, source):
 
 
 def _mixed(config, augmented, labels, source):
-    """Mixes the copies, each column as the batch of one device; returns None if the config mixes nothing."""
+    """Mixes the copies. Each column is mixed like the batch of one device. Returns None if the config mixes nothing."""
     settings = inputs.mixing_settings(config)
     if not (settings.erase or settings.mixup or settings.cutmix):
         return None

@@ -1,16 +1,18 @@
 """Exports a trained model for serving: python -m evit_jax.export runs/digits served/digits --rates=0.5,0.7,1.0
 
-CHECKPOINT is the folder of a run, its `best` folder, or a folder of weights alone. DIR is a new folder. It receives
+CHECKPOINT is the folder of a run, its `best` folder, or a folder that holds only weights. DIR is a new folder. It
+contains
 - a StableHLO program for each token plan, which runs on CPUs, GPUs and TPUs with any batch size;
 - the weights, which all programs share;
 - a manifest with sizes, class names and checksums;
-- a loader that needs jax and Pillow, but not this package, and a README.
+- a loader that needs jax and Pillow, but not this package;
+- a README.
 
-The exported programs are run before this program ends, and their probabilities are compared with those of the model.
-DIR appears only when it is complete. A killed export leaves DIR.unfinished-..., which may be deleted.
+The export runs each program, and compares its probabilities with those of the model. DIR is created only when it is
+complete. A killed export leaves DIR.unfinished-..., which may be deleted.
 
-With --format=orbax DIR becomes a checkpoint of the weights and the config, without the state of the optimizer. Use it
-like the folder of a run: predict, --mode evaluate, --config.init_from; or read it with Orbax.
+If --format=orbax, DIR is a checkpoint of the weights and the config, without the state of the optimizer. Use it like
+the folder of a run, in predict, --mode evaluate or --config.init_from; or read it with Orbax.
 """
 
 import contextlib
@@ -34,22 +36,23 @@ from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
 from evit_jax.serving import artifact
 
-_RATES = flags.DEFINE_list('rates', [], 'Keep rates, in (0, 1]. One plan for each; every reduction keeps that fraction '
-                           'of the tokens.')
-_TOKENS = flags.DEFINE_multi_string('tokens', [], 'A plan by the number of tokens that each reduction keeps, such as '
-                                    '137,96,67. May be repeated. Without --rates, --tokens, --r and --plan the plan of '
-                                    'training is exported. It is the default plan if it is exported, else the first.')
-_R = flags.DEFINE_list('r', [], 'Numbers of tokens that every block merges, for a reducer that merges. One plan for '
-                       'each.')
-_PLANS = flags.DEFINE_multi_string('plan', [], 'A plan file of python -m evit_jax.plan. The plan has the name of the '
-                                   'file. May be repeated.')
-_REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; default: that of training. One of '
+_RATES = flags.DEFINE_list('rates', [], 'Keep rates, in (0, 1]. One plan is exported for each rate; every reduction '
+                           'keeps this fraction of its tokens.')
+_TOKENS = flags.DEFINE_multi_string('tokens', [], 'Number of tokens that each reduction of a plan keeps, such as '
+                                    '137,96,67; may be repeated. If --rates, --tokens, --r and --plan are not given, '
+                                    'the plan of training is exported. The plan of training is the default plan; if it '
+                                    'is not exported, the first plan is.')
+_R = flags.DEFINE_list('r', [], 'Numbers of tokens to merge in every block; only for a reducer that merges. One plan '
+                       'is exported for each number.')
+_PLANS = flags.DEFINE_multi_string('plan', [], 'Plan file of python -m evit_jax.plan; may be repeated. The plan has '
+                                   'the name of the file.')
+_REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; default: as in training. One of '
                                f'{", ".join(list_reducers())}.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms that the programs run on: '
                                f'{", ".join(artifact.PLATFORMS)}.')
 _KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the indices of the patches that each reduction '
                           'keeps.')
-_DTYPE = flags.DEFINE_enum('dtype', None, list(artifact.TOLERANCE), 'Dtype of the computation; default: that of '
+_DTYPE = flags.DEFINE_enum('dtype', None, list(artifact.TOLERANCE), 'Dtype of the computation; default: as in '
                            'training.')
 _EMA = flags.DEFINE_bool('ema', False, 'Export the moving average of the weights.')
 _FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'orbax'], 'Format of DIR.')
@@ -85,7 +88,7 @@ def main(checkpoint: str, dst: str) -> None:
 
 
 def _plan_arguments() -> dict[str, dict]:
-    """Returns the name of each requested plan, with the keyword arguments of `LoadedModel.plan` that create it."""
+    """Returns a dict from the name of each requested plan to its keyword arguments for `LoadedModel.plan`."""
     counts = [cli.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
     requested = [(str(rate), '--rates', {'keep_rate': rate}) for rate in cli.numbers('rates', _RATES.value, float)]
     requested += [('-'.join(map(str, tokens)), '--tokens', {'tokens': tokens}) for tokens in counts]
@@ -112,7 +115,7 @@ def _platforms() -> tuple[str, ...]:
 
 
 def _check(folder: pathlib.Path, trained: LoadedModel, plans: dict[str, TokenPlan], platforms: tuple[str, ...]) -> None:
-    """Compares the exported programs with the model, if this machine has one of their platforms."""
+    """Compares the exported programs with the model, if they support the platform of this machine."""
     platform = jax.export.default_export_platform()
     if platform not in platforms:
         logging.warning('the programs were not run: they are for %s, and this machine computes on %s',
@@ -134,10 +137,10 @@ def _write_orbax(folder: pathlib.Path, trained: LoadedModel) -> None:
 
 @contextlib.contextmanager
 def _new_folder(folder: pathlib.Path, trained: LoadedModel) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder, and renames it to `folder` at the end of the body. A failure leaves no folder.
+    """Yields a temporary folder, and renames it to `folder` after the `with` block. A failure leaves no folder.
 
     Raises:
-      ValueError: the disk has no room for the weights, or the folder cannot be written.
+      ValueError: the disk has too little free space for the weights, or the folder cannot be written.
     """
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params))
     try:
@@ -146,7 +149,7 @@ def _new_folder(folder: pathlib.Path, trained: LoadedModel) -> Iterator[pathlib.
                 raise OSError(errno.ENOSPC, f'{free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB of weights')
             yield unfinished
     except OSError as error:
-        raise ValueError(f'{folder} cannot be written ({error.strerror or error}): make room there, or give another '
+        raise ValueError(f'{folder} cannot be written ({error.strerror or error}): free space there, or give another '
                          'DIR') from error
 
 

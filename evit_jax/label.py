@@ -1,10 +1,10 @@
 """Makes label maps for training images: python -m evit_jax.label CHECKPOINT --config FILE --out DIR
                                       python -m evit_jax.label --published FOLDER --config FILE --out DIR
 
-Labels the training split of the config's data. CHECKPOINT is the folder of a run; its model predicts the classes of
-each patch. FOLDER holds published label maps, <class>/<image>.pt. The maps are written to DIR; train with them by
---config.data.token_labels=DIR. SIGTERM and Ctrl-C keep the maps made so far and exit with code 75; the same command
-then continues. Unreadable images are listed and get no map.
+The program labels the training split of the config's data, and writes the maps to DIR. CHECKPOINT is the folder of a
+run; its model predicts the classes of each patch. FOLDER holds published label maps, <class>/<image>.pt. To train with
+the maps, give --config.data.token_labels=DIR. After SIGTERM or Ctrl-C the program keeps the maps written so far and
+exits with code 75; run the same command again to continue. Unreadable images are listed and get no map.
 """
 
 import functools
@@ -25,7 +25,7 @@ from evit_jax.runtime import backend
 from evit_jax.runtime.preemption import PreemptionHandler
 from evit_jax.training import inputs
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file whose training data are labelled.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file that names the training data to label.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write the label maps to.')
 _PUBLISHED = flags.DEFINE_string('published', None, 'Folder of published label maps, instead of a CHECKPOINT.')
 _EMA = flags.DEFINE_bool('ema', False, 'Use the moving average (EMA) of the weights.')
@@ -34,19 +34,19 @@ _IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Side of the model\'s squ
                                    lower_bound=1)
 _BATCH = flags.DEFINE_integer('batch', 64, 'Batch size.', lower_bound=1)
 
-_NUM_SAMPLED = 16  # published files that are checked before any is copied
+_NUM_SAMPLED = 16  # number of published files that are checked before the first one is copied
 
 
 def main(checkpoint: str = '') -> None:
-    """Makes the maps, or continues to make them."""
+    """Writes the maps, or continues an interrupted call."""
     if _CONFIG.value is None or not _OUT.value or bool(checkpoint) == bool(_PUBLISHED.value):
         raise ValueError('give --config FILE, --out DIR, and either a CHECKPOINT or --published FOLDER, as in: python '
                          '-m evit_jax.label runs/digits --config configs/digits.py --out data/digits_labels')
     backend.start()
     source, _ = inputs.open_sources(_CONFIG.value)
-    with PreemptionHandler() as stopping:
+    with PreemptionHandler() as preemption:
         annotator, top, side, entries = (_from_published if _PUBLISHED.value else _from_model)(
-            checkpoint, source, stopping.check)
+            checkpoint, source, preemption.check)
         data = _CONFIG.value.data
         metadata = LabelMapsMetadata(annotator, ' '.join(filter(None, (
             data.source, data.name if data.source == 'tfds' else '', data.train_split))), tuple(source.class_names),
@@ -61,7 +61,8 @@ def main(checkpoint: str = '') -> None:
 
 
 def _from_model(checkpoint, source, check):
-    """Returns name, number of classes and side of the maps of a model, and a function that returns their entries."""
+    """Returns the annotator's name, the number of classes per cell, the side of a map, and a function to get entries.
+    """
     trained = load_model(checkpoint, ema=_EMA.value)
     check_classes(trained, source)
     annotator = Annotator(trained._replace(image_size=_IMAGE_SIZE.value or trained.image_size), batch_size=_BATCH.value)
@@ -69,11 +70,11 @@ def _from_model(checkpoint, source, check):
 
 
 def _from_published(_, source, check):
-    """Returns the same as `_from_model`, for published files. The first of 16 checked files sets the size of all."""
+    """Returns the same values for published files. All files must have the size of the first one."""
     folder, classes = _PUBLISHED.value, source.num_classes
 
     def read(number):
-        """Returns the entry of an example, without a map if its image or its published file is unreadable."""
+        """Returns the entry of an example. It has no map if the image or its published file is unreadable."""
         name = f'example {number}'
         try:
             example = source[number]

@@ -1,16 +1,18 @@
 """Searches plans: python -m evit_jax.plan --model deit_s --image_size 224 --target 2x --device this --out plan.json
                 python -m evit_jax.plan --model runs/digits --target 1.5x --out fast.json
 
-Finds the token plan for a target instead of a keep rate: twice as fast (2x), 20000img/s, or 3.0GMACs.
+Finds the token plan for a target: twice as fast as the dense model (2x), 20000img/s, or 3.0GMACs.
 
---model takes the name of a model, or the folder of a run or of converted weights. A run is planned with its own model
-config, image size, blocks, fusion and dtype, and its plan is measured with its own reducer and weights.
+--model takes the name of a model, or the folder of a run or of converted weights. For a run, the search uses the run's
+own model config, image size, blocks, fusion and dtype. The plan is measured with the run's reducer and weights.
 
-The costs of a block by its number of tokens are measured on this device and kept in a file. With --device=tpu_v5e and
-the like, the TPU compiler estimates them, without a TPU. Of all plans within the target whose keep rates do not rise
-from block to block, the search takes the one that keeps the most tokens, summed over the blocks. It is compared with
-the constant keep rate of the same multiply-accumulates; on this device both are then measured. Pass the file of --out
-to --plan of main, predict, export and benchmark model.
+The cost of a block for each number of tokens is measured on this device and stored in a file. With a TPU as --device,
+such as tpu_v5e, the TPU compiler estimates the costs; no TPU is needed.
+
+The search considers plans whose keep rates do not rise from block to block. Among those that meet the target, it takes
+the one that keeps the most tokens, summed over the blocks. The report compares it with the constant keep rate of equal
+MACs. With --device=this, both are also timed. Pass the file of --out to --plan of main, predict, export and benchmark
+model.
 """
 
 from typing import Any
@@ -30,7 +32,7 @@ from evit_jax.runtime import backend, machine
 from evit_jax.runtime.names import get_by_name
 
 _MODEL = flags.DEFINE_string('model', None, 'Name of a model, or folder of a run or of converted weights.')
-_IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Image size. Defaults to that of the model.')
+_IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Image size. Defaults to the image size of the model.')
 flags.DEFINE_alias('image-size', 'image_size')
 _TARGET = flags.DEFINE_string('target', None, 'Target: 2x (as fast as dense), 20000img/s, 3.0GMACs, 18MMACs.')
 _DEVICE = flags.DEFINE_string('device', THIS_DEVICE, f'Device to plan for: {", ".join(DEVICES)}.')
@@ -39,22 +41,23 @@ _DTYPE = flags.DEFINE_enum('dtype', None, [*machine.DTYPES], 'Dtype of the compu
                            'run, and to float32 for a named model.')
 _FUSE = flags.DEFINE_bool('fuse', None, 'Fuse dropped tokens into one. Defaults to the setting of the run, and to true '
                           'for a named model.')
-_REDUCTIONS = flags.DEFINE_integer('reductions', 3, 'Largest number of reductions.', lower_bound=1, upper_bound=6)
-_BLOCKS = flags.DEFINE_list('blocks', [], 'Blocks that may reduce tokens. Defaults to those of the run; for a named '
-                            'model, to all from a quarter of the depth on: class attention is not informative earlier.')
-_LEAST_RATE = flags.DEFINE_float('least_rate', 0.5, 'Least share of its tokens that each reduction keeps.',
+_REDUCTIONS = flags.DEFINE_integer('reductions', 3, 'Maximum number of reductions.', lower_bound=1, upper_bound=6)
+_BLOCKS = flags.DEFINE_list('blocks', [], 'Blocks that may reduce tokens. Defaults to the blocks of the run; for a '
+                            'named model, to all blocks except the first quarter, where class attention is not '
+                            'informative.')
+_LEAST_RATE = flags.DEFINE_float('least_rate', 0.5, 'Minimum keep rate of each reduction.',
                                  lower_bound=0.01, upper_bound=1)
-_COSTS = flags.DEFINE_string('costs', None, 'File that keeps the costs. Defaults to one in the cache of the user.')
+_COSTS = flags.DEFINE_string('costs', None, 'File that stores the costs. Defaults to a file in the cache of the user.')
 _OUT = flags.DEFINE_string('out', None, 'File to write the plan to.')
-_MEASURE = flags.DEFINE_bool('measure', True, 'Measure the dense model, the constant rate and the plan at the end; on '
-                             'this device only.')
+_MEASURE = flags.DEFINE_bool('measure', True, 'Time the dense model, the constant rate and the plan at the end; only '
+                             'with --device=this.')
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Number of rounds of each measurement.', lower_bound=1)
-_SECONDS = flags.DEFINE_float('seconds', 30.0, 'Approximate time to measure the costs, and again the plans.',
-                              lower_bound=0.01)
+_SECONDS = flags.DEFINE_float('seconds', 30.0, 'Approximate time to measure the costs; measuring the plans takes as '
+                              'long.', lower_bound=0.01)
 
 
 def main() -> None:
-    """Searches the plan; prints and writes it with its predicted and measured speed."""
+    """Searches the plan; prints and writes it, with its predicted and measured speed."""
     if not _MODEL.value or not _TARGET.value:
         raise ValueError('give both --model NAME and --target SPEED, as in: python -m evit_jax.plan --model=deit_s '
                          '--target=2x')
@@ -65,12 +68,12 @@ def main() -> None:
     report.check_writable('--out', _OUT.value)
     blocks = cli.numbers('blocks', _BLOCKS.value, int) or _trained_blocks(request) or range(
         request.config.default_reduce_at[0], request.config.depth)
-    dense = make_plan(request.patches, request.config.depth, reduce_at=blocks)  # raises if a block is out of range
+    dense = make_plan(request.patches, request.config.depth, reduce_at=blocks)  # a block out of range is an error
     table = cost_table.load_or_measure(
         request, lambda request: cost_measurement.measure_costs(request, _SECONDS.value, _ROUNDS.value), _COSTS.value)
     costs = table.costs(request.max_tokens, request.config.num_prefix_tokens)
     plan = _find_plan(target, request, costs, dense, blocks)
-    plans = {'dense': dense, 'plain rate': _constant_rate(request, plan, dense), 'plan': plan}
+    plans = {'dense': dense, 'constant rate': _constant_rate(request, plan, dense), 'plan': plan}
     rows = {name: _predicted(request, costs, each, dense) for name, each in plans.items()}
     print(f'{_title(request)}, {request.image_size} px, batch {request.batch}, {request.dtype}, '
           f'{_device_description(request)}: {target}')
@@ -80,12 +83,12 @@ def main() -> None:
     print(report.table(*_table(rows)))
     if _OUT.value:
         report.write_json(_OUT.value, PlanFile.of(plan, request.model, request.image_size).metadata() | {
-            'target': str(target), 'run': request.run and request.run.run, 'asked': request.metadata(),
+            'target': str(target), 'run': request.run and request.run.run, 'request': request.metadata(),
             'speeds': rows})
 
 
 def _request() -> CostRequest:
-    """Returns the request of the flags.
+    """Returns the cost request for the flags.
 
     Raises:
       ValueError: a flag has a bad value, or the search cannot plan for the reducer of the run.
@@ -93,7 +96,7 @@ def _request() -> CostRequest:
     get_by_name('device', _DEVICE.value, DEVICES)
     model = find_model('--model', _MODEL.value)
     image_size = _IMAGE_SIZE.value or model.image_size
-    model.config.patches(image_size)  # raises if the size does not fit
+    model.config.patches(image_size)  # raises an error if the size is not a multiple of the patch size
     _check_reducer(model)
     fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.can_fuse
     return CostRequest(model.name, image_size, _BATCH.value, _DTYPE.value or model.dtype, _DEVICE.value, fuse,
@@ -101,7 +104,7 @@ def _request() -> CostRequest:
 
 
 def _check_reducer(model: BenchmarkModel) -> None:
-    """Raises a ValueError if the reducer of the run cannot follow the plans of the search."""
+    """Raises a ValueError if the reducer of the run does not support the plans of the search."""
     reducer = model.budget.reducer
     if reducer.is_learned:
         raise ValueError(f'--model={model.run} reduces by {reducer}, whose learned modules were trained at the blocks '
@@ -127,7 +130,7 @@ def _find_plan(target: Target, request: CostRequest, costs: Costs, dense: TokenP
     """Returns the plan for the target.
 
     Raises:
-      ValueError: no plan reaches the target; the message names the fastest one.
+      ValueError: no plan reaches the target. The message names the fastest plan.
     """
     config, macs = request.config, request.config.macs(dense)
     sizes = {'patches': request.patches, 'depth': config.depth}
@@ -157,7 +160,7 @@ def _range_text(blocks) -> str:
 
 
 def _constant_rate(request: CostRequest, plan: TokenPlan, dense: TokenPlan) -> TokenPlan:
-    """Returns the plan of one keep rate at the default blocks whose MACs come closest to those of a plan."""
+    """Returns the plan with a constant keep rate, at the default blocks, whose MACs are closest to those of a plan."""
     macs = request.config.macs
     reducer = request.run.budget.reducer if request.run else EVIT
     reduce_at = _trained_blocks(request) or request.config.default_reduce_at
@@ -172,10 +175,10 @@ def _predicted(request: CostRequest, costs: Costs, plan: TokenPlan, dense: Token
 
 
 def _count_remark(costs: Costs) -> str:
-    """Returns a line on which tokens a plan counts, and where the cost of a block jumps."""
+    """Returns a line that explains the token counts, and lists the counts at which the cost of a block jumps."""
     total = costs.block.total.tolist()
     jumps = [f'a block with {high} tokens costs {total[high] / total[low] - 1:.0%} more than with {low}'
-             for low, high in search.cliffs(dict(enumerate(total)))]
+             for low, high in search.steps(dict(enumerate(total)))]
     return 'counts are without the class token' + (f'; with it, {", ".join(jumps)}' if jumps else '')
 
 

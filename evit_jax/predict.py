@@ -1,20 +1,20 @@
 r"""Predicts the classes of images: python -m evit_jax.predict runs/digits shots/ more/*.jpg
 
-IMAGES are files, folders (with the images below them), patterns in quotes ('shots/*.png' or '**/*.png'), or - to read
-file names from standard input, one in each line. The program prints one line for each image as soon as it is predicted.
+IMAGES are files, folders (including their subfolders), patterns in quotes ('shots/*.png' or '**/*.png'), or - to read
+file names from standard input, one per line. The program prints one line for each image as soon as it is predicted.
 
---json prints a JSON object in each line. Its keys are
+--json prints one JSON object per line. Its keys are
   image           name of the file,
   top             guesses, best first: label, name, probability,
-  kept            for each reduction the ids of the patches kept, best first; a negative id is a fused token,
-  token_of_patch  for each reduction the index of the token that holds each patch; only for a reducer that merges,
-  error           reason why the image has no prediction, in place of the other keys.
+  kept            for each reduction, the ids of the kept patches, best first; a negative id is a fused token,
+  token_of_patch  for each reduction, the index of the token that holds each patch; only for a reducer that merges,
+  error           reason why the image has no prediction; replaces the keys top, kept and token_of_patch.
 
-Characters of a name that would break the line, and bytes that are not UTF-8, are printed as escapes (\n, \xff). In JSON
-the exact bytes of such a name are in image_base64.
+Control characters and bytes that are not UTF-8 are printed as escapes (\n, \xff). If a name is not valid UTF-8, the
+JSON key image_base64 holds its exact bytes.
 
-An unreadable image, or a picture that cannot be written, is reported on standard error; the other images are predicted,
-and the exit code is 1. Exit code 2 means that no image was predicted.
+If an image cannot be read, or a picture cannot be written, the program reports it on standard error, predicts the other
+images, and exits with code 1. Exit code 2 means that no image was predicted.
 """
 
 import json
@@ -36,7 +36,7 @@ from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
 
 _TOP = flags.DEFINE_integer('top', 5, 'Number of guesses for each image.', lower_bound=1)
-_JSON = flags.DEFINE_bool('json', False, 'Print a JSON object in each line.')
+_JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per line.')
 _RATE = flags.DEFINE_float('rate', None, 'Fraction of the tokens that each reduction keeps; default: as in training.')
 _RATES = flags.DEFINE_list('rates', None, 'One keep rate for each reduction, as 0.9,0.7,0.5.')
 _TOKENS = flags.DEFINE_list('tokens', None, 'Number of tokens that each reduction keeps, as 137,96,67.')
@@ -47,11 +47,11 @@ _REDUCER = flags.DEFINE_string('reducer', None, 'Reducer; default: as in trainin
                                f'{", ".join(list_reducers())}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Number of images computed at a time.', lower_bound=1)
 _EMA = flags.DEFINE_bool('ema', False, 'Use the moving average of the weights.')
-_KEPT = flags.DEFINE_string('kept', None, 'Folder for a picture of each image and the patches kept.')
+_KEPT = flags.DEFINE_string('kept', None, 'Folder for pictures that show each image and its kept patches.')
 
 
 def main(checkpoint: str, *words: str) -> None:
-    """Predicts images; ends with exit code 1 if an image has no prediction, or no picture."""
+    """Predicts images. The exit code is 1 if a prediction or a picture is missing."""
     backend.start()
     images = find_images(words, cli.names_on_stdin() if '-' in words else ())
     plan = read_plan_file(_PLAN.value) if _PLAN.value else None
@@ -90,7 +90,7 @@ def _print(prediction: Prediction) -> None:
 
 
 def _fields(prediction: Prediction) -> dict:
-    """The JSON object of a prediction, without the name."""
+    """Returns the JSON object of a prediction, without the name."""
     if prediction.problem:
         return {'error': valid_text(prediction.problem)}
     fields = {'top': [guess._asdict() | {'name': valid_text(guess.name)} for guess in prediction.top],
@@ -101,20 +101,20 @@ def _fields(prediction: Prediction) -> dict:
 
 
 class _PictureFolder:
-    """A folder with a picture for each image, named after the image. No picture replaces an image that is read."""
+    """A folder of pictures that are named after the images. A picture never overwrites an input image."""
 
     def __init__(self, folder: str, images: Sequence[str]):
         """Creates the folder.
 
         Args:
-          images: paths of the files that are read.
+          images: paths of the input files.
         """
         self._folder = pathlib.Path(folder).expanduser()
         storage.make_writable(self._folder, f'--kept={folder}', 'give another folder')
         self._names = FileNames(self._folder, taken=images)
 
     def write(self, model: VisionModel, prediction: Prediction) -> bool:
-        """Writes the picture of a prediction; logs a failure and returns False."""
+        """Writes the picture of a prediction. If this fails, logs the error and returns False."""
         try:
             model.draw(prediction).save(self._folder / self._names.of(prediction.name, '_kept.png'))
             return True

@@ -3,22 +3,23 @@
                    python -m evit_jax.visualize drop runs/digits          accuracy without some patches: plot and CSV
                    python -m evit_jax.visualize tradeoff runs/* speed.json accuracy against MACs and images per second
 
-kept writes one HTML file that a browser shows offline. For each image it shows the patches that each reduction keeps,
-the class attention, and the weights of the patches in the fused token; with a reducer that merges, the patches of each
-token. IMAGES are files, folders, patterns or - (see evit_jax.predict); without IMAGES, images of the test split are
-shown. The folder of an image is its true class if a class has this name. Unreadable images are reported, and the exit
-code is 1.
+kept writes one HTML file that a browser can show offline. For each image, the page shows the patches that each
+reduction keeps, the class attention, and the weights of the patches in the fused token. If the reducer merges tokens,
+the page shows the patches of each token. IMAGES are files, folders, patterns or - (see evit_jax.predict); the default
+is images of the test split. If the folder of an image has the name of a class, this is its true class. Unreadable
+images are reported, and the exit code is 1.
 
 drop removes patches before the first block: on the object first, off the object first, at random, or by class
-attention. It needs masks: from the data, or from --masks, a folder with one mask for each image, at the same path
-below it. White is the object.
+attention. It needs masks, in which the object is white. They come from the data, or from the folder --masks, which
+holds one mask for each image at the same relative path.
 
-tradeoff reads workdirs of runs (their last evaluation, and their evaluate-*.json of other plans), and JSON files with
-{"rows": [{"name": ..., "top1": ..., "macs": ..., "images_per_second": ...}, ...]}, as evit_jax.benchmark model writes
-them. A row without an accuracy gives its speed to the evaluations of the same model, image size and plan; a row without
-a plan, to those with the same MACs. Speeds that match no evaluation are listed, with the plans of both sides.
+tradeoff reads workdirs of runs (the last evaluation of the training, and evaluate-*.json of other plans), and JSON
+files of evit_jax.benchmark model: {"rows": [{"name": ..., "top1": ..., "macs": ..., "images_per_second": ...}, ...]}.
+The speed of a row without an accuracy is joined to the evaluations of the same model, image size and plan. If the row
+has no plan, it is joined to evaluations with the same MACs. Speeds that match no evaluation are listed, together with
+the plans of the evaluations.
 
-The data are those of the checkpoint's config, or of --config FILE.
+The config of the checkpoint, or --config FILE, determines the data.
 """
 
 import os
@@ -40,7 +41,7 @@ from evit_jax.data.transforms.decode import decode
 from evit_jax.inference.dropping import MaskedSource, Subset, check_masks, drop_patches
 from evit_jax.inference.held_out import check_classes, held_out, spread
 from evit_jax.inference.images import find_images
-from evit_jax.inference.looking import Subject, look
+from evit_jax.inference.keep_rates import LabelledImage, predict_examples
 from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
@@ -52,18 +53,18 @@ from evit_jax.viz.tradeoff import PUBLISHED, tradeoff_plot
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file that names the data; not needed with IMAGES.')
 _OUT = flags.DEFINE_string('out', None, 'Output file; default: kept.html, drop.png or tradeoff.png.')
-_EMA = flags.DEFINE_bool('ema', False, 'Use the moving average of the weights; tradeoff: its accuracy.')
-_BATCH = flags.DEFINE_integer('batch', None, 'Images computed at a time; default: 16 for kept, 128 for drop.',
+_EMA = flags.DEFINE_bool('ema', False, 'Use the moving average (EMA) of the weights; tradeoff: use its accuracy.')
+_BATCH = flags.DEFINE_integer('batch', None, 'Number of images computed at a time; default: 16 for kept, 128 for drop.',
                               lower_bound=1)
-_IMAGES = flags.DEFINE_integer('images', None, 'Number of images of the test split, evenly spread; default: 12 for '
+_IMAGES = flags.DEFINE_integer('images', None, 'Number of evenly spaced images of the test split; default: 12 for '
                                'kept, all for drop.', lower_bound=1)
 _RATES = flags.DEFINE_list('rates', None, 'kept: keep rates of the slider; default: 0.3,0.4,...,1 and the rate used in '
                            'training.')
 _SHARES = flags.DEFINE_list('shares', ['0', '0.05', *(f'0.{tenth}' for tenth in range(1, 10))],
-                            'drop: fractions of the patches that are removed.')
+                            'drop: fractions of the patches to remove.')
 _RATE = flags.DEFINE_float('rate', 1.0, 'drop: keep rate of each reduction in the model.')
 _MASKS = flags.DEFINE_string('masks', None, 'drop: folder of masks.')
-_SEED = flags.DEFINE_integer('seed', 0, 'drop: seed of the random order.')
+_SEED = flags.DEFINE_integer('seed', 0, 'drop: seed of the order "at random".')
 _REFERENCE = flags.DEFINE_bool('reference', True, 'tradeoff: draw published results of DeiT-S, EViT, DynamicViT and '
                                'LV-ViT.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'kept: reducer; default: as in training. One of '
@@ -78,10 +79,10 @@ def kept(checkpoint: str, *words: str) -> None:
     loaded = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     if not loaded.budget.reduce_at:
         raise ValueError(f'the model in {checkpoint} drops nothing at any block (model.reduce_at is empty)')
-    subjects = _subjects_of_files(words, loaded) if words else _subjects_of_test_split(checkpoint, loaded)
+    images = _images_of_files(words, loaded) if words else _images_of_test_split(checkpoint, loaded)
     rates = _rates(loaded)
-    model = VisionModel(loaded, batch_size=min(_BATCH.value or 16, len(subjects)))
-    examples, settings, problems = look(model, subjects, rates)
+    model = VisionModel(loaded, batch_size=min(_BATCH.value or 16, len(images)))
+    examples, settings, problems = predict_examples(model, images, rates)
     for problem in problems:
         logging.warning('cannot be read: %s', problem)
     if not examples:
@@ -89,21 +90,21 @@ def kept(checkpoint: str, *words: str) -> None:
     stages = [f'block {block}' for block in sorted(loaded.budget.reduce_at)]
     start = next((number for number, setting in enumerate(settings) if setting.trained and setting.share < 1),
                  len(rates) // 2)
-    size, side, average = loaded.image_size, loaded.config.patch_size, ', moving average' if _EMA.value else ''
+    size, side, ema_note = loaded.image_size, loaded.config.patch_size, ', moving average' if _EMA.value else ''
     verb = 'merges' if loaded.budget.reducer.merges else 'keeps'
     page = report_page(
         examples, settings, patch_size=side, start=start, stages=stages, title=f'What {loaded.name} {verb}',
-        metadata=f'{in_one_line(checkpoint)}, step {loaded.step:,}{average}: {_images(len(examples))} of {size} x '
-        f'{size}, patches of {side} x {side}')
+        metadata=f'{in_one_line(checkpoint)}, step {loaded.step:,}{ema_note}: {_image_count(len(examples))} of '
+        f'{size} x {size}, patches of {side} x {side}')
     out.write_text(page, encoding='utf-8')
-    print(f'{out}: {_images(len(examples))} at {len(rates)} keep rates, {len(page.encode()) / 1e6:.2f} MB')
+    print(f'{out}: {_image_count(len(examples))} at {len(rates)} keep rates, {len(page.encode()) / 1e6:.2f} MB')
     num_unwritten = pictures and _write_sheets(pictures, examples, settings, patch_size=side, stages=stages)
     if problems or num_unwritten:
         sys.exit(1)
 
 
 def _write_sheets(folder: pathlib.Path, examples: Sequence[Example], settings: Sequence[Setting], **options) -> int:
-    """Writes a picture of each example under each setting; returns the number of pictures that failed."""
+    """Writes a picture of each example under each setting. Returns the number of pictures that could not be written."""
     names, num_unwritten = FileNames(folder), 0
     for number, setting in enumerate(settings):
         for position, example in enumerate(examples, 1):
@@ -117,12 +118,12 @@ def _write_sheets(folder: pathlib.Path, examples: Sequence[Example], settings: S
 
 
 def drop(checkpoint: str) -> None:
-    """Writes accuracy against the fraction of patches removed: a plot, and a CSV file beside it."""
+    """Writes accuracy against the fraction of removed patches, as a plot and as a CSV file in the same folder."""
     backend.start()
     out = _writable(_OUT.value or 'drop.png', '--out')
     table = _writable(str(out.with_suffix('.csv')), '--out')
     if table == out:
-        raise ValueError(f'--out={_OUT.value} is for the plot: give a name that ends in .png, the table lies beside it')
+        raise ValueError(f'--out={_OUT.value} is for the plot: give a name that ends in .png; the table ends in .csv')
     shares = cli.numbers('shares', _SHARES.value, float)
     loaded = load_model(checkpoint, ema=_EMA.value)
     source = _test_split(checkpoint, loaded)
@@ -157,26 +158,26 @@ def tradeoff(*files: str) -> None:
     print(out)
 
 
-def _subjects_of_files(words: Sequence[str], loaded: LoadedModel) -> list[Subject]:
-    files, subjects = find_images(words, cli.names_on_stdin() if '-' in words else ()), []
+def _images_of_files(words: Sequence[str], loaded: LoadedModel) -> list[LabelledImage]:
+    files, images = find_images(words, cli.names_on_stdin() if '-' in words else ()), []
     for file in files:
         truth, = readable_names((pathlib.Path(file).absolute().parent.name,))
         name = in_one_line(os.path.basename(file))
-        subjects.append(Subject(name, file, truth if truth in loaded.class_names else None))
-    return subjects
+        images.append(LabelledImage(name, file, truth if truth in loaded.class_names else None))
+    return images
 
 
-def _subjects_of_test_split(checkpoint: str, loaded: LoadedModel) -> list[Subject]:
-    source, subjects = _test_split(checkpoint, loaded), []
+def _images_of_test_split(checkpoint: str, loaded: LoadedModel) -> list[LabelledImage]:
+    source, images = _test_split(checkpoint, loaded), []
     for index in spread(len(source), _IMAGES.value or 12):
         try:
             example = source[index]
-            subjects.append(Subject(example['id'], decode(example['image']), loaded.class_names[example['label']]))
+            images.append(LabelledImage(example['id'], decode(example['image']), loaded.class_names[example['label']]))
         except (OSError, ValueError) as error:
             logging.warning('example %d cannot be read: %s', index, error)
-    if not subjects:
+    if not images:
         raise ValueError('none of the images tried can be read')
-    return subjects
+    return images
 
 
 def _test_split(checkpoint: str, loaded: LoadedModel) -> Source:
@@ -186,7 +187,7 @@ def _test_split(checkpoint: str, loaded: LoadedModel) -> Source:
 
 
 def _rates(loaded: LoadedModel) -> list[float]:
-    """The keep rates of --rates, or by default tenths from 0.3 and the rate used in training; ascending."""
+    """Returns the ascending keep rates of --rates. The default is 0.3, 0.4, ..., 1 and the rate used in training."""
     if _RATES.value is None:
         trained = {loaded.budget.rate} - {None}
         patches = loaded.config.patches(loaded.image_size)
@@ -195,12 +196,12 @@ def _rates(loaded: LoadedModel) -> list[float]:
     return sorted(set(cli.numbers('rates', _RATES.value, float)))
 
 
-def _images(count: int) -> str:
+def _image_count(count: int) -> str:
     return f'{count:,} image{"s" * (count != 1)}'
 
 
 def _writable(name: str, flag: str) -> pathlib.Path:
-    """The path of an output file; creates its folder.
+    """Returns the path of an output file, after creating its folder.
 
     Raises:
       ValueError: the file cannot be written.

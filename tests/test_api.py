@@ -145,7 +145,7 @@ def test_evaluate_takes_arrays(stripes):
     labels = np.asarray(model(stripes[0])).argmax(-1)
     assert metrics['top1'] == pytest.approx((labels == stripes[1]).mean()) and metrics['images'] == 96
     assert metrics['macs'] == model.macs < metrics['macs_dense'] and metrics['left_out'] == 0
-    with pytest.raises(ValueError, match='tells 2 classes apart, the data have 3'):
+    with pytest.raises(ValueError, match='has 2 classes, the data have 3'):
         evit_jax.evaluate(tiny.model(class_names=('yes', 'no')), evit_jax.as_source(stripes))
 
 

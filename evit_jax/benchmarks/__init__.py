@@ -1,1 +1,1 @@
-"""Benchmarks of whole models, of the input pipeline and of programs compiled for TPU; see `evit_jax/benchmark.py`."""
+"""Benchmarks of models, of the input pipeline, and of programs compiled for TPU; see `evit_jax/benchmark.py`."""

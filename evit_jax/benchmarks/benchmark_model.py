@@ -1,4 +1,4 @@
-"""The model that a benchmark or a plan search is about: a named model, or the model of a run."""
+"""The model to benchmark or to search a plan for: a named model, or the model of a run."""
 
 import os
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class BenchmarkModel(NamedTuple):
     image_size: int
     dtype: str
     budget: TokenBudget  # token budget of the run; a named model drops nothing
-    run: str = ''        # folder of the run or of the weights; '' for a named model
+    run: str = ''        # folder of the run or of converted weights; '' for a named model
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -31,19 +31,19 @@ class BenchmarkModel(NamedTuple):
 
     @property
     def fuse(self) -> bool:
-        """True if dropped tokens are fused into one."""
+        """True if the dropped tokens are fused into one token."""
         return self.budget.fuse and self.budget.reducer.can_fuse
 
     def plan(self) -> TokenPlan:
-        """Returns the plan that the run was trained under."""
+        """Returns the token plan of the run's training."""
         return self.budget.plans(self.config.patches(self.image_size), self.config.depth, self.config.macs)(1.0)
 
 
 def find_model(flag: str, word: str) -> BenchmarkModel:
-    """Returns the model with a name, or the model of the run in a folder; a name wins over a folder.
+    """Returns the named model, or the model of the run in a folder. A model name takes precedence over a folder.
 
     Args:
-      flag: the flag that the word was given to, for messages.
+      flag: flag that holds the word, for messages.
       word: a model name or a path.
 
     Raises:

@@ -1,6 +1,7 @@
-"""Workloads made ready to run on one device: JAX's forward pass and training step, PyTorch's forward pass, a matmul.
+"""Compiles workloads for one device: JAX's forward pass and training step, PyTorch's forward pass, and a matmul.
 
-Inputs are on the device before the clock starts. Several batches take turns, so that no result can be reused.
+Inputs are copied to the device before the clock starts. Calls cycle through several batches, so that no result can be
+reused.
 """
 
 import functools
@@ -22,10 +23,10 @@ from evit_jax.reduction.reducer import NO_MODULES
 from evit_jax.training.experiment import Experiment
 
 JAX = 'jax'          # name of our engine in results
-NUM_INPUTS = 4       # batches that take turns
-_MIN_LATENCIES = 100      # calls at batch size 1, over all rounds, for the percentiles
-_MATMUL_SIZES = {'cpu': 2048}  # side of the square matrices of the reference matmul
-_LARGE_MATMUL = 8192           # the same on other platforms
+NUM_INPUTS = 4       # number of batches that the calls cycle through
+_MIN_LATENCIES = 100      # minimum number of calls at batch size 1, over all rounds, to compute percentiles
+_MATMUL_SIZES = {'cpu': 2048}  # side of the square matrices in the reference matmul
+_LARGE_MATMUL = 8192           # side of these matrices on other platforms
 
 
 class BenchmarkCase(NamedTuple):
@@ -33,25 +34,25 @@ class BenchmarkCase(NamedTuple):
 
     workload: Workload
     engine: str                   # JAX, or one of torch_evit.ENGINES
-    call: Callable[[int], Any]    # number of the call -> its result, which may still be computing
-    wait: Callable[[Any], Any]    # returns once a result is computed
+    call: Callable[[int], Any]    # number of the call -> result, which may not be computed yet
+    wait: Callable[[Any], Any]    # blocks until a result is computed
     fetch: Callable[[Any], np.ndarray] = np.asarray  # result of a forward pass -> logits [B, L]
     compile_seconds: float | None = None  # None for an engine that does not compile
     parameters: int = 0
     argument_bytes: int = 0         # weights and input
-    peak_bytes: int | None = None   # peak memory by the compiler's analysis
+    peak_bytes: int | None = None   # peak memory, according to the compiler's analysis
 
     def benchmark(self, rounds: int) -> Benchmark:
-        """Returns the case as a benchmark: batch size 1 waits for each call, as a server would; others queue calls."""
+        """Returns the case as a benchmark. Calls at batch size 1 are synchronous, as in a server; others are queued."""
         single = self.workload.batch_size == 1
-        # On a CPU, two calls at a time would only compete for the same threads.
+        # Calls are not queued on a CPU, where two concurrent calls would compete for the same threads.
         return Benchmark(f'{self.engine}, {self.workload}', self.call, self.wait,
                          in_flight=1 if single else calls_in_flight(),
                          min_calls=-(-_MIN_LATENCIES // rounds) if single else 1)
 
 
 class ModelCache:
-    """Weights, images and PyTorch models, created once and shared between cases."""
+    """Caches weights, images and PyTorch models, so that cases can share them."""
 
     def __init__(self):
         self.params = functools.cache(self._params)
@@ -59,7 +60,7 @@ class ModelCache:
         self.torch_model = functools.cache(self._torch_model)
 
     def _params(self, config, run, modules=NO_MODULES):
-        """Returns the weights of the run if its model is the same, else random ones, which are as fast."""
+        """Returns the run's weights if config and modules match its model, else random weights, which are as fast."""
         if run and ((loaded := load_model(run)).config, loaded.modules) == (config, modules):
             return jax.device_put(loaded.params, device())
         return jax.device_put(models.create(config, modules=modules).init(jax.random.key(0)), device())
@@ -75,17 +76,17 @@ class ModelCache:
 
 
 def device() -> jax.Device:
-    """Returns the device that everything is measured on."""
+    """Returns the device for all measurements."""
     return jax.devices()[0]
 
 
 def calls_in_flight() -> int:
-    """Returns the number of calls to keep queued on the device."""
+    """Returns the number of calls to keep in the device's queue."""
     return 1 if device().platform == 'cpu' else 2
 
 
 def inference_case(workload: Workload, cache: ModelCache) -> BenchmarkCase:
-    """Compiles the forward pass as it is served: normalised float32 images to logits."""
+    """Compiles the forward pass as in serving: it maps normalised float32 images to logits."""
     params = cache.params(workload.config, workload.run, workload.modules)
     config, params = models.fold_batchnorm(workload.config, params)
     model = models.create(config, dtype=jnp.dtype(workload.dtype), gather_impl=workload.gather_impl,
@@ -98,7 +99,7 @@ def inference_case(workload: Workload, cache: ModelCache) -> BenchmarkCase:
 
 
 def training_case(workload: Workload, run: Experiment) -> BenchmarkCase:
-    """Compiles the training step of a run. Its input is uint8 images and labels on the device, as in training."""
+    """Compiles the training step of a run. The inputs are uint8 images and labels on the device, as in training."""
     assert run.plan == workload.plan
     rng, shapes = np.random.default_rng(0), run.abstract_batch()
     limits = {'image': 256, 'label': run.model.config.classes}
@@ -119,7 +120,7 @@ def training_case(workload: Workload, run: Experiment) -> BenchmarkCase:
 
 
 def baseline_case(workload: Workload, engine: str, cache: ModelCache) -> BenchmarkCase:
-    """Prepares PyTorch's forward pass on the same weights and images.
+    """Prepares PyTorch's forward pass with the same weights and images.
 
     Args:
       engine: one of torch_evit.ENGINES.
@@ -137,7 +138,7 @@ def baseline_case(workload: Workload, engine: str, cache: ModelCache) -> Benchma
 
 
 def matmul_benchmark(dtype: str) -> tuple[Benchmark, float]:
-    """Returns the product of two large matrices, the reference for the device's speed, and its FLOPs."""
+    """Returns the benchmark of a large matrix product, and its FLOPs. It is the reference for the device's speed."""
     side = _MATMUL_SIZES.get(device().platform, _LARGE_MATMUL)
     keys = jax.random.split(jax.random.key(0), 1 + NUM_INPUTS)
     left, *rights = [jax.device_put(jax.random.normal(key, (side, side), dtype), device()) for key in keys]
@@ -147,7 +148,7 @@ def matmul_benchmark(dtype: str) -> tuple[Benchmark, float]:
 
 
 def _compile(function: Callable, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
-    """Returns the compiled program and the seconds of tracing and compiling; calling it never compiles again."""
+    """Compiles a function. Returns the program, which is never recompiled, and the seconds of tracing and compiling."""
     begin = time.perf_counter()
     program = function.lower(*arguments).compile()
     return program, time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Reads the evaluations in a workdir: the last one of the training, and the ones under other plans."""
+"""Reads the evaluations in a workdir: the last evaluation of the training, and evaluations under other plans."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ _TYPES = {
     'metrics': dict.fromkeys(('top1', 'top1_ema', 'macs', 'images_per_second', 'images', 'left_out'), int | float),
     'plan': {'tokens': list | tuple}, 'model': {'name': str}, 'data': dict.fromkeys(('source', 'name', 'split'), str),
     'preprocessing': {'image_size': int, 'mean': list, 'std': list, 'eval_crop': int | float}}
-_MAX_MACS_DIFFERENCE = 0.01  # relative, between an evaluation and its plan
+_MAX_MACS_DIFFERENCE = 0.01  # largest relative difference of MACs between an evaluation and its plan
 
 
 class Identity(NamedTuple):
@@ -32,10 +32,10 @@ class Identity(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """Conditions, except the plan, that all evaluations of a curve share. None marks an unknown value."""
+    """Conditions that all evaluations of a curve share. The plan is not one of them. None marks an unknown value."""
 
     step: int | None = None    # step of the weights
-    images: int | None = None  # images of the split, including unreadable ones
+    images: int | None = None  # number of images in the split, including unreadable ones
     source: str | None = None
     dataset: str | None = None  # name of the TFDS dataset; '' for other sources
     split: str | None = None
@@ -45,7 +45,7 @@ class Conditions(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """A result with its identity. A result without an accuracy is a speed measurement."""
+    """A result with its identity. A result without accuracy is a measurement of speed."""
 
     result: Result
     identity: Identity
@@ -59,13 +59,13 @@ class Evaluated(NamedTuple):
 
 
 def evaluated_in(workdir: Any, ema: bool) -> list[Evaluated]:
-    """Returns the evaluations of the latest evaluated weights in a workdir, one for each plan.
+    """Returns the evaluations of the newest evaluated weights in a workdir, one for each plan.
 
     Args:
-      ema: True for the accuracy of the EMA weights.
+      ema: if True, use the accuracy of the EMA weights.
 
     Raises:
-      ValueError, OSError: the workdir holds no evaluation, or none of EMA weights.
+      ValueError, OSError: the workdir holds no evaluation, or `ema` is True and there are no EMA weights.
     """
     files, metrics = sorted(workdir.glob(_FILES)), workdir / writers.METRICS_FILE
     if not metrics.exists() and not files:
@@ -86,7 +86,7 @@ def evaluated_in(workdir: Any, ema: bool) -> list[Evaluated]:
 
 
 def _same_conditions(workdir: Any, evaluations: list[Evaluated]) -> list[Evaluated]:
-    """Returns the evaluations under the conditions of the latest one; warns about the others, which it leaves out."""
+    """Returns the evaluations with the same conditions as the latest one. The others are skipped with a warning."""
     latest = max((evaluation.conditions for evaluation in evaluations),
                  key=lambda conditions: -1 if conditions.step is None else conditions.step)
     result = []
@@ -102,7 +102,7 @@ def _same_conditions(workdir: Any, evaluations: list[Evaluated]) -> list[Evaluat
 
 
 def evaluation_of(file: Any, ema: bool) -> Evaluated:
-    """Returns the evaluation in a file outside the workdir; the file names its workdir.
+    """Returns the evaluation in a file outside of its workdir. The file contains the path of the workdir.
 
     Raises:
       ValueError: the file holds no evaluation.
@@ -117,7 +117,7 @@ def evaluation_of(file: Any, ema: bool) -> Evaluated:
 
 
 def _from_training(workdir: Any, config: Mapping[str, Any], record: Mapping[str, Any], ema: bool) -> Evaluated:
-    """Returns the evaluation of a record of the training metrics."""
+    """Returns the evaluation in a record of the training metrics."""
     rates = config.get('keep.tokens') or config.get('keep.rates') or [config.get('keep.rate', 1.0)]
     metrics = {key.removeprefix('eval/'): value for key, value in record.items()}
     result = _result(workdir, config, metrics, ema, label='/'.join(f'{rate:g}' for rate in rates),
@@ -133,7 +133,7 @@ def _from_training(workdir: Any, config: Mapping[str, Any], record: Mapping[str,
 
 
 def _training_split(config: Mapping[str, Any]) -> str | None:
-    """Returns the split that a run evaluates on, from its saved config; None if the config does not determine it."""
+    """Returns the evaluation split in a run's saved config; None if the config does not determine it."""
     split, recorded = config.get('data.test_split'), config.get('recorded', {}).get('test', {}).get('split')
     if split == splits.AUTO:
         split = recorded and splits.resolve(split, [recorded])
@@ -150,7 +150,7 @@ def _conditions(step: int | None, metrics: Mapping[str, Any], data: Mapping[str,
 
 
 def _from_file(workdir: Any, config: Mapping[str, Any], file: Any, ema: bool) -> Evaluated | None:
-    """Returns the evaluation in a file; None, after a warning, for a file that holds none."""
+    """Returns the evaluation in a file. If the file holds none, logs a warning and returns None."""
     try:
         content = json.loads(file.read_text())
         metrics, plan = content['metrics'], content.get('plan') or {}
@@ -172,7 +172,7 @@ def _from_file(workdir: Any, config: Mapping[str, Any], file: Any, ema: bool) ->
 
 
 def _check_types(content: Mapping[str, Any]) -> None:
-    """Raises a ValueError for the first value of an evaluation whose type is wrong."""
+    """Raises a ValueError if a value of an evaluation has a wrong type."""
     values = [('step', content.get('step'), int)] + [
         (f'{group}.{name}', (content.get(group) or {}).get(name), kind)
         for group, kinds in _TYPES.items() for name, kind in kinds.items()]
@@ -190,7 +190,7 @@ def _result(workdir, config, metrics, ema, *, label, fused) -> Result:
 
 
 def _rate_label(config: Mapping[str, Any], description: str) -> str:
-    """Returns the keep rate, in steps of 0.01, that gives a plan; '' if there is none."""
+    """Returns the keep rate of the plan with this description; '' if no multiple of 0.01 gives the plan."""
     plan_at, _ = _plans(config)
     rates = [number / 100 for number in range(100, 0, -1)] if plan_at else []
     for rate in rates:
@@ -203,9 +203,9 @@ def _rate_label(config: Mapping[str, Any], description: str) -> str:
 
 
 def _plans(config: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPlan] | None, Callable[[TokenPlan], int]]:
-    """Returns two functions: keep rate (None for the trained plan) -> plan, and plan -> MACs.
+    """Returns two functions: keep rate -> plan, and plan -> MACs.
 
-    The first one is None if the saved config is incomplete.
+    The first function maps None to the trained plan. It is None if the saved config is incomplete.
     """
     try:
         model_config = models.config_from_flat(config)

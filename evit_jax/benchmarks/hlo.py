@@ -1,4 +1,4 @@
-"""Parses the HLO text of a program compiled for TPU: its collectives, and the cycles that the compiler estimates."""
+"""Parses the HLO text of a program compiled for TPU: collectives, and the compiler's estimate of the cycles."""
 
 import collections
 import math
@@ -23,7 +23,7 @@ class Instruction(NamedTuple):
     """One instruction, a line of a computation."""
 
     name: str
-    shape: str      # as written: one array, or several arrays in parentheses
+    shape: str      # text of the shape: one array, or several arrays in parentheses
     operation: str
     rest: str       # operands and attributes
     root: bool
@@ -32,16 +32,16 @@ class Instruction(NamedTuple):
 class Collective(NamedTuple):
     """A collective operation between the chips."""
 
-    kind: str       # 'all-reduce', ...; the same for asynchronous ones
-    count: float    # executions in one run of the program; NaN in a loop with an unknown trip count
-    bytes: float    # bytes of the whole arrays that one execution sums or gathers
+    kind: str       # such as 'all-reduce'; synchronous and asynchronous operations have the same kind
+    count: float    # number of executions in one run of the program; NaN in a loop with an unknown trip count
+    bytes: float    # total size of the arrays that one execution sums or gathers
 
 
 class Cycles(NamedTuple):
-    """The cycles that the compiler estimates."""
+    """The compiler's estimate of the cycles of a program."""
 
     total: float
-    unestimated: dict[str, int]  # operations on large arrays without an estimate -> their number
+    unestimated: dict[str, int]  # name -> number of operations on large arrays that have no estimate
 
 
 class Program:
@@ -62,7 +62,7 @@ class Program:
             raise ValueError('the text is not a compiled program: it has no ENTRY computation')
 
     def collectives(self) -> list[Collective]:
-        """Returns every collective once, also one that the compiler spreads over several fusions."""
+        """Returns the collectives. One that the compiler spreads over several fusions is returned once."""
         collectives = {}
         for computation, instruction, times, _ in self._walk(self._entry):
             if kind := _COLLECTIVE.match(instruction.operation):
@@ -72,7 +72,7 @@ class Program:
         return list(collectives.values())
 
     def cycles(self) -> Cycles:
-        """Returns the sum over all executed instructions; a loop counts as often as it iterates."""
+        """Returns the sum over all executed instructions. The body of a loop counts once per iteration."""
         total, unestimated = 0.0, collections.Counter()
         for _, instruction, times, counted in self._walk(self._entry):
             if counted:
@@ -85,10 +85,10 @@ class Program:
 
     def _walk(self, computation: str, times: float = 1,
               counted: bool = False) -> Iterator[tuple[str, Instruction, float, bool]]:
-        """Yields the instructions of a computation and of those that it calls.
+        """Yields the instructions of a computation and of the computations that it calls.
 
         Yields:
-          computation, instruction, number of executions, and True if an enclosing fusion already has an estimate.
+          (computation, instruction, number of executions, whether the estimate of an enclosing fusion includes it).
         """
         for instruction in self._computations[computation].values():
             yield computation, instruction, times, counted
@@ -101,17 +101,17 @@ class Program:
     def _collective(self, computation, instruction, kind, times):
         shapes = _arrays(instruction.shape)
         if instruction.operation.endswith('-start') and kind != 'all-reduce':
-            shapes = [shape for shape in shapes if shape != ('u32', 1)]  # the compiler's own bookkeeping
-            shapes = shapes[len(shapes) // 2:]  # operands come first, then results
+            shapes = [shape for shape in shapes if shape != ('u32', 1)]  # internal values of the compiler
+            shapes = shapes[len(shapes) // 2:]  # the first half are operands, the second half results
         if kind == 'reduce-scatter':
             shapes = [shape for name in _operands(instruction)
                       for shape in _arrays(self._computations[computation][name].shape)]
         if computation.startswith('all-reduce-scatter'):
-            kind = 'reduce-scatter'  # an all-reduce of which each chip keeps one slice
+            kind = 'reduce-scatter'  # the computation is an all-reduce, but each chip keeps only one slice
         return Collective(kind, times, sum(_width(dtype) * size for dtype, size in shapes))
 
     def _trip_count(self, computation: str, loop: Instruction) -> float:
-        """Returns the iterations of a loop that counts in constant steps up to a limit; NaN for any other loop."""
+        """Returns the number of iterations of a loop with a constant step and limit; NaN for any other loop."""
         called = dict(re.findall(r'\b(condition|body)=%([\w.\-]+)', loop.rest))
         condition, body = (self._computations[called[part]] for part in ('condition', 'body'))
         try:
@@ -131,7 +131,7 @@ class Program:
 
 
 def _label(instruction: Instruction) -> str:
-    """Returns a short name: the target of a custom call, the name of a fusion, the operation of anything else."""
+    """Returns the target of a custom call, the name of a fusion, or the operation of any other instruction."""
     if target := _TARGET.search(instruction.rest):
         return target[1]
     return re.sub(r'[.\d]+$', '', instruction.name) if instruction.operation == 'fusion' else instruction.operation
@@ -158,5 +158,5 @@ def _elements(shape: str) -> int:
 
 
 def _width(dtype: str) -> float:
-    """Returns the bytes of one element."""
+    """Returns the size of one element in bytes."""
     return 1 if dtype == 'pred' else int(re.search(r'\d+', dtype)[0]) / 8

@@ -1,7 +1,7 @@
-"""Measures the input: each stage, the whole pipeline and a simple Pillow pipeline, interleaved.
+"""Measures the input pipeline, its stages, and a simple Pillow pipeline, all interleaved.
 
-CPU-seconds are those of this process and of its workers. They measure the cost of the work also on a machine whose
-cores are shared or idle.
+CPU-seconds include this process and its workers. They measure the cost of the work even if the cores are shared or
+partly idle.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ from evit_jax.data.transforms.decode import decode
 from evit_jax.data.transforms.geometry import TrainTransform, random_crop
 
 _ROUNDS = 3
-_SAMPLE = 48    # examples that the stages process
-_WARM_UP = 2    # uncounted batches of each worker: its start-up, and the batches prepared meanwhile
-_EPOCHS = 10**6  # more than can pass while measuring
+_SAMPLE = 48    # number of examples for the stages
+_WARM_UP = 2    # number of batches per worker that do not count: workers start up and fill their queues
+_EPOCHS = 10**6  # no measurement reaches the end of the last epoch
 
 
 @dataclasses.dataclass
@@ -38,40 +38,41 @@ class Tally:
     name: str
     images: int = 0
     seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of all processes; NaN where the system does not report it
-    shown: int = 1            # images that training sees for each image that passes here
+    cpu_seconds: float = 0.0  # CPU time of all processes; NaN if the system does not report it
+    shown: int = 1            # number of training samples per processed image
 
     def add(self, images: int, seconds: float, cpu_seconds: float) -> None:
-        """Adds the measurement of one turn."""
+        """Adds one measurement."""
         self.images += images
         self.seconds += seconds
         self.cpu_seconds += cpu_seconds
 
     def minus(self, other: 'Tally', name: str) -> 'Tally':
-        """Returns the time of this tally beyond that of the other, for the same number of images."""
+        """Returns the difference of the times of two tallies, for the same number of images."""
         share = self.images / other.images
         return Tally(name, self.images, max(self.seconds - share * other.seconds, 1e-9),
                      max(self.cpu_seconds - share * other.cpu_seconds, 1e-9), self.shown)
 
     @property
     def microseconds(self) -> float:
-        """CPU time for each image that training sees."""
+        """CPU time per training sample."""
         return 1e6 * self.cpu_seconds / self.images / self.shown
 
 
 def measure(source: Source, transform: TrainTransform, *, batch_size: int, repeats: int, workers: int,
             seconds: float) -> list[Tally]:
-    """Measures all stages and pipelines interleaved, so that a busy machine affects all of them alike.
+    """Measures all stages and pipelines interleaved, so that a busy machine affects all of them equally.
 
     Args:
-      transform: augmentation; the simple pipeline applies the same one to each image.
+      source: examples to read.
+      transform: augmentation; also applied in the simple pipeline.
       batch_size: batch size of this process.
-      repeats: augmented copies of each decoded image; the simple pipeline decodes an image for each copy.
-      workers: worker processes of the pipeline; the pipeline is also measured with a thread.
-      seconds: time of measuring; starting the workers adds to it.
+      repeats: number of augmented copies of each decoded image. The simple pipeline decodes the image for every copy.
+      workers: number of worker processes of the pipeline. The pipeline is also measured with a thread.
+      seconds: total time of the measurements, without the time to start the workers.
 
     Returns:
-      Tallies of read, decode, crop (with resizing and flip), augment, collate, the pipelines and, if the source has
+      Tallies of read, decode, crop (including resize and flip), augment, collate, the pipelines and, if the source has
       encoded images, the simple pipeline.
 
     Raises:
@@ -82,7 +83,7 @@ def measure(source: Source, transform: TrainTransform, *, batch_size: int, repea
     rows = np.empty((batch_size, transform.size, transform.size, 3), np.uint8)
     shown = np.zeros(rows.shape[1:], np.uint8)
 
-    def stage(name: str, work: Callable[[int, Example], object], images: int = 1) -> Tally:
+    def stage(name: str, work: Callable[[int, EncodedImage], object], images: int = 1) -> Tally:
         stages.append((Tally(name, shown=images), lambda i: work(i, examples[i % len(examples)])))
         return stages[-1][0]
 
@@ -91,31 +92,32 @@ def measure(source: Source, transform: TrainTransform, *, batch_size: int, repea
     crop = stage('crop', lambda i, example: bare(example.image, np.random.default_rng(i)))
     both = stage('crop and augment', lambda i, example: transform(example.image, np.random.default_rng(i)))
     collate = stage('collate', lambda i, example: np.copyto(rows[i % batch_size], shown))
-    plain = stage('plain Pillow', _plain(transform)) if isinstance(examples[0].encoded, bytes) else None
+    pillow = stage('plain Pillow', _pillow(transform)) if isinstance(examples[0].encoded, bytes) else None
     pipelines = {0: Tally('pipeline, a thread')} | ({workers: Tally(f'pipeline, {workers} workers')} if workers else {})
-    each = seconds / _ROUNDS / (len(stages) + 3 * len(pipelines))  # a pipeline yields whole batches and needs more time
+    each = seconds / _ROUNDS / (len(stages) + 3 * len(pipelines))  # a pipeline gets 3 times as long: it yields batches
     for turn in range(_ROUNDS):
         for tally, work in stages:
             _time(tally, work, each, turn)
         for processes, tally in pipelines.items():
             _time_pipeline(tally, source, transform, batch_size, repeats, processes, 3 * each)
-    return [read, decoded, crop, both.minus(crop, 'augment'), collate, *pipelines.values(), *([plain] if plain else [])]
+    return [read, decoded, crop, both.minus(crop, 'augment'), collate, *pipelines.values(),
+            *([pillow] if pillow else [])]
 
 
-class Example(NamedTuple):
-    """An image that the stages process."""
+class EncodedImage(NamedTuple):
+    """An image for the stages, encoded and decoded."""
 
     encoded: bytes | np.ndarray
     image: np.ndarray  # decoded
 
 
-def _readable(source: Source) -> list[Example]:
-    """Returns the examples of an evenly spread sample that can be decoded."""
+def _readable(source: Source) -> list[EncodedImage]:
+    """Returns the readable examples of an evenly spaced sample."""
     examples, sampled = [], min(_SAMPLE, len(source))
     for index in np.linspace(0, len(source) - 1, sampled).astype(int).tolist():
         try:
             encoded = source[index]['image']
-            examples.append(Example(encoded, decode(encoded)))
+            examples.append(EncodedImage(encoded, decode(encoded)))
         except (ValueError, OSError):
             continue
     if not examples:
@@ -123,11 +125,11 @@ def _readable(source: Source) -> list[Example]:
     return examples
 
 
-def _plain(transform: TrainTransform) -> Callable[[int, Example], np.ndarray]:
-    """Returns the work of a straightforward loader for one image: decode, crop, resize, flip, augment."""
+def _pillow(transform: TrainTransform) -> Callable[[int, EncodedImage], np.ndarray]:
+    """Returns the function that a simple loader applies to one image: decode, crop, resize, flip, augment."""
     policy = augment.from_policy(transform.policy, transform.colour_jitter)
 
-    def show(i: int, example: Example) -> np.ndarray:
+    def show(i: int, example: EncodedImage) -> np.ndarray:
         rng = np.random.default_rng(i)
         picture = Image.open(io.BytesIO(example.encoded)).convert('RGB')
         if transform.scale:
@@ -144,7 +146,7 @@ def _plain(transform: TrainTransform) -> Callable[[int, Example], np.ndarray]:
 def _time(tally: Tally, work: Callable[[int], object], seconds: float, turn: int) -> None:
     cpu, begin = time.process_time(), time.perf_counter()
     for count in itertools.count(1):
-        work(turn + count * _ROUNDS)  # other images in each turn
+        work(turn + count * _ROUNDS)  # each turn uses other images
         if (passed := time.perf_counter() - begin) >= seconds:
             break
     tally.add(count, passed, time.process_time() - cpu)
@@ -166,7 +168,7 @@ def _time_pipeline(tally: Tally, source: Source, transform: TrainTransform, batc
 
 
 def _cpu_seconds() -> float:
-    """Returns the CPU-seconds of this process and its children so far; NaN on a system without /proc."""
+    """Returns the CPU-seconds that this process and its children have used; NaN on a system without /proc."""
     total = time.process_time()
     for child in multiprocessing.active_children():
         try:
@@ -178,7 +180,7 @@ def _cpu_seconds() -> float:
 
 
 def json_rows(tallies: list[Tally]) -> list[dict[str, Any]]:
-    """Returns the rates of each tally and its CPU time per image that training sees."""
+    """Returns the rates of each tally, and its CPU time per training sample."""
     return [{'name': tally.name, 'images_per_second': tally.images / tally.seconds,
              'images_per_cpu_second': tally.images / tally.cpu_seconds,
              'cpu_microseconds_per_image_shown': tally.microseconds} for tally in tallies]

@@ -1,4 +1,4 @@
-"""Measures models: compiles all cases, checks PyTorch's logits on request, and times everything interleaved."""
+"""Measures models: compiles all cases, optionally checks PyTorch's logits, and times all cases interleaved."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +13,10 @@ from evit_jax.benchmarks.timing import Times
 from evit_jax.benchmarks.workloads import Workload
 from evit_jax.training.experiment import Experiment
 
-_TRAIN_MACS = 3  # MACs of a training step in forward passes: the backward pass counts as two
-# Limit of the relative difference to PyTorch's logits, for the median image: a few images may rank two tokens of nearly
-# equal class attention the other way round. Rounding alone causes up to 2e-6 in float32 and 0.03 in bfloat16.
+_TRAIN_MACS = 3  # MACs of a training step, as a multiple of the forward pass: the backward pass counts as two
+# Limit on the relative difference from PyTorch's logits for the median image. The median is used because rounding may
+# swap two tokens of nearly equal class attention in a few images. Rounding alone causes differences of up to 2e-6 in
+# float32 and 0.03 in bfloat16.
 _MAX_DIFFERENCE = {'float32': 1e-4, 'bfloat16': 0.1}
 
 
@@ -23,7 +24,7 @@ class Memory(NamedTuple):
     """Peak memory of a call: weights, input, output and temporaries."""
 
     bytes: int
-    source: str  # 'device' if the device measured it, 'compiler' for the compiler's analysis
+    source: str  # 'device' for a measurement of the device, 'compiler' for an analysis of the compiler
 
 
 def measure(workloads: Sequence[Workload], *, rounds: int, seconds: float, against_torch: bool = False,
@@ -31,13 +32,13 @@ def measure(workloads: Sequence[Workload], *, rounds: int, seconds: float, again
     """Compiles and times workloads.
 
     Args:
-      rounds: number of rounds; every case has one turn in each.
-      seconds: approximate time of all turns together.
-      against_torch: also measures PyTorch's forward pass.
-      setup_run: returns the run of a training workload, set up on one device.
+      rounds: number of rounds. Every case has one turn per round.
+      seconds: approximate total time of all turns.
+      against_torch: if True, PyTorch's forward pass is measured, too.
+      setup_run: function that sets up the run of a training workload on one device.
 
     Returns:
-      The measurement as a dict for JSON; `rows` holds one dict for each workload and engine.
+      The measurement as a dict for JSON. Its `rows` holds one dict for each workload and engine.
 
     Raises:
       ValueError: PyTorch is not available, or its logits differ from ours.
@@ -45,7 +46,7 @@ def measure(workloads: Sequence[Workload], *, rounds: int, seconds: float, again
     device = cases.device()
     metadata = {'device': device.device_kind, 'platform': device.platform, 'rounds': rounds}
     if device.platform == 'cpu':
-        metadata['threads'] = report.num_cpus()  # XLA uses as many
+        metadata['threads'] = report.num_cpus()  # XLA uses one thread per CPU
     if against_torch:
         compiled = sum(not workload.train for workload in workloads)
         metadata['torch'] = torch_evit.configure(device.platform, threads=report.num_cpus(), programs=compiled)
@@ -75,7 +76,7 @@ def _prepare(workloads, engines, setup_run) -> tuple[list[BenchmarkCase], dict[W
         add(cases.training_case(workload, setup_run(workload)) if workload.train else
             cases.inference_case(workload, cache))
     ours = list(ready)
-    # A device reports its highest peak so far, so the case that needs least memory runs first.
+    # A device reports only the highest peak so far, so cases run in the order of their memory.
     memories = {case.workload: measure_memory(case) for case in sorted(ours, key=lambda case: case.peak_bytes)}
     for case in ours:
         for engine in engines if not case.workload.train else ():
@@ -86,7 +87,7 @@ def _prepare(workloads, engines, setup_run) -> tuple[list[BenchmarkCase], dict[W
 
 
 def measure_memory(case: BenchmarkCase) -> Memory:
-    """Runs a case and returns its peak memory, from the device if this call set a new peak, else from the compiler."""
+    """Runs a case and returns its peak memory. The device reports it if the run sets a new peak, else the compiler."""
     before = cases.device().memory_stats()
     case.wait(case.call(0))
     after = cases.device().memory_stats()
@@ -101,7 +102,7 @@ def check_logits(ours: BenchmarkCase, other: BenchmarkCase) -> None:
     for number in range(cases.NUM_INPUTS):
         want, got = (case.fetch(case.call(number)) for case in (ours, other))
         differences += (np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)).tolist()
-    # Other platforms than CPU round float32 products about as coarsely as bfloat16.
+    # GPUs and TPUs round float32 products about as coarsely as bfloat16.
     limit = _MAX_DIFFERENCE[ours.workload.dtype if cases.device().platform == 'cpu' else 'bfloat16']
     if not (difference := float(np.median(differences))) <= limit:
         raise ValueError(f'{ours.workload}: the logits of {other.engine} differ from ours by {difference:.2g} '
@@ -116,7 +117,7 @@ def _rows(ready, memories, times, matmul_times) -> list[dict[str, Any]]:
 
 def _row(case: BenchmarkCase, by_case: dict[tuple[Workload, str], Times], memories: dict[Workload, Memory],
          matmul: Times, matmul_flops: float) -> dict[str, Any]:
-    """Returns the results of one case; None marks values that do not apply."""
+    """Returns the results of one case. None marks values that do not apply."""
     workload, engine = case.workload, case.engine
     times, dense, ours = by_case[workload, engine], by_case.get((workload.dense, engine)), by_case[workload, JAX]
     memory = memories[workload] if engine == JAX else Memory(None, None)

@@ -23,7 +23,7 @@ _COLUMNS = {  # header -> key of a row, format
 
 
 def tables(measurement: dict[str, Any]) -> list[Table]:
-    """Returns the table of our models and, with PyTorch, a second one with the images/s of all engines."""
+    """Returns the table of our models. If PyTorch was measured, a second table holds the images/s of all engines."""
     rows = measurement['rows']
     ours = [row for row in rows if row['engine'] == JAX]
     result = [(('', *_COLUMNS), [(row['case'], *_cells(row)) for row in ours])]
@@ -64,7 +64,7 @@ def remarks(measurement: dict[str, Any]) -> list[str]:
 
 
 def metadata(measurement: dict[str, Any]) -> str:
-    """Returns one line with the date, the machine and the versions."""
+    """Returns one line with the date, the machine and the package versions."""
     machine = report.machine()
     versions = {name: machine['versions'][name] for name in ('jax', 'jaxlib', 'flax')}
     versions |= {'torch': measurement['torch']} if 'torch' in measurement else {}
@@ -88,6 +88,6 @@ def _cells(row):
 
 
 def _speed(row):
-    """Returns images/s; for other engines followed by our speed relative to theirs."""
+    """Formats the images/s of a row. Other engines are followed by our speed relative to theirs."""
     speed = f'{row["images_per_second"]:,.1f}'
     return speed if row['engine'] == JAX else f'{speed} ({row["ours_over_this"]:.2f})'

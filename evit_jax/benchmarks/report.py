@@ -16,7 +16,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'grain', 'numpy', 'Pillow', 'simplejpeg')
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns an aligned table: the first column flush left, the others flush right."""
+    """Formats an aligned table. The first column is flush left, the others are flush right."""
     widths = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
     lines = ['  '.join(cell.ljust(width) if column == 0 else cell.rjust(width)
                        for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in (headers, *rows)]
@@ -24,21 +24,21 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns the table in Markdown."""
+    """Formats a table in Markdown."""
     lines = [headers, ['---', *['---:'] * (len(headers) - 1)], *rows]
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
 
 def check_writable(flag: str, file: str | os.PathLike | None) -> None:
-    """Raises a ValueError if the file of a flag cannot be written. Creates its folder, but not the file."""
+    """Raises a ValueError if the file named by a flag cannot be written. Creates its folder, but not the file."""
     if not file:
         return
-    path, subject, way_out = pathlib.Path(file), f'{flag}={file}', 'name a file in a folder that you may write'
+    path, label, way_out = pathlib.Path(file), f'{flag}={file}', 'name a file in a folder that you may write'
     if not path.exists():
-        storage.make_writable(path.parent, subject, way_out)
+        storage.make_writable(path.parent, label, way_out)
     elif path.is_dir() or not os.access(path, os.W_OK):
         reason = 'it is a folder' if path.is_dir() else 'it is read-only'
-        raise ValueError(f'{subject} cannot be written ({reason}): {way_out}')
+        raise ValueError(f'{label} cannot be written ({reason}): {way_out}')
 
 
 def num_cpus() -> int:
@@ -54,7 +54,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(file: str | os.PathLike, measurement: dict[str, Any]) -> None:
-    """Writes a measurement and the machine as JSON; numbers that are not finite become null.
+    """Writes a measurement and a description of the machine as JSON. Numbers that are not finite become null.
 
     Raises:
       OSError: the file cannot be written.
@@ -65,7 +65,7 @@ def write_json(file: str | os.PathLike, measurement: dict[str, Any]) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """Returns the value with None for every number that JSON cannot express."""
+    """Replaces numbers that JSON cannot express by None."""
     if isinstance(value, dict):
         return {name: _without_nan(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

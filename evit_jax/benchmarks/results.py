@@ -1,4 +1,4 @@
-"""Reads accuracy, cost and speed of models from the files of runs, evaluations and benchmarks, and joins them."""
+"""Reads accuracies, costs and speeds of models from files of runs, evaluations and benchmarks, and joins them."""
 
 import collections
 import json
@@ -12,18 +12,18 @@ from evit_jax.benchmarks.evaluations import Evaluated, Identity, evaluated_in, e
 from evit_jax.runtime import storage
 from evit_jax.viz.tradeoff import Result
 
-_MAX_LISTED = 8  # plans listed in a message
+_MAX_LISTED = 8  # maximum number of plans in a message
 
 
 class Results(NamedTuple):
-    """Results with an accuracy, and descriptions of the speeds that match none of them."""
+    """Results with an accuracy, and descriptions of the speeds that match no result."""
 
     results: list[Result]
-    unmatched: list[str]  # descriptions of speeds without an evaluation
+    unmatched: list[str]  # descriptions of the speeds without an evaluation
     evaluated: list[str]  # descriptions of the evaluations
 
     def explain(self) -> str:
-        """Returns a message that lists both sides and the way out."""
+        """Returns a message that lists the unmatched speeds, the evaluations and the way out."""
         return (f'measured: {_listed(self.unmatched)}; evaluated: {_listed(self.evaluated)}. A speed belongs to the '
                 'evaluations of the same model, image size and plan: measure the run itself (python -m '
                 'evit_jax.benchmark model --models=WORKDIR), or evaluate it under the measured plan (python -m '
@@ -33,17 +33,20 @@ class Results(NamedTuple):
 def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Results:
     """Reads workdirs of runs, files of evaluations, and JSON files with rows of measurements.
 
-    A workdir contributes its last full evaluation and its `evaluate-*.json`. A row has any of name (or case), model,
-    rate, top1, macs, images_per_second, image_size, plan and run. If any top1 of a file is above 1, all of them are
-    percentages; otherwise they are fractions. A row without top1 gives its speed to the evaluations of the same model,
-    image size and plan; a row without a plan, to those with the same MACs. The fastest of several rows counts. Once any
-    speed is joined, the speeds of evaluations, which include reading the images, are dropped.
+    A workdir contributes its last full evaluation and its `evaluate-*.json`. A row may have the keys name (or case),
+    model, rate, top1, macs, images_per_second, image_size, plan and run. If any top1 in a file is above 1, all values
+    in the file are percentages; otherwise they are fractions.
+
+    A row without top1 is a measured speed. It is joined to the evaluations of the same model, image size and plan. If
+    the row has no plan, it is joined to evaluations with the same MACs. The fastest of several rows is used. The speed
+    of an evaluation includes reading the images, so it is dropped if any measured speed is joined.
 
     Args:
-      ema: True for the accuracy of the EMA weights of a run.
+      paths: workdirs and files.
+      ema: if True, use the accuracy of the EMA weights of a run.
 
     Raises:
-      ValueError, OSError: a file is missing or malformed, or none of the speeds matches an evaluation.
+      ValueError, OSError: a file is missing or malformed, or no speed matches an evaluation.
     """
     evaluations, speeds = [], []
     for name in paths:
@@ -64,7 +67,7 @@ def read_results(paths: Sequence[str | os.PathLike], *, ema: bool = False) -> Re
 
 
 def _join(evaluations: list[Evaluated], speeds: Sequence[Evaluated]) -> Results:
-    """Returns the evaluations with the speeds that match them."""
+    """Joins speeds to the evaluations that they match."""
     descriptions = [str(evaluation) for evaluation in evaluations]
     runs, unmatched = {evaluation.run for evaluation in evaluations}, []
     for speed in speeds:
@@ -84,7 +87,7 @@ def _join(evaluations: list[Evaluated], speeds: Sequence[Evaluated]) -> Results:
 
 
 def _match(speed: Evaluated, evaluation: Evaluated, runs: set[str]) -> bool:
-    """Returns True if a speed was measured on the model and plan of an evaluation."""
+    """Returns True if a speed was measured for the model and plan of an evaluation."""
     if speed.run in runs and speed.run != evaluation.run:
         return False
     macs = speed.result.macs, evaluation.result.macs
@@ -100,7 +103,7 @@ def _with_speed(result: Result, speed: float | None) -> Result:
 
 
 def _distinct_series(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
-    """Drops duplicates; adds the name of the run to each series if there are several runs and one has a curve."""
+    """Drops duplicates. If there are several runs, and one has several points, adds the run's name to each series."""
     evaluations = list(dict.fromkeys(evaluations))
     points = collections.Counter(evaluation.run for evaluation in evaluations)
     if len(points) < 2 or all(points[run] < 2 for run in points if run):
@@ -135,7 +138,7 @@ def _rows(path: str | os.PathLike, content: dict[str, Any]) -> list[Evaluated]:
 
 
 def _top1_scale(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> int:
-    """Returns the top1 that means all images are right: 1, or 100 if any value of the file is above 1."""
+    """Returns the largest possible top1 in a file: 100 if any value is above 1, otherwise 1."""
     values = [row['top1'] for row in rows if row.get('top1') is not None]
     if max(values, default=0) <= 1:
         return 1

@@ -1,4 +1,4 @@
-"""Interleaved timing: round after round, so that a slow spell of the machine affects all benchmarks alike."""
+"""Times benchmarks interleaved, in rounds, so that a slow phase of the machine affects all of them equally."""
 
 import collections
 import random
@@ -15,42 +15,44 @@ class Benchmark(NamedTuple):
     """A function to time."""
 
     name: str
-    call: Callable[[int], Any]   # number of the call -> its result, which may still be computing
-    wait: Callable[[Any], Any]   # returns once a result is computed
-    in_flight: int = 1           # calls in flight at a time; with 1, each call is waited for before the next begins
-    min_calls: int = 1           # least number of calls in a turn, however long they take
+    call: Callable[[int], Any]   # number of the call -> result, which may not be computed yet
+    wait: Callable[[Any], Any]   # blocks until a result is computed
+    in_flight: int = 1           # maximum number of concurrent calls; 1 waits for each call before the next one
+    min_calls: int = 1           # minimum number of calls in a turn, independent of the time they take
 
 
 class Times(NamedTuple):
     """Measured times of one benchmark, in seconds."""
 
-    turns: tuple[float, ...]   # mean time of a call, for each round
-    calls: tuple[float, ...]   # time of every call; empty with several calls in flight
+    turns: tuple[float, ...]   # mean time of a call in each round
+    calls: tuple[float, ...]   # time of every call; empty if calls are concurrent
 
     @property
     def median(self) -> float:
         return statistics.median(self.turns)
 
     def percentile(self, percent: float) -> float:
-        """Returns a percentile of the single calls; NaN where calls were not timed one by one."""
+        """Returns a percentile of the times of single calls; NaN if calls were concurrent."""
         return float(np.percentile(self.calls, percent)) if self.calls else float('nan')
 
     def faster_than(self, other: 'Times') -> float:
-        """Returns the speed relative to another benchmark of the same interleaving: the median of the ratios by round.
+        """Returns the speed relative to another benchmark in the same rounds: the median of the ratios of all rounds.
         """
         return statistics.median(theirs / own for own, theirs in zip(self.turns, other.turns, strict=True))
 
 
 def interleave(benchmarks: Sequence[Benchmark], *, rounds: int, seconds: float, seed: int = 0) -> list[Times]:
-    """Times each benchmark once a round, in a new order each round.
+    """Times each benchmark once per round. The order is random in each round.
 
-    Calls are numbered, so that a benchmark can vary its input. Two calls of each benchmark come first and do not count;
-    the second one sets the number of calls in a turn. The first call of every turn does not count either: it finds cold
-    caches, and threads of the previous benchmark may still be awake.
+    Calls are numbered, so that a benchmark can vary its input. First, each benchmark is called twice; the second call
+    determines the number of calls in a turn. These calls are not counted. The first call of every turn is not counted
+    either, because caches are cold and threads of the previous benchmark may still be active.
 
     Args:
-      seconds: approximate time of all turns together; a turn has at least `min_calls` calls.
-      seed: seed of the orders.
+      benchmarks: benchmarks to time.
+      rounds: number of rounds.
+      seconds: approximate total time of all turns. A turn has at least `min_calls` calls.
+      seed: seed of the order.
 
     Raises:
       ValueError: `benchmarks` is empty, or `rounds` or `seconds` is not positive.
@@ -74,7 +76,7 @@ def interleave(benchmarks: Sequence[Benchmark], *, rounds: int, seconds: float, 
 
 
 def _calls_of_turn(benchmark: Benchmark, seconds: float) -> int:
-    """Returns the number of calls that fill `seconds`."""
+    """Returns the number of calls that take about `seconds`."""
     benchmark.wait(benchmark.call(0))
     begin = time.perf_counter()
     benchmark.wait(benchmark.call(1))
@@ -82,7 +84,7 @@ def _calls_of_turn(benchmark: Benchmark, seconds: float) -> int:
 
 
 def _time_turn(benchmark: Benchmark, calls: int, first: int) -> tuple[float, list[float]]:
-    """Returns the seconds of all calls together, and of each call where they run one by one."""
+    """Returns the total seconds of all calls, and the seconds of each call; [] if calls are concurrent."""
     pending, single = collections.deque(), []
     begin = since = time.perf_counter()
     for number in range(first, first + calls):

@@ -1,9 +1,9 @@
 """A baseline: EViT on a DeiT or an LV-ViT in plain PyTorch, with the same weights, the same plan and no extra work.
 
-The model is written as functions over a dict of tensors, because torch is imported only where it is used. It lacks the
-bookkeeping of `torch.nn` modules, which favours PyTorch. Attention is `scaled_dot_product_attention`; blocks that drop
-tokens compute the class token's row of the attention as a separate small product. The engine 'plain attention'
-computes the whole N x N matrix, as the code of the papers does.
+The model is written as functions over a dict of tensors, because torch is imported only when it is used. The overhead
+of `torch.nn` modules is absent, which favours PyTorch. Attention is `scaled_dot_product_attention`. Blocks that drop
+tokens compute the class token's row of the attention as a separate small product. The engine 'torch, plain attention'
+computes the whole N x N matrix, like the code of the papers.
 """
 
 import functools
@@ -17,7 +17,7 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import TOKEN_SHARE, LVViTConfig
 from evit_jax.reduction.plan import TokenPlan
 
-EAGER, PLAIN, COMPILED = ENGINES = 'torch', 'torch, plain attention', 'torch.compile'
+EAGER, FULL_ATTENTION, COMPILED = ENGINES = 'torch', 'torch, plain attention', 'torch.compile'
 
 
 def import_torch() -> Any:
@@ -35,41 +35,41 @@ def import_torch() -> Any:
 
 
 def configure(device: str, threads: int, programs: int) -> str:
-    """Configures torch to be timed beside JAX, and returns its version.
+    """Configures torch for a fair comparison with JAX, and returns its version.
 
     Args:
       device: platform that JAX computes on, 'cpu' or 'gpu'.
-      threads: number of CPU threads, the same as JAX has.
-      programs: number of programs to compile; by default torch.compile falls back to eager mode after 8 versions of
-        the same code.
+      threads: number of CPU threads, equal to that of JAX.
+      programs: number of programs to compile. It raises torch.compile's default limit: after 8 versions of the same
+        code, torch.compile would fall back to eager mode.
 
     Raises:
-      ValueError: torch is not installed, or cannot use the device.
+      ValueError: torch is not installed, or does not support the device.
     """
     torch = import_torch()
     if device != 'cpu' and not (device == 'gpu' and torch.cuda.is_available()):
         raise ValueError(f'--against=torch: JAX computes on {device}, and torch {torch.__version__} cannot: install '
                          'a torch for it, or measure on the CPU with JAX_PLATFORMS=cpu')
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision('high')  # TF32 on GPUs, as in JAX by default; still float32 on CPUs
+    torch.set_float32_matmul_precision('high')  # selects TF32 on GPUs, JAX's default; CPUs still use float32
     torch._dynamo.config.recompile_limit = 8 + programs
-    torch._inductor.config.force_disable_caches = True  # else compile times would be those of reading the cache
+    torch._inductor.config.force_disable_caches = True  # otherwise compile times would only include reading the cache
     return torch.__version__
 
 
 class TorchEViT:
-    """A ViT without distillation token, which classifies under any plan for its image size."""
+    """A ViT without distillation token. It supports any token plan for its image size."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], config: ViTConfig, *, dtype: str, device: str):
         """Moves the weights to the device.
 
         Args:
-          weights: arrays by timm's names, as `interchange.torch_weights.to_torch` returns them.
+          weights: arrays by timm's names, as returned by `interchange.torch_weights.to_torch`.
           dtype: dtype of the weights and of the computation.
           device: 'cpu' or 'gpu'.
 
         Raises:
-          ValueError: the model has an activation or a pooling that is not implemented here.
+          ValueError: the activation or pooling of the model is not implemented here.
         """
         assert not config.distilled
         if (config.activation, config.pooling) != ('gelu', 'token'):
@@ -86,33 +86,33 @@ class TorchEViT:
         return self._torch.from_numpy(value).to(device=self._device, dtype=self._dtype)
 
     def forward(self, plan: TokenPlan, engine: str) -> Callable[[Any], Any]:
-        """Returns the function from images [B, 3, S, S] to logits [B, L] under a plan.
+        """Returns the function that maps images [B, 3, S, S] to logits [B, L] under a plan.
 
         Args:
           engine: one of ENGINES.
         """
-        run = functools.partial(self.logits, plan=plan, plain=engine == PLAIN)
-        if engine == COMPILED:  # fullgraph: code that cannot be compiled is an error, not run eagerly
+        run = functools.partial(self.logits, plan=plan, full_attention=engine == FULL_ATTENTION)
+        if engine == COMPILED:  # fullgraph=True raises an error for code that cannot be compiled
             run = self._torch.compile(run, fullgraph=True, dynamic=False)
         return self._torch.inference_mode()(run)
 
     def wait(self, result: Any) -> None:
-        """Returns once the device has finished all calls; a CPU computes synchronously."""
+        """Blocks until the device has finished all calls. CPU calls are synchronous."""
         if self._device == 'cuda':
             self._torch.cuda.synchronize()
 
-    def logits(self, images: Any, plan: TokenPlan, plain: bool = False) -> Any:
+    def logits(self, images: Any, plan: TokenPlan, full_attention: bool = False) -> Any:
         """Returns the logits [B, L] of normalised images [B, 3, S, S].
 
         Args:
-          plain: computes the whole attention matrix.
+          full_attention: if True, computes the whole attention matrix.
         """
         x = self._patches(images)
         class_token = self._weights['cls_token'].expand(len(x), -1, -1)
         x = self._torch.cat([class_token, x], dim=1) + self._weights['pos_embed']
         ranks = []
         for block, keep in enumerate(plan.keep):
-            x = self._block(x, f'blocks.{block}.', keep, plan.fused, plain, ranks)
+            x = self._block(x, f'blocks.{block}.', keep, plan.fused, full_attention, ranks)
         if not self._is_lvvit:
             return self._linear(self._norm(x[:, 0], 'norm'), 'head')
         x = self._norm(x, 'norm')
@@ -149,10 +149,10 @@ class TorchEViT:
         values = (self._weights[name + part] for part in ('running_mean', 'running_var', 'weight', 'bias'))
         return self._f.relu(self._f.batch_norm(x, *values, eps=1e-5))
 
-    def _block(self, x, name, keep, fused, plain, ranks):
-        """Applies a transformer block; a reduction comes before the MLP and appends its kept indices to `ranks`."""
+    def _block(self, x, name, keep, fused, full_attention, ranks):
+        """Applies a transformer block. A reduction takes place before the MLP; kept indices are appended to `ranks`."""
         branch, attention = self._attention_branch(self._norm(x, name + 'norm1'), name + 'attn.', keep is not None,
-                                                   plain)
+                                                   full_attention)
         x = x.add(branch, alpha=self._config.residual_scale)
         if keep is not None:
             ranks.append(attention.topk(keep, dim=1).indices)
@@ -160,14 +160,14 @@ class TorchEViT:
         hidden = self._f.gelu(self._linear(self._norm(x, name + 'norm2'), name + 'mlp.fc1'))
         return x.add(self._linear(hidden, name + 'mlp.fc2'), alpha=self._config.residual_scale)
 
-    def _attention_branch(self, x, name, reduces, plain):
-        """Returns the branch [B, N, D] and, in a block that reduces, the class attention [B, N - 1], else None."""
+    def _attention_branch(self, x, name, reduces, full_attention):
+        """Returns the output [B, N, D], and the class attention [B, N - 1], or None if the block does not reduce."""
         batch, n, width = x.shape
         head = width // self._config.heads
         qkv = self._linear(x, name + 'qkv').reshape(batch, n, 3, self._config.heads, head).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # each [B, H, N, d]
         attention = None
-        if plain:
+        if full_attention:
             weights = (q * head**-0.5 @ k.transpose(-2, -1)).softmax(-1)  # [B, H, N, N]
             mixed = weights @ v
             if reduces:
@@ -180,7 +180,7 @@ class TorchEViT:
         return self._linear(mixed.transpose(1, 2).reshape(batch, n, width), name + 'proj'), attention
 
     def _reduce(self, x, attention, rank, fused):
-        """Returns the class token, the tokens of `rank`, and the sum of the others weighted by class attention."""
+        """Returns the class token, the tokens at `rank`, and the sum of all others, weighted by class attention."""
         patches = x[:, 1:]
         parts = [x[:, :1], patches.gather(1, rank[..., None].expand(-1, -1, x.shape[-1]))]
         if fused:

@@ -1,4 +1,4 @@
-"""Compiles the steps of a run for a TPU slice, without a TPU, and reports the compiler's estimates.
+"""Compiles the steps of a run for a TPU slice, and reports the compiler's estimates. No TPU is needed.
 
 Nothing is measured.
 """
@@ -30,9 +30,9 @@ class Chip(NamedTuple):
 
     hbm: float            # bytes
     clock: float          # Hz
-    example: str          # topology of a slice
-    devices: int = 1      # devices per chip, for the compiler
-    inferred: bool = False  # True if the clock is not published but inferred from the peak
+    example: str          # topology of one slice
+    devices: int = 1      # number of devices that the compiler sees per chip
+    inferred: bool = False  # True if the clock is not published, but inferred from the peak FLOP/s
 
 
 # Clocks: v4 is published (ISCA 2023). v5e and v5p follow from the published peak at 2 FLOPs in each cell of 4 MXUs of
@@ -43,8 +43,8 @@ CHIPS = {
     'v5p': Chip(95e9, 1.75e9, 'v5p:2x2x1'),
     'v4': Chip(32e9, 1.05e9, 'v4:2x2x1', devices=2),
 }
-# Settings that let libtpu start without a TPU, without warnings, and beside another process that has loaded it. The
-# accelerator type given here does not affect the topology that is compiled for.
+# Settings that let libtpu start without a TPU and without warnings, even if another process has loaded it. This
+# accelerator type does not affect the topology to compile for.
 _ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'TPU_WORKER_HOSTNAMES': 'localhost',
                 'TPU_WORKER_ID': '0', 'TPU_STDERR_LOG_LEVEL': '3', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
 
@@ -53,26 +53,26 @@ class Collectives(NamedTuple):
     """All collectives of one kind."""
 
     count: float
-    bytes: float   # bytes of the whole arrays
+    bytes: float   # total size of the arrays
 
 
 class CompiledStep(NamedTuple):
-    """Figures of a step compiled for a slice. All of them are per chip."""
+    """Figures of a step compiled for a slice. All figures are per chip."""
 
     step: str
     plan: str
-    images: int              # images of a batch
+    images: int              # number of images in a batch
     seconds: float           # compile time on this machine
     arguments: float         # bytes
     outputs: float           # bytes; most of them alias the arguments
     temporaries: float       # bytes
-    peak: float              # bytes at the peak, with the code of the program
+    peak: float              # bytes at the peak, including the code of the program
     bytes_accessed: float
     flops: float
     collectives: dict[str, Collectives]
     cycles: float            # estimate of the compiler
-    unestimated: dict[str, int]  # operations without an estimate -> their number
-    images_per_second: float  # at the estimated cycles and the clock of the chip
+    unestimated: dict[str, int]  # name -> number of operations without an estimate
+    images_per_second: float  # computed from the estimated cycles and the chip's clock
 
 
 def chip_of(topology: str) -> Chip:
@@ -96,7 +96,7 @@ def version() -> str:
 
 
 def devices_of(topology: str) -> Sequence[jax.Device]:
-    """Returns the devices of a slice as the compiler sees them. Call it before JAX initialises a device.
+    """Returns the compiler's devices for a slice. Call this function before JAX initialises a backend.
 
     Raises:
       ValueError: the slice does not exist, or the compiler is not installed.
@@ -115,14 +115,14 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
 
 
 def compile_step(run: Experiment, step: str, plan: TokenPlan, topology: str) -> CompiledStep:
-    """Compiles a step of a run exactly as training would execute it.
+    """Compiles a step of a run exactly as in training.
 
     Args:
       run: the run, set up on the devices of the slice.
       step: one of STEPS.
 
     Raises:
-      ValueError: compilation fails, for example for lack of memory on a chip.
+      ValueError: compilation fails, for example because a chip has too little memory.
     """
     chip, state = chip_of(topology), run.abstract_state()
     make, first = {'train': (run.train_step, state), 'eval': (run.eval_step, state.params)}[step]
@@ -139,12 +139,12 @@ def compile_step(run: Experiment, step: str, plan: TokenPlan, topology: str) -> 
 
 
 def cycles_of(function: Callable, device: jax.Device, arguments: Sequence[Any]) -> float:
-    """Returns the compiler's estimate of the cycles of a function on one device.
+    """Returns the compiler's estimate of the cycles that a function takes on one device.
 
-    The compiler chooses the layouts of arguments and results, as it does within a larger program.
+    The compiler chooses the layouts of arguments and results, as within a larger program.
 
     Args:
-      arguments: shapes and dtypes.
+      arguments: shapes and dtypes of the arguments.
     """
     layout = Format(Layout.AUTO, SingleDeviceSharding(device))
     step = jax.jit(function, in_shardings=layout, out_shardings=layout)
@@ -173,7 +173,7 @@ def _figures(program, chip, **metadata) -> CompiledStep:
 
 
 def table_rows(programs: Sequence[CompiledStep], chip: Chip) -> list[tuple[str, ...]]:
-    """Returns the rows of a table with a column for each program."""
+    """Returns the rows of a table that has one column per program."""
     rows = {
         'compiled in': lambda p: f'{p.seconds:,.0f} s', 'images': lambda p: f'{p.images:,}',
         'HBM: arguments': lambda p: _size(p.arguments), 'outputs': lambda p: _size(p.outputs),

@@ -1,4 +1,4 @@
-"""Workloads to benchmark: every combination of the models, plans, sizes and dtypes that the flags list."""
+"""Workloads to benchmark: all combinations of the models, plans, sizes and dtypes in the flags."""
 
 import dataclasses
 import itertools
@@ -17,20 +17,20 @@ from evit_jax.reduction.reducers import EVIT
 
 
 class Workload(NamedTuple):
-    """One combination: a model under a plan, at one image size, batch size and dtype."""
+    """One combination of model, plan, image size, batch size and dtype."""
 
     model: str
     rate: float
-    fused: bool          # True if dropped tokens are fused; False where nothing is dropped
+    fused: bool          # True if dropped tokens are fused; False if no token is dropped
     image_size: int
     batch_size: int
     dtype: str           # dtype of the computation
     reduce_at: tuple[int, ...]
-    train: bool = False  # measures the training step, not the forward pass
+    train: bool = False  # True to measure the training step instead of the forward pass
     reducer: Reducer = EVIT
-    r: int = 0           # tokens that every block merges; replaces the rate if not 0
-    tokens: tuple[int, ...] = ()  # tokens kept at each reduction; replace the rate if not empty
-    gather_impl: str = ''         # implementation of the gather in reductions; '' for the platform's best
+    r: int = 0           # number of tokens merged in every block; overrides the rate unless 0
+    tokens: tuple[int, ...] = ()  # number of tokens kept at each reduction; overrides the rate unless empty
+    gather_impl: str = ''         # implementation of the gather in reductions; '' selects the platform's best
     run: str = ''                 # folder of the run that the model belongs to; '' for a named model
     run_config: ViTConfig | None = None  # config of the run's model
 
@@ -40,7 +40,7 @@ class Workload(NamedTuple):
 
     @property
     def modules(self) -> Modules:
-        """The learned modules of the reducer that the model needs."""
+        """The learned modules that the reducer needs in the model."""
         return Modules(self.reducer, len(self.reduce_at)) if self.reducer.is_learned else NO_MODULES
 
     @property
@@ -56,7 +56,7 @@ class Workload(NamedTuple):
 
     @property
     def executed_macs(self) -> int:
-        """MACs that the model executes for the logits of one image."""
+        """MACs that are actually executed to compute the logits of one image."""
         return self.config.executed_macs(self.plan)
 
     @property
@@ -76,9 +76,9 @@ class Workload(NamedTuple):
 
 
 class WorkloadLists(NamedTuple):
-    """Lists of values to combine. None, and an empty list of sizes or blocks, stands for the settings of each model.
+    """Lists of values to combine. None, or an empty list of sizes or blocks, selects the default of each model.
 
-    A named model fuses, computes in float32, and reduces by EViT at a quarter, half and three quarters of its depth.
+    Defaults of a named model: fusion, float32, and EViT at a quarter, half and three quarters of the depth.
     """
 
     names: Sequence[str]         # names of models, and folders of runs
@@ -88,18 +88,18 @@ class WorkloadLists(NamedTuple):
     image_sizes: Sequence[int] = ()
     dtypes: Sequence[str] | None = None
     reduce_at: Sequence[int] = ()           # blocks that reduce tokens
-    train: bool = False                     # adds the training step of each workload
+    train: bool = False                     # True to also measure the training step of each workload
     reducers: Sequence[str | Reducer] | None = None  # a reducer that cannot fuse is measured without fusion
-    r: Sequence[int] = ()                   # tokens that every block merges, beside the rates; for reducers that merge
-    plans: Sequence[PlanFile] = ()          # plans to measure beside the rates, each with every reducer
-    gather_impls: Sequence[str] = ('',)     # for reducers that keep tokens by rank; '' is the platform's best
+    r: Sequence[int] = ()                   # numbers of tokens to merge in every block, in addition to the rates
+    plans: Sequence[PlanFile] = ()          # plans to measure with every reducer, in addition to the rates
+    gather_impls: Sequence[str] = ('',)     # gathers of reducers that keep tokens by rank; '' is the platform's best
 
 
 def parse_choices(flag: str, words: Sequence[str] | None, choices: dict[str, Any]) -> list[Any] | None:
-    """Maps the words of a flag to their values; returns None for a flag that is not set.
+    """Maps the words of a flag to their values. Returns None if the flag is not set.
 
     Raises:
-      ValueError: a word is not among the choices.
+      ValueError: a word is not one of the choices.
     """
     if words is None:
         return None
@@ -110,9 +110,9 @@ def parse_choices(flag: str, words: Sequence[str] | None, choices: dict[str, Any
 
 
 def combine(lists: WorkloadLists) -> list[Workload]:
-    """Returns every combination once. All dense combinations of a model are one workload.
+    """Returns all distinct combinations. Dense combinations of a model that differ in their reduction are equal.
 
-    A run adds its own plan to those of the rates.
+    The plan of a run is added to the plans of the rates.
 
     Raises:
       ValueError: a list is empty, or a value is out of range.
@@ -144,10 +144,10 @@ def combine(lists: WorkloadLists) -> list[Workload]:
 
 
 def _reductions(model: BenchmarkModel, lists: WorkloadLists, own_reducers: Sequence[Reducer]) -> list[dict[str, Any]]:
-    """Returns the workload fields of each rate, then of each r, for each reducer.
+    """Returns the workload fields for each rate and each r, combined with each reducer.
 
     Raises:
-      ValueError: a rate below 1, and no block that reduces tokens.
+      ValueError: a rate is below 1, but no block reduces tokens.
     """
     reduce_at = tuple(sorted(lists.reduce_at)) or model.blocks
     if not reduce_at and any(rate != 1 for rate in lists.rates):
@@ -162,7 +162,7 @@ def _reductions(model: BenchmarkModel, lists: WorkloadLists, own_reducers: Seque
 
 
 def _trained_reduction(model: BenchmarkModel) -> dict[str, Any]:
-    """Returns the plan of a run as workload fields."""
+    """Returns the workload fields for the plan of a run."""
     budget = model.budget
     if budget.rate is not None:
         return _reduction(budget.reducer, budget.fuse, model.blocks, rate=budget.rate)
@@ -195,7 +195,10 @@ def _check_merging(merged, selected):
 
 
 def _with_gathers(workload, gather_impls):
-    """Returns the workload with each gather implementation, as keys; once where nothing is gathered by rank."""
+    """Returns a dict whose keys are the workload with each gather implementation.
+
+    A workload that gathers nothing by rank occurs once.
+    """
     if not workload.plan.reductions:
         return {workload.dense: None}
     return {workload._replace(gather_impl='' if workload.reducer.merges else gather_impl): None

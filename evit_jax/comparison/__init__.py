@@ -1,1 +1,1 @@
-"""Compares methods of dropping tokens on equal terms: the same data, seeds, steps and multiply-accumulates."""
+"""Compares methods of dropping tokens with the same data, seeds, steps and multiply-accumulates."""

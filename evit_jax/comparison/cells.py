@@ -1,4 +1,4 @@
-"""The cells of a comparison: one run or evaluation for each setting, method, cost and seed."""
+"""The cells of a comparison. There is one cell for each setting, method, cost and seed."""
 
 import re
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ def cells_of(config: Any) -> list[Cell]:
     """Returns all cells of a comparison. Cells that need no training come first.
 
     Raises:
-      ValueError: a method without a definition, a share out of range, or an empty list.
+      ValueError: a method has no definition, a share is out of range, or a list is empty.
     """
     cells = []
     for setting in SETTINGS:
@@ -74,7 +74,7 @@ def config_of(config: Any, cell: Cell, dense: str) -> Any:
 
 
 def dense_config(config: Any) -> Any:
-    """Returns the config of the dense model, which the settings 'untrained' and 'finetuned' start from."""
+    """Returns the config of the dense model. It is the start of the settings 'untrained' and 'finetuned'."""
     run = config.run.copy_and_resolve_references()
     with run.unlocked():
         run.keep.update(rate=1.0, rates=(), tokens=(), macs=0.0)

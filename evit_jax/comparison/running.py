@@ -1,4 +1,4 @@
-"""Runs the cells of a comparison one after the other. Finished cells are skipped; unfinished ones resume."""
+"""Runs the cells of a comparison sequentially. Finished cells are skipped; unfinished cells resume."""
 
 import json
 import os
@@ -18,25 +18,26 @@ from evit_jax.runtime import storage
 from evit_jax.runtime.preemption import PreemptionHandler
 from evit_jax.training import checks, evaluation_config, experiment, loop, results
 
-_DONE = 'done.json'  # result of a finished cell, in its folder
+_DONE = 'done.json'  # file in the folder of a finished cell that holds its result
 _RESULT_KEYS = ('top1', 'images', 'macs', 'macs_dense')
 
 
 def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Source] | None = None,
             model_config: ViTConfig | None = None) -> list[dict[str, Any]]:
-    """Runs every cell that is not finished, and returns the results of all.
+    """Runs every unfinished cell, and returns the results of all cells.
 
     Args:
+      config: config of the comparison.
       out: folder of the runs.
-      sources: training and test source, in place of those that the config names.
-      model_config: model in place of the one that the config names.
+      sources: training and test source that replace those in the config.
+      model_config: model that replaces the one in the config.
 
     Returns:
-      A row for each cell: setting, method, share, seed, top1 (in [0, 1]), images (number evaluated), macs, macs_dense.
+      One row per cell: setting, method, share, seed, top1 (in [0, 1]), images (number evaluated), macs, macs_dense.
 
     Raises:
-      ValueError: a cell has a bad config; raised before the first one runs.
-      Preempted: SIGTERM or SIGINT was received; finished and unfinished cells are kept.
+      ValueError: the config of a cell is invalid. All configs are checked before the first cell runs.
+      Preempted: SIGTERM or SIGINT was received. Finished and unfinished cells are kept.
     """
     out, cells = pathlib.Path(out), cells_of(config)
     objects = {'sources': sources, 'model_config': model_config}

@@ -1,4 +1,4 @@
-"""Summarises a comparison: means and standard deviations over the seeds, and which expected orderings hold."""
+"""Summarises a comparison: computes means and standard deviations over seeds, and checks expected orderings."""
 
 import collections
 import math
@@ -12,14 +12,14 @@ _TITLES = {'untrained': 'without training', 'finetuned': 'fine-tuned', 'scratch'
 
 
 class Score(NamedTuple):
-    """The accuracy of one method in one setting at one cost, for each seed. Fractions are in [0, 1]."""
+    """The accuracies of one method in one setting at one cost. Fractions are in [0, 1]."""
 
     setting: str
     method: str
     share: float               # requested fraction of the dense model's MACs
     macs: float                # actual fraction of the dense model's MACs
-    top1: tuple[float, ...]    # one value for each seed
-    images: int                # number of images evaluated for each seed
+    top1: tuple[float, ...]    # one value per seed
+    images: int                # number of images evaluated per seed
 
     @property
     def mean(self) -> float:
@@ -32,12 +32,12 @@ class Score(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error of one evaluation, from the random choice of its images."""
+        """Standard error of one evaluation. It accounts only for the random choice of the images."""
         return math.sqrt(self.mean * (1 - self.mean) / self.images)
 
 
 def scores(rows: Sequence[dict[str, Any]]) -> list[Score]:
-    """Groups the rows of `compare` by all but the seed, in the order of the rows."""
+    """Groups the rows of `compare` by setting, method and share. The order of the rows is preserved."""
     groups = collections.defaultdict(list)
     for row in rows:
         groups[row['setting'], row['method'], row['share']].append(row)
@@ -46,7 +46,7 @@ def scores(rows: Sequence[dict[str, Any]]) -> list[Score]:
 
 
 def table(all_scores: Sequence[Score], setting: str) -> tuple[list[str], list[list[str]]]:
-    """Returns headers and rows of the table of one setting: a row for each method, a column for each cost."""
+    """Returns the headers and rows of the table for one setting. It has a row per method and a column per cost."""
     by_key = {(score.method, score.share): score for score in all_scores if score.setting == setting}
     shares = sorted({share for _, share in by_key} - {1.0}, reverse=True)
     lines = [[method, *(_format(by_key.get((method, share))) for share in shares)]
@@ -59,17 +59,17 @@ def table(all_scores: Sequence[Score], setting: str) -> tuple[list[str], list[li
 def orderings(all_scores: Sequence[Score], expected: Sequence[dict[str, str]]) -> list[str]:
     """Returns a sentence for each expected ordering and each cost: it holds, does not hold, or is open.
 
-    Seeds are compared in pairs. An ordering holds if it does in every pair, and is open if the pairs disagree. A single
-    pair decides only if it differs by more than twice the standard error of its two evaluations.
+    The accuracies of the two methods are compared for each seed. An ordering holds if it holds for every seed, and is
+    open if seeds disagree. A single pair decides only if its difference exceeds twice the standard error.
 
     Args:
-      expected: dicts with the keys better and worse (methods), setting, and worse_setting if it is another.
+      expected: dicts with the keys better and worse (methods), setting, and worse_setting if it differs from setting.
     """
     by_key = {(score.setting, score.method, score.share): score for score in all_scores}
     lines = []
-    for claim in expected:
-        better, worse = claim['better'], claim['worse']
-        setting, worse_setting = claim['setting'], claim.get('worse_setting', claim['setting'])
+    for ordering in expected:
+        better, worse = ordering['better'], ordering['worse']
+        setting, worse_setting = ordering['setting'], ordering.get('worse_setting', ordering['setting'])
         shares = {share for *key, share in by_key if key == [setting, better]}
         for share in sorted(shares, reverse=True):
             if (worse_setting, worse, share) not in by_key:
@@ -86,7 +86,7 @@ def orderings(all_scores: Sequence[Score], expected: Sequence[dict[str, str]]) -
 
 
 def _differences(high: Sequence[float], low: Sequence[float]) -> list[float]:
-    """Returns the differences seed by seed. A single value is paired with every seed of the other method.
+    """Returns the difference for each seed. A single value is paired with every seed of the other method.
 
     Raises:
       ValueError: the numbers of seeds differ, and neither is 1.

@@ -1,4 +1,4 @@
-"""Assembles the batches of the input pipeline: a step becomes arrays, a function of (seed, step).
+"""Assembles the batches of the input pipeline. A training batch is a function of (seed, step).
 
 Unreadable training examples are replaced; unreadable evaluation examples get weight 0.
 """
@@ -16,22 +16,22 @@ from evit_jax.data.token_labels.targets import TokenTargets
 from evit_jax.data.transforms.decode import decode
 
 TrainTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [H, W, 3] -> uint8 [S, S, 3]
-EvalTransform = Callable[[np.ndarray], np.ndarray]                        # and `mask(mask)` -> bool [S, S]
+EvalTransform = Callable[[np.ndarray], np.ndarray]                        # also has a method mask(mask) -> bool [S, S]
 
 _TRIES = 16  # replacements tried for an unreadable example
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatcher:
-    """Maps a step to this process's share of its training batch."""
+    """Maps a step to the rows of its training batch that belong to this process."""
 
     source: Source
     transform: TrainTransform
     seed: int
     repeats: int
-    local: int       # number of rows in the share
+    local: int       # number of rows of this process
     batch_size: int
-    first: int       # first row of the share in the global batch, plus the offset of the steps
+    first: int       # index of its first row in the global batch, plus the offset of the steps
     targets: TokenTargets | None
 
     @functools.cached_property
@@ -56,7 +56,7 @@ class TrainBatcher:
         return batch | {'failed': np.array(failed, str)}
 
     def _sample(self, read, decoded, epoch, index, copy, failed):
-        """Returns the rows of a sample, or of its first readable replacement."""
+        """Returns the arrays of a sample. If it is unreadable, its first readable replacement is used."""
         for attempt, number in enumerate(self._candidates(epoch, index)):
             example = None
             try:
@@ -83,7 +83,7 @@ class TrainBatcher:
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatcher:
-    """Maps the number of a batch to this process's share of the evaluation batch."""
+    """Maps the number of an evaluation batch to the rows that belong to this process."""
 
     source: Source
     transform: EvalTransform
@@ -121,7 +121,7 @@ class EvalBatcher:
 
 
 def _mask_of(example: dict, image: np.ndarray) -> np.ndarray:
-    """Returns the example's mask, uint8 [H, W], after checking that it has the proportions of the image."""
+    """Returns the mask of an example, uint8 [H, W], after checking its aspect ratio against that of the image."""
     mask = example['mask']
     mask = mask if isinstance(mask, np.ndarray) else decode(mask)[..., 0]
     (height, width), (rows, columns) = image.shape[:2], mask.shape
@@ -132,17 +132,17 @@ def _mask_of(example: dict, image: np.ndarray) -> np.ndarray:
 
 
 def _blank() -> np.ndarray:
-    """Returns an image with which to find the output shape of a transform."""
+    """Returns a black image. It serves to determine the output shape of a transform."""
     return np.zeros((64, 64, 3), np.uint8)
 
 
 def _put(rows: np.ndarray, row: int, value: np.ndarray | int) -> None:
-    """Sets a row after checking its shape, which numpy would broadcast."""
+    """Sets a row after checking the shape of the value: numpy would broadcast a wrong one."""
     assert np.shape(value) == rows.shape[1:], f'a transform returned shape {np.shape(value)} after {rows.shape[1:]}'
     rows[row] = value
 
 
 def _failure(index: int, example: dict | None, error: Exception) -> str:
-    """Returns 'id: reason' in one line."""
+    """Returns the id of the example and the reason of the error as one line, 'id: reason'."""
     name = example['id'] if example else f'example {index}'
     return f'{name}: {" ".join(str(error).split())[:200]}'

@@ -1,7 +1,7 @@
 """Human-readable class names.
 
-The file `imagenet_classes.txt` lists the synsets of ImageNet-1k in the order of their labels, each with a short, unique
-name. The bird and the machine called crane, for example, have different names.
+The file `imagenet_classes.txt` lists the synsets of ImageNet-1k in the order of their labels. Each has a short, unique
+name: the two classes called crane, a bird and a machine, have different names here.
 """
 
 import collections
@@ -16,7 +16,7 @@ from evit_jax.data.names import in_one_line
 
 
 def default_class_names(count: int) -> tuple[str, ...]:
-    """Returns class names for weights stored without any: those of ImageNet-1k for 1,000 classes, else numbers."""
+    """Returns class names for weights that store none: ImageNet-1k's for 1,000 classes, otherwise numbers."""
     names = tuple(_imagenet().values())
     if count != len(names):
         return tuple(map(str, range(count)))
@@ -25,16 +25,16 @@ def default_class_names(count: int) -> tuple[str, ...]:
 
 
 def readable_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names as displayed. Synsets (n01440764) become words unless another class has the same name."""
+    """Returns display names. A synset (n01440764) becomes words unless another class would have the same name."""
     readable = tuple(_imagenet().get(name, display_name(name)) for name in names)
     counts = collections.Counter(readable)
     return tuple(name if counts[name] == 1 else display_name(old) for name, old in zip(readable, names))
 
 
 def display_name(name: str) -> str:
-    """Returns the name of a class folder as displayed, recorded and compared: one line, in composed Unicode (NFC).
+    """Returns the canonical form of a class folder's name: one line, in composed Unicode (NFC).
 
-    File systems and archives use different forms: 'é' is one character on Linux, and often two on macOS.
+    File systems and archives use different Unicode forms: 'é' is one character on Linux, and often two on macOS.
     """
     return unicodedata.normalize('NFC', in_one_line(name))
 
@@ -46,14 +46,14 @@ def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Returns the pairs of names that differ only in case, spaces, or invisible or equivalent characters."""
+    """Returns the pairs of names that look alike: they differ in case, spaces, invisible or equivalent characters."""
     first: dict[str, str] = {}
     return [(first[key], name) for name in names if first.setdefault(key := lookalike_key(name), name) != name]
 
 
 def lookalike_key(name: str) -> str:
-    """Returns a text that is equal for lookalikes."""
-    # Without characters of category Cf, such as a byte order mark.
+    """Returns a key that is equal for names that look alike."""
+    # Characters of category Cf, such as a byte order mark, are invisible.
     visible = ''.join(letter for letter in name if unicodedata.category(letter) != 'Cf')
     return ''.join(unicodedata.normalize('NFKC', visible).casefold().split())
 

@@ -1,4 +1,4 @@
-"""Counts and logs the examples that cannot be read, and stops the run if there are too many."""
+"""Counts and logs unreadable examples, and stops the run if there are too many."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,24 +6,24 @@ from absl import logging
 
 from evit_jax.runtime import distributed
 
-_MAX_LOGGED = 20  # examples with a log line of their own; after that, a line at each doubling of the count
+_MAX_LOGGED = 20  # examples that get a log line each; later failures are logged when their number has doubled
 
 
 class Failures:
     """Removes `failed` from the batches of one pipeline, and counts and logs its entries.
 
     Attributes:
-      num_failed: number of samples of this process that could not be read.
-      num_samples: number of samples of this process, including those.
+      num_failed: number of unreadable samples in this process.
+      num_samples: number of all samples in this process, including unreadable ones.
     """
 
     def __init__(self, limit: float, examples: int):
         """Sets the limit.
 
         Args:
-          limit: maximum fraction of unreadable samples, in [0, 1]. It refers to one pass over the data, and from then
-            on to all samples so far.
-          examples: number of examples in one pass, of all processes together.
+          limit: maximum fraction of unreadable samples, in [0, 1]. During the first pass over the data it is a fraction
+            of the whole pass; later, of all samples so far.
+          examples: number of examples in one pass, over all processes.
 
         Raises:
           ValueError: the limit is outside [0, 1].
@@ -40,7 +40,8 @@ class Failures:
         """Returns the batch without `failed`, after counting and logging the entries.
 
         Raises:
-          ValueError: too many have failed. With several processes only `check` raises, so that all stop together.
+          ValueError: too many samples have failed. If there are several processes, only `check` raises this error, so
+            that they all stop at the same step.
         """
         failed = batch['failed'].tolist()
         self.num_failed += len(failed)
@@ -56,7 +57,7 @@ class Failures:
         self.check()
 
     def check(self) -> None:
-        """Compares the counts of all processes with the limit. All processes call this at the same step.
+        """Compares the counts, summed over all processes, with the limit. All processes must call it at the same step.
 
         Raises:
           ValueError: more samples have failed than the limit allows.

@@ -1,11 +1,11 @@
-"""Fingerprints: short texts that identify the examples of a source and their order without reading all images."""
+"""Fingerprints: short texts that identify the examples of a source and their order, without reading all images."""
 
 import hashlib
 from typing import Any
 
 import numpy as np
 
-_DIGEST_BYTES = 8  # two of 1,000 sources collide with a probability of 10^-13
+_DIGEST_BYTES = 8  # collision probability among 1,000 sources: about 3e-14
 
 
 def digest(*texts: str | bytes) -> str:
@@ -18,25 +18,25 @@ def digest(*texts: str | bytes) -> str:
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """Returns at most `count` evenly spaced positions in [0, total), from the first to the last."""
+    """Returns at most `count` evenly spaced positions in [0, total), including the first and the last one."""
     return np.unique(np.linspace(0, total - 1, count).astype(int)).tolist()
 
 
 def fingerprint(source: Any) -> str:
-    """Returns the source's own fingerprint; without one, a digest of the number of examples and the class names."""
+    """Returns the fingerprint of a source, or a digest of its number of examples and class names if it has none."""
     own = getattr(source, 'fingerprint', None)
     return digest(type(source).__name__, str(len(source)), *source.class_names) if own is None else own
 
 
 def describe(source: Any) -> dict[str, Any]:
-    """Describes the examples of a source for JSON: how many there are, from which splits, and their fingerprint."""
+    """Describes the examples of a source for JSON: their number, their splits and their fingerprint."""
     slices = getattr(source, 'slices', ())
     return {'examples': len(source), 'split': '+'.join(dict.fromkeys(each.split for each in slices)),
             'fingerprint': fingerprint(source)}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Lists the differences between two descriptions of a source as text; empty if there are none."""
+    """Returns a message for each difference between two descriptions of a source; empty if they are equal."""
     messages = []
     if before['split'] != now['split']:
         messages.append(f'split {before["split"]!r} then, {now["split"]!r} now')

@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 
 _UNSAFE = {'Cc', 'Cs', 'Zl', 'Zp'}  # Unicode categories: controls, surrogates, line and paragraph separators
-_BIDI = set('\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')  # they change the direction of text
-_MAX_BYTES = 255  # of a file name, if the system does not report its limit
+_BIDI = set('\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')  # characters that change the text direction
+_MAX_BYTES = 255  # limit on a file name's length if the system reports none
 
 
 def valid_text(name: str) -> str:
@@ -26,10 +26,10 @@ def in_one_line(name: str) -> str:
 
 
 def in_json(name: str) -> dict[str, str]:
-    """Returns the fields of a JSON object that hold an image's exact name.
+    """Returns the fields of a JSON object that hold the exact name of an image.
 
     Returns:
-      `image`, the name; if it is not UTF-8, the name with escapes, and `image_base64` with its bytes.
+      {'image': name}. If the name is not UTF-8, 'image' contains escapes, and 'image_base64' has its exact bytes.
     """
     text = valid_text(name)
     return {'image': text} if text == name else {
@@ -37,7 +37,7 @@ def in_json(name: str) -> dict[str, str]:
 
 
 class FileNames:
-    """Generates names for output files in one folder; no two are equal on any file system.
+    """Generates file names for one output folder. They are distinct on every file system, also without regard to case.
 
     Args:
       folder: folder of the output files.
@@ -54,7 +54,7 @@ class FileNames:
                        if os.path.realpath(os.path.dirname(os.path.abspath(path))) == folder}
 
     def of(self, path: str, suffix: str) -> str:
-        """Returns a new name: the stem of the path and then `suffix`, shortened if it is too long."""
+        """Returns a new file name: the stem of the path followed by `suffix`. A stem that is too long is cut."""
         stem = ''.join('_' if unicodedata.category(letter) in _UNSAFE else letter
                        for letter in pathlib.PurePath(path).stem or 'image')
         begin, _, end = suffix.rpartition('.')
@@ -70,5 +70,5 @@ class FileNames:
 
 
 def _key(name: str) -> str:
-    """Returns a key that is equal for names that some file system treats as equal, by case or Unicode form."""
+    """Returns a key that ignores case and Unicode form, because some file systems ignore them."""
     return unicodedata.normalize('NFC', name).casefold()

@@ -1,4 +1,4 @@
-"""The order of the examples, and the random streams of the input. Both are functions of the seed and of indices."""
+"""The order of the examples and the random streams of the input. Both are functions of the seed and of indices."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 from evit_jax.data.sources import Source
 
 ORDER, SAMPLE, REPLACEMENT = range(3)  # purposes of random streams
-_MULTIPLE = 256                        # with repeats, an epoch has a multiple of 256 samples, as in DeiT
+_MULTIPLE = 256                        # if repeats > 1, an epoch has a multiple of 256 samples, as in DeiT
 
 
 class SampleOrder(NamedTuple):
@@ -23,7 +23,7 @@ class SampleOrder(NamedTuple):
 
 
 def epoch_samples(examples: int, repeats: int = 1) -> int:
-    """Returns the number of samples in an epoch. Repeats do not lengthen it: fewer distinct images are visited."""
+    """Returns the number of samples in an epoch. Repeats do not increase it; they reduce the number of images."""
     return examples if repeats == 1 else examples // _MULTIPLE * _MULTIPLE or examples
 
 
@@ -31,13 +31,13 @@ def train_steps(examples: int, batch_size: int, epochs: int, repeats: int = 1, o
     """Returns the number of full global batches in `epochs`. A batch may span two epochs; the remainder is dropped.
 
     Args:
-      offset: step s begins at sample s * batch_size + offset; not 0 after a change of batch size.
+      offset: see `SampleOrder`; nonzero after a change of batch size.
     """
     return (epoch_samples(examples, repeats) * epochs - offset) // batch_size
 
 
 def samples(begin: int, count: int, examples: int, *, seed: int, repeats: int) -> Iterator[tuple[int, int, int]]:
-    """Yields (epoch, example, copy) for `count` consecutive samples of a training, from sample `begin` on."""
+    """Yields (epoch, example, copy) for `count` consecutive training samples. The first one is sample `begin`."""
     per_epoch = epoch_samples(examples, repeats)
     for position in range(begin, begin + count):
         epoch, within = divmod(position, per_epoch)
@@ -49,10 +49,10 @@ def batch_ids(source: Source, step: int, *, batch_size: int, seed: int, repeats:
               offset: int = 0) -> list[str]:
     """Returns the ids of the examples in the global batch of a training step, without duplicates.
 
-    An unreadable example, for which the batch has a replacement, is listed by its number.
+    The batch has a replacement for an unreadable example; the list names the number of that example.
 
     Args:
-      offset: see `train_steps`.
+      offset: see `SampleOrder`.
     """
     ids = []
     drawn = samples(step * batch_size + offset, batch_size, len(source), seed=seed, repeats=repeats)

@@ -1,9 +1,9 @@
-"""Input pipeline: batches from a source, with Grain. A batch is a function of (seed, step).
+"""Input pipeline: reads batches from a source with Grain. A batch is a function of (seed, step).
 
-The number of processes, the number of workers, and interruptions do not change the global batch of a step. A checkpoint
-therefore stores the step and no iterator state. An element of the Grain dataset is this process's whole share of a
-batch, so that consecutive copies of an image are decoded once. (A departure: DeiT distributes the copies over the
-processes; the global batch is the same.)
+The global batch of a step does not depend on the number of processes or workers, or on interruptions. A checkpoint
+therefore stores only the step, not the state of an iterator. Each element of the Grain dataset holds all rows of one
+batch for this process, so consecutive copies of an image are decoded once. (A departure: DeiT distributes the copies
+over the processes; the global batch is the same.)
 """
 
 import gc
@@ -24,35 +24,35 @@ from evit_jax.data.sources import Source
 from evit_jax.data.token_labels.targets import TokenTargets
 
 _THREAD_AHEAD = 2   # batches that the thread prepares while a step runs
-_WORKER_QUEUE = 1   # batches in each of Grain's two queues for a worker: in shared memory, and in this process
+_WORKER_QUEUE = 1   # size of each of Grain's two queues per worker: one in shared memory, one in this process
 _EXIT_REASONS = {'-9': ' (killed, often because memory is short)', '-7': ' (no room in shared memory, /dev/shm)'}
 
 
 def train_batches(source: Source, sample_order: SampleOrder, transform: TrainTransform, *,
                   targets: TokenTargets | None = None, start_step: int = 0, num_workers: int = 0,
                   process_index: int = 0, process_count: int = 1) -> 'Batches':
-    """Returns this process's share of the shuffled batches, from `start_step` to the end of the last epoch.
+    """Returns this process's rows of the shuffled batches, from `start_step` to the end of the last epoch.
 
     An unreadable example is replaced by another one, drawn from (seed, epoch, example).
 
     Args:
-      source: examples to train on. Each epoch visits them in another order; without repeats, each example once.
-      sample_order: batch size, epochs, seed, repeats and offset. Process p yields the rows [p * b, (p + 1) * b) of a
-        batch, b = batch_size / processes.
+      source: examples to train on. Each epoch has another order. If repeats is 1, it visits each example once.
+      sample_order: batch size, epochs, seed, repeats and offset. Process p yields rows [p * b, (p + 1) * b) of a batch,
+        where b = batch_size / process_count.
       transform: augmentation; its Generator is a function of (seed, epoch, example, copy).
       targets: adds targets for the tokens of each image. The transform then needs `crop_and_augment`; see
         `geometry.TrainTransform`.
-      start_step: step of the first batch; it equals the batch of an uninterrupted run at this step.
+      start_step: step of the first batch. It equals the batch of this step in an uninterrupted run.
       num_workers: number of worker processes; 0 for a thread.
-      process_index, process_count: this process, and the number of processes that share the batches.
+      process_index, process_count: index of this process, and the number of processes that divide the batches.
 
     Returns:
-      An iterator over {image: uint8 [b, S, S, 3], label: int32 [b], failed: str [f]} and the arrays of `targets`.
-      `failed` holds the id of and the reason for each unreadable example. Call `close()` on the iterator at the end.
+      An iterator over dicts {image: uint8 [b, S, S, 3], label: int32 [b], failed: str [f]}, plus the arrays of
+      `targets`. `failed` holds 'id: reason' for each unreadable example. Call `close()` on the iterator at the end.
 
     Raises:
-      ValueError: sizes that do not match. While iterating: no replacement is readable.
-      ChildProcessError: while iterating: a worker process has died.
+      ValueError: the sizes do not match, or, during iteration, no replacement is readable.
+      ChildProcessError: a worker process died during iteration.
     """
     batch_size, epochs, seed, repeats, offset = sample_order
     local = _local_batch(batch_size, process_index, process_count)
@@ -78,23 +78,23 @@ def train_batches(source: Source, sample_order: SampleOrder, transform: TrainTra
 
 def eval_batches(source: Source, *, batch_size: int, transform: EvalTransform, process_index: int = 0,
                  process_count: int = 1, num_workers: int = 0) -> 'Batches':
-    """Returns this process's share of the batches that contain each example once, in the order of the source.
+    """Returns this process's rows of the evaluation batches. They contain each example once, in the source's order.
 
     Args:
       batch_size: size of the global batch.
       transform: maps an image to uint8 [S, S, 3].
-      process_index, process_count: this process, and the number of processes that share the batches.
+      process_index, process_count: index of this process, and the number of processes that divide the batches.
       num_workers: number of worker processes; 0 for a thread.
 
     Returns:
-      An iterator over {image: uint8 [b, S, S, 3], label: int32 [b], index: int32 [b], weight: float32 [b], failed: str
-      [f]}, and mask: bool [b, S, S] if the examples have one. All processes yield the same number of full batches.
-      Padding of the last batch is zero, with weight 0 and index -1. An unreadable example has weight 0 and its index,
-      and `failed` holds its id and the reason. Call `close()` on the iterator at the end.
+      An iterator over dicts {image: uint8 [b, S, S, 3], label: int32 [b], index: int32 [b], weight: float32 [b],
+      failed: str [f]}, with mask: bool [b, S, S] if the examples have masks. All processes yield the same number of
+      full batches. Padding rows of the last batch are zero and have weight 0 and index -1. An unreadable example keeps
+      its index and has weight 0; `failed` holds 'id: reason'. Call `close()` on the iterator at the end.
 
     Raises:
-      ValueError: sizes that do not match, or an empty source.
-      ChildProcessError: while iterating: a worker process has died.
+      ValueError: the sizes do not match, or the source is empty.
+      ChildProcessError: a worker process died during iteration.
     """
     local = _local_batch(batch_size, process_index, process_count)
     if not len(source):
@@ -109,8 +109,9 @@ class Batches(Iterator[dict]):
     The batches and their order are the same for any number of workers.
 
     Attributes:
-      max_held: maximum number of batches in memory. A worker holds the one in preparation, its copy in shared memory,
-        those in both queues, and one between the queues. The thread holds those prepared, and the last one returned.
+      max_held: maximum number of batches in memory. Each worker accounts for the batch in preparation, its copy in
+        shared memory, the batches in both queues, and one between the queues. A thread accounts for the prepared
+        batches and the last one returned.
     """
 
     def __init__(self, batches: grain.MapDataset, num_workers: int):
@@ -143,13 +144,13 @@ class Batches(Iterator[dict]):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None  # Grain's iterators fail if they live until the interpreter exits
-            gc.collect()           # a reference cycle in them holds the last batches in shared memory
+            gc.collect()           # a reference cycle in the iterators holds the last batches in shared memory
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Makes a worker exit together with its parent, and ignore signals sent to the process group.
+    """Makes a worker exit when its parent exits, and ignore signals that are sent to the process group.
 
-    A worker that exits on its own leaves shared memory behind, and the run lacks the batch of its last step.
+    A worker that such a signal ended would leak shared memory, and the run could not finish its last step.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,9 @@
-"""Position of a run in its data, counted in samples, so that a resumed run may change its batch size.
+"""Tracks the position of a run in its data. It is counted in samples, so a resumed run may change its batch size.
 
-A run is a sequence of segments with a constant batch size and epoch length. A run that resumes with another batch size,
-other repeats or another number of examples starts a new segment at the same position of the same epoch; the step
-numbers continue. A run that never changes has one segment, and its step s begins at sample s * batch_size.
+A run is a sequence of segments. Batch size and epoch length are constant within a segment. A run that resumes with
+another batch size, other repeats or another number of examples starts a new segment at the same position in the same
+epoch. The step numbers continue. A run without such changes has one segment; its step s begins at sample
+s * batch_size.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ class Segment(NamedTuple):
     """Steps with the same batch size and epoch length."""
 
     step: int             # first step
-    samples: int          # number of samples before it, counted in epochs of this segment's length
+    samples: int          # number of samples before the first step, as if all epochs had this segment's length
     batch_size: int
     repeats: int
-    examples: int | None  # None: not recorded, by an older version
+    examples: int | None  # None: an older version did not record it
 
     @property
     def epoch_samples(self) -> int:
@@ -38,8 +39,8 @@ def extend_segments(segments: Sequence[Segment], step: int, now: Segment) -> tup
     """Returns the segments of a run that resumes at a step.
 
     Args:
-      segments: the recorded segments. They may begin after this step if newer checkpoints were lost.
-      now: batch size, repeats and examples from this step on; its step and samples are ignored.
+      segments: recorded segments. Some may begin after this step if newer checkpoints were lost.
+      now: the new batch size, repeats and examples; its fields step and samples are ignored.
     """
     known = [segment for segment in segments if segment.step < step] or list(segments[:1])
     last = known[-1]

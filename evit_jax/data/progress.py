@@ -1,4 +1,4 @@
-"""Progress of work that takes minutes, as lines in the log."""
+"""Logs the progress of work that takes minutes."""
 
 import io
 
@@ -12,13 +12,13 @@ _LINE = '{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} lef
 class Progress(tqdm):
     """Logs progress, rate and remaining time every five seconds.
 
-    A bar that is redrawn in place would mix with the log and with the results that programs print meanwhile.
+    A redrawn bar would garble the log and the results that programs print.
 
     Args:
       description: name of the work, such as 'reading'.
       total: amount of work.
       unit: unit of the amounts, such as 'images'.
-      initial: amount that was done before.
+      initial: amount of work already done.
     """
     monitor_interval = 0  # no thread that redraws
 

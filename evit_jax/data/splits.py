@@ -1,13 +1,13 @@
-"""Names and slices of splits in tfds notation: 'train', 'train[:90%]', 'test[:1000]', 'train+test'; and 'auto'."""
+"""Parses split names in tfds notation ('train', 'train[:90%]', 'test[:1000]', 'train+test'), and 'auto'."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-AUTO = 'auto'  # the split to evaluate on
+AUTO = 'auto'  # name of the split to evaluate on
 HELD_OUT = ('validation', 'val', 'test')  # 'auto' is the first of these that exists
-_WITHOUT_HELD_OUT = {'train': 'train[:90%]', AUTO: 'train[90%:]'}  # used if none of them exists
+_WITHOUT_HELD_OUT = {'train': 'train[:90%]', AUTO: 'train[90%:]'}  # used if the data have no held-out split
 _WHOLE = '[:100%]'
 
 
@@ -19,11 +19,11 @@ class SplitSlice(NamedTuple):
 
 
 def resolve(split: str, available: Collection[str]) -> str:
-    """Resolves 'train' and 'auto' for data with these splits; other names and slices are returned unchanged.
+    """Resolves 'train' and 'auto' for data with the available splits. Other names and slices are returned unchanged.
 
-    'auto' is the split to evaluate on: 'validation' (or 'val') before 'test', because 'test' often has no labels. If
-    none of them exists, it is the last tenth of 'train', and 'train' is the rest. 'train[:100%]' is always all of
-    'train'.
+    'auto' is the split to evaluate on. 'validation' and 'val' precede 'test', because 'test' often has no labels. If no
+    such split exists, 'auto' is the last tenth of 'train', and 'train' is the rest. 'train[:100%]' always means all
+    training examples.
     """
     held_out = [name for name in HELD_OUT if name in available]
     if not held_out:
@@ -34,13 +34,13 @@ def resolve(split: str, available: Collection[str]) -> str:
 def to_record(split: str) -> str:
     """Returns the text that a recorded config stores for a split: 'test[:100%]' for 'test'.
 
-    Before 'auto' existed, 'test' had its meaning, so a bare 'test' in a recorded config is one of that time.
+    Older configs recorded a bare 'test' for the split that is now called 'auto'. The two must remain distinct.
     """
     return f'{split}{_WHOLE}' if split == 'test' else split
 
 
 def from_record(split: str) -> str:
-    """Returns the split that a recorded config means; see `to_record`."""
+    """Returns the split for the text in a recorded config; the inverse of `to_record`."""
     return AUTO if split == 'test' else split
 
 
@@ -50,7 +50,7 @@ def title(split: str) -> str:
 
 
 def base_names(split: str) -> list[str]:
-    """Returns the names of the splits in the text, without slices. They need not exist."""
+    """Returns the names of the splits in the text, without slices. It does not check that they exist."""
     return [each.partition('[')[0].strip() for each in split.split('+')]
 
 
@@ -58,7 +58,7 @@ def names(split: str, available: Collection[str]) -> list[str]:
     """Returns the names of the splits in the text, without slices.
 
     Raises:
-      ValueError: one of them is not available.
+      ValueError: a named split is not available.
     """
     requested = base_names(split)
     for name in requested:
@@ -68,7 +68,7 @@ def names(split: str, available: Collection[str]) -> list[str]:
 
 
 def overlap(first: Iterable[SplitSlice], second: Iterable[SplitSlice]) -> int:
-    """Returns the number of examples that are in both."""
+    """Returns the number of examples that belong to both lists of slices."""
     return sum(max(0, min(a.stop, b.stop) - max(a.start, b.start))
                for a in first for b in second if a.split == b.split)
 

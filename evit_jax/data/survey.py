@@ -12,7 +12,7 @@ _BATCH = 64
 
 
 class Survey(NamedTuple):
-    """Result of `survey`; n of the surveyed examples are readable."""
+    """Result of `survey`, where n is the number of readable examples."""
 
     num_surveyed: int
     sizes: np.ndarray   # int32 [n, 2], width and height
@@ -24,7 +24,7 @@ def survey(source: Source, count: int | None = None, *, workers: int = 0) -> Sur
     """Reads and decodes examples, and logs the progress.
 
     Args:
-      count: number of examples, evenly spaced; None for all.
+      count: number of evenly spaced examples to read; None reads all.
       workers: number of worker processes; 0 for a thread.
     """
     indices = np.arange(len(source))
@@ -47,7 +47,7 @@ def survey(source: Source, count: int | None = None, *, workers: int = 0) -> Sur
 
 
 class _Subset(NamedTuple):
-    """Some examples of a source, without masks."""
+    """The examples of a source at some indices, without masks."""
 
     source: Source
     indices: np.ndarray
@@ -61,7 +61,7 @@ class _Subset(NamedTuple):
 
 
 def _size_of(image: np.ndarray) -> np.ndarray:
-    """Encodes width and height as uint8 [8], to be batched in place of the image."""
+    """Encodes width and height as uint8 [8]. The pipeline batches this array instead of the image."""
     return np.array([image.shape[1], image.shape[0]], np.int32).view(np.uint8)
 
 
@@ -71,11 +71,11 @@ def describe_sizes(sizes: np.ndarray) -> str:
 
 
 def describe_classes(labels: np.ndarray, names: tuple[str, ...], rarest: int = 5) -> str:
-    """Describes the class counts of labels [n] as '732 to 1,300, median 1,300; fewest: ...'.
+    """Describes the number of examples per class, for labels [n], as '732 to 1,300, median 1,300; fewest: ...'.
 
     Args:
       names: class names in the order of the labels.
-      rarest: number of classes to list.
+      rarest: number of rarest classes to list.
 
     Raises:
       ValueError: a label is outside the classes.

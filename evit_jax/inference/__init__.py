@@ -1,1 +1,1 @@
-"""Models in use: logits, features and predictions, and the experiment of dropping patches."""
+"""Inference: logits, features, predictions and label maps, and the dropping experiment."""

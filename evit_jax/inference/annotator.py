@@ -1,7 +1,7 @@
 """Makes label maps with a trained model: the classes that it predicts for each patch of the whole image.
 
-LV-ViT predicts them with its token head. For other models the head of the class token is applied to each patch token
-after the last norm, as the reference does for its annotators (`TokenLabelHead` of generate_label.py). No token is
+LV-ViT predicts them with its token head. In other models, the head of the class token is applied to each patch token
+after the last norm. The reference does this for its annotators (`TokenLabelHead` of generate_label.py). No token is
 dropped.
 
 A departure: the image is resized to a square without preserving the aspect ratio, so that the map covers all of it. The
@@ -31,7 +31,7 @@ from evit_jax.reduction.plan import make_plan
 from evit_jax.training import step as steps
 
 TOP = 5
-_AHEAD = 2  # batches that are read while another is computed
+_AHEAD = 2  # number of batches to read while another one is computed
 
 
 class Annotator:
@@ -39,7 +39,7 @@ class Annotator:
 
     Attributes:
       top: number of classes in each cell.
-      side: number of cells along a side of a map, which is the number of patches.
+      side: number of cells along a side of a map; equals the number of patches along a side of the image.
 
     Args:
       trained: the model.
@@ -63,10 +63,10 @@ class Annotator:
                 f'{digest.hexdigest()}')
 
     def entries(self, source: Source, start: int, check: Callable[[], None]) -> Iterator[Entry]:
-        """Yields the entries of a source's examples in order, from example `start` on.
+        """Yields the entries of a source's examples in order, beginning with example `start`.
 
         Args:
-          check: function to call before each batch; an exception stops the work.
+          check: function that is called before each batch; it may raise an exception to stop.
         """
         for batch in self._read(source, start):
             check()
@@ -76,7 +76,7 @@ class Annotator:
                 yield Entry(name, next(label_maps)) if isinstance(image, np.ndarray) else Entry(name, None, str(image))
 
     def _read(self, source, start):
-        """Yields batches of (id, image or error). Examples are read one by one, and decoded by threads."""
+        """Yields batches of (id, image or error). Examples are read sequentially and decoded by threads."""
         pool, waiting = concurrent.futures.ThreadPoolExecutor(os.cpu_count()), collections.deque()
         try:
             for first in range(start, len(source), self._batch_size):
@@ -105,7 +105,7 @@ class Annotator:
 
 
 def _example(source, number):
-    """Returns id and encoded image of an example, or a name and the error."""
+    """Returns the id and the encoded image of an example. If it is unreadable, returns a name and the error."""
     try:
         example = source[number]
         return example['id'], example['image']
@@ -132,9 +132,9 @@ def _make_step(trained: LoadedModel, top: int) -> Callable[..., tuple[jax.Array,
 def top_logits(logits: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
     """Returns the largest logits, best first, and their classes.
 
-    Logits are relative to the level of the remaining classes, the log of the mean of their exponentials. A softmax in
-    which the remaining classes have logit 0 then gives the original probabilities. If no classes remain, the level is
-    that of all classes.
+    Returned logits are relative to the level of the remaining classes, which is the log of the mean of their
+    exponentials. If these classes get logit 0, a softmax then gives the original probabilities. If no class remains,
+    the level of all classes is used.
 
     Args:
       logits: [..., L].

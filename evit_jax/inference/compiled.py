@@ -1,4 +1,4 @@
-"""The jitted functions of a model, on the local devices that a batch is divided among."""
+"""The jitted functions of a model. They run on the local devices, which divide a batch among them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from evit_jax.training import step as steps
 
 
 class ModelOutput(NamedTuple):
-    """The outputs for B images of P patches. N tokens enter a reduction, or leave the last block."""
+    """The outputs for B images of P patches. N counts the tokens, except prefix tokens, at a point in the model."""
 
     logits: Array                       # [B, L] float32
     features: Array                     # [B, D] float32: the vector that the classification head reads
-    kept: tuple[Array, ...]             # per reduction, [B, K] int32: ids of the patches kept, best first; the token
+    kept: tuple[Array, ...]             # per reduction, [B, K] int32: ids of the kept patches, best first; the token
                                         # fused by reduction s (0-based) has the id -1-s
     class_attention: tuple[Array, ...]  # per reduction, [B, N] float32: attention of the class token to the tokens
                                         # that enter; empty if the reducer works before the attention
@@ -32,12 +32,12 @@ class ModelOutput(NamedTuple):
 
 
 def num_devices(batch_size: int) -> int:
-    """The number of local devices that a batch of this size is divided among."""
+    """Returns the number of local devices that divide a batch of this size."""
     return math.gcd(batch_size, jax.local_device_count())
 
 
 class ReplicatedParams:
-    """Parameters on every device that a batch is divided among.
+    """Parameters that are replicated on all devices that divide a batch.
 
     Attributes:
       params: the parameters, on the devices.
@@ -49,12 +49,12 @@ class ReplicatedParams:
         self.params = jax.device_put(params, sharding.replicated(self._mesh))
 
     def jit(self, function: Callable[..., Any], *, static_argnums: int | Sequence[int] = ()) -> Callable[..., Any]:
-        """Jits a function of parameters and batches; the first axis of every output is divided among the devices."""
+        """Jits a function of parameters and batches. The first axis of every output is sharded over the devices."""
         return jax.jit(sharding.with_mesh(self._mesh, function), static_argnums=static_argnums,
                        out_shardings=sharding.batch_sharding(self._mesh))
 
     def put(self, batch: Any) -> Any:
-        """Puts a tree of arrays on the devices, divided along their first axis."""
+        """Puts a tree of arrays on the devices, sharded along their first axis."""
         return jax.device_put(batch, sharding.batch_sharding(self._mesh))
 
 
@@ -65,7 +65,7 @@ class CompiledModel:
         """Puts the parameters on the devices.
 
         Args:
-          batch_size: number of images in a batch; a batch of another size works if as many devices divide it.
+          batch_size: number of images in a batch. Another size works if it is a multiple of the number of devices.
         """
         apply = make_apply(model)
         self._replicated = ReplicatedParams(model.params, batch_size)
@@ -88,13 +88,14 @@ class CompiledModel:
         """Runs a function on a batch.
 
         Args:
-          name: 'logits', 'forward' or 'predict' for images [B, S, S, 3]; 'evaluate' for a dict of image and label.
+          name: 'logits', 'forward' or 'predict', for a batch of images [B, S, S, 3]; or 'evaluate', for a dict of image
+            and label.
         """
         return self._jitted[name](self._replicated.params, self._replicated.put(batch), plan)
 
 
 def make_apply(model: LoadedModel) -> Callable[..., tuple[Array, dict[str, Any]]]:
-    """Makes the pure function (params, images, plan) -> (logits, outputs) of a model; it normalises uint8 images."""
+    """Returns the pure function (params, images, plan) -> (logits, outputs) of a model. It normalises uint8 images."""
     functions = models.create(model.config, dtype=jnp.dtype(model.dtype), modules=model.modules)
 
     def apply(params, images, plan, **options):
@@ -106,5 +107,5 @@ def make_apply(model: LoadedModel) -> Callable[..., tuple[Array, dict[str, Any]]
 
 
 def model_output(logits: Array, outputs: dict[str, Any]) -> ModelOutput:
-    """The outputs of a model as a `ModelOutput`."""
+    """Returns the outputs of a model as a `ModelOutput`."""
     return ModelOutput(logits, *(outputs[name] for name in ModelOutput._fields[1:]))

@@ -21,7 +21,7 @@ from evit_jax.data.transforms.decode import SUFFIXES
 from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference.compiled import ReplicatedParams
 from evit_jax.inference.held_out import spread
-from evit_jax.inference.looking import ranking_plan
+from evit_jax.inference.keep_rates import ranking_plan
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.training import step as steps
 from evit_jax.training.evaluation import object_patches
@@ -40,7 +40,8 @@ class DroppingResult(NamedTuple):
 
 
 class MaskedSource:
-    """A source with masks from files: `folder/<path or id of the image>`, with the suffix of any image format."""
+    """Adds masks from files to a source. The file of a mask is `folder/<path or id of the image>`, in any image format.
+    """
 
     def __init__(self, source: Source, folder: str | os.PathLike):
         self._source, self._folder = source, pathlib.Path(folder).expanduser()
@@ -75,10 +76,10 @@ class Subset:
 
 
 def check_masks(source: Source) -> None:
-    """Checks that the first readable image has a mask; tries at most a thousand images, evenly spread.
+    """Checks that the first readable image has a mask. At most 1,000 evenly spaced images are tried.
 
     Raises:
-      ValueError: it has none, or no image is readable.
+      ValueError: the image has no mask, or no image is readable.
     """
     indices, problem = spread(len(source), _MAX_TRIED), None
     for index in indices:
@@ -97,9 +98,9 @@ def drop_patches(loaded: LoadedModel, source: Source, *, shares: Sequence[float]
                  batch_size: int = 128) -> DroppingResult:
     """Evaluates a model with an increasing fraction of the patches removed, in each order of `ORDERS`.
 
-    When all patches on the object (or off it) are removed, the other patches follow in random order. Images without an
-    object are left out. The attention of an order is class attention without any reduction, averaged over the blocks
-    that reduce (over all blocks if none does).
+    After all patches on the object (or off the object) are removed, the remaining patches follow in random order.
+    Images without an object are skipped. The orders by attention use the class attention of the dense model, averaged
+    over the blocks that reduce, or over all blocks if none does.
 
     Args:
       loaded: the model.
@@ -134,7 +135,7 @@ def drop_patches(loaded: LoadedModel, source: Source, *, shares: Sequence[float]
 
 
 class _Experiment:
-    """Sums of the experiment over the batches."""
+    """Accumulates the results of the experiment over batches."""
 
     def __init__(self, loaded: LoadedModel, shares: Sequence[float], rate: float, seed: int, batch_size: int):
         if wrong := [share for share in shares if not 0 <= share < 1]:
@@ -172,7 +173,7 @@ class _Experiment:
                 self._correct[order][number] += (predicted == batch['label'])[counted].sum()
 
     def result(self) -> DroppingResult:
-        """The result over all batches so far."""
+        """Returns the result over all batches so far."""
         return DroppingResult(
             tuple(count / self._patches for count in self._counts),
             {order: correct / self.num_images for order, correct in self._correct.items()}, self.num_images,
@@ -180,13 +181,13 @@ class _Experiment:
 
 
 def _orders(on_object: np.ndarray, attention: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
-    """The ids of all patches [B, N] by order; the patch to remove first comes first."""
+    """Returns a dict from order to the ids of all patches [B, N]. The first patch is removed first."""
     ranks = draws - on_object, draws + on_object, draws, attention, -attention
     return {order: rank.argsort(1, kind='stable').astype(np.int32) for order, rank in zip(ORDERS, ranks, strict=True)}
 
 
 class _Programs:
-    """The jitted functions of the experiment; one program for each number of patches."""
+    """The jitted functions of the experiment. A program is compiled for each number of patches."""
 
     def __init__(self, loaded: LoadedModel, batch_size: int):
         model = models.create(loaded.config, dtype=jnp.dtype(loaded.dtype), modules=loaded.modules)
@@ -196,7 +197,7 @@ class _Programs:
         self._replicated = ReplicatedParams(loaded.params, batch_size)
         normalise = functools.partial(steps.normalise, mean=loaded.mean, std=loaded.std)
 
-        def attend(params, images, plan):
+        def class_attention(params, images, plan):
             _, outputs = model.apply(params, normalise(images), plan)
             return outputs['patch_ids'], outputs['class_attention']
 
@@ -204,7 +205,7 @@ class _Programs:
             logits, _ = model.apply(params, normalise(images), plan, visible=visible)
             return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
-        self._attend = self._replicated.jit(attend, static_argnums=2)
+        self._class_attention = self._replicated.jit(class_attention, static_argnums=2)
         self._predict = self._replicated.jit(predict, static_argnums=3)
 
     def put(self, rows: np.ndarray) -> jax.Array:
@@ -212,15 +213,15 @@ class _Programs:
         return self._replicated.put(rows)
 
     def attention(self, images: jax.Array) -> np.ndarray:
-        """Class attention to each patch, [B, N], summed over the reducing blocks."""
+        """Returns the class attention to each patch, [B, N], summed over the reducing blocks."""
         total = 0
-        outputs = jax.tree.map(np.asarray, self._attend(self._replicated.params, images, self._ranking))
+        outputs = jax.tree.map(np.asarray, self._class_attention(self._replicated.params, images, self._ranking))
         for patch_ids, attention in zip(*outputs):
             total = total + np.take_along_axis(attention, patch_ids.argsort(1), axis=1)
         return total
 
     def predict(self, images: jax.Array, visible: np.ndarray, plan: TokenPlan) -> np.ndarray:
-        """The predicted classes [B], from the visible patches [B, K] alone.
+        """Returns the classes [B] that are predicted from only the visible patches [B, K].
 
         Raises:
           FloatingPointError: logits are not finite.

@@ -1,4 +1,4 @@
-"""The test split of a run, opened by the config in its checkpoint."""
+"""Opens the test split of a run by the config in its checkpoint."""
 
 import os
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ _DEFAULTS = {'data.path': '', 'data.name': '', 'data.test_split': splits.AUTO, '
 
 
 def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, Any] | None = None) -> Source:
-    """Opens the split of a run's data that is used for evaluation.
+    """Opens the evaluation split of a run's data.
 
     Args:
       classes: number of classes of the model.
-      config: nested config that replaces the one in the checkpoint.
+      config: nested config to use instead of the one in the checkpoint.
 
     Raises:
       ValueError: the config names no data, or the data have another number of classes.
@@ -42,10 +42,10 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
 
 
 def check_classes(loaded: LoadedModel, source: Source) -> None:
-    """Raises a ValueError if the classes of the data, or their order, are not those of the model."""
+    """Raises a ValueError if the data and the model have different classes, or order them differently."""
     origin = loaded.path or loaded.name
     if loaded.config.classes != source.num_classes:
-        raise ValueError(f'the model in {origin} tells {loaded.config.classes} classes apart, the data have '
+        raise ValueError(f'the model in {origin} has {loaded.config.classes} classes, the data have '
                          f'{source.num_classes}: give a model that was trained on these classes, or other data')
     ours = readable_names(source.class_names)
     if not ours or same_classes(ours, loaded.class_names):
@@ -62,7 +62,7 @@ def check_classes(loaded: LoadedModel, source: Source) -> None:
 
 
 def spread(size: int, count: int) -> list[int]:
-    """At most `count` indices below `size`, evenly spaced, with the first and the last.
+    """Returns at most `count` evenly spaced indices below `size`, including the first and the last one.
 
     Raises:
       ValueError: the size is 0.

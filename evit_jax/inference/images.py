@@ -1,4 +1,4 @@
-"""Image files named on a command line: files, folders, patterns, or standard input."""
+"""Finds the image files that a command line names: files, folders, patterns, or standard input."""
 
 import glob
 import os
@@ -11,17 +11,17 @@ from evit_jax.data.transforms.decode import SUFFIXES
 
 
 def find_images(words: str | Iterable[str], lines: Iterable[str] = ()) -> list[str]:
-    """Finds the image files that the words name, in the order of the words, sorted by name within a word.
+    """Finds the image files for the words of a command line, in the order of the words. A str is one word.
 
-    A folder names the images in it and in its subfolders; hidden files and folders are left out. A pattern
-    ('shots/*.jpg', with '**' for subfolders) names its matches; '-' names `lines`. Any other word names a file, whether
-    it exists or not and with any suffix. A str is one word.
+    A folder stands for the images in it and in its subfolders, except hidden ones. A pattern ('shots/*.jpg', with '**'
+    for subfolders) stands for its matches. The results of one word are sorted by name. '-' stands for `lines`. Any
+    other word is the path of a file; the file need not exist, and its suffix is not checked.
 
     Raises:
-      ValueError: a word names no image.
+      ValueError: a word stands for no image.
       OSError: a folder cannot be read.
     """
-    found = []
+    paths = []
     for word in [words] if isinstance(words, str) else words:
         if word == '-':
             files = [name for name in (line.rstrip('\r\n') for line in lines) if name]
@@ -30,8 +30,8 @@ def find_images(words: str | Iterable[str], lines: Iterable[str] = ()) -> list[s
         if not files:
             raise ValueError('no file is named on standard input' if word == '-' else
                              f'no image is in {word} ({", ".join(SUFFIXES)})')
-        found += files
-    return found
+        paths += files
+    return paths
 
 
 def _files_of(word):
@@ -47,7 +47,7 @@ def _files_of(word):
 
 
 def _images_below(folder):
-    """The images in a folder and its subfolders; a folder that links reach twice is entered once."""
+    """Returns the images in a folder and its subfolders. A folder that several links lead to is visited once."""
     files, entered = [], set()
 
     def refuse(error):
@@ -66,7 +66,7 @@ def _images_below(folder):
 
 
 def _is_image(path):
-    """True for a regular file with the suffix of an image format; reading a pipe could block for ever."""
+    """Returns True for a regular file with the suffix of an image format. Reading a pipe could block forever."""
     if not folder_entries.is_image(path):
         return False
     if not folder_entries.is_readable(path):

@@ -1,4 +1,4 @@
-"""A model that is ready to use: logits, features and predictions under any token plan."""
+"""A loaded model: computes logits, features and predictions under any token plan."""
 
 import copy
 import functools
@@ -29,21 +29,21 @@ from evit_jax.reduction.reducer import Reducer
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.viz.kept import kept_grid
 
-_AHEAD = 2  # batches that are read while one is computed
+_AHEAD = 2  # number of batches to read while one is computed
 
 
 class VisionModel:
     """A model with its token plan: a function from images to logits.
 
-    Make one with `evit_jax.load` or `evit_jax.create_model`. The methods `with_*` return a copy that shares weights and
-    compiled programs. A program is compiled once for each token plan, batch shape and image type.
+    Create a model with `evit_jax.load` or `evit_jax.create_model`. The methods `with_*` return a copy that shares
+    weights and compiled programs. A program is compiled once for each token plan, batch shape and image type.
     """
 
     def __init__(self, loaded: LoadedModel, *, batch_size: int = 16):
-        """Takes loaded weights.
+        """Creates a model from loaded weights.
 
         Args:
-          batch_size: images computed at a time by `predict`; the last batch is padded.
+          batch_size: number of images in a batch of `predict`. The last batch is padded.
         """
         if batch_size < 1:
             raise ValueError(f'batch_size={batch_size} is less than 1')
@@ -54,7 +54,7 @@ class VisionModel:
 
     @property
     def params(self) -> Params:
-        """The parameters, numpy arrays in float32."""
+        """The parameters as float32 numpy arrays."""
         return self.loaded.params
 
     @property
@@ -72,7 +72,7 @@ class VisionModel:
         """The token plan.
 
         Raises:
-          ValueError: the reducer cannot follow the token budget of the weights; see `with_plan`.
+          ValueError: the reducer does not support the token budget of the weights; see `with_plan`.
         """
         if self._plan is None:
             self._plan = self.loaded.plan()
@@ -80,7 +80,7 @@ class VisionModel:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one image under the plan."""
+        """Number of multiply-accumulates for one image under the plan."""
         return self.config.macs(self.plan)
 
     def __repr__(self) -> str:
@@ -95,26 +95,26 @@ class VisionModel:
         """Classifies a batch.
 
         Args:
-          images: [B, S, S, 3]; uint8 images are normalised, float images must be normalised already.
+          images: [B, S, S, 3]. uint8 images are normalised here; float images must be normalised already.
 
         Returns:
           Logits, [B, L] float32.
 
         Raises:
-          ValueError: images of another shape or dtype.
+          ValueError: the images have another shape or dtype.
         """
         return self._run('logits', images)
 
     def forward(self, images: Array | np.ndarray) -> ModelOutput:
-        """Classifies a batch as `__call__` does, and also returns features, kept patches and patch tokens."""
+        """Classifies a batch like `__call__`, and also returns features, kept patches and patch tokens."""
         return self._run('forward', images)
 
     def apply(self, params: Params, images: Array) -> ModelOutput:
         """The forward pass as a pure function, for `jax.grad`, `jax.jit` and `jax.vmap`.
 
         Args:
-          params: a tree as in `params`.
-          images: as for `__call__`.
+          params: parameters with the tree structure of `self.params`.
+          images: see `__call__`.
         """
         self._check(images)
         return model_output(*self._apply(params, images, self.plan, patch_tokens=True))
@@ -122,7 +122,7 @@ class VisionModel:
     def with_plan(self, *, keep_rate: float | None = None, keep_rates: Sequence[float] = (),
                   tokens: Sequence[int] = (), r: int | None = None, macs: float | None = None,
                   plan: TokenPlan | PlanFile | str | os.PathLike | None = None) -> 'VisionModel':
-        """The same weights under another token plan. Give one argument.
+        """Returns a model with the same weights and another token plan. Give exactly one argument.
 
         Args:
           keep_rate: fraction of the tokens that each reduction keeps, in (0, 1].
@@ -133,16 +133,19 @@ class VisionModel:
           plan: a plan, or a file written by `python -m evit_jax.plan`.
 
         Raises:
-          ValueError: more than one argument, a value out of range, or a plan for another model.
+          ValueError: there is more than one argument, a value is out of range, or the plan is for another model.
         """
         budget = {'keep_rate': keep_rate, 'keep_rates': keep_rates, 'tokens': tokens, 'r': r, 'macs': macs,
                   'plan': plan}
         return self._copy(self.loaded.with_plan(**budget), self.loaded.plan(**budget))
 
     def with_reducer(self, reducer: str | Reducer | None) -> 'VisionModel':
-        """The same weights and budget with another reducer: a registered name, or a reducer. None changes nothing.
+        """Returns a model with the same weights and token budget, and another reducer.
 
-        If the weights have no learned modules for the reducer, they get random ones to be trained, with a warning.
+        If the reducer has learned modules that the weights lack, they are initialised at random, with a warning.
+
+        Args:
+          reducer: a registered name, or a reducer. None changes nothing.
 
         Raises:
           ValueError: no reducer is registered under the name.
@@ -156,7 +159,7 @@ class VisionModel:
         return VisionModel(loaded.with_random_modules(), batch_size=self.batch_size)
 
     def with_image_size(self, image_size: int) -> 'VisionModel':
-        """The same weights for square images of another size; the position embeddings are resized.
+        """Returns a model with the same weights for square images of another size. Position embeddings are resized.
 
         Raises:
           ValueError: the size is not a multiple of the patch size.
@@ -165,20 +168,21 @@ class VisionModel:
         return self._copy(self.loaded._replace(image_size=image_size))
 
     def predict(self, images: Picture | Iterable[Picture], *, top: int = 5) -> list[Prediction]:
-        """Predicts the classes of images; returns one prediction for each image, in their order.
+        """Predicts the classes of images. Returns one prediction per image, in the same order.
+
+        A missing or damaged file raises no error; its prediction has a `problem`.
 
         Args:
-          images: paths, Pillow images, or uint8 [H, W, 3] of any size; or one of these.
-          top: number of guesses for each image, if there are as many classes.
+          images: one or several images: paths, Pillow images, or uint8 [H, W, 3] of any size.
+          top: maximum number of guesses per image.
 
         Raises:
-          ValueError: an object that is no image. A file that is missing or damaged raises nothing: its prediction has
-            a `problem`.
+          ValueError: an object is not an image.
         """
         return list(self.stream(images, top=top))
 
     def stream(self, images: Picture | Iterable[Picture], *, top: int = 5) -> Iterator[Prediction]:
-        """Yields the predictions of `predict` batch by batch; holds a few batches in memory."""
+        """Yields the predictions of `predict`. Only a few batches are held in memory."""
         if top < 1:
             raise ValueError(f'top={top} is less than 1')
         images = [images] if pictures.is_one_picture(images) else images
@@ -207,17 +211,17 @@ class VisionModel:
                          predictions=[prediction.top[0].label], class_names=self.class_names)
 
     def unpool(self, tokens: Array, token_of_patch: Array | Sequence[Array]) -> Array:
-        """Gives every patch the token that holds it: a dense map, as for segmentation or a heat map.
+        """Expands tokens to a dense map: each patch gets the token that holds it. Use it for segmentation or heat maps.
 
-        `model.unpool(output.patch_tokens, output.token_of_patch)` maps the final tokens of `forward`.
+        `model.unpool(output.patch_tokens, output.token_of_patch)` expands the final tokens of `forward`.
 
         Args:
-          tokens: [B, N, D], tokens that leave a reduction, or a later block before the next reduction.
-          token_of_patch: [B, P] int32 of that reduction; or one array for each reduction, of which the last is used.
-            An empty sequence means that nothing was dropped.
+          tokens: [B, N, D], tokens after a reduction and before the next one.
+          token_of_patch: [B, P] int32 of that reduction; or a sequence with one array per reduction, of which the last
+            is used. An empty sequence means that nothing was dropped.
 
         Returns:
-          [B, side, side, D] in row-major order of the patches; NaN where the patch was dropped.
+          [B, side, side, D] in row-major order of the patches; NaN if the patch was dropped.
         """
         if isinstance(token_of_patch, tuple | list):
             if not token_of_patch:
@@ -228,7 +232,7 @@ class VisionModel:
         return _square(jnp.where(token_of_patch[..., None] < 0, jnp.nan, dense))
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes weights, architecture, token budget, preprocessing and class names; `evit_jax.load` reads them.
+        """Writes weights, architecture, token budget, preprocessing and class names, for `evit_jax.load`.
 
         Raises:
           ValueError: the folder holds a checkpoint, or the reducer has no registered name.
@@ -254,14 +258,14 @@ class VisionModel:
             raise ValueError(f'images are {images.dtype}: give uint8, or normalised floats')
 
     def compiled(self, batch_size: int) -> CompiledModel:
-        """The compiled programs for batches of this size; made at the first use."""
+        """Returns the compiled programs for batches of this size. They are created at the first use."""
         count = num_devices(batch_size)
         if count not in self._compiled:
             self._compiled[count] = CompiledModel(self.loaded.fold_batchnorm(), batch_size)
         return self._compiled[count]
 
     def _run(self, name, images):
-        if isinstance(images, jax.core.Tracer):  # within jax.jit or jax.grad, where arrays cannot be put on devices
+        if isinstance(images, jax.core.Tracer):  # jax.jit or jax.grad is tracing; a tracer cannot be put on a device
             output = self.apply(self.params, images)
             return output.logits if name == 'logits' else output
         images = images if isinstance(images, Array) else np.asarray(images)
@@ -271,7 +275,7 @@ class VisionModel:
         return self.compiled(len(images)).run(name, images, self.plan)
 
     def _predict_batch(self, waiting, top):
-        """The predictions of some images, of which at most a batch are readable."""
+        """Yields the predictions of some images. At most `batch_size` of them are readable."""
         images = [image for _, image in waiting if not isinstance(image, str)]
         rows = iter(())
         if images:
@@ -284,7 +288,7 @@ class VisionModel:
 
 
 def _read(transform, numbered):
-    """The name of an image, and its pixels at the model's size or the reason why there are none."""
+    """Returns the name of an image and its pixels at the model's size. If it is unreadable, returns name and reason."""
     index, picture = numbered
     name = pictures.name_of(picture, index)
     try:
@@ -294,6 +298,6 @@ def _read(transform, numbered):
 
 
 def _square(tokens):
-    """[B, P, D] to [B, side, side, D]."""
+    """Reshapes [B, P, D] to [B, side, side, D]."""
     side = math.isqrt(tokens.shape[1])
     return tokens.reshape(tokens.shape[0], side, side, tokens.shape[2])

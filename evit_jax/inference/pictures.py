@@ -1,4 +1,4 @@
-"""Pixels of files, Pillow images and arrays, read by threads."""
+"""Reads the pixels of files, Pillow images and arrays, in threads."""
 
 import collections
 import concurrent.futures
@@ -16,28 +16,28 @@ Picture = str | os.PathLike | Image.Image | np.ndarray  # a path, a Pillow image
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
-_PILLOW = threading.Lock()  # Pillow reads a file at the first use of an image, and two threads may hold the same image
+_PILLOW = threading.Lock()  # Pillow reads a file at the first use of an image, which several threads may share
 
 
 class UnreadableImage(Exception):
-    """An image that is missing or damaged; the message gives the reason."""
+    """Raised if an image is missing or damaged. The message gives the reason."""
 
 
 def is_one_picture(images: object) -> bool:
-    """True for a single image rather than a sequence of images."""
+    """Returns True for a single image, False for a sequence of images."""
     return isinstance(images, str | os.PathLike | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
 
 
 def name_of(picture: Picture, index: int) -> str:
-    """The path of a file; 'image 3' for other images."""
+    """Returns the path of a file, or 'image 3' for another kind of image."""
     return os.fspath(picture) if isinstance(picture, str | os.PathLike) else f'image {index}'
 
 
 def read_pixels(picture: Picture, name: str) -> np.ndarray:
-    """The pixels of an image, uint8 [H, W, 3].
+    """Returns the pixels of an image, uint8 [H, W, 3].
 
     Raises:
-      ValueError: the object is no image.
+      ValueError: the object is not an image.
       UnreadableImage: the file is missing or damaged.
     """
     if isinstance(picture, np.ndarray):
@@ -54,12 +54,13 @@ def read_pixels(picture: Picture, name: str) -> np.ndarray:
             return decode(file.read())
     except OSError as error:
         raise UnreadableImage(error.strerror or str(error) or repr(error)) from error
-    except Exception as error:  # for a damaged file that Pillow reads this late, it raises many types
+    except Exception as error:  # Pillow reads the file only here, and raises many types for a damaged one
         raise UnreadableImage(str(error) or repr(error)) from error
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """`map(function, items)` in threads, at most `ahead` items ahead of the consumer."""
+    """Yields the results of `map(function, items)`, computed by threads. At most `ahead` results wait for the consumer.
+    """
     pool, results = concurrent.futures.ThreadPoolExecutor(os.cpu_count()), collections.deque()
     try:
         for item in items:

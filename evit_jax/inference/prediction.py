@@ -1,4 +1,4 @@
-"""The prediction of one image, made from the outputs of a batch."""
+"""The prediction of one image, computed from the outputs of a batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,8 @@ import numpy as np
 
 from evit_jax.reduction.plan import TokenPlan
 
-OUTPUTS = ('kept', 'token_of_patch', 'patch_ids', 'class_attention', 'fused_weights')  # of the model, beside the logits
+# Outputs of the model that a prediction needs, in addition to the logits.
+OUTPUTS = ('kept', 'token_of_patch', 'patch_ids', 'class_attention', 'fused_weights')
 
 _NOT_FINITE = 'its logits are not finite: the computation overflows, which float32 (model.dtype) may prevent'
 
@@ -21,9 +22,9 @@ class Guess(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The result for one image of N patches. If `problem` is set, only `name` and perhaps `image` are set as well."""
+    """The result for one image of N patches. If there is a `problem`, only `name` and sometimes `image` are set."""
 
-    name: str                             # path of the file; 'image 3' of an image without a path
+    name: str                             # path of the file; 'image 3' for an image without a path
     problem: str = ''                     # reason why there is no prediction
     top: tuple[Guess, ...] = ()           # likeliest classes, best first
     logits: np.ndarray | None = None      # [L] float32
@@ -31,20 +32,20 @@ class Prediction(NamedTuple):
     kept: tuple[np.ndarray, ...] = ()     # per reduction, [K] patch ids, best first; negative: a fused token
     token_of_patch: tuple[np.ndarray, ...] = ()  # per reduction, [N] int32: index of the token that holds each patch;
                                                  # only with a reducer that merges
-    attention: tuple[np.ndarray, ...] = ()  # per reduction, [N] float32: class attention to each patch, or to the
-                                            # token that it is merged into; NaN: the patch was dropped before. Empty if
-                                            # the reducer works before the attention
+    attention: tuple[np.ndarray, ...] = ()  # per reduction, [N] float32: class attention to the token of each patch;
+                                            # NaN: an earlier reduction dropped the patch. Empty if the reducer works
+                                            # before the attention
     fused_weights: tuple[np.ndarray, ...] = ()  # per reduction that fuses, [N] float32: weight of each patch in the
                                                 # fused token
 
 
 def predictions(outputs: Mapping[str, Any], images: Sequence[np.ndarray], plan: TokenPlan,
                 class_names: Sequence[str], top: int) -> Iterator[Prediction]:
-    """The predictions of the first images of a batch, without names.
+    """Yields the predictions of a batch, without names. Rows without an image are padding and are skipped.
 
     Args:
-      outputs: numpy arrays with one row per image: 'logits', and the model's outputs named in `OUTPUTS`.
-      images: uint8 [S, S, 3], at most one per row.
+      outputs: numpy arrays with one row per image: 'logits', and the outputs in `OUTPUTS`.
+      images: one array uint8 [S, S, 3] per image.
       top: number of guesses.
     """
     for row, image in enumerate(images):
@@ -72,7 +73,7 @@ def _best(logits, class_names, top):
 
 
 def _by_patch(patch_ids, attention, num_patches):
-    """Class attention [N] in the order of the patches; fused tokens are left out, absent patches are NaN."""
+    """Returns the class attention [N] in the order of the patches. Absent patches are NaN; fused tokens are skipped."""
     by_patch = np.full(num_patches, np.nan, np.float32)
     by_patch[patch_ids[patch_ids >= 0]] = attention[patch_ids >= 0]
     return by_patch

@@ -1,1 +1,1 @@
-"""Reads the weights of other programs without executing anything in their files, and writes weights for them."""
+"""Reads the weights of other programs without executing code in their files, and writes weights for them."""

@@ -1,4 +1,4 @@
-"""Detects from the shapes of arrays which of this project's models they belong to."""
+"""Detects the model that arrays belong to by their names and shapes."""
 
 import dataclasses
 import math
@@ -25,14 +25,14 @@ _UNSUPPORTED = {  # feature -> pattern of its array names
 def detect(arrays: Mapping[str, Any], default_classes: int) -> tuple[str, ViTConfig]:
     """Returns the name and config of the model whose arrays have these shapes.
 
-    Image size, number of classes and distillation are those of the arrays.
+    The arrays determine the image size, the number of classes and the distillation token.
 
     Args:
       arrays: timm's name -> object with a shape.
       default_classes: number of classes if the arrays include no head.
 
     Raises:
-      ValueError: the arrays are not a vision transformer, or not a supported one.
+      ValueError: the arrays do not belong to a supported vision transformer.
     """
     unsupported = unsupported_features(arrays)
     if missing := [key for key in ('cls_token', 'pos_embed', 'blocks.0.mlp.fc1.weight', 'patch_embed.proj.weight')
@@ -56,7 +56,7 @@ def detect(arrays: Mapping[str, Any], default_classes: int) -> tuple[str, ViTCon
 
 
 def _matching_model(arrays, unsupported):
-    """Returns the name of the model with the width, MLP, depth and patch embedding of the arrays."""
+    """Returns the name of the model whose width, MLP, depth and patch embedding match the arrays."""
     width = _dimensions(arrays, 'pos_embed', 3)[2]
     hidden, _ = _dimensions(arrays, 'blocks.0.mlp.fc1.weight', 2)
     blocks = {int(match[1]) for key in arrays if (match := re.match(r'blocks\.(\d{1,4})\.', key))}
@@ -74,7 +74,7 @@ def _matching_model(arrays, unsupported):
 
 
 def unsupported_features(arrays: Mapping[str, Any]) -> str:
-    """Returns a sentence on the features that array names reveal and no model here has; '' if there are none."""
+    """Returns a sentence that lists unsupported features, detected by array names; '' if there are none."""
     features = [f'{feature} ({key})' for feature, pattern in _UNSUPPORTED.items()
              if (key := next((key for key in sorted(arrays) if re.search(pattern, key)), None))]
     if any(key.endswith(_POSITIONS) for key in arrays) and not any(key.endswith('cls_token') for key in arrays):

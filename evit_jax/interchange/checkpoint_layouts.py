@@ -1,6 +1,6 @@
 """Finds the weights of a vision transformer in a checkpoint and renames them to timm's array names.
 
-DeiT, EViT, DynamicViT and LV-ViT use timm's names with additions of their own; only Hugging Face's differ.
+DeiT, EViT, DynamicViT and LV-ViT use timm's names, and add a few. Only the names of Hugging Face differ.
 """
 
 import re
@@ -14,10 +14,10 @@ from evit_jax.interchange.lazy_array import LazyArray
 from evit_jax.interchange.restricted_pickle import InertObject, printable
 
 HUGGING_FACE = 'Hugging Face'
-_MARKERS = {  # layout -> prefixes of array names that no other layout has
+_MARKERS = {  # layout -> prefixes of array names that occur only in this layout
     'LV-ViT': ('aux_head.', 'patch_embed.conv1.'), 'DynamicViT': ('score_predictor.',)}
 
-_BLOCK = r'(?:encoder\.layer|layers)\.(\d+)\.'  # transformers 4 and before; transformers 5
+_BLOCK = r'(?:encoder\.layer|layers)\.(\d+)\.'  # names of transformers up to version 4, and of version 5
 _HUGGING_FACE = [(re.compile(rf'(?:(?:vit|deit)\.)?{hugging_face}\.(weight|bias)'), timm) for hugging_face, timm in (
     (r'embeddings\.patch_embeddings\.projection', r'patch_embed.proj.\1'),
     (_BLOCK + r'layernorm_before', r'blocks.\1.norm1.\2'),
@@ -34,7 +34,7 @@ _HUGGING_FACE = [(re.compile(rf'(?:(?:vit|deit)\.)?{hugging_face}\.(weight|bias)
 
 
 class ModelWeights(NamedTuple):
-    """The weights of a model by timm's names, and what the checkpoint holds beside them."""
+    """The weights of a model by timm's names, with their layout, training arguments and location."""
 
     arrays: dict[str, LazyArray]
     layout: str                         # timm, Hugging Face, LV-ViT or DynamicViT
@@ -48,10 +48,11 @@ def find_weights(tree: Any, *, ema: bool, key: str = '') -> ModelWeights:
     Args:
       tree: nested dicts with arrays.
       ema: select the moving average of the weights.
-      key: the dict, or the prefix of array names, that holds the weights; see `nested_checkpoints.select_weights`.
+      key: name of the dict, or prefix of the array names, that holds the weights; see
+        `nested_checkpoints.select_weights`.
 
     Raises:
-      ValueError: there are no weights, no average or several models, or two arrays have the same timm name.
+      ValueError: the file holds no weights, no moving average or several models, or two arrays have the same timm name.
     """
     arrays, path = nested_checkpoints.select_weights(tree, ema=ema, key=key)
     arguments = tree.get('args') if isinstance(tree, Mapping) else None
@@ -65,7 +66,7 @@ def find_weights(tree: Any, *, ema: bool, key: str = '') -> ModelWeights:
 
 
 def _from_hugging_face(arrays):
-    """Renames arrays and joins query, key and value of each block. Unknown arrays keep their names."""
+    """Renames arrays to timm's names, and joins query, key and value of each block. Unknown arrays keep their names."""
     out = {}
     for key, value in arrays.items():
         name = next((match.expand(timm) for pattern, timm in _HUGGING_FACE if (match := pattern.fullmatch(key))), key)

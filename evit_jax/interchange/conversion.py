@@ -1,4 +1,4 @@
-"""Converts models of other programs to workdirs of this one, and back to safetensors files."""
+"""Converts models of other programs to workdirs, and runs to safetensors files."""
 
 import contextlib
 import os
@@ -39,22 +39,23 @@ class PretrainedModel(NamedTuple):
 def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = '', image_size: int | None = None,
                     class_names: str | os.PathLike | None = None, allow_missing: Sequence[str] = (),
                     allow_extra: Sequence[str] = (), **values: Any) -> PretrainedModel:
-    """Reads a model from a PyTorch or safetensors file, or from a Hugging Face or timm folder. Writes nothing.
+    """Reads a model from a PyTorch or safetensors file, or from a Hugging Face or timm folder. It writes nothing.
 
     Args:
-      path: a file (.pth, .pt, .bin, .safetensors), an index of shards, or a folder with one of them.
+      path: a file (.pth, .pt, .bin, .safetensors), an index of shards, or a folder that contains one of these.
       ema: read the moving average of the weights.
-      key: the dict, or the prefix of array names, that holds the weights; see `nested_checkpoints.select_weights`.
+      key: name of the dict, or prefix of the array names, that holds the weights; see
+        `nested_checkpoints.select_weights`.
       image_size: resize the position embeddings for images of this size.
-      class_names: path of a text file with one class name a line.
+      class_names: path of a text file with one class name per line.
       allow_missing, allow_extra: patterns of timm's array names; see `torch_weights.from_torch`.
-      **values: hyperparameters by the names of `CONFIG_KEYS`, such as heads or mean. They
-        override the values in the file; None and () are ignored.
+      **values: hyperparameters, such as heads or mean; the names are the keys of `CONFIG_KEYS`. They override the
+        values in the file. None and () are ignored.
 
     Raises:
       FileNotFoundError: the path does not exist.
       ValueError: the file is refused, or holds no supported model.
-      TypeError: an unknown hyperparameter.
+      TypeError: a hyperparameter is unknown.
     """
     path = pathlib.Path(path).expanduser()
     if not path.exists():
@@ -64,7 +65,7 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
     path = weight_files.find_weights(path) if path.is_dir() else path
     values = {name: value for name, value in values.items() if value not in (None, ())}
     with weight_files.opened(path) as (tree, metadata):
-        contents = hyperparameters.CheckpointContents(path, tree, metadata, weight_files.configs_beside(path))
+        contents = hyperparameters.CheckpointContents(path, tree, metadata, weight_files.read_configs(path))
         settings, names = run_metadata.from_metadata(metadata)
         names = _choose_class_names(names or weight_files.class_names(contents.config), class_names)
         try:
@@ -87,7 +88,7 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
 
 
 def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, **options: Any) -> None:
-    """Writes the model of another program as a workdir, which `--config.init_from` and `evit_jax.predict` accept.
+    """Converts the model of another program to a workdir. `--config.init_from` and `evit_jax.predict` accept it.
 
     Args:
       src: path of the model, as in `read_pretrained`.
@@ -110,7 +111,7 @@ def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, **options: Any) -
 
 def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False,
                    image_size: int | None = None) -> None:
-    """Writes the newest weights of a run as a safetensors file, in the layout of timm or of the authors of LV-ViT.
+    """Writes the newest weights of a run to a safetensors file, in the layout of timm or of LV-ViT's authors.
 
     Args:
       src: workdir of the run.
@@ -161,7 +162,7 @@ def _dtypes(arrays):
 
 
 def _metadata(name, config, settings, class_names):
-    """Returns the metadata of a checkpoint. The log lists the config keys with default values."""
+    """Returns the metadata of a checkpoint, and logs the config keys that have default values."""
     defaults = run_metadata.default_settings(name, config)
     if assumed := defaults.keys() - settings.keys():
         logging.info('config keys with default values: %s',
@@ -171,7 +172,7 @@ def _metadata(name, config, settings, class_names):
 
 
 def _choose_class_names(stored, path):
-    """Returns the names in the file of --class_names, or the stored names if the flag is not given."""
+    """Returns the class names in the file at `path`, or the stored names if there is no path."""
     if not path:
         return stored
     try:
@@ -216,7 +217,7 @@ def _missing(path):
 
 @contextlib.contextmanager
 def _new_folder(path):
-    """Creates a folder, and removes it if the body fails, so that the command can be repeated."""
+    """Creates a folder, and removes it if the body of the `with` block fails, so that the command can be repeated."""
     folder = storage.as_path(path)
     folder.mkdir(parents=True)
     try:

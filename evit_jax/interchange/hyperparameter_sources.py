@@ -1,7 +1,7 @@
-"""Reads hyperparameters, values that decide logits but that no array shape shows, from settings, configs and names.
+"""Reads hyperparameters from settings, configs and names.
 
-Each function reads one kind of source and returns the hyperparameters that it finds there. `hyperparameters.resolve`
-chooses among the sources.
+A hyperparameter changes the logits but cannot be inferred from array shapes, such as the number of heads. Each function
+reads one kind of source. `hyperparameters.resolve` applies their precedence.
 """
 
 import json
@@ -20,15 +20,15 @@ _POOLINGS = {'token': ('token', 'cls', 'cls_token', 'false'), 'avg': ('avg', 'me
              'avg_fc_norm': ('avg_fc_norm',)}
 _NESTED = ('pretrained_cfg', 'model_args', 'model_kwargs', 'args', 'hyper_parameters', 'hparams', 'config', 'cfg',
            'model_config', 'model', 'backbone')
-# Dicts with these names describe class labels, other models, or parts without attention.
+# Dicts whose names match describe class labels, other models, or parts without attention.
 _UNRELATED = re.compile('label|class|idx|index|vocab|decoder|teacher|student|predictor|head|neck|text|loss|optim|sched')
 _NAMES = ('architecture', 'arch', 'model', 'model_name', 'model_arch', 'backbone')
 _MAX_DEPTH = 4
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 HALVES = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
-_IMAGENET_TAGS = ('dino', 'mae', 'moco', 'ibot')  # timm's vit_* with these tags use ImageNet's mean and std
+_IMAGENET_TAGS = ('dino', 'mae', 'moco', 'ibot')  # tags of timm's vit_* that use ImageNet's mean and std
 _FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # Pillow's resampling filters by number
-_HEADS = {'tiny': 3, 'small': 6, 'base': 12}  # size in a name of timm or DeiT -> heads
+_HEADS = {'tiny': 3, 'small': 6, 'base': 12}  # size in a model name of timm or DeiT -> number of heads
 _MOCO_WIDTHS = {'vit_small': 384, 'vit_base': 768}
 
 
@@ -39,7 +39,7 @@ class Hyperparameter(NamedTuple):
     source: str
 
 
-Hyperparameters = dict[str, Hyperparameter]  # keys: those of CONFIG_KEYS
+Hyperparameters = dict[str, Hyperparameter]  # has a subset of the keys of CONFIG_KEYS
 
 
 def _number(value: Any) -> float | None:
@@ -59,7 +59,7 @@ def _channels(value):
 
 
 def _one_of(names):
-    """Returns a reader of text or bool: the name whose synonyms include the value, or the value itself."""
+    """Returns a reader of text or bool. It returns the name whose synonyms include the value, or the value itself."""
 
     def read(value):
         if not isinstance(value, str | bool) or value == '':
@@ -70,7 +70,7 @@ def _one_of(names):
     return read
 
 
-# hyperparameter -> (keys in settings, by precedence; reader, which returns None for a value of another type)
+# hyperparameter -> (keys in settings by precedence, reader). A reader returns None for a value of another type.
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
     'heads': (('num_heads', 'num_attention_heads', 'n_heads', 'heads'), _count),
     'norm_epsilon': (('layer_norm_eps', 'norm_epsilon', 'norm_eps', 'layer_norm_epsilon', 'ln_eps'), _number),
@@ -82,9 +82,10 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
 
 
 def in_settings(settings: Any, source: str, depth: int = 0, visited: set[int] | None = None) -> Hyperparameters:
-    """Searches nested dicts of settings. An outer dict takes precedence over the dicts in it.
+    """Searches nested dicts of settings. An outer dict takes precedence over the dicts inside it.
 
-    Nested dicts with unusual names come last, and count only for the values on which all of them agree.
+    Nested dicts whose names are not in `_NESTED` have the lowest precedence. A value in several of them is ignored if
+    they contradict each other.
     """
     settings = settings.state if isinstance(settings, InertObject) else settings
     visited = set() if visited is None else visited
@@ -108,7 +109,7 @@ def in_settings(settings: Any, source: str, depth: int = 0, visited: set[int] | 
 
 
 def _without_contradictions(several: list[Hyperparameters]) -> Hyperparameters:
-    """Merges the hyperparameters of several dicts and drops those with different values."""
+    """Merges the hyperparameters of several dicts, and drops those whose values differ."""
     values: dict[str, list[Hyperparameter]] = {}
     for hyperparameters in several:
         for name, value in hyperparameters.items():
@@ -126,7 +127,7 @@ def model_names(settings: Any, depth: int = 0) -> list[str]:
 
 
 def parsed_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Parses the metadata of a safetensors file: JSON texts become values, other texts stay."""
+    """Parses the metadata of a safetensors file. JSON texts become values; other texts are unchanged."""
     result = {}
     for key, text in metadata.items():
         try:
@@ -139,9 +140,9 @@ def parsed_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
 def of_preprocessor(config: Mapping[str, Any], source: str) -> Hyperparameters:
     """Returns mean, std and crop of a Hugging Face preprocessor_config.json.
 
-    Hugging Face scales pixels in 0..255 by `rescale_factor` before it applies mean and std; this project scales them
-    by 1 / 255. Without a centre crop the image is squeezed to `size`, which is crop 0 here. With one, the crop is the
-    fraction of the resized short side that remains.
+    Hugging Face scales pixels in 0..255 by `rescale_factor` before it applies mean and std. This project scales them by
+    1 / 255. If the config has a centre crop, the result is the remaining fraction of the resized short side. Otherwise
+    the image is squeezed to `size`, which is crop 0.
     """
     scale = 1.0 if config.get('do_rescale', True) else 255.0
     if factor := _number(config.get('rescale_factor')):
@@ -169,13 +170,13 @@ def _side(size):
 
 
 def of_model_type(model_type: str) -> Hyperparameters:
-    """Returns the defaults of a model type of transformers, which a config.json may omit."""
+    """Returns the defaults of a model type of transformers. A config.json may omit these values."""
     values = {'norm_epsilon': 1e-6 if model_type == 'vit_msn' else 1e-12, 'activation': 'gelu', 'pooling': 'token'}
     return {name: Hyperparameter(value, f'the default of {model_type}') for name, value in values.items()}
 
 
 def of_model_names(names: Iterable[str], width: int) -> Hyperparameters:
-    """Returns the hyperparameters of the first model name of timm or DeiT that fits the width; {} if none does."""
+    """Returns the hyperparameters of the first name that is a timm or DeiT model of this width; {} if there is none."""
     for name in names:
         match = re.match(r'(?:hf[-_]hub:\S*/)?(vit|deit)_(tiny|small|base)(?:_distilled)?_patch\d+_', name)
         if match and _HEADS[match[2]] == width // 64:
@@ -198,7 +199,7 @@ def of_moco_path(path: str, width: int) -> Hyperparameters:
 def of_moco_arch(arch: Any, width: int) -> Hyperparameters:
     """Returns the hyperparameters of MoCo v3 if `arch` is one of its models, else {}.
 
-    Other programs store the same names, so that these values are only assumed.
+    Other programs store the same names, so the values are only assumptions.
     """
     is_moco = isinstance(arch, str) and _MOCO_WIDTHS.get(arch) == width
     return _moco(f'as MoCo v3, by arch {arch}') if is_moco else {}
@@ -209,7 +210,8 @@ def _moco(source):
 
 
 def resampling_filter(preprocessor: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Returns the filter that resized the images: `resample` of Hugging Face, `interpolation` of timm, or ''."""
+    """Returns the filter that resized the images: Hugging Face's `resample` or timm's `interpolation`; '' if unknown.
+    """
     if isinstance(number := preprocessor.get('resample'), int) and 0 <= number < len(_FILTERS):
         return _FILTERS[number]
     nested = config.get('pretrained_cfg')
@@ -218,9 +220,9 @@ def resampling_filter(preprocessor: Mapping[str, Any], config: Mapping[str, Any]
 
 
 def of_model_family(names: Iterable[str]) -> Hyperparameters:
-    """Returns mean, std and crop of the first name of a known family (timm's vit_*, DeiT); {} if there is none.
+    """Returns mean, std and crop of the first known model family among the names (timm's vit_*, DeiT), or {}.
 
-    timm's vit_* are trained with mean and std 0.5, but for those with a tag in `_IMAGENET_TAGS`.
+    timm's vit_* use mean and std 0.5, except those with a tag in `_IMAGENET_TAGS`.
     """
     for name in names:
         word = name.rpartition('/')[2]

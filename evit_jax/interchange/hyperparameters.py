@@ -1,7 +1,7 @@
-"""Resolves the values of a model that no array shape shows: heads, epsilon, activation, pooling, preprocessing.
+"""Resolves the hyperparameters of a model: heads, epsilon, activation, pooling and preprocessing.
 
-Precedence: command-line flags, settings in the file, configs beside it, names of the model. A value that none of these
-gives is assumed, with a warning.
+They cannot be inferred from array shapes. Precedence: command-line flags, settings in the file, configs in the same
+folder, names of the model. A value that none of these sources gives is assumed, with a warning.
 """
 
 import dataclasses
@@ -18,21 +18,21 @@ from evit_jax.interchange.hyperparameter_sources import CONFIG_KEYS, Hyperparame
 from evit_jax.models.config import POOLINGS, ViTConfig
 from evit_jax.models.layers import ACTIVATIONS
 
-_MODEL_TYPES = ('vit', 'deit', 'vit_msn', 'vit_mae', 'timm_wrapper')  # their forward pass equals this project's ViT
+_MODEL_TYPES = ('vit', 'deit', 'vit_msn', 'vit_mae', 'timm_wrapper')  # model types with the forward pass of our ViT
 _MODEL_FIELDS = ('heads', 'norm_epsilon', 'activation', 'pooling')
 _SHAPE_FIELDS = {  # key of config.json -> field of ViTConfig
     'hidden_size': 'width', 'embed_dim': 'width', 'num_features': 'width', 'num_hidden_layers': 'depth',
     'depth': 'depth', 'patch_size': 'patch_size', 'image_size': 'image_size'}
-_RUN_KEYS = {'crop': 'crop_pct', 'heads': 'num_heads'}  # hyperparameter -> key that `sources.in_settings` searches
+_RUN_KEYS = {'crop': 'crop_pct', 'heads': 'num_heads'}  # hyperparameter -> key that `sources.in_settings` looks up
 
 
 class CheckpointContents(NamedTuple):
-    """Everything that was read from a file and its folder except the selected arrays."""
+    """Contents of a file and its folder, except the selected arrays."""
 
     path: pathlib.Path
     tree: Any                   # contents of the file: weights and settings
     metadata: Mapping[str, str]               # metadata of a safetensors file
-    configs: Mapping[str, Mapping[str, Any]]  # file name -> content of configs in the same folder
+    configs: Mapping[str, Mapping[str, Any]]  # file name -> content, for the configs in the same folder
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -42,20 +42,20 @@ class CheckpointContents(NamedTuple):
 
 def resolve(name: str, config: ViTConfig, weights: ModelWeights, contents: CheckpointContents,
             flags: Mapping[str, Any]) -> tuple[ViTConfig, dict[str, Any], ModelWeights]:
-    """Completes a detected config. The log gives the source of each value; one warning lists the assumed values.
+    """Completes a detected config, and logs the source of each value. One warning lists the assumed values.
 
     Args:
-      name, config: of the model, as detected from the shapes of the arrays.
+      name, config: name and config of the model, detected from the shapes of the arrays.
       weights: the arrays of the model.
-      contents: everything else that was read.
+      contents: the other contents of the file and its folder.
       flags: hyperparameter -> value from the command line. Flags take precedence over all sources.
 
     Returns:
-      The config with all values, the config keys of the preprocessing, and the weights. A lone `fc_norm` is renamed to
-      `norm` if the head reads the class token.
+      The config with all values, the config keys of the preprocessing, and the weights. If the head reads the class
+      token and the weights have `fc_norm` but no `norm`, `fc_norm` is renamed to `norm`.
 
     Raises:
-      ValueError: a value is not supported or out of range, or config.json describes another model.
+      ValueError: a value is unsupported or out of range, or config.json describes another model.
     """
     _check_config(contents.config, config)
     names = _model_names(contents)
@@ -95,7 +95,7 @@ def _model_names(contents):
 
 
 def _read_sources(config, weights, contents, names) -> Hyperparameters:
-    """Returns the values of all sources. The first source of a value counts; contradictions are logged."""
+    """Merges the values of all sources. The first source of a value takes precedence; contradictions are logged."""
     known: Hyperparameters = {}
     for source in _stored_sources(config, contents):
         for key, new in source.items():
@@ -117,10 +117,10 @@ def _read_sources(config, weights, contents, names) -> Hyperparameters:
 
 
 def _stored_sources(config, contents) -> list[Hyperparameters]:
-    """Reads metadata, settings in the file and configs beside it, by precedence."""
+    """Reads metadata, settings in the file and configs in the same folder, ordered by precedence."""
     run, _ = run_metadata.from_metadata(contents.metadata)
     own = {key: run[config_key] for key, config_key in CONFIG_KEYS.items() if config_key in run}
-    if run_metadata.METADATA in contents.metadata:  # keys that such a file omits have the values of the named model
+    if run_metadata.METADATA in contents.metadata:  # a key missing in our metadata has the value of the named model
         own = {key: getattr(config, key) for key in _MODEL_FIELDS} | own
     metadata = {key: value for key, value in sources.parsed_metadata(contents.metadata).items()
                 if key != run_metadata.METADATA}
@@ -142,10 +142,10 @@ def _with_flags(known, flags):
 
 
 def _resolve_pooling(known, weights):
-    """Chooses the pooling that fits the norms of the weights.
+    """Chooses the pooling that matches the norms of the weights.
 
-    An `fc_norm` without `norm` belongs to mean pooling, or is the last norm of a model whose head reads the class
-    token.
+    If `fc_norm` exists without `norm`, it belongs to mean pooling, or it is the last norm of a model whose head reads
+    the class token.
     """
     only_fc_norm = 'fc_norm.weight' in weights.arrays and 'norm.weight' not in weights.arrays
     pooling, source = known.get('pooling', Hyperparameter('avg' if only_fc_norm else None, 'fc_norm in place of norm'))
@@ -162,7 +162,7 @@ def _resolve_pooling(known, weights):
 
 
 def _defaults(name, config, weights, names, contents) -> Hyperparameters:
-    """Returns a value for every hyperparameter, to be assumed if no source gives one."""
+    """Returns the value of every hyperparameter that is assumed if no source gives one."""
     settings = run_metadata.default_settings(name, config)
     origin = 'as its authors' if name.startswith('lvvit') else 'as DeiT'
     defaults = {key: Hyperparameter(settings[config_key], origin) for key, config_key in CONFIG_KEYS.items()
@@ -183,7 +183,7 @@ def _defaults(name, config, weights, names, contents) -> Hyperparameters:
 
 
 def _check_values(known):
-    """Raises a ValueError for a value that is not supported or out of range."""
+    """Raises a ValueError if a value is unsupported or out of range."""
     for key, supported in (('activation', ACTIVATIONS), ('pooling', POOLINGS)):
         if key in known and known[key].value not in supported:
             raise ValueError(f'{key}={known[key].value} ({known[key].source}) is not supported: there are '
@@ -198,7 +198,7 @@ def _check_values(known):
 
 
 def _check_config(hub_config, config):
-    """Raises a ValueError if config.json describes another model than the weights."""
+    """Raises a ValueError if config.json does not describe the model of the weights."""
     model_type = hub_config.get('model_type')
     if model_type is not None and model_type not in _MODEL_TYPES:
         raise ValueError(f'its {weight_files.CONFIG} has the model type {model_type}, which is not supported: there '

@@ -1,4 +1,4 @@
-"""An array in an open file; its shape and dtype are known before its values are read. All readers share it."""
+"""An array in an open file. Shape and dtype are known before the values are read. All readers of files return it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """Reads its values from the file on every conversion to a NumPy array, and caches nothing."""
+    """An array whose values are read from the file at each conversion to a NumPy array. Nothing is cached."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

@@ -1,8 +1,8 @@
-"""Reads label maps as zihangJiang/TokenLabeling publishes them: one PyTorch file per image, written by NFNet-F6.
+"""Reads the label maps published by zihangJiang/TokenLabeling, one PyTorch file per image. PyTorch is not needed.
 
 FOLDER/<class>/<image>.pt holds a tensor [2, top, side, side] float16: the logits of the `top` best classes, best first,
-and their class indices. The annotator saw the centre square of each image; as in the reference, the map is used for the
-whole image. PyTorch is not needed.
+and their class indices. The annotator was NFNet-F6. It processed the centre square of each image; as in the reference,
+the map is used for the whole image.
 """
 
 import os
@@ -15,14 +15,14 @@ from evit_jax.interchange.lazy_array import LazyArray
 
 
 def label_map_path(folder: str | os.PathLike, example: str) -> pathlib.Path:
-    """Returns the path of the label map of an example: the class, then the image name up to its first dot.
+    """Returns the path of the label map of an example, such as a/img.pt for a/img.1.png.
 
-    If a file with the whole image name but its last suffix exists, that file is returned: a/img.1.pt for a/img.1.png.
+    If only the last suffix of the image name is removed and this file exists (a/img.1.pt), its path is returned.
 
     Args:
-      folder: of the published files.
-      example: id or path of the image. The class is its folder; an id without a folder, such as tfds gives
-        (n01440764_10026.JPEG), has its class before the first underscore.
+      folder: folder of the published files.
+      example: id or path of the image. The class is the name of its folder. If there is no folder, as in the ids of
+        tfds (n01440764_10026.JPEG), the class is the text before the first underscore.
     """
     image = pathlib.PurePosixPath(example)
     name = image.name.split('.')[0]

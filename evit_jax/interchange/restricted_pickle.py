@@ -4,7 +4,7 @@ A subclass of `pickle.Unpickler` with an allow-list in `find_class` is shorter, 
 - A 9-byte pickle that stores at memo index 2**28 makes it allocate 4 GB.
 - A dict key of a million nested tuples overflows the C stack in `hash` (segmentation fault).
 - BUILD writes into the `__dict__` of every object that `find_class` returned, so that a file can alter it.
-This reader keeps its memo in a dict, accepts only scalar keys, and represents a global by its name.
+Here the memo is a dict, only scalar keys are accepted, and a global is represented by its name.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class GlobalName(str):
 
 @dataclasses.dataclass(eq=False)
 class InertObject:
-    """An object that was not constructed: the name of its class, its constructor arguments and its state."""
+    """Represents an object that is not constructed: the name of its class, the constructor arguments and the state."""
 
     name: str
     arguments: tuple
@@ -38,13 +38,13 @@ class InertObject:
 
 @dataclasses.dataclass(frozen=True)
 class AllowList:
-    """The globals that a pickle may name.
+    """The globals that a pickle may refer to.
 
     Attributes:
-      calls: global name -> function to call in its place, with the tuple of arguments.
-      types: names that may be passed as arguments, but not called.
-      inert: names of classes whose objects become an `InertObject`.
-      persistent_load: converts a persistent id to an object.
+      calls: name of a global -> function to call instead, with the tuple of arguments.
+      types: names of globals that may be passed as arguments, but not called.
+      inert: names of classes whose objects become `InertObject`s.
+      persistent_load: function that converts a persistent id to an object.
     """
 
     calls: Mapping[str, Callable[[tuple], Any]]
@@ -57,14 +57,14 @@ def load(data: bytes, allowed: AllowList) -> Any:
     """Reads the object in a pickle.
 
     Returns:
-      Dicts, lists, tuples, sets, numbers and text; other objects only as `allowed` creates them.
+      Dicts, lists, tuples, sets, numbers and text, and objects that the functions of `allowed` create.
 
     Raises:
       ValueError: the pickle is damaged, or uses a global or an opcode that is not allowed.
     """
     machine = _StackMachine(allowed)
     try:
-        for opcode, argument, position in pickletools.genops(data):  # raises a ValueError at the end of a cut pickle
+        for opcode, argument, position in pickletools.genops(data):  # raises a ValueError if the pickle is truncated
             if opcode.name == 'STOP':
                 if position + 1 != len(data):
                     raise ValueError(f'{len(data) - position - 1} bytes follow its end')
@@ -77,14 +77,14 @@ def load(data: bytes, allowed: AllowList) -> Any:
 def printable(value: Any) -> str:
     """Formats text from a file for a message: at most 81 characters, with control characters escaped.
 
-    A value that is not text is represented by the name of its type.
+    Any other value is represented by the name of its type.
     """
     text = ascii(value)[1:-1] if isinstance(value, str) else type(value).__name__
     return text if len(text) <= 80 else f'{text[:80]}…'
 
 
 class _StackMachine:
-    """Executes pickle opcodes on a stack. `_marked_stacks` holds the stacks below each MARK."""
+    """Executes pickle opcodes on a stack. `_marked_stacks` holds the stack below each MARK."""
 
     def __init__(self, allowed: AllowList):
         self._allowed = allowed
@@ -217,7 +217,7 @@ class _StackMachine:
         self._stack.append(InertObject(name, arguments))
 
     def _build(self):
-        """Sets the state of an inert object. Attributes of an ordered dict, as a state_dict has, are dropped."""
+        """Sets the state of an inert object. The attributes of an ordered dict, such as a state_dict, are dropped."""
         state, target = self._stack.pop(), self._stack[-1]
         if type(target) is InertObject:
             target.state = state
@@ -237,7 +237,7 @@ class _StackMachine:
 
 
 def checked_key(key: Any) -> Any:
-    """Returns the key of a dict or the item of a set.
+    """Returns the key of a dict or the item of a set, after checking its type.
 
     Raises:
       ValueError: the key is not a number, text, bytes or None.

@@ -14,7 +14,7 @@ from evit_jax.models.config import ViTConfig
 METADATA = 'evit_jax'  # key in the metadata of a safetensors file; its value is JSON
 _KEYS = ('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean',
          'data.std', 'data.eval_crop', *(f'model.{key}' for key in NOT_IN_SHAPES))
-_CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # crop in the evaluation of the authors
+_CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # evaluation crop of the authors
 _SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
 
 
@@ -25,16 +25,16 @@ def model_settings(name: str, config: ViTConfig) -> dict[str, Any]:
 
 
 def default_settings(name: str, config: ViTConfig) -> dict[str, Any]:
-    """Returns the config keys to assume for weights without any: those of DeiT, or of the authors of LV-ViT."""
+    """Returns the config keys of DeiT, or of LV-ViT's authors. They are assumed for weights without settings."""
     crop = _CROPS.get(name, AS_DEIT['data.eval_crop'])
     return AS_DEIT | {'model.reduce_at': config.default_reduce_at, 'data.eval_crop': crop}
 
 
 def plan_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates the arguments of EViT's or DynamicViT's training program to config keys of the token plan.
+    """Converts the arguments of EViT's or DynamicViT's training program to config keys of the token plan.
 
     Returns:
-      {} if the arguments are of another program, or out of range.
+      The config keys; {} if the arguments belong to another program or are out of range.
     """
     if isinstance(rate := arguments.get('base_rate'), float) and 0 < rate <= 1:  # DynamicViT
         return {'keep.rate': rate}
@@ -63,7 +63,7 @@ def to_metadata(name: str, model_config: ViTConfig, config: Mapping[str, Any]) -
     """Returns the metadata of a safetensors file: config keys, class names, and timm's model name if there is one.
 
     Args:
-      name, model_config: of the model.
+      name, model_config: name and config of the model.
       config: flat config of the run, as `workdir.saved_config` returns it.
     """
     values = config | {f'model.{key}': getattr(model_config, key) for key in NOT_IN_SHAPES}
@@ -75,7 +75,7 @@ def to_metadata(name: str, model_config: ViTConfig, config: Mapping[str, Any]) -
 
 
 def _timm_name(name, config):
-    """Returns timm's name of the model; image size and number of classes are separate arguments of create_model."""
+    """Returns timm's name of the model. Image size and number of classes are separate arguments of create_model."""
     return f'deit_{_SIZES[name]}{"_distilled" * config.distilled}_patch16_224'
 
 
@@ -90,7 +90,7 @@ def timm_call(name: str, config: ViTConfig, path: Any) -> str:
 
 
 def _timm_arguments(name, config):
-    """Returns code for the arguments that differ from those of the named model; '' if none does."""
+    """Returns code for the arguments that differ from the named model; '' if there are none."""
     named = CONFIGS[name]
     arguments = {'heads': f'num_heads={config.heads}', 'activation': f'act_layer={config.activation!r}',
                  'norm_epsilon': f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={config.norm_epsilon:g})',

@@ -18,10 +18,10 @@ _DTYPES = {name: np.dtype(dtype) for name, dtype in {
 
 @contextlib.contextmanager
 def opened(path: str | pathlib.Path) -> Iterator[tuple[dict[str, LazyArray], dict[str, str]]]:
-    """Opens a file and yields (arrays by name, metadata). Values can be read only inside the `with` block.
+    """Opens a file and yields (arrays by name, metadata). Array values can be read only inside the `with` block.
 
     Raises:
-      ValueError: the file is damaged, or holds a dtype that is not supported.
+      ValueError: the file is damaged, or holds an unsupported dtype.
     """
     try:
         with safe_open(path, 'numpy') as file:

@@ -1,6 +1,7 @@
-"""Reads PyTorch checkpoints (.pth, .pt) without PyTorch: zip files of one pickle and raw values.
+"""Reads PyTorch checkpoints (.pth, .pt) without PyTorch.
 
-A tensor is a view (offset, size, stride) of a storage. Each storage is one member of the zip file.
+A checkpoint is a zip file of one pickle and of storages, which hold raw values. Each storage is one member of the zip
+file. A tensor is a view (offset, size, stride) of a storage.
 
 Source: torch/serialization.py.
 """
@@ -30,9 +31,10 @@ _INERT = {'argparse.Namespace', 'types.SimpleNamespace', 'torch.device', 'numpy.
           'pathlib.WindowsPath', 'pathlib.PurePosixPath', 'pathlib.PureWindowsPath',
           'torch.torch_version.TorchVersion', 'datetime.datetime', 'datetime.date', 'datetime.timedelta'}
 _FACTORIES = {f'{module}.{name}' for module in ('builtins', '__builtin__') for name in (
-    'bool', 'dict', 'float', 'frozenset', 'int', 'list', 'long', 'set', 'str', 'tuple', 'unicode')}  # for defaultdict
+    'bool', 'dict', 'float', 'frozenset', 'int', 'list', 'long', 'set', 'str', 'tuple', 'unicode')}  # of defaultdicts
 _SCALARS = {'b1', 'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'}  # type codes of NumPy numbers
-# Bytes. A large model with its optimizer needs a tenth; a hostile pickle of this size takes a few 100 MB of memory.
+# Maximum size in bytes. The pickle of a large model and its optimizer has a tenth of this size. A hostile pickle of
+# this size takes a few 100 MB of memory.
 _MAX_PICKLE = 4 * 2**20
 _MAX_MEMBERS = 100_000
 _MAX_DIMENSIONS = 32
@@ -50,10 +52,10 @@ class _Storage(NamedTuple):
 
 @contextlib.contextmanager
 def opened(path: str | pathlib.Path) -> Iterator[Any]:
-    """Opens a checkpoint and yields the object that was saved.
+    """Opens a checkpoint and yields the saved object.
 
-    Dicts, lists, numbers and text are themselves, a tensor is a `LazyArray`, and objects of a few other classes are an
-    `InertObject`. Tensors can be read only inside the `with` block.
+    Dicts, lists, numbers and text are unchanged. A tensor becomes a `LazyArray`, which can be read only inside the
+    `with` block. An object of a few other classes becomes an `InertObject`.
 
     Raises:
       ValueError: the file is damaged, is not a checkpoint, or holds an object that weights do not need.
@@ -68,11 +70,11 @@ def opened(path: str | pathlib.Path) -> Iterator[Any]:
 
 
 def is_torch_file(start: bytes, path: str | pathlib.Path) -> bool:
-    """Returns True for the first bytes of a PyTorch checkpoint.
+    """Returns True if a file begins like a PyTorch checkpoint.
 
     Args:
-      start: the first 15 bytes of the file, or more.
-      path: of the file, for the error message.
+      start: at least the first 15 bytes of the file.
+      path: path of the file, for the error message.
 
     Raises:
       ValueError: the file has the format of PyTorch before version 1.6, which is not a zip file.
@@ -116,21 +118,23 @@ def _contents(archive):
     except ValueError as error:
         more = (f'. For its weights alone: {_RESAVE}loaded = torch.load(FILE, weights_only=False), then '
                 'torch.save(loaded.state_dict(), NEW), or the state_dict in loaded'
-                if re.search(r'refers to (?:numpy\.|\S*\.[A-Z])', str(error)) else '')  # never suggest it for os.system
+                # The condition excludes functions such as os.system: the advice would execute them.
+                if re.search(r'refers to (?:numpy\.|\S*\.[A-Z])', str(error)) else '')
         raise _Refusal(f'its pickle holds more than weights, or is damaged: {error}{more}') from error
 
 
 def _members(archive):
     """Returns the members of the zip file by name.
 
-    Refuses compressed members, which PyTorch never writes, and sizes larger than the file: both could fill the memory.
+    Compressed members and sizes larger than the file are refused, because both could exhaust the memory. PyTorch never
+    writes compressed members.
     """
     members = {member.filename: member for member in archive.infolist()}
     if len(members) != len(archive.infolist()) or len(members) > _MAX_MEMBERS:
         raise _Refusal(f'it has {len(archive.infolist()):,} members, of which {len(members):,} have different names')
     for name, member in members.items():
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise _Refusal(f'{printable(name)} is compressed ({member.compress_size:,} bytes that claim to be '
+            raise _Refusal(f'{printable(name)} is compressed ({member.compress_size:,} bytes, declared as '
                            f'{member.file_size:,}), which PyTorch never does')
         if member.flag_bits & 1:
             raise _Refusal(f'{printable(name)} is encrypted')
@@ -138,12 +142,12 @@ def _members(archive):
     if not all(0 <= member.header_offset < file_size for member in members.values()):
         raise _Refusal('a member begins outside of the file')
     if total > file_size:
-        raise _Refusal(f'its members claim {total:,} bytes, the file has {file_size:,}')
+        raise _Refusal(f'its members declare {total:,} bytes, the file has {file_size:,}')
     return members
 
 
 def _storage(members, folder, persistent_id):
-    """Returns the storage of a persistent id ('storage', type, key, device, count)."""
+    """Returns the storage for a persistent id ('storage', type, key, device, count)."""
     if type(persistent_id) is not tuple or len(persistent_id) != 5 or persistent_id[0] != 'storage':
         raise ValueError('it has a persistent id that is not of a storage')
     kind, key, _, count = persistent_id[1:]
@@ -153,7 +157,7 @@ def _storage(members, folder, persistent_id):
         raise ValueError(f'there is no storage {printable(key)}')
     member, dtype = members[f'{folder}{key}'], _TYPES[kind]
     if not _is_count(count) or count * dtype.itemsize != member.file_size:
-        raise ValueError(f'storage {key} claims {count if _is_count(count) else printable(count)} values '
+        raise ValueError(f'storage {key} declares {count if _is_count(count) else printable(count)} values '
                          f'of {dtype.name}, and has {member.file_size:,} bytes')
     return _Storage(member, dtype, count)
 
@@ -161,7 +165,7 @@ def _storage(members, folder, persistent_id):
 def _tensor(read, arguments):
     """Replaces `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])`.
 
-    `_rebuild_tensor` has the first four arguments only. Every element of the view must lie inside the storage.
+    `_rebuild_tensor` has only the first four arguments. Every element of the view must lie inside the storage.
     """
     if len(arguments) not in (4, 6, 7) or type(arguments[0]) is not _Storage:
         raise ValueError('a tensor is not made of a storage, offset, size and stride')
@@ -174,7 +178,7 @@ def _tensor(read, arguments):
     if count > storage.count or last >= max(storage.count, 1):
         raise ValueError(f'a tensor of shape {size} ({count:,} values, the last at {last:,}) is larger than its '
                          f'storage of {storage.count:,}')
-    # The stride of an axis of one element is never used, and may overflow NumPy's integers.
+    # The stride of an axis with one element is never used, and could overflow NumPy's integers.
     stride = tuple(step if n > 1 else 0 for n, step in zip(size, stride))
 
     def values():
@@ -195,7 +199,7 @@ def _parameter(arguments):
 
 
 def _container(make, default):
-    """Replaces the call of a container type, with no argument or with one list, tuple or dict."""
+    """Returns a replacement for the call of a container type. It takes no argument, or one list, tuple or dict."""
 
     def call(arguments):
         if len(arguments) > 1 or type(*arguments or (default,)) not in (list, tuple, dict):
@@ -216,7 +220,7 @@ def _set(items):
 
 
 def _defaultdict(arguments):
-    """Replaces `defaultdict(factory)` by an empty dict. The pickle sets its items afterwards."""
+    """Replaces `defaultdict(factory)` by an empty dict. The pickle adds the items afterwards."""
     factory = arguments[0] if len(arguments) == 1 else None
     is_type = type(factory) is GlobalName and factory in _FACTORIES
     if len(arguments) > 1 or not (factory is None or is_type):
@@ -225,7 +229,7 @@ def _defaultdict(arguments):
 
 
 def _encoded_bytes(arguments):
-    """Replaces `_codecs.encode(text, 'latin1')`, which is how a pickle of protocol 2 stores bytes."""
+    """Replaces `_codecs.encode(text, 'latin1')`. Pickles of protocol 2 store bytes in this form."""
     if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] != 'latin1':
         raise ValueError('bytes are not written as text in latin1')
     return arguments[0].encode('latin1')

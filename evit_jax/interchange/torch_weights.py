@@ -1,6 +1,6 @@
 """Converts a PyTorch state dict in the layout of timm or LV-ViT to the parameters of a model, and back.
 
-The conversion is exact but for BatchNorm's `num_batches_tracked`, which is written as 0: PyTorch needs it only if
+The conversion is exact, with one exception: `num_batches_tracked` of BatchNorm is written as 0. PyTorch uses it only if
 `momentum` is None.
 """
 
@@ -35,13 +35,14 @@ def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: 
     """Converts a state dict to parameters in float32.
 
     Args:
-      weights: timm's name -> array; linear [out, in], convolution [out, in, height, width].
-      config: of the model.
-      allow_missing: patterns, such as 'head.*', of arrays of a head that get initial values if they are missing.
-      allow_extra: patterns of arrays that are left out if the model has none of the name.
+      weights: timm's name -> array. Linear weights are [out, in]; convolutions are [out, in, height, width].
+      config: config of the model.
+      allow_missing: patterns of array names, such as 'head.*'. Matching arrays of a head may be missing; they get
+        initial values.
+      allow_extra: patterns of array names. Matching arrays are skipped if the model has no array of that name.
 
     Raises:
-      ValueError: other arrays are missing, unknown or of another shape; lists them.
+      ValueError: other arrays are missing, unknown or of another shape. The message lists them.
     """
     modules = learned_modules(weights)
     leaves = {_torch_key(path, modules): (path, leaf.shape)
@@ -62,14 +63,15 @@ def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: 
         node = params
         for part in path[:-1]:
             node = node.setdefault(part, {})
-        with np.errstate(over='ignore'):  # a float64 beyond float32 becomes infinity, which the caller refuses
+        # A float64 outside the range of float32 becomes infinity; the caller refuses such weights.
+        with np.errstate(over='ignore'):
             value = np.asarray(initial[key] if key in missing else weights[key]).astype(np.float32, copy=False)
         node[path[-1]] = _to_flax(path, value, shape)
     return params
 
 
 def _check_fit(weights, leaves, config, allow_missing, allow_extra):
-    """Raises a ValueError that lists the arrays that do not fit the model."""
+    """Raises a ValueError if arrays do not fit the model. The message lists them."""
     missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
     problems = [f'missing {key}' for key in missing if not (_matches(key, allow_missing) and _is_head(key))]
     problems += [f'unknown {key}' for key in extra if not _matches(key, allow_extra) or _is_backbone(key)]
@@ -90,7 +92,7 @@ def _check_fit(weights, leaves, config, allow_missing, allow_extra):
 
 
 def _flags_for(extra):
-    """Returns the flags that leave out some arrays; one flag for each module."""
+    """Returns the flags that skip the given arrays, one flag for each module."""
     patterns = sorted({f'{key.rpartition(".")[0]}.*' if '.' in key else key for key in extra})
     return ' '.join(f"--allow_extra='{pattern}'" for pattern in patterns)
 
@@ -100,8 +102,8 @@ def to_torch(params: Params, config: ViTConfig, modules: Modules = NO_MODULES) -
 
     Args:
       params: the parameters of a model.
-      config: of the model.
-      modules: the learned modules of its reducer.
+      config: config of the model.
+      modules: learned modules of the model's reducer.
     """
     out = {}
     for path, leaf in _flattened(params):
@@ -112,7 +114,7 @@ def to_torch(params: Params, config: ViTConfig, modules: Modules = NO_MODULES) -
 
 
 def learned_modules(names: Iterable[str]) -> Modules:
-    """Returns the learned modules of a reducer that a state dict contains, by the names of its arrays."""
+    """Detects the learned modules of a reducer by the names of the arrays in a state dict."""
     names = list(names)
     reducers = map(get_reducer, list_reducers())
     candidates = (modules_of(reducer, names, reducer.checkpoint_prefix) for reducer in reducers)
@@ -120,12 +122,12 @@ def learned_modules(names: Iterable[str]) -> Modules:
 
 
 def template(config: ViTConfig, modules: Modules = NO_MODULES) -> Params:
-    """Returns the tree of the parameters of a model, with shapes and dtypes in place of arrays."""
+    """Returns the tree of the parameters of a model. Its leaves are shapes and dtypes instead of arrays."""
     return jax.eval_shape(create(config, modules=modules).init, jax.random.key(0))
 
 
 def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params, ViTConfig]:
-    """Returns parameters and config for another image size. Only the position embeddings change.
+    """Returns the parameters and the config for another image size. Only the position embeddings change.
 
     Raises:
       ValueError: the image size is not a multiple of the patch size.
@@ -138,7 +140,7 @@ def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params,
 
 
 def _flattened(params):
-    """Returns (path, leaf) of every leaf; a path is a tuple of names and indices."""
+    """Returns (path, leaf) for every leaf. A path is a tuple of names and indices."""
     return [(tuple(key.key for key in keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
@@ -147,12 +149,12 @@ def _matches(key, patterns):
 
 
 def _is_head(key):
-    """Returns True for an array of a head, which training on other classes replaces."""
+    """Returns True for an array of a head. Training on other classes replaces the heads."""
     return key.split('.')[0] in ('head', 'head_dist', 'aux_head')
 
 
 def _is_backbone(key):
-    """Returns True for an array on which all outputs depend. MAE's decoder and mask tokens serve pretraining only."""
+    """Returns True if all outputs depend on the array. MAE's decoder and mask tokens are used only in pretraining."""
     return _BACKBONE.search(key) is not None and not key.startswith('decoder') and not key.endswith('mask_token')
 
 
@@ -176,7 +178,7 @@ def _torch_shape(path, flax_shape, config):
 
 
 def _to_flax(path, value, flax_shape):
-    """Converts an array of PyTorch. A patch projection is a convolution there, and here a linear map of patches."""
+    """Converts an array of PyTorch. Its patch projection is a convolution; ours is a linear map of patches."""
     if path[-1] != 'kernel':
         return value
     return value.transpose(2, 3, 1, 0).reshape(flax_shape) if value.ndim == 4 else value.T

@@ -14,16 +14,16 @@ from evit_jax.interchange.restricted_pickle import printable
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 _INDEXES = 'model.safetensors.index.json', 'pytorch_model.bin.index.json'
 _WEIGHTS = 'model.safetensors', _INDEXES[0], 'pytorch_model.bin', _INDEXES[1]  # in order of preference
-_FOREIGN = {'flax_model.msgpack': 'from_flax', 'tf_model.h5': 'from_tf'}  # -> argument of from_pretrained
+_FOREIGN = {'flax_model.msgpack': 'from_flax', 'tf_model.h5': 'from_tf'}  # file -> argument of from_pretrained
 _SUFFIXES = '.safetensors', '.bin', '.pth', '.pt', '.ckpt'
 
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Opens a file of weights and yields (contents, metadata). The first bytes decide the format, not the suffix.
+    """Opens a file of weights and yields (contents, metadata). The format is detected by the first bytes.
 
-    The contents are nested dicts with a `LazyArray` for each array, which can be read only inside the `with` block.
-    The metadata is that of a safetensors file, and {} for PyTorch.
+    The contents are nested dicts of `LazyArray`s, which can be read only inside the `with` block. The metadata are
+    those of a safetensors file; {} for PyTorch.
 
     Args:
       path: a file of weights, or an index of shards (*.index.json).
@@ -52,7 +52,7 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path:
     """Returns the path of the weights, or of the index of their shards, in a Hugging Face or timm folder.
 
     Raises:
-      ValueError: there are none; lists the files that may be meant.
+      ValueError: the folder has no weights. The message lists possible files.
     """
     candidates = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
     if not candidates:
@@ -71,7 +71,7 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _opened_shards(index):
-    """Opens all shards that an index lists and yields (arrays, metadata of the first shard that has some)."""
+    """Opens all shards that an index lists, and yields (arrays, metadata). The first metadata found are used."""
     file_of_array = _read_index(index)
     if absent := sorted(file for file in set(file_of_array.values()) if not (index.parent / file).is_file()):
         raise ValueError(f'{index} lists {len(set(file_of_array.values()))} shards, but {", ".join(absent)} is not '
@@ -92,7 +92,7 @@ def _opened_shards(index):
 
 
 def _read_index(index):
-    """Returns the `weight_map` of an index: array name -> file name in the same folder."""
+    """Returns the `weight_map` of an index. It maps an array name to a file name in the same folder."""
     files = read_json(index).get('weight_map')
     if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
         raise ValueError(f'{index} lists no shards (weight_map): download it again')
@@ -118,11 +118,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def configs_beside(weights: pathlib.Path) -> dict[str, dict[str, Any]]:
+def read_configs(weights: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Reads the Hugging Face or timm configs in the folder of a file of weights.
 
     Returns:
-      File name -> content. The config.json of a run of this project is left out.
+      A dict from file name to content. A config.json that belongs to a run of this project is skipped.
     """
     configs = {name: read_json(weights.parent / name) for name in (CONFIG, PREPROCESSOR)
                if (weights.parent / name).is_file()}
@@ -130,7 +130,8 @@ def configs_beside(weights: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
-    """Returns the class names in a config.json by label; [] if it has none, or only placeholders (LABEL_0)."""
+    """Returns the class names in a config.json, ordered by label; [] if there are only placeholders (LABEL_0) or none.
+    """
     timm = config.get('pretrained_cfg')
     names = config.get('label_names') or (timm.get('label_names') if isinstance(timm, dict) else None)
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):

@@ -47,15 +47,18 @@ class Block(nnx.Module):
         rematerialise = jax.checkpoint if self.remat and key is not None else _unchanged
 
         def attention_branch(x, size, mask):
-            return self.attn(self.norm1(x), size=size, mask=mask, num_queries=None if reduce else num_queries)
+            attention = self.attn(self.norm1(x), size=size, mask=mask, num_queries=None if reduce else num_queries)
+            return attention.replace(out=self._drop_path(attention.out, attention_key))
+
+        def mlp_branch(x):
+            return self._drop_path(self.mlp(self.norm2(x)), mlp_key)
 
         attention = rematerialise(attention_branch)(tokens.x, tokens.size, tokens.mask)
-        tokens = tokens.add(self._drop_path(attention.out, attention_key))
-        if reduce is not None:
+        tokens = tokens.add(attention.out)
+        if reduce is not None:  # EViT and ToMe reduce between attention and MLP
             tokens = reduce(tokens, attention)
         tokens = tokens.first(num_queries)
-        mlp = rematerialise(lambda x: self.mlp(self.norm2(x)))(tokens.x)
-        return tokens.add(self._drop_path(mlp, mlp_key))
+        return tokens.add(rematerialise(mlp_branch)(tokens.x))
 
     def _drop_path(self, branch, key):
         return self.scale * layers.drop_path(branch, self.drop_path, key)

@@ -1,4 +1,4 @@
-"""Times the parts of a model on this device, or estimates them with the TPU compiler; times models under plans."""
+"""Measures the costs of a model's parts on this device, or estimates them with the TPU compiler. Times whole plans."""
 
 import itertools
 import statistics
@@ -19,18 +19,18 @@ from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.runtime.names import get_by_name
 
-_REPEATS = 4      # repeats of a small part in one call, so that the overhead of the call weighs little
-_LARGE = 2e9      # MACs of a part that is not repeated
-_FINE = 128       # up to this count every fourth token count is timed; beyond it, proportionally fewer
-_STEEP = 1.3      # slope relative to the median at which a cliff is suspected
-_CONCENTRATED = 1.2  # least slope, relative to its interval, of the half that holds a cliff
-_TILE = 128       # accelerators pad token counts to multiples of it
+_REPEATS = 4      # repetitions of a small part in one call, to make the overhead of the call negligible
+_LARGE = 2e9      # MACs; a part with more is not repeated
+_FINE = 128       # token count; every fourth count is timed up to it, proportionally fewer for larger maxima
+_STEEP = 1.3      # slope relative to the median slope; an interval with a larger slope may contain a step
+_CONCENTRATED = 1.2  # minimum slope of the half that contains the step, relative to the slope of the interval
+_TILE = 128       # accelerators pad token counts to multiples of this number
 
 
 def measure_costs(request: CostRequest, seconds: float = 60.0, rounds: int = 5) -> CostTable:
-    """Times the parts of a model on this device, or estimates them for a TPU, by the device of the request.
+    """Times the parts of a model if the request is for this device; otherwise estimates them for a TPU.
 
-    The table has no key yet.
+    The key of the returned table is empty.
 
     Args:
       seconds, rounds: see `timing.interleave`; not used for estimates.
@@ -48,9 +48,9 @@ def time_plans(request: CostRequest, plans: Sequence[TokenPlan], seconds: float,
 
 def workload_of(request: CostRequest, plan: TokenPlan) -> Workload:
     """Returns the workload of a plan."""
-    planned = PlanFile.of(plan, request.model, request.image_size)
-    workload = Workload(request.model, 1.0, planned.fuse, request.image_size, request.batch, request.dtype,
-                        planned.reduce_at, tokens=planned.tokens)
+    plan_file = PlanFile.of(plan, request.model, request.image_size)
+    workload = Workload(request.model, 1.0, plan_file.fuse, request.image_size, request.batch, request.dtype,
+                        plan_file.reduce_at, tokens=plan_file.tokens)
     if request.run:
         workload = workload._replace(run=request.run.run, run_config=request.run.config,
                                      reducer=request.run.budget.reducer)
@@ -58,18 +58,18 @@ def workload_of(request: CostRequest, plan: TokenPlan) -> Workload:
 
 
 def timed_counts(least: int, most: int) -> list[int]:
-    """Returns the token counts to time: about every fourth, the edges of tiles, and both ends."""
+    """Returns the token counts to time: about every fourth count, the edges of tiles, and both ends."""
     step = 4 * -(-most // _FINE)
     return sorted({least, most, *range(step, most, step), *_tile_edges(most)} - {*range(least)})
 
 
 def compiled_counts(least: int, most: int) -> list[int]:
-    """Returns the token counts to begin an estimate with: few, because each one costs a compilation."""
+    """Returns the initial token counts of an estimate. They are few, because each one needs a compilation."""
     return sorted({least, most, *range(32, most, 32), *_tile_edges(most)})
 
 
-def refine_cliffs(cost: Callable[[int], float], counts: Iterable[int]) -> dict[int, float]:
-    """Returns the costs at the counts, and at more counts around each cliff, which bisection finds to the token."""
+def refine_steps(cost: Callable[[int], float], counts: Iterable[int]) -> dict[int, float]:
+    """Returns the costs at the counts, and at the counts that a bisection of each suspected step visits."""
     costs = {count: cost(count) for count in sorted(counts)}
 
     def slope(a, b):
@@ -107,7 +107,7 @@ def _time_parts(request: CostRequest, seconds: float, rounds: int) -> CostTable:
         benchmarks.append(_part_benchmark(f'{name} {n}', part))
         progress.add(1)
     times = timing.interleave(benchmarks, rounds=rounds, seconds=seconds)
-    # Disturbances only slow a turn down, and there are too many programs to time each one for long: the minimum counts.
+    # Use the minimum: disturbances only add time. The many programs leave few turns for each.
     return _table({key: min(taken.turns) / part.repeats for (key, part), taken in zip(parts.items(), times)})
 
 
@@ -119,7 +119,7 @@ def _part_benchmark(name: str, part: ModelPart) -> Benchmark:
 
 
 def _estimate_parts(request: CostRequest, chip: tpu.Chip) -> CostTable:
-    """Returns the costs on one chip, if it takes exactly the cycles that the compiler estimates."""
+    """Returns the costs on one chip, under the assumption that it takes exactly the estimated cycles."""
     if request.batch % chip.devices:
         raise ValueError(f'--batch={request.batch}: a chip of {request.device} divides a batch among {chip.devices}: '
                          f'give {request.batch + chip.devices - request.batch % chip.devices}')
@@ -134,7 +134,7 @@ def _estimate_parts(request: CostRequest, chip: tpu.Chip) -> CostTable:
             logging.info('compiling %s with %d tokens', name, n)
             return seconds(make_part(n))
 
-        return {(name, n): cost for n, cost in refine_cliffs(cost, counts).items()}
+        return {(name, n): cost for n, cost in refine_steps(cost, counts).items()}
 
     counts = compiled_counts(config.num_prefix_tokens + 1, request.max_tokens)
     costs = {('outside', 0): seconds(model_parts.whole_model(config, request.image_size, batch, dtype, depth=0))}
@@ -148,7 +148,7 @@ def _estimate_parts(request: CostRequest, chip: tpu.Chip) -> CostTable:
 
 
 def _tile_edges(most: int) -> list[int]:
-    """Returns the counts that fill a tile, and those with one token more."""
+    """Returns the counts that fill whole tiles, and these counts plus one."""
     return [edge + more for edge in range(_TILE, most, _TILE) for more in (0, 1)]
 
 
@@ -160,7 +160,10 @@ def _table(costs: Mapping[tuple[str, int], float]) -> CostTable:
 
 
 def _final_part(config: ViTConfig) -> tuple[str, Callable[..., ModelPart]]:
-    """Returns the part whose cost depends on the tokens that the heads read, with its name in the table."""
+    """Returns the name of the final part in the table, and the function that creates it.
+
+    The final part is the heads if they read patch tokens, otherwise the last block.
+    """
     if config.head_reads_patches:
         return 'heads', model_parts.heads
     return 'last_block', model_parts.last_block

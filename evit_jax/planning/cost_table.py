@@ -1,6 +1,6 @@
-"""A table of the costs of a model's parts by token count, and its file.
+"""A table of the costs of a model's parts by token count, and the JSON file of the table.
 
-Costs are measured or estimated once (see `cost_measurement`) and kept as JSON.
+Costs are measured or estimated once; see `cost_measurement`.
 """
 
 import dataclasses
@@ -23,12 +23,13 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.planning.search import BlockCosts, Costs, interpolate
 
 THIS_DEVICE = 'this'
-DEVICES = {THIS_DEVICE: None} | {f'tpu_{kind}': chip for kind, chip in tpu.CHIPS.items()}  # name -> chip to estimate
+# Name -> TPU chip to estimate costs for; None for this device, on which costs are measured.
+DEVICES = {THIS_DEVICE: None} | {f'tpu_{kind}': chip for kind, chip in tpu.CHIPS.items()}
 _CACHE = '~/.cache/evit_jax/costs'
 
 
 class CostRequest(NamedTuple):
-    """The model, batch size, dtype and device that costs are needed for."""
+    """The model, batch size, dtype and device for which costs are requested."""
 
     model: str
     image_size: int
@@ -44,7 +45,7 @@ class CostRequest(NamedTuple):
                                    image_size=self.image_size)
 
     def metadata(self) -> dict[str, Any]:
-        """Returns the values for JSON, without the run: costs do not depend on the weights."""
+        """Returns the fields for JSON. The run is omitted, because costs do not depend on the weights."""
         return {name: value for name, value in self._asdict().items() if name != 'run'}
 
     @property
@@ -53,11 +54,11 @@ class CostRequest(NamedTuple):
 
     @property
     def max_tokens(self) -> int:
-        """Number of patches and prefix tokens."""
+        """Number of patches plus prefix tokens."""
         return self.patches + self.config.num_prefix_tokens
 
     def key(self) -> dict[str, Any]:
-        """Returns everything that determines the costs. Initialises the device if it is this one."""
+        """Returns all values that determine the costs. Initialises JAX's backend if costs are for this device."""
         key = self.metadata() | {'depth': self.config.depth, 'config': repr(self.config), 'jax': jax.__version__,
                                  'parts': COUNTED_PARTS, 'sources': _source_digest()}
         if self.device != THIS_DEVICE:
@@ -68,10 +69,10 @@ class CostRequest(NamedTuple):
 
 
 class CostTable(NamedTuple):
-    """Seconds of one batch for each part, by the number of tokens with the prefix tokens."""
+    """Seconds per batch of each part, keyed by token count including prefix tokens."""
 
     key: dict[str, Any]          # key of the request
-    outside: float               # all but the blocks; the heads on all tokens
+    outside: float               # embedding, final norm and heads, with the heads applied to all tokens
     dense: float | None          # the whole dense model; None if it was not timed
     attention: dict[int, float]
     mlp: dict[int, float]
@@ -80,16 +81,17 @@ class CostTable(NamedTuple):
     heads: dict[int, float]       # empty if the heads read only the prefix tokens
 
     def costs(self, max_tokens: int, prefix: int) -> Costs:
-        """Returns the costs for every number of tokens, scaled so that the dense model takes its measured time.
+        """Returns the costs for every number of tokens. They are scaled to match the measured time of the dense model.
 
-        The scale corrects for the state of caches and memory, which differs between a part alone and a whole model.
+        A part that runs alone finds caches and memory in another state than within a whole model. The scale corrects
+        for this difference.
         """
         def interpolated(part):
             return interpolate(nondecreasing(part) if self.dense else part, max_tokens)
 
         block = BlockCosts(interpolated(self.attention), interpolated(self.mlp), interpolated(self.reduction))
         zeros = np.zeros(max_tokens + 1)
-        if self.last_block:  # only the prefix tokens leave the last block, so a reduction in it saves nothing
+        if self.last_block:  # only the prefix tokens leave the last block, so reducing tokens in it saves nothing
             last, heads = BlockCosts(interpolated(self.last_block), zeros, zeros), zeros
         else:
             last, heads = block, interpolated(self.heads)
@@ -114,11 +116,11 @@ def _source_digest() -> str:
 
 
 def nondecreasing(costs: Mapping[int, float]) -> dict[int, float]:
-    """Returns the least-squares fit that never falls with the token count, by pooling adjacent violators.
+    """Returns the least-squares fit that does not decrease with the token count, by pooling adjacent violators.
 
-    More tokens are never faster, so a falling cost is noise.
+    More tokens are never faster, so a decrease is noise.
     """
-    pools = []  # [sum, number] of neighbouring costs that fall
+    pools = []  # [sum, number] of each group of adjacent costs that are averaged
     for count in sorted(costs):
         pools.append([costs[count], 1])
         while len(pools) > 1 and pools[-2][0] / pools[-2][1] > pools[-1][0] / pools[-1][1]:
@@ -129,13 +131,14 @@ def nondecreasing(costs: Mapping[int, float]) -> dict[int, float]:
 
 def load_or_measure(request: CostRequest, measure: Callable[[CostRequest], CostTable],
                     file: str | os.PathLike | None = None) -> CostTable:
-    """Reads the table of a request from its file, or measures and writes it.
+    """Reads the table of a request from its file. If the file does not exist, measures and writes the table.
 
     Args:
-      file: file of the table; None chooses one in the user's cache by the key of the request.
+      measure: returns the table of a request.
+      file: file of the table. If None, the key of the request determines a file in the user's cache.
 
     Raises:
-      ValueError: the file holds another table or none, or cannot be written.
+      ValueError: the file holds no table or another table, or cannot be written.
     """
     key = json.loads(json.dumps(request.key()))
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

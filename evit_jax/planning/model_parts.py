@@ -1,4 +1,4 @@
-"""Parts of a model as separate programs, to be timed or compiled: the branches of a block, its reduction, the heads."""
+"""Creates programs of model parts: the branches of a block, a reduction, the heads. They are timed or compiled."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,20 +23,20 @@ BRANCHES = 'attention', 'mlp'
 
 
 class _ClassAttention(NamedTuple):
-    """The part of an `AttentionOutput` that EViT reads."""
+    """The only field of `AttentionOutput` that EViT reads."""
 
     class_attention: Array  # [B, F + N] float32
 
 
 class ModelPart(NamedTuple):
-    """A program that runs a part of a model `repeats` times, each time on the output of the time before."""
+    """A program that applies a part of a model `repeats` times, each time to the previous output."""
 
     run: Callable[..., Array]
-    arguments: tuple  # shapes and dtypes; parameters first
+    arguments: tuple  # shapes and dtypes of the arguments; parameters come first
     repeats: int = 1
 
     def random_arguments(self, seed: int) -> tuple:
-        """Returns arguments of small Gaussian noise."""
+        """Returns arguments that hold small Gaussian noise."""
         rng = np.random.default_rng(seed)
         return jax.tree.map(lambda array: jnp.asarray(0.1 * rng.standard_normal(array.shape, np.float32), array.dtype),
                             self.arguments)
@@ -47,7 +47,7 @@ def branch(config: ViTConfig, name: str, tokens: int, batch: int, dtype: str, re
 
     Args:
       name: one of BRANCHES.
-      tokens: number of tokens in the block, with the prefix tokens.
+      tokens: number of tokens in the block, including prefix tokens.
     """
 
     def run(block, x):
@@ -64,7 +64,7 @@ def last_block(config: ViTConfig, tokens: int, batch: int, dtype: str, repeats: 
     """Returns the last block of a model whose heads read only the prefix tokens.
 
     Args:
-      tokens: number of tokens that enter the block, with the prefix tokens.
+      tokens: number of tokens that enter the block, including prefix tokens.
     """
     prefix = config.num_prefix_tokens
 
@@ -81,7 +81,7 @@ def heads(config: ViTConfig, tokens: int, batch: int, dtype: str, repeats: int =
     """Returns the last norm and the heads.
 
     Args:
-      tokens: number of tokens that leave the last block, with the prefix tokens.
+      tokens: number of tokens that leave the last block, including prefix tokens.
     """
     config = dataclasses.replace(config, depth=0)
 
@@ -100,10 +100,12 @@ def heads(config: ViTConfig, tokens: int, batch: int, dtype: str, repeats: int =
 
 
 def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool, repeats: int = 1) -> ModelPart:
-    """Returns EViT's reduction to half of the patches: ranking and gather. Class attention is part of the attention.
+    """Returns EViT's reduction to half of the patches: ranking and gather.
+
+    Class attention is not included; it belongs to the attention branch.
 
     Args:
-      tokens: number of tokens that enter the reduction, with the prefix tokens.
+      tokens: number of tokens that enter the reduction, including prefix tokens.
     """
     patches = tokens - config.num_prefix_tokens
 
@@ -114,7 +116,7 @@ def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool
         return EVIT.reduce(before, inputs, -(-patches // 2)).x
 
     def run(params, x, class_attention):
-        def step(state):  # makes the scores depend on the tokens that the time before has kept
+        def step(state):  # feeds the output back into the scores, so that XLA cannot hoist the repetition
             kept, class_attention = state
             return reduced(x, class_attention + kept[:, -1, :1]), class_attention
 
@@ -125,10 +127,10 @@ def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool
 
 
 def whole_model(config: ViTConfig, image_size: int, batch: int, dtype: str, depth: int | None = None) -> ModelPart:
-    """Returns the dense model on normalised images.
+    """Returns the dense model, applied to normalised images.
 
     Args:
-      depth: number of blocks; 0 leaves the parts outside the blocks, None is the depth of the model.
+      depth: number of blocks. 0 leaves only the parts outside the blocks; None uses the depth of the model.
     """
     config = config if depth is None else dataclasses.replace(config, depth=depth)
     model = models.create(config, dtype=jnp.dtype(dtype))
@@ -139,7 +141,7 @@ def whole_model(config: ViTConfig, image_size: int, batch: int, dtype: str, dept
 
 
 def _module_part(module, config, dtype, run, repeats, *arguments):
-    """Returns the part that calls `run(module, *arguments)`."""
+    """Returns the model part that calls `run(module, *arguments)`."""
 
     def build(key):
         return module(config, drop_path=0.0, dtype=jnp.dtype(dtype), remat=False, rngs=nnx.Rngs(key))
@@ -151,14 +153,16 @@ def _module_part(module, config, dtype, run, repeats, *arguments):
 
 
 def _repeat(step, state, repeats):
-    """Applies `step` repeatedly. A loop compiles the step once; a single step has no loop, which has no estimate."""
+    """Applies `step` repeatedly. A loop compiles the step once. The compiler gives no estimate for a loop, so a single
+    step is applied without one.
+    """
     if repeats <= 1:
         return step(state) if repeats else state
     return jax.lax.fori_loop(0, repeats, lambda _, state: step(state), state)
 
 
 def _as_tokens(x, config):
-    """Returns activations [B, F + N, D] as tokens that stand for the first N patches."""
+    """Converts activations [B, F + N, D] to `Tokens` with the ids of the first N patches."""
     batch, patches = x.shape[0], x.shape[1] - config.num_prefix_tokens
     patch_ids = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
     return Tokens(x, patch_ids)

@@ -1,7 +1,7 @@
 """Plan search: finds the plan that keeps the most tokens within a budget of time or MACs.
 
-The search maximises the number of tokens that leave each block, summed over the blocks. This stands in for accuracy,
-which the costs do not tell. Among equals the cheaper plan wins, then the one that reduces earlier.
+The search maximises the number of tokens that leave each block, summed over the blocks. This sum is a proxy for
+accuracy. If two plans have the same sum, the cheaper one is preferred, then the one that reduces earlier.
 """
 
 import itertools
@@ -16,11 +16,11 @@ import numpy as np
 from evit_jax.models.costs import block_macs
 from evit_jax.reduction.plan import TokenPlan, make_plan
 
-UNITS = {'x': 'times as fast as dense', 'img/s': 'images per second', 'GMACs': '10^9 multiply-accumulates of an image',
-         'MMACs': '10^6 of them'}
-_MAX_STATES = 40_000  # states before the last reduction, at given blocks; token counts are sampled beyond it
-_CLIFF = 3            # least slope of a cliff, in median slopes
-_MIN_RISE = 0.1       # least rise of a cliff, relative to the cost below it
+UNITS = {'x': 'times as fast as dense', 'img/s': 'images per second',
+         'GMACs': '10^9 multiply-accumulates per image', 'MMACs': '10^6 multiply-accumulates per image'}
+_MAX_STATES = 40_000  # maximum number of states for one choice of blocks; token counts are sampled to stay below it
+_MIN_SLOPE = 3        # minimum slope of a step, as a multiple of the median slope
+_MIN_RISE = 0.1       # smallest relative cost increase that counts as a step
 
 
 class Target(NamedTuple):
@@ -34,11 +34,11 @@ class Target(NamedTuple):
 
 
 class BlockCosts(NamedTuple):
-    """Costs of a block; arrays [N + 1], indexed by a number of tokens."""
+    """Costs of a block. Each array [N + 1] is indexed by a number of tokens."""
 
-    entering: np.ndarray   # attention, by the tokens that enter the block
-    leaving: np.ndarray    # MLP, by the tokens that leave the block
-    reduction: np.ndarray  # reduction, by the tokens that enter the block
+    entering: np.ndarray   # cost of the attention, indexed by the tokens that enter the block
+    leaving: np.ndarray    # cost of the MLP, indexed by the tokens that leave the block
+    reduction: np.ndarray  # cost of the reduction, indexed by the tokens that enter the block
 
     @property
     def total(self) -> np.ndarray:
@@ -47,11 +47,11 @@ class BlockCosts(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Costs of the parts of a model, in one unit; arrays count all tokens, with the prefix tokens."""
+    """Costs of the parts of a model, all in the same unit. Arrays are indexed by token count with prefix tokens."""
 
     outside: float     # costs that do not depend on the plan
-    block: BlockCosts  # each block but the last
-    last: BlockCosts   # the last block, with the heads on the patch tokens that leave it
+    block: BlockCosts  # costs of each block except the last one
+    last: BlockCosts   # costs of the last block, including the heads on the patch tokens that leave it
     prefix: int = 1    # number of prefix tokens
 
     def total(self, plan: TokenPlan) -> float:
@@ -83,10 +83,10 @@ def parse_target(text: str) -> Target:
 
 
 def budget_for(target: Target, *, dense_seconds: float, dense_macs: int, batch: int) -> float:
-    """Returns the budget of a target: seconds of a batch, or MACs of an image.
+    """Returns the budget for a target: seconds per batch, or MACs per image.
 
     Raises:
-      ValueError: the dense model reaches the target.
+      ValueError: the dense model already reaches the target.
     """
     budget, dense, reached = {
         'x': (dense_seconds / target.value, dense_seconds, 1),
@@ -101,10 +101,10 @@ def budget_for(target: Target, *, dense_seconds: float, dense_macs: int, batch: 
 
 def mac_costs(dense_macs: int, *, patches: int, depth: int, width: int, mlp_ratio: float, prefix: int,
               head: int = 0) -> Costs:
-    """Returns the MACs of an image, counted as in the papers, as costs.
+    """Returns the MACs per image as costs. They are counted as in the papers.
 
     Args:
-      head: MACs of the heads for each patch token that leaves the last block.
+      head: MACs of the heads for one patch token that leaves the last block.
     """
     counts = range(patches + prefix + 1)
     attention = np.array([block_macs(n, 0, width, mlp_ratio) for n in counts], float)
@@ -114,8 +114,8 @@ def mac_costs(dense_macs: int, *, patches: int, depth: int, width: int, mlp_rati
     return Costs(dense_macs - (depth - 1) * block.total[-1] - last.total[-1], block, last, prefix)
 
 
-def cliffs(costs: Mapping[int, float]) -> list[tuple[int, int]]:
-    """Returns the neighbouring counts between which the cost jumps, for example at the edge of a tile.
+def steps(costs: Mapping[int, float]) -> list[tuple[int, int]]:
+    """Returns the pairs of neighbouring counts between which the cost jumps, for example at the edge of a tile.
 
     Args:
       costs: token count -> cost.
@@ -125,17 +125,17 @@ def cliffs(costs: Mapping[int, float]) -> list[tuple[int, int]]:
     slopes = [(costs[b] - costs[a]) / (b - a) for a, b in pairs]
     usual = statistics.median([slope for slope in slopes if slope > 0] or [0.0])
     return [(a, b) for (a, b), slope in zip(pairs, slopes)
-            if slope > _CLIFF * usual and costs[b] - costs[a] > _MIN_RISE * costs[a]]
+            if slope > _MIN_SLOPE * usual and costs[b] - costs[a] > _MIN_RISE * costs[a]]
 
 
 def interpolate(costs: Mapping[int, float], max_count: int) -> np.ndarray:
     """Interpolates costs linearly to every count from 0 to `max_count`, [max_count + 1].
 
-    Counts within a cliff have the cost of its upper end. Counts below the lowest one have the cost of the lowest.
+    Counts within a step have the cost of its upper end. Counts below the lowest given one have its cost.
     """
     counts = sorted(costs)
     result = np.interp(np.arange(max_count + 1), counts, [costs[count] for count in counts])
-    for a, b in cliffs(costs):
+    for a, b in steps(costs):
         result[a + 1:b] = costs[b]
     return result
 
@@ -144,22 +144,22 @@ def find_plan(costs: Costs, *, patches: int, depth: int, budget: float, blocks: 
               least_rate: float = 0.5, fuse: bool = True) -> TokenPlan | None:
     """Returns the plan within a budget that keeps the most tokens, summed over the blocks; None if there is none.
 
-    No reduction keeps a larger share of its tokens than the one before, except for rounding up to a whole token.
-    Constant keep rates have this property, so every one from `least_rate` on is in the search space. A fused token
-    counts as a token.
+    Keep rates do not rise from one reduction to the next, except by rounding up to a whole token. Constant keep rates
+    have this property, so the search space contains all constant rates of at least `least_rate`. A fused token counts
+    as a token.
 
     Args:
       budget: budget in the unit of the costs.
       blocks: blocks that may reduce tokens.
-      reductions: largest number of reductions.
-      least_rate: least share of its tokens that each reduction keeps. Without this limit, the sum is largest for one
-        reduction that drops everything at once, by the class attention of a block that comes too early for it.
+      reductions: maximum number of reductions.
+      least_rate: minimum keep rate of each reduction. Without this limit, the best sum belongs to a single reduction
+        that drops almost all tokens in an early block, where class attention is not informative yet.
 
     Raises:
       ValueError: a block is out of range.
     """
     blocks = sorted(set(blocks))
-    make_plan(patches, depth, reduce_at=blocks)  # raises if a block is out of range
+    make_plan(patches, depth, reduce_at=blocks)  # raises an error if a block is out of range
     dense = make_plan(patches, depth, reduce_at=())
     budget *= 1 + 1e-12
     if costs.total(dense) <= budget:
@@ -172,7 +172,7 @@ def find_plan(costs: Costs, *, patches: int, depth: int, budget: float, blocks: 
 
 def cheapest_plan(costs: Costs, *, patches: int, depth: int, blocks: Sequence[int], reductions: int = 3,
                   least_rate: float = 0.5, fuse: bool = True) -> TokenPlan:
-    """Returns the cheapest plan that keeps the least rate at the first blocks."""
+    """Returns the cheapest plan among those that reduce by `least_rate` at the first blocks."""
     first = sorted(set(blocks))[:reductions]
     plans = (make_plan(patches, depth, rate=least_rate, reduce_at=first[:count], fuse=fuse)
              for count in range(len(first) + 1))
@@ -180,18 +180,18 @@ def cheapest_plan(costs: Costs, *, patches: int, depth: int, blocks: Sequence[in
 
 
 class _States(NamedTuple):
-    """Partial plans up to the end of a block that reduces; arrays of one length."""
+    """Partial plans that end after a reducing block. Element i of every array belongs to plan i."""
 
-    tokens: np.ndarray     # tokens that leave the block
-    limit: np.ndarray      # numerator and
-    entering: np.ndarray   # denominator of the largest share that the next reduction may keep
+    tokens: np.ndarray     # number of tokens that leave the block
+    limit: np.ndarray      # numerator of the largest keep rate allowed next
+    entering: np.ndarray   # its denominator
     cost: np.ndarray
-    total: np.ndarray      # tokens that left the blocks so far, summed
-    kept: tuple[np.ndarray, ...]  # tokens kept at each reduction
+    total: np.ndarray      # number of tokens that leave each block, summed over the blocks so far
+    kept: tuple[np.ndarray, ...]  # number of tokens kept at each reduction
 
 
 class _Search:
-    """Exhaustive search over blocks and counts. Bisection finds the last count, which the budget determines."""
+    """Exhaustive search over blocks and counts. The budget determines the last count, which is found by bisection."""
 
     def __init__(self, costs, patches, depth, budget, blocks, least_rate, fuse):
         self._patches, self._depth, self._blocks, self._fuse = patches, depth, blocks, int(fuse)
@@ -199,11 +199,11 @@ class _Search:
         self._min_kept = np.array([max(math.ceil(least_rate * n), 1) for n in range(patches + 1)])
         self._block, self._last_block = (
             BlockCosts(*(np.asarray(part)[costs.prefix:costs.prefix + patches + 1] for part in block))
-            for block in (costs.block, costs.last))  # from here on indexed without the prefix tokens
+            for block in (costs.block, costs.last))  # indexed without the prefix tokens from here on
         self._tails = {block: self._tail(block) for block in blocks}
 
     def best(self, reductions: int) -> tuple[int, float, tuple[int, ...], tuple[int, ...]] | None:
-        """Returns the best plan with this many reductions: token sum, negated cost, blocks, kept tokens."""
+        """Returns the best plan with this number of reductions, as (token sum, negated cost, blocks, kept tokens)."""
         start = _States(*(np.array([value]) for value in (self._patches, 1, 1, 0.0, 0)), kept=())
         return self._search(start, (), reductions, self._candidates(reductions))
 
@@ -220,7 +220,7 @@ class _Search:
         return best
 
     def _enter(self, states, block, between):
-        """Returns the states at a reduction, after `between` whole blocks, and the largest count that it may keep."""
+        """Returns the states before the next reduction, after `between` blocks, and the largest count it may keep."""
         n = states.tokens
         costs = self._costs_of(block)
         cost = states.cost + between * self._block.total[n] + costs.entering[n] + costs.reduction[n]
@@ -228,7 +228,7 @@ class _Search:
         return states._replace(cost=cost, total=states.total + between * n), most
 
     def _expand(self, states, most, block, candidates):
-        """Returns every state with every count that is allowed and within the budget."""
+        """Returns the states after the reduction, for every allowed count that stays within the budget."""
         allowed = (candidates <= most[:, None]) & (candidates >= self._min_kept[states.tokens][:, None])
         source, index = np.nonzero(allowed)
         keep = candidates[index]
@@ -239,12 +239,12 @@ class _Search:
                        (*(kept[source] for kept in states.kept), keep))
 
     def _last(self, states, most, at):
-        """Returns the best plan whose last reduction continues one of the states."""
+        """Returns the best plan that adds a last reduction to one of the states."""
         tail, rest = self._tails[at[-1]], self._budget - states.cost
         least, high = self._min_kept[states.tokens] + self._fuse, most + self._fuse
         low = least - 1
         limit = np.maximum(high, 0)
-        while (low < high).any():  # the largest count such that it, or a larger one, is affordable
+        while (low < high).any():  # finds the largest affordable count
             middle = (low + high + 1) // 2
             fits = (middle >= least) & (tail[limit, np.maximum(middle, 0)] <= rest)
             low, high = np.where((low < high) & fits, middle, low), np.where((low < high) & ~fits, middle - 1, high)
@@ -258,7 +258,7 @@ class _Search:
         return int(total[best]), -float(cost[best]), at, kept
 
     def _tail(self, block):
-        """Returns [limit, n]: the least cost after the reduction of a block, over the counts from n to the limit."""
+        """Returns a table [limit, n]: the minimum cost after the reduction of a block, over the counts n to limit."""
         cost = self._costs_of(block).leaving + self._later_costs(block)
         counts = np.arange(len(cost))
         table = np.where(counts <= counts[:, None], cost, np.inf)
@@ -268,15 +268,18 @@ class _Search:
         return self._last_block if block == self._depth - 1 else self._block
 
     def _later_costs(self, block):
-        """Returns the cost of all blocks after this one, by the number of tokens in them."""
+        """Returns the cost of all blocks after this one, indexed by the number of tokens in them."""
         between = self._depth - 2 - block
         return between * self._block.total + self._last_block.total if between >= 0 else 0 * self._last_block.total
 
     def _candidates(self, reductions):
-        """Returns the counts to try at every reduction but the last: all, or a sample that takes seconds to search."""
+        """Returns the counts to try at every reduction except the last one.
+
+        These are all counts, or a sample if the search would take more than seconds.
+        """
         free = max(reductions - 1, 1)
         number = int((_MAX_STATES * math.factorial(free)) ** (1 / free))
         if number >= self._patches:
             return np.arange(1, self._patches)
-        edges = [low - self._fuse for low, _ in cliffs(dict(enumerate(self._block.total.tolist()))) if low > self._fuse]
+        edges = [low - self._fuse for low, _ in steps(dict(enumerate(self._block.total.tolist()))) if low > self._fuse]
         return np.unique(np.append(np.linspace(1, self._patches - 1, number).round().astype(int), edges)).astype(int)

@@ -1,4 +1,4 @@
-"""Exports a trained model as a folder that serves without this package, and checks the exported programs."""
+"""Exports a trained model to a folder that can be served without this package, and checks the exported programs."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ from evit_jax.serving.readme import readme
 from evit_jax.training import step
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
-# dtype -> largest difference of a probability that two compilations of one program may have
+# dtype -> largest allowed difference of a probability between two compilations of one program
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2}
 
 _WEIGHTS, _MANIFEST, _LOADER, _README = 'weights.npz', 'manifest.json', 'serve.py', 'README.md'
@@ -43,14 +43,14 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
     Args:
       folder: an empty folder.
       trained: the model.
-      plans: name -> token plan. `default_plan` decides which one runs if none is named.
-      platforms: of `PLATFORMS`. Each program runs on all of them.
-      kept: the programs also return the indices of the patches that each reduction keeps.
-      ema: recorded in the manifest: the weights are the moving average.
+      plans: name -> token plan. `default_plan` chooses the default.
+      platforms: a subset of `PLATFORMS`. Each program runs on all of them.
+      kept: if True, the programs also return the indices of the patches that each reduction keeps.
+      ema: if True, the manifest records that the weights are the moving average.
 
     Raises:
       OSError: the disk is full, or the folder cannot be written.
-      ValueError: an unknown platform.
+      ValueError: a platform is unknown.
     """
     if isinstance(platforms, str) or {*platforms} - {*PLATFORMS}:
         raise ValueError(f'platforms={platforms!r}: give a sequence of {", ".join(PLATFORMS)}')
@@ -79,16 +79,16 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
 
 
 def default_plan(trained: LoadedModel, plans: Mapping[str, TokenPlan]) -> str:
-    """Returns the name of the plan that runs if none is named: the plan of training, else the first."""
+    """Returns the name of the default plan: the plan of training if it is among the plans, else the first one."""
     training_plan = plan_of_training(trained)
     return next((name for name, plan in plans.items() if plan == training_plan), next(iter(plans)))
 
 
 def export(trained: LoadedModel, plan: TokenPlan, *, platforms: Sequence[str], kept: bool) -> jax.export.Exported:
-    """Exports the program of one plan: (weights by name, images) -> probabilities, and kept patches.
+    """Exports the program of one plan. It maps (weights by name, images) to probabilities, and optionally kept patches.
 
     Images are uint8 [b, S, S, 3], probabilities float32 [b, L]. The batch size b is symbolic. The weights are an
-    argument, so that all programs share one file.
+    argument, so that all programs can share one file of weights.
     """
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in by_name(trained.params).items()}
     batch, = jax.export.symbolic_shape('b')
@@ -104,7 +104,7 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
     """Compares the probabilities of the exported programs with those of the model, on one random image.
 
     Yields:
-      The name of a plan, and the largest difference of a probability under it.
+      Name of each plan, and the largest absolute difference between the probabilities.
 
     Raises:
       ValueError: a difference is larger than `TOLERANCE`, or the model's logits are not finite.
@@ -114,13 +114,13 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
     for name, plan in plans.items():
         prediction, = model.with_plan(plan=plan).predict(image)
         if prediction.problem:
-            raise ValueError(f'plan {name} cannot be checked ({prediction.problem}): nothing is kept')
+            raise ValueError(f'plan {name} cannot be checked ({prediction.problem}): the export is discarded')
         want = np.asarray(jax.nn.softmax(prediction.logits))
         got, = np.asarray(served(prediction.image[None], name)['probabilities'])
         difference, tolerance = float(np.abs(got - want).max()), TOLERANCE[trained.dtype]
         if not difference <= tolerance:
             raise ValueError(f"the probabilities of plan {name} differ from the model's by up to {difference:.1e}, and "
-                             f'rounding explains {tolerance:.0e}: nothing is kept')
+                             f'rounding explains {tolerance:.0e}: the export is discarded')
         yield name, difference
 
 
@@ -138,7 +138,7 @@ def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[...,
 
 @contextlib.contextmanager
 def _without_source_locations():
-    """Leaves callers and folders out of the source locations in a program, so that every export has the same bytes."""
+    """Omits callers and folders from the source locations in a program, so that exports are reproducible."""
     settings = {'jax_hlo_source_file_canonicalization_regex': '.*/', 'jax_include_full_tracebacks_in_locations': False}
     before = {name: getattr(jax.config, name) for name in settings}
     try:

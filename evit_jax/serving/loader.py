@@ -1,6 +1,6 @@
 """Predicts the classes of images with an exported model: python serve.py [--plan=NAME] a.jpg b.png
 
-Requires jax, flatbuffers and Pillow 11.2 or later. In Python: Served('.')(images, '0.7')['probabilities'].
+Requires jax, flatbuffers and Pillow 11.2 or later. Use in Python: Served('.')(images, '0.7')['probabilities'].
 """
 
 import argparse
@@ -23,9 +23,9 @@ TRANSPOSE_OF_ORIENTATION = {  # EXIF orientation -> operation that turns the ima
 
 
 def upright(image):
-    """Turns an image upright by its EXIF orientation, or by its XMP orientation if EXIF has none or is damaged."""
+    """Turns an image upright. The orientation is read from EXIF, or from XMP if EXIF has none or is damaged."""
     image.load()
-    if image.format == 'TIFF':  # Pillow has turned it in load()
+    if image.format == 'TIFF':  # load() has already turned it
         return image
     try:
         orientation = image.getexif().get(0x112)
@@ -45,14 +45,14 @@ def check_packages():
         raise RuntimeError(f'Pillow {PIL.__version__} is too old: pip install "Pillow>={OLDEST_PILLOW}"')
     try:
         jax.devices()
-    except (AssertionError, RuntimeError) as error:  # an AssertionError without text: the plugin is missing
+    except (AssertionError, RuntimeError) as error:  # jax raises an AssertionError without text if a plugin is missing
         reason = str(error) or 'its plugin is not installed'
         raise RuntimeError(f'jax has no backend for JAX_PLATFORMS={jax.config.jax_platforms} ({reason}): set '
                            'JAX_PLATFORMS=cpu, or install the packages of that platform') from error
 
 
 def read_manifest(file):
-    """Reads the manifest and checks that it has every key that this file uses."""
+    """Reads the manifest and checks that it has all keys used in this file."""
     manifest = json.loads(file.read_text(encoding='utf-8'))
     for part, keys in ((manifest, ('class_names', 'default', 'weights')), (manifest['versions'], ('jax',)),
                        (manifest['image'], ('size', 'crop')), *((plan, ('file', 'trained')) for plan in
@@ -62,7 +62,7 @@ def read_manifest(file):
 
 
 def load(file, read):
-    """Calls `read(file)`; raises a RuntimeError with the name of the file if it is damaged."""
+    """Returns `read(file)`. Raises a RuntimeError with the name of the file if the file is damaged."""
     try:
         return read(file)
     except OSError:
@@ -72,9 +72,9 @@ def load(file, read):
 
 
 class Served:
-    """The model in a folder. Call it with uint8 images [B, size, size, 3] and the name of a plan, or none.
+    """The exported model in a folder. Call it with uint8 images [B, size, size, 3], and optionally the name of a plan.
 
-    It returns a dict with `probabilities`, float32 [B, classes], and `kept` if that was exported.
+    The call returns a dict with `probabilities`, float32 [B, classes], and with `kept` if it was exported.
     """
 
     def __init__(self, folder):
@@ -91,16 +91,16 @@ class Served:
         return self.programs[plan](self.weights, images)
 
     def program(self, file):
-        """Reads a StableHLO program; returns a jitted function."""
+        """Reads a StableHLO program and returns it as a jitted function."""
         content = bytearray(file.read_bytes())
         try:
-            from jax import export  # missing in an old jax
+            from jax import export  # does not exist in old versions of jax
             return jax.jit(export.deserialize(content).call)
         except Exception as error:
             raise RuntimeError(f'{file} cannot be read ({type(error).__name__}: {error}). {self.versions()}') from error
 
     def versions(self):
-        """Returns a sentence for errors: the versions of jax, and the way out."""
+        """Returns a sentence for error messages, with the versions of jax and the way out."""
         written_by = self.manifest['versions']['jax']
         if written_by == jax.__version__:
             return f'It was written by this version of jax, {written_by}: export the model again'
@@ -114,7 +114,7 @@ class Served:
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
         image, wide, high = image.convert('RGB'), size, size
         if crop is not None:
-            # Cuts an image to 16 times its short side first, as the evaluation does, to bound the memory.
+            # Limit the long side to 16 times the short side, as in evaluation, to bound the memory.
             left, top = (max(0, (long - 16 * short) // 2) for long, short in (image.size, image.size[::-1]))
             image = image.crop((left, top, image.width - left, image.height - top))
             wide, high = (int(size / crop) * side // min(image.size) for side in image.size)
@@ -124,17 +124,17 @@ class Served:
 
 
 def print_line(text, **options):
-    """Prints text as one line, with control characters escaped."""
+    """Prints text on one line, with control characters escaped."""
     print(''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text), flush=True, **options)
 
 
 def open_model(plan):
-    """Loads the model beside this file and compiles the plan. Returns (model, name of the plan)."""
+    """Loads the model in the folder of this file and compiles the plan. Returns (model, name of the plan)."""
     model = Served(pathlib.Path(__file__).parent)
     size = model.manifest['image']['size']
     plan = plan or model.manifest['default']
     try:
-        model(np.zeros((1, size, size, 3), np.uint8), plan)  # an error here is not reported for an image
+        model(np.zeros((1, size, size, 3), np.uint8), plan)  # so that an error of the plan is not reported per image
     except ValueError:
         raise
     except Exception as error:

@@ -37,14 +37,14 @@ Mean {mean} and standard deviation {std} of the channels, for values in 0..1, ar
 
 - Grey images with 16 bits: the evaluation scales them to 8 bits, Pillow clips bright values. With 32 bits the
   evaluation refuses them, Pillow clips them too.
-- A JPEG whose data are damaged or end early, but that closes properly: the evaluation refuses it, Pillow fills in the
+- A JPEG with damaged or missing data that ends with the closing marker: the evaluation refuses it, Pillow fills in the
   missing part.
 - A CMYK JPEG without Adobe's marker: the evaluation inverts its inks, Pillow does not.
 - Formats other than JPEG, PNG, WebP, GIF, BMP and TIFF: the evaluation refuses them, Pillow reads many.
 - More than 100 million pixels: the evaluation refuses the image; Pillow refuses more than 179 million.
 
-`serve.py` names an image that cannot be read, or whose probabilities are not finite, on standard error, continues with
-the next image, and ends with exit code 1.
+If an image cannot be read, or its probabilities are not finite, `serve.py` writes its name to standard error, continues
+with the next image, and ends with exit code 1.
 
 Output: `probabilities`, float32 [b, {classes}]; `class_names` in `manifest.json` names the classes.{kept}
 Computed in {dtype}; the weights are float32. The probabilities are the softmax of the logits of an evaluation. Another

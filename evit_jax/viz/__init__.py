@@ -1,1 +1,1 @@
-"""Pictures, plots and pages of what a model keeps and of its training. They draw from arrays and know no model."""
+"""Pictures, plots and pages of kept tokens and of training. They are drawn from arrays, and do not depend on models."""

@@ -1,4 +1,4 @@
-"""A page of training images: as they are stored, after augmentation, and after mixing."""
+"""Draws a page of training images: as stored, after augmentation, and after mixing."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from evit_jax.viz.page import DARK, GREY, PAGE, Layout, draw_page
 
 def batch_page(stored: Sequence[np.ndarray], augmented: np.ndarray, mixed: np.ndarray | None = None, *,
                names: Sequence[str], ids: Sequence[str], heading: str) -> Image.Image:
-    """Draws a page with a row for each image: as stored, its augmented copies, and the same copies after mixing.
+    """Draws a page with one row per image: the stored image, its augmented copies, and these copies after mixing.
 
     Args:
-      stored: for each image uint8 [H, W, 3] of any size; shown whole.
+      stored: one array uint8 [H, W, 3] per image, of any size. The whole image is shown.
       augmented: [B, C, S, S, 3] uint8, C copies of each image.
-      mixed: the copies after mixing, each blended with a copy of another image; the same shape.
+      mixed: the copies after mixing with copies of other images; same shape.
       names: class names of the images.
-      ids: ids of the images; written below the row with the stored size.
-      heading: a line at the top of the page.
+      ids: ids of the images; written below the row, with the stored size.
+      heading: line of text at the top of the page.
     """
     count, copies, size = augmented.shape[:3]
     headers = [('stored', 'whole, shrunk to fit')]
@@ -36,7 +36,7 @@ def batch_page(stored: Sequence[np.ndarray], augmented: np.ndarray, mixed: np.nd
 
 
 def _fitted(image: np.ndarray, size: int) -> np.ndarray:
-    """Returns the whole image, scaled into a square of the page's colour."""
+    """Returns the whole image, scaled to fit a square that has the colour of the page."""
     height, width = image.shape[:2]
     scale = size / max(height, width)
     shrunk = Image.fromarray(image).resize((max(round(width * scale), 1), max(round(height * scale), 1)),

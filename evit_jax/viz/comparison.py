@@ -1,4 +1,4 @@
-"""Plots the accuracy of several methods against their cost, with a panel for each way of training."""
+"""Plots the accuracy of several methods against their cost, with one panel per training setting."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from evit_jax.viz.plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, style_panel
 
 _COLOURS = BLUE, ORANGE, GREEN, PURPLE, RED, '#22b8cf', '#8a5a00', '#f783ac', '#343a40'
-_MARKERS = 'o', 's'  # the second marker is for series whose colour repeats
+_MARKERS = 'o', 's'  # a series whose colour repeats has the second marker
 _PANEL, _HEIGHT, _LEGEND = 4.6, 4.4, 1.9  # inches
 
 
@@ -21,12 +21,12 @@ class Point(NamedTuple):
     series: str
     cost: float    # MACs relative to the dense model
     top1: float    # fraction of 1
-    spread: float  # half of the error bar, fraction of 1
+    spread: float  # half the length of the error bar, fraction of 1
 
 
 def comparison_plot(panels: Mapping[str, Sequence[Point]], dense: Mapping[str, float],
                     path: str | os.PathLike | BinaryIO) -> None:
-    """Draws a PNG. If every method of a panel has one cost, the methods stand side by side.
+    """Draws a PNG. If a panel has only one cost, its methods are placed side by side.
 
     Args:
       panels: title -> points.

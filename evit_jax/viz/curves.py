@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from evit_jax.viz.plot_style import BLUE, GREEN, GREY, INK, ORANGE, style_panel, write_ends
 
-WINDOW = 0.03             # fraction of the points in the moving average of the loss
+WINDOW = 0.03             # window of the loss's moving average, as a fraction of the number of points
 WIDTH = 8.4               # inches
 MARGINS = (0.62, 0.95, 0.5, 0.55)  # left, right (with the last values), top, bottom; inches
 SPACE = 0.52              # between two panels; inches
@@ -23,12 +23,12 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps [N], values [N] float64, N >= 1
 
 def training_curves(records: Sequence[Mapping[str, float]], path: str | os.PathLike | BinaryIO,
                     title: str | None = None) -> None:
-    """Draws a PNG with a panel for each of loss, accuracy, keep rate and learning rate that was recorded.
+    """Draws a PNG with panels for loss, accuracy, keep rate and learning rate. Panels without data are left out.
 
     Args:
-      records: one mapping for each step, as `metrics.writers.read_metrics` returns them. The plot reads 'train/loss',
-        'eval/top1' and 'eval/top1_ema' (fractions), 'train/keep_rate' and 'train/lr', and skips values that are not
-        finite.
+      records: one mapping per step, as returned by `metrics.writers.read_metrics`. The keys that are drawn are
+        'train/loss', 'eval/top1' and 'eval/top1_ema' (fractions), 'train/keep_rate' and 'train/lr'. Values that are not
+        finite are skipped.
       path: path of the PNG, or an open file.
 
     Raises:
@@ -62,14 +62,14 @@ def training_curves(records: Sequence[Mapping[str, float]], path: str | os.PathL
 
 
 def curve(records: Sequence[Mapping[str, float]], name: str) -> Curve:
-    """Returns the steps and the finite values [N] of one metric; N is 0 if it was never written."""
+    """Returns the steps [N] and the finite values [N] of a metric; N is 0 if it was not recorded."""
     points = [(record['step'], record[name]) for record in records if math.isfinite(record.get(name, math.nan))]
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
     return steps, values
 
 
 def smoothed(values: np.ndarray, window: float) -> np.ndarray:
-    """Returns the weighted mean of about `window` neighbours on both sides, [N], which does not lag behind a trend."""
+    """Returns the weighted mean of about `window` neighbours on both sides, [N]. It does not lag behind a trend."""
     reach = min(math.ceil(window), len(values) - 1)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(window / 2.5, 1e-3)) ** 2)
     # The ends have fewer neighbours, so the weights are normalised.
@@ -82,7 +82,7 @@ def _draw_loss(ax: Axes, curves: Mapping[str, Curve]) -> None:
     smooth = smoothed(raw, WINDOW * len(raw))
     ax.plot(steps, raw, color=BLUE, alpha=0.25, linewidth=0.8)
     ax.plot(steps, smooth, color=BLUE, linewidth=1.6, **_dot_if_single(steps))
-    low, high = raw.min(), max(smooth.max(), np.quantile(raw, 0.98))  # the limit keeps a spike from flattening the rest
+    low, high = raw.min(), max(smooth.max(), np.quantile(raw, 0.98))  # a spike must not flatten the curve
     pad = 0.06 * (high - low) or 0.5
     ax.set_ylim(low - pad, high + pad)
     write_ends(ax, [(smooth[-1], f'{smooth[-1]:#.3g}', BLUE)])
@@ -137,7 +137,7 @@ PANELS = (
 
 
 def _dot_if_single(steps: np.ndarray) -> dict:
-    """Returns the style of a dot if there is one point, because its line is invisible."""
+    """Returns the style of a dot if there is only one point: a line through one point is invisible."""
     return {'marker': 'o', 'markersize': 4, 'clip_on': False} if len(steps) == 1 else {}
 
 

@@ -1,4 +1,4 @@
-"""Plots accuracy against the fraction of patches that are dropped before the first block, and writes it as CSV."""
+"""Plots accuracy against the fraction of patches dropped before the first block, and formats it as CSV."""
 
 import csv
 import io
@@ -16,15 +16,15 @@ from evit_jax.viz.plot_style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED,
 
 _COLOURS = RED, GREEN, GREY, BLUE, ORANGE, PURPLE, INK
 _SIZE = 8.4, 5.0  # inches
-_LABEL_SPACING = 0.043  # least distance between labels, relative to the height of the panel
+_LABEL_SPACING = 0.043  # minimum distance between labels, relative to the height of the panel
 
 
 def dropping_plot(shares: Sequence[float], accuracy: Mapping[str, np.ndarray], path: str | os.PathLike | BinaryIO, *,
                   on_object: float, title: str) -> None:
-    """Draws a PNG with a line for each order in which patches were dropped.
+    """Draws a PNG with a line for each order of dropping patches.
 
     Args:
-      shares: rising fractions of dropped patches.
+      shares: ascending fractions of dropped patches.
       accuracy: name of the order -> accuracy at each fraction.
       on_object: fraction of the patches on the object; marked by a line.
       path: path of the PNG, or an open file.
@@ -62,7 +62,7 @@ def dropping_csv(shares: Sequence[float], accuracy: Mapping[str, np.ndarray]) ->
 
 
 def _label(ax, percent, accuracy):
-    """Writes the names of the lines at their right ends, from the best down and without overlap."""
+    """Writes the name of each line at its right end. Names are placed from top to bottom and do not overlap."""
     lines = dict(zip(accuracy, (line for line in ax.get_lines() if line.get_label() in accuracy)))
     height = 2.0
     lowest = [index * _LABEL_SPACING for index in range(len(accuracy))]

@@ -1,4 +1,4 @@
-"""A page of images with the patches that a model keeps or merges at each stage."""
+"""Draws a page of images with the patches that a model keeps or merges at each stage."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ from PIL import Image
 from evit_jax.viz.page import DARK, GREY, PAGE, Layout, draw_page
 from evit_jax.viz.patches import draw_tokens, enlarge, grid, has_merged, num_tokens, patch_groups
 
-MIN_HEIGHT = 130  # approximate height in pixels to which small images are enlarged
+MIN_HEIGHT = 130  # height in pixels; smaller images are enlarged to about this height
 RIGHT, WRONG = (22, 128, 61), (200, 30, 40)
 
 
 def kept_row(image: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *,
              token_of_patch: Sequence[np.ndarray | None] | None = None, scale: int = 1, gap: int = 8) -> np.ndarray:
-    """Draws the image and beside it the tokens of each stage.
+    """Draws a row of pictures: the image, and the tokens of each stage.
 
     Args:
       image: [H, W, 3] uint8.
-      kept: for each stage [K] int, see `patches.patch_groups`.
-      token_of_patch: for each stage [N] int or None, see `patches.patch_groups`.
+      kept: one array [K] int per stage; see `patches.patch_groups`.
+      token_of_patch: one array [N] int or None per stage; see `patches.patch_groups`.
       patch_size: side of a patch in pixels.
-      scale: pixels of the row for each pixel of the image.
+      scale: factor by which the image is enlarged.
       gap: pixels between two pictures.
 
     Returns:
@@ -33,7 +33,7 @@ def kept_row(image: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *,
 
 
 def side_by_side(pictures: Sequence[np.ndarray], gap: int) -> np.ndarray:
-    """Joins pictures of one height in a row, with `gap` pixels of the page's colour between them."""
+    """Joins pictures of equal height in a row. The gaps between them have the colour of the page."""
     space = np.full((len(pictures[0]), gap, 3), PAGE, np.uint8)
     return np.concatenate([part for picture in pictures for part in (space, picture)][1:], axis=1)
 
@@ -42,21 +42,21 @@ def kept_grid(images: np.ndarray, kept: Sequence[np.ndarray], patch_size: int, *
               token_of_patch: Sequence[np.ndarray] | None = None, predictions: Sequence[int] | None = None,
               truths: Sequence[int] | None = None, class_names: Sequence[str] | None = None,
               columns: int = 2) -> Image.Image:
-    """Draws a page of examples: each image, the tokens of every stage, and below them the prediction and the truth.
+    """Draws a page of examples: image, tokens of every stage, and a caption with prediction and true class.
 
-    The prediction is green if it is right, red if it is wrong, and black without a truth.
+    The prediction is green if it is right, red if it is wrong, and black if the true class is unknown.
 
     Args:
       images: [B, H, W, 3] uint8.
-      kept: for each stage [B, K] int, see `patches.patch_groups`; shorter rows are padded with negative ids.
+      kept: one array [B, K] int per stage; see `patches.patch_groups`. Shorter rows are padded with negative ids.
       patch_size: side of a patch in pixels.
-      token_of_patch: for each stage [B, N] int, see `patches.patch_groups`.
-      predictions, truths: [B] class numbers; either may be missing.
+      token_of_patch: one array [B, N] int per stage; see `patches.patch_groups`.
+      predictions, truths: [B] class numbers, or None.
       class_names: names by class number; None writes the number.
-      columns: examples side by side.
+      columns: number of examples side by side.
 
     Raises:
-      ValueError: lengths do not match, or see `patches.draw_tokens`.
+      ValueError: lengths do not match, or an argument is invalid for `patches.draw_tokens`.
     """
     images, kept = np.asarray(images), [np.asarray(ids) for ids in kept]
     _check_lengths(images, kept, token_of_patch, predictions, truths)
@@ -95,7 +95,9 @@ def _caption(prediction: int | None, truth: int | None, names: Sequence[str] | N
 
 
 def _count_text(groups: np.ndarray) -> str:
-    """Returns '45 of 64, 70 %' or, with merged patches, '45 tokens, 70 %'; '1 to 2 of 16' if images differ.
+    """Describes the number of tokens: '45 of 64, 70 %', or '45 tokens, 70 %' if patches are merged.
+
+    If the images differ, the number is a range: '1 to 2 of 16'.
 
     Args:
       groups: [B, N], see `patches.patch_groups`.

@@ -1,4 +1,4 @@
-"""Draws a page of examples: rows of pictures of one size, with titles above and a caption below each row."""
+"""Draws a page of examples: rows of pictures of equal size, with titles above and a caption below each row."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PAGE = (255, 255, 255)
-FRAME = (221, 224, 229)  # line around every picture; images may be as light as the page
+FRAME = (221, 224, 229)  # line around every picture, because a picture may be as light as the page
 DARK, GREY = (31, 35, 41), (124, 131, 141)
 
 
@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of_pictures(cls, height: int, width: int, pictures: int, columns: int = 1) -> 'Layout':
-        """Returns the layout for pictures of this size; `pictures` for each example, `columns` examples side by side.
+        """Returns the layout for pictures of this size. An example has `pictures` pictures; a row, `columns` examples.
         """
         text = max(11, round(7 + 0.05 * height))
         return cls(height, width, pictures, columns, gap=round(0.07 * height) + 1, gutter=round(0.36 * height),
@@ -49,10 +49,10 @@ def draw_page(layout: Layout, headers: Sequence[tuple[str, str]], rows: Sequence
     """Draws the page.
 
     Args:
-      headers: for each picture of an example, two lines of text above it.
-      rows: for each example, its pictures with `layout.gap` pixels between: [height, layout.example, 3] uint8.
-      captions: for each example, parts of text with their colours, side by side.
-      heading: a line at the top of the page.
+      headers: two lines of text per picture of an example, written above it.
+      rows: one array [height, layout.example, 3] uint8 per example: its pictures, `layout.gap` pixels apart.
+      captions: one list of (text, colour) per example, written side by side.
+      heading: line of text at the top of the page.
     """
     line = layout.line
     top = layout.margin + (round(2.3 * line) if heading else 0)
@@ -84,7 +84,7 @@ def _draw_headers(page: Image.Image, layout: Layout, x: int, y: int, headers: Se
 
 
 def _draw_caption(page: Image.Image, layout: Layout, x: int, y: int, parts: Sequence[tuple[str, tuple]]) -> None:
-    """Writes the parts in a line; each has an equal share of the example's width, and the last one the rest."""
+    """Writes the parts in a line. Each may use an equal part of the example's width; the last may use all the rest."""
     width = (layout.example - (len(parts) - 1) * layout.text) // len(parts)
     end = x + layout.example
     for number, (text, colour) in enumerate(parts, 1):
@@ -93,10 +93,10 @@ def _draw_caption(page: Image.Image, layout: Layout, x: int, y: int, parts: Sequ
 
 
 def write(page: Image.Image, x: int, y: int, text: str, colour: tuple, size: float, width: int) -> int:
-    """Writes one line, shortened to `width` pixels, and returns its width. Unprintable characters become '?'.
+    """Writes one line, cut at `width` pixels, and returns its width. Unprintable characters become '?'.
 
-    Letters are drawn at four times their size and scaled down: Pillow places letters on whole pixels, which spaces
-    small text unevenly.
+    Letters are drawn at four times their size and scaled down. Pillow places letters on whole pixels, so small text
+    would be spaced unevenly.
     """
     text, font = ''.join(letter if letter.isprintable() else '?' for letter in text), _font(round(4 * size))
     if font.getlength(text) > 4 * width:

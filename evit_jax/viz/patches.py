@@ -1,27 +1,27 @@
-"""Draws on the patches of an image: dims hidden ones, fills merged ones with their mean colour, colours by values."""
+"""Draws tokens on an image: hidden patches fade, and merged patches get their mean colour. Also draws heat maps."""
 
 import matplotlib
 import numpy as np
 
 DIM = 0.25               # contrast of a hidden patch, as a fraction of its contrast in the image
-FADED = (238, 240, 244)  # colour that hidden patches fade to
-EDGE = (150, 156, 166)   # line between shown and hidden patches; visible also in images as light as `FADED`
+FADED = (238, 240, 244)  # colour that hidden patches fade towards
+EDGE = (150, 156, 166)   # line between shown and hidden patches; needed if an image is as light as `FADED`
 LINE = (255, 255, 255)   # line around merged patches
 HEAT_COLOURS = np.rint(255 * matplotlib.colormaps['inferno'](np.linspace(0.06, 0.98, 64))[:, :3]).astype(np.uint8)
-_HEAT = 0.78             # fraction of the heat colour in a patch; the rest is the image in grey
+_HEAT = 0.78             # weight of the heat colour in a patch; the grey image has the remaining weight
 _GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
 
 
 def patch_groups(kept_ids: np.ndarray, token_of_patch: np.ndarray | None, patches: int) -> np.ndarray:
-    """Returns the token that shows each patch, [N] int, or -1 for a hidden patch.
+    """Returns the index of the token that shows each patch, [N] int; -1 for a hidden patch.
 
-    A patch is shown if a patch token holds it, and hidden if a fused token or no token holds it. Patches with the same
-    number were merged into one token.
+    A patch is shown if a patch token holds it. It is hidden if a fused token or no token holds it. Patches with the
+    same index are merged into one token.
 
     Args:
       kept_ids: [K] int, the patch id of each token; negative for fused tokens and for padding.
-      token_of_patch: [N] int, index of the token that holds each patch, -1 for none. None if every token holds only
-        the patch of its id.
+      token_of_patch: [N] int, index of the token that holds each patch, -1 if no token holds it. None if every token
+        holds only the patch of its id.
       patches: number of patches of the image, N.
 
     Raises:
@@ -55,22 +55,22 @@ def has_merged(groups: np.ndarray) -> bool:
 
 def draw_tokens(image: np.ndarray, kept_ids: np.ndarray, patch_size: int, *, token_of_patch: np.ndarray | None = None,
                 dim: float = DIM, scale: int = 1) -> np.ndarray:
-    """Draws the tokens of a stage: hidden patches fade to light grey, merged patches get their mean colour and a line.
+    """Draws the tokens of a stage. Hidden patches fade to light grey; merged patches get their mean colour and a line.
 
-    A patch that is alone in its token stays as it is. See `patch_groups` for the rule.
+    A patch that is alone in its token is unchanged. See `patch_groups` for the definition of hidden and merged patches.
 
     Args:
       image: [H, W, 3] uint8.
       kept_ids, token_of_patch: see `patch_groups`; patches are numbered row by row.
       patch_size: side of a patch in pixels.
-      dim: contrast of a hidden patch as a fraction of its contrast in the image, without colour; 0 is blank.
-      scale: pixels of the picture for each pixel of the image; lines are one pixel wide.
+      dim: contrast of a hidden patch as a fraction of its contrast in the image; 0 makes it blank. Colour is removed.
+      scale: factor by which the image is enlarged. Lines are one pixel wide at any scale.
 
     Returns:
       [scale * H, scale * W, 3] uint8.
 
     Raises:
-      ValueError: the image is not uint8 [H, W, 3] or not a whole number of patches, or see `patch_groups`.
+      ValueError: the image is not uint8 [H, W, 3] or not a whole number of patches, or an id or index is out of range.
     """
     rows, columns = grid(image, patch_size)
     groups = patch_groups(kept_ids, token_of_patch, rows * columns)
@@ -85,7 +85,7 @@ def draw_tokens(image: np.ndarray, kept_ids: np.ndarray, patch_size: int, *, tok
 
 
 def heat_map(image: np.ndarray, values: np.ndarray, patch_size: int) -> np.ndarray:
-    """Colours each patch by its value, from 0 to the largest; patches without a value (NaN) fade.
+    """Colours each patch by its value, on a scale from 0 to the largest value. A patch with the value NaN fades.
 
     Args:
       image: [H, W, 3] uint8.
@@ -128,10 +128,13 @@ def grid(image: np.ndarray, patch_size: int) -> tuple[int, int]:
 
 
 def _outlined(picture, of_pixel, merged):
-    """Draws EDGE on the hidden side of shown patches, and LINE around merged patches, above or left of the border."""
+    """Draws EDGE on hidden pixels next to shown ones, and LINE between tokens where one side is merged.
+
+    LINE is one pixel wide and lies above or left of the border.
+    """
     shown = np.pad(of_pixel >= 0, 1, mode='edge')
-    beside_shown = shown[:-2, 1:-1] | shown[2:, 1:-1] | shown[1:-1, :-2] | shown[1:-1, 2:]
-    picture[beside_shown & (of_pixel < 0)] = EDGE
+    is_next_to_shown = shown[:-2, 1:-1] | shown[2:, 1:-1] | shown[1:-1, :-2] | shown[1:-1, 2:]
+    picture[is_next_to_shown & (of_pixel < 0)] = EDGE
     line = np.zeros(of_pixel.shape, bool)
     for here, there in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
         line[here] |= (of_pixel[here] != of_pixel[there]) & (merged[here] | merged[there])

@@ -10,7 +10,7 @@ INK, GREY, RULE = '#1f2329', '#7a828e', '#e6e9ee'
 
 
 def style_panel(ax: Axes, title: str) -> None:
-    """Gives a panel a title and faint horizontal lines, and removes its frame."""
+    """Sets the title of a panel, draws faint horizontal lines, and removes the frame."""
     ax.set_title(title, loc='left', color=INK, fontsize=10, pad=11)
     ax.spines[['top', 'left', 'right']].set_visible(False)
     ax.spines['bottom'].set_color('#c9ced6')
@@ -21,12 +21,12 @@ def style_panel(ax: Axes, title: str) -> None:
 
 
 def escape(name: str) -> str:
-    """Escapes a label: matplotlib reads text between dollars as a formula and hides labels that begin with _."""
+    """Escapes a label. Matplotlib would read text between dollars as a formula, and hide labels that begin with _."""
     return ' ' * name.startswith('_') + name.replace('$', r'\$')
 
 
 def write_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes texts at the right of a panel, each at the height of its value, and moves them apart where they overlap.
+    """Writes texts at the right of a panel, each at the height of its value. Texts that overlap are moved apart.
 
     Args:
       ends: (value, text, colour) of each text.

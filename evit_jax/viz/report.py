@@ -1,6 +1,6 @@
-"""An HTML page with the kept tokens, the class attention and the fused token of each image, and a slider of keep rates.
+"""Creates an HTML page of images: kept tokens, class attention and fused token, with a slider of keep rates.
 
-The page is one file and loads nothing. It holds each image once; report.js draws the patches from their numbers.
+The page is one self-contained file. It holds each image once; report.js draws patches by their ids.
 """
 
 import base64
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evit_jax.viz.example import Example, Setting, Stage
+from evit_jax.viz.example import Example, ReductionView, Setting
 from evit_jax.viz.patches import HEAT_COLOURS, grid, has_merged, patch_groups
 
-_JPEG_QUALITY = 92  # of the images in the page
+_JPEG_QUALITY = 92  # quality of the images in the page
 
 
 def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, patch_size: int, start: int,
@@ -30,7 +30,7 @@ def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, pat
       patch_size: side of a patch in pixels.
       start: index of the setting that is shown first.
       stages: a name for each stage, for example 'block 3'.
-      title, metadata: a heading, and a line below it.
+      title, metadata: heading, and the line of text below it.
 
     Raises:
       ValueError: there is no example.
@@ -43,14 +43,15 @@ def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, pat
         'patch': patch_size, 'start': start, 'stages': list(stages), 'colours': _base64(HEAT_COLOURS),
         'settings': [setting._asdict() for setting in settings],
         'rows': [_row(example, patch_size, merged) for example in examples]}
-    parts = {'title': html.escape(title), 'about': html.escape(metadata), 'style': _part('css'), 'script': _part('js'),
-             # Only its end tag can end a script element.
+    parts = {'title': html.escape(title), 'metadata': html.escape(metadata), 'style': _part('css'),
+             'script': _part('js'),
+             # Escape '<', so that no string can contain '</script>'.
              'data': json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')}
     return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], _part('html'))
 
 
 def _row(example: Example, patch_size: int, merged: bool) -> dict[str, Any]:
-    """Returns the data of one image; `merged` adds the token of each patch."""
+    """Returns the data of one image. If `merged`, they include the token of each patch."""
     jpeg = io.BytesIO()
     Image.fromarray(example.image).save(jpeg, 'JPEG', quality=_JPEG_QUALITY, subsampling=0)
     views = [{'guesses': [[name, round(share, 4)] for name, share in view.guesses], 'right': view.right,
@@ -60,20 +61,20 @@ def _row(example: Example, patch_size: int, merged: bool) -> dict[str, Any]:
             'image': f'data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}'}
 
 
-def _stage(stage: Stage, groups: np.ndarray, merged: bool) -> dict[str, Any]:
+def _stage(stage: ReductionView, groups: np.ndarray, merged: bool) -> dict[str, Any]:
     token_of_patch = {'token_of_patch': _base64(groups.astype('<u2'))} if merged else {}  # -1 becomes 65535
     return {'kept': _base64(np.packbits(groups >= 0)), 'fused': sum(id < 0 for id in stage.kept)} | token_of_patch | {
         name: _levels(values) for name, values in (('attention', stage.attention), ('origin', stage.fused_weights))
         if values is not None}
 
 
-def _groups(example: Example, stage: Stage, patch_size: int) -> np.ndarray:
+def _groups(example: Example, stage: ReductionView, patch_size: int) -> np.ndarray:
     rows, columns = grid(example.image, patch_size)
     return patch_groups(np.array(stage.kept), stage.token_of_patch, rows * columns)
 
 
 def _levels(values: np.ndarray) -> dict[str, Any]:
-    """Returns the values in 255 steps of the largest; NaN and 0 become 0."""
+    """Quantises the values to 0..255, relative to the largest value. NaN becomes 0."""
     values = np.nan_to_num(values)
     peak = float(values.max())
     steps = np.ceil(values / (peak or 1) * 255)  # rounded up, so that no positive value becomes 0

@@ -1,4 +1,4 @@
-"""A picture of one image under one setting: rows for the kept tokens, the class attention and the fused token."""
+"""Draws one image under one setting, with rows for kept tokens, class attention and fused token."""
 
 from collections.abc import Sequence
 
@@ -48,13 +48,13 @@ def _prediction(example: Example, number: int) -> list[tuple[str, tuple]]:
 
 
 def _map(image, values, patch_size):
-    """Returns a heat map; patches without a positive value fade, and all patches if there are no values."""
+    """Returns a heat map. Patches without a positive value fade; if `values` is None, all patches fade."""
     patches = image.shape[0] // patch_size * (image.shape[1] // patch_size)
     values = np.full(patches, np.nan) if values is None else np.where(values > 0, values, np.nan)
     return heat_map(image, values, patch_size)
 
 
 def _peaks(maps):
-    """Returns the largest value of each map, as '4.1, 3.5 and 8.2 %'."""
+    """Formats the largest value of each map, as in '4.1, 3.5 and 8.2 %'."""
     peaks = [f'{100 * np.nanmax(values):.2g}' for values in maps if values is not None]
     return ' and '.join(filter(None, [', '.join(peaks[:-1]), peaks[-1]])) + ' %'

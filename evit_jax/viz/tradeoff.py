@@ -17,13 +17,13 @@ _COLOURS = BLUE, ORANGE, GREEN, PURPLE, RED
 _FAINT = '#b4bbc6'
 _MARKERS = 'o', 's', '^'    # markers of the published series
 _PANEL, _HEIGHT = 5.6, 4.6  # inches
-_LOG_RANGE = 8              # ratio of the ends from which an axis is logarithmic
+_LOG_RANGE = 8              # an axis is logarithmic if its largest value exceeds this multiple of the smallest
 
 
 class Result(NamedTuple):
     """Accuracy, MACs and speed of one model under one plan; None marks unknown values."""
 
-    series: str            # results of one series are joined by a line
+    series: str            # name of the series; a line joins its results
     label: str             # label of the point, for example the keep rate
     top1: float | None     # fraction of 1
     macs: int | None       # MACs of an image
@@ -59,15 +59,15 @@ _COSTS = (_Cost('macs', 'Top-1 against MACs', 'multiply-accumulates of an image'
 
 def tradeoff_plot(results: Sequence[Result], path: str | os.PathLike | BinaryIO, *,
                   published: Sequence[Result] = ()) -> None:
-    """Draws a PNG with a panel for MACs and one for speed, each if any result has the value.
+    """Draws a PNG with a panel for MACs and a panel for speed. A panel is left out if no result has a value for it.
 
     Args:
       results: results to draw; those without an accuracy are skipped.
       path: path of the PNG, or an open file.
-      published: results to draw faintly behind.
+      published: published results, drawn faintly in the background.
 
     Raises:
-      ValueError: no result has an accuracy and a cost.
+      ValueError: no result has both an accuracy and a cost.
     """
     known = [cost for cost in _COSTS if any(_has(result, cost) for result in results)]
     if not known:
@@ -126,7 +126,7 @@ def _label(ax, points, cost, colour):
 
 
 def _by_series(results: Sequence[Result], cost: _Cost) -> list[list[Result]]:
-    """Returns the results of each series by rising cost."""
+    """Returns the results of each series, sorted by cost."""
     names = dict.fromkeys(result.series for result in results)
     return [sorted((result for result in results if result.series == name),
                    key=lambda result: getattr(result, cost.field)) for name in names]

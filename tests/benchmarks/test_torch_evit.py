@@ -32,7 +32,7 @@ def test_torch_evit_returns_our_logits(name, rate, fused, monkeypatch):
     cache, (workload,) = cases.ModelCache(), tiny_workloads(names=[name], rates=[rate], fuse=[fused])
     ours = cases.inference_case(workload, cache)
     want = ours.fetch(ours.call(1))
-    for engine in (torch_evit.EAGER, torch_evit.PLAIN):
+    for engine in (torch_evit.EAGER, torch_evit.FULL_ATTENTION):
         other = cases.baseline_case(workload, engine, cache)
         np.testing.assert_allclose(other.fetch(other.call(1)), want, rtol=0, atol=1e-5 * np.abs(want).max())
 

@@ -9,7 +9,7 @@ from evit_jax.benchmarks import report
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMaps, LabelMapsMetadata
-from evit_jax.inference.looking import Subject, look
+from evit_jax.inference.keep_rates import LabelledImage, predict_examples
 from evit_jax.inference.model import VisionModel
 from evit_jax.serving import artifact
 from evit_jax.training import distillation, experiment
@@ -48,7 +48,7 @@ def test_predict_with_logits_not_finite_reports_a_problem(overflowing):
     assert all('logits are not finite' in prediction.problem for prediction in predictions)
     with pytest.raises(ValueError, match='has no prediction'):
         model.draw(predictions[0])
-    examples, _, problems = look(model, [Subject('a', noise(1)[0], None)], [0.5, 1.0])
+    examples, _, problems = predict_examples(model, [LabelledImage('a', noise(1)[0], None)], [0.5, 1.0])
     assert not examples and 'a: its logits are not finite' in problems[0]
 
 
@@ -56,7 +56,7 @@ def test_export_with_logits_not_finite_is_refused(overflowing, tmp_path):
     trained = load_model(overflowing)
     plans = {'trained': trained.plan()}
     artifact.write(tmp_path, trained, plans, platforms=('cpu',), kept=False)
-    with pytest.raises(ValueError, match=r'its logits are not finite.*nothing is kept'):
+    with pytest.raises(ValueError, match=r'its logits are not finite.*the export is discarded'):
         list(artifact.check(tmp_path, trained, plans))
 
 

@@ -19,7 +19,7 @@ def check(monkeypatch, ours, theirs=NAMES, recorded=NAMES):
 @pytest.mark.parametrize('ours, message', [
     (('red', 'blue', 'green'), "'green' is its class 1, 'blue' that of the data: give a model"),
     (('cat', 'dog', 'owl'), "'red' is its class 0, 'cat' that of the data"),
-    (('red', 'green'), 'tells 3 classes apart, the data have 2: give a model')])
+    (('red', 'green'), 'has 3 classes, the data have 2: give a model')])
 def test_check_classes_with_other_classes_names_both(monkeypatch, ours, message):
     with pytest.raises(ValueError, match=f'the model in runs/a .*{message}'):
         check(monkeypatch, ours)

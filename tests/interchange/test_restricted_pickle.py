@@ -110,7 +110,7 @@ def hostile(tmp_path):
     yield 'a storage outside of its folder', storage(key='../version'), r'no storage \.\./version'
     yield 'a missing storage', storage(key='7'), 'no storage 7'
     yield 'a storage larger than its file', storage(count=2**40), r'1099511627776 values of float32, and has 24 bytes'
-    yield 'a storage with a negative size', storage(count=-6), 'claims int values'
+    yield 'a storage with a negative size', storage(count=-6), 'declares int values'
     yield 'a tensor beyond its storage', tensor(offset=1), 'larger than its storage of 6'
     yield 'a tensor before its storage', tensor(offset=-1), 'not made of counts'
     yield 'a tensor with a long stride', tensor(stride=(2**40, 1)), r'the last at 1,099,511,627,778\) is larger'

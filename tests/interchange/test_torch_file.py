@@ -61,7 +61,7 @@ def test_opened_compressed_or_oversized_members_are_refused_unread(tmp_path):
     size = struct.pack('<II', 24, 24)
     entry = honest.rindex(size)  # the sizes of archive/data/0 in the central directory
     (tmp_path / 'c.pth').write_bytes(honest[:entry] + struct.pack('<II', 10**6, 10**6) + honest[entry + 8:])
-    assert 'members claim 1,0' in refusal(tmp_path / 'c.pth')
+    assert 'members declare 1,0' in refusal(tmp_path / 'c.pth')
 
 
 def test_opened_other_zip_files_are_refused_with_the_reason(tmp_path):

@@ -159,7 +159,7 @@ def test_to_workdir_timm_config_gives_arguments_and_preprocessing(tmp_path):
 
 def test_configs_beside_config_of_a_run_is_left_out(tmp_path):
     workdir.write_config(tmp_path, {'config': {'model': {'name': 'vit_toy', 'heads': 4}}})
-    assert weight_files.configs_beside(tmp_path / 'model.safetensors') == {}
+    assert weight_files.read_configs(tmp_path / 'model.safetensors') == {}
 
 
 def test_train_from_unconverted_weights_is_refused_with_the_way_out(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
-"""Token counts to measure, and the refinement at cliffs."""
+"""Token counts to measure, and the refinement at steps of the cost."""
 
 from evit_jax.planning import cost_measurement
-from evit_jax.planning.search import cliffs
+from evit_jax.planning.search import steps
 
 
 def step_cost(n):
@@ -9,15 +9,15 @@ def step_cost(n):
     return 10 * n + n * n / 50 + 400 * (n > 128)
 
 
-def test_refine_cliffs_finds_a_cliff_to_the_token():
+def test_refine_steps_finds_a_step_to_the_token():
     evaluated = []
     counts = cost_measurement.compiled_counts(2, 197)
-    costs = cost_measurement.refine_cliffs(lambda n: evaluated.append(n) or step_cost(n), counts)
+    costs = cost_measurement.refine_steps(lambda n: evaluated.append(n) or step_cost(n), counts)
     assert {128, 129} <= set(counts)  # real costs also have a smaller jump from 127 to 128
-    assert (128, 129) in cliffs(costs) and len(evaluated) == len(set(evaluated)) == len(costs) < 20
+    assert (128, 129) in steps(costs) and len(evaluated) == len(set(evaluated)) == len(costs) < 20
     assert costs == {n: step_cost(n) for n in costs}
-    smooth = cost_measurement.refine_cliffs(lambda n: 10 * n + n * n / 50, counts)
-    assert len(smooth) <= len(counts) + 2 and not cliffs(smooth)
+    smooth = cost_measurement.refine_steps(lambda n: 10 * n + n * n / 50, counts)
+    assert len(smooth) <= len(counts) + 2 and not steps(smooth)
 
 
 def test_timed_counts_have_every_fourth_count_and_the_edges_of_tiles():

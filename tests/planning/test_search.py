@@ -9,7 +9,7 @@ import pytest
 
 from evit_jax.models import get_config
 from evit_jax.planning import search
-from evit_jax.planning.search import BlockCosts, Costs, Target, cliffs, find_plan, interpolate, parse_target
+from evit_jax.planning.search import BlockCosts, Costs, Target, find_plan, interpolate, parse_target, steps
 from evit_jax.reduction.plan import make_plan
 
 PATCHES, DEPTH = 9, 5
@@ -99,16 +99,16 @@ def test_find_plan_of_many_tokens_and_blocks_takes_seconds():
 STAIRS = {n: 1.7 + n / 1000 + (n > 128) for n in [*range(8, 129, 8), 129, *range(136, 198, 8), 197]}
 
 
-def test_interpolate_does_not_cross_a_cliff():
-    assert cliffs(STAIRS) == [(128, 129)]
+def test_interpolate_does_not_cross_a_step():
+    assert steps(STAIRS) == [(128, 129)]
     coarse = {n: cost for n, cost in STAIRS.items() if n != 129}
-    assert cliffs(coarse) == [(128, 136)]
+    assert steps(coarse) == [(128, 136)]
     costs = interpolate(coarse, 197)
     assert costs[[128, 129, 132, 136]] == pytest.approx([1.828, 2.836, 2.836, 2.836]) and costs[100] == 1.8
-    assert not cliffs({n: n + n * n / 100 for n in range(4, 200, 4)}) and not cliffs({8: 1.0})
+    assert not steps({n: n + n * n / 100 for n in range(4, 200, 4)}) and not steps({8: 1.0})
 
 
-def test_find_plan_stops_at_the_edge_of_a_cliff():
+def test_find_plan_stops_at_the_edge_of_a_step():
     block = BlockCosts(interpolate(STAIRS, 197), interpolate(STAIRS, 197), np.zeros(198))
     costs = Costs(1.0, block, block)
     budget = costs.total(make_plan(196, 12, tokens=(126,), reduce_at=(3,)))  # with class and fused token 128

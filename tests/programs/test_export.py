@@ -232,12 +232,12 @@ def test_export_full_disk_or_unwritable_folder_is_refused(checkpoint, tmp_path, 
     monkeypatch.setattr(artifact, 'export', None)  # nothing is computed before
     (tmp_path / 'file').write_text('')
     code, errors = run(checkpoint, tmp_path / 'file' / 'new')
-    assert code == 2 and 'new cannot be written (Not a directory): make room there, or give another DIR' in errors
+    assert code == 2 and 'new cannot be written (Not a directory): free space there, or give another DIR' in errors
     with monkeypatch.context() as patch:
         patch.setattr(export.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=2000))
         for form in 'stablehlo', 'orbax':
             code, errors = run(checkpoint, tmp_path / 'new', f'--format={form}')
-            assert code == 2 and 'new cannot be written (0.0 MB free, 0.4 MB of weights): make room there' in errors
+            assert code == 2 and 'new cannot be written (0.0 MB free, 0.4 MB of weights): free space there' in errors
     monkeypatch.setattr(artifact.np, 'savez', full)
     code, errors = run(checkpoint, tmp_path / 'new')
     assert code == 2 and 'new cannot be written (No space left on device)' in errors and '\n' not in errors

@@ -196,7 +196,7 @@ def test_label_invalid_arguments_exit_before_writing(words, message, checkpoint,
 
 
 @pytest.mark.parametrize('names, message', [
-    (('a', 'b', 'c'), 'tells 10 classes apart, the data have 3'),
+    (('a', 'b', 'c'), 'has 10 classes, the data have 3'),
     (('zero', *'123456789'), "'0' is its class 0, 'zero' that of the data")])
 def test_label_model_of_other_classes_exits(names, message, checkpoint, tmp_path, run, monkeypatch):
     monkeypatch.setattr(layouts.Colours, 'class_names', names)

@@ -48,7 +48,7 @@ def test_plan_for_this_device_measures_and_writes_a_plan_file(run_plan, tmp_path
     assert planned.model == 'vit_layouts' and planned.patches == 16 and planned.reduce_at
     assert content['speeds']['plan']['macs'] <= 1.2e6 < content['speeds']['dense']['macs']
     assert content['speeds']['plan']['measured_images_per_second'] > 0
-    assert [line.split(':')[0] for line in printed.splitlines()[1:4]] == ['dense', 'plain rate', 'plan']
+    assert [line.split(':')[0] for line in printed.splitlines()[1:4]] == ['dense', 'constant rate', 'plan']
     assert {2, 4, 16, 17} <= set(map(int, json.loads(costs_file.read_text())['attention']))
     code, again, _ = run_plan(*words, '--nomeasure')
     assert code == 0 and 'measured' not in again and again.splitlines()[3] == printed.splitlines()[3]
@@ -61,7 +61,7 @@ def test_plan_for_a_speed_up_reaches_it_by_the_table(run_plan, costs_file, tmp_p
         assert code == 0, err
         speeds = json.loads((tmp_path / 'p.json').read_text())['speeds']
         assert least <= speeds['plan']['speed_up'] < least + 0.06
-        assert speeds['plan']['tokens'] >= speeds['plain rate']['tokens'] - 0.05
+        assert speeds['plan']['tokens'] >= speeds['constant rate']['tokens'] - 0.05
 
 
 def test_plan_for_macs_counts_heads_on_patch_tokens(run_plan, lvvit_tiny, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from evit_jax import cli, models
 from evit_jax.checkpoints import weights
 from evit_jax.inference import dropping
-from evit_jax.inference.looking import Subject, look
+from evit_jax.inference.keep_rates import LabelledImage, predict_examples
 from evit_jax.inference.model import VisionModel
 from tests.helpers import few, layouts, program_modules
 from tests.helpers.evaluations import make_rows, make_run
@@ -45,8 +45,8 @@ def run(capsys, monkeypatch, visualize):
 
 def test_look_shows_the_predictions_at_each_keep_rate(loaded):
     model, images = VisionModel(loaded, batch_size=4), [Few('test')[index]['image'] for index in range(3)]
-    subjects = [Subject(str(number), image, 'red') for number, image in enumerate(images)]
-    examples, settings, problems = look(model, subjects, [0.5, 1.0])
+    subjects = [LabelledImage(str(number), image, 'red') for number, image in enumerate(images)]
+    examples, settings, problems = predict_examples(model, subjects, [0.5, 1.0])
     assert [setting.counts for setting in settings] == [(16, 9, 6), (16, 16, 16)] and not problems
     assert [setting.trained for setting in settings] == [True, False]
     assert settings[1].share == 1 > settings[0].share

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from evit_jax import models
 from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.inference.looking import Subject, look
+from evit_jax.inference.keep_rates import LabelledImage, predict_examples
 from evit_jax.inference.model import VisionModel
 from evit_jax.interchange import conversion, run_metadata, safetensors_file, torch_weights
 from evit_jax.reduction import registry
@@ -73,7 +73,7 @@ def test_load_model_of_a_run_from_dense_weights_has_predictors(trained):
     predictions = model.predict(pixels())
     for prediction in predictions:
         assert [len(ids) for ids in prediction.kept] == [8, 4] and {*prediction.kept[1]} <= {*prediction.kept[0]}
-    (example,), _, _ = look(model, [Subject('first', pixels()[0], None)], [0.5])
+    (example,), _, _ = predict_examples(model, [LabelledImage('first', pixels()[0], None)], [0.5])
     assert [stage.kept for stage in example.views[0].stages] == [tuple(ids) for ids in predictions[0].kept]
     assert [stage.attention for stage in example.views[0].stages] == [None, None]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evit_jax.viz.example import Example, Setting, Stage, View
+from evit_jax.viz.example import Example, ReductionView, Setting, View
 from evit_jax.viz.report import report_page
 from evit_jax.viz.sheet import example_sheet
 from tests.helpers.pictures import data_of
@@ -29,8 +29,8 @@ def make_view(rng, counts, truth):
     later = np.where(np.isin(np.arange(PATCHES), order[:first]), attention, np.nan)
     gone = ~np.isin(np.arange(PATCHES), order[:first])
     fused = (-1,) if gone.any() else ()
-    stages = (Stage((*order[:first].tolist(), *fused), attention, attention * gone if fused else None),
-              Stage((*order[:second].tolist(), *fused), later, None))
+    stages = (ReductionView((*order[:first].tolist(), *fused), attention, attention * gone if fused else None),
+              ReductionView((*order[:second].tolist(), *fused), later, None))
     guess = 'cat' if counts[0] > 20 else 'dog'
     return View(((guess, 0.8), ('cow', 0.15)), stages, None if truth is None else guess == truth)
 
@@ -44,7 +44,8 @@ def make_examples(names=('a.png', 'b.png'), truths=('cat', 'dog')):
 
 def make_merged_examples():
     """Examples whose stages merge two and four neighbouring patches."""
-    stages = [Stage(tuple(range(0, PATCHES, number)), None, None, np.arange(PATCHES) // number) for number in (2, 4)]
+    stages = [ReductionView(tuple(range(0, PATCHES, number)), None, None, np.arange(PATCHES) // number)
+              for number in (2, 4)]
     return [example._replace(views=tuple(view._replace(stages=tuple(
         merged._replace(attention=stage.attention) for stage, merged in zip(view.stages, stages)))
         for view in example.views)) for example in make_examples()]

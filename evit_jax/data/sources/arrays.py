@@ -14,7 +14,7 @@ _NUM_SAMPLED = 256  # images in a fingerprint
 class ArraySource:
     """Images and labels from arrays in memory.
 
-    Each worker process receives a copy of the arrays; use `data.workers=0` for arrays that fill the memory.
+    Each worker process receives a copy of the arrays. If they are too large for that, set `data.workers=0`.
 
     Attributes:
       labels: int32 [N].
@@ -22,8 +22,8 @@ class ArraySource:
     Args:
       images: uint8 [N, H, W, 3].
       labels: [N] integers in [0, L).
-      class_names: names of the L classes in the order of their labels. Default: the numbers '0' to 'L - 1', where L - 1
-        is the largest label.
+      class_names: names of the L classes in the order of their labels. Default: the numbers from '0' to the largest
+        label.
 
     Raises:
       ValueError: wrong shape or type, a label outside the classes, or fewer than two classes.
@@ -58,10 +58,10 @@ class ArraySource:
 
 
 def names_of_labels(labels: np.ndarray, class_names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Returns the class names for integer labels [N], after checking that they fit.
+    """Returns the class names for integer labels [N], and checks that every label has a name.
 
     Args:
-      class_names: names in the order of the labels; numbers are used if empty.
+      class_names: names in the order of the labels; if empty, the names are numbers.
 
     Raises:
       ValueError: a label is outside the classes, or there are fewer than two classes.

@@ -1,12 +1,12 @@
 """Cluttered digits, the embedded data set: a handwritten digit on a colour canvas full of pieces of other digits.
 
-About a tenth of the 8x8-pixel patches of an image hold its digit. The rest is clutter with the same strokes and
-colours. The mask of the digit is stored, so the data set shows which tokens a vision transformer should keep. It is a
-`tfds` builder (array_record, no download) that runs in under a minute.
+The digit covers about a tenth of the 8x8-pixel patches of an image. The other patches hold clutter with the same
+strokes and colours. Each example stores the mask of its digit, which shows the tokens that a vision transformer should
+keep. The data set is a `tfds` builder (array_record, no download) that runs in under a minute.
 
-Source: `digits.npz` holds the 1,797 digits of 8x8 pixels (0-16) and their labels that scikit-learn ships as
-`load_digits`, the test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, 1998,
-UCI Machine Learning Repository, https://doi.org/10.24432/C50P49, licence CC BY 4.0.
+Source: `digits.npz` holds scikit-learn's `load_digits`, 1,797 digits of 8x8 pixels (0-16) with labels. They are the
+test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning
+Repository, https://doi.org/10.24432/C50P49, licence CC BY 4.0.
 """
 
 import dataclasses
@@ -23,35 +23,38 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
-# Parameters of the drawings. Raise VERSION with every change, or old builds are taken for new ones.
+# Parameters of the drawings. Raise VERSION with every change; otherwise an old build would be reused.
 VERSION = '1.3.0'
-CANVAS = 64                    # pixels a side
-DIGIT_HEIGHT = (20.0, 26.0)    # pixels for the eight rows of a digit; the strokes of pieces have the same size
+CANVAS = 64                    # side in pixels
+DIGIT_HEIGHT = (20.0, 26.0)    # height in pixels of a digit's eight rows; pieces are enlarged by the same factor
 DIGIT_WIDTH = (0.85, 1.1)      # width of the eight columns relative to the height
 DIGIT_MARGIN = 2               # pixels between the digit's box and the border
-TILT = 12.0                    # maximum rotation in degrees, both ways, of the digit and of every piece
-SHEAR = 0.15                   # maximum shear, both ways
-PIECES = (14, 22)              # number of pieces of other digits in an image, in front of its curves
-PIECE_CELLS = (3, 4)           # rows and columns of a piece, of 8 each in a digit
+TILT = 12.0                    # maximum absolute rotation in degrees, for the digit and every piece
+SHEAR = 0.15                   # maximum absolute shear
+PIECES = (14, 22)              # number of pieces of other digits in an image; they cover the curves
+PIECE_CELLS = (3, 4)           # number of rows and of columns in a piece; a digit has 8 of each
 CURVES = (2, 5)                # number of thin curves in an image
 CURVE_WIDTH = (1, 2)           # pixels
-INKS = 3                       # colours of an image; the digit has the first one
-INK_CONTRAST = 90.0            # minimum luminance of an ink above the background, of 255
+INKS = 3                       # number of ink colours in an image; the digit has the first one
+INK_CONTRAST = 90.0            # minimum luminance of an ink above the background, in levels of 0 to 255
 GROUND = 130                   # maximum of a background channel; the inks are lighter
-TEXTURE = 26.0                 # amplitude of the background's blotches, of 255
-NOISE = 14                     # maximum noise of a channel, both ways, of 255
+TEXTURE = 26.0                 # amplitude of the background's blotches, in levels of 0 to 255
+NOISE = 14                     # maximum absolute noise of a channel, in levels of 0 to 255
 JPEG_QUALITY = 95
 
 SIZES = {'train': 20_000, 'test': 2_000}
-TEST_DIGITS = 360              # number of the 1,797 source digits that are held out from training
-BANK = 4_000                   # number of pieces, cut from training digits once per seed, for all clutter
+TEST_DIGITS = 360              # number of source digits that are held out from training; there are 1,797 in total
+BANK = 4_000                   # number of clutter pieces, cut from training digits once per seed
 
 _SPLITS = ('train', 'test')
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def _ramp(low: float, high: float) -> np.ndarray:
-    """Returns a table from pixel value (255 for a digit's 16) to opacity: 0 below `low`, 255 above `high`, of 16."""
+    """Returns a lookup table from pixel value, in 0-255, to opacity: 0 below `low` and 255 above `high`.
+
+    `low` and `high` are on the scale of the source digits, 0-16.
+    """
     return np.clip((np.arange(256) * (16 / 255) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
 
 
@@ -62,7 +65,7 @@ _GAP = _ramp(1.5, 4)
 class Sprite(NamedTuple):
     """Strokes to paste onto a canvas."""
     ink: Image.Image  # mode 'L', opacity of the strokes
-    gap: Image.Image  # mode 'L', opacity of the background around them, which separates them from strokes below
+    gap: Image.Image  # mode 'L', opacity of the background margin that separates the strokes from those below
 
 
 @functools.cache
@@ -74,14 +77,14 @@ def source_digits() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def split_digits(split: str) -> np.ndarray:
-    """Returns the numbers of the source digits that are the objects of `split`. The splits share no digit."""
+    """Returns the indices of the source digits that are used as objects in `split`. The splits share no digit."""
     order = np.random.default_rng(0).permutation(len(source_digits()[0]))
     return order[:TEST_DIGITS] if split == 'test' else order[TEST_DIGITS:]
 
 
 @functools.lru_cache(maxsize=2)
 def clutter_bank(seed: int) -> tuple[list[Sprite], np.ndarray, list[Sprite]]:
-    """Returns pieces of training digits, the number of the digit that each was cut from, and curves."""
+    """Returns pieces of training digits, the index of the source digit of each piece, and curves."""
     rng = np.random.default_rng([seed, len(_SPLITS)])
     numbers = rng.choice(split_digits('train'), BANK)
     pieces = [sprite(rng, cut(rng, source_digits()[0][number])) for number in numbers]
@@ -89,7 +92,7 @@ def clutter_bank(seed: int) -> tuple[list[Sprite], np.ndarray, list[Sprite]]:
 
 
 def cut(rng: np.random.Generator, digit: np.ndarray) -> np.ndarray:
-    """Returns the digit [8, 8] with only a random rectangle that holds some ink; the rest is blank."""
+    """Returns a digit [8, 8] that is blank outside a random rectangle. The rectangle contains some ink."""
     rows, columns = rng.integers(PIECE_CELLS[0], PIECE_CELLS[1], 2, endpoint=True)
     inked = np.argwhere(digit >= 8)
     row, column = inked[rng.integers(len(inked))] - rng.integers(0, (rows, columns))
@@ -120,7 +123,7 @@ def sprite(rng: np.random.Generator, digit: np.ndarray) -> Sprite:
 
 
 def curve(rng: np.random.Generator) -> Sprite:
-    """Returns a random arc, at most as wide as the canvas, without a gap around it."""
+    """Returns a random arc without a gap around it. It is no wider than the canvas."""
     wide, tall, start, turn = rng.integers((16, 16, 0, 40), (CANVAS, CANVAS, 360, 160)).tolist()
     width = int(rng.integers(*CURVE_WIDTH, endpoint=True))
     arc = Image.new('L', (4 * wide, 4 * tall))
@@ -135,8 +138,8 @@ def render(rng: np.random.Generator, digit: np.ndarray, clutter: Sequence[Sprite
     Args:
       rng: source of positions, colours, the digit's size, and noise.
       digit: uint8 [8, 8] in 0-16, the object. It is drawn last, so nothing covers it.
-      clutter: sprites to draw below it, in this order. Those centred in the digit's box are skipped, so that the digit
-        stays legible.
+      clutter: sprites to draw first, in this order. A sprite centred in the digit's box is skipped, so that the digit
+        remains legible.
 
     Returns:
       The image, uint8 [64, 64, 3], and the object's mask, uint8 [64, 64]: 255 on the digit's strokes, 0 elsewhere.
@@ -144,8 +147,8 @@ def render(rng: np.random.Generator, digit: np.ndarray, clutter: Sequence[Sprite
     ground, inks = _ground_and_inks(rng)
     canvas = ground.copy()
     whole = sprite(rng, digit)
-    room = [CANVAS - 2 * DIGIT_MARGIN - side for side in whole.ink.size]
-    left, top = (DIGIT_MARGIN + rng.integers(room, endpoint=True)).tolist()
+    margin = [CANVAS - 2 * DIGIT_MARGIN - side for side in whole.ink.size]
+    left, top = (DIGIT_MARGIN + rng.integers(margin, endpoint=True)).tolist()
     right, bottom = left + whole.ink.width, top + whole.ink.height
     centres = rng.integers(CANVAS, size=(len(clutter), 2)).tolist()
     for strokes, (x, y), ink in zip(clutter, centres, rng.integers(INKS, size=len(clutter)).tolist()):
@@ -171,14 +174,14 @@ def _ground_and_inks(rng) -> tuple[Image.Image, list[tuple[int, ...]]]:
 
 
 def _paste(canvas: Image.Image, ground: Image.Image, strokes: Sprite, x: int, y: int, ink) -> None:
-    """Draws the strokes in `ink`, with a narrow gap of background around them, over what is on the canvas."""
+    """Draws the strokes in `ink` on the canvas, with a narrow gap of background around them."""
     box = (x, y, x + strokes.ink.width, y + strokes.ink.height)
     canvas.paste(ground.crop(box), box, strokes.gap)
     canvas.paste(ink, box, strokes.ink)
 
 
 def example(seed: int, split: str, index: int) -> dict:
-    """Returns example `index` of `split` as the builder stores it, a function of the three arguments."""
+    """Returns example `index` of `split` as the builder stores it. It is a pure function of its arguments."""
     images, labels = source_digits()
     objects = split_digits(split)
     number = int(objects[index % len(objects)])
@@ -200,7 +203,7 @@ def example(seed: int, split: str, index: int) -> dict:
 
 @dataclasses.dataclass
 class DigitsConfig(tfds.core.BuilderConfig):
-    """Numbers of examples and seed of a build. The name distinguishes builds on disk."""
+    """Number of examples per split, and seed of a build. The config name distinguishes builds on disk."""
     train: int = SIZES['train']
     test: int = SIZES['test']
     seed: int = 0
@@ -244,12 +247,12 @@ def prepare(data_dir: str | os.PathLike, sizes: dict[str, int] | None = None, se
     """Builds the data set under `data_dir` unless it exists, and returns its builder.
 
     The build is written to a temporary folder and renamed, so an interrupted build leaves nothing. If two processes
-    build at the same time, the first to finish wins.
+    build at the same time, the result of the first to finish is used.
 
     Args:
       data_dir: folder of tfds data sets; created if absent.
-      sizes: numbers of examples of 'train' and 'test'; default `SIZES`.
-      seed: seed of positions, colours and clutter. The split of the source digits does not depend on it.
+      sizes: number of examples in 'train' and in 'test'; default `SIZES`.
+      seed: seed of positions, colours and clutter. It does not affect the division of the source digits into splits.
 
     Raises:
       ValueError: `sizes` is not two positive numbers.

@@ -13,13 +13,13 @@ from evit_jax.data.transforms.decode import decode
 class DigitsSource:
     """The cluttered digits. The data set is built under `path` on first use.
 
-    Decoded examples stay in memory: reading and decoding a record costs five times the augmentation, and the whole
-    training split takes 250 MB.
+    Decoded examples are cached in memory. Reading and decoding a record costs five times as much as augmenting it, and
+    the decoded training split takes 250 MB.
 
     Args:
       path: folder of the data set.
       split: 'train' or 'test', or slices of them.
-      sizes: numbers of examples of 'train' and 'test' to build; default `digits.SIZES`.
+      sizes: number of examples to build in 'train' and in 'test'; default `digits.SIZES`.
     """
     splits = ('train', 'test')
     num_classes = 10

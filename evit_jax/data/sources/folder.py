@@ -1,8 +1,8 @@
-"""Sources of image files in folders: `path/train/<class>/*.jpg`, and `path/val/<class>/*.jpg` to evaluate on.
+"""Sources of image files in folders: `path/train/<class>/*.jpg`, and `path/val/<class>/*.jpg` for evaluation.
 
-The split to evaluate on may also be named validation/ or test/. Folders below a class belong to it. Links are followed
-and hidden files are skipped. If there is no split to evaluate on, train/ is divided class by class, by a hash of the
-file names, so that adding an image moves few others.
+The evaluation split may also be named validation/ or test/. Subfolders of a class belong to it. Links are followed, and
+hidden files are skipped. If there is no evaluation split, a part of each class in train/ is held out. The part is
+chosen by a hash of the file names, so a new image changes the split of few others.
 """
 
 import collections
@@ -25,18 +25,18 @@ from evit_jax.data.sources.base import check_index
 from evit_jax.data.transforms.decode import SUFFIXES
 
 _SCANS = 16               # classes listed in parallel
-_SETTLED = 2_000_000_000  # nanoseconds; a folder changed more recently than this may have changed again since
-_EARLIEST = 347_155_200_000_000_000  # nanoseconds, 1981: earlier times (0, FAT's 1980-01-01) mark no change
+_SETTLED = 2_000_000_000  # nanoseconds; a more recent change may hide another one, because clocks of disks are coarse
+_EARLIEST = 347_155_200_000_000_000  # nanoseconds, 1981; earlier times (0, FAT's 1980-01-01) are placeholders
 
 
 class FolderSource:
-    """Image files of a split, sorted by name. The id of an example is its path below `path`, in one line.
+    """Image files of a split, sorted by name. The id of an example is its path relative to `path`, as one line of text.
 
-    An example also has `path`, the same path exactly as in the file system.
+    An example also has the key `path`, the relative path exactly as in the file system.
 
-    The list of files is cached and reused while the classes and the modification times of all folders are unchanged, so
-    added, removed and renamed files are noticed. An overwritten file is not, and need not be: the list holds names
-    only. Nothing is cached where modification times are unreliable: on disk images and FUSE mounts, or if all class
+    The list of files is cached. It is reused while the classes and the modification times of all folders are unchanged,
+    so it reflects added, removed and renamed files. Overwriting a file does not invalidate it, because it only holds
+    names. The list is not cached if modification times are unreliable: on disk images and FUSE mounts, or if all class
     folders have the same time, a time before 1981, or a time in the future. The files are then listed at each start.
 
     Attributes:
@@ -45,12 +45,12 @@ class FolderSource:
       split: the split, with 'train' and 'auto' resolved.
 
     Args:
-      split: 'train' or 'auto' (see `splits.resolve`), or a split or slice in tfds notation, with the folders' names.
+      split: 'train' or 'auto' (see `splits.resolve`), or a split or slice in tfds notation that names the folders.
       cache: folder for the list of files if it cannot be written to `path`.
 
     Raises:
-      OSError: a folder is absent or unreadable. When an example is read: its file is.
-      ValueError: the folders have another layout; the message describes the one expected.
+      OSError: a folder or, when an example is read, its file is absent or unreadable.
+      ValueError: the folders have another layout; the message describes the expected one.
     """
     image_size = None
 
@@ -83,12 +83,12 @@ class FolderSource:
         classes = folder_layout.class_folders(folder)
         folder_layout.check_known(folder, classes, self.class_names)
         return index_cache.load_or_build(
-            f'folder_{split}', beside=self._path, cache=cache, build=lambda: _list(folder, classes),
+            f'folder_{split}', data_folder=self._path, cache=cache, build=lambda: _list(folder, classes),
             is_current=lambda index: _is_current(folder, classes, index))
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the file names in order. Overwriting a file does not change it."""
+        """Digest of the ordered file names. Overwriting a file does not change the digest."""
         names = zip(self._folders, np.split(self._names, self._ends[:-1]))
         return digest(*(text for folder, files in names for text in (folder, b'\0'.join(files.tolist()))))
 
@@ -104,18 +104,18 @@ class FolderSource:
 class ClassFolderSource:
     """Image files of one folder with a subfolder for each class: `path/<class>/*.jpg`, sorted by name.
 
-    The id of an example is its path below `path`, in one line; the files are listed at each start.
+    The id of an example is its path relative to `path`, as one line of text. The files are listed at each start.
 
     Attributes:
       labels: int32 [N], labels of all examples.
 
     Args:
-      class_names: names of the classes in the order of their labels, as the subfolders are named, or the readable names
-        of ImageNet's synsets. Default: the names in a folder train/ beside this one if this is val/, validation/ or
-        test/; otherwise the names of the subfolders, sorted.
+      class_names: names of the classes in the order of their labels: the names of the subfolders, or the readable names
+        of ImageNet's synsets. Default: if the folder is val/, validation/ or test/ and its parent has a folder train/,
+        the class names of train/; otherwise the sorted names of the subfolders.
 
     Raises:
-      OSError: a folder is absent or unreadable. When an example is read: its file is.
+      OSError: a folder or, when an example is read, its file is absent or unreadable.
       ValueError: the folder has another layout, an unknown class, or fewer than two classes.
     """
     image_size = None
@@ -144,7 +144,7 @@ class ClassFolderSource:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the class names and of the file names in order. Overwriting a file does not change it."""
+        """Digest of the class names and the ordered file names. Overwriting a file does not change the digest."""
         return digest('class folders', *self.class_names, b'\0'.join(self._names.tolist()))
 
     def __len__(self) -> int:
@@ -162,7 +162,7 @@ def _read(root: str, name: str, label: int) -> dict:
 
 
 def _displayed(index: index_cache.Index) -> list[str]:
-    """Returns the names of the class folders in an index as displayed."""
+    """Returns the display names of the class folders in an index."""
     return [display_name(os.fsdecode(name)) for name in index['class']]
 
 
@@ -203,8 +203,8 @@ def _walk(root: str, name: str, above: tuple = ()) -> tuple[list[str], dict[str,
     """Lists a folder recursively.
 
     Returns:
-      The paths of the images below `root`; the times of each folder (see `_times`); and how many other files have each
-      suffix.
+      The paths of the images relative to `root`, the times of each folder (see `_times`), and the number of other files
+      by suffix.
     """
     identity = folder_entries.identity(os.path.join(root, name))
     if identity in above:
@@ -219,19 +219,19 @@ def _walk(root: str, name: str, above: tuple = ()) -> tuple[list[str], dict[str,
             folders |= below[1]
             others += below[2]
         elif folder_entries.is_image(entry.name) and folder_entries.is_readable(entry.path):
-            images.append(inner)  # including broken links, which are reported when they are read
+            images.append(inner)  # a broken link is reported when it is read
         else:
             others[os.path.splitext(entry.name)[1].lower()] += 1
     return images, folders, others
 
 
 def _times(status: os.stat_result) -> tuple[int, int]:
-    """Returns the modification time, which programs can set, and the inode's change time, which they cannot."""
+    """Returns the modification time and the inode's change time. Programs can set the first, but not the second."""
     return status.st_mtime_ns, status.st_ctime_ns
 
 
 def _is_current(folder: str, classes: Sequence[str], index: index_cache.Index) -> bool:
-    """Returns True if a cached list still holds for the folder."""
+    """Returns True if a cached list is still valid for the folder."""
     if index['class'].tolist() != [*map(os.fsencode, classes)] or index['suffixes'].tolist() != [*SUFFIXES]:
         return False
     try:
@@ -239,7 +239,8 @@ def _is_current(folder: str, classes: Sequence[str], index: index_cache.Index) -
             return False
         listed = [os.path.join(folder, os.fsdecode(name)) for name in index['folder']]
         statuses = [*map(os.stat, listed)]
-        by_device = {status.st_dev: name for status, name in zip(statuses, listed)}  # links and mounts lead elsewhere
+        # Links and mounts may lead to other file systems.
+        by_device = {status.st_dev: name for status, name in zip(statuses, listed)}
         return ([*map(_times, statuses)] == [*map(tuple, index['times'].tolist())]
                 and all(map(index_cache.reports_changes, by_device.values())))
     except OSError:
@@ -247,9 +248,9 @@ def _is_current(folder: str, classes: Sequence[str], index: index_cache.Index) -
 
 
 def _times_are_plausible(index: index_cache.Index) -> bool:
-    """Returns True if the listed times can be times of change.
+    """Returns True if the listed times are plausible modification times.
 
-    They are not if all class folders have the same time, or if a folder changed just before it was listed.
+    They are unreliable if all class folders have the same time, or if a folder changed just before it was listed.
     """
     changed = index['times'][:, 0]
     of_classes = [name != b'' and b'/' not in name for name in index['folder'].tolist()]
@@ -258,7 +259,10 @@ def _times_are_plausible(index: index_cache.Index) -> bool:
 
 
 def _stratified_slice(index: index_cache.Index, start: int, stop: int) -> np.ndarray:
-    """Returns the sorted positions of images `start` to `stop` of an order that spreads each class evenly."""
+    """Returns the sorted positions of a class-stratified slice.
+
+    The slice holds images [start, stop) of an ordering that spaces every class evenly.
+    """
     names, kind = index['name'], index['kind']
     if stop - start == len(names):
         return np.arange(len(names))

@@ -1,4 +1,4 @@
-"""Entries of image folders. Hidden ones are skipped and links are followed."""
+"""Lists the entries of image folders. Hidden entries are skipped, and links are followed."""
 
 import os
 from collections.abc import Hashable, Sequence
@@ -6,13 +6,13 @@ from collections.abc import Hashable, Sequence
 from evit_jax.data.names import in_one_line
 from evit_jax.data.transforms.decode import SUFFIXES
 
-MAX_SEARCHED = 50  # subfolders of a folder that are searched for a hint in an error
-MAX_DEPTH = 4      # levels of subfolders that are searched
-_IGNORED = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'lost+found')  # folders that archives and disks add
+MAX_SEARCHED = 50  # maximum number of subfolders that are searched for a hint in an error message
+MAX_DEPTH = 4      # maximum depth of that search
+_IGNORED = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'lost+found')  # folders created by archives and file systems
 
 
 def entries(folder: str) -> list[os.DirEntry]:
-    """Returns the entries of a folder, sorted by name, without hidden ones.
+    """Returns the entries of a folder that are not hidden, sorted by name.
 
     Raises:
       OSError: the folder is absent or unreadable.
@@ -33,7 +33,7 @@ def is_image(name: str) -> bool:
 
 
 def is_readable(path: str) -> bool:
-    """Returns True for a regular file or a broken link, which is reported when it is read; False for a pipe."""
+    """Returns True for a regular file and for a broken link, False for a pipe. Reading the link reports an error."""
     return os.path.isfile(path) or not os.path.exists(path)
 
 
@@ -44,7 +44,7 @@ def identity(folder: str) -> Hashable:
 
 
 def folders(folder: str) -> list[str]:
-    """Returns the names of the folders in a folder; none if it is unreadable."""
+    """Returns the names of the subfolders of a folder; [] if the folder is unreadable."""
     try:
         return [entry.name for entry in entries(folder) if entry.is_dir()]
     except OSError:
@@ -52,7 +52,7 @@ def folders(folder: str) -> list[str]:
 
 
 def has_image(folder: str, levels: int = MAX_DEPTH) -> bool:
-    """Returns True if the folder, or one of the first `MAX_SEARCHED` folders below it, holds an image."""
+    """Returns True if the folder holds an image, or one of its first `MAX_SEARCHED` entries does, recursively."""
     try:
         present = entries(folder)
     except OSError:
@@ -70,7 +70,7 @@ def hidden_folders(folder: str) -> list[str]:
 
 
 def summarize(names: Sequence[str], one: str, many: str = '') -> str:
-    """Returns the number and the first five names: '2 classes (yak, zebra)'."""
+    """Formats the number of names and the first five of them: '2 classes (yak, zebra)'."""
     if not names:
         return f'no {many or one + "s"}'
     shown = ', '.join(map(in_one_line, names[:5])) + (', ...' if len(names) > 5 else '')

@@ -1,4 +1,4 @@
-"""Checks of the layout of an image folder, `path/train/<class>/*.jpg`. Errors suggest the fix for common layouts."""
+"""Checks the layout of an image folder, `path/train/<class>/*.jpg`. Errors suggest fixes for common other layouts."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ from evit_jax.data.sources import folder_entries
 from evit_jax.data.sources.folder_entries import entries, folders, has_image, is_image, summarize
 
 _ARCHIVES = ('.tar', '.zip', '.gz', '.tgz', '.7z', '.rar')
-# Folder names of segmentation and detection data sets, reduced to their lower-case letters.
+# Folder names of segmentation and detection data sets, as lower-case letters only.
 _IMAGES = {'image', 'images', 'img', 'imgs', 'jpegimages', 'photos', 'pictures'}
 _ANNOTATIONS = {'ann', 'annotation', 'annotations', 'anns', 'bboxes', 'boxes', 'depth', 'groundtruth', 'gt', 'label',
                 'labels', 'mask', 'masks', 'seg', 'segmentation', 'segmentationclass', 'segmentationobject',
@@ -26,7 +26,7 @@ def split_folders(path: str) -> list[str]:
     """Returns the names of the split folders in `path`.
 
     Raises:
-      FileNotFoundError: there are none; the message suggests where they may be.
+      FileNotFoundError: there are no split folders; the message suggests where they may be.
       ValueError: the path is a bucket.
     """
     if '://' in path:
@@ -42,12 +42,12 @@ def split_folders(path: str) -> list[str]:
 
 
 def labelled_splits(path: str, available: Sequence[str]) -> list[str]:
-    """Returns the splits that have labels: all but a test/ without class folders."""
+    """Returns the splits that have labels. Only a test/ without class folders has none."""
     return [name for name in available if name != 'test' or folders(os.path.join(path, name))]
 
 
 def check_split(path: str, split: str, available: Sequence[str]) -> None:
-    """Raises a ValueError if a folder exists for the split but is not named as one of `available`."""
+    """Raises a ValueError if the split names an existing folder that is not in `available`."""
     for name in splits.base_names(split):
         if name and name not in available and os.path.isdir(os.path.join(path, name)):
             raise ValueError(f'no split {name!r} (there are {", ".join(available)}): rename the folder '
@@ -55,7 +55,7 @@ def check_split(path: str, split: str, available: Sequence[str]) -> None:
 
 
 def class_names(path: str, available: Sequence[str]) -> tuple[str, ...]:
-    """Returns the class names as displayed, sorted: those of train/, or of all splits if there is no train/.
+    """Returns the sorted display names of the classes in train/, or in all splits if there is no train/.
 
     Raises:
       ValueError: see `class_folders`.
@@ -68,7 +68,8 @@ def class_folders(folder: str) -> tuple[str, ...]:
     """Returns the names of the class folders of a split.
 
     Raises:
-      ValueError: there are none, there are images or broken links beside them, or two names are displayed alike.
+      ValueError: there are no class folders, the folder also holds images or broken links, or two class names are equal
+        as displayed.
     """
     present = entries(folder)
     classes = tuple(entry.name for entry in present if entry.is_dir())
@@ -90,17 +91,17 @@ def class_folders(folder: str) -> tuple[str, ...]:
 
 
 def _difference(one: str, other: str) -> str:
-    """Describes why two folder names are displayed alike, for a message."""
+    """Returns the reason why two folder names have the same display name, for a message."""
     forms = {unicodedata.normalize('NFC', name) for name in (one, other)}
     return ', in two forms of Unicode' if len(forms) == 1 else ', which are displayed alike'
 
 
 def check_classes(path: str) -> None:
-    """Checks the classes to train on before images are listed, and warns of class names that look alike.
+    """Checks the training classes before images are listed, and warns of class names that look alike.
 
     Raises:
-      ValueError: there is only one class, the folders hold splits or annotations, or two classes are one folder. The
-        message suggests where the classes may be.
+      ValueError: there is only one class, the folders hold splits or annotations, or two classes link to one folder.
+        The message suggests where the classes may be.
     """
     available = split_folders(path)
     folder = os.path.join(path, 'train' if 'train' in available else available[0])
@@ -126,7 +127,7 @@ def check_classes(path: str) -> None:
 
 
 def check_not_splits(folder: str, classes: Sequence[str]) -> None:
-    """Raises a ValueError if the class folders are those of splits."""
+    """Raises a ValueError if the class folders are actually split folders."""
     if _are_splits(classes):
         raise ValueError(f'{folder!r} holds folders of splits ({", ".join(classes)}) and not of classes: give one of '
                          f'them, such as {os.path.join(folder, "train")!r}')
@@ -137,14 +138,14 @@ def _are_splits(classes: Sequence[str]) -> bool:
 
 
 def check_known(folder: str, classes: Sequence[str], known: Sequence[str]) -> None:
-    """Checks the classes to evaluate on.
+    """Checks that all evaluation classes are training classes.
 
     Args:
       classes: names of the folders in `folder`.
-      known: names of the classes to train on, as displayed.
+      known: display names of the training classes.
 
     Raises:
-      ValueError: a class is unknown.
+      ValueError: a class is not among the training classes.
     """
     names = {*known}
     unknown = [name for name in classes if display_name(name) not in names]
@@ -171,7 +172,7 @@ def check_labels(path: str, split: str, resolved: str, class_names: Sequence[str
       labels: int32 [N], labels of the split.
 
     Raises:
-      ValueError: a tenth of train/ is held out to evaluate on, and a class has no images left to train on.
+      ValueError: a tenth of train/ is held out for evaluation, and a class has no training images left.
     """
     counts = np.bincount(labels, minlength=len(class_names))
     missing = summarize([name for name, count in zip(class_names, counts) if not count], 'class')
@@ -189,11 +190,11 @@ def check_labels(path: str, split: str, resolved: str, class_names: Sequence[str
 
 
 def warn_of_depth(folder: str, images: Sequence[str]) -> None:
-    """Warns if the class folders hold only subfolders, with the same names in every class.
+    """Warns if the class folders hold only subfolders, and these have the same names in every class.
 
     Args:
       folder: folder of a split.
-      images: paths of its images, relative to it.
+      images: paths of the images in the folder, relative to it.
     """
     below: dict[str, set[str]] = {}
     for name in images:
@@ -209,7 +210,7 @@ def warn_of_depth(folder: str, images: Sequence[str]) -> None:
 
 
 def _check_annotations(folder: str, classes: Sequence[str]) -> None:
-    """Raises a ValueError if the folders are those of a segmentation or detection data set."""
+    """Raises a ValueError if the folders belong to a segmentation or detection data set."""
     letters = {''.join(filter(str.isalpha, name.lower())): name for name in classes}
     images = sorted(letters.keys() & _IMAGES)
     if len(classes) > 1 and images and letters.keys() <= _IMAGES | _ANNOTATIONS:
@@ -238,7 +239,7 @@ def _warn_of_unused(path: str) -> None:
 
 
 def _suggest_path(path: str) -> str:
-    """Suggests the fix for a path without train/; '' if no data set is near."""
+    """Suggests a fix for a path without train/. Returns '' if no data set is found nearby."""
     parent, name = os.path.split(os.path.abspath(path))
     below = folders(path)
     if name in ('train', *splits.HELD_OUT) and any(has_image(os.path.join(path, each)) for each in below):
@@ -256,7 +257,7 @@ def _suggest_path(path: str) -> str:
 
 
 def _classes_below(folder: str, name: str) -> str:
-    """Suggests the fix if `name` is the only class: the folders below it may be the classes."""
+    """Suggests a fix if `name` is the only class: its subfolders may be the classes."""
     parent = os.path.join(folder, name)
     below = folders(parent)
     for _ in range(folder_entries.MAX_DEPTH):
@@ -273,10 +274,10 @@ def _classes_below(folder: str, name: str) -> str:
 
 
 def _folder_identities(folder: str) -> dict[Hashable, str]:
-    """Returns the names of the class folders by their identity on disk.
+    """Maps the identity of each class folder on disk to its name.
 
     Raises:
-      ValueError: two names are links to one folder.
+      ValueError: two names refer to one folder.
     """
     names: dict[Hashable, str] = {}
     for name in folders(folder):
@@ -287,7 +288,7 @@ def _folder_identities(folder: str) -> dict[Hashable, str]:
 
 
 def _find_known(known: Sequence[str], folder: str) -> str:
-    """Returns the folder, or the only one below it, whose subfolders are all known classes; '' if there is none."""
+    """Returns the folder whose subfolders are all known classes: `folder`, or a nested only subfolder; else ''."""
     for _ in range(folder_entries.MAX_DEPTH):
         below = folders(folder)
         if below and {display_name(name) for name in below} <= set(known):

@@ -1,4 +1,4 @@
-"""Source of generated images, for trying a model or the input pipeline without a data set."""
+"""Source of generated images. They serve to try a model or the input pipeline without a data set."""
 
 import functools
 import io
@@ -10,13 +10,13 @@ from evit_jax.data.fingerprint import digest
 from evit_jax.data.sources.base import check_index
 
 _NUM_PICTURES = 8   # distinct encoded pictures, reused so that a measurement includes no encoding
-_JPEG_QUALITY = 95  # 500x375 pixels then take about 110 kB, as a file of ImageNet does
+_JPEG_QUALITY = 95  # a picture of 500x375 pixels then takes about 110 kB, like a file of ImageNet
 
 
 class GeneratedSource:
     """Images generated from (seed, split, index): gratings with frequencies that depend on the class.
 
-    A model can learn the classes, so the loss falls. An image of 224 pixels takes well under a millisecond.
+    A model can learn the classes, so the loss falls. Generating an image of 224 pixels takes well under a millisecond.
 
     Args:
       split: 'train' or 'test'.
@@ -24,8 +24,8 @@ class GeneratedSource:
       num_classes: number of classes.
       seed: seed of all images and labels.
       size: number of examples; default `sizes[split]`.
-      encoded: width and height. If given, the images are JPEG files of that size instead: a few smooth pictures in
-        turn, for measuring the pipeline. They are independent of the label.
+      encoded: width and height of JPEG files. If given, the examples are a few smooth pictures in turn, as JPEG files
+        of this size; they serve to measure the pipeline. The pictures are independent of the label.
 
     Raises:
       ValueError: a size or number below 1.
@@ -84,7 +84,7 @@ def _wave(turns: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _pictures(seed: int, width: int, height: int) -> tuple[bytes, ...]:
-    """Returns JPEG files of noise with an amplitude that falls with frequency, as in photographs."""
+    """Returns JPEG files of noise. Its amplitude decreases with frequency, as in photographs."""
     return tuple(_picture(np.random.default_rng([seed, number]), width, height) for number in range(_NUM_PICTURES))
 
 
@@ -92,7 +92,7 @@ def _picture(rng: np.random.Generator, width: int, height: int) -> bytes:
     cells, amplitude = 2, 40.0
     light = np.full((height, width, 3), 128, np.float32)
     while cells <= max(width, height):
-        for channel in (slice(None), 0, 1, 2):  # noise common to the colours, then separate noise
+        for channel in (slice(None), 0, 1, 2):  # first noise that all channels share, then noise of each channel
             coarse = rng.normal(0, amplitude if channel == slice(None) else amplitude / 4,
                                 (max(cells * height // width, 1), cells)).astype(np.float32)
             fine = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))

@@ -15,7 +15,7 @@ _NUM_SAMPLED = 16  # records in a fingerprint
 
 
 class RecordSource:
-    """Examples from a sequence of records, with `__len__` and `__getitem__` as in Grain's RandomAccessDataSource.
+    """Examples from a sequence of records. It has `__len__` and `__getitem__`, like Grain's RandomAccessDataSource.
 
     A record is a mapping with 'image' (uint8 [H, W, 3], or the bytes of an image file) and 'label' (int), and
     optionally 'id' (str, unique) and 'mask'. The default id is the number of the record. Worker processes receive the
@@ -24,11 +24,11 @@ class RecordSource:
     Args:
       records: the sequence.
       class_names: names of the classes in the order of their labels. If empty, the attribute `class_names` of the
-        sequence is used; for a list or tuple without names the classes are '0' to the largest label.
+        sequence is used. The classes of a list or tuple without names are numbered from '0' to the largest label.
 
     Raises:
-      ValueError: no records, no class names, a label outside the classes, or fewer than two classes. When an example is
-        read: its record is invalid.
+      ValueError: there are no records or no class names, a label is outside the classes, there are fewer than two
+        classes, or, when an example is read, its record is invalid.
     """
     image_size = None
 
@@ -49,7 +49,7 @@ class RecordSource:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the sequence; without one, a digest of its length, the class names and 16 records."""
+        """Digest of the sequence's own fingerprint, or else of its length and 16 records; and of the class names."""
         own = getattr(self._records, 'fingerprint', None)
         if own is not None:
             return digest(str(own), *self.class_names)

@@ -1,4 +1,4 @@
-"""Opens sources by name, and makes sources from arrays, records and folders."""
+"""Opens sources by name, and creates sources from arrays, records and folders."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ class _Request(NamedTuple):
 def _open_digits(request: _Request) -> DigitsSource:
     split = splits.resolve(request.split, DigitsSource.splits)
     splits.names(split, DigitsSource.splits)
-    _check_num_classes('digits', request.num_classes, DigitsSource.num_classes)  # before a build of a minute
+    _check_num_classes('digits', request.num_classes, DigitsSource.num_classes)  # checked before the build, a minute
     return DigitsSource(request.path, split)
 
 
@@ -42,7 +42,7 @@ def _open_generated(request: _Request) -> GeneratedSource:
 
 
 def _open_folder(request: _Request) -> FolderSource:
-    folder_layout.check_classes(os.path.expanduser(request.path))  # before the files are listed
+    folder_layout.check_classes(os.path.expanduser(request.path))  # checked before files are listed, which is slow
     return FolderSource(request.path, request.split, request.cache)
 
 
@@ -60,23 +60,24 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
 
     Args:
       name: 'tfds', 'folder', 'digits' or 'generated'.
-      split: 'train', or 'auto' for the split to evaluate on. Stored sources also take slices; see `splits`.
-      path: folder of the data. 'digits' is built there if absent; 'generated' does not use it.
+      split: 'train', or 'auto' for the split to evaluate on. Stored sources also accept slices; see `splits`.
+      path: folder of the data. 'digits' is built there if absent; 'generated' ignores the path.
       dataset: name of a tfds data set if `path` is a data_dir: 'imagenet2012', 'imagenet2012:5.1.0',
         'name/config:1.0.0'.
       image_size: side of generated images in pixels. Stored images keep their size; the pipeline resizes them.
-      num_classes: number of classes that the model expects; an error if a stored source has another. 0 accepts any.
+      num_classes: number of classes that the model expects. A stored source with another number raises an error; 0
+        accepts any number.
       seed: seed of generated images.
-      cache: folder for indexes that cannot be written beside the data.
+      cache: folder for indexes that cannot be written to the folder of the data.
 
     Raises:
-      ValueError: unknown name or split, another number of classes, or invalid data.
+      ValueError: the name or split is unknown, the number of classes differs, or the data are invalid.
       OSError: the data are absent or unreadable.
     """
     source = get_by_name('source', name, _OPENERS)(_Request(split, path, dataset, image_size, num_classes, seed, cache))
     _check_num_classes(name, num_classes, source.num_classes)
     if source.num_classes < 2:
-        raise ValueError(f'source {name!r} has {source.num_classes} class, and a model needs two or more to tell apart')
+        raise ValueError(f'source {name!r} has {source.num_classes} class, and a model needs two or more')
     return source
 
 
@@ -89,11 +90,11 @@ def as_source(value: Any, class_names: Sequence[str] = ()) -> Source:
         - the path of a folder with one subfolder of images for each class, `path/<class>/*.jpg`;
         - a tuple (images, labels) of arrays; see `ArraySource`;
         - a sequence of records with 'image' and 'label'; see `RecordSource`.
-      class_names: names of the classes in the order of their labels. A folder is numbered by them, so pass
-        `train.class_names` for a folder to evaluate on. A `Source` has its own.
+      class_names: names of the classes in the order of their labels. They determine the labels of a folder, so pass
+        `train.class_names` for a folder to evaluate on. A `Source` has its own class names.
 
     Raises:
-      ValueError: the value is none of these, or invalid; class names that a `Source` does not have.
+      ValueError: the value is none of these or invalid, or a `Source` has other class names.
       OSError: the folder is absent or unreadable.
     """
     if isinstance(value, Source):
@@ -117,7 +118,7 @@ def split_of(source: Source, requested: str) -> str:
 
 
 def check_classes(name: str, path: str | os.PathLike, check: Callable[[tuple[str, ...]], None]) -> None:
-    """Calls `check` with the class names of a source that is slow to open, before it is opened."""
+    """Calls `check` with the class names of a source that is slow to open. It does not open the source."""
     if name == 'digits':
         check(DigitsSource.class_names)
     elif name == 'folder':

@@ -1,4 +1,4 @@
-"""Source of data sets prepared by tensorflow_datasets (tfds), as array_record or TFRecord. Needs no TensorFlow."""
+"""Source of data sets prepared by tensorflow_datasets (tfds), as array_record or TFRecord, without TensorFlow."""
 
 import os
 import re
@@ -24,23 +24,23 @@ _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _INFO = 'dataset_info.json'
 _IDS = ('file_name', 'id')  # text features that name an example
 _MAX_OPEN_FILES = 10_240    # limit to request; macOS allows no more
-_OTHER_FILES = 128          # open files of the process besides the data
+_OTHER_FILES = 128          # open files of the process that are not data
 
 
 class TfdsSource:
-    """A split, or slices of splits, of a prepared data set with the features image and label, and optionally mask.
+    """Slices of the splits of a prepared data set with the features image and label, and optionally mask.
 
-    The id of an example is the file name in its record, or the split and its number if the record has none.
+    The id of an example is the file name in its record. If the record has none, the id is the split and the number.
 
     Args:
       path: data_dir of tfds, or the folder of the data set within it.
       split: 'train' or 'auto' (see `splits.resolve`), or a split or slice in tfds notation.
       dataset: name within a data_dir: 'imagenet2012', 'imagenet2012:5.1.0' or 'name/config:1.0.0'.
-      cache: folder for the index of TFRecord files if it cannot be written beside them.
+      cache: folder for the index of TFRecord files if it cannot be written to their folder.
 
     Raises:
       OSError: the data set is absent, unprepared or incomplete.
-      ValueError: it lacks features, is damaged, or does not have the split.
+      ValueError: the data set lacks features, is damaged, or does not have the split.
     """
 
     def __init__(self, path: str | os.PathLike, split: str, dataset: str = '', cache: str | None = None):
@@ -103,7 +103,7 @@ class ArrayRecords:
 
 
 def locate(path: str | os.PathLike, dataset: str = '') -> epath.Path:
-    """Returns the folder with the dataset_info.json of a prepared data set, of the newest version if there are several.
+    """Returns the folder of a prepared data set, which holds dataset_info.json. The newest version is selected.
 
     Raises:
       ValueError: `dataset` is not in tfds notation, or several data sets match.
@@ -136,7 +136,7 @@ def locate(path: str | os.PathLike, dataset: str = '') -> epath.Path:
 
 
 def load_builder(folder: epath.Path) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a prepared data set; it is used for its info and file paths only.
+    """Returns the builder of a prepared data set. Only its info and file paths are used.
 
     Raises:
       ValueError: dataset_info.json or features.json is unreadable.
@@ -180,7 +180,7 @@ def _keys(info: tfds.core.DatasetInfo) -> tuple[str, ...]:
 
 
 def _fingerprint(info: tfds.core.DatasetInfo, slices: Sequence[splits.SplitSlice]) -> str:
-    """Returns a digest of name, version, slices and split sizes. It is the same for TFRecord and array_record."""
+    """Returns a digest of name, version, slices and split sizes. TFRecord and array_record files have the same one."""
     used = {name: info.splits[name] for name in dict.fromkeys(each.split for each in slices)}
     sizes = [f'{name} {split.shard_lengths} {split.num_bytes}' for name, split in used.items()]
     return digest(info.full_name, *(f'{each.split}[{each.start}:{each.stop}]' for each in slices), *sizes)
@@ -212,9 +212,9 @@ def _check_present(folder: epath.Path, files: Sequence[str]) -> None:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises the limit on open files, often 1,024, because both readers keep every file of a split open.
+    """Raises the limit on open files, because both readers keep every file of a split open.
 
-    Worker processes inherit the limit.
+    The default limit is often 1,024. Worker processes inherit the raised limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     current, highest = (_MAX_OPEN_FILES if limit == resource.RLIM_INFINITY else min(limit, _MAX_OPEN_FILES)

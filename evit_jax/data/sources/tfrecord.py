@@ -1,8 +1,8 @@
-"""Random access to TFRecord files without TensorFlow, by an index of the offsets of all records.
+"""Random access to TFRecord files without TensorFlow. An index holds the offsets of all records.
 
-A record consists of its length (8 bytes, little-endian), a checksum of the length (4), the data, and a checksum of the
-data (4). The checksums are masked CRC-32C. Those of the lengths are verified when the index is built. Those of the
-data are not.
+A record consists of its length (8 bytes, little-endian), a checksum of the length (4 bytes), the data, and a checksum
+of the data (4 bytes). The checksums are masked CRC-32C. Building the index verifies the checksums of the lengths. The
+checksums of the data are not verified.
 
 Source: tensorflow.org/tutorials/load_data/tfrecord.
 """
@@ -23,7 +23,7 @@ _SCANS = 16           # files scanned in parallel; scanning waits for the disk
 
 
 class LocalFile:
-    """Local file that any number of threads read at offsets."""
+    """Local file that supports concurrent reads at offsets."""
 
     def __init__(self, path: str):
         self._file = open(path, 'rb', buffering=0)  # noqa: SIM115 (closed with this object)
@@ -37,7 +37,7 @@ class LocalFile:
 
 
 class RemoteFile:
-    """Remote file, such as gs://, that is read at offsets; one read at a time."""
+    """Remote file, such as gs://, that supports reads at offsets, one at a time."""
 
     def __init__(self, path: str):
         self._file = epath.Path(path).open('rb')
@@ -60,7 +60,7 @@ def open_file(path: str) -> LocalFile | RemoteFile:
 
 
 class TFRecords:
-    """Records of a split, as bytes, numbered across its files. Each process opens a file when it first reads it."""
+    """Records of a split as bytes, numbered across its files. Each process opens a file at its first read."""
 
     def __init__(self, files: Sequence[str], index: index_cache.Index, index_files: Sequence[str | os.PathLike] = ()):
         self._files, self._index_files = tuple(files), tuple(map(str, index_files))
@@ -104,7 +104,7 @@ def open_records(files: Sequence[str], counts: Sequence[int], *, name: str, cach
     """Opens the files of one split.
 
     Args:
-      files: paths in order, all in one folder. Their index is stored there, or in `cache`.
+      files: ordered paths in one folder. The index of the files is stored in this folder, or in `cache`.
       counts: expected number of records in each file.
       name: name of the split, for the index and the log.
       cache: see `index_cache.load_or_build`.
@@ -134,19 +134,19 @@ def open_records(files: Sequence[str], counts: Sequence[int], *, name: str, cach
         offset, length = map(np.concatenate, zip(*arrays))
         return {'name': names, 'size': sizes, 'count': np.array(counts), 'offset': offset, 'length': length}
 
-    location = {'name': f'tfrecord_{name}', 'beside': os.path.dirname(files[0]), 'cache': cache}
+    location = {'name': f'tfrecord_{name}', 'data_folder': os.path.dirname(files[0]), 'cache': cache}
     index = index_cache.load_or_build(**location, is_current=is_current, build=build)
     return TFRecords(files, index, index_cache.index_files(**location))
 
 
 def scan(path: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Scans the lengths in a file, without reading the data.
+    """Reads the lengths of all records in a file, without the data.
 
     Args:
       count: expected number of records; None accepts any.
 
     Returns:
-      Offsets of the records, and lengths of their data in bytes; int64 [N] each.
+      Offsets of the records, and lengths of their data in bytes, both int64 [N].
 
     Raises:
       ValueError: the file is truncated, a length has a wrong checksum, or the count differs.
@@ -174,8 +174,8 @@ def scan(path: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_lengths(path: str, head: np.ndarray, offsets: Sequence[int]) -> None:
-    """Raises a ValueError if a length does not have its checksum; `head` is uint8 [N, 12]."""
-    from tensorboardX.record_writer import masked_crc32c  # here: slow to import, and needed to build an index only
+    """Raises a ValueError if a length does not match its checksum; `head` is uint8 [N, 12]."""
+    from tensorboardX.record_writer import masked_crc32c  # imported here: it is slow, and only this function needs it
     stored = np.ascontiguousarray(head[:, 8:]).view('<u4').ravel().tolist()
     for record, (row, checksum) in enumerate(zip(head, stored)):
         if masked_crc32c(row[:8].tobytes()) != checksum:

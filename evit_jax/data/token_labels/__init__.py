@@ -1,1 +1,1 @@
-"""Token labels: label maps, their alignment with crops, and MixToken."""
+"""Token labels: label maps, alignment of the maps with crops, and MixToken."""

@@ -1,20 +1,20 @@
-"""Dense label maps: for each example, the likeliest classes in each cell of a square grid over the whole image.
+"""Dense label maps: the likeliest classes in each cell of a square grid over the whole image, for each example.
 
-A folder holds the maps of one split with N examples. Each map has the `top` likeliest classes, best first, in each of
-`side` x `side` cells:
+A folder holds the maps of one split with N examples. Each of the `side` x `side` cells of a map has the `top` likeliest
+classes, best first:
 
   label_maps.json  metadata (see `LabelMapsMetadata`), and the number of rows written so far
   keys.npy         uint64 [N]: hash of the example's id; 0 if it has no map, for example because it is unreadable
   values.npy       float16 [N, top, side, side]: logits
   indices.npy      uint8, uint16 or uint32 [N, top, side, side]: classes
 
-Maps are found by the id of the example, so a slice of the split or another order can read them, too. Readers map the
-files into memory, so processes on one machine share them. The number of rows is updated atomically after the rows have
-reached the disk; an interrupted writer continues after them. ImageNet at 18 x 18 cells takes 8.3 GB.
+Maps are looked up by the id of the example, so they also serve a slice of the split or another order. Readers map the
+files into memory, so processes on one machine share the memory. The number of rows is updated atomically after the rows
+have reached the disk. An interrupted writer continues with the next row. ImageNet at 18 x 18 cells takes 8.3 GB.
 
-In the softmax, classes that are not stored have a logit of 0. Maps made by this project store logits relative to the
-level of those classes (the log of the mean of their exponentials), which preserves the annotator's probabilities. The
-published maps store its raw logits.
+Classes that are not stored have a logit of 0 in the softmax. This project writes logits relative to the level of those
+classes, which is the log of the mean of their exponentials. This preserves the annotator's probabilities. The published
+maps store the raw logits of the annotator.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ from evit_jax.runtime import storage
 
 _METADATA_FILE, _FORMAT = 'label_maps.json', 'evit_jax label maps, 1'
 _FLUSH_SECONDS = 10.0  # seconds between flushes to disk
-_NUM_SAMPLED = 16      # examples that are checked for a map before training
-_MIN_FREE = 2**26      # bytes that stay free on the disk
-_MAX_VALUE = 6e4       # below the maximum of float16
+_NUM_SAMPLED = 16      # number of examples that are checked for a map before training
+_MIN_FREE = 2**26      # bytes to leave free on the disk
+_MAX_VALUE = 6e4       # largest stored logit; float16 can represent it
 
 
 class LabelMap(NamedTuple):
@@ -54,14 +54,14 @@ class Entry(NamedTuple):
 
     example: str               # id of the example
     label_map: LabelMap | None  # None: the example has no map
-    problem: str = ''          # reason why it has none
+    problem: str = ''          # reason why the example has no map
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelMapsMetadata:
-    """Metadata of the maps in a folder."""
+    """Describes the maps in a folder."""
 
-    annotator: str               # unique description of the model
+    annotator: str               # unique description of the model that made the maps
     data: str                    # source, name and split
     class_names: tuple[str, ...]
     classes: int
@@ -78,7 +78,7 @@ class LabelMapsMetadata:
 
 
 class LabelMaps:
-    """Mapping from ids of examples to the finished maps in a folder. Worker processes open the files themselves.
+    """Mapping from the id of an example to its map in a folder. Worker processes open the files themselves.
 
     Attributes:
       folder: path of the folder.
@@ -98,13 +98,14 @@ class LabelMaps:
         self.metadata, done = stored
         if done < self.metadata.examples:
             raise ValueError(f'the label maps in {os.fspath(folder)!r} are of {done:,} of {self.metadata.examples:,} '
-                             'examples so far: run the command that makes them again, it continues there')
+                             'examples so far: repeat the command that writes them; it continues there')
         keys, self._values, self._indices = _open(self.folder, self.metadata, 'r')
         self._order = np.argsort(keys, kind='stable')
         self._keys = keys[self._order]
         if duplicates := int(np.count_nonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != 0))):
             raise ValueError(f'the label maps in {os.fspath(folder)!r} have {duplicates:,} duplicate ids, so a map may '
-                             'be that of another example: give each example an id of its own and make the maps again')
+                             'be that of another example: give each example an id of its own and write the label maps '
+                             'again')
 
     def __getitem__(self, example: str) -> LabelMap:
         row = self._row(example)
@@ -120,13 +121,13 @@ class LabelMaps:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the metadata, the ids of all examples, and the maps of 16."""
+        """Digest of the metadata, the ids of all examples, and 16 maps."""
         rows = evenly_spaced(self.metadata.examples, _NUM_SAMPLED)
         metadata = json.dumps(dataclasses.asdict(self.metadata))
         return digest(metadata, self._keys.tobytes(), self._values[rows].tobytes(), self._indices[rows].tobytes())
 
     def check(self, source: Source) -> None:
-        """Raises a ValueError if the maps are not those of the source. Checks the classes and 16 examples."""
+        """Raises a ValueError if the maps belong to another source. It checks the classes and 16 examples."""
         metadata, maps = self.metadata, f'the label maps in {os.fspath(self.folder)!r}'
         if metadata.classes != source.num_classes:
             raise ValueError(f'{maps} are of {metadata.classes} classes, the data have {source.num_classes}: make '
@@ -152,17 +153,17 @@ class LabelMaps:
 
 
 def write(folder: str | os.PathLike, metadata: LabelMapsMetadata, make: Callable[[int], Iterator[Entry]]) -> int:
-    """Writes the maps of all examples, or the remaining ones if an earlier call was interrupted.
+    """Writes the maps of all examples. If an earlier call was interrupted, writes the remaining maps.
 
-    An error or interrupt keeps the maps written so far; the next call continues after them.
+    An error or interrupt keeps the maps written so far; the next call continues with the next row.
 
     Args:
       folder: folder of the maps; created if absent.
       metadata: metadata of the maps.
-      make: returns an iterator over the entries from a row on, in order.
+      make: takes a row, and returns an iterator over the entries of this and all later rows.
 
     Returns:
-      The number of rows without a map among those written by this call.
+      The number of examples without a map that this call has processed.
 
     Raises:
       ValueError: the folder holds other maps, the disk is full, or no example has a map.
@@ -249,10 +250,10 @@ def _open(folder, metadata, mode):
         try:
             file = np.lib.format.open_memmap(path, mode, dtype, shape)
         except (OSError, ValueError) as error:
-            raise ValueError(f'{os.fspath(path)!r} cannot be opened ({error}): make the label maps again') from error
+            raise ValueError(f'{os.fspath(path)!r} cannot be opened ({error}): write the label maps again') from error
         if file.shape != shape or file.dtype != dtype:
             raise ValueError(f'{os.fspath(path)!r} holds {file.dtype} {list(file.shape)}, and not {dtype} '
-                             f'{list(shape)} as {_METADATA_FILE} says: make the label maps again')
+                             f'{list(shape)} as in {_METADATA_FILE}: write the label maps again')
         files.append(file)
     return files
 
@@ -284,6 +285,6 @@ def _read_metadata(folder: pathlib.Path) -> tuple[LabelMapsMetadata, int] | None
 
 
 def _key(example: str) -> np.uint64:
-    """Returns a hash that is never 0. Among 1.3 million ids two collide with a probability of 1 in 20 million."""
+    """Returns a hash that is never 0. The collision probability among 1.3 million ids is about 1 in 20 million."""
     digest = hashlib.blake2b(example.encode('utf-8', 'backslashreplace'), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, 'little') or 1)

@@ -1,6 +1,6 @@
-"""Sparse targets for patches, and MixToken, which swaps patches of two images.
+"""Sparse targets for patches, and MixToken, which swaps patches between two images.
 
-All randomness comes from a key. Images are mixed within groups of consecutive images, as in `transforms.mixing`.
+All randomness comes from a PRNG key. Images are mixed within groups of consecutive images, as in `transforms.mixing`.
 
 Source: LV-ViT, arXiv 2104.10858; zihangJiang/TokenLabeling.
 """
@@ -16,24 +16,24 @@ from evit_jax.data.transforms import mixing
 
 
 class Sparse(NamedTuple):
-    """Targets over L classes; K of them have their own values."""
+    """Targets over L classes. K classes have explicit values."""
 
-    value: Array  # [..., K] float32
-    index: Array  # [..., K] int32, classes; values of repeated classes are added
+    value: Array  # [..., K] float32, added to the targets of the classes in `index`
+    index: Array  # [..., K] int32, classes; the values of repeated classes are summed
     floor: Array  # [...] float32, added to the target of every class
 
 
 def smoothed(value: Array, index: Array, *, classes: int, smoothing: float) -> Sparse:
     """Returns smoothed targets for the values of a label map (see `TokenTargets`).
 
-    All classes share the difference of the values to a sum of 1. Smoothing is that of TokenLabeling, where the sum
-    becomes 1 + smoothing / classes.
+    The values sum to less than 1; the difference is spread over all classes. Smoothing follows TokenLabeling: the
+    targets then sum to 1 + smoothing / classes.
 
     Args:
       value: [..., K] float32.
       index: [..., K] int, classes.
       classes: number of classes L.
-      smoothing: weight that is spread over all classes.
+      smoothing: label smoothing: target weight spread uniformly over all classes.
     """
     on, off = 1 - smoothing + smoothing / classes, smoothing / classes
     return Sparse(value * on, index, (1 - value.sum(-1)) / classes * on + off)
@@ -50,16 +50,17 @@ def mix_batch(batch: dict, key: Array, *, patches: int, classes: int, smoothing:
     """Computes the targets of a batch under MixToken, and the patches that the model swaps.
 
     Args:
-      batch: label_value and label_index [B, K] for whole images, and token_value and token_index [B, P, K] for their
-        patches in row-major order: values and classes, see `TokenTargets`.
-      key: source of randomness.
+      batch: values and classes as in `TokenTargets`: label_value and label_index [B, K] for whole images, token_value
+        and token_index [B, P, K] for their patches in row-major order.
+      key: PRNG key.
       patches: number of patches P.
       classes: number of classes L.
-      smoothing: weight that is spread over all classes.
-      groups: number of groups that are mixed within themselves, as in `mixing.mix_batch`.
+      smoothing: label smoothing: target weight spread uniformly over all classes.
+      groups: number of groups; images are mixed within a group, as in `mixing.mix_batch`.
 
     Returns:
-      Targets of the class token, float32 [B, L]; targets of the patches; and the swapped patches, bool [groups, P].
+      The targets of the class token, float32 [B, L]; the targets of the patches; and a mask of the swapped patches,
+      bool [groups, P].
     """
     labels, tokens = (smoothed(batch[f'{kind}_value'].astype(jnp.float32), batch[f'{kind}_index'], classes=classes,
                                smoothing=smoothing) for kind in ('label', 'token'))
@@ -68,10 +69,10 @@ def mix_batch(batch: dict, key: Array, *, patches: int, classes: int, smoothing:
 
 
 def draw_swaps(key: Array, patches: int, groups: int) -> Array:
-    """Draws the patches that a mixed image takes from its partner: a box on the token grid for each group.
+    """Draws a box on the token grid for each group. A mixed image takes the patches in the box from its partner.
 
     Returns:
-      bool [G, P] in row-major order. Lambda is the fraction that is False.
+      A mask of the box, bool [G, P] in row-major order. Lambda is the fraction of False values.
     """
     side = math.isqrt(patches)
     radius, turn, row, column = jax.random.uniform(key, (4, groups))
@@ -81,17 +82,19 @@ def draw_swaps(key: Array, patches: int, groups: int) -> Array:
 
 
 def mix_targets(labels: Sparse, tokens: Sparse, swap: Array, *, classes: int) -> tuple[Array, Sparse]:
-    """Mixes targets of images that swap patches with their partner, the image at the mirrored position of the group.
+    """Mixes the targets of images that swap patches with their partner.
+
+    The partner is the image at the mirrored position in the group.
 
     Args:
       labels: targets of whole images, [B, K].
       tokens: targets of patches, [B, P, K].
-      swap: bool [G, P], for G groups of consecutive images.
+      swap: bool [G, P], the swapped patches of each group of consecutive images.
       classes: number of classes L.
 
     Returns:
-      Targets of the class token, float32 [B, L], weighted by the fraction of patches from each image; and targets of
-      the patches, each from the image that the patch comes from.
+      The targets of the class token, float32 [B, L], a mean weighted by the fraction of patches from each image; and
+      the targets of the patches, swapped like the patches.
     """
     def grouped(x):
         return x.reshape(len(swap), -1, *x.shape[1:])  # [G, B / G, ...]

@@ -4,9 +4,9 @@ Each output cell is the mean of evenly spaced samples, interpolated bilinearly b
 The weights of rows and columns are separable, so two small matrix products suffice for any number of channels.
 
 Source: torchvision.ops.roi_align as called by zihangJiang/TokenLabeling (`get_label` of tlt/data/mixup.py), with
-aligned=False and a box shifted by half a cell. The shift aligns the box; with aligned=False a box is at least one cell
+aligned=False and a box shifted by half a cell. The shift aligns the box; aligned=False makes a box at least one cell
 wide. A departure: the reference passes the box as (top, left, bottom, right) to a function that expects (left, top,
-right, bottom), which crops the map at the transposed position. The order of the axes is corrected here.
+right, bottom), so it crops the map at the transposed position. Here the axes have the correct order.
 """
 
 import math
@@ -23,9 +23,9 @@ def axis_weights(begin: float, end: float, cells: int, bins: int) -> np.ndarray:
       bins: number of bins.
 
     Returns:
-      float32 [bins, cells]. Rows of bins within the map sum to 1.
+      float32 [bins, cells]. The row of a bin that lies within the map sums to 1.
     """
-    first = begin * cells - 0.5  # in coordinates in which cell i has its centre at i
+    first = begin * cells - 0.5  # the centre of cell i has coordinate i
     step = max((end - begin) * cells, 1.0) / bins
     count = math.ceil(step)  # samples per bin
     at = first + step * (np.arange(bins)[:, None] + (np.arange(count) + 0.5) / count)  # [bins, count]

@@ -1,13 +1,13 @@
 """Targets for the tokens of a training image: class probabilities from the image's label map.
 
-The map is cropped and mirrored like the image, and resampled by RoI-align to the token grid and to a single cell, the
-target of the whole image. A softmax over all classes follows, in which classes without a logit have the logit 0.
+The map is cropped and mirrored like the image. RoI-align then resamples it to the token grid, and to a single cell for
+the target of the whole image. A softmax over all classes follows; classes that the map does not store have logit 0.
 
 A departure: the reference stores all L classes, 0.8 GB for a batch of 1,024 images and 1,000 classes. Here a token
-stores the likeliest of the classes in the map, and all others share the remaining probability.
+stores only the likeliest classes of the map; all other classes share the remaining probability.
 
-Tokens follow the rotations, shears and translations of RandAugment, by nearest neighbour. A departure: the reference
-moves the map before it crops it. The target of the whole image is then the mean over the tokens.
+RandAugment's rotations, shears and translations are applied to the token grid, by nearest neighbour. The target of the
+whole image is then the mean over the tokens. A departure: the reference applies them to the map before cropping.
 
 Source: LV-ViT, arXiv 2104.10858; zihangJiang/TokenLabeling, `get_label` of tlt/data/mixup.py.
 """
@@ -21,14 +21,14 @@ from evit_jax.data.token_labels.roi_align import align, axis_weights
 from evit_jax.data.transforms import augment
 from evit_jax.data.transforms.geometry import CropWindow
 
-MAX_CLASSES = 10  # number of classes stored for a token
+MAX_CLASSES = 10  # maximum number of classes stored for a token
 
 
 class TokenTargets(NamedTuple):
     """Computes the targets of one image, as rows of a batch.
 
-    A target over L classes has `value` at the classes `index`, plus (1 - sum of value) / L at every class. A value is
-    thus the difference to a class without one. The target sums to 1. Padding has the value 0.
+    A target over L classes is `value` at the classes `index`, plus (1 - sum of value) / L at every class. It sums to 1.
+    A value is thus the excess over the target of a class that is not stored. Padding has the value 0.
     """
 
     maps: LabelMaps
@@ -36,21 +36,21 @@ class TokenTargets(NamedTuple):
 
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of each row: token_value, token_index [P, K], label_value, label_index [K]."""
+        """Shape and dtype of each array: token_value and token_index [P, K], label_value and label_index [K]."""
         kept = min(MAX_CLASSES, self.maps.metadata.classes)
         dtypes = {'value': np.float32, 'index': np.int32}
         return {f'{kind}_{name}': ((*leading, kept), dtype) for kind, leading in (
             ('token', (self.grid**2,)), ('label', ())) for name, dtype in dtypes.items()}
 
     def rows(self, example: str, window: CropWindow) -> dict[str, np.ndarray]:
-        """Returns the rows for the window of an example.
+        """Returns the arrays for the window of an example.
 
         Raises:
           ValueError: the example has no map.
         """
         classes, dense = _dense(self.maps[example])
-        tokens, moved = _follow_ops(_aligned(dense, window, self.grid), window)
-        label = tokens.mean(axis=(0, 1), keepdims=True) if moved else _aligned(dense, window, 1)
+        tokens, is_resampled = _apply_geometric_ops(_aligned(dense, window, self.grid), window)
+        label = tokens.mean(axis=(0, 1), keepdims=True) if is_resampled else _aligned(dense, window, 1)
         rows, total = {}, self.maps.metadata.classes
         for kind, logits in (('token', tokens), ('label', label)):
             value, column = sparse_softmax(logits.reshape(-1, len(classes)), total, min(MAX_CLASSES, total))
@@ -59,7 +59,7 @@ class TokenTargets(NamedTuple):
 
 
 def _dense(label_map: LabelMap) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the U classes in a map, and their values [G, G, U]; 0 in cells that do not store the class."""
+    """Returns the U classes in a map, and their logits [G, G, U], 0 in cells that do not store the class."""
     classes, column = np.unique(label_map.index, return_inverse=True)
     top, side, _ = label_map.index.shape
     dense = np.zeros((side, side, len(classes)), np.float32)
@@ -78,11 +78,13 @@ def _aligned(dense, window, grid):
     return align(dense, rows, columns)
 
 
-def _follow_ops(tokens, window):
-    """Moves the tokens like the operations of RandAugment move their centres; 0 from outside the image.
+def _apply_geometric_ops(tokens, window):
+    """Applies RandAugment's geometric operations to the token grid, by nearest neighbour.
+
+    Tokens from outside the image are 0.
 
     Returns:
-      The tokens, and whether any of them moved.
+      The tokens, and whether any position changed.
     """
     grid = len(tokens)
     centres = (np.arange(grid) + 0.5) / grid
@@ -95,16 +97,18 @@ def _follow_ops(tokens, window):
 
 
 def sparse_softmax(logits: np.ndarray, total: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """Computes a softmax over `total` classes, of which U have logits and the others 0, for the `kept` likeliest.
+    """Computes a softmax over all classes, and returns its `kept` likeliest classes.
+
+    U classes have logits; the logits of all other classes are 0.
 
     Args:
       logits: float32 [N, U].
-      total: number of classes.
+      total: number of all classes.
       kept: number of classes to return.
 
     Returns:
-      value, column: [N, kept], best first: the difference to the mean probability of the classes that are not returned,
-      and the column of the class in `logits`. Padding has the value 0 and the column U.
+      value, column: [N, kept] each, best first. A value is the probability minus the mean probability of the classes
+      that are not returned. A column is the index of the class in `logits`. Padding has value 0 and column U.
     """
     stored = min(kept, logits.shape[1])
     top = np.maximum(logits.max(axis=1, keepdims=True), 0)

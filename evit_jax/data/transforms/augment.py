@@ -1,4 +1,4 @@
-"""Augmentations of PIL images of mode RGB, selected by a policy string. Pure functions of a numpy Generator.
+"""Augments RGB PIL images; a policy string selects the augmentation. All randomness comes from a numpy Generator.
 
 Source: timm 0.4.12, `auto_augment.py` (RandAugment); DeiT III, `augment.py` (three-augment); torchvision's ColorJitter.
 """
@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
-FILL = 124, 116, 104  # colour of pixels from outside the image: the mean of ImageNet
+FILL = 124, 116, 104  # colour of pixels from outside the image: the mean colour of ImageNet
 MAX_MAGNITUDE = 10.0
 APPLY_PROBABILITY = 0.5  # probability that a drawn operation is applied
 BLUR = 0.1, 2.0       # minimum and maximum radius in pixels
@@ -22,9 +22,9 @@ _BICUBIC = Image.Resampling.BICUBIC
 
 
 class Op(NamedTuple):
-    """An operation of RandAugment. Its level depends on the magnitude as a fraction of MAX_MAGNITUDE."""
+    """An operation of RandAugment. Its level is a function of magnitude / MAX_MAGNITUDE."""
     apply: Callable                       # (picture, level) -> picture
-    level: Callable = lambda share: None  # fraction in [0, 1], or [-1, 1] if signed -> level
+    level: Callable = lambda share: None  # fraction in [0, 1], or in [-1, 1] if signed -> level
     signed: bool = False                  # the fraction is negative with probability 0.5
 
 
@@ -33,7 +33,7 @@ def _affine(picture: Image.Image, *matrix: float) -> Image.Image:
 
 
 def _posterize(picture: Image.Image, bits: int) -> Image.Image:
-    """Keeps the upper `bits` of each channel. 0 bits give black, as in timm; Pillow 13 rejects 0."""
+    """Keeps the upper `bits` bits of each channel. 0 bits give a black image, as in timm; Pillow 13 rejects 0."""
     return ImageOps.posterize(picture, bits) if bits else Image.new('RGB', picture.size)
 
 
@@ -45,8 +45,8 @@ def _enhance(kind: type) -> Op:
     return Op(lambda picture, factor: kind(picture).enhance(factor), lambda share: 1 + share * 0.9, signed=True)
 
 
-# All effects grow with the magnitude (timm's increasing set). The arithmetic has timm's order, because some levels are
-# truncated to integers.
+# All effects grow with the magnitude (timm's increasing set). The order of the arithmetic is that of timm, because some
+# levels are truncated to integers.
 OPS = {
     'AutoContrast': Op(lambda picture, _: ImageOps.autocontrast(picture)),
     'Equalize': Op(lambda picture, _: ImageOps.equalize(picture)),
@@ -69,7 +69,7 @@ OPS = {
 }
 _NAMES = tuple(OPS)
 
-# For geometric operations: maps a position in the output to its position in the input, in fractions of a square image.
+# Geometric operation -> function from a position in the output to its position in the input, as fractions of the side.
 _SOURCE_POSITIONS = {
     'Rotate': lambda x, y, degrees: _turned(x, y, math.radians(degrees)),
     'ShearX': lambda x, y, by: (x + by * y, y),
@@ -78,7 +78,7 @@ _SOURCE_POSITIONS = {
     'TranslateYRel': lambda x, y, by: (x, y + by),
 }
 
-DrawnOps = tuple[tuple[str, float], ...]  # names of operations in order, with signed fractions of MAX_MAGNITUDE
+DrawnOps = tuple[tuple[str, float], ...]  # (name, signed fraction of MAX_MAGNITUDE) of each operation in order
 
 
 def _turned(x, y, angle):
@@ -87,7 +87,7 @@ def _turned(x, y, angle):
 
 
 def source_positions(x: np.ndarray, y: np.ndarray, ops: DrawnOps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Maps positions in the augmented image to positions in the original, in fractions of a square image.
+    """Maps positions in the augmented image to positions in the original. Positions are fractions of the side.
 
     Returns:
       x, y, and a bool array that is False for positions from outside the original.
@@ -106,7 +106,7 @@ class RandAugment:
 
     Args:
       magnitude: mean magnitude, in [0, MAX_MAGNITUDE].
-      deviation: standard deviation of the magnitude, which is drawn for every operation and clipped.
+      deviation: standard deviation of the magnitude. Each operation has its own magnitude, which is clipped.
       count: number of operations drawn for an image.
 
     Raises:
@@ -139,7 +139,7 @@ class RandAugment:
 
 @dataclasses.dataclass(frozen=True)
 class ColourJitter:
-    """Changes brightness, contrast and saturation in random order, by factors in [1 - strength, 1 + strength].
+    """Scales brightness, contrast and saturation, in random order, by factors in [1 - strength, 1 + strength].
 
     Args:
       strength: at least 0. Factors are clipped at 0.
@@ -188,12 +188,12 @@ def from_policy(policy: str, colour_jitter: float = 0.0) -> Augment:
     """Returns the augmentation for a policy string in the notation of timm.
 
     Args:
-      policy: 'rand-m9-mstd0.5-inc1' for RandAugment (m: magnitude, mstd: its standard deviation, n: number of
-        operations, default 2); '3a' for three-augment of DeiT III; '' or 'none' for the colour jitter alone.
-      colour_jitter: strength of the colour jitter. Unused with RandAugment, as in timm. DeiT III has 0.3.
+      policy: 'rand-m9-mstd0.5-inc1' for RandAugment (m: magnitude, mstd: standard deviation of the magnitude, n: number
+        of operations, default 2); '3a' for DeiT III's three-augment; '' or 'none' for the colour jitter alone.
+      colour_jitter: strength of the colour jitter. RandAugment ignores it, as in timm. DeiT III uses 0.3.
 
     Raises:
-      ValueError: unknown policy, or an unknown, repeated or invalid setting.
+      ValueError: the policy is unknown, or a setting is unknown, repeated or invalid.
     """
     jitter = ColourJitter(colour_jitter)
     name, *settings = policy.split('-')

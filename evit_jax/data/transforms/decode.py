@@ -1,11 +1,14 @@
 """Decodes image files to uint8 [H, W, 3]. Damaged and truncated files raise a ValueError.
 
-JPEG is decoded by simplejpeg, which returns the same pixels as Pillow and is faster; PNG, WebP, GIF (the first frame),
-BMP and TIFF by Pillow. Colours become RGB as by `convert('RGB')` in PyTorch's ImageFolder; colour profiles are ignored.
+simplejpeg decodes JPEG; it is faster than Pillow and returns the same pixels. Pillow decodes PNG, WebP, GIF (the first
+frame), BMP and TIFF. Colours are converted by `convert('RGB')`, as in PyTorch's ImageFolder; colour profiles are
+ignored.
 
-Departures from ImageFolder, to match image viewers: the orientation of EXIF, or else of XMP, is applied; transparent
-pixels are composited over white, because dropping alpha makes many drawings black; and 16-bit grey is scaled instead of
-clipped. A JPEG with missing data is rejected even if it ends with the closing marker.
+Departures from ImageFolder, to match image viewers:
+- The orientation is applied. It is read from EXIF, or from XMP if EXIF has none.
+- Transparent pixels are composited over white, because dropping alpha would make many drawings black.
+- 16-bit grey is scaled instead of clipped.
+- A JPEG with missing data is rejected, even if it ends with the closing marker.
 """
 
 import io
@@ -16,13 +19,13 @@ import simplejpeg
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 MAX_PIXELS = 100_000_000  # 300 MB when decoded
-# Suffixes of image files, for training, evaluation and prediction. Mask files are searched in this order.
+# Suffixes of image files for training, evaluation and prediction. The search for a mask file tries them in this order.
 SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff')
 
 _JPEG = b'\xff\xd8'
 _ORIENTATION = 0x112  # the EXIF tag
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')  # attribute or element, as in Pillow
-_UPRIGHT = {  # value of the tag -> function that turns the stored rows and columns upright
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')  # an attribute or an element, as in Pillow
+_UPRIGHT = {  # value of the tag -> function that turns the stored image upright
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
     4: lambda image: image[::-1],
@@ -31,11 +34,11 @@ _UPRIGHT = {  # value of the tag -> function that turns the stored rows and colu
     7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
     8: lambda image: image[:, ::-1].swapaxes(0, 1),
 }
-# Errors of simplejpeg for files that may be complete. All other warnings of libjpeg mean damage.
+# Errors of simplejpeg that also occur for complete files. All other warnings of libjpeg mean damage.
 _LEFT_TO_PILLOW = ('Could not determine subsampling', 'extraneous bytes before marker', 'unknown JFIF revision',
                    'Unknown Adobe color transform', 'Inconsistent progression sequence')
-# Readers by their first bytes. Image.open has a global size limit of its own, and would also run other formats, such as
-# PostScript through Ghostscript.
+# First bytes of a file -> its reader. Image.open is not used, because it has a global size limit and also runs other
+# formats, such as PostScript through Ghostscript.
 _READERS = {
     b'\x89PNG': PngImagePlugin.PngImageFile,
     b'RIFF': WebPImagePlugin.WebPImageFile,
@@ -52,10 +55,10 @@ def decode(encoded: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.n
 
     Args:
       encoded: bytes of a whole file.
-      max_pixels: maximum number of pixels; larger images are rejected by their header, before memory is allocated.
+      max_pixels: maximum number of pixels. The header is checked first, so a larger image allocates no memory.
 
     Raises:
-      ValueError: not an image, damaged, truncated, or too large. No bytes raise another exception.
+      ValueError: the bytes are not an image, damaged, truncated, or too large. No other exception is raised.
     """
     if isinstance(encoded, np.ndarray):
         return encoded
@@ -69,7 +72,7 @@ def decode(encoded: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.n
 
 
 def from_picture(picture: Image.Image) -> np.ndarray:
-    """Converts a PIL image to the result of `decode` for its file: upright, uint8 [H, W, 3].
+    """Converts a PIL image to uint8 [H, W, 3], upright. The result equals that of `decode` for the file.
 
     Raises:
       ValueError: the pixels have 32 bits.
@@ -79,7 +82,7 @@ def from_picture(picture: Image.Image) -> np.ndarray:
 
 
 def decode_mask(mask: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
-    """Decodes a mask to bool, True on the object: [size, size], or [H, W] as stored if `size` is None.
+    """Decodes a mask to bool [size, size], True on the object. If `size` is None, the mask keeps its stored size.
 
     Raises:
       ValueError: see `decode`.
@@ -94,13 +97,13 @@ def _decode_jpeg(encoded: bytes, max_pixels: int) -> np.ndarray:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
         _check_size(width, height, max_pixels)
-        # Strict by default; libjpeg itself fills missing data with grey and only warns.
+        # simplejpeg is strict by default; libjpeg itself would fill missing data with grey and only warn.
         image = simplejpeg.decode_jpeg(encoded, 'CMYK' if space in ('CMYK', 'YCCK') else 'RGB')
     except ValueError as error:
         if any(message in str(error) for message in _LEFT_TO_PILLOW):
             return _decode_by_pillow(encoded, max_pixels)
         raise
-    if image.shape[2] == 4:  # inverted, as stored by Adobe: 255 means no ink
+    if image.shape[2] == 4:  # Adobe stores inverted inks: 255 means no ink
         inks = Image.frombytes('CMYK', (width, height), image.tobytes(), 'raw', 'CMYK;I')
         image = np.asarray(inks.convert('RGB'))
     return _upright(image, _orientation(JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))))  # reads the header only
@@ -118,7 +121,7 @@ def _decode_by_pillow(encoded: bytes, max_pixels: int) -> np.ndarray:
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith('I;16'):
-        # The upper byte, as in Pillow's conversion of 16-bit colours; its conversion of grey clips at 255.
+        # Keep the upper byte, as Pillow does for 16-bit colours; Pillow's own conversion of grey would clip at 255.
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert('RGB')
     if picture.mode in ('I', 'F'):
         raise ValueError(f'pixels of 32 bits (mode {picture.mode}) have no agreed white: save it with 8 or 16 bits')
@@ -136,15 +139,15 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """Returns the orientation of EXIF; if it is absent or unreadable, that of XMP; otherwise 1, upright.
+    """Returns the orientation in EXIF, else the one in XMP, else 1 (upright). Unreadable metadata count as absent.
 
-    A PNG must be loaded first, because both may follow the pixels. `serving.loader` has the same rule.
+    A PNG must be loaded first, because its metadata may follow the pixels. `serving.loader` has the same rule.
     """
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow rotates a TIFF when it loads it
     try:
         orientation = picture.getexif().get(_ORIENTATION)
-    except Exception:  # Pillow raises many types for broken EXIF
+    except Exception:  # Pillow raises exceptions of many types for broken EXIF
         orientation = None
     if orientation is None:
         xmp = picture.info.get('XML:com.adobe.xmp') or picture.info.get('xmp') or b''

@@ -15,14 +15,14 @@ from evit_jax.data.transforms import augment
 from evit_jax.data.transforms.decode import decode_mask
 
 CROP_TRIES = 10  # attempts to draw a window that lies within the image
-SLENDER = 16     # longer images than 16 times their width are cut to this ratio for evaluation
+SLENDER = 16     # maximum ratio of the sides in evaluation; the ends of a longer image are cut off
 
 _LEVELS = np.arange(256) - 127.5
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
 
 
 class CropWindow(NamedTuple):
-    """The part of an image that a training sample shows: a rectangle in fractions of height and width."""
+    """The part of an image that a training sample shows: a rectangle, as fractions of height and width."""
 
     top: float
     left: float
@@ -38,8 +38,8 @@ class TrainTransform:
 
     Args:
       size: side of the output in pixels.
-      scale: minimum and maximum area of the crop as a fraction of the image; None for the whole image, without
-        preserving the aspect ratio.
+      scale: minimum and maximum area of the crop as a fraction of the image. None uses the whole image and does not
+        preserve the aspect ratio.
       ratio: minimum and maximum width / height of the crop.
       flip: probability of a horizontal flip.
       policy: 'jitter' (for the digits), or a policy of `augment.from_policy`.
@@ -72,16 +72,13 @@ class TrainTransform:
         return self.crop_and_augment(image, rng)[0]
 
     def crop_and_augment(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, CropWindow]:
-        """Returns the transformed image, and the window that it shows.
-
-        The window ignores the shift of the policy 'jitter', which is less than a patch.
-        """
+        """Returns the transformed image and its window. The shift of the policy 'jitter' is not part of the window."""
         high, wide = image.shape[:2]
         top, left, height, width = 0, 0, high, wide
         if self.scale is not None:
             top, left, height, width = random_crop(rng, high, wide, self.scale, self.ratio)
             image = image[top:top + height, left:left + width]
-        # Two steps, as in timm: `resize(box=...)` would mix pixels outside the window into its edges.
+        # Crop first, then resize, as in timm: `resize(box=...)` would mix pixels outside the window into its edges.
         picture = Image.fromarray(image).resize((self.size, self.size), _BICUBIC)
         mirrored = bool(self.flip) and rng.random() < self.flip
         if mirrored:
@@ -99,8 +96,8 @@ class EvalTransform:
 
     Args:
       size: side of the output in pixels.
-      crop: `size` as a fraction of the resized short side, which has int(size / crop) pixels. None for the whole image,
-        without preserving the aspect ratio.
+      crop: `size` as a fraction of the resized short side. The short side is resized to int(size / crop) pixels. None
+        uses the whole image and does not preserve the aspect ratio.
 
     Raises:
       ValueError: an argument is out of range.
@@ -118,7 +115,7 @@ class EvalTransform:
         return resize(image, self.size) if self.crop is None else np.asarray(self._middle(image, _BICUBIC))
 
     def mask(self, mask: bytes | np.ndarray) -> np.ndarray:
-        """Applies the same crop to a mask: maps encoded bytes or uint8 [H, W] to bool [size, size]."""
+        """Applies the same crop to a mask. It maps encoded bytes or uint8 [H, W] to bool [size, size]."""
         if self.crop is None:
             return decode_mask(mask, self.size)
         return np.asarray(self._middle(decode_mask(mask), _NEAREST))
@@ -137,7 +134,7 @@ def _check_size(size: int) -> None:
 
 
 def _shortened(image: np.ndarray) -> np.ndarray:
-    """Cuts both ends off a slender image, because resizing it whole could take gigabytes."""
+    """Cuts off both ends of an image longer than SLENDER times its width: resizing all of it could take gigabytes."""
     height, width = image.shape[:2]
     rows, columns = (max(0, (long - SLENDER * short) // 2) for long, short in ((height, width), (width, height)))
     return image[rows:height - rows, columns:width - columns]
@@ -145,13 +142,13 @@ def _shortened(image: np.ndarray) -> np.ndarray:
 
 def random_crop(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float],
                 ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Draws a window with an area fraction uniform in `scale` and a width / height log-uniform in `ratio`.
+    """Draws a window. Its area fraction is uniform in `scale`, and its width / height is log-uniform in `ratio`.
 
-    A window that does not fit is drawn again, up to `CROP_TRIES` times; then the window is `central_crop`. An empty
-    window is drawn again, too (a departure: timm accepts it and fails).
+    A window that is empty or does not fit is drawn again. After `CROP_TRIES` attempts, `central_crop` is used. (A
+    departure: timm accepts an empty window and fails.)
 
     Returns:
-      Top, left, height, width in pixels.
+      Top, left, height and width in pixels.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(CROP_TRIES):
@@ -179,22 +176,22 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 def jitter(image: np.ndarray, rng: np.random.Generator, *, shift: int = 4, contrast: float = 0.25,
            brightness: float = 32.0) -> np.ndarray:
-    """Augments digits without changing their label: shift, contrast, brightness and order of channels, but no flip.
+    """Augments digits: changes position, contrast, brightness and order of channels. A flip could change the label.
 
     Args:
       image: uint8 [H, W, 3].
-      rng: source of randomness.
+      rng: random generator.
       shift: maximum shift in pixels in each direction; the border is reflected.
-      contrast: maximum change of contrast; the factor is in [1 - contrast, 1 + contrast], about mid-grey.
-      brightness: maximum change of brightness, of 255.
+      contrast: maximum change of contrast. The factor is in [1 - contrast, 1 + contrast]; mid-grey does not change.
+      brightness: maximum change of brightness, in levels of 0 to 255.
     """
     down, right, gain, lift = rng.uniform(-1, 1, 4)
     rows, columns = (_mirrored(side, shift, round(by * shift)) for side, by in zip(image.shape, (down, right)))
-    columns = (columns[:, None] * 3 + rng.permutation(3)).ravel()  # of a row of W * 3 values
+    columns = (columns[:, None] * 3 + rng.permutation(3)).ravel()  # indices into a row of W * 3 values
     table = np.clip(_LEVELS * (1 + contrast * gain) + (127.5 + brightness * lift), 0, 255).astype(np.uint8)
-    moved = image.take(rows, 0).reshape(len(rows), -1).take(columns, 1)
+    shifted = image.take(rows, 0).reshape(len(rows), -1).take(columns, 1)
     # bytes.translate takes a third of the time of indexing the table.
-    return np.frombuffer(moved.tobytes().translate(table.tobytes()), np.uint8).reshape(image.shape)
+    return np.frombuffer(shifted.tobytes().translate(table.tobytes()), np.uint8).reshape(image.shape)
 
 
 def _jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -202,7 +199,7 @@ def _jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _mirrored(length: int, max_shift: int, shift: int) -> np.ndarray:
-    """Returns indices that shift an axis; the border is reflected without repeating the edge."""
+    """Returns indices that shift an axis. The border is reflected without repeating the edge pixel."""
     return _mirror(length, max_shift)[max_shift - shift:max_shift - shift + length]
 
 

@@ -1,7 +1,7 @@
 """Random erasing, mixup, cutmix and label smoothing, on the devices inside the jitted step.
 
-All randomness comes from a key. Images are mixed within groups of consecutive images, one group per device. Partner and
-lambda come from the group, so that no pixels move between devices.
+All randomness comes from a PRNG key. Images are mixed within groups of consecutive images, one group per device. An
+image and its partner belong to the same group, so no pixels move between devices. Each group has one lambda.
 
 Sources: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; random erasing, arXiv 1708.04896; as in timm 0.4.12.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 _ERASED_AREA = (0.02, 1 / 3)            # fraction of the image
-_ERASED_ASPECT = (0.3, 1 / 0.3)         # height / width, log-uniform
+_ERASED_ASPECT = (0.3, 1 / 0.3)         # range of height / width, log-uniform
 _ERASING_TRIES = 10                     # attempts to draw a box that fits into the image
 
 
@@ -22,10 +22,10 @@ class Mixing(NamedTuple):
     """Settings of `mix_batch`."""
 
     erase: float      # probability that a box of an image is erased
-    mixup: float      # alpha of lambda ~ Beta(alpha, alpha) for mixup; 0: no mixup
+    mixup: float      # alpha for mixup, where lambda ~ Beta(alpha, alpha); 0: no mixup
     cutmix: float     # alpha for cutmix; 0: no cutmix
-    switch: float     # probability of cutmix if both are on
-    smoothing: float  # weight of the target that is spread over all classes
+    switch: float     # probability of cutmix if mixup and cutmix are on
+    smoothing: float  # label smoothing: target weight spread uniformly over all classes
 
 
 class Boxes(NamedTuple):
@@ -51,12 +51,12 @@ def mix_batch(images: Array, labels: Array, key: Array, mixing: Mixing, *, class
     Args:
       images: float32 [B, H, W, C], normalised.
       labels: int [B].
-      key: source of randomness.
+      key: PRNG key.
       mixing: settings.
       classes: number of classes L.
-      groups: number of equal groups of consecutive images that are mixed within themselves; the number of devices that
-        share the batch. It determines partners and random draws of mixup and cutmix, so a run on another number of
-        devices is another run. Erasing and smoothing do not depend on it.
+      groups: number of devices that the batch is divided among. Images are mixed within equal groups of consecutive
+        images. The number determines the partners and random draws of mixup and cutmix, so the results of a run depend
+        on it. Erasing and smoothing do not.
 
     Returns:
       Images, and targets float32 [B, L].
@@ -76,15 +76,15 @@ def smooth_targets(labels: Array, classes: int, smoothing: float) -> Array:
 
 
 def blend(images: Array, targets: Array, own: Array, pixels: Array) -> tuple[Array, Array]:
-    """Mixes each image with its partner, the image at the mirrored position of its group.
+    """Mixes each image with its partner, the image at the mirrored position in the group.
 
     The middle image of an odd group is its own partner.
 
     Args:
       images: [B, H, W, C], in G groups of consecutive images.
       targets: [B, L].
-      own: [G], weight of an image's own target.
-      pixels: [G, H, W], weight of each of its own pixels.
+      own: [G], weight of an image's own target; the weight of the partner's target is 1 - own.
+      pixels: [G, H, W], weight of an image's own pixels.
 
     Returns:
       Mixed images and targets.
@@ -97,9 +97,9 @@ def blend(images: Array, targets: Array, own: Array, pixels: Array) -> tuple[Arr
 
 
 def draw_shares(key: Array, mixing: Mixing, groups: int, height: int, width: int) -> tuple[Array, Array]:
-    """Draws the weights `own` and `pixels` of `blend`, with one lambda for each group, for mixup or cutmix.
+    """Draws the weights `own` and `pixels` of `blend` for mixup or cutmix, with one lambda for each group.
 
-    For cutmix the weight of the target is the area outside the box, which the border may clip.
+    With cutmix, `own` is the fraction of the image outside the box, after the box is clipped at the border.
     """
     choice, radius, turn, row, column = jax.random.uniform(key, (5, groups))  # one draw compiles to one kernel
     cut = choice < (mixing.switch if mixing.mixup and mixing.cutmix else mixing.cutmix > 0)
@@ -111,7 +111,7 @@ def draw_shares(key: Array, mixing: Mixing, groups: int, height: int, width: int
 
 
 def cut_boxes(lam: Array, rows: Array, columns: Array, height: int, width: int) -> Boxes:
-    """Returns cutmix boxes [N] with an area of 1 - lambda around centres, clipped at the border."""
+    """Returns cutmix boxes [N] around centres. The area of a box before clipping at the border is 1 - lambda."""
     halves = [(side * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2 for side in (height, width)]
     top, bottom = (jnp.clip(rows + half, 0, height) for half in (-halves[0], halves[0]))
     left, right = (jnp.clip(columns + half, 0, width) for half in (-halves[1], halves[1]))
@@ -119,12 +119,12 @@ def cut_boxes(lam: Array, rows: Array, columns: Array, height: int, width: int) 
 
 
 def symmetric_beta(radius: Array, turn: Array, a: Array) -> Array:
-    """Transforms two independent uniform draws to Beta(a, a), a > 0, in closed form.
+    """Transforms two independent uniform draws to a draw from Beta(a, a), a > 0, in closed form.
 
-    `jax.random.beta` rejects in a loop, which needs communication between devices at each iteration.
+    `jax.random.beta` uses a rejection loop, which needs communication between devices in each iteration.
 
-    Source: R. W. Bailey, Polar generation of random variates with the t-distribution, 1994: T with 2a degrees of
-    freedom; here (1 + T / sqrt(2a + T^2)) / 2.
+    Source: R. W. Bailey, Polar generation of random variates with the t-distribution, 1994. T has 2a degrees of
+    freedom; the result is (1 + T / sqrt(2a + T^2)) / 2.
     """
     near, cosine = radius ** (1 / a), jnp.cos(2 * math.pi * turn)
     far = (1 - near) * cosine**2
@@ -132,7 +132,7 @@ def symmetric_beta(radius: Array, turn: Array, a: Array) -> Array:
 
 
 def random_erasing(images: Array, key: Array, probability: float) -> Array:
-    """Fills a random box with noise from N(0, 1), in each image with this probability."""
+    """Fills a random box of each image with noise from N(0, 1). An image is changed with the given probability."""
     box_key, noise_key = jax.random.split(key)
     batch, height, width, _ = images.shape
     erased = erasing_boxes(box_key, probability, batch, height, width).inside(height, width)
@@ -140,7 +140,10 @@ def random_erasing(images: Array, key: Array, probability: float) -> Array:
 
 
 def erasing_boxes(key: Array, probability: float, count: int, height: int, width: int) -> Boxes:
-    """Draws a box for each image: the first draw that fits. It is empty if the image has none, or no draw fits."""
+    """Draws a box for each image: the first of several draws that fits.
+
+    The box is empty if no draw fits, or with probability 1 - `probability`.
+    """
     draws = jax.random.uniform(key, (2 * _ERASING_TRIES + 3, count))
     area = height * width * _between(_ERASED_AREA, draws[:_ERASING_TRIES])
     aspect = jnp.exp(_between([math.log(end) for end in _ERASED_ASPECT], draws[_ERASING_TRIES:-3]))
@@ -149,7 +152,7 @@ def erasing_boxes(key: Array, probability: float, count: int, height: int, width
     fits = (high < height) & (wide < width)  # [tries, N]
     erased, first = (gate < probability) & fits.any(axis=0), fits.argmax(axis=0)
     high, wide = (jnp.where(erased, jnp.take_along_axis(side, first[None], axis=0)[0], 0) for side in (high, wide))
-    top, left = ((at * (room + 1)).astype(jnp.int32) for at, room in ((row, height - high), (column, width - wide)))
+    top, left = ((at * (free + 1)).astype(jnp.int32) for at, free in ((row, height - high), (column, width - wide)))
     return Boxes(top, top + high, left, left + wide)
 
 

@@ -121,8 +121,8 @@ def test_load_or_build_index_that_is_not_current_is_not_stored(tmp_path, caplog)
 
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            index = index_cache.load_or_build('test', beside=str(tmp_path), cache=str(tmp_path / 'cache'), build=build,
-                                              is_current=lambda index: False)
+            index = index_cache.load_or_build('test', data_folder=str(tmp_path), cache=str(tmp_path / 'cache'),
+                                              build=build, is_current=lambda index: False)
             assert index['value'] == 3
     assert not list(tmp_path.iterdir()) and 'not stored and built again next time' in caplog.text
 

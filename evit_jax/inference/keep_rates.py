@@ -1,4 +1,4 @@
-"""Predictions at several keep rates, as examples that `viz` draws."""
+"""Predicts images at several keep rates, and returns the results as examples that `viz` draws."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,21 +10,21 @@ from evit_jax.inference.model import VisionModel
 from evit_jax.inference.pictures import Picture
 from evit_jax.inference.prediction import Prediction
 from evit_jax.reduction.plan import TokenPlan
-from evit_jax.viz.example import Example, Setting, Stage, View
+from evit_jax.viz.example import Example, ReductionView, Setting, View
 
 _GUESSES = 3
 
 
-class Subject(NamedTuple):
+class LabelledImage(NamedTuple):
     """An image to predict and draw."""
 
     name: str
     picture: Picture
-    truth: str | None  # name of its class, if known
+    truth: str | None  # name of the true class; None if unknown
 
 
 def settings_of(model: VisionModel, rates: Sequence[float]) -> list[tuple[TokenPlan, Setting]]:
-    """The plan of each keep rate, and its description.
+    """Returns the plan of each keep rate, and its description for the page.
 
     Raises:
       ValueError: a rate is out of range, or the model reduces at no block.
@@ -42,53 +42,53 @@ def settings_of(model: VisionModel, rates: Sequence[float]) -> list[tuple[TokenP
 
 
 def ranking_plan(plan: TokenPlan, reduce_at: Sequence[int]) -> TokenPlan:
-    """A plan that ranks all tokens at these blocks and keeps every one; the logits are those of the dense model."""
+    """Returns a plan that ranks the tokens at the blocks and keeps them all. The logits equal the dense model's."""
     return TokenPlan(plan.patches, tuple(plan.patches if block in reduce_at else None
                                          for block in range(len(plan.keep))), fused=False, reducer=plan.reducer)
 
 
-def look(model: VisionModel, subjects: Sequence[Subject],
+def predict_examples(model: VisionModel, images: Sequence[LabelledImage],
          rates: Sequence[float]) -> tuple[list[Example], list[Setting], list[str]]:
     """Predicts every image at every keep rate.
 
     Returns:
-      An example for each readable image, the setting of each rate, and the reasons why other images are unreadable.
+      An example for each readable image, the setting of each rate, and a message for each unreadable image.
 
     Raises:
       ValueError: see `settings_of`.
     """
     plans = settings_of(model, rates)
-    progress = Progress('looking', len(subjects) * len(rates), 'pictures')
+    progress = Progress('predicting', len(images) * len(rates), 'pictures')
     by_plan: list[list[Prediction]] = []
     for plan, _ in plans:
         by_plan.append([])
-        images = (subject.picture for subject in subjects)
-        for prediction in model.with_plan(plan=plan).stream(images, top=_GUESSES):
+        pictures = (labelled.picture for labelled in images)
+        for prediction in model.with_plan(plan=plan).stream(pictures, top=_GUESSES):
             by_plan[-1].append(prediction)
             progress.add(1)
     examples, problems = [], []
-    for subject, *predictions in zip(subjects, *by_plan, strict=True):
+    for labelled, *predictions in zip(images, *by_plan, strict=True):
         if problem := next((prediction.problem for prediction in predictions if prediction.problem), ''):
-            problems.append(f'{subject.name}: {problem}')
+            problems.append(f'{labelled.name}: {problem}')
             continue
-        views = tuple(_view(prediction, plan, model.loaded.budget.reduce_at, subject.truth)
+        views = tuple(_view(prediction, plan, model.loaded.budget.reduce_at, labelled.truth)
                       for prediction, (plan, _) in zip(predictions, plans))
-        examples.append(Example(subject.name, predictions[0].image, subject.truth, views))
+        examples.append(Example(labelled.name, predictions[0].image, labelled.truth, views))
     return examples, [setting for _, setting in plans], problems
 
 
 def _view(prediction: Prediction, plan: TokenPlan, reduce_at: Sequence[int], truth: str | None) -> View:
-    """One image at one keep rate; a block that drops nothing repeats the stage before it."""
+    """Returns the view of one image at one keep rate. A block that drops nothing has the tokens of the block before."""
     stages, kept = [], tuple(range(plan.patches))
     token_of_patch = np.arange(plan.patches) if plan.reducer.merges else None
     for block in sorted(reduce_at):
         if block not in plan.reductions:
-            stages.append(Stage(kept, None, None, token_of_patch))
+            stages.append(ReductionView(kept, None, None, token_of_patch))
             continue
         reduction = plan.reductions.index(block)
         kept = tuple(prediction.kept[reduction].tolist())
         token_of_patch = prediction.token_of_patch[reduction] if plan.reducer.merges else None
-        stages.append(Stage(kept, prediction.attention[reduction] if prediction.attention else None,
+        stages.append(ReductionView(kept, prediction.attention[reduction] if prediction.attention else None,
                             prediction.fused_weights[reduction] if plan.fused else None, token_of_patch))
     best = prediction.top[0].name
     return View(tuple((guess.name, guess.probability) for guess in prediction.top), tuple(stages),
