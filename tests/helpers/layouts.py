@@ -81,9 +81,13 @@ def config_of(**changes):
     return config
 
 
-def sources():
-    """Returns the training and the test source."""
-    return Colours('train'), Colours('test')
+def sources(num_classes=3):
+    """Returns the training and the test source. More than 3 classes have numbers as names, and no further images."""
+    train_and_test = Colours('train'), Colours('test')
+    if num_classes != 3:
+        for source in train_and_test:
+            source.num_classes, source.class_names = num_classes, tuple(map(str, range(num_classes)))
+    return train_and_test
 
 
 def model_of(config, base=SHAPE):
@@ -93,7 +97,8 @@ def model_of(config, base=SHAPE):
 
 def setup(base=SHAPE, **changes):
     """Sets up the training in this process."""
-    return experiment.setup(config_of(**changes), sources=sources(), model_config=base)
+    data = sources(changes.get('model__classes', 3))
+    return experiment.setup(config_of(**changes), sources=data, model_config=base)
 
 
 def train_here(workdir, base=SHAPE, *, accept_changes=False, **changes):

@@ -92,7 +92,7 @@ def test_loaded_model_plan_values_follow_the_recorded_order_of_blocks():
 def test_main_flags_in_any_order_train_the_same_plan(main, tmp_path, monkeypatch):
     configs, recipe = [], tmp_path / 'recipe.py'
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
-    monkeypatch.setattr(distributed, 'distributed', lambda agreed: contextlib.nullcontext())
+    monkeypatch.setattr(distributed, 'distributed', lambda collective_errors: contextlib.nullcontext())
     monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: configs.append(config))
     recipe.write_text('from tests.helpers import layouts\n\ndef get_config():\n    return layouts.config_of()\n')
     monkeypatch.setattr(sys, 'argv', ['main', f'--config={recipe}', f'--workdir={tmp_path}',
@@ -128,7 +128,7 @@ def test_make_plan_of_rising_tokens_warns_about_blocks_that_drop_nothing(caplog)
     assert make_plan(196, 12, tokens=(150, 151, 20)).reductions == (3, 9) and not caplog.text
     assert make_plan(196, 12, tokens=(20, 30, 40)).reductions == (3,)
     assert [record.levelname for record in caplog.records] == ['WARNING'] * 2
-    assert 'tokens=(20, 30, 40): block 6 keeps all of its 21 tokens, for fewer than 30 enter it' in caplog.text
+    assert 'tokens=(20, 30, 40): block 6 keeps all of its 21 tokens, because fewer than 30 enter it' in caplog.text
 
 
 @pytest.mark.parametrize('values', [{0.9, 0.7, 0.5}, {3: 0.9, 6: 0.7, 9: 0.5}])

@@ -93,7 +93,7 @@ def test_to_safetensors_and_back_keeps_the_bits_and_the_plan(trained, tmp_path, 
     conversion.to_safetensors(trained[0], tmp_path / 'a.safetensors')
     assert 'score_predictor.1.out_conv.4.weight' in load_file(tmp_path / 'a.safetensors')
     conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'b')
-    assert 'vit_layouts, images of 16, 3 classes, 2 learned modules of dynamicvit; names of DynamicViT' in log.text
+    assert 'vit_layouts, images of 16, 3 classes, 2 learned modules of dynamicvit; layout DynamicViT' in log.text
     want, got = load_model(trained[0]), load_model(tmp_path / 'b')
     jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
     assert got.plan() == want.plan()

@@ -107,7 +107,7 @@ def test_train_with_a_loss_that_is_not_finite_stops_and_names_the_last_good_chec
     ({'model__classes': 1}, r'config.model.classes=1 is outside \[2'),
     ({'mixing__erase': 1.5}, r'config.mixing.erase=1.5 is outside \[0, 1\]'),
     ({'mixing__mixup': -0.1}, r'config.mixing.mixup=-0.1 is outside \[0'),
-    ({'data__source': 'digit'}, "did you mean 'digits'"),
+    ({'data__source': 'digit'}, 'did you mean digits'),
     ({'data__augment': 'rand'}, "policy 'rand' lacks inc1"),
     ({'data__crop': (0.5,)}, r'config.data.crop=\(0.5,\) has 1 values, not 0 or 2'),
     ({'data__mean': (0.5, 0.5)}, r'config.data.mean=\(0.5, 0.5\) has 2 values, not 3'),

@@ -180,7 +180,7 @@ def test_random_erasing_fills_one_box_with_normal_noise():
     np.testing.assert_allclose(np.cov(noise.T), np.eye(3), atol=0.03)
 
 
-def test_mix_batch_of_a_sharded_batch_needs_no_collective():
+def test_mix_batch_of_a_sharded_batch_moves_no_images_between_devices():
     mesh = sharding.data_mesh(32)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     mix = jax.jit(functools.partial(mixing.mix_batch, mixing=DEIT, classes=10, groups=8),
