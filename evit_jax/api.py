@@ -23,7 +23,7 @@ from evit_jax.inference.model import VisionModel
 from evit_jax.interchange import conversion
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import make_plan
-from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer
+from evit_jax.reduction.reducer import Reducer, modules_at
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import backend, distributed, storage
 from evit_jax.training import evaluation, loop
@@ -78,7 +78,7 @@ def create_model(model: str | ViTConfig, *, keep_rate: float = 0.7, num_classes:
     config = models.get_config(model) if isinstance(model, str) else model
     reduce_at = config.default_reduce_at if reduce_at is None else tuple(reduce_at)
     config = dataclasses.replace(config, classes=num_classes or len(class_names) or config.classes)
-    modules = Modules(reducer, len(reduce_at)) if reducer.is_learned else NO_MODULES
+    modules = modules_at(reducer, reduce_at)
     params = jax.device_get(models.create(config, modules=modules).init(jax.random.key(seed)))
     created = loaded.from_arrays('', weights.by_name(params), {
         'class_names': list(class_names), model_configs.KEY: model_configs.to_json(config), 'config': {

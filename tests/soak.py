@@ -22,7 +22,7 @@ from tests.helpers import faults
 STEPS = 160
 RUN = {'epochs': 20}
 PROBABILITIES = {'step': 0.35, 'save': 0.35, 'start': 0.1, 'stop': 0.2}
-DAMAGE_PROBABILITY = 0.12  # of damaging the newest checkpoint after a kill
+DAMAGE_PROBABILITY = 0.12  # probability that a kill also damages the newest checkpoint
 NAMES = {'step': 'SIGKILL at a step', 'save': 'SIGKILL in a save', 'start': 'SIGKILL at the start', 'stop': 'SIGTERM'}
 
 
@@ -32,7 +32,7 @@ class Soak:
     def __init__(self, folder, kills, seed):
         self._folder, self._num_kills, self._rng = pathlib.Path(folder), kills, np.random.default_rng(seed)
         self._start_time, self._runs, self._damaged = time.monotonic(), 0, 0
-        self._killed = collections.defaultdict(list)  # by kind of kill
+        self._killed = collections.defaultdict(list)  # key: kind of kill
 
     def kills(self):
         """Returns the number of kills so far."""

@@ -60,11 +60,7 @@ def reducer(request):
 
 @pytest.fixture(scope='module')
 def stripes():
-    """Images with a bright stripe in the channel that is the label."""
-    images, labels = tiny.images(96) // 2, np.arange(96) % 3
-    for image, label in zip(images, labels):
-        image[4:12, :, label] = 255
-    return images, labels
+    return tiny.stripes()
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,7 @@ from evit_jax.reduction import registry
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.reduction.reducer import NO_MODULES, Modules, Reducer
+from evit_jax.reduction.reducer import Modules, Reducer, modules_at
 from evit_jax.reduction.reducers import EVIT
 
 
@@ -41,7 +41,7 @@ class Workload(NamedTuple):
     @property
     def modules(self) -> Modules:
         """The learned modules that the reducer needs in the model."""
-        return Modules(self.reducer, len(self.reduce_at)) if self.reducer.is_learned else NO_MODULES
+        return modules_at(self.reducer, self.reduce_at)
 
     @property
     def plan(self) -> TokenPlan:

@@ -17,10 +17,10 @@ from evit_jax.configs.base import absent
 from evit_jax.data.classes import default_class_names, readable_names
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
-from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
+from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
-from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, Reducer, modules_of
+from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, Reducer, modules_at, modules_of
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
@@ -74,7 +74,7 @@ class LoadedModel(NamedTuple):
         Args:
           seed: seed of the random weights.
         """
-        modules = Modules(self.budget.reducer, len(self.budget.reduce_at))
+        modules = modules_at(self.budget.reducer, self.budget.reduce_at)
         fresh = models.create(self.config, modules=modules).init(jax.random.key(seed))
         params = self.params | {PARAMS: jax.device_get(fresh[PARAMS])}
         return self._replace(params=params, modules=modules)
@@ -122,7 +122,6 @@ class LoadedModel(NamedTuple):
         plan = given if isinstance(given, TokenPlan) else model.budget.plans(
             self.config.patches(self.image_size), self.config.depth, self.config.macs)(1.0)
         self.modules.check(plan)
-        check_trained_blocks(plan, self.budget.reduce_at)
         return plan
 
     def fold_batchnorm(self) -> 'LoadedModel':
@@ -135,7 +134,8 @@ class LoadedModel(NamedTuple):
         config, budget = self.config, self.budget
         options = {key: getattr(config, key) for key in ('classes', 'distilled', *models.NOT_IN_SHAPES)}
         rates = {'rate': budget.rates[0] if budget.rates else 1.0, 'rates': budget.rates}
-        return {
+        modules = {'reducer': self.modules.reducer.name, 'blocks': self.modules.blocks} if self.modules.count else None
+        return ({'modules': modules} if modules else {}) | {
             'class_names': list(self.class_names), model_configs.KEY: model_configs.to_json(config),
             'config': {
                 'model': {'name': self.name, 'image_size': self.image_size, 'dtype': self.dtype,
@@ -185,6 +185,7 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
       path: origin of the weights, for error messages.
       arrays: weights by dotted name.
       metadata: 'config' (the nested config of a run) and, if known, 'class_names', 'model_config' and 'next_step'.
+        'modules' names the reducer and the blocks of the learned modules, if they are not those of the config.
       reducer: replaces the reducer in the config.
 
     Raises:
@@ -194,7 +195,8 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
     config = dataclasses.replace(_config_of(path, metadata, settings), classes=arrays['head.bias'].size)
     budget = TokenBudget.of_config(settings)
     budget = budget._replace(reducer=reducer or budget.reducer)
-    modules = modules_of(budget.reducer, arrays)
+    saved = metadata.get('modules', {'reducer': budget.reducer, 'blocks': budget.reduce_at})
+    modules = modules_of(get_reducer(saved['reducer']), arrays, blocks=saved['blocks'])
     like = jax.eval_shape(models.create(config, modules=modules).init, jax.random.key(0))
     class_names = metadata.get('class_names') or default_class_names(config.classes)
     if len(class_names) != config.classes:

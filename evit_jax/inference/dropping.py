@@ -34,7 +34,7 @@ class DroppingResult(NamedTuple):
     """Accuracy by order and by fraction of patches removed."""
 
     shares: tuple[float, ...]         # fractions of the patches removed
-    accuracy: dict[str, np.ndarray]   # by order, [number of shares]: top-1
+    accuracy: dict[str, np.ndarray]   # top-1 accuracy for each share, by order: [number of shares]
     images: int                       # number of images with an object
     on_object: float                  # fraction of the patches that are on the object
 

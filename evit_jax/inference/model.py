@@ -50,7 +50,7 @@ class VisionModel:
         self.loaded, self.batch_size = loaded, batch_size
         self._plan: TokenPlan | None = None  # made from the budget at the first use
         self._apply = make_apply(loaded)
-        self._compiled: dict[int, CompiledModel] = {}  # by number of devices; shared by copies
+        self._compiled: dict[int, CompiledModel] = {}  # key: number of devices; copies of the model share it
 
     @property
     def params(self) -> Params:
@@ -137,7 +137,8 @@ class VisionModel:
         """
         budget = {'keep_rate': keep_rate, 'keep_rates': keep_rates, 'tokens': tokens, 'r': r, 'macs': macs,
                   'plan': plan}
-        return self._copy(self.loaded.with_plan(**budget), self.loaded.plan(**budget))
+        loaded = self.loaded.with_plan(**budget)
+        return self._copy(loaded, loaded.plan(plan=plan) if isinstance(plan, TokenPlan) else loaded.plan())
 
     def with_reducer(self, reducer: str | Reducer | None) -> 'VisionModel':
         """Returns a model with the same weights and token budget, and another reducer.

@@ -30,8 +30,9 @@ _DTYPES = {f'torch.{name}' for name in ('float32', 'float64', 'float16', 'bfloat
 _INERT = {'argparse.Namespace', 'types.SimpleNamespace', 'torch.device', 'numpy.dtype', 'pathlib.PosixPath',
           'pathlib.WindowsPath', 'pathlib.PurePosixPath', 'pathlib.PureWindowsPath',
           'torch.torch_version.TorchVersion', 'datetime.datetime', 'datetime.date', 'datetime.timedelta'}
+# Factories that a pickled defaultdict may name.
 _FACTORIES = {f'{module}.{name}' for module in ('builtins', '__builtin__') for name in (
-    'bool', 'dict', 'float', 'frozenset', 'int', 'list', 'long', 'set', 'str', 'tuple', 'unicode')}  # of defaultdicts
+    'bool', 'dict', 'float', 'frozenset', 'int', 'list', 'long', 'set', 'str', 'tuple', 'unicode')}
 _SCALARS = {'b1', 'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'}  # type codes of NumPy numbers
 # Maximum size in bytes. The pickle of a large model and its optimizer has a tenth of this size. A hostile pickle of
 # this size takes a few 100 MB of memory.

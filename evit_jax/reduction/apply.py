@@ -25,7 +25,7 @@ class Reductions:
       plan: static.
       rng: [B] random keys, one per image.
       modules: the learned modules of the reducer, one per reduction in the order of the blocks.
-      train: as in `ReducerInputs`.
+      train: see `ReducerInputs`.
     """
 
     def __init__(self, plan: TokenPlan, rng: Array, *, modules: Sequence[nnx.Module] = (), train: bool = False):

@@ -1,7 +1,7 @@
 """Token budgets: keep rates, token counts, r or MACs of a config, and the plans that meet them."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from evit_jax.configs.base import absent
@@ -79,20 +79,3 @@ class TokenBudget(NamedTuple):
             rates = [(final.keep[block] or entering[block]) / entering[block] for block in self.reduce_at]
         return lambda progress: (
             final if progress == 1 else make(rate=tuple(1 - (1 - rate) * progress for rate in rates)))
-
-
-def check_trained_blocks(plan: TokenPlan, trained_at: Sequence[int]) -> None:
-    """Raises a ValueError if a reduction would use a learned module that was trained for another block.
-
-    Modules are numbered by reduction, in ascending order of the blocks.
-
-    Args:
-      trained_at: blocks at which the modules were trained, in any order.
-    """
-    trained_at = tuple(sorted(trained_at))
-    wrong = [pair for pair in zip(plan.reductions, trained_at) if pair[0] != pair[1]]
-    if plan.reducer.is_learned and wrong:
-        block, trained = wrong[0]
-        raise ValueError(f'{plan.reducer} would use the module trained at block {trained} at block {block}: its '
-                         f'modules were trained at the blocks {trained_at}, and the plan reduces at '
-                         f'{plan.reductions}: keep the trained blocks, or choose another reducer')

@@ -199,34 +199,53 @@ def floor_rate(patches: int, entering: int, rates: Sequence[float]) -> int:
 
 
 class Modules(NamedTuple):
-    """The learned modules of a model: their reducer and their number, one per reduction."""
+    """The learned modules of a model: their reducer, and one module per reduction in ascending order of the blocks."""
 
     reducer: Reducer | None = None
     count: int = 0
+    blocks: tuple[int, ...] = ()  # blocks at which the modules were trained; (): unknown
 
     def check(self, plan: Any) -> None:
-        """Raises a ValueError if a plan needs learned modules that the model does not have.
+        """Checks that the model has a learned module for each reduction of a plan, trained at the same block.
 
         Args:
           plan: a `TokenPlan`.
+
+        Raises:
+          ValueError: a module is missing, or was trained at another block.
         """
         reducer, needed = plan.reducer, len(plan.reductions)
         if not reducer.is_learned or not needed:
             return
         own = self.reducer is not None and (self.reducer == reducer or self.reducer.in_training() == reducer)
-        if own and needed <= self.count:
-            return
-        has = f'{self.count} learned module{"s" * (self.count != 1)}' if own else 'none of its modules'
-        raise ValueError(
-            f'reducer {reducer} needs a learned module for each of the blocks {plan.reductions}, and this model has '
-            f'{has}: train one with config.reducer.name={reducer.name} and as many blocks in config.model.reduce_at, '
-            'or choose another reducer' + ' or fewer reductions' * own)
+        if not own or needed > self.count:
+            has = f'{self.count} learned module{"s" * (self.count != 1)}' if own else 'none of its modules'
+            raise ValueError(
+                f'reducer {reducer} needs a learned module for each of the blocks {plan.reductions}, and this model '
+                f'has {has}: train one with config.reducer.name={reducer.name} and as many blocks in '
+                'config.model.reduce_at, or choose another reducer' + ' or fewer reductions' * own)
+        for block, trained_at in zip(plan.reductions, self.blocks):
+            if block != trained_at:
+                raise ValueError(
+                    f'{reducer} would use the module trained at block {trained_at} at block {block}: its modules were '
+                    f'trained at the blocks {self.blocks}, and the plan reduces at {plan.reductions}: keep the trained '
+                    'blocks, or choose another reducer')
 
 
 NO_MODULES = Modules()
 
 
-def modules_of(reducer: Reducer, names: Iterable[str], prefix: str = PARAMS) -> Modules:
-    """Returns the learned modules of a reducer in a model, found by the dotted names of the parameters."""
+def modules_at(reducer: Reducer, blocks: Iterable[int]) -> Modules:
+    """Returns the learned modules of a model that is trained to reduce at given blocks, in any order."""
+    blocks = tuple(sorted(blocks))
+    return Modules(reducer, len(blocks), blocks) if reducer.is_learned and blocks else NO_MODULES
+
+
+def modules_of(reducer: Reducer, names: Iterable[str], prefix: str = PARAMS, blocks: Iterable[int] = ()) -> Modules:
+    """Returns the learned modules of a reducer in a model, found by the dotted names of the parameters.
+
+    Args:
+      blocks: blocks at which they were trained, in any order; (): unknown.
+    """
     count = len({name.split('.')[1] for name in names if name.startswith(f'{prefix}.')})
-    return Modules(reducer, count) if count and reducer.is_learned else NO_MODULES
+    return Modules(reducer, count, tuple(sorted(blocks))) if count and reducer.is_learned else NO_MODULES

@@ -155,8 +155,7 @@ class Experiment(NamedTuple):
         step = steps.make_train_step(
             model, self.optimizer, self.schedule, prepare=self.prepare, mix=self._mix, teach=teach,
             objective=functools.partial(objective_config.objective, config), ema_decay=config.ema_decay,
-            seed=config.seed, patch_tokens=distillation.compares_tokens(config),
-            updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
+            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
         state, replicated = self.shardings(), sharding.replicated(self.mesh)
         batch = sharding.batch_sharding(self.mesh)
         teacher_params = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []

@@ -9,10 +9,10 @@ from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction import registry
-from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
+from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan, by_depth
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.reduction.reducer import NO_MODULES, Modules
+from evit_jax.reduction.reducer import Modules, modules_at
 from evit_jax.reduction.schedule import Stage
 
 CUSTOM = 'custom'  # model.name and data.source if model and sources are passed as objects
@@ -39,14 +39,12 @@ def config_and_plans(config: Any, trained: dict[str, Any] | None = None,
     plan_at = budget.plans(model_config.patches(config.model.image_size), model_config.depth, model_config.macs)
     modules = trained_modules(trained)
     modules.check(plan_at(1.0))
-    check_trained_blocks(plan_at(1.0), trained.get('model.reduce_at', ()))
     return model_config, plan_at, modules
 
 
 def trained_modules(flat: dict[str, Any]) -> Modules:
     """Returns the learned modules of a model that is trained with a flat config."""
-    reducer = registry.get_reducer(flat.get('reducer.name', 'evit'))
-    return Modules(reducer, len(flat['model.reduce_at'])) if reducer.is_learned else NO_MODULES
+    return modules_at(registry.get_reducer(flat.get('reducer.name', 'evit')), flat['model.reduce_at'])
 
 
 def apply_model_config(config: Any, model_config: ViTConfig) -> Any:

@@ -34,12 +34,18 @@ class Term(NamedTuple):
     weight: float
     loss: Callable[[Array, dict, Targets, Taught | None], Array]
     """(logits, intermediates of the model, targets, teacher outputs) -> scalar."""
+    reads_patch_tokens: bool = False  # the loss reads intermediates['patch_tokens']
 
 
 class Objective(NamedTuple):
     """A weighted sum of loss terms."""
 
     terms: tuple[Term, ...]
+
+    @property
+    def reads_patch_tokens(self) -> bool:
+        """True if a term reads the patch tokens of the model."""
+        return any(term.reads_patch_tokens for term in self.terms)
 
     def __call__(self, logits: Array, intermediates: dict, targets: Targets,
                  taught: Taught | None = None) -> tuple[Array, dict[str, Array]]:
@@ -91,7 +97,7 @@ def self_distillation_loss(*, weight: float, token_weight: float) -> Objective:
                              losses.divergence(logits, taught.logits))]
     if token_weight:
         terms.append(Term('tokens', token_weight, lambda logits, intermediates, targets, taught:
-                          _token_distance(intermediates, taught.tokens)))
+                          _token_distance(intermediates, taught.tokens), reads_patch_tokens=True))
     return Objective(tuple(terms))
 
 

@@ -32,8 +32,8 @@ def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
 def make_train_step(model: Model, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *,
                     prepare: Callable[[Array], Array], mix: Callable[[Array, dict, Array], Mixed],
                     objective: Callable[[TokenPlan], Objective], ema_decay: float, seed: int,
-                    teach: Callable[[Any, Array], Taught] | None = None, patch_tokens: bool = False,
-                    updates_every: int = 1, skip_nonfinite: bool = False) -> Callable[..., tuple[TrainState, dict]]:
+                    teach: Callable[[Any, Array], Taught] | None = None, updates_every: int = 1,
+                    skip_nonfinite: bool = False) -> Callable[..., tuple[TrainState, dict]]:
     """Makes `step(state, batch, plan) -> (state, metrics)`. Jit it with `plan` static and the state donated.
 
     If there is a teacher, the step is `step(state, batch, plan, teacher_params)`.
@@ -43,7 +43,6 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
       mix: (normalised images, batch, random key) -> inputs and targets.
       objective: plan -> objective.
       teach: (teacher parameters, images) -> teacher outputs.
-      patch_tokens: True if the objective reads the patch tokens of the model.
       seed: the random key of step s is a function of (seed, s).
       updates_every: number of steps per update of the optimizer, for the reported learning rate.
       skip_nonfinite: True: a step whose loss or gradient is not finite changes only the step count.
@@ -53,17 +52,20 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
         drop_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         images, targets, options = mix(prepare(batch['image']), batch, mix_key)
         taught = teach(teacher_params, images) if teach else None
+        loss_terms = objective(plan)
 
         def loss_of(params):
-            logits, intermediates = model.apply(params, images, plan, drop_key, patch_tokens=patch_tokens, **options)
-            loss, parts = objective(plan)(logits, intermediates, targets, taught)
+            logits, intermediates = model.apply(params, images, plan, drop_key,
+                                                patch_tokens=loss_terms.reads_patch_tokens, **options)
+            loss, parts = loss_terms(logits, intermediates, targets, taught)
             return loss, (logits, parts, intermediates.get('statistics', {}))
 
         (loss, (logits, parts, statistics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = with_statistics(optax.apply_updates(state.params, updates), {'statistics': statistics})
         ema = None if state.ema is None else update_ema(state.ema, params, ema_decay)
-        right = logits.argmax(-1) == targets.label.argmax(-1)  # for a mixed target, the class with the larger weight
+        # A mixed target has two classes; the one with the larger weight counts.
+        right = logits.argmax(-1) == targets.label.argmax(-1)
         metrics = {'loss': loss, **parts, 'accuracy': jnp.mean(right),
                    'grad_norm': optax.global_norm(gradient), 'lr': schedule(state.step // updates_every)}
         after = TrainState(state.step, params, ema, opt_state)

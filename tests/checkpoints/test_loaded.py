@@ -107,3 +107,20 @@ def test_load_model_with_an_unknown_field_of_the_config_names_the_field(tmp_path
     weights.save(tmp_path, loaded.params, metadata)
     with pytest.raises(ValueError, match='unknown field rope'):
         load_model(tmp_path)
+
+
+def test_learned_modules_stay_with_their_blocks_after_another_plan():
+    trained = tiny.model(reducer='dynamicvit', reduce_at=(0, 1)).loaded
+    dense = trained.with_plan(plan=make_plan(16, 2, reduce_at=(), reducer=trained.budget.reducer))
+    shifted = make_plan(16, 2, rate=0.5, reduce_at=(1,), reducer=trained.budget.reducer)
+    for model in (trained, dense):
+        with pytest.raises(ValueError, match='the module trained at block 0 at block 1'):
+            model.plan(plan=shifted)
+
+
+def test_saved_model_with_another_reducer_keeps_its_learned_modules(tmp_path):
+    model = tiny.model(reducer='dynamicvit', reduce_at=(0, 1)).with_reducer('evit')
+    model.save(tmp_path / 'model')
+    again = load_model(tmp_path / 'model')
+    assert again.budget.reducer.name == 'evit' and again.modules == model.loaded.modules
+    assert again.with_reducer('dynamicvit').plan().counts == (8, 4)

@@ -90,7 +90,7 @@ def test_writer_in_a_bucket_uploads_at_flush_and_the_next_writer_continues(folde
     writer.flush()
     assert read_metrics(folder / 'metrics.jsonl') == [{'step': 1, 'loss': 3.0}]
     writer.write_scalars(2, {'loss': 2.0})
-    later = create_writer(folder)  # as after a kill of the first
+    later = create_writer(folder)  # the first writer was never closed, like that of a killed run
     later.write_scalars(3, {'loss': 1.0})
     later.close()
     assert [record['step'] for record in read_metrics(folder / 'metrics.jsonl')] == [1, 3]
@@ -181,7 +181,7 @@ def test_lock_in_a_bucket_refuses_a_second_run_and_is_free_after_a_dead_one(fold
             pass
         content = (folder / IN_USE_FILE).read_bytes()
     assert not (folder / IN_USE_FILE).exists()
-    (folder / IN_USE_FILE).write_bytes(content)  # as after a kill
+    (folder / IN_USE_FILE).write_bytes(content)  # a killed run leaves this file
     with WorkdirLock(folder, beat_seconds=0.2):
         assert (folder / IN_USE_FILE).read_bytes() != content
 

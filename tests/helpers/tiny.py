@@ -18,3 +18,11 @@ def model(**options):
 def images(count=4, size=16, seed=0):
     """uint8 [count, size, size, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def stripes(count=96):
+    """Images with a bright stripe in the channel that is the label, and the labels: uint8 and int arrays."""
+    pixels, labels = images(count) // 2, np.arange(count) % 3
+    for image, label in zip(pixels, labels):
+        image[4:12, :, label] = 255
+    return pixels, labels

@@ -12,10 +12,10 @@ from absl.testing import flagsaver
 from evit_jax import cli
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.models import get_config
-from evit_jax.reduction.budget import TokenBudget, check_trained_blocks
+from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
-from evit_jax.reduction.reducer import Modules
+from evit_jax.reduction.reducer import modules_at
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT
 from evit_jax.reduction.registry import get_reducer, list_reducers
 from evit_jax.runtime import distributed
@@ -145,22 +145,23 @@ def test_make_plan_blocks_without_values_may_be_a_set():
     assert by_depth((5, 1), ('late', 'early'), 'names') == ('early', 'late')
 
 
-def test_check_trained_blocks_at_other_blocks_than_trained_raises():
+def test_modules_at_other_blocks_than_trained_raises():
     def plan_at(*blocks):
         return make_plan(196, 12, rate=0.7, reduce_at=blocks, reducer=DYNAMICVIT)
 
-    check_trained_blocks(plan_at(3, 6, 9), (9, 3, 6))
-    check_trained_blocks(plan_at(3, 6), (9, 3, 6))
-    check_trained_blocks(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)), (3, 6, 9))  # EViT uses none
-    check_trained_blocks(TokenPlan(196, (None,) * 12, False, DYNAMICVIT), (3, 6, 9))
+    modules = modules_at(DYNAMICVIT, (9, 3, 6))
+    modules.check(plan_at(3, 6, 9))
+    modules.check(plan_at(3, 6))
+    modules.check(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)))  # EViT uses none
+    modules.check(TokenPlan(196, (None,) * 12, False, DYNAMICVIT))
     with pytest.raises(ValueError, match=r'the module trained at block 3 at block 6.* trained at the blocks '
                                          r'\(3, 6, 9\), and the plan reduces at \(6, 9\)'):
-        check_trained_blocks(plan_at(6, 9), (9, 3, 6))
+        modules.check(plan_at(6, 9))
 
 
 def test_loaded_model_plan_file_that_shifts_learned_modules_raises():
     trained = LoadedModel('a', 'deit_s', 1, {}, CONFIG, (), 224, (), (), None, 'float32',
-                          TokenBudget(DYNAMICVIT, (3, 6, 9), False, (0.7,) * 3), Modules(DYNAMICVIT, 3))
+                          TokenBudget(DYNAMICVIT, (3, 6, 9), False, (0.7,) * 3), modules_at(DYNAMICVIT, (3, 6, 9)))
     planned = PlanFile('deit_s', 224, 196, 12, (6, 9), (120, 80), False)
     with pytest.raises(ValueError, match='the module trained at block 3 at block 6'):
         trained.plan(plan=planned)

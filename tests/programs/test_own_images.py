@@ -34,7 +34,7 @@ def test_train_broken_file_is_logged_skipped_and_counted(tmp_path, caplog):
     assert 'cannot be read: train/oak/broken 0.jpg: not a readable image' in caplog.text
     assert '1 images could not be read and are left out of these metrics' in caplog.text
     assert metrics['left_out'] == 1
-    assert round(metrics['top1'] * 8, 6) in range(9)  # of eight readable images
+    assert round(metrics['top1'] * 8, 6) in range(9)  # eight images are readable
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['class_names'] == list(CLASSES)
 
 

@@ -82,7 +82,7 @@ def test_received_attention_costs_a_softmax_only_when_read():
     def received(tokens, inputs, keep):
         return keep_top(tokens, inputs.received_attention, keep)
 
-    elements = 2 * 2 * 65 * 65  # of the softmax of two images and two heads; XLA shares Q K^T with the attention
+    elements = 2 * 2 * 65 * 65  # softmax of two images and two heads; XLA shares Q K^T with the attention
     assert cost(received)[0] - cost(get_reducer('evit'))[0] > elements
 
 

@@ -66,7 +66,7 @@ def test_setup_masks_tokens_in_training_and_drops_them_in_evaluation():
 def test_load_model_of_a_run_from_dense_weights_has_predictors(trained):
     folder, metrics = trained
     loaded = load_model(folder)
-    assert loaded.modules == Modules(DYNAMICVIT, 2) and loaded.budget.reducer == DYNAMICVIT
+    assert loaded.modules == Modules(DYNAMICVIT, 2, (0, 1)) and loaded.budget.reducer == DYNAMICVIT
     assert loaded.plan().counts == (8, 4)
     assert 0 < metrics['top1'] <= 1
     model = VisionModel(loaded, batch_size=5)

@@ -114,7 +114,7 @@ def test_export_folds_the_batch_norm_and_load_model_does_not(run, tmp_path):
     manifest = json.loads((tmp_path / 'manifest.json').read_text(encoding='utf-8'))
     assert manifest['model']['parameters'] == sum(leaf.size for leaf in served.values())
     program = jax.export.deserialize(bytearray((tmp_path / 'plan_1.0.jaxexport').read_bytes())).mlir_module()
-    assert program.count('stablehlo.rsqrt ') == 2 * SHAPE.depth + 1  # of the blocks' norms and the last
+    assert program.count('stablehlo.rsqrt ') == 2 * SHAPE.depth + 1  # two norms in each block, and the last norm
     assert set(statistics(load_model(run[0]).params)) == set(statistics(trained.params)) != set()
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     model = VisionModel(trained)

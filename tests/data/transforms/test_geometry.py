@@ -125,7 +125,7 @@ def test_random_crop_has_the_recorded_statistics(run):
         fallback = (np.stack([top, left, down, across], 1) == central).all(1)
         share = run['fallback_share']
         assert abs(fallback.mean() - share) < 4 * math.sqrt(2 * share * (1 - share) / draws)
-        drawn['left_over_range'] = (left / (width - across))[~fallback]  # as in the record
+        drawn['left_over_range'] = (left / (width - across))[~fallback]  # the record omits fallback crops too
     for name, values in drawn.items():
         want = run[name]
         assert abs(values.mean() - want['mean']) < 4 * math.sqrt(2) * want['stderr_of_mean'], name
