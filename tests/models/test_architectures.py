@@ -121,7 +121,8 @@ def test_rotary_coordinates_of_merged_tokens_are_the_means_of_their_patches():
                     jnp.asarray([[0, 0, 2, 1, 2, 2], [-1, 0, 1, 2, -1, 2]]))
     after = reductions._mean_coordinates(tokens)
     for image, members in enumerate([([0, 1], [3], [2, 4, 5]), ([1], [2], [3, 5])]):
-        np.testing.assert_allclose(after[image], [coordinates[np.array(ids)].mean(axis=0) for ids in members], rtol=1e-6)
+        means = [coordinates[np.array(ids)].mean(axis=0) for ids in members]
+        np.testing.assert_allclose(after[image], means, rtol=1e-6)
 
 
 def test_pooling_of_fused_tokens_counts_the_patches_in_them():
