@@ -8,6 +8,7 @@ import pytest
 from evit_jax.checkpoints import open_defaults, workdir
 from evit_jax.data import splits
 from evit_jax.inference import held_out
+from evit_jax.training import experiment
 from tests.helpers import layouts
 
 WEIGHTS = {'data': {'mean': [0.5] * 3, 'std': [0.2] * 3, 'eval_crop': 0.9}}
@@ -23,7 +24,8 @@ def weights(monkeypatch):
 
 
 def resolve(config, path='new'):
-    return open_defaults.resolve_for_training(config, path, 'cpu')
+    """Returns the config of a training on a CPU."""
+    return experiment.with_values(config, open_defaults.resolve_for_training(workdir.flat(config), path, 'cpu'))
 
 
 @pytest.mark.parametrize('init_from, path, mean, std', [
@@ -32,7 +34,7 @@ def test_resolve_empty_mean_takes_that_of_the_run_the_weights_or_imagenet(weight
     config = layouts.config_of(init_from=init_from)
     resolved = resolve(config, path)
     assert (resolved.data.mean[0], resolved.data.std[0]) == (mean, std)
-    assert open_defaults.resolve(resolved, platform='tpu') is resolved and config.data.mean == ()
+    assert open_defaults.resolve(workdir.flat(resolved), platform='tpu') == {} and config.data.mean == ()
 
 
 @pytest.mark.parametrize('dtype, path, expected', [
@@ -42,7 +44,7 @@ def test_resolve_open_dtype_takes_that_of_the_run_or_the_platform(weights, dtype
 
 
 def test_resolve_without_platform_leaves_the_dtype_open(weights):
-    assert open_defaults.resolve(layouts.config_of(model__dtype='auto')).model.dtype == 'auto'
+    assert 'model.dtype' not in open_defaults.resolve(workdir.flat(layouts.config_of(model__dtype='auto')))
 
 
 def test_resolve_missing_weights_logs_nothing(weights, caplog):

@@ -103,9 +103,9 @@ def test_main_flags_in_any_order_train_the_same_plan(main, tmp_path, monkeypatch
     run = experiment.setup(configs[0])
     assert run.plan == make_plan(16, 2, rate=(0.75, 0.5), reduce_at=(0, 1))
     # The log and the curves show the first reduction.
-    assert model_setup.logged_keep_rate(run.config, run.stages[-1]) == 0.75
+    assert model_setup.logged_keep_rate(run.flat_config, run.stages[-1]) == 0.75
     tokens = experiment.setup(layouts.config_of(model__reduce_at=(1, 0), keep__tokens=(4, 12), keep__start_epoch=1))
-    assert model_setup.logged_keep_rate(tokens.config, tokens.stages[-1]) == 12 / 16
+    assert model_setup.logged_keep_rate(tokens.flat_config, tokens.stages[-1]) == 12 / 16
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -8,6 +8,7 @@ import pytest
 from evit_jax import models
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints.manager import read_newest
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.training import experiment, loop, model_setup
 from tests.helpers import layouts
 
@@ -59,11 +60,12 @@ def test_setup_with_sources_of_other_classes_is_refused():
         experiment.setup(layouts.config_of(model__classes=7), sources=layouts.sources(), model_config=MODEL)
 
 
-def test_apply_model_config_keeps_the_name_of_a_named_model():
-    config = layouts.config_of(model__name='deit_s')
+def test_values_of_model_keep_the_name_of_a_named_model():
+    config = flat(layouts.config_of(model__name='deit_s'))
     named = dataclasses.replace(models.get_config('deit_s'), image_size=384, classes=5, activation='quick_gelu')
-    applied = model_setup.apply_model_config(config, named)
-    assert (applied.model.name, applied.model.image_size, applied.model.activation) == ('deit_s', 384, 'quick_gelu')
-    assert model_setup.config_and_plans(applied)[0] == named
-    assert model_setup.apply_model_config(config, MODEL).model.name == 'custom'
-    assert model_setup.config_and_plans(model_setup.apply_model_config(config, MODEL), base=MODEL)[0] == MODEL
+    values = model_setup.values_of_model(named, 'deit_s')
+    assert [values[f'model.{key}'] for key in ('name', 'image_size', 'activation')] == ['deit_s', 384, 'quick_gelu']
+    assert model_setup.config_and_plans(config | values)[0] == named
+    values = model_setup.values_of_model(MODEL, 'deit_s')
+    assert values['model.name'] == 'custom'
+    assert model_setup.config_and_plans(config | values, base=MODEL)[0] == MODEL

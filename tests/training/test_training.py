@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evit_jax.checkpoints.manager import CheckpointManager
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.transforms import mixing
 from evit_jax.metrics import writers
 from evit_jax.training import checks, experiment, loop, model_setup
@@ -185,8 +186,8 @@ def test_setup_with_r_follows_the_schedule_and_checks_the_limit():
     merging = {'reducer__name': 'tome', 'reducer__r': 2, 'keep__levels': 3, 'epochs': 2}
     run = experiment.setup(config_of(**merging))
     assert [stage.plan.counts[-1] for stage in run.stages] == [16, 10, 4] and run.plan.counts[0] == 14
-    assert [model_setup.logged_keep_rate(run.config, stage) for stage in run.stages] == [1, 15 / 16, 14 / 16]
+    assert [model_setup.logged_keep_rate(run.flat_config, stage) for stage in run.stages] == [1, 15 / 16, 14 / 16]
     assert experiment.setup(config_of(**merging, reducer__decreasing=True)).plan.counts[0] == 12
     for wrong, message in (({'reducer__r': 9}, '0 <= r <= 8'), ({'reducer__name': 'evit'}, 'evit merges none')):
         with pytest.raises(ValueError, match=message):
-            checks.check(config_of(**merging | wrong))
+            checks.check(flat(config_of(**merging | wrong)))

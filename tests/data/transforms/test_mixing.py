@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.transforms import mixing
 from evit_jax.data.transforms.mixing import Mixing
 from evit_jax.runtime import sharding
@@ -198,7 +199,7 @@ MIXES = {'mixing.mixup': 0.8, 'mixing.cutmix': 1.0, 'data.token_labels': '', 'da
 def config_of(**changes):
     config = base.get_config()
     config.update_from_flattened_dict(MIXES | changes)
-    return config
+    return flat(config)
 
 
 @pytest.mark.parametrize(('changes', 'devices', 'message'), [
