@@ -159,10 +159,11 @@ class Experiment(NamedTuple):
             raise ValueError(f'config.distill.kind={config.distill.kind} needs a teacher, and there is none here: give '
                              '--config.distill.kind=none')
         teach = teacher and functools.partial(teacher.teach, mean=tuple(config.data.mean), std=tuple(config.data.std))
+        rule = steps.UpdateRule(self.optimizer, self.schedule, config.ema_decay, config.optimizer.accumulate,
+                                skip_nonfinite=config.nonfinite == 'skip')
         step = steps.make_train_step(
-            model, self.optimizer, self.schedule, prepare=self.prepare, mix=self._mix, teach=teach,
-            objective=functools.partial(objective_config.objective, self.flat_config), ema_decay=config.ema_decay,
-            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
+            model, rule, prepare=self.prepare, mix=self._mix, teach=teach, seed=config.seed,
+            objective=functools.partial(objective_config.objective, self.flat_config))
         state, replicated = self.shardings(), sharding.replicated(self.mesh)
         batch = sharding.batch_sharding(self.mesh)
         teacher_params = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []
