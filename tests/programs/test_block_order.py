@@ -10,7 +10,7 @@ import pytest
 from absl.testing import flagsaver
 
 from evit_jax import cli
-from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.checkpoints.loaded import LoadedModel, saved_budget
 from evit_jax.models import get_config
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
@@ -64,8 +64,8 @@ def test_make_plan_of_random_blocks_equals_that_of_sorted_blocks():
 def test_schedule_in_any_order_equals_that_of_sorted_blocks(key, pairs, order):
     def plans_of(order):
         blocks, values = ordered(pairs, order)
-        budget = TokenBudget.of_config({'model.reduce_at': list(blocks), 'model.fuse': True, 'keep.rate': 1.0,
-                                     key: list(values)})
+        budget = saved_budget({'model.reduce_at': list(blocks), 'model.fuse': True, 'keep.rate': 1.0,
+                               key: list(values)})
         return [budget.plans(196, 12, CONFIG.macs)(step / 5) for step in range(6)]
 
     assert plans_of(order) == plans_of((0, 1, 2))
@@ -89,7 +89,7 @@ def test_loaded_model_plan_values_follow_the_recorded_order_of_blocks():
     assert trained.plan(tokens=(80, 150, 120)) == make_plan(196, 12, tokens=(150, 120, 80))
 
 
-def test_main_flags_in_any_order_train_the_same_plan(main, tmp_path, monkeypatch):
+def test_main_with_blocks_and_rates_in_any_order_trains_the_same_plan(main, tmp_path, monkeypatch):
     configs, recipe = [], tmp_path / 'recipe.py'
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda collective_errors: contextlib.nullcontext())
