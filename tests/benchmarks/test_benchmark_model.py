@@ -1,4 +1,4 @@
-"""Models to benchmark: result by name or folder, and combined with the flags into workloads."""
+"""Models to benchmark: selected by name or folder, and combined with the flags into workloads."""
 
 import dataclasses
 import logging

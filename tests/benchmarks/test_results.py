@@ -36,7 +36,7 @@ def test_speed_without_plan_joins_the_run_of_the_same_macs(tmp_path):
 
 
 def known_run(folder, plan=PLAN, **config):
-    """A run of a model that is known, so that its plan is."""
+    """Writes a run of a named model, so that its plan can be computed."""
     return make_run(folder, macs=CONFIG.macs(plan), **{
         'model.name': 'vit_digits', 'model.image_size': 64, 'model.classes': 10, 'model.reduce_at': [0, 2, 4],
         'model.fuse': True} | config)
@@ -170,7 +170,7 @@ def test_row_of_a_wrong_type_or_range_is_refused_with_its_file(tmp_path, row, me
         read_results([make_rows(tmp_path / 'a.json', {'name': 'a', 'images_per_second': 5} | row)])
 
 
-def test_a_speed_of_null_is_joined_to_nothing(tmp_path):
+def test_speed_of_null_is_joined_with_no_evaluation(tmp_path):
     rows = make_rows(tmp_path / 'a.json', speed_of(PLAN, None))
     assert [result.speed for result in read_results([known_run(tmp_path / 'run'), rows]).results] == [7]
 

@@ -1,4 +1,4 @@
-"""The lock of a workdir: one run at a time, and a dead run holds nothing."""
+"""The lock of a workdir: one run at a time, and the lock of a dead run is free."""
 
 import contextlib
 import errno

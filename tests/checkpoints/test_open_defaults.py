@@ -17,7 +17,7 @@ RUN = {'data.mean': [0.4] * 3, 'data.std': [0.1] * 3, 'model.dtype': 'bfloat16'}
 
 @pytest.fixture
 def weights(monkeypatch):
-    """Weights with a config of their own at the path 'weights', and a run with a checkpoint at 'begun'."""
+    """Weights with a config at the path 'weights', and a run with a checkpoint at the path 'begun'."""
     monkeypatch.setattr(open_defaults, 'read_metadata', lambda path: {'config': WEIGHTS} if path == 'weights' else {})
     monkeypatch.setattr(open_defaults, 'newest_step', lambda path: 3 if path == 'begun' else None)
     monkeypatch.setattr(workdir, 'saved_config', lambda path: RUN)
@@ -71,7 +71,7 @@ def test_resolve_equal_values_or_a_continued_run_warns_of_nothing(weights, caplo
 
 @pytest.mark.parametrize('split, recorded, saved', [('auto', 'auto', 'auto'), ('test', 'test[:100%]', 'test[:100%]'),
                                                     ('val', 'val', 'val')])
-def test_resolve_explicit_test_split_is_recorded_apart_from_that_of_older_runs(tmp_path, split, recorded, saved):
+def test_resolve_explicit_test_split_is_recorded_in_another_form_than_by_older_runs(tmp_path, split, recorded, saved):
     config = resolve(layouts.config_of(data__test_split=split), tmp_path)
     assert config.data.test_split == recorded
     workdir.write_config(tmp_path, {'config': config.to_dict()})

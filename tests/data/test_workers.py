@@ -1,4 +1,4 @@
-"""Tests of worker processes: equal batches, exit, and memory."""
+"""Tests of worker processes: their batches equal those of a thread, they exit, and their memory is bounded."""
 
 import json
 import multiprocessing

@@ -43,7 +43,7 @@ def run(capsys, monkeypatch, visualize):
     return start
 
 
-def test_look_shows_the_predictions_at_each_keep_rate(loaded):
+def test_predict_examples_gives_the_predictions_at_each_keep_rate(loaded):
     model, images = VisionModel(loaded, batch_size=4), [Few('test')[index]['image'] for index in range(3)]
     subjects = [LabelledImage(str(number), image, 'red') for number, image in enumerate(images)]
     examples, settings, problems = predict_examples(model, subjects, [0.5, 1.0])
@@ -149,7 +149,8 @@ def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, run):
     (['tradeoff', 'HERE/none'], 'there is no .*none'), (['tradeoff', 'HERE'], 'is no workdir of a run'),
     (['tradeoff', 'HERE/a.txt'], 'is no JSON with "rows"'), (['tradeoff', 'HERE/empty.json'], 'has no rows'),
     (['tradeoff', 'HERE/odd.json'], 'neither an accuracy'), (['tradeoff', 'HERE/speed.json'], 'nothing to draw')])
-def test_wrong_command_ends_with_code_2_and_one_line(words, message, checkpoint, tmp_path, monkeypatch, run):
+def test_visualize_with_wrong_arguments_ends_with_code_2_and_one_line(words, message, checkpoint, tmp_path, monkeypatch,
+                                                                      run):
     (tmp_path / 'a.txt').write_text('text')
     (tmp_path / 'empty.json').write_text('{"rows": []}')
     make_rows(tmp_path / 'odd.json', {'top1': 'high'})
@@ -173,7 +174,7 @@ def test_data_with_other_classes_of_the_same_number_are_refused(program, names, 
                           'give a model') in errors
 
 
-def test_drop_of_a_checkpoint_without_data_asks_for_a_config(tmp_path, run):
+def test_drop_of_a_checkpoint_without_data_is_refused_with_the_flag_to_give(tmp_path, run):
     params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
     weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_layouts', 'reduce_at': (1,)}}, 'class_names': []})
     code, _, errors = run('drop', tmp_path, '--out', tmp_path / 'x.png')

@@ -1,4 +1,4 @@
-"""Comparison of values between processes: all continue, or all end with the difference."""
+"""Comparison of values between processes: all processes continue, or all end with the same error."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Defaults that depend on the machine: dtype and data workers, and a run that continues on another platform."""
+"""Defaults that depend on the machine: dtype and number of workers, and a run that resumes on another platform."""
 
 import json
 from types import SimpleNamespace
@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import base
 from evit_jax.checkpoints import open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import load_model
+from evit_jax.configs import base
 from evit_jax.runtime import machine
 from evit_jax.training import experiment, limits, loop
 from tests.helpers import layouts
@@ -80,7 +80,7 @@ def test_limits_mean_or_std_of_values_outside_0_to_1_is_refused(changes):
 
 
 @pytest.mark.parametrize(('platform', 'dtype'), [('cpu', 'float32'), ('tpu', 'bfloat16')])
-def test_setup_open_dtype_follows_the_platform_of_the_mesh(platform, dtype):
+def test_setup_open_dtype_is_that_of_the_platform_of_the_mesh(platform, dtype):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))  # a slice that is not this machine
     run = experiment.setup(layouts.config_of(model__dtype='auto'), mesh=mesh)
     assert run.config.model.dtype == run.metadata['config']['model']['dtype'] == dtype

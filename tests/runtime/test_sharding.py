@@ -1,4 +1,4 @@
-"""Joining of processes, sums over them, shardings, and the prefetch of batches to the devices."""
+"""Initialisation of several processes, sums over them, shardings, and the prefetch of batches to the devices."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ def wait_for(condition):
 
 @pytest.fixture
 def joined(monkeypatch):
-    """Records the arguments of `jax.distributed.initialize`, which fails as without a cluster."""
+    """Records the arguments of `jax.distributed.initialize`. The call fails, as without a cluster."""
     calls = []
 
     def initialize(**arguments):

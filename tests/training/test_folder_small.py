@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from configs import folder_small
 from evit_jax.checkpoints.workdir import flat
+from evit_jax.configs import folder_small
 from evit_jax.training import checks, experiment, loop
 from tests.helpers import tiny_run
 from tests.helpers.folders import draw_stripes

@@ -1,4 +1,4 @@
-"""One training in every layout: processes, devices and sharding change nothing but the rounding."""
+"""One training in every layout: the number of processes and devices and the sharding change only the rounding."""
 
 import itertools
 import math
@@ -80,7 +80,7 @@ def test_train_resumed_in_another_layout_agrees(trained, tmp_path, before, name)
 
 
 @pytest.mark.parametrize('name', sharding.SHARDINGS)
-def test_restore_puts_equal_bits_where_the_config_says(shared_run, name):
+def test_restore_gives_equal_bits_with_the_sharding_of_the_config(shared_run, name):
     run = layouts.setup(sharding=name)
     checkpoints = CheckpointManager(shared_run, keep=3)
     state, replicated = (checkpoints.restore(run._replace(config=config).abstract_state())
@@ -140,7 +140,7 @@ def test_keep_top_on_several_devices_breaks_ties_as_on_one(batch):
 
 
 @pytest.mark.parametrize('fuse', [True, False])
-def test_train_step_exchanges_only_gradients_and_two_metrics(fuse):
+def test_train_step_all_reduces_only_gradients_and_two_metrics(fuse):
     train, evaluation, parameters = programs(mixing__mixup=0.8, mixing__cutmix=1.0, model__fuse=fuse)
     assert collectives(evaluation) == []
     assert {name for name, _ in collectives(train)} == {'all-reduce'}
@@ -183,7 +183,7 @@ def test_train_with_a_teacher_in_two_processes_agrees_with_one(shared_run, tmp_p
 
 
 @pytest.mark.slow
-def test_restore_of_a_damaged_checkpoint_in_two_processes_reads_the_one_before(trained, tmp_path):
+def test_restore_of_a_damaged_checkpoint_in_two_processes_reads_the_previous_one(trained, tmp_path):
     shutil.copytree(trained['2x4'], tmp_path / 'run')
     for file in (tmp_path / 'run' / 'checkpoints' / '10' / 'state').rglob('*'):
         if file.is_file():

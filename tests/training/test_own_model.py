@@ -18,13 +18,13 @@ QUIET = {'model__name': 'deit_s', 'model__image_size': 224, 'epochs': 1, 'log__p
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """Workdir and metrics of a model of its own, under a config that names another one."""
+    """Workdir and metrics of a training with a model object, although the config names another model."""
     workdir = tmp_path_factory.mktemp('run')
     metrics = loop.train(layouts.config_of(**QUIET), workdir, sources=layouts.sources(), model_config=MODEL)
     return workdir, metrics
 
 
-def test_train_with_an_own_model_and_sources_stores_both(run):
+def test_train_with_model_and_sources_as_objects_records_both(run):
     workdir, metrics = run
     params, metadata = read_newest(workdir, 'params')
     assert params['blocks.0.norm1.bias'].shape == (32,) and metrics['images'] == 100
@@ -36,7 +36,7 @@ def test_train_with_an_own_model_and_sources_stores_both(run):
     assert saved['data.source'] == 'custom'
 
 
-def test_evaluate_workdir_of_an_own_model_needs_no_model(run):
+def test_evaluate_workdir_of_a_custom_model_needs_no_model_object(run):
     workdir, metrics = run
     for explicit in ((), ('keep.rate',)):
         again = loop.evaluate_workdir(layouts.config_of(keep__rate=1.0), workdir, source=layouts.Colours('test'),

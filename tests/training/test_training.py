@@ -75,7 +75,7 @@ def test_evaluate_workdir_under_other_plans_and_image_sizes_changes_the_macs(tin
 
 
 @pytest.mark.slow
-def test_restore_sets_a_damaged_checkpoint_aside_and_reads_the_one_before(tmp_path, caplog):
+def test_restore_sets_a_damaged_checkpoint_aside_and_reads_the_previous_one(tmp_path, caplog):
     config = config_of(checkpoint__every=20)
     loop.train(config, tmp_path)
     for file in (tmp_path / 'checkpoints' / '40' / 'state').rglob('*'):
@@ -168,7 +168,7 @@ def test_main_with_an_unknown_key_ends_with_one_line_and_code_2(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_train_step_mixes_as_configured_in_one_group_per_device(monkeypatch):
+def test_train_step_mixes_with_the_settings_of_the_config_in_one_group_per_device(monkeypatch):
     arguments = {}
 
     def record(images, labels, key, **kwargs):

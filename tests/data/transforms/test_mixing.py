@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from evit_jax.checkpoints.workdir import flat
+from evit_jax.configs import base
 from evit_jax.data.transforms import mixing
 from evit_jax.data.transforms.mixing import Mixing
 from evit_jax.runtime import sharding
