@@ -126,7 +126,7 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
 
 def _values_of_objects(config, sources, model_config=None):
     """Returns the config values for sources and a model that are passed as objects, by dotted key."""
-    values = {} if sources is None else {'data.source': model_setup.CUSTOM, 'data.path': ''}
+    values = {} if sources is None else {'data.source': data_sources.OBJECTS, 'data.path': ''}
     return values if model_config is None else values | model_setup.values_of_model(model_config, config.model.name)
 
 

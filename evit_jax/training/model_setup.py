@@ -14,7 +14,7 @@ from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import Modules, modules_at
 from evit_jax.reduction.schedule import Stage
 
-CUSTOM = 'custom'  # model.name and data.source if model and sources are passed as objects
+CUSTOM = 'custom'  # model.name of a model that was passed as an object
 
 
 def config_and_plans(config: Mapping[str, Any], trained: Mapping[str, Any] | None = None,

@@ -61,6 +61,14 @@ def test_dry_run_prints_commands_and_runs_none(script, args, cloud):
     assert cloud.calls() == [] and sorted(cloud.folder.rglob('*')) == before
 
 
+@pytest.mark.parametrize('line', [
+    'tpu_vm.sh start TPU', 'gke_jobset.sh render --name=evit --image=a V5E', 'slurm.sh submit', 'local.sh'])
+def test_config_that_names_a_recipe_is_replaced_by_its_file(line, cloud):
+    script, *args = words_of(line)
+    result = cloud.run(script, *args, '--config=digits', '--workdir=gs://bucket/run', '--dry-run')
+    assert result.returncode == 0 and '--config=configs/digits.py' in result.stdout, result.stderr
+
+
 WRONG = [
     ('tpu_vm.sh', 'give one of: create setup'),
     ('tpu_vm.sh create setup', 'create setup'),

@@ -45,6 +45,11 @@ def test_evaluate_workdir_of_a_custom_model_needs_no_model_object(run):
         assert (again['top1'], again['macs']) == (metrics['top1'], metrics['macs']) or explicit
 
 
+def test_evaluate_workdir_trained_on_objects_without_a_source_is_refused_with_the_flags_to_give(run):
+    with pytest.raises(ValueError, match=r'data that was passed as objects.*--config.data.source=folder'):
+        loop.evaluate_workdir(layouts.config_of(), run[0], explicit=(), from_file=False)
+
+
 def test_train_resumed_with_another_model_is_refused_by_field(run):
     workdir, metrics = run
     config = layouts.config_of(**QUIET)
