@@ -162,7 +162,7 @@ def test_train_on_arrays_learns_and_its_workdir_can_be_loaded(config, stripes, t
     assert after['loss'] < before['loss'] and after['top1'] > 0.9
     assert (trained.config, trained.plan, trained.class_names) == (model.config, model.plan, model.class_names)
     again = evit_jax.train(config, model=model, train=stripes, test=stripes, workdir=tmp_path / 'run')
-    np.testing.assert_array_equal(again(stripes[0][:8]), trained(stripes[0][:8]))  # the run was complete
+    np.testing.assert_array_equal(again(stripes[0][:8]), trained(stripes[0][:8]))  # was not trained further
     np.testing.assert_array_equal(evit_jax.load(tmp_path / 'run')(stripes[0][:8]), trained(stripes[0][:8]))
 
 

@@ -1,4 +1,4 @@
-"""Trained weights together with everything needed to run them."""
+"""Trained weights together with the settings needed to run them."""
 
 import dataclasses
 import os
@@ -173,7 +173,7 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
 
 
 def saved_budget(config: Mapping[str, Any]) -> TokenBudget:
-    """Returns the token budget of a saved flat config. Keys that older configs lack have the values of `absent`.
+    """Returns the token budget of a saved flat config. Keys that older configs lack get the values of `absent`.
 
     Raises:
       KeyError: model.reduce_at, model.fuse or keep.rate is missing.

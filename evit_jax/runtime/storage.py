@@ -151,7 +151,7 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
 
 
 def is_machine_failure(error: BaseException) -> bool:
-    """Returns True if a read failed because of this machine (memory, permissions, open files, JAX), not of the file."""
+    """Returns True if this machine caused a failed read (memory, permissions, open files, JAX), and not the file."""
     from jax.errors import JaxRuntimeError  # a slow import, which the metric writers do not need
     if isinstance(error, MemoryError | JaxRuntimeError):
         return True

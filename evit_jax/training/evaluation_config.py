@@ -75,7 +75,7 @@ def _check_model(given, run, keys, workdir):
     """Raises a ValueError if one of the keys differs between two flat configs."""
     given, run = models.resolve(given), models.resolve(run)
     if given['model.name'] != run['model.name']:
-        keys = keys & {'model.name'}  # the other keys differ because the model does
+        keys = keys & {'model.name'}  # the other keys differ because the models differ
     differ = [key for key in sorted(keys) if given[key] != run[key] and not _is_open(given[key])]
     if differ:
         message = ', '.join(f'{key} {run[key]} there, {given[key]} here' for key in differ)

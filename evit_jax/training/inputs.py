@@ -46,7 +46,7 @@ def open_test_source(config: Mapping[str, Any]) -> Source:
 
 
 def check_classes(opened: tuple[Source, ...], classes: int) -> tuple[Source, ...]:
-    """Returns the sources, after a check that the model has as many classes; 0 classes are not checked.
+    """Checks that the sources have the number of classes of the model, and returns them. 0 accepts any number.
 
     Raises:
       ValueError: a source has another number of classes.
@@ -90,7 +90,7 @@ def token_targets(folder: str | os.PathLike, source: Source, patches: int) -> To
     """Returns the token labels of the images of a source.
 
     Args:
-      folder: folder of the label maps; '': none, and the result is None.
+      folder: folder of the label maps. If it is '', the result is None.
       patches: number of patches of the model, in a square grid.
 
     Raises:

@@ -110,7 +110,7 @@ with WorkdirLock({str(tmp_path)!r}):
     process.wait()
     try:
         with WorkdirLock(tmp_path):
-            os.kill(child, 0)  # it lives
+            os.kill(child, 0)  # raises an error if the child is dead
     finally:
         os.kill(child, signal.SIGKILL)
         process.stdout.close()

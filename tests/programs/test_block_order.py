@@ -152,7 +152,7 @@ def test_modules_at_other_blocks_than_trained_raises():
     modules = modules_at(DYNAMICVIT, (9, 3, 6))
     modules.check(plan_at(3, 6, 9))
     modules.check(plan_at(3, 6))
-    modules.check(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)))  # EViT uses none
+    modules.check(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)))  # EViT has no learned modules
     modules.check(TokenPlan(196, (None,) * 12, False, DYNAMICVIT))
     with pytest.raises(ValueError, match=r'the module trained at block 3 at block 6.* trained at the blocks '
                                          r'\(3, 6, 9\), and the plan reduces at \(6, 9\)'):

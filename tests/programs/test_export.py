@@ -230,7 +230,7 @@ def test_export_full_disk_or_unwritable_folder_is_refused(checkpoint, tmp_path, 
     def full(*_, **__):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(artifact, 'export', None)  # nothing is computed before
+    monkeypatch.setattr(artifact, 'export', None)  # fails if a program is exported
     (tmp_path / 'file').write_text('')
     code, errors = run(checkpoint, tmp_path / 'file' / 'new')
     assert code == 2 and 'new cannot be written (Not a directory): free space there, or give another folder' in errors

@@ -221,7 +221,7 @@ def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_clo
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith(f'{images}/a.png: ') and done.stdout.count('%') == 3
     assert 'cannot be read: absent.png: No such file or directory' in done.stderr
-    lines = [line for line in done.stderr.splitlines() if ' progress.py:' not in line]  # on a slow machine
+    lines = [line for line in done.stderr.splitlines() if ' progress.py:' not in line]  # logged on a slow machine
     assert 'Traceback' not in done.stderr and len(lines) == 3
     reading, writing = os.pipe()
     os.close(reading)

@@ -128,7 +128,7 @@ def test_prefetcher_transfers_two_batches_ahead_and_few_more():
     prefetcher = prefetch.DevicePrefetcher(batches(100, drawn), mesh(), ahead=2)
     next(prefetcher)
     wait_for(lambda: len(drawn) >= 3)
-    time.sleep(0.1)  # enough for a batch too many
+    time.sleep(0.1)  # time for further transfers
     assert 3 <= len(drawn) <= 4
     prefetcher.close()
     assert prefetcher._queue.empty()  # a batch left there holds shared memory of the workers until the process ends

@@ -37,7 +37,7 @@ def assert_agree(workdir, want):
 def test_train_in_two_processes_with_fsdp_agrees_with_one_process(shared_run, tmp_path):
     layouts.train(tmp_path / 'run', **LAYOUTS['2x4 fsdp'])
     assert_agree(tmp_path / 'run', shared_run)
-    assert 0.5 < writers.read_metrics(shared_run / 'metrics.jsonl')[-1]['eval/top1'] < 1  # a value that can differ
+    assert 0.5 < writers.read_metrics(shared_run / 'metrics.jsonl')[-1]['eval/top1'] < 1
     assert (tmp_path / 'run' / 'kept.png').exists() and (tmp_path / 'run' / 'curves.png').exists()
     logs = [(tmp_path / f'run.{number}.log').read_text() for number in range(2)]
     assert [('images/s' in log, 'parameters:' in log, 'process ' in log) for log in logs] == [
@@ -116,7 +116,7 @@ def programs(**changes):
 
 
 def test_label_ranks_are_those_of_top_k_and_nan_is_never_right():
-    logits = np.random.default_rng(0).integers(0, 4, (200, 6)).astype(np.float32)  # many are equal
+    logits = np.random.default_rng(0).integers(0, 4, (200, 6)).astype(np.float32)  # many logits are equal
     labels = np.arange(200) % 6
     best = np.asarray(jax.lax.top_k(logits, 6)[1])
     np.testing.assert_array_equal(step.label_ranks(logits, labels), (best == labels[:, None]).argmax(1))
@@ -155,7 +155,7 @@ def test_fsdp_gathers_each_divided_array_once_and_no_activation(classes, arrays)
         assert gathered == arrays * [('all-gather', 64 * 256)]
     reduced = [numbers for name, numbers in collectives(train) if name != 'all-gather']
     assert {name for name, _ in collectives(train)} <= {'all-gather', 'all-reduce', 'reduce-scatter'}
-    assert sum(reduced) < parameters + 50  # and the parts of the gradient's norm
+    assert sum(reduced) < parameters + 50  # the others are parts of the gradient's norm
 
 
 @pytest.mark.slow

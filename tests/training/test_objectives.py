@@ -178,9 +178,9 @@ def test_draw_swaps_gives_one_box_of_varying_size():
         rows, columns = box.any(1), box.any(0)
         assert (box == rows[:, None] & columns).all()
         for side in (rows, columns):
-            assert np.abs(np.diff(np.pad(side.astype(int), 1))).sum() in (0, 2)  # one run
-    assert areas.min() == 0 and areas.max() == 12 * 12  # as in the reference: 13 // 2 to each side of the centre
-    assert 0.25 < areas.mean() / 196 < 0.45  # 1/2 on average, less what the border clips
+            assert np.abs(np.diff(np.pad(side.astype(int), 1))).sum() in (0, 2)  # the True values are contiguous
+    assert areas.min() == 0 and areas.max() == 12 * 12  # 13 // 2 on each side of the centre, as in the reference
+    assert 0.25 < areas.mean() / 196 < 0.45  # the mean of lambda is 1/2; the border clips some boxes
     again = mixtoken.draw_swaps(jax.random.key(0), 14 * 14, 4000)
     np.testing.assert_array_equal(swap, again)
 

@@ -244,7 +244,7 @@ def test_browser_narrow_window_fits_and_address_sets_the_state(browsed, tmp_path
     found, complaints = browse(make_page(examples), tmp_path, width=500, address='#rate=1&view=attention')
     assert found['wide'] and not complaints
     assert found['states']['start']['slider'] == '2' and 'brightest' in found['states']['start']['text']
-    assert not re.search(r'of \d shown', found['states']['start']['text'])  # there is no truth
+    assert not re.search(r'of \d shown', found['states']['start']['text'])  # no true class is known
 
 
 def test_browser_shows_merged_tokens_without_errors(tmp_path):

@@ -32,7 +32,7 @@ class _Request(NamedTuple):
 def _open_digits(request: _Request) -> DigitsSource:
     split = splits.resolve(request.split, DigitsSource.splits)
     splits.names(split, DigitsSource.splits)
-    _check_num_classes('digits', request.num_classes, DigitsSource.num_classes)  # checked before the build, a minute
+    _check_num_classes('digits', request.num_classes, DigitsSource.num_classes)  # before the build, which is slow
     return DigitsSource(request.path, split)
 
 
