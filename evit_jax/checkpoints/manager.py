@@ -165,7 +165,7 @@ class CheckpointManager:
         for step in steps:
             problem, saved, arrays = self._read(step, like)
             if distributed.sum_over_processes({'problems': bool(problem)})['problems']:
-                logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
+                logging.warning('checkpoint of step %d cannot be read, trying the previous one: %s', step,
                                 problem or 'another process failed to read it')
                 distributed.on_process_zero(functools.partial(self._set_aside, step))
                 self._manager.reload()
