@@ -18,11 +18,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from evit_jax import cli, config_errors
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.runtime import distributed
 from evit_jax.runtime.preemption import Preempted
-from evit_jax.training import loop
-from evit_jax.training.model_setup import apply_plan
+from evit_jax.training import experiment, loop
+from evit_jax.training.model_setup import values_of_plan
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a recipe (digits) or a Python file with '
                                           'get_config(). Default in an evaluation: the config of the run.')
@@ -61,7 +62,8 @@ def main(*, from_file: bool = True) -> None:
     explicit = config_flags.get_override_values(flags.FLAGS['config'])
     with distributed.distributed(collective_errors=Preempted):
         if mode == 'train':
-            config = apply_plan(config, plan_file, explicit) if plan_file else config
+            if plan_file:
+                config = experiment.with_values(config, values_of_plan(plan_file, flat(config), explicit))
             loop.train(config, workdir, accept_changes=_ACCEPT.value)
         else:
             loop.evaluate_workdir(config, workdir, explicit=explicit, from_file=from_file, plan_file=plan_file,

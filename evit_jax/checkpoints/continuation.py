@@ -1,4 +1,4 @@
-"""Checks that a resumed run has the config with which it began."""
+"""Compares the config of a resumed run with its recorded config."""
 
 import os
 from typing import Any
@@ -30,7 +30,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     Args:
       path: the workdir.
       config: nested training config.
-      accept_changes: resume even if the run began with other values.
+      accept_changes: resume even if the recorded config has other values.
 
     Raises:
       ValueError: the workdir contains a checkpoint of a run with another config, or cannot be reached.
@@ -40,7 +40,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     new = flat(config)
     if old is not None:
         if 'batch_size' not in old:
-            raise ValueError(f'workdir {folder} holds weights alone, and no training that could go on: give another '
+            raise ValueError(f'workdir {folder} holds weights alone, and no training to resume: give another '
                              f'--workdir, and --config.init_from={folder} to start from these weights')
         old = flat(absent()) | old
         new = open_defaults.fill_from_run(new, old) | {
@@ -70,5 +70,5 @@ def _check_changes(folder, old, new, accept_changes):
         raise ValueError(f'workdir {folder} holds a run with another config ({changes}): give another --workdir, or '
                          f'--accept_changes to continue with the new values{position}')
     if differ:
-        logging.warning('continuing with another config than the run began with: %s', changes)
+        logging.warning('continuing with changed config values: %s', changes)
     return differ

@@ -1,4 +1,4 @@
-"""Makes the processes of a run agree: all continue with equal values, or all raise an error."""
+"""Compares values between the processes of a run. All processes continue, or all raise an error."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def on_every_process(task: Callable[[], Result]) -> Result:
     if failure is not None:
         raise failure
     if failed := [number for number, message in enumerate(messages) if message]:
-        raise ValueError(f'process {failed[0]} cannot go on: {messages[failed[0]]}')
+        raise ValueError(f'process {failed[0]} cannot continue: {messages[failed[0]]}')
     return result
 
 
