@@ -12,10 +12,9 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.runtime import machine
 from evit_jax.training import experiment, limits, loop
-from tests.helpers import layouts, step_sharing
+from tests.helpers import layouts
 
 least = layouts.least
-shared_steps = step_sharing.shared_steps
 SHORT = {'epochs': 1, 'ema_decay': 0.0, 'log__pictures': 0, 'log__eval_epochs': 9.0, 'checkpoint__every': 100,
          'checkpoint__best': 'top1'}  # 2 steps
 
