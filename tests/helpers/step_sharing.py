@@ -22,7 +22,8 @@ def shared_steps():
 
     def shared_train_step(run, teacher=None):
         config = {name: value for name, value in run.config.to_dict().items() if name not in UNUSED}
-        key = 'train', str(config), run.model.config, run.model.modules, run.total_steps, run.offset, run.mesh
+        key = ('train', str(config), run.model.config, run.model.modules, run.mesh, run.offset, run.total_steps,
+               run.steps_per_epoch)
         if teacher:
             key += teacher.model.config, teacher.plan, teacher.mean, teacher.std, teacher.patch_tokens
         return shared(key, lambda: train_step(run, teacher))
