@@ -28,8 +28,9 @@ FORMAT = (
     'cases: name -> case. configs: file name -> content. arrays: name in model.safetensors -> shape. unused: arrays '
     'that the outputs do not depend on. sizes: (height, width) of the images; the first is native. float64: largest '
     'difference of an output to a run in float64, relative to its largest value. other_names: layout -> {name: saved '
-    'name, or [saved name, first row, row after the last]}. NAME.npz has OUTPUT_HxW for the outputs features (input of '
-    'the head), logits and patch_tokens (after the last norm, first image only).')
+    'name, or [saved name, first row, row after the last]}. config: fields of the ViTConfig, as in timm_models.json; '
+    'null for transformers. NAME.npz has OUTPUT_HxW for the outputs features (input of the head), logits (unless they '
+    'are the features) and patch_tokens (after the last norm, first image only).')
 
 
 def main(names):
@@ -64,7 +65,7 @@ def record_case(name):
     np.savez(FOLDER / f'{name}.npz', **stored)
     print(f'{name}: float64 {distance:.1e}, features {outputs[case.sizes[0]]["features"].std():.2f}')
     return {'configs': case.configs, 'arrays': case.arrays, 'unused': case.unused, 'sizes': case.sizes,
-            'float64': float(f'{distance:.1e}'), 'other_names': others}
+            'float64': float(f'{distance:.1e}'), 'other_names': others, 'config': case.config}
 
 
 def compute(run, model, images):

@@ -5,6 +5,7 @@ import tempfile
 
 import timm
 
+from tests.golden import record_timm_models
 from tests.golden.recording import Case, read_files
 
 SMALL = {'embed_dim': 32, 'num_heads': 4}
@@ -67,4 +68,5 @@ def record(name):
         pooled = tokens[:, 0] if name == 'deit_distilled' else model.forward_head(tokens, pre_logits=True)
         return {'features': pooled, 'logits': model.forward_head(tokens), 'patch_tokens': tokens[:, prefix:]}
 
-    return Case(name, configs, arrays, sizes), load, run
+    config = record_timm_models.read_config(native, variant)
+    return Case(name, configs, arrays, sizes, config=config), load, run

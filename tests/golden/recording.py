@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from safetensors import safe_open
@@ -14,8 +15,8 @@ class Case(NamedTuple):
     configs: dict[str, Any]            # file name -> content of config.json and preprocessor_config.json
     arrays: dict[str, list[int]]       # name in the file of weights -> shape
     sizes: list[tuple[int, int]]       # (height, width) in pixels; the first is native
-    renamed: dict[str, str] = {}       # name in the file -> module name of transformers 5, where they differ
-    unused: tuple[str, ...] = ()       # names of arrays that the forward pass does not read
+    unused: Sequence[str] = ()         # names of arrays that the outputs do not depend on
+    config: dict[str, Any] | None = None  # fields of the ViTConfig, if they are known
 
 
 def read_files(folder: pathlib.Path):
