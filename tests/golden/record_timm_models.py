@@ -23,10 +23,10 @@ MODULES = ('beit', 'deit', 'eva', 'naflexvit', 'vision_transformer', 'vision_tra
            'vision_transformer_relpos', 'vision_transformer_sam')
 FORMAT = (
     'models: name without tag -> entry. An entry has either `unsupported`, the reason why no ViTConfig computes the '
-    'model, or `config`, all fields of its ViTConfig under the default tag (the first of `tags`), and `layout`, the '
-    'index of its arrays in `layouts`. `tags`: pretrained tag -> mean, std, crop (crop_pct), crop_mode, interpolation, '
+    'model, or `config`, all fields of its ViTConfig under the default tag (the first of `tags`). `layout`: the index '
+    'of its arrays in `layouts`. `tags`: pretrained tag -> mean, std, crop (crop_pct), crop_mode, interpolation, '
     'and `config`, the fields that differ from those of the default tag (often image_size, classes). '
-    "layouts: arrays of state dicts, name -> shape. A name with blocks.* stands for each block. The default tag's "
+    "layouts: arrays of state dicts, name -> shape. A name with blocks.* stands for each block, if all blocks have equal arrays. The default tag's "
     'image size and classes apply. projection is a judgement by name: a CLIP tag without an ImageNet tag. '
     'image_size is the size of pos_embed in the file, [height, width] if not a square. layer_scale is an initial value: '
     'a file tells only that it is not 0.')
@@ -67,26 +67,33 @@ def record_model(name, tags, layouts):
         try:
             config = read_config(model, full)
         except Unsupported as error:
-            return {'unsupported': str(error)}
+            return {'unsupported': str(error), 'layout': add_layout(layouts, read_layout(model))}
         differs = {key: value for key, value in config.items() if value != entry.setdefault('config', config)[key]}
         entry['tags'][tag] = read_preprocessing(model.pretrained_cfg) | ({'config': differs} if differs else {})
         if 'layout' not in entry:
-            layout = read_layout(model)
-            if layout not in layouts:
-                layouts.append(layout)
-            entry['layout'] = layouts.index(layout)
+            entry['layout'] = add_layout(layouts, read_layout(model))
     return entry
 
 
+def add_layout(layouts, layout):
+    """Returns the index of a layout, which is appended if it is new."""
+    if layout not in layouts:
+        layouts.append(layout)
+    return layouts.index(layout)
+
+
 def read_layout(model):
-    """Returns the shapes of the arrays by name. All blocks have the same arrays, which are written once."""
+    """Returns the shapes of the arrays by name. The arrays of equal blocks are written once."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    blocks = {}
-    for name in [name for name in shapes if name.startswith('blocks.')]:
-        _, number, rest = name.split('.', 2)
-        blocks.setdefault(int(number), {})[f'blocks.*.{rest}'] = shapes.pop(name)
-    require(all(block == blocks[0] for block in blocks.values()), 'its blocks differ')
-    return shapes | blocks[0]
+    blocks, others = {}, {}
+    for name, shape in shapes.items():
+        if name.startswith('blocks.'):
+            _, number, rest = name.split('.', 2)
+            blocks.setdefault(int(number), {})[f'blocks.*.{rest}'] = shape
+        else:
+            others[name] = shape
+    are_equal = all(block == blocks[0] for block in blocks.values())
+    return others | blocks.get(0, {}) if are_equal else shapes
 
 
 def read_preprocessing(cfg):
@@ -111,7 +118,7 @@ def read_config(model, name):
     require(len(set(patch.patch_size)) == 1, f'patches of {patch.patch_size}')
     prefix = model.num_prefix_tokens > 0
     registers = 0 if model.reg_token is None else model.reg_token.shape[1]
-    config = {'image_size': size(patch.img_size), 'patch_size': patch.patch_size[0], 'width': model.embed_dim,
+    config = {'image_size': image_size(patch), 'patch_size': patch.patch_size[0], 'width': model.embed_dim,
               'depth': len(model.blocks), 'classes': model.num_classes, 'distilled': distilled,
               'class_token': model.cls_token is not None, 'registers': registers,
               'prefix_positions': 0 if model.no_embed_class and prefix and model.pos_embed is not None else None,
@@ -122,8 +129,9 @@ def read_config(model, name):
             | read_head(model, name))
 
 
-def size(image_size):
-    height, width = image_size
+def image_size(patch):
+    """Returns the size in pixels that the patches cover; timm leaves out the rest of an image."""
+    height, width = (count * side for count, side in zip(patch.grid_size, patch.patch_size))
     return height if height == width else [height, width]
 
 

@@ -68,19 +68,20 @@ def write(folder, name, layout=SAVED):
     return folder
 
 
-def check_config(config, expected):
-    """Checks the fields of a ViTConfig that decide its outputs.
+def differences(config, expected):
+    """Returns the fields of a ViTConfig that differ, with (value, expected value).
 
     Args:
-      expected: fields as in timm_models.json. Fields with the value '' are left out.
+      expected: fields as in timm_models.json.
     """
-    wanted = {key: tuple(value) if isinstance(value, list) else value for key, value in expected.items() if value != ''
-              or key == 'rope'}
+    wanted = {key: tuple(value) if isinstance(value, list) else value for key, value in expected.items()}
     actual = {key: getattr(config, key) for key in wanted}
-    for values in (wanted, actual):  # initial values of LayerScale are not in files; the ratio gives a number of units
+    for values in (wanted, actual):  # a file has no initial values, and the number of units in place of the ratio
         values['layer_scale'] = values['layer_scale'] > 0
         values['mlp_ratio'] = round(values['mlp_ratio'] * expected['width'])
-    assert actual == wanted
+        if not expected['absolute_positions']:
+            values['position_resize'] = ''
+    return {key: (actual[key], value) for key, value in wanted.items() if actual[key] != value}
 
 
 def images(name, size):
