@@ -23,7 +23,7 @@ PREPROCESSING_KEYS = (*NORMALISATION_KEYS, 'data.eval_crop')
 
 
 def resolve_for_training(config: Any, workdir: str | os.PathLike, platform: str) -> Any:
-    """Returns the config of a training with dtype, mean and std resolved.
+    """Returns the config of a training with dtype, mean, std and name of the base model resolved.
 
     A resumed run uses its recorded values, so `init_from` need not exist any more. For a new run, a warning names each
     preprocessing value that differs from that of the initial weights.
@@ -41,8 +41,10 @@ def resolve_for_training(config: Any, workdir: str | os.PathLike, platform: str)
     config = resolve(config, platform=platform, run=run)
     if not continues:
         _warn_of_other_preprocessing(config)
+    base_model = config.base_model or (run or _config_of_weights(config.init_from)).get('base_model', '')
     config = config.copy_and_resolve_references()
     with config.unlocked():
+        config.base_model = base_model
         config.data.test_split = splits.to_record(config.data.test_split)
     return config
 

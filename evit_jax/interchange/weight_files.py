@@ -69,6 +69,11 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path:
     return candidates[0]
 
 
+def holds_weights(folder: pathlib.Path) -> bool:
+    """Returns True if a folder contains a file of PyTorch or safetensors weights."""
+    return any(file.suffix in _SUFFIXES for file in folder.iterdir())
+
+
 @contextlib.contextmanager
 def _opened_shards(index):
     """Opens all shards that an index lists, and yields (arrays, metadata). The first metadata found are used."""

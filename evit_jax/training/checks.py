@@ -9,6 +9,7 @@ from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import newest_step
+from evit_jax.interchange.opening import check_exists
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.schedule import KeepSchedule, stages
 from evit_jax.runtime import profiler, sharding
@@ -33,9 +34,7 @@ def check_start(config: Any, workdir: str | os.PathLike, base: ViTConfig | None 
                          'run, or --config.init_from= to start from random weights')
     if not config.init_from:
         return
-    weights.check_is_workdir('config.init_from', config.init_from)
-    if newest_step(config.init_from) is None:
-        raise ValueError(f'config.init_from={config.init_from} holds no checkpoint: give the workdir of a trained run')
+    check_exists(config.init_from, 'init_from')
     weights.check_values(config.init_from, models.config_from_flat(workdirs.flat(config.to_dict()), base))
 
 

@@ -30,7 +30,9 @@ from evit_jax.training import (
     experiment,
     history,
     identity,
+    initial_weights,
     inputs,
+    limits,
     model_setup,
     results,
 )
@@ -57,7 +59,8 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: the loss or the gradient is not finite. The message gives the step; checkpoints are kept.
       Preempted: SIGTERM or SIGINT was received; the state is saved.
     """
-    config = _with_objects(config, sources, model_config)
+    agreement.on_every_process(lambda: limits.check(config))
+    config = _with_objects(initial_weights.prepare(config, workdir), sources, model_config)
     config = agreement.on_every_process(lambda: _check_training(config, workdir, model_config))
     identity.check_processes(config, workdir, accept_changes=accept_changes, model=model_config)
     if sources is not None:
