@@ -48,6 +48,7 @@ class LoadedModel(NamedTuple):
     dtype: str                    # compute dtype: 'float32' or 'bfloat16'
     budget: TokenBudget           # the budget used in training, unless replaced
     modules: Modules = NO_MODULES  # learned modules of the reducer used in training
+    base_model: str = ''          # name of the pretrained model that the training started from; '' if unknown
 
     def with_reducer(self, reducer: str | Reducer | None) -> 'LoadedModel':
         """Returns the same weights with another reducer.
@@ -133,6 +134,7 @@ class LoadedModel(NamedTuple):
         return ({'modules': modules} if modules else {}) | {
             'class_names': list(self.class_names), model_configs.KEY: model_configs.to_json(config),
             'config': {
+                'base_model': self.base_model,
                 'model': {'name': self.name, 'image_size': self.image_size, 'dtype': self.dtype,
                           'reduce_at': budget.reduce_at, 'fuse': budget.fuse} | options,
                 'reducer': {'name': budget.reducer.name, 'r': budget.r, 'decreasing': budget.decreasing},
@@ -212,7 +214,8 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
         os.fspath(path), settings.get('model.name', CUSTOM), metadata.get('next_step', 0),
         weights.fitted(arrays, like, path), config, readable_names(class_names),
         settings.get('model.image_size') or config.image_size, mean, std, settings['data.eval_crop'] or None,
-        machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules)
+        machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules,
+        settings.get('base_model', ''))
 
 
 def _config_of(path, metadata, settings):

@@ -30,7 +30,9 @@ from evit_jax.training import (
     experiment,
     history,
     identity,
+    initial_weights,
     inputs,
+    limits,
     model_setup,
     results,
 )
@@ -57,6 +59,8 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: the loss or the gradient is not finite. The message gives the step; checkpoints are kept.
       Preempted: SIGTERM or SIGINT was received; the state is saved.
     """
+    agreement.on_every_process(lambda: limits.check(workdirs.flat(config)))
+    config = experiment.with_values(config, initial_weights.prepare(workdirs.flat(config), workdir))
     config = experiment.with_values(config, _values_of_objects(config, sources, model_config))
     config = agreement.on_every_process(lambda: _check_training(config, workdir, model_config))
     identity.check_processes(workdirs.flat(config), workdir, accept_changes=accept_changes, model=model_config)
