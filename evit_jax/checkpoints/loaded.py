@@ -192,7 +192,7 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
       ValueError: the metadata names no known model, or the weights do not match the model.
     """
     settings = _DEFAULTS | workdirs.flat(metadata.get('config', {}))
-    config = dataclasses.replace(_config_of(path, metadata, settings), classes=arrays['head.bias'].size)
+    config = dataclasses.replace(config_of(path, metadata, settings), classes=arrays['head.bias'].size)
     budget = TokenBudget.of_config(settings)
     budget = budget._replace(reducer=reducer or budget.reducer)
     saved = metadata.get('modules', {'reducer': budget.reducer, 'blocks': budget.reduce_at})
@@ -210,7 +210,17 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
         machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules)
 
 
-def _config_of(path, metadata, settings):
+def config_of(path: str | os.PathLike, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> ViTConfig:
+    """Returns the model config of weights: the stored one, or else that of the named model.
+
+    Args:
+      path: origin of the weights, for the error message.
+      metadata: metadata of a checkpoint, or the flat config of a run.
+      settings: flat config of the weights.
+
+    Raises:
+      ValueError: the metadata name no known model.
+    """
     if model_configs.KEY in metadata:
         return model_configs.from_json(metadata[model_configs.KEY])
     if 'model.name' not in settings:

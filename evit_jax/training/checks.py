@@ -28,6 +28,17 @@ def check_start(config: Any, workdir: str | os.PathLike, base: ViTConfig | None 
     distillation.check_teacher(config)
     if newest_step(workdir) is not None:
         return
+    check_init_from(config)
+    if not config.init_from:
+        if config.model.freeze:
+            raise ValueError(f'config.model.freeze={config.model.freeze} would keep random weights: give '
+                             '--config.init_from of trained weights, or --config.model.freeze=')
+        return
+    weights.check_values(config.init_from, models.config_from_flat(workdirs.flat(config.to_dict()), base))
+
+
+def check_init_from(config: Any) -> None:
+    """Raises a ValueError if `init_from` is required but not given, or names no folder with a checkpoint."""
     if config.init_from is None:
         raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of a trained '
                          'run, or --config.init_from= to start from random weights')
@@ -36,7 +47,6 @@ def check_start(config: Any, workdir: str | os.PathLike, base: ViTConfig | None 
     weights.check_is_workdir('config.init_from', config.init_from)
     if newest_step(config.init_from) is None:
         raise ValueError(f'config.init_from={config.init_from} holds no checkpoint: give the workdir of a trained run')
-    weights.check_values(config.init_from, models.config_from_flat(workdirs.flat(config.to_dict()), base))
 
 
 def check_training(config: Any, base: ViTConfig | None = None) -> None:

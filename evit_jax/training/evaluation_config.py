@@ -11,7 +11,7 @@ from evit_jax.checkpoints import workdir as workdirs
 
 # Model keys that do not affect the parameters.
 _PLAN_KEYS = ('model.image_size', 'model.reduce_at', 'model.fuse', 'model.dtype', 'model.drop_path',
-              'model.gather_impl')
+              'model.gather_impl', 'model.freeze')
 # Keys that affect the result of an evaluation, besides model and preprocessing keys.
 _RESULT_KEYS = ('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate', 'keep.rates', 'keep.tokens',
                 'keep.macs', 'data.source', 'data.name', 'data.path', 'data.test_split', *_PLAN_KEYS[:4])
@@ -19,9 +19,9 @@ _RESULT_KEYS = ('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate', 
 _TOKEN_KEYS = {'keep.macs': 0.0, 'reducer.r': 0, 'keep.tokens': [], 'keep.rates': [], 'keep.rate': None}
 # Values that disable training-only features: label maps, teacher and initial weights may be missing in an evaluation.
 _WITHOUT_TRAINING = {
-    'init_from': '', 'distill.kind': 'none', 'teacher.path': '', 'data.token_labels': '', 'mixing.erase': 0.0,
-    'mixing.mixup': 0.0, 'mixing.cutmix': 0.0, 'optimizer.backbone_scale': 1.0, 'optimizer.backbone_from_epoch': 0.0,
-    'profile_steps': '', 'checkpoint.best': ''}
+    'init_from': '', 'model.freeze': '', 'distill.kind': 'none', 'teacher.path': '', 'data.token_labels': '',
+    'mixing.erase': 0.0, 'mixing.mixup': 0.0, 'mixing.cutmix': 0.0, 'optimizer.backbone_scale': 1.0,
+    'optimizer.backbone_from_epoch': 0.0, 'profile_steps': '', 'checkpoint.best': ''}
 
 
 def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Collection[str] | None = None,

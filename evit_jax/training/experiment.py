@@ -155,7 +155,8 @@ class Experiment(NamedTuple):
         step = steps.make_train_step(
             model, self.optimizer, self.schedule, prepare=self.prepare, mix=self._mix, teach=teach,
             objective=functools.partial(objective_config.objective, config), ema_decay=config.ema_decay,
-            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
+            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip',
+            freeze=config.model.freeze)
         state, replicated = self.shardings(), sharding.replicated(self.mesh)
         batch = sharding.batch_sharding(self.mesh)
         teacher_params = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []
@@ -218,7 +219,7 @@ class Experiment(NamedTuple):
         return steps.Mixed(images, Targets(targets))
 
     def _state_of(self, params):
-        return create_state(params, self.optimizer, ema=self.config.ema_decay > 0)
+        return create_state(params, self.optimizer, ema=self.config.ema_decay > 0, freeze=self.config.model.freeze)
 
     def _shapes(self):
         return jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0)))

@@ -16,6 +16,7 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.best import BestCheckpoint
 from evit_jax.checkpoints.lock import WorkdirLock
 from evit_jax.checkpoints.manager import CheckpointManager, newest_step
+from evit_jax.checkpoints.state import trained_part
 from evit_jax.data import sources as data_sources
 from evit_jax.data.sources import Source
 from evit_jax.metrics.writers import create_writer
@@ -30,7 +31,9 @@ from evit_jax.training import (
     experiment,
     history,
     identity,
+    initial_model,
     inputs,
+    limits,
     model_setup,
     results,
 )
@@ -57,8 +60,8 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: the loss or the gradient is not finite. The message gives the step; checkpoints are kept.
       Preempted: SIGTERM or SIGINT was received; the state is saved.
     """
-    config = _with_objects(config, sources, model_config)
-    config = agreement.on_every_process(lambda: _check_training(config, workdir, model_config))
+    config, model_config = agreement.on_every_process(
+        lambda: _resolve_and_check(config, workdir, sources, model_config))
     identity.check_processes(config, workdir, accept_changes=accept_changes, model=model_config)
     if sources is not None:
         agreement.check_same(identity.of_sources(dict(zip(('train', 'test'), sources))),
@@ -130,10 +133,17 @@ def _with_objects(config, sources, model_config=None):
     return config if model_config is None else model_setup.apply_model_config(config, model_config)
 
 
-def _check_training(config, workdir, model_config):
-    """Checks the config. Returns it with open values resolved from the initial weights and the machine."""
+def _resolve_and_check(config, workdir, sources, model_config):
+    """Checks the config. Returns it with open values resolved from the initial weights and the machine.
+
+    Returns:
+      The config, and the model config; None for a named model.
+    """
+    limits.check(config)
+    config = _with_objects(config, sources, model_config)
+    config, model_config = initial_model.resolve(config, workdir, model_config)
     checks.check_training(config, model_config)
-    return open_defaults.resolve_for_training(config, workdir, jax.devices()[0].platform)
+    return open_defaults.resolve_for_training(config, workdir, jax.devices()[0].platform), model_config
 
 
 def _train(run, workdir, resources, accept_changes):
@@ -162,6 +172,9 @@ def _train(run, workdir, resources, accept_changes):
         run = _resumed(run, workdir, int(state.step))
     logging.info('parameters:\n%s', parameter_overview.get_parameter_overview(
         run.abstract_state().params, include_stats=False))
+    if config.model.freeze:
+        logging.info('model.freeze=%s: only these are trained: %s', config.model.freeze, ', '.join(weights.by_name(
+            trained_part(run.abstract_state().params, config.model.freeze))))
     best = resources.enter_context(contextlib.closing(BestCheckpoint(workdir, config.checkpoint.best)))
     writer = resources.enter_context(contextlib.closing(create_writer(
         workdir if distributed.is_process_zero() else None, config.log.writer, resumed_at=int(state.step))))

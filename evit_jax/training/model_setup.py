@@ -16,6 +16,7 @@ from evit_jax.reduction.reducer import Modules, modules_at
 from evit_jax.reduction.schedule import Stage
 
 CUSTOM = 'custom'  # model.name and data.source if model and sources are passed as objects
+INIT_FROM = 'init_from'  # model.name for the model of the initial weights; see `initial_model`
 
 
 def config_and_plans(config: Any, trained: dict[str, Any] | None = None,
@@ -57,7 +58,8 @@ def apply_model_config(config: Any, model_config: ViTConfig) -> Any:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.update(values)
-        if named is not None and dataclasses.replace(named, **values) != model_config:
+        differs = named is not None and dataclasses.replace(named, **values) != model_config
+        if differs or config.model.name == INIT_FROM:
             config.model.name = CUSTOM
     return config
 

@@ -32,9 +32,13 @@ def check(config: Any, base: ViTConfig | None = None) -> None:
         raise ValueError(f'config.distill.token_weight={distill.token_weight} compares tokens with those of a teacher '
                          'that drops none: give --config.teacher.dense=True, or --config.distill.token_weight=0')
     _check_token_labels(config, base)
-
+    learned = registry.get_reducer(config.reducer.name).is_learned
+    if config.model.freeze and learned:
+        raise ValueError(f'config.model.freeze={config.model.freeze} trains only the heads, but reducer '
+                         f'{config.reducer.name} trains its predictors through the backbone: give another '
+                         '--config.reducer.name, or --config.model.freeze=')
     scaled = config.optimizer.backbone_scale != 1 or config.optimizer.backbone_from_epoch
-    if scaled and not registry.get_reducer(config.reducer.name).is_learned:
+    if scaled and not learned:
         raise ValueError('config.optimizer.backbone_scale and backbone_from_epoch are for all parameters but '
                          f'those of the reducer, and reducer {config.reducer.name} has none: leave them at 1 and 0')
 

@@ -1,0 +1,119 @@
+"""Runs whose model is that of the initial weights, and the recipe configs/finetune.py."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import evit_jax
+from configs import finetune
+from evit_jax.checkpoints import model_config as model_configs
+from evit_jax.checkpoints.manager import newest_step, read_newest
+from evit_jax.models.config import ViTConfig
+from evit_jax.training import initial_model, loop
+from tests.helpers import layouts
+from tests.helpers.folders import draw_stripes
+
+MODEL = ViTConfig(image_size=32, patch_size=8, width=16, depth=4, heads=2, classes=5, init_std=0.2, mlp_ratio=3.0)
+PREPROCESSING = {'mean': (0.5, 0.4, 0.3), 'std': (0.2, 0.2, 0.3), 'eval_crop': 0.9}
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+    """A folder of weights of a model that has no name."""
+    folder = tmp_path_factory.mktemp('weights') / 'custom'
+    model = evit_jax.create_model(MODEL, keep_rate=1.0)
+    evit_jax.VisionModel(model.loaded._replace(**PREPROCESSING)).save(folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return draw_stripes(tmp_path_factory.mktemp('images'))
+
+
+def recipe(init_from, images='', **changes):
+    config = finetune.get_config()
+    config.update_from_flattened_dict({
+        'init_from': init_from and str(init_from), 'data.path': str(images), 'data.workers': 0, 'compilation_cache': '',
+        'batch_size': 8, 'epochs': 2, 'optimizer.lr': 1e-2, 'log.pictures': 0} | {
+        key.replace('__', '.'): value for key, value in changes.items()})
+    return config
+
+
+@pytest.fixture(scope='module')
+def finetuned(pretrained, images, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('finetuned')
+    return workdir, loop.train(recipe(pretrained, images), workdir)
+
+
+def saved(workdir):
+    return json.loads((workdir / 'config.json').read_text())
+
+
+def test_finetune_takes_model_and_preprocessing_of_the_weights(pretrained, finetuned):
+    workdir, metrics = finetuned
+    config = saved(workdir)
+    assert model_configs.saved_in(config) == dataclasses.replace(MODEL, classes=2)
+    assert (config['model.name'], config['model.image_size'], config['model.classes']) == ('custom', 32, 2)
+    assert config['model.reduce_at'] == [1, 2, 3]
+    assert [tuple(config[f'data.{key}']) for key in ('mean', 'std')] == [PREPROCESSING['mean'], PREPROCESSING['std']]
+    assert config['data.eval_crop'] == PREPROCESSING['eval_crop']
+    assert metrics['images'] == 8 and metrics['macs'] < metrics['macs_dense'] and newest_step(workdir) == 6
+    before, after = (read_newest(folder, 'params')[0] for folder in (pretrained, workdir))
+    assert before['head.kernel'].shape == (16, 5) and after['head.kernel'].shape == (16, 2)
+    np.testing.assert_allclose(after['blocks.0.mlp.fc1.kernel'], before['blocks.0.mlp.fc1.kernel'], atol=0.1)
+
+
+def test_finetuned_run_resumes_without_init_from(finetuned, pretrained, images, tmp_path):
+    workdir, metrics = finetuned
+    for init_from in (pretrained, None, ''):
+        assert loop.train(recipe(init_from, images), workdir)['top1'] == metrics['top1']
+    with pytest.raises(ValueError, match=r'holds a run of another model .*model\.image_size 32 -> 64'):
+        loop.train(recipe(pretrained, images, model__image_size=64), workdir)
+
+
+def test_finetuned_run_loads_evaluates_predicts_and_starts_another(finetuned, images, tmp_path):
+    workdir, metrics = finetuned
+    again = loop.evaluate_workdir(recipe(None, images), workdir, explicit=(), from_file=False)
+    assert again['top1'] == metrics['top1']
+    model = evit_jax.load(workdir)
+    assert model.class_names == ('oak', 'pine') and model.plan.patches == 16
+    assert model.predict(np.zeros((40, 50, 3), np.uint8))[0].top[0].name in model.class_names
+    loop.train(recipe(workdir, images, epochs=1, batch_size=24), tmp_path)
+    assert saved(tmp_path)['model_config'] == saved(workdir)['model_config']
+
+
+def test_finetune_as_a_linear_probe_at_another_image_size(pretrained, images, tmp_path):
+    loop.train(recipe(pretrained, images, model__freeze='backbone', model__image_size=48, epochs=1), tmp_path)
+    before, after = (read_newest(folder, 'params')[0] for folder in (pretrained, tmp_path))
+    assert after['pos_embed'].shape == (1, 37, 16)
+    assert {name for name in before if not np.array_equal(before[name], after[name])} == {
+        'pos_embed', 'head.kernel', 'head.bias'}
+
+
+def test_finetune_through_the_api_takes_a_model(pretrained, images, tmp_path):
+    model = evit_jax.load(pretrained).with_plan(keep_rate=0.5)
+    config = recipe(None, epochs=1, batch_size=24)
+    trained = evit_jax.train(config, workdir=tmp_path, model=model, train=images / 'train', test=images / 'val')
+    assert trained.config == dataclasses.replace(MODEL, classes=2) and trained.plan == model.plan
+
+
+def test_resolve_of_a_named_model_changes_quarters_and_crop_only(pretrained, tmp_path):
+    config = layouts.config_of(model__name='deit_s', model__reduce_at=(-1,), data__eval_crop=-1.0)
+    resolved, model_config = initial_model.resolve(config, tmp_path)
+    assert model_config is None and resolved.model.reduce_at == (3, 6, 9) and resolved.data.eval_crop == 224 / 256
+    config.init_from = str(pretrained)
+    assert initial_model.resolve(config, tmp_path)[0].data.eval_crop == PREPROCESSING['eval_crop']
+
+
+@pytest.mark.parametrize(('init_from', 'changes', 'message'), [
+    (None, {}, 'starts from trained weights: give --config.init_from=WORKDIR'),
+    ('', {}, 'config.model.name=init_from takes the model of config.init_from, which is empty'),
+    ('nowhere', {}, 'init_from=nowhere holds no checkpoint'),
+    ('', {'model__name': 'deit_s'}, 'config.model.image_size=0 takes the size of init_from')])
+def test_finetune_without_weights_is_refused_before_the_workdir_is_made(init_from, changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        loop.train(recipe(init_from, **changes), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
