@@ -46,9 +46,10 @@ KEYS = {
     'model.heads': Key(0, "number of attention heads; 0: the named model's", '[0, inf]'),
     'model.norm_epsilon': Key(0.0, "epsilon of the layer norms; 0: the named model's", '[0, 1)'),
     'model.activation': Key('', "activation of the MLPs; '': the named model's",
-                            choices=('', 'gelu', 'gelu_tanh', 'quick_gelu')),
-    'model.pooling': Key('', "input of the head: class token, mean of the patch tokens, or norm of the mean; '': the "
-                         "named model's", choices=('', 'token', 'avg', 'avg_fc_norm')),
+                            choices=('', 'gelu', 'gelu_tanh', 'quick_gelu', 'silu')),
+    'model.pooling': Key('', "input of the head: class token, mean of the patches, norm of the mean, class token and "
+                         "mean side by side, or attention pool; '': the named model's",
+                         choices=('', 'token', 'avg', 'avg_fc_norm', 'token_avg', 'map')),
     'model.one_head': Key(False, 'distilled models: only the class token has a head'),
     'model.drop_path': Key(0.1, 'drop path rate of the last block; it grows linearly with depth, from 0',
                            '[0, 0.999]'),

@@ -22,6 +22,7 @@ from absl import flags, logging
 from evit_jax import cli
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel, find_model
+from evit_jax.models.costs import head_macs, mlp_macs
 from evit_jax.planning import cost_measurement, cost_table, search
 from evit_jax.planning.cost_table import DEVICES, THIS_DEVICE, CostRequest
 from evit_jax.planning.search import Costs, Target
@@ -136,8 +137,7 @@ def _find_plan(target: Target, request: CostRequest, costs: Costs, dense: TokenP
     sizes = {'patches': request.patches, 'depth': config.depth}
     searched = costs
     if target.unit.endswith('MACs'):
-        head = config.has_token_head * config.width * config.classes
-        searched = search.mac_costs(macs, width=config.width, mlp_ratio=config.mlp_ratio, head=head,
+        searched = search.mac_costs(macs, width=config.width, mlp=mlp_macs(config), head=head_macs(config),
                                     prefix=config.num_prefix_tokens, **sizes)
     budget = search.budget_for(target, dense_seconds=costs.total(dense), dense_macs=macs, batch=request.batch)
     options = sizes | {'blocks': blocks, 'reductions': _REDUCTIONS.value, 'least_rate': _LEAST_RATE.value,

@@ -1,5 +1,6 @@
 """Saves and reads weights without the training state, and starts runs from the weights of other runs."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from evit_jax.checkpoints.state import HEADS, TrainState
 from evit_jax.configs.base import absent
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.layers import resize_positions
+from evit_jax.models.positions import resize_positions
 from evit_jax.reduction.reducer import PARAMS as REDUCER
 from evit_jax.runtime import agreement, distributed, storage
 
@@ -105,7 +106,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> N
                          'checkpoint, or the file that the weights came from')
 
 
-def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: bool,
+def start_from(workdir: str | os.PathLike, fresh: Params, *, config: ViTConfig, ema: bool,
                class_names: tuple[str, ...] = ()) -> Params:
     """Returns the initial parameters of a model that starts from the newest checkpoint of a run.
 
@@ -115,7 +116,7 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
 
     Args:
       fresh: random initial parameters of the model.
-      prefix: number of prefix tokens.
+      config: config of the model.
       ema: use the EMA of the weights.
       class_names: classes of the model.
 
@@ -131,7 +132,7 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, prefix: int, ema: b
     replaced = [name for name in leaves if _is_replaced(name.split('.')[0], weights, leaves)]
     weights, added = _with_fresh(weights, leaves, replaced, workdir)
     if 'pos_embed' in weights:
-        weights['pos_embed'] = _resized(weights['pos_embed'], leaves['pos_embed'].shape, prefix)
+        weights['pos_embed'] = _resized(weights['pos_embed'], config, metadata.get(model_configs.KEY))
     params = fitted(weights, fresh, workdir)
     names = tuple(metadata.get('class_names', ()))
     logging.info('starting from the %s of %s at step %d%s', 'moving average' if ema else 'weights', workdir,
@@ -238,14 +239,20 @@ def _dotted(path):
     return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
-def _resized(positions, wanted, prefix):
-    """Resizes position embeddings [1, prefix + N, D]. They are unchanged if more than the grid size differs."""
-    side = round((wanted[1] - prefix) ** 0.5)
+def _resized(positions, config, stored):
+    """Resizes position embeddings [1, F + N, D]. They are unchanged if more than the grid size differs.
+
+    Args:
+      stored: the model config that is stored with them, as JSON; None: their grid is a square.
+    """
+    prefix = config.num_prefix_positions
     patches = positions.shape[1] - prefix
-    if positions.shape == wanted or positions.shape[2] != wanted[2] or round(patches ** 0.5) ** 2 != patches:
+    old = model_configs.from_json(stored).grid() if stored else (math.isqrt(max(patches, 0)),) * 2
+    if math.prod(old) != patches or positions.shape[2] != config.width:
         return positions
-    grid = resize_positions(jnp.asarray(positions[0, prefix:]), side)
-    return np.concatenate([positions[0, :prefix], grid])[None]
+    resized = resize_positions(jnp.asarray(positions[0]), old, config.grid(), method=config.position_resize,
+                               prefix=prefix)
+    return np.asarray(resized)[None]
 
 
 def _check_fit(weights, leaves, workdir):

@@ -6,7 +6,6 @@ The conversion is exact, with one exception: `num_batches_tracked` of BatchNorm 
 
 import dataclasses
 import fnmatch
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from absl import logging
 
 from evit_jax.models import Params, create
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.layers import resize_positions
+from evit_jax.models.positions import resize_positions
 from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, modules_of
 from evit_jax.reduction.registry import get_reducer, list_reducers
 
@@ -132,11 +131,12 @@ def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params,
     Raises:
       ValueError: the image size is not a multiple of the patch size.
     """
-    positions, prefix = params['pos_embed'], config.num_prefix_tokens
-    side = math.isqrt(config.patches(image_size))
-    grid = np.asarray(resize_positions(jnp.asarray(positions[0, prefix:]), side))
-    return (params | {'pos_embed': np.concatenate([positions[0, :prefix], grid])[None]},
-            dataclasses.replace(config, image_size=image_size))
+    config_after = dataclasses.replace(config, image_size=image_size)
+    if not config.absolute_positions:
+        return params, config_after
+    positions = resize_positions(jnp.asarray(params['pos_embed'][0]), config.grid(), config_after.grid(),
+                                 method=config.position_resize, prefix=config.num_prefix_positions)
+    return params | {'pos_embed': np.asarray(positions)[None]}, config_after
 
 
 def _flattened(params):

@@ -24,15 +24,18 @@ def macs(config: Any, plan: TokenPlan) -> int:
     Args:
       config: a `ViTConfig`.
     """
-    side, stem = math.isqrt(plan.patches) * config.patch_size, 0
+    pixels, stem = plan.patches * config.patch_size**2, 0
     for convolution in config.convolutions:
-        side //= convolution.stride
-        stem += side * side * convolution.weights
+        pixels //= convolution.stride**2
+        stem += pixels * convolution.weights
     embedding = plan.patches * config.patch_values * config.width
-    blocks = blocks_macs(plan, width=config.width, mlp_ratio=config.mlp_ratio, prefix=config.num_prefix_tokens)
+    prefix = config.num_prefix_tokens
+    blocks = sum(block_macs(n_in + prefix, n_out + prefix, config.width, mlp_macs(config))
+                 for n_in, n_out in zip(plan.attending, plan.counts, strict=True))
     learned = sum(plan.reducer.module_macs(plan.entering[block], config.width) for block in plan.reductions)
-    heads = config.num_classified(plan) * config.width * config.classes
-    return stem + embedding + blocks + learned + heads
+    pool = pool_macs(config, plan.counts[-1] + prefix) if config.pooling == 'map' else 0
+    heads = config.num_classified(plan) * config.head_width * config.classes
+    return stem + embedding + blocks + learned + pool + heads
 
 
 def executed_macs(config: Any, plan: TokenPlan) -> int:
@@ -46,34 +49,41 @@ def executed_macs(config: Any, plan: TokenPlan) -> int:
     prefix = config.num_prefix_tokens
     attending, leaving = plan.attending[-1] + prefix, plan.counts[-1] + prefix
     reduces = plan.keep[-1] is not None and not plan.reducer.before_block
-    whole = block_macs(attending, leaving, config.width, config.mlp_ratio)
-    short = block_macs(attending, prefix, config.width, config.mlp_ratio, attending if reduces else prefix)
+    whole = block_macs(attending, leaving, config.width, mlp_macs(config))
+    short = block_macs(attending, prefix, config.width, mlp_macs(config), attending if reduces else prefix)
     return macs(config, plan) - whole + short
 
 
-def block_macs(tokens_in: int, tokens_out: int, width: int, mlp_ratio: float, num_queries: int | None = None) -> int:
+def block_macs(tokens_in: int, tokens_out: int, width: int, mlp: int, num_queries: int | None = None) -> int:
     """Returns the MACs of one block for one image.
 
     Args:
       tokens_in: number of tokens in the attention, including prefix tokens.
       tokens_out: number of tokens in the MLP, including prefix tokens.
+      mlp: MACs of the MLP for one token; see `mlp_macs`.
       num_queries: see `Block`. The queries of all tokens are projected even so.
     """
     num_queries = tokens_in if num_queries is None else num_queries
     projections = (3 * tokens_in + num_queries) * width * width
     products = 2 * num_queries * tokens_in * width
-    mlp = 2 * tokens_out * width * int(width * mlp_ratio)
-    return projections + products + mlp
+    return projections + products + tokens_out * mlp
 
 
-def blocks_macs(plan: TokenPlan, *, width: int, mlp_ratio: float, prefix: int = 1) -> int:
-    """Returns the MACs of all blocks for one image.
+def mlp_macs(config: Any) -> int:
+    """Returns the MACs of the MLP of a block for one token."""
+    return (3 if config.swiglu else 2) * config.width * config.mlp_hidden
 
-    Args:
-      prefix: number of prefix tokens.
-    """
-    return sum(block_macs(n_in + prefix, n_out + prefix, width, mlp_ratio)
-               for n_in, n_out in zip(plan.attending, plan.counts, strict=True))
+
+def head_macs(config: Any) -> int:
+    """Returns the MACs of the heads for one patch token that leaves the last block."""
+    pool = pool_macs(config, 1) - pool_macs(config, 0) if config.pooling == 'map' else 0
+    return pool + config.has_token_head * config.width * config.classes
+
+
+def pool_macs(config: Any, tokens: int) -> int:
+    """Returns the MACs of attention pooling for one image with this number of tokens, prefix tokens included."""
+    width, hidden = config.width, config.mlp_hidden
+    return 2 * tokens * width * width + 2 * tokens * width + 2 * width * width + 2 * width * hidden
 
 
 def parameters(config: Any, plan: TokenPlan | None = None) -> int:
@@ -84,19 +94,32 @@ def parameters(config: Any, plan: TokenPlan | None = None) -> int:
       plan: the learned modules of its reducer are included, one per reduction; None: no modules.
     """
     stem = sum(convolution.weights + 2 * convolution.channels_out for convolution in config.convolutions)
-    prefix = config.num_prefix_tokens
-    tokens = prefix + prefix + config.patches(config.image_size)  # prefix tokens, and position embeddings of all tokens
-    heads = config.num_heads_of_classes * (config.width + 1) * config.classes
-    blocks = config.depth * block_parameters(config.width, config.mlp_ratio, config.qkv_bias)
-    learned = 0 if plan is None else len(plan.reductions) * module_parameters(plan.reducer, config.width)
-    return stem + (config.patch_values + 1 + tokens + 2) * config.width + blocks + heads + learned
+    width, tokens = config.width, config.num_prefix_tokens
+    if config.absolute_positions:
+        tokens += config.num_prefix_positions + config.patches(config.image_size)
+    embedding = (config.patch_values + config.patch_bias + tokens) * width
+    norms = 2 * width * (1 + config.pre_norm)
+    pool = _pool_parameters(config) if config.pooling == 'map' else 0
+    heads = config.num_heads_of_classes * (config.head_width + config.head_bias) * config.classes
+    learned = 0 if plan is None else len(plan.reductions) * module_parameters(plan.reducer, width)
+    return stem + embedding + norms + config.depth * block_parameters(config) + pool + heads + learned
 
 
-def block_parameters(width: int, mlp_ratio: float, qkv_bias: bool = True) -> int:
-    """Returns the number of parameters of one block: two norms, attention, MLP."""
-    hidden = int(width * mlp_ratio)
-    attention = 4 * width * width + width + 3 * width * qkv_bias
-    return 4 * width + attention + 2 * width * hidden + hidden + width
+def block_parameters(config: Any) -> int:
+    """Returns the number of parameters of one block: two norms, attention, MLP, and LayerScale if there is one."""
+    width, hidden = config.width, config.mlp_hidden
+    biases = (2 + config.k_bias) * width if config.qkv_bias else 0
+    head_norms = 4 * (width // config.heads) if config.qk_norm else 0
+    attention = 4 * width * width + width + biases + head_norms
+    fc1 = (width + 1) * hidden * (2 if config.swiglu else 1)
+    mlp = fc1 + 2 * hidden * config.mlp_norm + (hidden + 1) * width
+    return 4 * width + attention + mlp + 2 * width * (config.layer_scale != 0)
+
+
+def _pool_parameters(config):
+    width, hidden = config.width, config.mlp_hidden
+    attention = width + 4 * (width + 1) * width
+    return attention + 2 * width + (width + 1) * hidden + (hidden + 1) * width
 
 
 @functools.cache

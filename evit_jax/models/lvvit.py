@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from evit_jax.models import layers
+from evit_jax.models import embedding, layers
 from evit_jax.models.config import ViTConfig
-from evit_jax.models.layers import Convolution
+from evit_jax.models.embedding import Convolution
 from evit_jax.models.vit import ViT
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.tokens import Tokens
@@ -108,7 +108,7 @@ class Stem(nnx.Module):
                                               for part in config.convolutions)
         self.bn1, self.bn2, self.bn3 = (None if config.batchnorm_folded else BatchNorm(part.channels_out, dtype=dtype)
                                         for part in config.convolutions)
-        self.proj = nnx.Linear(config.patch_values, config.width, kernel_init=layers.convolution_init, dtype=dtype,
+        self.proj = nnx.Linear(config.patch_values, config.width, kernel_init=embedding.convolution_init, dtype=dtype,
                                rngs=rngs)
 
     def __call__(self, images: Array, train: bool) -> tuple[Array, dict]:
@@ -120,7 +120,7 @@ class Stem(nnx.Module):
             if norm is not None:
                 x, statistics[name] = norm(x, train)
             x = jax.nn.relu(x)
-        return self.proj(layers.to_patches(x, self.patch_side)), statistics
+        return self.proj(embedding.to_patches(x, self.patch_side)), statistics
 
 
 def fold_batchnorm(config: LVViTConfig, params: dict) -> tuple[LVViTConfig, dict]:

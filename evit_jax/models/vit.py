@@ -4,7 +4,6 @@ Source: DeiT, arXiv 2012.12877; EViT, arXiv 2202.07800. Parity: tests/models/tes
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -12,8 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from evit_jax.models import layers
+from evit_jax.kernels.rope import grid_coordinates
+from evit_jax.models import embedding, layers
 from evit_jax.models.config import ViTConfig
+from evit_jax.models.positions import resize_positions
 from evit_jax.reduction import apply
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.reducer import NO_MODULES, Modules
@@ -27,11 +28,11 @@ class Block(nnx.Module):
         norm = functools.partial(nnx.LayerNorm, config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
         self.drop_path, self.scale, self.remat = drop_path, config.residual_scale, remat
         self.norm1 = norm()
-        self.attn = layers.Attention(config.width, config.heads, qkv_bias=config.qkv_bias, std=config.init_std,
-                                     dtype=dtype, rngs=rngs)
+        self.attn = layers.Attention(config, dtype=dtype, rngs=rngs)
         self.norm2 = norm()
-        self.mlp = layers.Mlp(config.width, int(config.width * config.mlp_ratio), activation=config.activation,
-                              std=config.init_std, dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(config, dtype=dtype, rngs=rngs)
+        self.ls1, self.ls2 = (layers.LayerScale(config.width, config.layer_scale) if config.layer_scale else _unchanged
+                              for _ in range(2))
 
     def __call__(self, tokens: Tokens, reduce: apply.Reduce | None = None, *, key: Array | None = None,
                  num_queries: int | None = None) -> Tokens:
@@ -46,14 +47,15 @@ class Block(nnx.Module):
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         rematerialise = jax.checkpoint if self.remat and key is not None else _unchanged
 
-        def attention_branch(x, size, mask):
-            attention = self.attn(self.norm1(x), size=size, mask=mask, num_queries=None if reduce else num_queries)
-            return attention.replace(out=self._drop_path(attention.out, attention_key))
+        def attention_branch(x, size, mask, coordinates):
+            attention = self.attn(self.norm1(x), size=size, mask=mask, coordinates=coordinates,
+                                  num_queries=None if reduce else num_queries)
+            return attention.replace(out=self._drop_path(self.ls1(attention.out), attention_key))
 
         def mlp_branch(x):
-            return self._drop_path(self.mlp(self.norm2(x)), mlp_key)
+            return self._drop_path(self.ls2(self.mlp(self.norm2(x))), mlp_key)
 
-        attention = rematerialise(attention_branch)(tokens.x, tokens.size, tokens.mask)
+        attention = rematerialise(attention_branch)(tokens.x, tokens.size, tokens.mask, tokens.coordinates)
         tokens = tokens.add(attention.out)
         if reduce is not None:  # EViT and ToMe reduce between attention and MLP
             tokens = reduce(tokens, attention)
@@ -80,23 +82,31 @@ class ViT(nnx.Module):
           modules: the learned modules of the model: their reducer and their number.
         """
         self.config, self.dtype, self.gather_impl, self.modules = config, dtype, gather_impl, modules
-        init = nnx.initializers.truncated_normal(stddev=0.02)
-        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, config.width)))
+        init = functools.partial(_token_embedding, config.width, rngs)
+        if config.class_token:
+            self.cls_token = init(1)
         if config.distilled:
-            self.dist_token = nnx.Param(init(rngs.params(), (1, 1, config.width)))
-        positions = config.num_prefix_tokens + config.patches(config.image_size)
-        self.pos_embed = nnx.Param(init(rngs.params(), (1, positions, config.width)))
-        self.patch_embed = layers.PatchEmbed(config.convolutions, config.patch_side, config.width, dtype=dtype,
-                                             rngs=rngs)
+            self.dist_token = init(1)
+        if config.registers:
+            self.reg_token = init(config.registers)
+        if config.absolute_positions:
+            self.pos_embed = init(config.num_prefix_positions + config.patches(config.image_size))
+        self.patch_embed = embedding.PatchEmbed(config.convolutions, config.patch_side, config.width,
+                                                bias=config.patch_bias, dtype=dtype, rngs=rngs)
+        norm = functools.partial(nnx.LayerNorm, config.width, epsilon=config.norm_epsilon, rngs=rngs)
+        self.norm_pre = norm(dtype=dtype) if config.pre_norm else _unchanged
         rates = [drop_path * block / max(config.depth - 1, 1) for block in range(config.depth)]
         self.blocks = nnx.List([Block(config, rate, dtype=dtype, remat=remat, rngs=rngs) for rate in rates])
-        norm = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=jnp.float32, rngs=rngs)
+        self.norm, self.fc_norm = norm(dtype=jnp.float32), _unchanged
         if config.pooling == 'avg_fc_norm':
-            self.fc_norm = norm
-        self.norm = _as_float32 if config.pooling == 'avg_fc_norm' else norm
-        self.head = layers.linear(config.width, config.classes, dtype=jnp.float32, rngs=rngs)
-        if config.distilled and not config.one_head:
-            self.head_dist = layers.linear(config.width, config.classes, dtype=jnp.float32, rngs=rngs)
+            self.norm, self.fc_norm = _as_float32, self.norm
+        if config.pooling == 'map':
+            self.attn_pool = layers.AttentionPool(config, rngs=rngs)
+        head = functools.partial(layers.linear, config.head_width, config.classes, bias=config.head_bias,
+                                 dtype=jnp.float32, rngs=rngs)
+        self.head = head() if config.classes else _unchanged
+        if config.has_dist_head:
+            self.head_dist = head()
         if modules.count:
             self.reducer = nnx.List([modules.reducer.make_module(
                 config.width, init_std=config.init_std, dtype=dtype, rngs=rngs) for _ in range(modules.count)])
@@ -106,19 +116,20 @@ class ViT(nnx.Module):
         """Classifies images.
 
         Args:
-          images: [B, S, S, 3] normalised. Position embeddings are resized if S is not `config.image_size`.
+          images: [B, H, W, 3] normalised. Position embeddings are resized for other sizes than `config.image_size`.
           plan: static. It must match the number of patches of the image (or of visible patches) and the depth.
           key: random key for drop path and reducers; None in evaluation.
           patch_tokens: also return the patch tokens that leave the model. By default, if no head reads them, the last
             block is computed only for the prefix tokens.
           visible: [B, V] int32, ids of the patches that enter the first block; None: all patches.
-          swap: bool [P] or [G, P], patches that MixToken takes from a partner image; see `layers.swap_patches`.
+          swap: bool [P] or [G, P], patches that MixToken takes from a partner image; see `embedding.swap_patches`.
 
         Returns:
-          Logits [B, L] float32 (the mean of both heads of a distilled model), and a dict of intermediates:
+          Logits [B, L] float32 (the mean of both heads of a distilled model; the features if the model has no head),
+          and a dict of intermediates:
             patch_embed, pos, block00, ..., norm: activations, prefix tokens first. `norm` and the last block contain
               only the prefix tokens, unless patch tokens are computed.
-            features: [B, D] float32, the input of the classification head.
+            features: [B, D] float32, the input of the head; [B, 2 D] with pooling='token_avg'.
             patch_tokens: [B, N, D] float32, the patch tokens after the last norm, if they are computed.
             cls_logits, dist_logits: [B, L], the logits of each head.
           The other intermediates are tuples with one entry per reduction:
@@ -127,19 +138,21 @@ class ViT(nnx.Module):
             patch_ids: [B, N] int32, patch ids of the tokens that enter the reduction.
             token_of_patch: [B, P] int32, index of the token that contains each patch of the image; -1: dropped.
             class_attention: [B, N] float32, for the tokens that enter the reduction; () if the reducer acts before the
-              block.
+              block, or the model has no class token.
             mask: [B, N] float32, only if tokens are masked instead of dropped: 1 kept, 0 masked. It has a gradient.
             fused_weights: [B, P] float32, see `apply.fused_weights`; () if nothing is fused.
             Entries recorded by the reducer with `ReducerInputs.record`.
 
         Raises:
-          ValueError: the image is not square, its size is not divisible by the patch size, or the plan does not match.
+          ValueError: the image size is not divisible by the patch size, or the plan does not match.
         """
         self._check(images, plan, visible)
         config, intermediates = self.config, {}
         tokens = self._embed(images, plan, key, visible, swap, intermediates)
-        reductions = apply.Reductions(plan, _random_keys(images, key), modules=getattr(self, 'reducer', ()),
-                                      train=key is not None)
+        reductions = apply.Reductions(
+            plan, _random_keys(images, key), modules=getattr(self, 'reducer', ()), train=key is not None,
+            class_token=config.class_token, coordinates=self._coordinates(images),
+            pool_attention=self._pool_attention if config.pooling == 'map' else None)
         patch_tokens = patch_tokens or config.head_reads_patches
         for i, block in enumerate(self.blocks):
             prefix_only = i == config.depth - 1 and not patch_tokens
@@ -157,33 +170,39 @@ class ViT(nnx.Module):
         """Computes logits [B, L] from the tokens after the last norm. Adds features and logits to `intermediates`."""
         features = intermediates['features'] = self._pool(tokens)
         logits = intermediates['cls_logits'] = self.head(features)
-        if self.config.distilled and not self.config.one_head:
+        if self.config.has_dist_head:
             intermediates['dist_logits'] = self.head_dist(tokens.x[:, 1])
             logits = (logits + intermediates['dist_logits']) / 2
         return logits
 
     def _pool(self, tokens):
-        """Returns the input of the head, [B, D].
+        """Returns the input of the head.
 
-        Mean pooling weights each token by its number of merged patches, as in ToMe's code for MAE. A masked
-        token has weight 0. EViT's fused token has weight 1, as in attention.
+        The mean and the attention pool weight each token by the number of its patches, so that a mean over the tokens
+        is a mean over the patches, as in ToMe's code for MAE. A masked token has weight 0.
         """
-        if self.config.pooling == 'token':
+        pooling = self.config.pooling
+        if pooling == 'token':
             return tokens.x[:, 0]
-        patches = tokens.patches.astype(jnp.float32)
-        weight = jnp.ones(patches.shape[:2], jnp.float32)
-        for factor in (tokens.size, tokens.mask):
-            weight = weight if factor is None else weight * factor
-        total = jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # all tokens of an image may be masked
-        mean = jnp.einsum('bnd,bn->bd', patches, weight / total, precision='highest')
-        return self.fc_norm(mean) if self.config.pooling == 'avg_fc_norm' else mean
+        if pooling == 'map':
+            return self.attn_pool(tokens.x.astype(jnp.float32), _with_prefix(tokens, tokens.weights))
+        patches, weights = tokens.patches.astype(jnp.float32), tokens.weights
+        total = jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)  # all tokens of an image may be masked
+        mean = jnp.einsum('bnd,bn->bd', patches, weights / total, precision='highest')
+        return jnp.concatenate([tokens.x[:, 0], mean], axis=1) if pooling == 'token_avg' else self.fc_norm(mean)
+
+    def _pool_attention(self, tokens):
+        """Returns the attention of the attention pool's query to each patch token, [B, N] float32."""
+        x = self.norm(tokens.x).astype(jnp.float32)
+        attention = self.attn_pool.attention(x, _with_prefix(tokens, tokens.weights)).mean(axis=1)
+        return attention[:, tokens.num_prefix_tokens:]
 
     def _embed(self, images, plan, key, visible, swap, intermediates):
         """Returns the tokens that enter the first block."""
         x = intermediates['patch_embed'] = self._embed_patches(images.astype(self.dtype), key, intermediates)
-        x = x if swap is None else layers.swap_patches(x, swap)
-        x = intermediates['pos'] = self._add_prefix_and_positions(x)
-        prefix = self.config.num_prefix_tokens
+        x = x if swap is None else embedding.swap_patches(x, swap)
+        x = intermediates['pos'] = self._add_prefix_and_positions(x, self.config.grid(images.shape[1:3]))
+        x, prefix, coordinates = self.norm_pre(x), self.config.num_prefix_tokens, self._coordinates(images)
         batch, patches = x.shape[0], x.shape[1] - prefix
         patch_ids = token_of_patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
         if visible is not None:
@@ -191,33 +210,54 @@ class ViT(nnx.Module):
                 [x[:, :prefix], jnp.take_along_axis(x[:, prefix:], visible[..., None], axis=1)], axis=1)
             patch_ids, index = visible, jnp.arange(visible.shape[1], dtype=jnp.int32)
             token_of_patch = jax.vmap(lambda ids: jnp.full(patches, -1, jnp.int32).at[ids].set(index))(visible)
-        return plan.reducer.prepare(Tokens(x, patch_ids, token_of_patch, gather_impl=self.gather_impl,
-                                           train=key is not None))
+        if coordinates is not None:
+            coordinates = coordinates[None] if visible is None else coordinates[visible]
+        return plan.reducer.prepare(Tokens(x, patch_ids, token_of_patch, coordinates=coordinates,
+                                           gather_impl=self.gather_impl, train=key is not None))
+
+    def _coordinates(self, images):
+        """Returns the rotary coordinates of all patches, [P, 2] float32; None if the model has none."""
+        config = self.config
+        if not config.rope:
+            return None
+        grid = config.grid(images.shape[1:3])
+        return jnp.asarray(grid_coordinates(config.rope, *grid, reference=config.rope_grid))
 
     def _embed_patches(self, images, key, intermediates):
         """Returns the patch tokens [B, P, D] of the images."""
         return self.patch_embed(images)
 
-    def _add_prefix_and_positions(self, x):
-        prefix = self.config.num_prefix_tokens
-        batch, patches, width = x.shape
-        first = [self.cls_token[...]] + ([self.dist_token[...]] if self.config.distilled else [])
-        first = jnp.broadcast_to(jnp.concatenate(first, axis=1), (batch, prefix, width)).astype(x.dtype)
-        positions = self.pos_embed[...]
-        grid = layers.resize_positions(positions[0, prefix:], math.isqrt(patches))
-        positions = jnp.concatenate([positions[0, :prefix], grid])
-        return jnp.concatenate([first, x], axis=1) + positions.astype(x.dtype)
+    def _add_prefix_and_positions(self, x, grid):
+        config, batch = self.config, len(x)
+        names = ('cls_token', 'dist_token', 'reg_token')
+        prefix = [getattr(self, name)[...] for name in names if hasattr(self, name)]
+        prefix = [jnp.broadcast_to(token, (batch, *token.shape[1:])).astype(x.dtype) for token in prefix]
+        x = jnp.concatenate([*prefix, x], axis=1)
+        if not config.absolute_positions:
+            return x
+        num, total = config.num_prefix_positions, config.num_prefix_tokens
+        positions = resize_positions(self.pos_embed[0], config.grid(), grid, method=config.position_resize, prefix=num)
+        if num < total:
+            positions = jnp.concatenate([positions[:num], jnp.zeros((total - num, config.width)), positions[num:]])
+        return x + positions.astype(x.dtype)
 
     def _check(self, images, plan, visible):
         """Raises a ValueError if images, plan and model do not match."""
-        height, width = images.shape[1:3]
-        if height != width:
-            raise ValueError(f'images are {height} x {width}: they must be square')
-        patches = self.config.patches(height) if visible is None else visible.shape[1]
+        patches = self.config.patches(images.shape[1:3]) if visible is None else visible.shape[1]
         self.modules.check(plan)
         if patches != plan.patches or len(plan.keep) != self.config.depth:
             raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
                              f'this input has {patches}, this model {self.config.depth}')
+
+
+def _token_embedding(width, rngs, count):
+    init = nnx.initializers.truncated_normal(stddev=0.02)
+    return nnx.Param(init(rngs.params(), (1, count, width)))
+
+
+def _with_prefix(tokens, weights):
+    """Prepends the weight 1 of each prefix token, [B, F + N]."""
+    return jnp.pad(weights, ((0, 0), (tokens.num_prefix_tokens, 0)), constant_values=1)
 
 
 def _as_float32(x):

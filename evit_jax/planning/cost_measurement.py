@@ -12,6 +12,7 @@ from evit_jax.benchmarks.timing import Benchmark, Times
 from evit_jax.benchmarks.workloads import Workload
 from evit_jax.data.progress import Progress
 from evit_jax.models.config import ViTConfig
+from evit_jax.models.costs import mlp_macs
 from evit_jax.planning import model_parts
 from evit_jax.planning.cost_table import COUNTED_PARTS, DEVICES, CostRequest, CostTable
 from evit_jax.planning.model_parts import ModelPart
@@ -92,7 +93,7 @@ def _time_parts(request: CostRequest, seconds: float, rounds: int) -> CostTable:
     parts = {('outside', 0): model_parts.whole_model(config, request.image_size, batch, dtype, depth=0),
              ('dense', 0): model_parts.whole_model(config, request.image_size, batch, dtype)}
     for n in counts:
-        macs = batch * n * config.width * config.width * 2 * config.mlp_ratio
+        macs = batch * n * mlp_macs(config)
         repeats = 1 if macs > _LARGE else _REPEATS
         parts |= {(name, n): model_parts.branch(config, name, n, batch, dtype, repeats)
                   for name in model_parts.BRANCHES}

@@ -99,18 +99,19 @@ def budget_for(target: Target, *, dense_seconds: float, dense_macs: int, batch: 
     return budget
 
 
-def mac_costs(dense_macs: int, *, patches: int, depth: int, width: int, mlp_ratio: float, prefix: int,
+def mac_costs(dense_macs: int, *, patches: int, depth: int, width: int, mlp: int, prefix: int,
               head: int = 0) -> Costs:
     """Returns the MACs per image as costs. They are counted as in the papers.
 
     Args:
+      mlp: MACs of the MLP of a block for one token.
       head: MACs of the heads for one patch token that leaves the last block.
     """
     counts = range(patches + prefix + 1)
-    attention = np.array([block_macs(n, 0, width, mlp_ratio) for n in counts], float)
-    mlp = np.array([block_macs(0, n, width, mlp_ratio) for n in counts], float)
-    block = BlockCosts(attention, mlp, np.zeros(len(attention)))
-    last = block._replace(leaving=mlp + head * (np.arange(len(mlp)) - prefix))
+    attention = np.array([block_macs(n, 0, width, mlp) for n in counts], float)
+    leaving = np.array([block_macs(0, n, width, mlp) for n in counts], float)
+    block = BlockCosts(attention, leaving, np.zeros(len(attention)))
+    last = block._replace(leaving=leaving + head * (np.arange(len(leaving)) - prefix))
     return Costs(dense_macs - (depth - 1) * block.total[-1] - last.total[-1], block, last, prefix)
 
 

@@ -12,7 +12,7 @@ from jax import Array
 from evit_jax.kernels.attention import AttentionOutput
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.reducer import ReducerInputs
-from evit_jax.reduction.tokens import Tokens
+from evit_jax.reduction.tokens import Tokens, sum_over_patches
 
 Reduce = Callable[[Tokens, AttentionOutput], Tokens]
 RECORDS = ('kept', 'patch_ids', 'token_of_patch', 'class_attention', 'mask', 'fused_weights')
@@ -26,10 +26,16 @@ class Reductions:
       rng: [B] random keys, one per image.
       modules: the learned modules of the reducer, one per reduction in the order of the blocks.
       train: see `ReducerInputs`.
+      class_token: True if the first prefix token is a class token.
+      coordinates: [P, 2] float32, rotary coordinates of all patches; None: the model has none.
+      pool_attention: see `ReducerInputs`; used in the last block.
     """
 
-    def __init__(self, plan: TokenPlan, rng: Array, *, modules: Sequence[nnx.Module] = (), train: bool = False):
+    def __init__(self, plan: TokenPlan, rng: Array, *, modules: Sequence[nnx.Module] = (), train: bool = False,
+                 class_token: bool = True, coordinates: Array | None = None,
+                 pool_attention: Callable[[Tokens], Array] | None = None):
         self._plan, self._rng, self._modules, self._train = plan, rng, modules, train
+        self._class_token, self._coordinates, self._pool_attention = class_token, coordinates, pool_attention
         self._records: dict[str, tuple] = collections.defaultdict(tuple, dict.fromkeys(RECORDS, ()))
 
     def before_block(self, block: int, tokens: Tokens) -> Tokens:
@@ -52,7 +58,9 @@ class Reductions:
         plan, stage = self._plan, tokens.stage
         inputs = ReducerInputs(
             attention, rng=jax.vmap(lambda key: jax.random.fold_in(key, stage))(self._rng), train=self._train,
-            fuse=plan.fused, block=block, tokens=tokens, module=self._modules[stage] if self._modules else None)
+            fuse=plan.fused, block=block, tokens=tokens, module=self._modules[stage] if self._modules else None,
+            importance=plan.reducer.importance, has_class_token=self._class_token,
+            pool_attention=self._pool_attention if block == len(plan.keep) - 1 else None)
         after = plan.reducer.reduce(tokens, inputs, plan.keep[block])
         leaving = after.patch_ids.shape[1], plan.counts[block]
         if leaving[0] != leaving[1]:
@@ -62,15 +70,23 @@ class Reductions:
         self._record('patch_ids', tokens.patch_ids)
         self._record('token_of_patch', after.token_of_patch)
         self._record('mask', after.mask)
-        if attention is not None:
+        if attention is not None and self._class_token:
             self._record('class_attention', inputs.class_attention)
-            if plan.fused:
-                self._record('fused_weights', fused_weights(
-                    tokens.patch_ids, inputs.class_attention, after.patch_ids, self._records['fused_weights'],
-                    tokens.token_of_patch.shape[1]))
+        if attention is not None and plan.fused:
+            self._record('fused_weights', fused_weights(
+                tokens.patch_ids, inputs.importance, after.patch_ids, self._records['fused_weights'],
+                tokens.token_of_patch.shape[1]))
         for name, array in inputs.records.items():
             self._record(name, array)
-        return after.replace(stage=stage + 1)
+        return after.replace(stage=stage + 1, coordinates=self._mean_coordinates(after))
+
+    def _mean_coordinates(self, tokens):
+        """Returns the mean rotary coordinates of the patches in each token, [B, N, 2]; None if the model has none."""
+        if self._coordinates is None:
+            return None
+        total = sum_over_patches(tokens.token_of_patch, self._coordinates[None], tokens.patch_ids.shape[1])
+        sizes = sum_over_patches(tokens.token_of_patch, jnp.ones(tokens.token_of_patch.shape), total.shape[1])
+        return total / jnp.maximum(sizes, 1)[..., None]  # a token without patches keeps the coordinates 0
 
     def _record(self, name, array):
         if array is not None:
@@ -85,14 +101,14 @@ def fused_weights(patch_ids: Array, scores: Array, kept: Array, before: tuple[Ar
 
     Args:
       patch_ids: [B, N] int32, patch ids of the tokens that enter the reduction.
-      scores: [B, N] float32, class attention of these tokens.
+      scores: [B, N] float32, importance of these tokens.
       kept: [B, K] int32, patch ids of the tokens that leave the reduction.
       before: outputs of this function for the earlier reductions.
       patches: number of patches of the image.
 
     Returns:
-      [B, patches] float32; 0 for a patch that is not in the token. For the first reduction, the weights are the class
-      attention.
+      [B, patches] float32; 0 for a patch that is not in the token. For the first reduction, the weights are the
+      importance.
     """
     def index(ids):
         return jnp.where(ids < 0, patches - 1 - ids, ids)  # fused tokens follow the patches

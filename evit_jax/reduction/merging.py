@@ -41,7 +41,7 @@ def merge_matched(tokens: Tokens, keys: Array, keep: int) -> Tokens:
     order = jnp.argsort(similarity.max(-1), axis=1, descending=True)
     merged, unmerged = order[:, :r], jnp.sort(order[:, r:], axis=1)
 
-    size, x = _sizes(tokens), tokens.patches
+    size, x = tokens.sizes, tokens.patches
     total, sizes = _add_merged(x[:, first::2], x[:, 1 - first::2], size[:, first::2], size[:, 1 - first::2], merged,
                                jnp.take_along_axis(target, merged, axis=1))
     x = jnp.concatenate([tokens.prefix, _rows(x[:, first::2], unmerged), (total / sizes[..., None]).astype(x.dtype)],
@@ -76,7 +76,7 @@ def merge_runs(tokens: Tokens, keep: int) -> Tokens:
     index = first[:, None] + np.arange(np.bincount(run).max())  # [keep, longest run]
     inside = (run[np.minimum(index, n - 1)] == np.arange(keep)[:, None]) & (index < n)
     members = np.minimum(index, n - 1)
-    weight = _sizes(tokens)[:, members] * inside  # [B, keep, longest run]
+    weight = tokens.sizes[:, members] * inside  # [B, keep, longest run]
     sizes = weight.sum(-1)
     x = tokens.patches
     total = jnp.einsum('bkm,bkmd->bkd', weight, x[:, members], preferred_element_type=jnp.float32)
@@ -85,20 +85,6 @@ def merge_runs(tokens: Tokens, keep: int) -> Tokens:
         patch_ids=tokens.patch_ids[:, first], scores=None, size=None if tokens.size is None else sizes,
         token_of_patch=remap(tokens.token_of_patch,
                              jnp.broadcast_to(jnp.asarray(run, jnp.int32), tokens.patch_ids.shape)))
-
-
-def _sizes(tokens: Tokens) -> Array:
-    """Returns the number of patches in each token, [B, N] float32. Counts them if sizes are not tracked."""
-    if tokens.size is not None:
-        return tokens.size
-    if tokens.token_of_patch is None:
-        return jnp.ones(tokens.patch_ids.shape, jnp.float32)
-    n = tokens.patch_ids.shape[1]
-
-    def count(index):
-        return jnp.zeros(n + 1, jnp.float32).at[jnp.where(index < 0, n, index)].add(1)[:n]
-
-    return jax.vmap(count)(tokens.token_of_patch)
 
 
 def _add_merged(x_a, x_b, size_a, size_b, merged, target):

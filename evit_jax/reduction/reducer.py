@@ -1,5 +1,6 @@
 """The interface of token reducers. Each token plan has one reducer."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,14 @@ from jax import Array
 
 from evit_jax.kernels.attention import AttentionOutput
 from evit_jax.reduction.tokens import Tokens
+from evit_jax.runtime.names import get_by_name
 
+IMPORTANCES = {
+    'class': 'attention of the class token to each token, averaged over the heads',
+    'mean': 'attention that each token receives, averaged over the patches and heads',
+    'pool': "attention of the attention pool's query in the last block; before it, mean",
+    'norm': 'L2 norm of each token',
+    'shift': 'L2 norm of the change of each token by the attention branch'}
 PARAMS = 'reducer'  # key of the reducer's learned parameters in the parameter tree; one subtree per reduction
 
 
@@ -28,29 +36,61 @@ class ReducerInputs:
       previous_scores: [B, N] float32, scores of these tokens in the previous reduction. The score of a fused token is
         the sum of the scores of its members. None: there was no previous reduction, or it had no scores.
       num_prefix_tokens: number of prefix tokens, F.
+      has_class_token: True if the first prefix token is a class token.
     """
 
     def __init__(self, attention: AttentionOutput | None, *, rng: Array, train: bool, fuse: bool, block: int,
-                 tokens: Tokens, module: nnx.Module | None = None):
+                 tokens: Tokens, module: nnx.Module | None = None, importance: str | None = None,
+                 has_class_token: bool = True, pool_attention: Callable[[Tokens], Array] | None = None):
+        """Creates the inputs of one reduction.
+
+        Args:
+          importance: a key of IMPORTANCES; '' or None: class if the model has a class token, else mean.
+          pool_attention: tokens -> attention of the attention pool, [B, N] float32; None: not in this block.
+        """
         self.rng, self.train, self.fuse, self.block, self.module = rng, train, fuse, block, module
+        self.has_class_token = has_class_token
         self.stage, self.previous_scores = tokens.stage, tokens.scores
         self.num_prefix_tokens = tokens.num_prefix_tokens
         self.records: dict[str, Array] = {}
-        self._attention = attention
+        self._attention, self._tokens, self._pool_attention = attention, tokens, pool_attention
+        self._importance = importance or ('class' if has_class_token else 'mean')
+
+    @functools.cached_property
+    def importance(self) -> Array:
+        """Importance of each token by the choice of the reducer (IMPORTANCES), [B, N] float32.
+
+        The choices norm and shift are divided by their sum over the tokens.
+        """
+        if self._importance == 'class':
+            return self.class_attention
+        if self._importance == 'norm':
+            return _shares(self._tokens.patches)
+        if self._importance == 'shift':
+            return _shares(self._read('importance').out[:, self.num_prefix_tokens:])
+        if self._importance == 'pool' and self._pool_attention is not None:
+            return self._pool_attention(self._tokens)
+        return self.received_attention
 
     @functools.cached_property
     def class_attention(self) -> Array:
-        """Attention of the class token to each token, averaged over the heads, [B, N] float32."""
+        """Attention of the class token to each token, averaged over the heads, [B, N] float32.
+
+        Raises:
+          ValueError: the model has no class token, or the reducer acts before the block.
+        """
+        self._check_class_token('class_attention')
         return self._read('class_attention').class_attention[:, self.num_prefix_tokens:]
 
     @functools.cached_property
     def class_attention_per_head(self) -> Array:
         """Attention of the class token to each token, [B, H, N] float32."""
+        self._check_class_token('class_attention_per_head')
         return self._read('class_attention_per_head').class_attention_per_head()[:, :, self.num_prefix_tokens:]
 
     @functools.cached_property
     def received_attention(self) -> Array:
-        """Attention that each token receives, averaged over all tokens and heads, [B, N] float32."""
+        """Attention that each token receives, averaged over the patches and heads, [B, N] float32."""
         return self._read('received_attention').received_attention()[:, self.num_prefix_tokens:]
 
     @functools.cached_property
@@ -70,18 +110,28 @@ class ReducerInputs:
 
     @property
     def fuse_weights(self) -> Array | None:
-        """Argument `fuse_weights` of `keep_top`: class attention if the plan fuses the dropped tokens, else None."""
-        return self.class_attention if self.fuse else None
+        """Argument `fuse_weights` of `keep_top`: importance if the plan fuses the dropped tokens, else None."""
+        return self.importance if self.fuse else None
 
     def record(self, name: str, array: Array) -> None:
         """Adds an array to the model's intermediates: `name` maps to a tuple with one entry per reduction."""
         self.records[name] = array
+
+    def _check_class_token(self, name):
+        if not self.has_class_token:
+            raise ValueError(f'inputs.{name} does not exist: the model has no class token. Read inputs.importance or '
+                             'inputs.received_attention')
 
     def _read(self, name):
         if self._attention is None:
             raise ValueError(f'inputs.{name} does not exist before block {self.block}: its attention is computed '
                              'later. Read tokens, or reduce between attention and MLP (before_block=False)')
         return self._attention
+
+
+def _shares(x):
+    norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+    return norms / norms.sum(axis=1, keepdims=True)
 
 
 class Reducer:
@@ -97,6 +147,8 @@ class Reducer:
       before_block: True if it reduces before the block, False if between attention and MLP of the block.
       merges: True if it merges tokens. Attention then weights each token by its number of patches.
       every_block: True if it reduces in every block unless blocks are given.
+      importance: choice of `ReducerInputs.importance`, a key of IMPORTANCES; '': class if the model has a class token,
+        else mean. None: the reducer reads no importance.
       checkpoint_prefix: prefix of the names of the learned parameters in PyTorch checkpoints.
     """
 
@@ -106,6 +158,7 @@ class Reducer:
     before_block = False
     merges = False
     every_block = False
+    importance: str | None = None
     checkpoint_prefix = PARAMS
 
     def reduce(self, tokens: Tokens, inputs: ReducerInputs, keep: int) -> Tokens:
@@ -148,6 +201,20 @@ class Reducer:
     def module_macs(self, tokens: int, width: int) -> int:
         """Returns the number of multiply-accumulates of the learned module for one image."""
         return 0
+
+    def with_importance(self, importance: str) -> 'Reducer':
+        """Returns this reducer with another importance. Its name is NAME:IMPORTANCE.
+
+        Raises:
+          ValueError: unknown importance, or the reducer reads none.
+        """
+        if self.importance is None:
+            raise ValueError(f'reducer {self.name} reads no importance: {self.name}:{importance} means nothing, give '
+                             f'{self.name}')
+        get_by_name('importance', importance, IMPORTANCES)
+        reducer = copy.copy(self)
+        reducer.name, reducer.importance = f'{self.name.partition(":")[0]}:{importance}', importance
+        return reducer
 
     def in_training(self) -> 'Reducer':
         """Returns the training variant of this reducer; by default the reducer itself."""

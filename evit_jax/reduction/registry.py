@@ -11,7 +11,7 @@ from evit_jax.reduction.reducer import FunctionReducer, LearnedFunctionReducer, 
 from evit_jax.runtime.names import get_by_name
 
 _REDUCERS: dict[str, Reducer] = {}
-_OPTIONS = ('can_fuse', 'before_block', 'merges', 'every_block', 'num_kept', 'min_kept')
+_OPTIONS = ('can_fuse', 'before_block', 'merges', 'every_block', 'importance', 'num_kept', 'min_kept')
 
 
 def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module] | None = None,
@@ -32,13 +32,13 @@ def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module]
       module: only for a function: (width, rngs) -> learned module of one reduction, passed as `inputs.module`. Its
         parameters are trained and saved with the model.
       options: only for a function: attributes and methods of `Reducer` by name (can_fuse, before_block, merges,
-        every_block, num_kept, min_kept).
+        every_block, importance, num_kept, min_kept).
 
     Raises:
       ValueError: an unknown option; or a function that does not take (tokens, inputs, keep).
     """
-    if not name:
-        raise ValueError("the name of a reducer is empty: give one, as register_reducer('l2')")
+    if not name or ':' in name:
+        raise ValueError(f"{name!r} is no name of a reducer: give one without a colon, as register_reducer('l2')")
     if unknown := [option for option in options if option not in _OPTIONS]:
         raise ValueError(f'{unknown[0]}={options[unknown[0]]!r} is no option of a reducer: there are '
                          f'{", ".join(("module", *_OPTIONS))}')
@@ -59,8 +59,12 @@ def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module]
 def get_reducer(name: str | Reducer) -> Reducer:
     """Returns the reducer with a name; returns a `Reducer` unchanged.
 
+    Args:
+      name: a registered name, or NAME:IMPORTANCE with a key of `reducer.IMPORTANCES`, as 'evit:mean'.
+
     Raises:
-      ValueError: no reducer has this name (the message gives the nearest name), or `name` is a function.
+      ValueError: no reducer has this name (the message gives the nearest name), it reads no importance, or `name` is a
+        function.
     """
     if isinstance(name, Reducer):
         return name
@@ -68,7 +72,9 @@ def get_reducer(name: str | Reducer) -> Reducer:
         raise ValueError(f'{name!r} is neither a reducer nor the name of one: decorate a function with '
                          "@evit_jax.register_reducer('name') and give the result")
     _register_own()
-    return get_by_name('reducer', name, _REDUCERS)
+    base, colon, importance = name.partition(':')
+    reducer = get_by_name('reducer', base, _REDUCERS)
+    return reducer.with_importance(importance) if colon else reducer
 
 
 def list_reducers() -> list[str]:

@@ -89,7 +89,7 @@ class Experiment(NamedTuple):
         if config.init_from:
             weights.check_values(config.init_from, self.model.config)
             params = weights.same_weights(config.init_from, functools.partial(
-                weights.start_from, config.init_from, params, prefix=self.model.config.num_prefix_tokens,
+                weights.start_from, config.init_from, params, config=self.model.config,
                 ema=config.init_ema, class_names=self.train_source.class_names))
         return jax.jit(self._state_of, out_shardings=self.shardings())(params)
 

@@ -271,8 +271,9 @@ def test_to_workdir_result_is_evaluated_and_trained_from(tmp_path, monkeypatch, 
     conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / 'a', shape), params)
     assert loop.evaluate_workdir(layouts.config_of(), tmp_path / 'a')['loss'] > 0  # without class names
-    other = create(dataclasses.replace(shape, classes=4)).init(jax.random.key(2))
-    started = weights.start_from(tmp_path / 'a', other, prefix=1, ema=False)
+    config = dataclasses.replace(shape, classes=4)
+    other = create(config).init(jax.random.key(2))
+    started = weights.start_from(tmp_path / 'a', other, config=config, ema=False)
     np.testing.assert_array_equal(started['norm']['bias'], params['norm']['bias'])
     assert 'fresh for other classes: head.bias, head.kernel' in log.text
 

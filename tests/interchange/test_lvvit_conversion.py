@@ -104,7 +104,7 @@ def test_to_workdir_lvvit_is_evaluated_and_trained_from(tmp_path, monkeypatch):
     assert loop.evaluate_workdir(config, tmp_path / 'a')['loss'] > 0
     other = dataclasses.replace(SHAPE, classes=4)
     fresh = create(other).init(jax.random.key(2))
-    started = weights.start_from(tmp_path / 'a', fresh, prefix=1, ema=False)
+    started = weights.start_from(tmp_path / 'a', fresh, config=other, ema=False)
     for head in ('head', 'aux_head'):
         np.testing.assert_array_equal(started[head]['kernel'], fresh[head]['kernel'])
     np.testing.assert_array_equal(started['patch_embed']['bn1']['mean'], arrays_of()['patch_embed.bn1.running_mean'])

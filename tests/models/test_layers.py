@@ -10,6 +10,7 @@ import pytest
 
 from evit_jax.models import create, layers
 from evit_jax.models.config import ViTConfig
+from evit_jax.models.positions import resize_positions
 from evit_jax.reduction import apply
 from evit_jax.reduction.plan import make_plan
 
@@ -52,14 +53,14 @@ def resize_in_a_loop(grid, old, new):
 @pytest.mark.parametrize('old, new', [(4, 7), (7, 4), (5, 6), (3, 9), (2, 1)])
 def test_resize_positions_equals_a_loop_over_pixels(old, new):
     grid = np.random.default_rng(0).normal(size=(old * old, 3)).astype(np.float32)
-    resized = layers.resize_positions(jnp.asarray(grid), new)
+    resized = resize_positions(jnp.asarray(grid), (old, old), (new, new))
     assert resized.shape == (new * new, 3)
     np.testing.assert_allclose(resized, resize_in_a_loop(grid, old, new), rtol=0, atol=2e-6)
 
 
 def test_resize_positions_to_the_same_size_returns_the_grid():
     grid = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)
-    np.testing.assert_array_equal(layers.resize_positions(grid, 4), grid)
+    np.testing.assert_array_equal(resize_positions(grid, (4, 4), (4, 4)), grid)
 
 
 def test_drop_path_without_key_or_rate_returns_its_input():

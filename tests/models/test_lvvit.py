@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evit_jax.interchange.torch_weights import from_torch, to_torch
-from evit_jax.models import create, get_config, layers
+from evit_jax.models import create, embedding, get_config
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.reduction import reducers
@@ -196,5 +196,5 @@ def test_swap_takes_patches_from_the_mirror_image_of_the_group(config):
 
 def test_swap_patches_with_one_row_swaps_in_the_whole_batch():
     x = jnp.arange(4.0)[:, None, None] * jnp.ones((4, 3, 2))
-    got = layers.swap_patches(x, jnp.array([True, False, True]))
+    got = embedding.swap_patches(x, jnp.array([True, False, True]))
     np.testing.assert_array_equal(got[..., 0], [[3, 0, 3], [2, 1, 2], [1, 2, 1], [0, 3, 0]])

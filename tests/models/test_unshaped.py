@@ -147,7 +147,7 @@ def test_start_from_weights_of_one_head_initialises_the_second_head(tmp_path, mo
     two_heads = dataclasses.replace(one_head, one_head=False)
     weights.check_values(tmp_path, two_heads)
     fresh = create(two_heads).init(jax.random.key(1))
-    params = weights.start_from(tmp_path, fresh, prefix=2, ema=False)
+    params = weights.start_from(tmp_path, fresh, config=two_heads, ema=False)
     np.testing.assert_array_equal(params['head_dist']['kernel'], fresh['head_dist']['kernel'])
     assert not np.array_equal(params['head']['kernel'], fresh['head']['kernel'])
     assert 'head_dist starts from random values' in caplog.text

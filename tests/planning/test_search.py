@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from evit_jax.models import get_config
+from evit_jax.models.costs import mlp_macs
 from evit_jax.planning import search
 from evit_jax.planning.search import BlockCosts, Costs, Target, find_plan, interpolate, parse_target, steps
 from evit_jax.reduction.plan import make_plan
@@ -130,7 +131,7 @@ def test_budget_for_a_target_slower_than_dense_raises(text, limit):
 def test_mac_costs_equal_the_macs_of_the_model(name, head):
     config = get_config(name)
     macs = config.macs(make_plan(196, 12, reduce_at=()))
-    costs = search.mac_costs(macs, patches=196, depth=12, width=config.width, mlp_ratio=config.mlp_ratio, prefix=1,
+    costs = search.mac_costs(macs, patches=196, depth=12, width=config.width, mlp=mlp_macs(config), prefix=1,
                               head=head)
     for rate in (1.0, 0.7, 0.3):
         assert costs.total(make_plan(196, 12, rate=rate)) == config.macs(make_plan(196, 12, rate=rate))

@@ -79,11 +79,11 @@ def test_load_model_of_a_run_from_dense_weights_has_predictors(trained):
 
 
 def test_start_from_keeps_common_weights_and_logs_new_and_left_out_predictors(plain, trained, log):
-    started = weights.start_from(plain, initial(2, seed=7), prefix=1, ema=False)
+    started = weights.start_from(plain, initial(2, seed=7), config=CONFIG_OF_WEIGHTS, ema=False)
     jax.tree.map(np.testing.assert_array_equal, started['blocks'], initial(0)['blocks'])
     jax.tree.map(np.testing.assert_array_equal, started['reducer'], initial(2, seed=7)['reducer'])
     assert 'fresh, as they are not there: reducer.0.in_conv.0.bias' in log.text
-    back = weights.start_from(trained[0], initial(1), prefix=1, ema=False)
+    back = weights.start_from(trained[0], initial(1), config=CONFIG_OF_WEIGHTS, ema=False)
     want = load_model(trained[0]).params
     jax.tree.map(np.testing.assert_array_equal, back['reducer'][0], want['reducer'][0])
     assert 'left out, as the reducer of this model has no such parameters: reducer.1.in_conv' in log.text

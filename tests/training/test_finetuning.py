@@ -64,6 +64,10 @@ def fives(config):
                         jax.eval_shape(models.create(config).init, jax.random.key(0)))
 
 
+def start_from_fives(workdir, config, **options):
+    return start_from(workdir, fives(config), config=config, **options)
+
+
 def test_new_state_takes_over_every_weight_and_resets_step_and_optimizer(trained):
     config = config_of(init_from=str(trained[0]))
     state = experiment.setup(config, **objects_of(config)).new_state()
@@ -79,7 +83,7 @@ def test_new_state_takes_over_every_weight_and_resets_step_and_optimizer(trained
 
 
 def test_start_from_with_ema_reads_the_ema(trained):
-    loaded = [start_from(trained[0], fives(dataclasses.replace(MODEL, classes=3)), prefix=1, ema=ema)['norm']['bias']
+    loaded = [start_from_fives(trained[0], dataclasses.replace(MODEL, classes=3), ema=ema)['norm']['bias']
              for ema in (False, True)]
     for field, bias in zip(('params', 'ema'), loaded, strict=True):
         np.testing.assert_array_equal(bias, read_newest(trained[0], field)[0]['norm.bias'])
@@ -88,7 +92,7 @@ def test_start_from_with_ema_reads_the_ema(trained):
 
 def test_start_from_with_other_classes_and_image_size_keeps_the_new_head_and_resizes_positions(trained):
     old, _ = read_newest(trained[0], 'params')
-    params = start_from(trained[0], fives(dataclasses.replace(MODEL, classes=7, image_size=64)), prefix=1, ema=False)
+    params = start_from_fives(trained[0], dataclasses.replace(MODEL, classes=7, image_size=64), ema=False)
     np.testing.assert_array_equal(params['head']['kernel'], np.full((16, 7), 5))
     np.testing.assert_array_equal(params['head']['bias'], np.full(7, 5))
     np.testing.assert_array_equal(params['norm']['bias'], old['norm.bias'])
@@ -102,7 +106,7 @@ def test_start_from_with_other_classes_and_image_size_keeps_the_new_head_and_res
 
 @pytest.mark.parametrize(('names', 'warns'), [(Birds.names, False), (('owl', 'rook', 'wren'), True)])
 def test_start_from_with_other_class_names_warns(trained, caplog, names, warns):
-    start_from(trained[0], fives(dataclasses.replace(MODEL, classes=3)), prefix=1, ema=False, class_names=names)
+    start_from_fives(trained[0], dataclasses.replace(MODEL, classes=3), ema=False, class_names=names)
     assert ('their names differ' in caplog.text) == warns
 
 
@@ -111,7 +115,7 @@ def test_train_from_weights_of_other_classes_and_image_size_runs_to_the_end(trai
     assert np.isfinite(metrics['loss'])
     assert newest_step(tmp_path) == 2
     with pytest.raises(ValueError, match='kept no moving average'):
-        start_from(tmp_path, fives(MODEL), prefix=1, ema=True)
+        start_from_fives(tmp_path, MODEL, ema=True)
 
 
 def test_train_resumed_without_init_from_keeps_that_of_the_first_start(trained, tmp_path):
@@ -123,9 +127,9 @@ def test_train_resumed_without_init_from_keeps_that_of_the_first_start(trained, 
 def test_start_from_weights_that_do_not_fit_names_them(trained):
     with pytest.raises(ValueError, match=r'4 differ\): dist_token is missing .* head_dist.bias is missing there; '
                                          r'head_dist.kernel is missing there; pos_embed has shape'):
-        start_from(trained[0], fives(dataclasses.replace(MODEL, classes=3, distilled=True)), prefix=2, ema=False)
+        start_from_fives(trained[0], dataclasses.replace(MODEL, classes=3, distilled=True), ema=False)
     with pytest.raises(ValueError, match=r'30 differ\).*bias has shape \(16,\), wanted \(32,\).*and 25 more\. Set'):
-        start_from(trained[0], fives(dataclasses.replace(MODEL, width=32, classes=1000)), prefix=1, ema=False)
+        start_from_fives(trained[0], dataclasses.replace(MODEL, width=32, classes=1000), ema=False)
 
 
 def test_train_from_a_missing_run_is_refused_before_the_workdir_is_touched(tmp_path):

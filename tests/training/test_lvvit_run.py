@@ -62,7 +62,7 @@ def test_train_updates_the_running_statistics_and_their_ema(run):
 def test_start_from_with_other_classes_and_image_size_keeps_the_running_statistics(run, ema):
     shape = dataclasses.replace(SHAPE, classes=7, image_size=32)
     fresh = models.create(shape).init(jax.random.key(5))
-    started = weights.start_from(run[0], fresh, prefix=1, ema=ema)
+    started = weights.start_from(run[0], fresh, config=shape, ema=ema)
     before = read_newest(run[0], 'ema' if ema else 'params')[0]
     assert len(statistics(started)) == 2 * len(SHAPE.convolutions)
     for name, value in statistics(started).items():

@@ -7,7 +7,7 @@ import pytest
 
 from evit_jax.data.token_labels import mixtoken
 from evit_jax.data.token_labels.mixtoken import Sparse
-from evit_jax.models.layers import to_patches
+from evit_jax.models.embedding import to_patches
 from evit_jax.training import objectives
 from evit_jax.training.objectives import Objective, Targets, Taught, Term
 

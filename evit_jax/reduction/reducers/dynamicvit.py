@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from evit_jax.kernels.gelu import gelu
+from evit_jax.kernels.activations import gelu
 from evit_jax.reduction.gather import keep_top
 from evit_jax.reduction.reducer import Reducer, floor_rate
 from evit_jax.reduction.registry import register_reducer

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from evit_jax.kernels.gelu import ACTIVATIONS
+from evit_jax.kernels.activations import ACTIVATIONS
 
 
 @pytest.mark.parametrize('name, formula', [

@@ -27,4 +27,9 @@ def quick_gelu(x: Array) -> Array:
     return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
 
 
-ACTIVATIONS = {'gelu': gelu, 'gelu_tanh': gelu_tanh, 'quick_gelu': quick_gelu}
+def silu(x: Array) -> Array:
+    """Computes x * sigmoid(x)."""
+    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+
+
+ACTIVATIONS = {'gelu': gelu, 'gelu_tanh': gelu_tanh, 'quick_gelu': quick_gelu, 'silu': silu}
