@@ -41,6 +41,7 @@ KEYS = {
                       'vit_digits, lvvit_digits; init_from: the model of the weights in init_from'),
     'model.image_size': Key(224, 'height and width of the input, in pixels; 0: that of init_from', '[1, inf]',
                             special=0),
+    'model.image_width': Key(0, 'width of the input if it is not a square, in pixels; 0: a square', '[0, inf]'),
     'model.classes': Key(1000, 'number of classes; 0: as many as the data has', '[2, inf]', special=0),
     'model.distilled': Key(False, 'add a distillation token'),
     'model.heads': Key(0, "number of attention heads; 0: the named model's", '[0, inf]'),

@@ -57,7 +57,7 @@ def _check_changes(folder, old, new, accept_changes):
     differ = [key for key in sorted(old.keys() | new.keys())
               if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
     changes = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)
-    if any(key in (*_MODEL_KEYS, 'model.image_size') for key in differ):
+    if any(key in (*_MODEL_KEYS, 'model.image_size', 'model.image_width') for key in differ):
         raise ValueError(f'workdir {folder} holds a run of another model ({changes}): give another --workdir')
     for key in ('optimizer.accumulate', 'model.freeze'):
         if key in differ:

@@ -89,5 +89,5 @@ def _with_config(model, config):
     budget = TokenBudget.of_config(workdirs.flat(config.to_dict()))
     data = config.data
     return VisionModel(model.loaded._replace(
-        budget=budget, image_size=config.model.image_size, mean=tuple(data.mean), std=tuple(data.std),
+        budget=budget, image_size=inputs.image_size(config), mean=tuple(data.mean), std=tuple(data.std),
         eval_crop=data.eval_crop or None, dtype=config.model.dtype))

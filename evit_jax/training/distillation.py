@@ -14,7 +14,9 @@ from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.data.classes import readable_names
 from evit_jax.models import Model, Params
+from evit_jax.models.config import ImageSize
 from evit_jax.reduction.plan import TokenPlan, make_plan
+from evit_jax.training import inputs
 from evit_jax.training.objectives import Taught
 
 KINDS = ('none', 'hard', 'soft', 'self')  # values of config.distill.kind
@@ -49,8 +51,8 @@ class Teacher(NamedTuple):
         return Taught(logits, intermediates.get('patch_tokens'))
 
 
-def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, class_names: Sequence[str],
-                 dtype: Any, patch_tokens: bool = False) -> Teacher:
+def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: ImageSize,
+                 class_names: Sequence[str], dtype: Any, patch_tokens: bool = False) -> Teacher:
     """Loads a teacher from a workdir.
 
     Args:
@@ -97,7 +99,7 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
     if config.distill.kind == 'none':
         return None
     _, path, ema = _source(config)
-    teacher = load_teacher(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
+    teacher = load_teacher(path, ema=ema, dense=config.teacher.dense, image_size=inputs.image_size(config),
                            class_names=class_names, dtype=dtype, patch_tokens=compares_tokens(config))
     if compares_tokens(config):
         there, here = (teacher.plan.patches, teacher.model.config.width), (plan.patches, width)

@@ -19,6 +19,7 @@ from evit_jax.metrics import writers
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import storage
+from evit_jax.training import inputs
 
 _COMPARED = ('workdir', 'model', 'data', 'preprocessing')  # a result is overwritten only if these parts are equal
 _PACKAGES = ('jax', 'flax', 'numpy')
@@ -130,7 +131,7 @@ def describe(config: Any, model_config: ViTConfig, plan: TokenPlan, source: Sour
         'data': {'source': config.data.source, 'path': config.data.path,
                  'name': config.data.name if config.data.source == 'tfds' else '',
                  'split': split_of(source, config.data.test_split), 'images': len(source)},
-        'preprocessing': {'image_size': config.model.image_size, 'mean': list(config.data.mean),
+        'preprocessing': {'image_size': inputs.image_size(config), 'mean': list(config.data.mean),
                           'std': list(config.data.std), 'eval_crop': config.data.eval_crop}}
 
 

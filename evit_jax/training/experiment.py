@@ -23,7 +23,7 @@ from evit_jax.data.token_labels import mixtoken
 from evit_jax.data.token_labels.targets import TokenTargets
 from evit_jax.data.transforms import mixing
 from evit_jax.models import Model
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ViTConfig, as_hw
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.schedule import KeepSchedule, Stage, stages
 from evit_jax.runtime import agreement, machine, sharding
@@ -112,8 +112,8 @@ class Experiment(NamedTuple):
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes, dtypes and sharding of a training batch."""
-        batch, size = self.config.batch_size, self.config.model.image_size
-        arrays = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
+        batch, size = self.config.batch_size, as_hw(inputs.image_size(self.config))
+        arrays = {'image': ((batch, *size, 3), np.uint8), 'label': ((batch,), np.int32)}
         if self.targets:
             arrays |= {name: ((batch, *row), dtype) for name, (row, dtype) in self.targets.shapes.items()}
         batch_sharding = sharding.batch_sharding(self.mesh)

@@ -4,6 +4,7 @@ With `model.name='init_from'`, a run has the architecture of the weights in `ini
 checkpoint.
 """
 
+import dataclasses
 import os
 from typing import Any
 
@@ -12,7 +13,7 @@ from evit_jax.checkpoints import loaded, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import newest_step, read_metadata
 from evit_jax.models.config import ViTConfig
-from evit_jax.training import checks, model_setup
+from evit_jax.training import checks, inputs, model_setup
 
 QUARTERS, OF_WEIGHTS = (-1,), -1  # values of model.reduce_at and data.eval_crop that are resolved here
 
@@ -66,10 +67,11 @@ def _settings_of_weights(config, workdir):
 
 def _with_model(config, settings, model_config):
     """Returns config and model config for the model of the initial weights. The config decides the classes."""
-    model_config = models.config_from_flat({
-        'model.image_size': config.model.image_size or settings.get('model.image_size'),
-        'model.classes': config.model.classes}, model_config)
     classes = config.model.classes
+    size = inputs.image_size(config) or models.image_size_of(settings) or model_config.image_size
+    model_config = dataclasses.replace(
+        model_config, image_size=size, classes=classes or model_config.classes, projection=False,
+        head_bias=model_config.head_bias or model_config.projection)
     config = model_setup.apply_model_config(config, model_config)
     with config.unlocked():
         config.model.update(name=settings.get('model.name', model_setup.CUSTOM), classes=classes)

@@ -5,12 +5,14 @@ from typing import Any
 
 from absl import logging
 
+from evit_jax import models
 from evit_jax.data import sources, splits
 from evit_jax.data.sources import Source
 from evit_jax.data.token_labels.label_maps import LabelMaps
 from evit_jax.data.token_labels.targets import TokenTargets
 from evit_jax.data.transforms.geometry import EvalTransform, TrainTransform
 from evit_jax.data.transforms.mixing import Mixing
+from evit_jax.models.config import ImageSize
 from evit_jax.runtime import agreement, distributed
 from evit_jax.training import identity
 
@@ -97,16 +99,21 @@ def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | N
     return TokenTargets(maps, math.isqrt(patches))
 
 
+def image_size(config: Any) -> ImageSize:
+    """Returns the image size of a config: the side of a square, or (height, width)."""
+    return models.image_size_of({f'model.{key}': config.model[key] for key in ('image_size', 'image_width')})
+
+
 def train_transform(config: Any) -> TrainTransform:
     """Returns the transform of training images."""
     data = config.data
-    return TrainTransform(config.model.image_size, scale=tuple(data.crop) or None, ratio=tuple(data.ratio),
+    return TrainTransform(image_size(config), scale=tuple(data.crop) or None, ratio=tuple(data.ratio),
                           flip=data.flip, policy=data.augment, colour_jitter=data.colour_jitter)
 
 
 def eval_transform(config: Any) -> EvalTransform:
     """Returns the transform of evaluation images."""
-    return EvalTransform(config.model.image_size, crop=config.data.eval_crop or None)
+    return EvalTransform(image_size(config), crop=config.data.eval_crop or None)
 
 
 def mixing_settings(config: Any) -> Mixing:

@@ -106,6 +106,8 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
         if plan_file is not None:
             merged = model_setup.apply_plan(merged, plan_file, explicit or (), base=model_config)
         checks.check(merged, model_config)
+        if model_config is not None:
+            model_configs.check_has_classes(model_config, workdir)
         return saved, merged, model_config
 
     trained, config, model_config = agreement.on_every_process(merged_config)

@@ -35,9 +35,10 @@ def config_and_plans(config: Any, trained: dict[str, Any] | None = None,
     """
     flat = workdirs.flat(config.to_dict())
     trained = trained or flat
-    model_config = models.config_from_flat(flat | {'model.image_size': trained['model.image_size']}, base)
+    sizes = {key: trained.get(key) for key in ('model.image_size', 'model.image_width')}
+    model_config = models.config_from_flat(flat | sizes, base)
     budget = TokenBudget.of_config(flat)
-    plan_at = budget.plans(model_config.patches(config.model.image_size), model_config.depth, model_config.macs)
+    plan_at = budget.plans(model_config.patches(models.image_size_of(flat)), model_config.depth, model_config.macs)
     modules = trained_modules(trained)
     modules.check(plan_at(1.0))
     return model_config, plan_at, modules
@@ -57,7 +58,7 @@ def apply_model_config(config: Any, model_config: ViTConfig) -> Any:
     named = models.CONFIGS.get(config.model.name)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.update(values)
+        config.model.update(values | models.image_size_keys(model_config.image_size))
         differs = named is not None and dataclasses.replace(named, **values) != model_config
         if differs or config.model.name == INIT_FROM:
             config.model.name = CUSTOM
@@ -77,7 +78,7 @@ def apply_plan(config: Any, plan_file: PlanFile, explicit: Collection[str] = (),
     """
     before = workdirs.flat(config.to_dict())
     model_config = base or models.get_config(config.model.name)
-    plan_file.check(config.model.name, model_config.patches(config.model.image_size), model_config.depth)
+    plan_file.check(config.model.name, model_config.patches(models.image_size_of(before)), model_config.depth)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.update(reduce_at=plan_file.reduce_at, fuse=plan_file.fuse)

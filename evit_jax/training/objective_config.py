@@ -49,6 +49,9 @@ def _check_token_labels(config, base):
     if not isinstance(base or models.get_config(config.model.name), LVViTConfig):
         raise ValueError(f'config.data.token_labels={config.data.token_labels} needs a model with a head for patch '
                          f'tokens, which {config.model.name} lacks: give an lvvit, or --config.data.token_labels=')
+    if config.model.image_width not in (0, config.model.image_size):
+        raise ValueError(f'config.model.image_width={config.model.image_width}: label maps are square grids, give '
+                         '--config.model.image_width=0, or --config.data.token_labels=')
     if config.distill.kind != 'none':
         raise ValueError(f'config.distill.kind={config.distill.kind} and config.data.token_labels both decide the '
                          'objective: give one of them')
