@@ -9,9 +9,10 @@ import pytest
 import evit_jax
 from configs import finetune
 from evit_jax.checkpoints import model_config as model_configs
+from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.manager import newest_step, read_newest
 from evit_jax.models.config import ViTConfig
-from evit_jax.training import initial_model, loop
+from evit_jax.training import initial_model, loop, optimizer
 from tests.helpers import layouts
 from tests.helpers.folders import draw_stripes
 
@@ -91,6 +92,41 @@ def test_finetune_as_a_linear_probe_at_another_image_size(pretrained, images, tm
     assert after['pos_embed'].shape == (1, 37, 16)
     assert {name for name in before if not np.array_equal(before[name], after[name])} == {
         'pos_embed', 'head.kernel', 'head.bias'}
+
+
+def test_finetune_at_a_rectangle_resizes_the_positions(pretrained, images, tmp_path):
+    config = recipe(pretrained, images, model__image_size=16, model__image_width=48, epochs=1, batch_size=24)
+    loop.train(config, tmp_path)
+    assert read_newest(tmp_path, 'params')[0]['pos_embed'].shape == (1, 1 + 2 * 6, 16)
+    assert evit_jax.load(tmp_path).loaded.image_size == (16, 48)
+    config = recipe(None, images, model__image_size=32)
+    for explicit, patches in (((), 12), (('model.image_size',), 16)):
+        metrics = loop.evaluate_workdir(config, tmp_path, explicit=explicit, from_file=False, out=tmp_path / 'out')
+        assert metrics['images'] == 8 and [*(tmp_path / 'out').glob(f'evaluate-evit-{patches}-*.json')]
+    with pytest.raises(ValueError, match=r'another model .*model\.image_width 48 -> 0'):
+        loop.train(recipe(pretrained, images, model__image_size=16, epochs=1, batch_size=24), tmp_path)
+
+
+FOREIGN = {  # values of models whose weights need another treatment
+    'dinov3': {'classes': 0, 'registers': 2, 'layer_scale': 1e-5, 'rope': 'dinov3', 'rope_base': 100.0,
+               'absolute_positions': False, 'swiglu': True, 'k_bias': False},
+    'clip': {'classes': 8, 'projection': True, 'head_bias': False, 'pre_norm': True, 'patch_bias': False},
+    'siglip': {'classes': 0, 'class_token': False, 'pooling': 'map', 'qk_norm': True}}
+
+
+@pytest.mark.parametrize('kind', FOREIGN)
+def test_finetune_of_other_architectures_trains_a_new_head(kind, images, tmp_path):
+    model_config = dataclasses.replace(MODEL, depth=2, **FOREIGN[kind])
+    evit_jax.create_model(model_config, keep_rate=1.0).save(tmp_path / 'weights')
+    metrics = loop.train(recipe(tmp_path / 'weights', images, epochs=1, batch_size=24), tmp_path / 'run')
+    model = evit_jax.load(tmp_path / 'run')
+    changed = {'classes': 2, 'projection': False, 'head_bias': True}
+    assert model.config == dataclasses.replace(model_config, **changed) and model.class_names == ('oak', 'pine')
+    assert metrics['images'] == 8 and model.params['head']['kernel'].shape == (16, 2)
+    decays = weights.by_name(optimizer.decays(model.params))
+    assert not any(decays[name] for name in decays if name.rpartition('.')[2] in (
+        'bias', 'scale', 'gamma', 'q_bias', 'v_bias', 'cls_token', 'reg_token', 'pos_embed', 'latent'))
+    assert all(decays[name] for name in decays if name.endswith('kernel'))
 
 
 def test_finetune_through_the_api_takes_a_model(pretrained, images, tmp_path):
