@@ -97,9 +97,8 @@ class ViT(nnx.Module):
         self.norm_pre = norm(dtype=dtype) if config.pre_norm else _unchanged
         rates = [drop_path * block / max(config.depth - 1, 1) for block in range(config.depth)]
         self.blocks = nnx.List([Block(config, rate, dtype=dtype, remat=remat, rngs=rngs) for rate in rates])
-        self.norm, self.fc_norm = norm(dtype=jnp.float32), _unchanged
-        if config.pooling == 'avg_fc_norm':
-            self.norm, self.fc_norm = _as_float32, self.norm
+        norm = norm(dtype=jnp.float32)
+        self.norm, self.fc_norm = (_as_float32, norm) if config.pooling == 'avg_fc_norm' else (norm, _unchanged)
         if config.pooling == 'map':
             self.attn_pool = layers.AttentionPool(config, rngs=rngs)
         head = functools.partial(layers.linear, config.head_width, config.classes, bias=config.head_bias,
@@ -185,7 +184,7 @@ class ViT(nnx.Module):
         if pooling == 'token':
             return tokens.x[:, 0]
         if pooling == 'map':
-            return self.attn_pool(tokens.x.astype(jnp.float32), _with_prefix(tokens, tokens.weights))
+            return self.attn_pool(tokens.patches.astype(jnp.float32), tokens.weights)
         patches, weights = tokens.patches.astype(jnp.float32), tokens.weights
         total = jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)  # all tokens of an image may be masked
         mean = jnp.einsum('bnd,bn->bd', patches, weights / total, precision='highest')
@@ -193,9 +192,8 @@ class ViT(nnx.Module):
 
     def _pool_attention(self, tokens):
         """Returns the attention of the attention pool's query to each patch token, [B, N] float32."""
-        x = self.norm(tokens.x).astype(jnp.float32)
-        attention = self.attn_pool.attention(x, _with_prefix(tokens, tokens.weights)).mean(axis=1)
-        return attention[:, tokens.num_prefix_tokens:]
+        x = self.norm(tokens.patches).astype(jnp.float32)
+        return self.attn_pool.attention(x, tokens.weights).mean(axis=1)
 
     def _embed(self, images, plan, key, visible, swap, intermediates):
         """Returns the tokens that enter the first block."""
@@ -253,11 +251,6 @@ class ViT(nnx.Module):
 def _token_embedding(width, rngs, count):
     init = nnx.initializers.truncated_normal(stddev=0.02)
     return nnx.Param(init(rngs.params(), (1, count, width)))
-
-
-def _with_prefix(tokens, weights):
-    """Prepends the weight 1 of each prefix token, [B, F + N]."""
-    return jnp.pad(weights, ((0, 0), (tokens.num_prefix_tokens, 0)), constant_values=1)
 
 
 def _as_float32(x):

@@ -60,7 +60,7 @@ def get_reducer(name: str | Reducer) -> Reducer:
     """Returns the reducer with a name; returns a `Reducer` unchanged.
 
     Args:
-      name: a registered name, or NAME:IMPORTANCE with a key of `reducer.IMPORTANCES`, as 'evit:mean'.
+      name: a registered name, or NAME:IMPORTANCE with a key of `inputs.IMPORTANCES`, as 'evit:mean'.
 
     Raises:
       ValueError: no reducer has this name (the message gives the nearest name), it reads no importance, or `name` is a
