@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from evit_jax import cli
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.lock import WorkdirLock
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.names import in_one_line
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMapsMetadata
@@ -43,7 +44,7 @@ def main(checkpoint: str = '') -> None:
         raise ValueError('give --config FILE, --out DIR, and either a CHECKPOINT or --published FOLDER, as in: python '
                          '-m evit_jax.label runs/digits --config configs/digits.py --out data/digits_labels')
     backend.start()
-    source, _ = inputs.open_sources(_CONFIG.value)
+    source, _ = inputs.open_sources(flat(_CONFIG.value))
     with PreemptionHandler() as preemption:
         annotator, top, side, entries = (_from_published if _PUBLISHED.value else _from_model)(
             checkpoint, source, preemption.check)

@@ -23,13 +23,14 @@ from ml_collections import config_flags
 
 from evit_jax import cli, config_errors
 from evit_jax.checkpoints.loaded import load_model
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.inference import knn, knn_evaluation
 from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.runtime import distributed
 from evit_jax.runtime.preemption import Preempted
-from evit_jax.training import loop
-from evit_jax.training.model_setup import apply_plan
+from evit_jax.training import experiment, loop
+from evit_jax.training.model_setup import values_of_plan
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a recipe (digits) or a Python file with '
                                           'get_config(). Default in an evaluation: the config of the run.')
@@ -72,7 +73,8 @@ def main(*, from_file: bool = True) -> None:
     explicit = config_flags.get_override_values(flags.FLAGS['config'])
     with distributed.distributed(collective_errors=Preempted):
         if mode == 'train':
-            config = apply_plan(config, plan_file, explicit) if plan_file else config
+            if plan_file:
+                config = experiment.with_values(config, values_of_plan(plan_file, flat(config), explicit))
             loop.train(config, workdir, accept_changes=_ACCEPT.value)
         elif mode == 'knn':
             _evaluate_knn(config, workdir, explicit, from_file, plan_file)
@@ -85,7 +87,7 @@ def _evaluate_knn(config, workdir, explicit, from_file, plan_file):
     """Evaluates the features of the model in `config.init_from`, if it is set explicitly, else of the workdir."""
     k = cli.numbers('k', _K.value, int)
     model = VisionModel(load_model(config.init_from if 'init_from' in explicit else workdir, ema=config.init_ema))
-    config = knn_evaluation.config_of(model, config, explicit=explicit, from_file=from_file, plan_file=plan_file)
+    config = knn_evaluation.config_of(model, flat(config), explicit=explicit, from_file=from_file, plan_file=plan_file)
     knn_evaluation.evaluate(model, config, _OUT.value or workdir, k=k, dense_gallery=_GALLERY.value == 'dense')
 
 

@@ -1,5 +1,5 @@
 """Visualises models: python -m evit_jax.visualize kept runs/digits        page of test images, slider over keep rates
-                   python -m evit_jax.visualize kept runs/own shots/*.jpg page of these images
+                   python -m evit_jax.visualize kept runs/own shots/*.jpg page of your own images
                    python -m evit_jax.visualize drop runs/digits          accuracy without some patches: plot and CSV
                    python -m evit_jax.visualize tradeoff runs/* speed.json accuracy against MACs and images per second
 

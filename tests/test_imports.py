@@ -11,8 +11,8 @@ import evit_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'evit_jax'
-MAY_IMPORT = {  # the packages that each package may import beside itself
-    'configs': set(), 'runtime': set(), 'kernels': set(), 'reduction': {'configs', 'runtime', 'kernels'},
+MAY_IMPORT = {  # packages that each package may import, besides itself
+    'configs': set(), 'runtime': set(), 'kernels': set(), 'reduction': {'runtime', 'kernels'},
     'models': {'runtime', 'kernels', 'reduction'},
     'viz': set(), 'data': {'runtime'}, 'metrics': {'runtime'},
     'checkpoints': {'configs', 'runtime', 'reduction', 'models', 'data', 'metrics'}}

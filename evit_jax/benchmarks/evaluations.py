@@ -8,9 +8,9 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.loaded import saved_budget
 from evit_jax.data import splits
 from evit_jax.metrics import writers
-from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import storage
 from evit_jax.viz.tradeoff import Result
@@ -209,7 +209,7 @@ def _plans(config: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPla
     """
     try:
         model_config = models.config_from_flat(config)
-        budget, patches = TokenBudget.of_config(config), model_config.patches(config['model.image_size'])
+        budget, patches = saved_budget(config), model_config.patches(config['model.image_size'])
         budget.plans(patches, model_config.depth, model_config.macs)(1.0)
     except (KeyError, ValueError):
         return None, lambda plan: 0

@@ -1,4 +1,4 @@
-"""Checks that a resumed run has the config with which it began."""
+"""Compares the config of a resumed run with its recorded config."""
 
 import os
 from typing import Any
@@ -30,7 +30,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     Args:
       path: the workdir.
       config: nested training config.
-      accept_changes: resume even if the run began with other values.
+      accept_changes: resume even if the recorded config has other values.
 
     Raises:
       ValueError: the workdir contains a checkpoint of a run with another config, or cannot be reached.

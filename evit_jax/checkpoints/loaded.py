@@ -1,4 +1,4 @@
-"""Trained weights together with everything needed to run them."""
+"""Trained weights together with the settings needed to run them."""
 
 import dataclasses
 import os
@@ -25,6 +25,7 @@ from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
 CUSTOM = 'custom'  # name of every model that is not in `models.CONFIGS`
+_BUDGET_DEFAULTS = absent('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rates', 'keep.tokens', 'keep.macs')
 _DEFAULTS = weights.AS_DEIT | absent('model.dtype')
 
 
@@ -88,13 +89,7 @@ class LoadedModel(NamedTuple):
                   plan: TokenPlan | PlanFile | str | os.PathLike | None = None) -> 'LoadedModel':
         """Returns the same weights with another token budget. Give at most one argument; without one, nothing changes.
 
-        Args:
-          keep_rate: fraction of the tokens that each reduction keeps, in (0, 1].
-          keep_rates: one fraction for each reduction.
-          tokens: number of tokens that each reduction keeps.
-          r: number of tokens merged in every block; only for a reducer that merges.
-          macs: fraction of the multiply-accumulates of the dense model, in (0, 1].
-          plan: a plan, or a file written by `python -m evit_jax.plan`.
+        Args: see `VisionModel.with_plan`.
 
         Raises:
           ValueError: more than one argument is given, or the plan is for another model.
@@ -181,6 +176,16 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
     return from_arrays(path, arrays, metadata)
 
 
+def saved_budget(config: Mapping[str, Any]) -> TokenBudget:
+    """Returns the token budget of a saved flat config. Keys that older configs lack get the values of `absent`.
+
+    Raises:
+      KeyError: model.reduce_at, model.fuse or keep.rate is missing.
+      ValueError: there is no such reducer.
+    """
+    return TokenBudget.of_config(_BUDGET_DEFAULTS | dict(config))
+
+
 def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any],
                 reducer: Reducer | None = None) -> LoadedModel:
     """Returns the model for given weights.
@@ -198,7 +203,7 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
     settings = _DEFAULTS | workdirs.flat(metadata.get('config', {}))
     head = arrays.get('head.kernel')
     config = dataclasses.replace(config_of(path, metadata, settings), classes=0 if head is None else head.shape[-1])
-    budget = TokenBudget.of_config(settings)
+    budget = saved_budget(settings)
     budget = budget._replace(reducer=reducer or budget.reducer)
     saved = metadata.get('modules', {'reducer': budget.reducer, 'blocks': budget.reduce_at})
     modules = modules_of(get_reducer(saved['reducer']), arrays, blocks=saved['blocks'])

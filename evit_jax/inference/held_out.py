@@ -10,12 +10,12 @@ from absl import logging
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import read_metadata
+from evit_jax.configs.base import absent
 from evit_jax.data import sources, splits
 from evit_jax.data.classes import readable_names, same_classes
 from evit_jax.data.sources import Source
 
-_DEFAULTS = {'data.path': '', 'data.name': '', 'data.test_split': splits.AUTO, 'data.index_cache': None, 'seed': 0,
-           'model.image_size': 224}
+_DEFAULTS = absent('data.path', 'data.name', 'data.test_split', 'data.index_cache', 'seed', 'model.image_size')
 
 
 def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, Any] | None = None) -> Source:

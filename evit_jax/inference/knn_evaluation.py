@@ -1,11 +1,12 @@
 """k-NN evaluation by a config: opens the data, applies the plan, and writes a result file."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
+from evit_jax import models
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.inference import knn
@@ -17,12 +18,12 @@ from evit_jax.runtime import distributed, machine
 from evit_jax.training import checks, evaluation_config, evaluation_files, inputs, model_setup
 
 
-def config_of(model: VisionModel, config: Any, *, explicit: Collection[str], from_file: bool,
-              plan_file: PlanFile | None = None) -> Any:
-    """Returns the config of a k-NN evaluation. The number of classes is open: features have none.
+def config_of(model: VisionModel, given: Mapping[str, Any], *, explicit: Collection[str], from_file: bool,
+              plan_file: PlanFile | None = None) -> dict[str, Any]:
+    """Returns the flat config of a k-NN evaluation. The number of classes is open: features have none.
 
     Args:
-      config, explicit, from_file: see `evaluation_config.merge`.
+      given, explicit, from_file: see `evaluation_config.merge`.
       plan_file: token plan to use instead of the plan in the config.
 
     Raises:
@@ -31,22 +32,20 @@ def config_of(model: VisionModel, config: Any, *, explicit: Collection[str], fro
     path = model.loaded.path
     run = workdirs.saved_config(path) if newest_step(path) is not None else None
     saved = (run or {}) | workdirs.flat(model.loaded.metadata()['config'])
-    config = evaluation_config.merge(config, saved, path, explicit=explicit, from_file=from_file)
+    config = {**given, **evaluation_config.merge(given, saved, path, explicit=explicit, from_file=from_file)}
     if plan_file is not None:
-        config = model_setup.apply_plan(config, plan_file, explicit, base=model.config)
+        config |= model_setup.values_of_plan(plan_file, config, explicit, base=model.config)
     checks.check(config, model.config)
-    with config.unlocked():
-        config.model.classes = 0
-    return config
+    return config | {'model.classes': 0}
 
 
-def evaluate(model: VisionModel, config: Any, out: str | os.PathLike, *, k: Sequence[int] = knn.K,
+def evaluate(model: VisionModel, config: Mapping[str, Any], out: str | os.PathLike, *, k: Sequence[int] = knn.K,
              dense_gallery: bool = False) -> dict[str, float]:
     """Classifies the test split by the nearest neighbours in the training split, and writes `knn-PLAN.json`.
 
     Args:
       model: the weights.
-      config: plan, preprocessing and data, from `config_of`.
+      config: flat config with plan, preprocessing and data, from `config_of`.
       out: a file name that ends in .json, or a folder.
       k: numbers of neighbours.
       dense_gallery: compute the features of the gallery without reductions.
@@ -68,8 +67,8 @@ def evaluate(model: VisionModel, config: Any, out: str | os.PathLike, *, k: Sequ
     gallery_model = dense if dense_gallery else model
     logging.info('k-NN: %d images to classify (%s), %d in the gallery (%s)', len(queries), model.plan, len(gallery),
                  gallery_model.plan)
-    options = {'batch_size': min(config.batch_size, max(len(gallery), len(queries))),
-               'num_workers': machine.resolve_workers(config.data.workers), 'max_failed': config.data.max_failed}
+    options = {'batch_size': min(config['batch_size'], max(len(gallery), len(queries))),
+               'num_workers': machine.resolve_workers(config['data.workers']), 'max_failed': config['data.max_failed']}
     metrics = knn.accuracies(knn.compute_features(gallery_model, gallery, 'gallery', **options),
                              knn.compute_features(model, queries, 'queries', **options), gallery.num_classes, k=k,
                              temperature=knn.TEMPERATURE) | {'macs': model.macs, 'macs_dense': dense.macs}
@@ -77,7 +76,7 @@ def evaluate(model: VisionModel, config: Any, out: str | os.PathLike, *, k: Sequ
         f'{100 * metrics[f"top1_k{count}"]:.2f} %% (k = {count})' for count in k), 100 * model.macs / dense.macs)
     result = {'workdir': model.loaded.path, 'step': model.loaded.step, 'metrics': metrics,
               **evaluation_files.describe(config, model.config, model.plan, queries)}
-    result['data'] |= {'classes': gallery.num_classes, 'gallery_split': config.data.train_split,
+    result['data'] |= {'classes': gallery.num_classes, 'gallery_split': config['data.train_split'],
                        'gallery_images': len(gallery), 'gallery_plan': evaluation_files.plan_name(gallery_model.plan)}
     result['knn'] = {'k': list(k), 'temperature': knn.TEMPERATURE}
     evaluation_files.files_of(out, model.plan, out, kind='knn').write(result, None)
@@ -86,8 +85,6 @@ def evaluate(model: VisionModel, config: Any, out: str | os.PathLike, *, k: Sequ
 
 def _with_config(model, config):
     """Returns the model with the budget, the image size, the preprocessing and the dtype of a config."""
-    budget = TokenBudget.of_config(workdirs.flat(config.to_dict()))
-    data = config.data
     return VisionModel(model.loaded._replace(
-        budget=budget, image_size=inputs.image_size(config), mean=tuple(data.mean), std=tuple(data.std),
-        eval_crop=data.eval_crop or None, dtype=config.model.dtype))
+        budget=TokenBudget.of_config(config), image_size=models.image_size_of(config), mean=tuple(config['data.mean']),
+        std=tuple(config['data.std']), eval_crop=config['data.eval_crop'] or None, dtype=config['model.dtype']))

@@ -47,7 +47,7 @@ class VisionModel:
         if batch_size < 1:
             raise ValueError(f'batch_size={batch_size} is less than 1')
         self.loaded, self.batch_size = loaded, batch_size
-        self._plan: TokenPlan | None = None  # made from the budget at the first use
+        self._plan: TokenPlan | None = None  # created from the budget at the first use
         self._apply = make_apply(loaded)
         self._compiled: dict[int, CompiledModel] = {}  # key: number of devices; copies of the model share it
 

@@ -1,6 +1,5 @@
 """Converts models of other programs to workdirs, and runs to safetensors files."""
 
-import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -104,8 +103,8 @@ def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, **options: Any) -
         raise ValueError(f'{dst} is the name of a file, but {src} is converted to a folder: give the name of a new '
                          'folder')
     model = read_pretrained(src, **options)
-    with _new_folder(dst):
-        weights.save(dst, model.params, model.metadata)
+    with storage.new_folder(dst) as folder:
+        weights.save(folder, model.params, model.metadata)
     logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
 
 
@@ -213,15 +212,3 @@ def _check_paths(src, dst):
 
 def _missing(path):
     return f'{path} does not exist: give a file of weights (.pth, .pt, .safetensors), or a workdir'
-
-
-@contextlib.contextmanager
-def _new_folder(path):
-    """Creates a folder, and removes it if the body of the `with` block fails, so that the command can be repeated."""
-    folder = storage.as_path(path)
-    folder.mkdir(parents=True)
-    try:
-        yield
-    except BaseException:
-        folder.rmtree(missing_ok=True)
-        raise

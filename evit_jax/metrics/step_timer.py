@@ -17,7 +17,7 @@ PHASES = {'input': 'waiting for the input', 'compile': 'waiting for a program to
 _MEDIAN_STEPS = 101  # number of recent steps; the median of their durations is the usual duration
 _MIN_STEPS = 5       # number of timed steps required before a step can count as slow
 _SLOW_FACTOR = 10.0  # a step is slow if it takes this many times the usual duration
-_MIN_SLOW = 20.0     # and takes at least this many seconds
+_MIN_SLOW = 20.0     # minimal duration of a slow step, in seconds
 
 
 class StepTimer:
@@ -30,7 +30,7 @@ class StepTimer:
       batch_size: global batch size, over all processes.
       min_slow: minimal duration of a slow step, in seconds.
       clock: returns the time in seconds.
-      watch: whether the background thread runs.
+      watch: start the background thread.
     """
 
     def __init__(self, total_steps: int, batch_size: int, *, min_slow: float = _MIN_SLOW,

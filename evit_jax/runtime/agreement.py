@@ -1,4 +1,4 @@
-"""Makes the processes of a run agree: all continue with equal values, or all raise an error."""
+"""Compares values between the processes of a run. All processes continue, or all raise an error."""
 
 import hashlib
 import json

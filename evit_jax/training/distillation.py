@@ -1,7 +1,7 @@
 """Teachers: frozen models whose outputs train another model, the student."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from evit_jax.data.classes import readable_names
 from evit_jax.models import Model, Params
 from evit_jax.models.config import ImageSize
 from evit_jax.reduction.plan import TokenPlan, make_plan
-from evit_jax.training import inputs
 from evit_jax.training.objectives import Taught
 
 KINDS = ('none', 'hard', 'soft', 'self')  # values of config.distill.kind
@@ -84,10 +83,12 @@ def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size:
     return Teacher(model, plan, trained.params, trained.mean, trained.std, patch_tokens)
 
 
-def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence[str], dtype: Any) -> Teacher | None:
+def read_teacher(config: Mapping[str, Any], plan: TokenPlan, width: int, class_names: Sequence[str],
+                 dtype: Any) -> Teacher | None:
     """Loads the teacher of a config. Returns None if the config has no teacher.
 
     Args:
+      config: flat config of the student's run.
       plan: token plan of the student.
       width: width of the student.
       class_names: classes of the student.
@@ -96,10 +97,10 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
     Raises:
       ValueError: the teacher cannot be read, or does not match the student.
     """
-    if config.distill.kind == 'none':
+    if config['distill.kind'] == 'none':
         return None
     _, path, ema = _source(config)
-    teacher = load_teacher(path, ema=ema, dense=config.teacher.dense, image_size=inputs.image_size(config),
+    teacher = load_teacher(path, ema=ema, dense=config['teacher.dense'], image_size=models.image_size_of(config),
                            class_names=class_names, dtype=dtype, patch_tokens=compares_tokens(config))
     if compares_tokens(config):
         there, here = (teacher.plan.patches, teacher.model.config.width), (plan.patches, width)
@@ -110,14 +111,14 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
     return teacher
 
 
-def compares_tokens(config: Any) -> bool:
+def compares_tokens(config: Mapping[str, Any]) -> bool:
     """Returns True if the loss compares the patch tokens of student and teacher."""
-    return config.distill.kind == 'self' and config.distill.token_weight > 0
+    return config['distill.kind'] == 'self' and config['distill.token_weight'] > 0
 
 
-def check_teacher(config: Any) -> None:
-    """Raises a ValueError if the config needs a teacher that has no checkpoint."""
-    if config.distill.kind == 'none':
+def check_teacher(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError if the flat config needs a teacher that has no checkpoint."""
+    if config['distill.kind'] == 'none':
         return
     key, path, _ = _source(config)
     if not path:
@@ -133,9 +134,10 @@ def _source(config):
 
     Self-distillation uses the initial weights as the teacher if `teacher.path` is empty.
     """
-    if config.distill.kind == 'self' and not config.teacher.path:
-        return 'init_from', config.init_from, config.init_ema
-    return 'teacher.path', config.teacher.path, config.teacher.ema
+    path_key, ema_key = 'teacher.path', 'teacher.ema'
+    if config['distill.kind'] == 'self' and not config[path_key]:
+        path_key, ema_key = 'init_from', 'init_ema'
+    return path_key, config[path_key], config[ema_key]
 
 
 def _has_names(names):

@@ -1,4 +1,4 @@
-"""Builds the config of an evaluation from the run in the workdir, a config file and the command line."""
+"""Computes the config values of an evaluation from the run in the workdir, a config file and the command line."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,7 +7,6 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.checkpoints import open_defaults
-from evit_jax.checkpoints import workdir as workdirs
 
 # Model keys that do not affect the parameters.
 _PLAN_KEYS = ('model.image_size', 'model.image_width', 'model.reduce_at', 'model.fuse', 'model.dtype',
@@ -24,25 +23,24 @@ _WITHOUT_TRAINING = {
     'optimizer.backbone_from_epoch': 0.0, 'profile_steps': '', 'checkpoint.best': ''}
 
 
-def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Collection[str] | None = None,
-          from_file: bool = True) -> Any:
-    """Returns the config for evaluating a run.
+def merge(given: Mapping[str, Any], saved: Mapping[str, Any], workdir: str, *,
+          explicit: Collection[str] | None = None, from_file: bool = True) -> dict[str, Any]:
+    """Returns the values that an evaluation of a run replaces in its config, by dotted key.
 
     Model, preprocessing and image size are taken from the run, unless a key is given explicitly. If a key affects the
     result and differs from the run, both values are logged.
 
     Args:
-      config: config of a file or the base config, with the explicit keys already set.
+      given: flat config of a file or flat base config, with the explicit keys already set.
       saved: flat config of the run; see `workdir.trained_config`.
       workdir: path of the run, for error messages.
       explicit: keys given on the command line. None: the image size and the model keys count as explicit; the model
         keys must equal those of the run.
-      from_file: True: take the other keys from `config`; False: take them from the run.
+      from_file: True: take the other keys from `given`; False: take them from the run.
 
     Raises:
       ValueError: the models differ, no key names the data, or an explicit key would have no effect.
     """
-    given = workdirs.flat(config.to_dict())
     run = {key: value for key, value in saved.items()
            if key in given and value is not None and (value or key not in open_defaults.NORMALISATION_KEYS)}
     names = {key.partition('[')[0] for key in explicit or ()}
@@ -63,31 +61,23 @@ def merge(config: Any, saved: Mapping[str, Any], workdir: str, *, explicit: Coll
         values['model.dtype'] = run['model.dtype']
     if explicit_keys & _TOKEN_KEYS.keys():
         values |= {key: off for key, off in _TOKEN_KEYS.items() if key not in explicit_keys and off is not None}
-    _check_token_keys(given | values, names)
-    _log_differences(given, given | values, run, explicit_keys, workdir, from_file)
-    return open_defaults.resolve(_with_values(config, values | _WITHOUT_TRAINING))
+    used = {**given, **values}
+    _check_token_keys(used, names)
+    _log_differences(given, used, run, explicit_keys, workdir, from_file)
+    values |= _WITHOUT_TRAINING
+    return values | open_defaults.resolve({**given, **values})
 
 
-def with_batch_for(config: Any, images: int, devices: int) -> Any:
-    """Returns the config with the batch size reduced to the number of images, because padding costs time."""
-    needed = -(-images // devices) * devices
-    return config if needed >= config.batch_size else _with_values(config, {'batch_size': needed})
-
-
-def _with_values(config, values):
-    """Returns a copy of a config with new values for some dotted keys."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value
-                                           for key, value in values.items()})
-    return config
+def batch_size_for(images: int, devices: int, batch_size: int) -> int:
+    """Returns the batch size reduced to the number of images, because padding costs time."""
+    return min(-(-images // devices) * devices, batch_size)
 
 
 def _check_model(given, run, keys, workdir):
     """Raises a ValueError if one of the keys differs between two flat configs."""
     given, run = models.resolve(given), models.resolve(run)
     if given['model.name'] != run['model.name']:
-        keys = keys & {'model.name'}  # the other keys differ because the model does
+        keys = keys & {'model.name'}  # the other keys differ because the models differ
     differ = [key for key in sorted(keys) if given[key] != run[key] and not _is_open(given[key])]
     if differ:
         message = ', '.join(f'{key} {run[key]} there, {given[key]} here' for key in differ)

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -19,7 +20,6 @@ from evit_jax.metrics import writers
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import storage
-from evit_jax.training import inputs
 
 _COMPARED = ('workdir', 'model', 'data', 'preprocessing')  # a result is overwritten only if these parts are equal
 _PACKAGES = ('jax', 'flax', 'numpy')
@@ -115,24 +115,24 @@ def plan_name(plan: TokenPlan) -> str:
     return '-'.join([plan.reducer.name.replace(':', '-'), str(plan.patches), *kept, *['fused'] * plan.fused])
 
 
-def describe(config: Any, model_config: ViTConfig, plan: TokenPlan, source: Source) -> dict[str, Any]:
+def describe(config: Mapping[str, Any], model_config: ViTConfig, plan: TokenPlan, source: Source) -> dict[str, Any]:
     """Describes model, plan, data and preprocessing of an evaluation as JSON types, for its result.
 
     Args:
-      config: config of the evaluation.
+      config: flat config of the evaluation.
       source: the evaluated images.
     """
     return {
-        'model': {'name': config.model.name, 'dtype': config.model.dtype} | {
+        'model': {'name': config['model.name'], 'dtype': config['model.dtype']} | {
             key: getattr(model_config, key) for key in ('classes', 'distilled', *models.NOT_IN_SHAPES)},
         'plan': {'name': plan_name(plan), 'description': str(plan), 'reducer': plan.reducer.name,
                  'patches': plan.patches, 'reduce_at': list(plan.reductions),
                  'tokens': [plan.keep[block] for block in plan.reductions], 'fused': plan.fused},
-        'data': {'source': config.data.source, 'path': config.data.path,
-                 'name': config.data.name if config.data.source == 'tfds' else '',
-                 'split': split_of(source, config.data.test_split), 'images': len(source)},
-        'preprocessing': {'image_size': inputs.image_size(config), 'mean': list(config.data.mean),
-                          'std': list(config.data.std), 'eval_crop': config.data.eval_crop}}
+        'data': {'source': config['data.source'], 'path': config['data.path'],
+                 'name': config['data.name'] if config['data.source'] == 'tfds' else '',
+                 'split': split_of(source, config['data.test_split']), 'images': len(source)},
+        'preprocessing': {'image_size': models.image_size_of(config), 'mean': list(config['data.mean']),
+                          'std': list(config['data.std']), 'eval_crop': config['data.eval_crop']}}
 
 
 def _differences(file, result, keys):

@@ -40,7 +40,7 @@ def of_run(run: Experiment, teacher: Teacher | None) -> Record:
     if teacher:
         learned['weights of the teacher'] = teacher.digest
     return Record(fingerprint.describe(run.train_source), fingerprint.describe(run.test_source), learned,
-                  identity.versions(), run.mesh.size, limits.mixes(run.config))
+                  identity.versions(), run.mesh.size, limits.mixes(run.flat_config))
 
 
 def compare(path: str | os.PathLike, now: Record, *, accept_changes: bool) -> None:

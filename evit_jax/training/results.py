@@ -79,7 +79,7 @@ def _result(run, step, metrics, workdir):
     return {
         'workdir': os.fspath(workdir), 'step': step, 'weights': ['params', 'ema'][:1 + ('top1_ema' in metrics)],
         'metrics': metrics | {name: int(metrics[name]) for name in ('images', 'left_out')},
-        **describe(run.config, run.model.config, run.plan, run.test_source)}
+        **describe(run.flat_config, run.model.config, run.plan, run.test_source)}
 
 
 def evaluate_params(run: Experiment, step: Callable, params: Any, preemption: PreemptionHandler, *,

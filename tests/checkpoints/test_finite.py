@@ -1,4 +1,4 @@
-"""NaN and infinity: such weights are refused by name, and such outputs are never returned as results."""
+"""NaN and infinity: weights that contain them are refused by name, and such outputs are never returned as results."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Loaded weights: their token plans, and the folders that hold them."""
+"""Loaded weights: their token plans, and the folders from which they are read."""
 
 import dataclasses
 
@@ -11,9 +11,11 @@ from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.best import BestCheckpoint
-from evit_jax.checkpoints.loaded import load_model
+from evit_jax.checkpoints.loaded import load_model, saved_budget
 from evit_jax.checkpoints.manager import CheckpointManager
+from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.reducers import EVIT
 from evit_jax.training import experiment
 from tests.helpers import layouts, tiny
 
@@ -39,7 +41,7 @@ def test_plan_out_of_range_is_refused(loaded, budget, message):
         loaded.plan(**budget)
 
 
-def test_plan_given_as_an_object_is_followed_exactly(loaded):
+def test_plan_given_as_an_object_is_used_exactly(loaded):
     ranking = make_plan(16, 2, reduce_at=())._replace(keep=(16, 16), fused=False)
     for plan in (make_plan(16, 2, tokens=(9, 4), reduce_at=(0, 1)), ranking):
         assert loaded.plan(plan=plan) == plan
@@ -82,6 +84,11 @@ def test_load_model_with_a_partial_config_has_the_values_of_deit(tmp_path):
     weights.save(tmp_path / 'other', params, {'config': {'model': {'name': 'vit_layouts'}}, 'class_names': tiny.NAMES})
     with pytest.raises(ValueError, match='names 3 classes, its model has 1000'):
         load_model(tmp_path / 'other')
+
+
+def test_saved_budget_of_a_config_without_newer_keys_has_their_defaults():
+    config = {'model.reduce_at': [3, 6, 9], 'model.fuse': True, 'keep.rate': 0.7}
+    assert saved_budget(config) == TokenBudget(EVIT, (3, 6, 9), True, (0.7,) * 3)
 
 
 def test_load_model_of_another_architecture_or_of_no_checkpoint_is_refused(tmp_path, monkeypatch):

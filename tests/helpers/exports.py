@@ -33,7 +33,7 @@ def save_random_weights(folder, seed=1, names=NAMES, **config):
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-    """Random weights for a keep rate of 0.75 at the first block."""
+    """A checkpoint with random weights and a keep rate of 0.75 at the first block."""
     return save_random_weights(tmp_path_factory.mktemp('weights'), keep__rate=0.75, model__reduce_at=(0,))
 
 

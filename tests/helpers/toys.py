@@ -30,7 +30,7 @@ class Numbered:
 
 
 class Broken(Numbered):
-    """Examples 2, 7, 12, ... are no images; reading examples 3, 8, 13, ... raises."""
+    """Examples 2, 7, 12, ... are not images; reading examples 3, 8, 13, ... raises an error."""
 
     def __getitem__(self, index):
         if index % 5 == 3:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evit_jax.checkpoints.loaded import load_model
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.inference import knn_evaluation
 from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.plan import make_plan
@@ -20,7 +21,7 @@ NAMED = 'data.source', 'data.workers'
 def evaluate(checkpoint, out, *, explicit=(), plan_file=None, options=None, **changes):
     model = VisionModel(load_model(checkpoint))
     config = knn_evaluation.config_of(
-        model, layouts.config_of(data__source='folder', batch_size=8, **changes), explicit=(*NAMED, *explicit),
+        model, flat(layouts.config_of(data__source='folder', batch_size=8, **changes)), explicit=(*NAMED, *explicit),
         from_file=False, plan_file=plan_file)
     return knn_evaluation.evaluate(model, config, out, **{'k': (1, 3)} | (options or {}))
 

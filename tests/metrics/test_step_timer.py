@@ -1,4 +1,4 @@
-"""Rates and waits of a training loop, and the warning about a step that takes far longer than usual."""
+"""The step timer: rates, waiting times, and the warning about a step that takes much longer than usual."""
 
 import re
 import time
@@ -11,7 +11,7 @@ METRICS = {'loss': 1.0, 'lr': 1e-3}
 
 
 class Clock:
-    """A clock that the test moves."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.now = 100.0

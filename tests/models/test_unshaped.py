@@ -163,9 +163,9 @@ def test_unshaped_fields_that_an_old_workdir_does_not_record_are_those_of_the_na
     explicit = layouts.config_of(model__heads=2, model__norm_epsilon=1e-6, model__activation='gelu').to_dict()
     continuation.open_workdir(tmp_path, explicit, accept_changes=False)
     saved = workdir.saved_config(tmp_path)
-    evaluation_config.merge(layouts.config_of(), saved, 'a')
+    evaluation_config.merge(workdir.flat(layouts.config_of()), saved, 'a')
     other = layouts.config_of(model__heads=4)
     with pytest.raises(ValueError, match=r'another model \(model.heads 2 -> 4\)'):
         continuation.open_workdir(tmp_path, other.to_dict(), accept_changes=True)
     with pytest.raises(ValueError, match=r'model.heads 2 there, 4 here'):
-        evaluation_config.merge(other, saved, 'a')
+        evaluation_config.merge(workdir.flat(other), saved, 'a')

@@ -1,4 +1,4 @@
-"""Parts of a model as separate programs compute what the model computes."""
+"""The parts of a model, run as separate programs, give the output of the model."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def lvvit_tiny(monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
-def test_final_part_computes_what_the_model_does(name):
+def test_final_part_gives_the_output_of_the_model(name):
     config = models.get_config(name)
     model, plan = models.create(config), make_plan(16, 2, tokens=(6,), reduce_at=(0,))
     params = model.init(jax.random.key(0))

@@ -7,18 +7,18 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import compare_digits
 from evit_jax import cli
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison import running, verdict
 from evit_jax.comparison.cells import Cell, cells_of, config_of
+from evit_jax.configs import compare_digits
 from tests.helpers import layouts, program_modules
 
 compare = program_modules.module_fixture('compare')
 
 
 def small(**changes):
-    """Returns a comparison of two methods on a tiny model, with so few steps that nothing is learnt."""
+    """Returns the config of a comparison of two methods on a tiny model, with a few steps."""
     config = ConfigDict({
         'run': layouts.config_of(epochs=2, ema_decay=0.0), 'dense': '', 'seeds': (0,),
         'methods': {'EViT': {'model': {'fuse': True}}, 'random': {'reducer': {'name': 'random'}}},

@@ -29,11 +29,11 @@ CHOICES = {
 def changed(name, value):
     config = base.get_config()
     config.update_from_flattened_dict({name: value})
-    return config
+    return flat(config)
 
 
 def test_get_config_has_exactly_the_keys_and_defaults_of_the_table():
-    assert flat(base.get_config().to_dict()) == flat({name: key.default for name, key in KEYS.items()})
+    assert flat(base.get_config()) == flat({name: key.default for name, key in KEYS.items()})
     assert base.get_config().is_locked
 
 

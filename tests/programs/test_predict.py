@@ -188,7 +188,7 @@ def test_predict_pictures_are_named_after_the_images_and_replace_none(program, c
     (('CHECKPOINT', '-'), 'no file is named on standard input'),
     (('CHECKPOINT', '*.gif'), 'no file matches *.gif'),
     (('CHECKPOINT',), 'give CHECKPOINT and IMAGES..., not ')])
-def test_predict_wrong_command_ends_with_code_2_and_one_line(program, checkpoint, words, message):
+def test_predict_with_wrong_arguments_ends_with_code_2_and_one_line(program, checkpoint, words, message):
     code, out, err = program(*(word.replace('CHECKPOINT', checkpoint) for word in words))
     assert code == 2 and out == ''
     assert err.startswith('error: ') and message in err and err.count('\n') == 1
@@ -214,14 +214,14 @@ def test_run_with_another_number_of_words_is_refused(capsys, monkeypatch):
 
 
 def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_closed(tmp_path, images):
-    """Starts the program as a user does, with a registered model."""
+    """Starts the program in another process, with a registered model."""
     folder = save(evit_jax.create_model('vit_digits'), tmp_path / 'weights')
     done = subprocess.run([sys.executable, '-m', 'evit_jax.predict', folder, '-', '--rate=0.5', '--top=3'],
                           input=f'{images}/a.png\nabsent.png\n', cwd=layouts.ROOT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith(f'{images}/a.png: ') and done.stdout.count('%') == 3
     assert 'cannot be read: absent.png: No such file or directory' in done.stderr
-    lines = [line for line in done.stderr.splitlines() if ' progress.py:' not in line]  # on a slow machine
+    lines = [line for line in done.stderr.splitlines() if ' progress.py:' not in line]  # logged on a slow machine
     assert 'Traceback' not in done.stderr and len(lines) == 3
     reading, writing = os.pipe()
     os.close(reading)
@@ -230,7 +230,7 @@ def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_clo
     assert done.returncode == 141 and 'Traceback' not in done.stderr and 'rror' not in done.stderr
 
 
-def test_predict_follows_a_plan_file_and_refuses_one_for_another_model(program, checkpoint, images, tmp_path):
+def test_predict_uses_a_plan_file_and_refuses_one_for_another_model(program, checkpoint, images, tmp_path):
     planned = PlanFile.of(make_plan(16, 2, tokens=(6,), reduce_at=(0,)), 'custom', 16)
     (tmp_path / 'plan.json').write_text(json.dumps(planned.metadata()))
     _, out, _ = program(checkpoint, images / 'a.png', '--json', f'--plan={tmp_path / "plan.json"}')

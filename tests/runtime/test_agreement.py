@@ -1,4 +1,4 @@
-"""Comparison of values between processes: all continue, or all end with the difference."""
+"""Comparison of values between processes: all processes continue, or all end with the same error."""
 
 import pathlib
 
@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from evit_jax.checkpoints import weights
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.runtime import agreement
 from evit_jax.training import identity, loop
 from tests.helpers import layouts
@@ -76,7 +77,7 @@ def values_of(monkeypatch, check):
 
 def test_check_processes_compares_config_options_and_versions_but_no_keys_of_a_machine(monkeypatch):
     compared = values_of(monkeypatch, lambda: identity.check_processes(
-        layouts.config_of(init_from='/mnt/a', data__path='/b'), '/run', accept_changes=False))
+        flat(layouts.config_of(init_from='/mnt/a', data__path='/b')), '/run', accept_changes=False))
     assert compared['config.init_from'] is True and compared['config.batch_size'] == 64
     assert compared['accept_changes'] is False and compared['jax'] == jax.__version__
     assert {'Python', 'code of evit_jax', 'numpy', 'jaxlib', 'flax', 'devices', 'workdir'} <= compared.keys()
@@ -100,7 +101,8 @@ def test_train_compares_resolved_values(monkeypatch, tmp_path):
     monkeypatch.setattr(identity, 'check_processes', lambda config, *_, **__: compared.append(config) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         loop.train(layouts.config_of(model__dtype='auto'), tmp_path)
-    assert compared[0].model.dtype == 'float32' and len(compared[0].data.mean) == len(compared[0].data.std) == 3
+    assert compared[0]['model.dtype'] == 'float32'
+    assert len(compared[0]['data.mean']) == len(compared[0]['data.std']) == 3
 
 
 def test_of_sources_holds_classes_counts_splits_and_fingerprints():

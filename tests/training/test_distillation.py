@@ -1,4 +1,4 @@
-"""Training with a teacher: its outputs train the student, its weights never change, and a wrong teacher is refused."""
+"""Training with a teacher: its outputs train the student, its weights do not change, and a wrong teacher is refused."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ LEARNS = {'model__distilled': True, 'distill__kind': 'hard', 'log__eval_epochs':
 
 @pytest.fixture(scope='module', autouse=True)
 def least():
-    """`load_model` looks the models up by their names."""
+    """Registers the models, because `load_model` finds them by name."""
     with pytest.MonkeyPatch.context() as patch:
         layouts.prepare(patch)
         patch.setitem(models.CONFIGS, 'vit_narrow', dataclasses.replace(layouts.SHAPE, width=32))
@@ -117,7 +117,7 @@ def test_self_distillation_with_dropped_tokens_logs_the_three_parts(teacher, tmp
                                + 0.5 * first['train/loss/tokens'], rtol=1e-6)
 
 
-def test_teach_with_another_normalisation_or_image_size_sees_the_same_images(teacher):
+def test_teach_with_another_normalisation_or_image_size_gets_the_same_images(teacher):
     as_trained = distillation.load_teacher(teacher, ema=False, dense=False, image_size=16, class_names=NAMES,
                                            dtype=np.float32)
     larger = distillation.load_teacher(teacher, ema=False, dense=True, image_size=32, class_names=NAMES,

@@ -1,4 +1,4 @@
-"""Faults during training: kills, damaged checkpoints, full disks. A resumed run ends with the undisturbed bits."""
+"""Kills, damaged checkpoints and full disks during training. A resumed run equals an undisturbed one bit for bit."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='prlimit and /proc ex
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-    """A function from changed settings to the workdir of an undisturbed run."""
+    """Returns a function from changed settings to the workdir of an undisturbed run."""
     folder, workdirs = tmp_path_factory.mktemp('undisturbed'), {}
 
     def run(**changes):

@@ -10,6 +10,7 @@ import pytest
 from evit_jax import models
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.state import HEADS, trained_part
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.training import checks
 from tests.helpers import layouts
@@ -98,7 +99,7 @@ def test_evaluate_workdir_of_a_linear_probe_needs_no_init_from(probed):
     ({}, 'model.freeze=backbone would keep random weights'),
     ({'reducer__name': 'dynamicvit'}, 'dynamicvit trains its predictors through the backbone')])
 def test_check_of_a_frozen_backbone_that_cannot_work_is_refused(changes, message, tmp_path):
-    config = layouts.config_of(**PROBE | changes)
+    config = flat(layouts.config_of(**PROBE | changes))
     base = dataclasses.replace(layouts.SHAPE, classes=3)
     with pytest.raises(ValueError, match=message):
         checks.check(config, base)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import evit_jax
-from configs import finetune
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.manager import newest_step, read_newest
+from evit_jax.checkpoints.workdir import flat
+from evit_jax.configs import finetune
 from evit_jax.models.config import ViTConfig
 from evit_jax.training import initial_model, loop, optimizer
 from tests.helpers import layouts
@@ -137,11 +138,11 @@ def test_finetune_through_the_api_takes_a_model(pretrained, images, tmp_path):
 
 
 def test_resolve_of_a_named_model_changes_quarters_and_crop_only(pretrained, tmp_path):
-    config = layouts.config_of(model__name='deit_s', model__reduce_at=(-1,), data__eval_crop=-1.0)
-    resolved, model_config = initial_model.resolve(config, tmp_path)
-    assert model_config is None and resolved.model.reduce_at == (3, 6, 9) and resolved.data.eval_crop == 224 / 256
-    config.init_from = str(pretrained)
-    assert initial_model.resolve(config, tmp_path)[0].data.eval_crop == PREPROCESSING['eval_crop']
+    config = flat(layouts.config_of(model__name='deit_s', model__reduce_at=(-1,), data__eval_crop=-1.0))
+    values, model_config = initial_model.resolve(config, tmp_path)
+    assert values == {'model.reduce_at': (3, 6, 9), 'data.eval_crop': 224 / 256} and model_config is None
+    values, _ = initial_model.resolve(config | {'init_from': str(pretrained)}, tmp_path)
+    assert values['data.eval_crop'] == PREPROCESSING['eval_crop']
 
 
 @pytest.mark.parametrize(('init_from', 'changes', 'message'), [

@@ -1,4 +1,4 @@
-"""An LV-ViT is trained, evaluated, fine-tuned, used for prediction, and exported."""
+"""LV-ViT: trained, evaluated, fine-tuned, used for prediction, and exported."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""DynamicViT training: new token predictors with a learning rate of their own, evaluated by dropping tokens."""
+"""DynamicViT training: new token predictors with a separate learning rate, and evaluation with dropped tokens."""
 
 import functools
 
