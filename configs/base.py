@@ -27,8 +27,9 @@ KEYS = {
     'epochs': Key(300, 'number of epochs', '[1, inf]'),
     'ema_decay': Key(0.99996, 'decay of the moving average (EMA) of the weights; 0: no EMA', '[0, 0.999999]'),
     'label_smoothing': Key(0.1, 'fraction of the target that is spread over all classes', '[0, 0.999]'),
-    'init_from': Key('', "workdir whose newest weights are the initial weights; '': random weights"),
+    'init_from': Key('', "initial weights: a run, a file or folder of weights, or hf-hub:ORG/NAME; '': random weights"),
     'init_ema': Key(False, 'start from the EMA in init_from'),
+    'base_model': Key('', "name of the pretrained model, for the model card; '': that of init_from"),
     'sharding': Key('replicated', "training state: 'replicated' on all devices, or 'fsdp': sharded over them",
                     choices=('replicated', 'fsdp')),
     'remat': Key(False, 'recompute activations in the backward pass (rematerialise): less memory, more time'),
@@ -88,7 +89,8 @@ KEYS = {
                           '[0, inf]'),
     'distill.token_weight': Key(0.0, "self: weight of the MSE between the kept tokens and the teacher's", '[0, inf]'),
 
-    'teacher.path': Key('', "workdir of the teacher; '': none, or init_from with distill.kind=self"),
+    'teacher.path': Key('', "teacher: a run, a file or folder of weights, or hf-hub:ORG/NAME; '': none, or init_from "
+                        'with distill.kind=self'),
     'teacher.ema': Key(False, "use the teacher's EMA"),
     'teacher.dense': Key(True, 'True: the teacher keeps all tokens; False: it uses its own plan'),
 

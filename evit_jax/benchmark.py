@@ -9,9 +9,10 @@ of 500 x 375 pixels.
 
 model measures parameters, MACs, compile time, memory, images per second and latency of every combination of the listed
 values. All combinations run on one device and are timed interleaved. --train adds the training step of --config, and
---against=torch adds EViT in plain PyTorch. --models takes names of models, and folders of runs or of converted weights.
-A run is measured with its own model config, image size, blocks and reducer, and with its own plan in addition to the
-rates. Pass the file of --json to `visualize tradeoff`, together with the run. On a CPU, limit the threads by `taskset`.
+--against=torch adds EViT in plain PyTorch. --models takes names of models, runs, files and folders of weights (.pth,
+.safetensors, Hugging Face, timm), and hf-hub:ORG/NAME. A run is measured with its own model config, image size, blocks
+and reducer, and with its own plan in addition to the rates. Pass the file of --json to `visualize tradeoff`, together
+with the run. On a CPU, limit the threads by `taskset`.
 
 tpu compiles the training and the evaluation step for a TPU slice and reports the compiler's figures: memory, FLOPs,
 collectives, and an estimate of the speed. It needs no TPU and no data, but the extra [tpu-aot].
@@ -46,7 +47,8 @@ _BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'Batch size per c
                                        'counts all chips.', lower_bound=1)
 _STEPS = flags.DEFINE_multi_enum('step', tpu.STEPS, tpu.STEPS, 'Step to compile for TPU; may be repeated.')
 _STAGES = flags.DEFINE_bool('stages', False, 'Compile every stage of the keep-rate schedule, not only the last one.')
-_MODELS = flags.DEFINE_list('models', ['deit_s'], 'Names of models, and folders of runs or of converted weights.')
+_MODELS = flags.DEFINE_list('models', ['deit_s'], 'Names of models, runs, files or folders of weights, or '
+                            'hf-hub:ORG/NAME.')
 _RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], 'Keep rates; 1 is dense. The plan of a run is always added.')
 _FUSE = flags.DEFINE_list('fuse', None, 'Fuse dropped tokens: true, false or both. Defaults to the setting of the run, '
                           'and to true for a named model.')

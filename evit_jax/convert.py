@@ -9,6 +9,7 @@ SRC is one of:
   with an LV-ViT in the layout of its authors. DST is a new folder.
 - a Hugging Face or timm folder: config.json with model.safetensors, pytorch_model.bin, or their shards. DST is a new
   folder.
+- a model of the Hugging Face Hub: hf-hub:ORG/NAME[@REVISION], or timm/NAME for hf-hub:timm/NAME. DST is a new folder.
 - the workdir of a run. DST is a .safetensors file for timm, or for the code of DynamicViT's or LV-ViT's authors.
 
 Use the new folder with --config.init_from, --mode evaluate, or predict. PyTorch is not needed, and no code in a file is

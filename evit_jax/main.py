@@ -22,10 +22,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from evit_jax import cli, config_errors
-from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.inference import knn, knn_evaluation
 from evit_jax.inference.model import VisionModel
+from evit_jax.interchange.opening import open_model
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.runtime import distributed
 from evit_jax.runtime.preemption import Preempted
@@ -86,7 +86,7 @@ def main(*, from_file: bool = True) -> None:
 def _evaluate_knn(config, workdir, explicit, from_file, plan_file):
     """Evaluates the features of the model in `config.init_from`, if it is set explicitly, else of the workdir."""
     k = cli.numbers('k', _K.value, int)
-    model = VisionModel(load_model(config.init_from if 'init_from' in explicit else workdir, ema=config.init_ema))
+    model = VisionModel(open_model(config.init_from if 'init_from' in explicit else workdir, ema=config.init_ema))
     config = knn_evaluation.config_of(model, flat(config), explicit=explicit, from_file=from_file, plan_file=plan_file)
     knn_evaluation.evaluate(model, config, _OUT.value or workdir, k=k, dense_gallery=_GALLERY.value == 'dense')
 

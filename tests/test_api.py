@@ -127,11 +127,13 @@ def test_load_reads_a_safetensors_file_and_writes_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ['model.safetensors']
 
 
-@pytest.mark.parametrize('name, message', [('none', 'there is no folder .*none'), ('', 'holds no checkpoint'),
-                                           ('a.pth', 'a.pth')])
+@pytest.mark.parametrize('name, message', [
+    ('none', 'there is no file or folder .*none'), ('empty', 'empty holds no checkpoint and no weights'),
+    ('a.pth', 'a.pth is neither'), ('', 'give one of its files: a.pth')])
 def test_load_of_another_path_is_refused(tmp_path, name, message):
     (tmp_path / 'a.pth').write_bytes(b'no weights')
-    with pytest.raises(ValueError, match=message):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         evit_jax.load(tmp_path / name)
 
 

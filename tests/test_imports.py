@@ -16,8 +16,8 @@ MAY_IMPORT = {  # packages that each package may import, besides itself
     'models': {'runtime', 'kernels', 'reduction'},
     'viz': set(), 'data': {'runtime'}, 'metrics': {'runtime'},
     'checkpoints': {'configs', 'runtime', 'reduction', 'models', 'data', 'metrics'}}
-MAY_IMPORT['training'] = {*MAY_IMPORT, 'viz'}
 MAY_IMPORT['interchange'] = {'runtime', 'reduction', 'models', 'checkpoints'}
+MAY_IMPORT['training'] = {*MAY_IMPORT}
 for _above in ('inference', 'serving', 'comparison', 'benchmarks', 'planning'):
     MAY_IMPORT[_above] = set(MAY_IMPORT)
 MAY_IMPORT |= {'config_errors': {'configs', 'runtime'}, 'cli': {'config_errors'}}

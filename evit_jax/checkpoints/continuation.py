@@ -17,7 +17,7 @@ from evit_jax.runtime import storage
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
                      'compilation_cache', 'sharding', 'remat', 'model.gather_impl', 'profile_steps', 'nonfinite')
 # Keys that only affect step 0. A resumed run keeps its recorded values.
-_INITIALISATION = ('init_from', 'init_ema')
+_INITIALISATION = ('init_from', 'init_ema', 'base_model')
 # Keys that identify the model: they determine the shapes of the parameters, or the logits.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.NOT_IN_SHAPES))
 

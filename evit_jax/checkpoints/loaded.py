@@ -48,6 +48,7 @@ class LoadedModel(NamedTuple):
     dtype: str                    # compute dtype: 'float32' or 'bfloat16'
     budget: TokenBudget           # the budget used in training, unless replaced
     modules: Modules = NO_MODULES  # learned modules of the reducer used in training
+    base_model: str = ''          # name of the pretrained model that the training started from; '' if unknown
 
     def check_has_classes(self) -> None:
         """Raises a ValueError if the model returns features instead of logits of classes."""
@@ -137,6 +138,7 @@ class LoadedModel(NamedTuple):
         return ({'modules': modules} if modules else {}) | {
             'class_names': list(self.class_names), model_configs.KEY: model_configs.to_json(config),
             'config': {
+                'base_model': self.base_model,
                 'model': {'name': self.name, 'dtype': self.dtype, 'reduce_at': budget.reduce_at, 'fuse': budget.fuse,
                           **models.image_size_keys(self.image_size)} | options,
                 'reducer': {'name': budget.reducer.name, 'r': budget.r, 'decreasing': budget.decreasing},
@@ -219,7 +221,8 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
         os.fspath(path), settings.get('model.name', CUSTOM), metadata.get('next_step', 0),
         weights.fitted(arrays, like, path), config, readable_names(class_names),
         models.image_size_of(settings) or config.image_size, mean, std, settings['data.eval_crop'] or None,
-        machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules)
+        machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules,
+        settings.get('base_model', ''))
 
 
 def config_of(path: str | os.PathLike, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> ViTConfig:

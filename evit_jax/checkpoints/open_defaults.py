@@ -23,7 +23,8 @@ PREPROCESSING_KEYS = (*NORMALISATION_KEYS, 'data.eval_crop')
 
 
 def resolve_for_training(config: Mapping[str, Any], workdir: str | os.PathLike, platform: str) -> dict[str, Any]:
-    """Returns the values of the open keys of a training: dtype, mean and std, and the recorded form of the test split.
+    """Returns the values of the open keys of a training: dtype, mean, std, name of the base model, and the recorded
+    form of the test split.
 
     A resumed run uses its recorded values, so `init_from` need not exist any more. For a new run, a warning names each
     preprocessing value that differs from that of the initial weights.
@@ -41,7 +42,8 @@ def resolve_for_training(config: Mapping[str, Any], workdir: str | os.PathLike, 
     values = resolve(config, platform=platform, run=run)
     if not continues:
         _warn_of_other_preprocessing({**config, **values})
-    return values | {'data.test_split': splits.to_record(config['data.test_split'])}
+    base_model = config['base_model'] or (run or _config_of_weights(config['init_from'])).get('base_model', '')
+    return values | {'base_model': base_model, 'data.test_split': splits.to_record(config['data.test_split'])}
 
 
 def resolve(config: Mapping[str, Any], *, platform: str | None = None,

@@ -12,6 +12,7 @@ from evit_jax.checkpoints.manager import read_newest
 from evit_jax.interchange import (
     architecture,
     checkpoint_layouts,
+    hub,
     hyperparameters,
     run_metadata,
     safetensors_file,
@@ -38,10 +39,11 @@ class PretrainedModel(NamedTuple):
 def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = '', image_size: int | None = None,
                     class_names: str | os.PathLike | None = None, allow_missing: Sequence[str] = (),
                     allow_extra: Sequence[str] = (), **values: Any) -> PretrainedModel:
-    """Reads a model from a PyTorch or safetensors file, or from a Hugging Face or timm folder. It writes nothing.
+    """Reads a model from a PyTorch or safetensors file, a Hugging Face or timm folder, or the Hugging Face Hub.
 
     Args:
-      path: a file (.pth, .pt, .bin, .safetensors), an index of shards, or a folder that contains one of these.
+      path: a file (.pth, .pt, .bin, .safetensors), an index of shards, a folder that contains one of these, or a Hub
+        name (see `hub.is_hub_name`), which is downloaded into the cache.
       ema: read the moving average of the weights.
       key: name of the dict, or prefix of the array names, that holds the weights; see
         `nested_checkpoints.select_weights`.
@@ -54,9 +56,10 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
     Raises:
       FileNotFoundError: the path does not exist.
       ValueError: the file is refused, or holds no supported model.
+      OSError: the model cannot be downloaded; see `hub.download`.
       TypeError: a hyperparameter is unknown.
     """
-    path = pathlib.Path(path).expanduser()
+    origin, path = _locate(path)
     if not path.exists():
         raise FileNotFoundError(_missing(path))
     if unknown := sorted(values.keys() - CONFIG_KEYS.keys()):
@@ -64,7 +67,9 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
     path = weight_files.find_weights(path) if path.is_dir() else path
     values = {name: value for name, value in values.items() if value not in (None, ())}
     with weight_files.opened(path) as (tree, metadata):
-        contents = hyperparameters.CheckpointContents(path, tree, metadata, weight_files.read_configs(path))
+        configs = weight_files.read_configs(path)
+        metadata = run_metadata.with_config(metadata, configs.get(weight_files.CONFIG, {}))
+        contents = hyperparameters.CheckpointContents(path, tree, metadata, configs)
         settings, names = run_metadata.from_metadata(metadata)
         names = _choose_class_names(names or weight_files.class_names(contents.config), class_names)
         try:
@@ -81,8 +86,9 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
             raise ValueError(f'{path}: {error}') from error
     weights.check_finite(torch_weights.to_torch(params, config, modules), path)
     params, config = _resize(params, config, image_size)
-    reducer = {'reducer.name': modules.reducer.name} if modules.count else {}
-    settings = reducer | settings | run_metadata.plan_settings(selected.training_arguments) | preprocessing
+    own = {'base_model': origin if hub.is_hub_name(origin) else path.name}
+    own |= {'reducer.name': modules.reducer.name} if modules.count else {}
+    settings = own | settings | run_metadata.plan_settings(selected.training_arguments) | preprocessing
     return PretrainedModel(name, config, params, _metadata(name, config, settings, names))
 
 
@@ -90,7 +96,7 @@ def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, **options: Any) -
     """Converts the model of another program to a workdir. `--config.init_from` and `evit_jax.predict` accept it.
 
     Args:
-      src: path of the model, as in `read_pretrained`.
+      src: path or Hub name of the model, as in `read_pretrained`.
       dst: path of the folder to create.
       **options: keyword arguments of `read_pretrained`.
 
@@ -198,17 +204,25 @@ def _resize(params, config, image_size):
 def _nested(flat):
     out = {}
     for key, value in flat.items():
-        part, _, rest = key.partition('.')
-        out.setdefault(part, {})[rest] = value
+        group, _, name = key.rpartition('.')
+        (out.setdefault(group, {}) if group else out)[name] = value
     return out
 
 
+def _locate(path) -> tuple[str, pathlib.Path]:
+    """Returns the origin of a model for messages, and its local path. A model of the Hub is downloaded."""
+    if hub.is_hub_name(path):
+        model = hub.download(path)
+        return model.name, model.folder
+    return os.fspath(path), pathlib.Path(path).expanduser()
+
+
 def _check_paths(src, dst):
-    if not storage.as_path(src).exists():
+    if not hub.is_hub_name(src) and not storage.as_path(src).exists():
         raise FileNotFoundError(_missing(src))
     if storage.as_path(dst).exists():
         raise ValueError(f'{dst} exists, and is not overwritten: give another DST')
 
 
 def _missing(path):
-    return f'{path} does not exist: give a file of weights (.pth, .pt, .safetensors), or a workdir'
+    return f'{path} does not exist: give a file of weights (.pth, .pt, .safetensors), a workdir, or hf-hub:ORG/NAME'

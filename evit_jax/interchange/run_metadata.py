@@ -12,8 +12,9 @@ from evit_jax.models import CONFIGS, NOT_IN_SHAPES
 from evit_jax.models.config import ViTConfig
 
 METADATA = 'evit_jax'  # key in the metadata of a safetensors file; its value is JSON
-_KEYS = ('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean',
-         'data.std', 'data.eval_crop', *(f'model.{key}' for key in NOT_IN_SHAPES))
+_KEYS = ('base_model', 'model.reduce_at', 'model.fuse', 'reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate',
+         'keep.rates', 'keep.tokens', 'keep.macs', 'data.mean', 'data.std', 'data.eval_crop',
+         *(f'model.{key}' for key in NOT_IN_SHAPES))
 _CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # evaluation crop of the authors
 _SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
 
@@ -46,6 +47,11 @@ def plan_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return {}
     return {'model.reduce_at': reduce_at, 'model.fuse': bool(arguments.get('fuse_token')), 'keep.rate': float(rate)}
+
+
+def with_config(metadata: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Adds what `VisionModel.save_pretrained` stored in a config.json to the metadata of a safetensors file."""
+    return ({METADATA: json.dumps(config[METADATA])} if METADATA in config else {}) | dict(metadata)
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:

@@ -36,6 +36,16 @@ def on_every_process(task: Callable[[], Result]) -> Result:
     return result
 
 
+def from_process_zero(task: Callable[[], str]) -> str:
+    """Runs a task in process 0. Returns its text in every process.
+
+    Raises:
+      ValueError, OSError: see `distributed.on_process_zero`.
+    """
+    text = distributed.on_process_zero(task)
+    return text if distributed.is_single_process() else _gather_texts(text or '')[0]
+
+
 def check_same(values: Mapping[str, Any], way_out: str) -> None:
     """Checks that all processes have the same values. All processes call this at the same point.
 

@@ -9,6 +9,7 @@ import jax
 from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.manager import newest_step
+from evit_jax.interchange.opening import check_exists
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.schedule import KeepSchedule, stages
 from evit_jax.runtime import profiler, sharding
@@ -45,9 +46,7 @@ def check_init_from(config: Mapping[str, Any]) -> None:
                          'run, or --config.init_from= to start from random weights')
     if not init_from:
         return
-    weights.check_is_workdir('config.init_from', init_from)
-    if newest_step(init_from) is None:
-        raise ValueError(f'config.init_from={init_from} holds no checkpoint: give the workdir of a trained run')
+    check_exists(init_from, 'init_from')
 
 
 def check_training(config: Mapping[str, Any], base: ViTConfig | None = None) -> None:

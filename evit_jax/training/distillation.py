@@ -9,10 +9,8 @@ from absl import logging
 from jax import Array
 
 from evit_jax import models
-from evit_jax.checkpoints import weights
-from evit_jax.checkpoints.loaded import load_model
-from evit_jax.checkpoints.manager import newest_step
 from evit_jax.data.classes import readable_names
+from evit_jax.interchange.opening import check_exists, open_model
 from evit_jax.models import Model, Params
 from evit_jax.models.config import ImageSize
 from evit_jax.reduction.plan import TokenPlan, make_plan
@@ -52,9 +50,10 @@ class Teacher(NamedTuple):
 
 def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: ImageSize,
                  class_names: Sequence[str], dtype: Any, patch_tokens: bool = False) -> Teacher:
-    """Loads a teacher from a workdir.
+    """Loads a teacher.
 
     Args:
+      path: path or name of a model; see `open_model`.
       ema: load the EMA of the teacher's weights.
       dense: True: keep all tokens; False: use the plan with which the teacher was trained.
       image_size: size of the images. The position embeddings of the teacher are resized to this size.
@@ -66,7 +65,7 @@ def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size:
       ValueError: the teacher has no readable checkpoint, no EMA or other classes, or the image size is not divisible by
         its patch size.
     """
-    trained = load_model(path, ema=ema)
+    trained = open_model(path, ema=ema)
     names = readable_names(class_names)
     if len(trained.class_names) != len(names):
         raise ValueError(f'the teacher in {path} has {len(trained.class_names)} classes, this data has {len(names)}: '
@@ -122,11 +121,9 @@ def check_teacher(config: Mapping[str, Any]) -> None:
         return
     key, path, _ = _source(config)
     if not path:
-        raise ValueError(f'this recipe learns from a teacher: give --config.{key}=WORKDIR of a trained run, or '
+        raise ValueError(f'this recipe learns from a teacher: give --config.{key} of a trained model, or '
                          '--config.distill.kind=none to learn from the labels alone')
-    weights.check_is_workdir(f'config.{key}', path)
-    if newest_step(path) is None:
-        raise ValueError(f'config.{key}={path} holds no checkpoint: give the workdir of a trained run')
+    check_exists(path, key)
 
 
 def _source(config):

@@ -32,6 +32,7 @@ from evit_jax.training import (
     history,
     identity,
     initial_model,
+    initial_weights,
     inputs,
     limits,
     model_setup,
@@ -60,6 +61,8 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: the loss or the gradient is not finite. The message gives the step; checkpoints are kept.
       Preempted: SIGTERM or SIGINT was received; the state is saved.
     """
+    agreement.on_every_process(lambda: limits.check(workdirs.flat(config)))
+    config = initial_weights.prepare(config, workdir)
     config, model_config = agreement.on_every_process(
         lambda: _resolve_and_check(config, workdir, sources, model_config))
     identity.check_processes(workdirs.flat(config), workdir, accept_changes=accept_changes, model=model_config)
@@ -141,9 +144,7 @@ def _resolve_and_check(config, workdir, sources, model_config):
     Returns:
       The config, and the model config; None for a named model.
     """
-    flat_config = workdirs.flat(config)
-    limits.check(flat_config)
-    flat_config |= workdirs.flat(_values_of_objects(config, sources, model_config))
+    flat_config = workdirs.flat(config) | workdirs.flat(_values_of_objects(config, sources, model_config))
     values, model_config = initial_model.resolve(flat_config, workdir, model_config)
     flat_config |= workdirs.flat(values)
     checks.check_training(flat_config, model_config)

@@ -97,10 +97,11 @@ def test_find_model_name_that_is_also_a_folder_is_the_named_model(tmp_path, monk
 
 @pytest.mark.parametrize('word, message', [
     ('vit_layout', "unknown model 'vit_layout': did you mean vit_layouts"), ('', "unknown model ''"),
-    ('HERE/none', 'there is no folder .*none'), ('HERE', 'holds no checkpoint'), ('HERE/file', 'file')])
+    ('HERE/none', 'there is no file or folder .*none'), ('HERE', 'holds no checkpoint'),
+    ('HERE/file', 'file is neither')])
 def test_find_model_unknown_word_raises(tmp_path, word, message):
     (tmp_path / 'file').write_text('text')
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         find_model('--model', word.replace('HERE', str(tmp_path)))
 
 

@@ -59,8 +59,9 @@ def test_to_workdir_file_becomes_a_workdir_with_its_config(tmp_path, log):
     conversion.to_workdir(FILES / 'evit.pth', tmp_path / 'new' / 'folder')
     config = workdir.saved_config(tmp_path / 'new' / 'folder')
     assert config == {
-        'model.name': 'vit_toy', 'model.image_size': 8, 'model.classes': 5, 'model.distilled': True,
-        'model.reduce_at': [0, 1], 'model.fuse': True, 'reducer.name': 'evit', 'keep.rate': 0.7,
+        'base_model': 'evit.pth', 'model.name': 'vit_toy', 'model.image_size': 8, 'model.classes': 5,
+        'model.distilled': True, 'model.reduce_at': [0, 1], 'model.fuse': True, 'reducer.name': 'evit',
+        'keep.rate': 0.7,
         'model.heads': 2, 'model.norm_epsilon': 1e-6, 'model.activation': 'gelu', 'model.pooling': 'token',
         'model.one_head': False, 'data.eval_crop': 0.875, 'data.mean': [0.485, 0.456, 0.406],
         'data.std': [0.229, 0.224, 0.225]}

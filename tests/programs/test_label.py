@@ -186,7 +186,7 @@ def test_label_maps_pickled_are_equal_and_raise_for_an_unknown_id(made):
 @pytest.mark.parametrize('words, message', [
     ([], 'either a CHECKPOINT or --published'), (['{checkpoint}'], '--out DIR'),
     (['{checkpoint}', '--published=x', '--out={out}'], 'either a CHECKPOINT'),
-    (['{out}/none', '--out={out}'], 'there is no folder'),
+    (['{out}/none', '--out={out}'], 'there is no file or folder'),
     (['{checkpoint}', '--out={out}', '--image_size=17'], 'not divisible by the patch size'),
     (['{checkpoint}', '--out=gs://a/b'], 'mounted folders only'),
     (['--published={out}', '--out={out}'], 'there is no published label map')])

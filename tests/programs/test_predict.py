@@ -18,7 +18,7 @@ from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.runtime import storage
-from tests.helpers import layouts, program_modules, tiny
+from tests.helpers import fake_hub, layouts, program_modules, published, tiny
 from tests.helpers.folders import hide_inodes
 
 
@@ -170,8 +170,8 @@ def test_predict_pictures_are_named_after_the_images_and_replace_none(program, c
 
 
 @pytest.mark.parametrize('words, message', [
-    (('none', 'a.png'), 'there is no folder none: give the folder of a run'),
-    (('CHECKPOINT/config.json', 'a.png'), 'is a file: give the folder of a run'),
+    (('none', 'a.png'), 'there is no file or folder none: give the folder of a run, a file or folder of weights'),
+    (('CHECKPOINT/config.json', 'a.png'), 'config.json is neither a PyTorch checkpoint (.pth, .pt) nor safetensors'),
     (('CHECKPOINT', 'a.png', '--rate=1.5'), 'keep rate 1.5 is outside (0, 1]'),
     (('CHECKPOINT', 'a.png', '--rate=0.5', '--tokens=9'), 'give only one of keep rate and tokens'),
     (('CHECKPOINT', 'a.png', '--rates=0.5;0.7'), '--rates=0.5;0.7 is no list of numbers'),
@@ -240,3 +240,17 @@ def test_predict_uses_a_plan_file_and_refuses_one_for_another_model(program, che
     (tmp_path / 'plan.json').write_text(json.dumps(planned._replace(patches=64, image_size=32).metadata()))
     code, _, err = program(checkpoint, images, f'--plan={tmp_path / "plan.json"}')
     assert code == 2 and 'is for custom with 64 patches and 2 blocks, and this is custom with 16' in err
+
+
+def test_predict_model_of_the_hub_or_a_file(program, images, tmp_path, monkeypatch):
+    for name, content in published.files().items():
+        (tmp_path / name).write_bytes(content)
+    with fake_hub.running() as server:
+        fake_hub.connect(monkeypatch, server.endpoint, tmp_path / 'cache')
+        server.add('lab/vit', published.files())
+        code, output, _ = program('hf-hub:lab/vit', images / 'a.png', '--rate=0.7')
+        assert code == 0 and 'a.png: class ' in output
+        code, _, errors = program('hf-hub:lab/none', images / 'a.png')
+        assert code == 2 and errors.startswith('error: ') and 'lab/none does not exist or is private' in errors
+        assert len(errors.splitlines()) == 1
+    assert program(tmp_path / 'model.safetensors', images / 'a.png', '--rate=0.7') == (0, output, '')

@@ -137,7 +137,7 @@ def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, run):
 @pytest.mark.parametrize('words, message', [
     ([], 'give kept or drop or tradeoff before the flags, not nothing'), (['shout'], 'not shout'),
     (['kept'], r'give CHECKPOINT and \[IMAGES...\], not nothing'), (['drop', 'a', 'b'], "unexpected argument 'b'"),
-    (['kept', 'HERE/none'], 'there is no folder .*none'), (['kept', 'RUN', 'HERE/*.jpg'], 'no file matches'),
+    (['kept', 'HERE/none'], 'there is no file or folder .*none'), (['kept', 'RUN', 'HERE/*.jpg'], 'no file matches'),
     (['kept', 'RUN', 'HERE'], 'no image is in'), (['kept', 'RUN', 'HERE/a.txt'], 'none of the images can be read'),
     (['kept', 'RUN', '--rates=0.5,x'], '--rates=0.5,x is no list of numbers'),
     (['kept', 'RUN', '--rates=0'], r'keep rate 0.0 is outside \(0, 1\]'),

@@ -134,7 +134,7 @@ def test_start_from_weights_that_do_not_fit_names_them(trained):
 
 
 def test_train_from_a_missing_run_is_refused_before_the_workdir_is_touched(tmp_path):
-    with pytest.raises(ValueError, match=r'config.init_from=\S+none holds no checkpoint'):
+    with pytest.raises(FileNotFoundError, match=r'config.init_from=\S+none: there is no file or folder'):
         train(tmp_path / 'run', init_from=str(tmp_path / 'none'))
     assert deit_s_finetune.get_config().init_from is None
     with pytest.raises(ValueError, match=r'starts from trained weights: give --config.init_from=WORKDIR'):
