@@ -72,7 +72,7 @@ def _from_model(checkpoint, source, check):
 
 
 def _from_published(_, source, check):
-    """Returns the same values for published files. All files must have the size of the first one."""
+    """Returns the values of `_from_model` for published files. All maps must have the size of the first one."""
     folder, classes = _PUBLISHED.value, source.num_classes
 
     def read(number):

@@ -116,7 +116,7 @@ def _check_reducer(model: BenchmarkModel) -> None:
         if _LEAST_RATE.value < 0.5 and reducer.min_kept(100) > 1:
             raise ValueError(f'--least_rate={_LEAST_RATE.value:g}: {model.run} reduces by {reducer}, which keeps at '
                              'least half of the tokens: give 0.5 or more')
-        logging.warning('%s reduces by %s, and the search takes the cost of a reduction from EViT: compare the '
+        logging.warning('%s reduces by %s, and the search assumes the cost of a reduction of EViT: compare the '
                         'predicted speed with the measured one', model.run, reducer)
 
 

@@ -113,7 +113,7 @@ def evaluation_of(file: Any, ema: bool) -> Evaluated:
     workdir = storage.as_path(content.get('workdir') or file.parent)
     if evaluation := _from_file(workdir, workdirs.saved_config(workdir) or {}, file, ema):
         return evaluation
-    raise ValueError(f'{file} holds no evaluation: give what evit_jax.main --mode=evaluate has written')
+    raise ValueError(f'{file} holds no evaluation: give a file that evit_jax.main --mode=evaluate has written')
 
 
 def _from_training(workdir: Any, config: Mapping[str, Any], record: Mapping[str, Any], ema: bool) -> Evaluated:

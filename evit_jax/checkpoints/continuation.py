@@ -40,7 +40,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     new = flat(config)
     if old is not None:
         if 'batch_size' not in old:
-            raise ValueError(f'workdir {folder} holds weights alone, and no training that could go on: give another '
+            raise ValueError(f'workdir {folder} holds weights alone, and no training to resume: give another '
                              f'--workdir, and --config.init_from={folder} to start from these weights')
         old = flat(absent()) | old
         new = open_defaults.fill_from_run(new, old) | {
@@ -71,5 +71,5 @@ def _check_changes(folder, old, new, accept_changes):
         raise ValueError(f'workdir {folder} holds a run with another config ({changes}): give another --workdir, or '
                          f'--accept_changes to continue with the new values{position}')
     if differ:
-        logging.warning('continuing with another config than the run began with: %s', changes)
+        logging.warning('continuing with changed config values: %s', changes)
     return differ

@@ -173,7 +173,7 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
     _check_path(path)
     arrays, metadata = read_newest(path, 'ema' if ema else 'params')
     if not arrays:
-        raise ValueError(f'{path} holds no moving average: take its weights')
+        raise ValueError(f'{path} holds no moving average: load its weights instead')
     weights.check_finite(arrays, path)
     return from_arrays(path, arrays, metadata)
 

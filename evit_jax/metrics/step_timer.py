@@ -58,7 +58,7 @@ class StepTimer:
         if self._current is not None:
             last, begin = self._current
             if now - begin > self._slow_limit():
-                logging.warning('step %d took %.1f s, usual are %.3g s', last, now - begin, self._usual_duration())
+                logging.warning('step %d took %.1f s, usually %.3g s', last, now - begin, self._usual_duration())
             self._durations.append(now - begin)
         self._current = number, now
 
@@ -109,7 +109,7 @@ class StepTimer:
         duration = self._clock() - step[1]
         last_warning = self._warned[1] if self._warned[0] == step[0] else 0
         if duration > max(self._slow_limit(), 2 * last_warning):
-            logging.warning('step %d takes %.0f s so far, usual are %.3g s: %s', step[0], duration,
+            logging.warning('step %d has taken %.0f s so far, usually %.3g s: %s', step[0], duration,
                             self._usual_duration(), PHASES.get(self._phase, 'in between'))
             self._warned = step[0], duration
 

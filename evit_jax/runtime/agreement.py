@@ -32,7 +32,7 @@ def on_every_process(task: Callable[[], Result]) -> Result:
     if failure is not None:
         raise failure
     if failed := [number for number, message in enumerate(messages) if message]:
-        raise ValueError(f'process {failed[0]} cannot go on: {messages[failed[0]]}')
+        raise ValueError(f'process {failed[0]} cannot continue: {messages[failed[0]]}')
     return result
 
 

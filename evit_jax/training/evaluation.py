@@ -63,7 +63,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], put: Callabl
     averages, timed = _over_processes(averages, timed)
     nonfinite = averages.pop('nonfinite', Average(0.0, 0.0))
     if not nonfinite.count:
-        raise ValueError('none of the images to evaluate on could be read: mend them, or name others in data.path')
+        raise ValueError('none of the images to evaluate on could be read: repair them, or give other data')
     if nonfinite.total:
         raise FloatingPointError(f'the logits of {nonfinite.total:.0f} of {nonfinite.count:.0f} images are not finite, '
                                  'so the accuracy is undefined. Compute in float32 (--config.model.dtype=float32), or '

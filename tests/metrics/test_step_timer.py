@@ -79,7 +79,7 @@ def test_slow_step_is_logged_at_each_doubling_with_its_phase_and_at_its_end(time
             clock.advance(1.0)
             timer.check_current_step()
     during = [record.getMessage() for record in caplog.records]
-    assert during == [f'step 6 takes {seconds} s so far, usual are 1 s: waiting for the input'
+    assert during == [f'step 6 has taken {seconds} s so far, usually 1 s: waiting for the input'
                       for seconds in (21, 43, 87)]
     timer.step(7)
     assert 'step 6 took 100.0 s' in caplog.text and 'step 7' not in caplog.text

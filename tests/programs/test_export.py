@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evit_jax import models
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.data.transforms.decode import decode
 from evit_jax.data.transforms.geometry import EvalTransform
@@ -23,7 +22,7 @@ from evit_jax.serving import artifact, loader
 from tests.helpers import exports, layouts
 
 SIDE = 16
-small_model, checkpoint, export, run = exports.small_model, exports.checkpoint, exports.export, exports.run
+checkpoint, export, run = exports.checkpoint, exports.export, exports.run
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +127,7 @@ def test_export_another_reducer_is_in_the_manifest(checkpoint, tmp_path, run):
     code, errors = run(checkpoint, tmp_path / 'merging', '--reducer=tome', '--r=2', '--platforms=cpu')
     assert code == 0, errors
     plan, = json.loads((tmp_path / 'merging' / 'manifest.json').read_text())['plans'].values()
-    depth = models.get_config('vit_layouts').depth
+    depth = layouts.SHAPE.depth
     assert plan['reducer'] == 'tome' and plan['tokens'] == [16 - 2 * block for block in range(1, depth + 1)]
 
 

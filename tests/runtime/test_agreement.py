@@ -43,9 +43,10 @@ def test_on_every_process_returns_the_result_of_each_process(outputs):
 
 
 def test_on_every_process_with_one_failure_names_process_and_reason_in_the_others(outputs):
-    assert [log['no file'] for log in outputs] == ['ValueError process 1 cannot go on: no folder é',
+    assert [log['no file'] for log in outputs] == ['ValueError process 1 cannot continue: no folder é',
                                                 'FileNotFoundError no folder é']
-    assert [log['no text'] for log in outputs] == ['RuntimeError ', 'ValueError process 0 cannot go on: RuntimeError()']
+    assert [log['no text'] for log in outputs] == ['RuntimeError ',
+                                                'ValueError process 0 cannot continue: RuntimeError()']
 
 
 def test_same_weights_of_different_arrays_raises_in_all_processes(outputs):
@@ -115,11 +116,11 @@ def test_of_sources_holds_classes_counts_splits_and_fingerprints():
 @pytest.mark.parametrize(('second', 'messages'), [
     ({'examples': 96}, 2 * ["error: process 1 differs from process 0 in number of examples in 'train' and 1 more: '96' "
                             "in process 1, '128' in process 0; give all processes the same data"]),
-    pytest.param({'examples': 0}, ['error: process 1 cannot go on: there is no folder', 'error: there is no folder'],
+    pytest.param({'examples': 0}, ['error: process 1 cannot continue: there is no folder', 'error: there is no folder'],
                  marks=pytest.mark.slow),
     pytest.param({'label_smoothing': 0.2}, 2 * ["error: process 1 differs from process 0 in config.label_smoothing: "
                                                 "'0.2' in process 1, '0.1' in process 0"], marks=pytest.mark.slow),
-    pytest.param({'batch_size': 63}, ['error: process 1 cannot go on: batch_size=63 is not divisible',
+    pytest.param({'batch_size': 63}, ['error: process 1 cannot continue: batch_size=63 is not divisible',
                                       'error: batch_size=63 is not divisible'], marks=pytest.mark.slow)])
 def test_train_with_processes_that_differ_ends_in_all_before_the_first_step(tmp_path, second, messages):
     started = layouts.start(tmp_path / 'run', processes=2, devices=1, second=second)

@@ -11,10 +11,9 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.configs import base
 from evit_jax.runtime import machine
-from evit_jax.training import experiment, limits, loop
+from evit_jax.training import experiment, limits
 from tests.helpers import layouts
 
-least = layouts.least
 SHORT = {'epochs': 1, 'ema_decay': 0.0, 'log__pictures': 0, 'log__eval_epochs': 9.0, 'checkpoint__every': 100,
          'checkpoint__best': 'top1'}  # 2 steps
 
@@ -82,12 +81,13 @@ def test_limits_mean_or_std_of_values_outside_0_to_1_is_refused(changes):
 @pytest.mark.parametrize(('platform', 'dtype'), [('cpu', 'float32'), ('tpu', 'bfloat16')])
 def test_setup_open_dtype_is_that_of_the_platform_of_the_mesh(platform, dtype):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))  # a slice that is not this machine
-    run = experiment.setup(layouts.config_of(model__dtype='auto'), mesh=mesh)
+    run = experiment.setup(layouts.config_of(model__dtype='auto'), mesh=mesh, sources=layouts.sources(),
+                           model_config=layouts.SHAPE)
     assert run.config.model.dtype == run.metadata['config']['model']['dtype'] == dtype
 
 
 def test_load_model_open_dtype_is_resolved(tmp_path):
-    run = experiment.setup(layouts.config_of())
+    run = layouts.setup()
     metadata = run.metadata
     metadata['config']['model']['dtype'] = 'auto'
     weights.save(tmp_path, run.new_state().params, metadata)
@@ -100,14 +100,14 @@ def test_load_model_open_dtype_is_resolved(tmp_path):
 
 def test_train_open_dtype_is_recorded_and_kept_on_another_platform(tmp_path, monkeypatch, caplog):
     caplog.set_level('INFO')
-    loop.train(layouts.config_of(model__dtype='auto', **SHORT), tmp_path)
+    layouts.train_here(tmp_path, model__dtype='auto', **SHORT)
     assert recorded(tmp_path) == 'float32' and 'model.dtype=auto: float32, on cpu' in caplog.text
     resolve = machine.resolve_dtype
     monkeypatch.setattr(machine, 'resolve_dtype', lambda dtype, platform, recorded: resolve(dtype, 'tpu', recorded))
-    loop.train(layouts.config_of(model__dtype='auto', **SHORT), tmp_path)
+    layouts.train_here(tmp_path, model__dtype='auto', **SHORT)
     assert recorded(tmp_path) == 'float32' and 'model.dtype=auto: float32, as recorded in the workdir' in caplog.text
-    loop.evaluate_workdir(layouts.config_of(model__dtype='auto', **SHORT), tmp_path)
+    layouts.evaluate_here(tmp_path, model__dtype='auto', **SHORT)
     result, = tmp_path.glob('evaluate-*.json')
     assert json.loads(result.read_text())['model']['dtype'] == 'float32'
     with pytest.raises(ValueError, match=r'another config .*model\.dtype float32 -> bfloat16'):
-        loop.train(layouts.config_of(model__dtype='bfloat16', **SHORT), tmp_path)
+        layouts.train_here(tmp_path, model__dtype='bfloat16', **SHORT)

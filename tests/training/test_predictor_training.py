@@ -20,7 +20,6 @@ RECIPE = QUIET | {'reducer__name': 'dynamicvit', 'distill__kind': 'self', 'disti
                   'optimizer__backbone_from_epoch': 5.0}  # all epochs
 PARAMS = {'head': {'kernel': jnp.ones((2, 3))}, 'reducer': {'0': {'kernel': jnp.ones((3, 2))}}}
 
-least = layouts.least  # `load_model` looks the model up by its name
 
 
 @pytest.fixture(scope='module')

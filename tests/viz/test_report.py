@@ -1,4 +1,4 @@
-"""The HTML page with the slider and the sheets: their data, and the page in a browser without network."""
+"""The HTML page of kept patches and the pictures of single views: their data, and the page in a browser."""
 
 import base64
 import functools
