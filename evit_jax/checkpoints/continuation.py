@@ -57,12 +57,13 @@ def _check_changes(folder, old, new, accept_changes):
     differ = [key for key in sorted(old.keys() | new.keys())
               if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
     changes = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)
-    if any(key in (*_MODEL_KEYS, 'model.image_size') for key in differ):
+    if any(key in (*_MODEL_KEYS, 'model.image_size', 'model.image_width') for key in differ):
         raise ValueError(f'workdir {folder} holds a run of another model ({changes}): give another --workdir')
-    if 'optimizer.accumulate' in differ:
-        raise ValueError(f'workdir {folder} holds a run whose optimizer counts its updates by another '
-                         f'optimizer.accumulate ({changes}): keep the old value, or give another --workdir and '
-                         f'--config.init_from={folder} to start from its weights')
+    for key in ('optimizer.accumulate', 'model.freeze'):
+        if key in differ:
+            raise ValueError(f'workdir {folder} holds a run whose optimizer has a state for another {key} '
+                             f'({changes}): keep the old value, or give another --workdir and '
+                             f'--config.init_from={folder} to start from its weights')
     if differ and not accept_changes:
         position = ''
         if {'batch_size', 'data.repeats', 'epochs'} & {*differ}:

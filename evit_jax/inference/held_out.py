@@ -42,7 +42,8 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
 
 
 def check_classes(loaded: LoadedModel, source: Source) -> None:
-    """Raises a ValueError if the data and the model have different classes, or order them differently."""
+    """Raises a ValueError if the model has no classes or other classes than the data, or orders them differently."""
+    loaded.check_has_classes()
     origin = loaded.path or loaded.name
     if loaded.config.classes != source.num_classes:
         raise ValueError(f'the model in {origin} has {loaded.config.classes} classes, the data have '

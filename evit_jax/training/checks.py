@@ -29,14 +29,23 @@ def check_start(config: Mapping[str, Any], workdir: str | os.PathLike, base: ViT
     distillation.check_teacher(config)
     if newest_step(workdir) is not None:
         return
+    check_init_from(config)
+    if not config['init_from']:
+        if config['model.freeze']:
+            raise ValueError(f'config.model.freeze={config["model.freeze"]} would keep random weights: give '
+                             '--config.init_from of trained weights, or --config.model.freeze=')
+        return
+    weights.check_values(config['init_from'], models.config_from_flat(config, base))
+
+
+def check_init_from(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError if `init_from` is required but not given, or names no folder with a checkpoint."""
     init_from = config['init_from']
     if init_from is None:
         raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of a trained '
                          'run, or --config.init_from= to start from random weights')
-    if not init_from:
-        return
-    check_exists(init_from, 'init_from')
-    weights.check_values(init_from, models.config_from_flat(config, base))
+    if init_from:
+        check_exists(init_from, 'init_from')
 
 
 def check_training(config: Mapping[str, Any], base: ViTConfig | None = None) -> None:

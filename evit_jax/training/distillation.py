@@ -12,6 +12,7 @@ from evit_jax import models
 from evit_jax.data.classes import readable_names
 from evit_jax.interchange.opening import check_exists, open_model
 from evit_jax.models import Model, Params
+from evit_jax.models.config import ImageSize
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.training.objectives import Taught
 
@@ -47,8 +48,8 @@ class Teacher(NamedTuple):
         return Taught(logits, intermediates.get('patch_tokens'))
 
 
-def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, class_names: Sequence[str],
-                 dtype: Any, patch_tokens: bool = False) -> Teacher:
+def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: ImageSize,
+                 class_names: Sequence[str], dtype: Any, patch_tokens: bool = False) -> Teacher:
     """Loads a teacher.
 
     Args:
@@ -98,7 +99,7 @@ def read_teacher(config: Mapping[str, Any], plan: TokenPlan, width: int, class_n
     if config['distill.kind'] == 'none':
         return None
     _, path, ema = _source(config)
-    teacher = load_teacher(path, ema=ema, dense=config['teacher.dense'], image_size=config['model.image_size'],
+    teacher = load_teacher(path, ema=ema, dense=config['teacher.dense'], image_size=models.image_size_of(config),
                            class_names=class_names, dtype=dtype, patch_tokens=compares_tokens(config))
     if compares_tokens(config):
         there, here = (teacher.plan.patches, teacher.model.config.width), (plan.patches, width)

@@ -1,5 +1,6 @@
 """Computes accuracy over a data set, and the fraction of object patches that remain after each reduction."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -108,10 +109,10 @@ def _over_processes(averages, timed):
 
 
 def object_patches(mask: np.ndarray, patches: int) -> np.ndarray:
-    """Converts object masks, bool [B, S, S], to patches on the object, bool [B, N] in row-major order."""
-    batch, size = mask.shape[:2]
-    side = round(patches**0.5)
-    cover = mask.reshape(batch, side, size // side, side, size // side).mean(axis=(2, 4))
+    """Converts object masks, bool [B, H, W], to patches on the object, bool [B, N] in row-major order."""
+    batch, height, width = mask.shape
+    side = math.isqrt(height * width // patches)  # of a patch, in pixels
+    cover = mask.reshape(batch, height // side, side, width // side, side).mean(axis=(2, 4))
     return cover.reshape(batch, patches) > OBJECT_COVER
 
 

@@ -9,18 +9,18 @@ from evit_jax import models
 from evit_jax.checkpoints import open_defaults
 
 # Model keys that do not affect the parameters.
-_PLAN_KEYS = ('model.image_size', 'model.reduce_at', 'model.fuse', 'model.dtype', 'model.drop_path',
-              'model.gather_impl')
+_PLAN_KEYS = ('model.image_size', 'model.image_width', 'model.reduce_at', 'model.fuse', 'model.dtype',
+              'model.drop_path', 'model.gather_impl', 'model.freeze')
 # Keys that affect the result of an evaluation, besides model and preprocessing keys.
 _RESULT_KEYS = ('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate', 'keep.rates', 'keep.tokens',
-                'keep.macs', 'data.source', 'data.name', 'data.path', 'data.test_split', *_PLAN_KEYS[:4])
+                'keep.macs', 'data.source', 'data.name', 'data.path', 'data.test_split', *_PLAN_KEYS[:5])
 # Keys that set the number of tokens, and the value that disables each key. A key overrides all keys after it.
 _TOKEN_KEYS = {'keep.macs': 0.0, 'reducer.r': 0, 'keep.tokens': [], 'keep.rates': [], 'keep.rate': None}
 # Values that disable training-only features: label maps, teacher and initial weights may be missing in an evaluation.
 _WITHOUT_TRAINING = {
-    'init_from': '', 'distill.kind': 'none', 'teacher.path': '', 'data.token_labels': '', 'mixing.erase': 0.0,
-    'mixing.mixup': 0.0, 'mixing.cutmix': 0.0, 'optimizer.backbone_scale': 1.0, 'optimizer.backbone_from_epoch': 0.0,
-    'profile_steps': '', 'checkpoint.best': ''}
+    'init_from': '', 'model.freeze': '', 'distill.kind': 'none', 'teacher.path': '', 'data.token_labels': '',
+    'mixing.erase': 0.0, 'mixing.mixup': 0.0, 'mixing.cutmix': 0.0, 'optimizer.backbone_scale': 1.0,
+    'optimizer.backbone_from_epoch': 0.0, 'profile_steps': '', 'checkpoint.best': ''}
 
 
 def merge(given: Mapping[str, Any], saved: Mapping[str, Any], workdir: str, *,
@@ -53,8 +53,10 @@ def merge(given: Mapping[str, Any], saved: Mapping[str, Any], workdir: str, *,
     if not from_file and 'data.source' not in run.keys() | explicit_keys:
         raise ValueError(f'{workdir} holds weights alone, and nothing names the images to evaluate on: give '
                          '--config.data.source=folder --config.data.path=DIR, or --config FILE')
-    kept = {*open_defaults.PREPROCESSING_KEYS, *model, *(() if explicit is None else ('model.image_size',))}
+    kept = {*open_defaults.PREPROCESSING_KEYS, *model, *(() if explicit is None else _PLAN_KEYS[:2])}
     values = {key: run[key] for key in run.keys() - explicit_keys if not from_file or key in kept}
+    if 'model.image_size' in explicit_keys:  # alone, it is the side of a square
+        values.pop('model.image_width', None)
     if given['model.dtype'] == 'auto' and 'model.dtype' in run.keys() - explicit_keys:
         values['model.dtype'] = run['model.dtype']
     if explicit_keys & _TOKEN_KEYS.keys():

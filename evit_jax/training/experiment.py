@@ -24,7 +24,7 @@ from evit_jax.data.token_labels import mixtoken
 from evit_jax.data.token_labels.targets import TokenTargets
 from evit_jax.data.transforms import mixing
 from evit_jax.models import Model
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ViTConfig, as_hw
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.schedule import KeepSchedule, Stage, stages
 from evit_jax.runtime import agreement, machine, sharding
@@ -118,8 +118,8 @@ class Experiment(NamedTuple):
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes, dtypes and sharding of a training batch."""
-        batch, size = self.config.batch_size, self.config.model.image_size
-        arrays = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
+        batch, size = self.config.batch_size, as_hw(models.image_size_of(self.flat_config))
+        arrays = {'image': ((batch, *size, 3), np.uint8), 'label': ((batch,), np.int32)}
         if self.targets:
             arrays |= {name: ((batch, *row), dtype) for name, (row, dtype) in self.targets.shapes.items()}
         batch_sharding = sharding.batch_sharding(self.mesh)
@@ -160,7 +160,7 @@ class Experiment(NamedTuple):
                              '--config.distill.kind=none')
         teach = teacher and functools.partial(teacher.teach, mean=tuple(config.data.mean), std=tuple(config.data.std))
         rule = steps.UpdateRule(self.optimizer, self.schedule, config.ema_decay, config.optimizer.accumulate,
-                                skip_nonfinite=config.nonfinite == 'skip')
+                                skip_nonfinite=config.nonfinite == 'skip', freeze=config.model.freeze)
         step = steps.make_train_step(
             model, rule, prepare=self.prepare, mix=self._mix, teach=teach, seed=config.seed,
             objective=functools.partial(objective_config.objective, self.flat_config))
@@ -227,7 +227,7 @@ class Experiment(NamedTuple):
         return steps.Mixed(images, Targets(targets))
 
     def _state_of(self, params):
-        return create_state(params, self.optimizer, ema=self.config.ema_decay > 0)
+        return create_state(params, self.optimizer, ema=self.config.ema_decay > 0, freeze=self.config.model.freeze)
 
     def _shapes(self):
         return _state_shapes(self.model.init, self.optimizer, self.config.ema_decay > 0)

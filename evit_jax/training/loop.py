@@ -16,6 +16,7 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.best import BestCheckpoint
 from evit_jax.checkpoints.lock import WorkdirLock
 from evit_jax.checkpoints.manager import CheckpointManager, newest_step
+from evit_jax.checkpoints.state import trained_part
 from evit_jax.data import sources as data_sources
 from evit_jax.data.sources import Source
 from evit_jax.metrics.writers import create_writer
@@ -30,6 +31,7 @@ from evit_jax.training import (
     experiment,
     history,
     identity,
+    initial_model,
     initial_weights,
     inputs,
     limits,
@@ -61,8 +63,8 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
     """
     agreement.on_every_process(lambda: limits.check(workdirs.flat(config)))
     config = experiment.with_values(config, initial_weights.prepare(workdirs.flat(config), workdir))
-    config = experiment.with_values(config, _values_of_objects(config, sources, model_config))
-    config = agreement.on_every_process(lambda: _check_training(config, workdir, model_config))
+    config, model_config = agreement.on_every_process(
+        lambda: _resolve_and_check(config, workdir, sources, model_config))
     identity.check_processes(workdirs.flat(config), workdir, accept_changes=accept_changes, model=model_config)
     if sources is not None:
         agreement.check_same(identity.of_sources(dict(zip(('train', 'test'), sources))),
@@ -109,6 +111,8 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
             values |= model_setup.values_of_plan(plan_file, given | values, explicit or (), base=model_config)
         merged = experiment.with_values(config, values)
         checks.check(workdirs.flat(merged), model_config)
+        if model_config is not None:
+            model_configs.check_has_classes(model_config, workdir)
         return saved, merged, model_config
 
     trained, config, model_config = agreement.on_every_process(merged_config)
@@ -134,12 +138,18 @@ def _values_of_objects(config, sources, model_config=None):
     return values if model_config is None else values | model_setup.values_of_model(model_config, config.model.name)
 
 
-def _check_training(config, workdir, model_config):
-    """Checks the config. Returns it with open values resolved from the initial weights and the machine."""
-    flat_config = workdirs.flat(config)
+def _resolve_and_check(config, workdir, sources, model_config):
+    """Checks the config. Returns it with open values resolved from the initial weights and the machine.
+
+    Returns:
+      The config, and the model config; None for a named model.
+    """
+    flat_config = workdirs.flat(config) | workdirs.flat(_values_of_objects(config, sources, model_config))
+    values, model_config = initial_model.resolve(flat_config, workdir, model_config)
+    flat_config |= workdirs.flat(values)
     checks.check_training(flat_config, model_config)
-    return experiment.with_values(config, open_defaults.resolve_for_training(
-        flat_config, workdir, jax.devices()[0].platform))
+    flat_config |= open_defaults.resolve_for_training(flat_config, workdir, jax.devices()[0].platform)
+    return experiment.with_values(config, flat_config), model_config
 
 
 def _train(run, workdir, resources, accept_changes):
@@ -168,6 +178,9 @@ def _train(run, workdir, resources, accept_changes):
         run = _resumed(run, workdir, int(state.step))
     logging.info('parameters:\n%s', parameter_overview.get_parameter_overview(
         run.abstract_state().params, include_stats=False))
+    if config.model.freeze:
+        logging.info('model.freeze=%s: only these are trained: %s', config.model.freeze, ', '.join(weights.by_name(
+            trained_part(run.abstract_state().params, config.model.freeze))))
     best = resources.enter_context(contextlib.closing(BestCheckpoint(workdir, config.checkpoint.best)))
     writer = resources.enter_context(contextlib.closing(create_writer(
         workdir if distributed.is_process_zero() else None, config.log.writer, resumed_at=int(state.step))))

@@ -15,6 +15,7 @@ from evit_jax.reduction.reducer import Modules, modules_at
 from evit_jax.reduction.schedule import Stage
 
 CUSTOM = 'custom'  # model.name of a model that was passed as an object
+INIT_FROM = 'init_from'  # model.name for the model of the initial weights; see `initial_model`
 
 
 def config_and_plans(config: Mapping[str, Any], trained: Mapping[str, Any] | None = None,
@@ -32,9 +33,10 @@ def config_and_plans(config: Mapping[str, Any], trained: Mapping[str, Any] | Non
       ValueError: a value is out of range, or values contradict each other.
     """
     trained = trained or config
-    model_config = models.config_from_flat({**config, 'model.image_size': trained['model.image_size']}, base)
+    sizes = {key: trained.get(key) for key in ('model.image_size', 'model.image_width')}
+    model_config = models.config_from_flat({**config, **sizes}, base)
     budget = TokenBudget.of_config(config)
-    plan_at = budget.plans(model_config.patches(config['model.image_size']), model_config.depth, model_config.macs)
+    plan_at = budget.plans(model_config.patches(models.image_size_of(config)), model_config.depth, model_config.macs)
     modules = trained_modules(trained)
     modules.check(plan_at(1.0))
     return model_config, plan_at, modules
@@ -54,9 +56,10 @@ def values_of_model(model_config: ViTConfig, name: str) -> dict[str, Any]:
     """
     fields = {key: getattr(model_config, key) for key in model_configs.CONFIG_FIELDS}
     named = models.CONFIGS.get(name)
-    if named is not None and dataclasses.replace(named, **fields) != model_config:
-        name = CUSTOM
-    return {'model.name': name} | {f'model.{key}': value for key, value in fields.items()}
+    differs = named is not None and dataclasses.replace(named, **fields) != model_config
+    fields |= models.image_size_keys(model_config.image_size)
+    return {'model.name': CUSTOM if differs or name == INIT_FROM else name} | {
+        f'model.{key}': value for key, value in fields.items()}
 
 
 def values_of_plan(plan_file: PlanFile, config: Mapping[str, Any], explicit: Collection[str] = (), *,
@@ -73,7 +76,7 @@ def values_of_plan(plan_file: PlanFile, config: Mapping[str, Any], explicit: Col
     """
     name = config['model.name']
     model_config = base or models.get_config(name)
-    plan_file.check(name, model_config.patches(config['model.image_size']), model_config.depth)
+    plan_file.check(name, model_config.patches(models.image_size_of(config)), model_config.depth)
     values = {'model.reduce_at': [*plan_file.reduce_at], 'model.fuse': plan_file.fuse,
               'keep.tokens': [*plan_file.tokens], 'keep.rates': [], 'keep.macs': 0.0, 'reducer.r': 0}
     for key in dict.fromkeys(name.partition('[')[0] for name in explicit):

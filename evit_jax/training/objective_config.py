@@ -33,9 +33,13 @@ def check(config: Mapping[str, Any], base: ViTConfig | None = None) -> None:
         raise ValueError(f'config.distill.token_weight={token_weight} compares tokens with those of a teacher '
                          'that drops none: give --config.teacher.dense=True, or --config.distill.token_weight=0')
     _check_token_labels(config, base)
-
+    learned = registry.get_reducer(config['reducer.name']).is_learned
+    if config['model.freeze'] and learned:
+        raise ValueError(f'config.model.freeze={config["model.freeze"]} trains only the heads, but reducer '
+                         f'{config["reducer.name"]} trains its predictors through the backbone: give another '
+                         '--config.reducer.name, or --config.model.freeze=')
     scaled = config['optimizer.backbone_scale'] != 1 or config['optimizer.backbone_from_epoch']
-    if scaled and not registry.get_reducer(config['reducer.name']).is_learned:
+    if scaled and not learned:
         raise ValueError('config.optimizer.backbone_scale and backbone_from_epoch are for all parameters but '
                          f'those of the reducer, and reducer {config["reducer.name"]} has none: leave them at 1 and 0')
 
@@ -43,10 +47,13 @@ def check(config: Mapping[str, Any], base: ViTConfig | None = None) -> None:
 def _check_token_labels(config, base):
     if not (maps := config['data.token_labels']):
         return
-    name, kind = config['model.name'], config['distill.kind']
+    name, kind, width = (config[key] for key in ('model.name', 'distill.kind', 'model.image_width'))
     if not isinstance(base or models.get_config(name), LVViTConfig):
         raise ValueError(f'config.data.token_labels={maps} needs a model with a head for patch tokens, which {name} '
                          'lacks: give an lvvit, or --config.data.token_labels=')
+    if width not in (0, config['model.image_size']):
+        raise ValueError(f'config.model.image_width={width}: label maps are square grids, give '
+                         '--config.model.image_width=0, or --config.data.token_labels=')
     if kind != 'none':
         raise ValueError(f'config.distill.kind={kind} and config.data.token_labels both decide the '
                          'objective: give one of them')

@@ -13,13 +13,14 @@ import optax
 
 from evit_jax.reduction.reducer import PARAMS as REDUCER
 
-_NO_DECAY = ('cls_token', 'dist_token', 'pos_embed')
+_NO_DECAY = ('cls_token', 'dist_token', 'reg_token', 'pos_embed', 'latent')
 
 
 def decays(params: Any) -> Any:
     """Returns a tree of bools: True for parameters with weight decay.
 
-    Matrices and kernels have weight decay. Biases, other 1-D parameters, prefix tokens and position embeddings do not.
+    Matrices and kernels have weight decay. Biases, other 1-D parameters (norms, LayerScale), prefix tokens,
+    position embeddings and the query of an attention pool do not.
     """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in _NO_DECAY, params)
 

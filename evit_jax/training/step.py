@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from evit_jax.checkpoints.state import TrainState, update_ema
+from evit_jax.checkpoints.state import TrainState, trained_part, update_ema
 from evit_jax.models import Model, with_statistics
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.training.objectives import Objective, Targets, Taught
 
 NONFINITE = ('stop', 'skip')  # actions for a step whose loss or gradient is not finite
+FREEZE = ('', 'backbone')     # parts of the model that can be frozen; '': none
 
 
 class Mixed(NamedTuple):
@@ -32,6 +33,8 @@ class UpdateRule(NamedTuple):
     ema_decay: float              # decay of the moving average of the parameters
     updates_every: int = 1        # number of steps per update of the optimizer
     skip_nonfinite: bool = False  # a step whose loss or gradient is not finite changes only the step count
+    freeze: str = ''              # 'backbone': train only the heads. The backbone then computes as in evaluation,
+                                  # without drop path, and saves no activations for a backward pass
 
 
 def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
@@ -60,17 +63,19 @@ def make_train_step(model: Model, rule: UpdateRule, *, prepare: Callable[[Array]
         images, targets, options = mix(prepare(batch['image']), batch, mix_key)
         taught = teach(teacher_params, images) if teach else None
         loss_terms = objective(plan)
+        trained = trained_part(state.params, rule.freeze)
 
-        def loss_of(params):
-            logits, intermediates = model.apply(params, images, plan, drop_key,
+        def loss_of(trained):
+            logits, intermediates = model.apply(state.params | trained, images, plan, None if rule.freeze else drop_key,
                                                 patch_tokens=loss_terms.reads_patch_tokens, **options)
             loss, parts = loss_terms(logits, intermediates, targets, taught)
             return loss, (logits, parts, intermediates.get('statistics', {}))
 
-        (loss, (logits, parts, statistics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = rule.optimizer.update(gradient, state.opt_state, state.params)
-        params = with_statistics(optax.apply_updates(state.params, updates), {'statistics': statistics})
-        ema = None if state.ema is None else update_ema(state.ema, params, rule.ema_decay)
+        (loss, (logits, parts, statistics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        updates, opt_state = rule.optimizer.update(gradient, state.opt_state, trained)
+        params = with_statistics(state.params | optax.apply_updates(trained, updates), {'statistics': statistics})
+        ema = None if state.ema is None else state.ema | update_ema(
+            trained_part(state.ema, rule.freeze), trained_part(params, rule.freeze), rule.ema_decay)
         # A mixed target has two classes; the one with the larger weight counts.
         right = logits.argmax(-1) == targets.label.argmax(-1)
         metrics = {'loss': loss, **parts, 'accuracy': jnp.mean(right),

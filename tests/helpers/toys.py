@@ -64,7 +64,7 @@ class Plain(NamedTuple):
         return geometry.resize(image, self.size)
 
     def mask(self, mask):
-        return geometry.decode_mask(mask, self.size)
+        return geometry.decode_mask(mask, (self.size, self.size))
 
 
 def marked(image, rng):

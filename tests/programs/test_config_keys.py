@@ -21,7 +21,7 @@ from tests.helpers import layouts
 KEYS = base.KEYS
 CHOICES = {
     'sharding': sharding.SHARDINGS, 'nonfinite': step.NONFINITE, 'model.activation': ('', *ACTIVATIONS),
-    'model.pooling': ('', *POOLINGS), 'model.dtype': (machine.AUTO, *machine.DTYPES),
+    'model.pooling': ('', *POOLINGS), 'model.freeze': step.FREEZE, 'model.dtype': (machine.AUTO, *machine.DTYPES),
     'model.gather_impl': ('', *GATHERS), 'distill.kind': distillation.KINDS, 'log.writer': writers.KINDS,
     'checkpoint.best': ('', *best.METRICS)}
 
