@@ -24,8 +24,8 @@ from absl import flags
 from evit_jax import cli
 from evit_jax.checkpoints import workdir
 from evit_jax.interchange import conversion
-from evit_jax.kernels.activations import ACTIVATIONS
 from evit_jax.models.config import POOLINGS
+from evit_jax.models.layers import ACTIVATIONS
 from evit_jax.runtime import backend, storage
 
 _EMA = flags.DEFINE_bool('ema', False, 'Convert the moving average of the weights.')

@@ -15,8 +15,8 @@ from evit_jax.interchange import checkpoint_layouts, run_metadata, weight_files
 from evit_jax.interchange import hyperparameter_sources as sources
 from evit_jax.interchange.checkpoint_layouts import ModelWeights
 from evit_jax.interchange.hyperparameter_sources import CONFIG_KEYS, Hyperparameter, Hyperparameters
-from evit_jax.kernels.activations import ACTIVATIONS
 from evit_jax.models.config import POOLINGS, ViTConfig
+from evit_jax.models.layers import ACTIVATIONS
 
 _MODEL_TYPES = ('vit', 'deit', 'vit_msn', 'vit_mae', 'timm_wrapper')  # model types with the forward pass of our ViT
 _MODEL_FIELDS = ('heads', 'norm_epsilon', 'activation', 'pooling')

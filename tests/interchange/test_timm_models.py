@@ -1,0 +1,89 @@
+"""Reads timm's models by name: heads, activation, pooling and preprocessing are those that timm's registry gives.
+
+The arrays are only as large as on disk: files with a header and no values.
+"""
+
+import json
+import logging
+import math
+
+import pytest
+
+from evit_jax.interchange import conversion
+from tests.helpers import families
+
+TABLE = families.timm_table()
+SUPPORTED = {name: entry for name, entry in TABLE['models'].items() if 'config' in entry}
+# The first tag of each model, and the tags with another head.
+TAGS = [(name, tag) for name, entry in SUPPORTED.items() for number, (tag, values) in enumerate(entry['tags'].items())
+        if not number or 'config' in values]
+
+
+def expected_config(name, tag):
+    return SUPPORTED[name]['config'] | SUPPORTED[name]['tags'][tag].get('config', {})
+
+
+def body_of(name, depth):
+    """Returns the shapes of a model's arrays without heads."""
+    shapes = {}
+    for key, shape in TABLE['layouts'][TABLE['models'][name]['layout']].items():
+        shapes |= {key.replace('*', str(block)): shape for block in range(depth if '*' in key else 1)}
+    return {key: shape for key, shape in shapes.items() if not key.startswith(('head.', 'head_dist.'))}
+
+
+def shapes_of(name, config):
+    """Returns the shapes of a model's arrays, with the classes of a config."""
+    head = {'head.weight': [config['classes'], config['width']], 'head.bias': [config['classes']]}
+    if config['distilled']:
+        head |= {key.replace('head', 'head_dist'): shape for key, shape in head.items()}
+    return body_of(name, config['depth']) | (head if config['classes'] else {})
+
+
+def write(folder, name, tag, shapes, config, values):
+    """Writes config.json as on the Hub, and a sparse safetensors file."""
+    size = config['image_size']
+    cfg = {'tag': tag, 'custom_load': False, 'input_size': [3, *(size if isinstance(size, list) else (size, size))],
+           'interpolation': values['interpolation'], 'crop_pct': values['crop'], 'crop_mode': values['crop_mode'],
+           'mean': values['mean'], 'std': values['std'], 'num_classes': config['classes'], 'pool_size': None,
+           'first_conv': 'patch_embed.proj', 'classifier': 'head'}
+    pool = config['pooling'].removesuffix('_fc_norm')
+    (folder / 'config.json').write_text(json.dumps({
+        'architecture': name, 'num_classes': config['classes'], 'num_features': config['width'], 'global_pool': pool,
+        'pretrained_cfg': cfg}))
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[key] = {'dtype': 'F32', 'shape': shape, 'data_offsets': [start, end]}
+    text = json.dumps(header).encode()
+    with open(folder / 'model.safetensors', 'wb') as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        file.truncate(8 + len(text) + end)
+    return folder
+
+
+@pytest.fixture
+def no_values(monkeypatch):
+    """Makes `read_pretrained` skip the values of the arrays."""
+    monkeypatch.setattr(conversion.torch_weights, 'from_torch', lambda *args, **options: {})
+    monkeypatch.setattr(conversion.torch_weights, 'to_torch', lambda *args: {})
+
+
+@pytest.mark.parametrize(('name', 'tag'), TAGS)
+def test_read_pretrained_of_a_timm_name_gives_the_config_of_timm(tmp_path, no_values, caplog, name, tag):
+    config, values = expected_config(name, tag), SUPPORTED[name]['tags'][tag]
+    write(tmp_path, name, tag, shapes_of(name, config), config, values)
+    model = conversion.read_pretrained(tmp_path)
+    assert families.differences(model.config, config) == {}
+    data = model.metadata['config']['data']
+    crop = 0.0 if values['crop_mode'] == 'squash' else values['crop']
+    assert (list(data['mean']), list(data['std']), data['eval_crop']) == (values['mean'], values['std'], crop)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not [text for text in warnings if 'assumed' in text]
+
+
+@pytest.mark.parametrize('name', sorted(TABLE['models'].keys() - SUPPORTED.keys()))
+def test_read_pretrained_of_an_unsupported_timm_name_is_refused(tmp_path, name):
+    config, values = expected_config('deit_tiny_patch16_224', 'fb_in1k'), SUPPORTED['deit_tiny_patch16_224']['tags']
+    write(tmp_path, name, '', body_of(name, config['depth']), config, values['fb_in1k'])
+    with pytest.raises(ValueError, match='this is '):
+        conversion.read_pretrained(tmp_path)
