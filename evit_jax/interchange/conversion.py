@@ -1,6 +1,8 @@
 """Converts models of other programs to workdirs, and runs to safetensors files."""
 
 import contextlib
+import dataclasses
+import fnmatch
 import os
 import pathlib
 from collections.abc import Sequence
@@ -8,20 +10,27 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import weights, workdir
+from evit_jax.checkpoints.loaded import CUSTOM
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.interchange import (
     architecture,
     checkpoint_layouts,
+    hugging_face_models,
     hyperparameters,
+    refusals,
     run_metadata,
     safetensors_file,
+    timm_calls,
+    timm_models,
     torch_weights,
     weight_files,
 )
-from evit_jax.interchange.hyperparameter_sources import CONFIG_KEYS
+from evit_jax.interchange.hugging_face_models import size_text
+from evit_jax.interchange.hyperparameter_sources import HYPERPARAMETERS
 from evit_jax.models import Params, config_from_flat
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.reduction.reducer import modules_of
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import storage
@@ -30,13 +39,13 @@ from evit_jax.runtime import storage
 class PretrainedModel(NamedTuple):
     """A model read from the file of another program."""
 
-    name: str                 # key of `models.CONFIGS`
+    name: str                 # key of `models.CONFIGS`, or 'custom'
     config: ViTConfig
     params: Params            # NumPy arrays, float32
-    metadata: dict[str, Any]  # 'config': nested dict of config keys; 'class_names': list, only if known
+    metadata: dict[str, Any]  # 'config': nested config keys; 'model_config'; 'class_names': list, only if known
 
 
-def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = '', image_size: int | None = None,
+def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = '', image_size: ImageSize | None = None,
                     class_names: str | os.PathLike | None = None, allow_missing: Sequence[str] = (),
                     allow_extra: Sequence[str] = (), **values: Any) -> PretrainedModel:
     """Reads a model from a PyTorch or safetensors file, or from a Hugging Face or timm folder. It writes nothing.
@@ -46,11 +55,11 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
       ema: read the moving average of the weights.
       key: name of the dict, or prefix of the array names, that holds the weights; see
         `nested_checkpoints.select_weights`.
-      image_size: resize the position embeddings for images of this size.
+      image_size: resize the position embeddings for images of this size: a side, or (height, width).
       class_names: path of a text file with one class name per line.
       allow_missing, allow_extra: patterns of timm's array names; see `torch_weights.from_torch`.
-      **values: hyperparameters, such as heads or mean; the names are the keys of `CONFIG_KEYS`. They override the
-        values in the file. None and () are ignored.
+      **values: hyperparameters, such as heads or mean; the names are `HYPERPARAMETERS`. They override the values in
+        the file. None and () are ignored.
 
     Raises:
       FileNotFoundError: the path does not exist.
@@ -60,8 +69,8 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
     path = pathlib.Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(_missing(path))
-    if unknown := sorted(values.keys() - CONFIG_KEYS.keys()):
-        raise TypeError(f'{unknown[0]} is not a hyperparameter: there are {", ".join(CONFIG_KEYS)}')
+    if unknown := sorted(values.keys() - {*HYPERPARAMETERS}):
+        raise TypeError(f'{unknown[0]} is not a hyperparameter: there are {", ".join(HYPERPARAMETERS)}')
     path = weight_files.find_weights(path) if path.is_dir() else path
     values = {name: value for name, value in values.items() if value not in (None, ())}
     with weight_files.opened(path) as (tree, metadata):
@@ -69,13 +78,16 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
         settings, names = run_metadata.from_metadata(metadata)
         names = _choose_class_names(names or weight_files.class_names(contents.config), class_names)
         try:
-            selected = checkpoint_layouts.find_weights(tree, ema=ema, key=key)
-            name, config = architecture.detect(selected.arrays, default_classes=len(names) or 1000)
-            config, preprocessing, selected = hyperparameters.resolve(name, config, selected, contents, values)
-            modules = torch_weights.learned_modules(selected.arrays)
+            selected = _select(contents, ema, key)
+            new_head = any(fnmatch.fnmatchcase('head.weight', pattern) for pattern in allow_missing)
+            detected = architecture.detect(
+                selected.arrays, (len(names) or 1000) if new_head else 0, is_projection=selected.is_projection,
+                image_size=_image_size_of_positions(contents, image_size))
+            config, preprocessing, selected = hyperparameters.resolve(*detected, selected, contents, values)
+            config = _with_stored_values(config, contents)
+            name, modules = architecture.name_of(config), torch_weights.learned_modules(selected.arrays)
             _log_model(path, name, config, modules, selected)
-            if len(names) not in (0, config.classes):
-                raise ValueError(f'there are {len(names)} names for {config.classes} classes: give --class_names')
+            names = _fitting_class_names(names, config, is_flag=class_names is not None)
             params = torch_weights.from_torch(selected.arrays, config, allow_missing=allow_missing,
                                               allow_extra=allow_extra)
         except ValueError as error:
@@ -110,7 +122,7 @@ def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, **options: Any) -
 
 
 def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool = False,
-                   image_size: int | None = None) -> None:
+                   image_size: ImageSize | None = None) -> None:
     """Writes the newest weights of a run to a safetensors file, in the layout of timm or of LV-ViT's authors.
 
     Args:
@@ -130,7 +142,7 @@ def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool 
     config = workdir.saved_config(src)
     if config is None:
         raise ValueError(f'{src} is not the workdir of a run: it holds no {workdir.CONFIG_FILE}')
-    name, model_config = config['model.name'], config_from_flat(config)
+    name, model_config = config.get('model.name', CUSTOM), model_configs.saved_in(config) or config_from_flat(config)
     arrays, metadata = read_newest(src, 'ema' if ema else 'params')
     if not arrays:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
@@ -139,18 +151,66 @@ def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool 
     params, model_config = _resize(params, model_config, image_size)
     arrays = torch_weights.to_torch(params, model_config, modules)
     weights.check_finite(arrays, src)
-    safetensors_file.write(dst, arrays, run_metadata.to_metadata(name, model_config, config))
+    timm = timm_calls.timm_model(model_config, arrays) if not modules.count else 'timm has no model with this reducer'
+    written, timm_name = (arrays, '') if isinstance(timm, str) else (
+        timm.arrays, '' if timm.arguments.keys() - {'img_size', 'num_classes'} else timm.name)
+    safetensors_file.write(dst, written, run_metadata.to_metadata(model_config, config, timm_name))
     logging.info('%s of step %d written to %s', 'moving average' if ema else 'weights', metadata['next_step'], dst)
-    if call := '' if modules.count else run_metadata.timm_call(name, model_config, dst):
-        logging.info('in timm: %s', call)
+    if isinstance(timm, str):
+        logging.warning('timm has no model like %s (%s): the file can only be converted back', name, timm)
     else:
-        logging.warning('timm has no model like %s: the file can only be converted back', name)
+        logging.info('in timm: %s', timm.code(dst))
+
+
+def _select(contents, ema, key):
+    """Returns the weights of a model in a file, unless its config or name is that of an unsupported model."""
+    refusals.check_config(contents.config)
+    hugging_face_models.check_model_type(contents.config)
+    selected = checkpoint_layouts.find_weights(contents.tree, ema=ema, key=key)
+    refusals.check_names([*contents.names, contents.path.name])
+    return selected
+
+
+def _image_size_of_positions(contents, image_size):
+    """Returns the image size that a config gives, or the requested size, or None."""
+    stored = run_metadata.stored_config(contents.metadata)
+    return stored.image_size if stored else hugging_face_models.image_size(contents.config) or image_size
+
+
+def _with_stored_values(config, contents):
+    """Returns the config with the values that only our metadata or a name gives."""
+    stored = run_metadata.stored_config(contents.metadata)
+    if stored:
+        return dataclasses.replace(config, **{key: getattr(stored, key) for key in (
+            'projection', 'layer_scale', 'init_std')})
+    tag = hugging_face_models.pretrained_tag(contents.config)
+    is_projection = any(timm_models.is_projection(f'{name}.{tag}' if tag else name, config.classes)
+                        for name in contents.names)
+    return dataclasses.replace(config, projection=config.projection or is_projection)
+
+
+def _fitting_class_names(names, config, is_flag):
+    """Returns the class names of a model; [] without classes.
+
+    Raises:
+      ValueError: there are names for another number of classes.
+    """
+    if names and (not config.classes or config.projection):
+        if is_flag:
+            raise ValueError('--class_names is for a model with a head of classes, and these weights have none: leave '
+                             "it out, or give --allow_missing='head.*' for a head to train")
+        return []
+    if len(names) not in (0, config.classes):
+        raise ValueError(f'there are {len(names)} names for {config.classes} classes: give --class_names')
+    return names
 
 
 def _log_model(path, name, config, modules, selected):
     learned = f', {modules.count} learned modules of {modules.reducer}' if modules.count else ''
-    logging.info('%s: %s, images of %d, %d classes%s%s; layout %s; dtype %s', path, name, config.image_size,
-                 config.classes, ', distilled' * config.distilled, learned, selected.layout, _dtypes(selected.arrays))
+    outputs = (f'features of {config.head_width} values, as it has no head' if not config.classes else
+               f'an embedding of {config.classes} values' if config.projection else f'{config.classes} classes')
+    logging.info('%s: %s, images of %s, %s%s%s; layout %s; dtype %s', path, name, size_text(config.image_size), outputs,
+                 ', distilled' * config.distilled, learned, selected.layout, _dtypes(selected.arrays))
     if config.one_head:
         logging.warning('its distillation token has no head: only the head of the class token gives logits, as in '
                         "Hugging Face's DeiTForImageClassification")
@@ -168,7 +228,8 @@ def _metadata(name, config, settings, class_names):
         logging.info('config keys with default values: %s',
                      ', '.join(f'{key} {defaults[key]}' for key in sorted(assumed)))
     model = {f'model.{key}': value for key, value in run_metadata.model_settings(name, config).items()}
-    return {'config': _nested(defaults | settings | model)} | ({'class_names': class_names} if class_names else {})
+    return {'config': _nested(defaults | settings | model), model_configs.KEY: model_configs.to_json(config)} | (
+        {'class_names': class_names} if class_names else {})
 
 
 def _choose_class_names(stored, path):
@@ -192,7 +253,8 @@ def _choose_class_names(stored, path):
 def _resize(params, config, image_size):
     if image_size is None or image_size == config.image_size:
         return params, config
-    logging.info('position embeddings resized from images of %d to %d', config.image_size, image_size)
+    logging.info('position embeddings resized from images of %s to %s', size_text(config.image_size),
+                 size_text(image_size))
     return torch_weights.resized(params, config, image_size)
 
 
