@@ -97,9 +97,8 @@ class ViT(nnx.Module):
         self.norm_pre = norm(dtype=dtype) if config.pre_norm else _unchanged
         rates = [drop_path * block / max(config.depth - 1, 1) for block in range(config.depth)]
         self.blocks = nnx.List([Block(config, rate, dtype=dtype, remat=remat, rngs=rngs) for rate in rates])
-        self.norm, self.fc_norm = norm(dtype=jnp.float32), _unchanged
-        if config.pooling == 'avg_fc_norm':
-            self.norm, self.fc_norm = _as_float32, self.norm
+        norm, is_fc_norm = norm(dtype=jnp.float32), config.pooling == 'avg_fc_norm'
+        self.norm, self.fc_norm = (_as_float32, norm) if is_fc_norm else (norm, _unchanged)
         if config.pooling == 'map':
             self.attn_pool = layers.AttentionPool(config, rngs=rngs)
         head = functools.partial(layers.linear, config.head_width, config.classes, bias=config.head_bias,
@@ -185,7 +184,7 @@ class ViT(nnx.Module):
         if pooling == 'token':
             return tokens.x[:, 0]
         if pooling == 'map':
-            return self.attn_pool(tokens.x.astype(jnp.float32), _with_prefix(tokens, tokens.weights))
+            return self.attn_pool(tokens.patches.astype(jnp.float32), tokens.weights)
         patches, weights = tokens.patches.astype(jnp.float32), tokens.weights
         total = jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)  # all tokens of an image may be masked
         mean = jnp.einsum('bnd,bn->bd', patches, weights / total, precision='highest')
