@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+import numpy as np
 from absl import logging
 
 from evit_jax.interchange.lazy_array import LazyArray
@@ -102,4 +103,42 @@ def _with_usual_shapes(arrays):
             out[f'attn_pool.kv.{match[1]}'] = value.rows(width, 3 * width)
         else:
             out[key] = value
+    return out
+
+
+def to_hugging_face(arrays: Mapping[str, np.ndarray], model_type: str) -> dict[str, np.ndarray]:
+    """Renames arrays to the names of transformers 4, which version 5 reads too.
+
+    Args:
+      arrays: NumPy arrays by the names of `torch_weights`.
+      model_type: vit, deit, dinov2 or dinov2_with_registers.
+    """
+    is_dinov2 = model_type.startswith('dinov2')
+    modules = {'norm1': 'norm1', 'norm2': 'norm2', 'mlp.fc1': 'mlp.fc1', 'mlp.fc2': 'mlp.fc2'} if is_dinov2 else {
+        'norm1': 'layernorm_before', 'norm2': 'layernorm_after', 'mlp.fc1': 'intermediate.dense',
+        'mlp.fc2': 'output.dense'}
+    if is_dinov2 and len(arrays['blocks.0.mlp.fc1.bias']) == 2 * arrays['blocks.0.mlp.fc2.weight'].shape[1]:
+        modules |= {'mlp.fc1': 'mlp.weights_in', 'mlp.fc2': 'mlp.weights_out'}
+    modules |= {'attn.proj': 'attention.output.dense', 'ls1': 'layer_scale1', 'ls2': 'layer_scale2'}
+    base = f'{model_type}.' if 'head.weight' in arrays else ''
+    head = 'cls_classifier' if 'head_dist.weight' in arrays else 'classifier'
+    top = {ours: f'{base}{theirs}' for theirs, ours in _TOP.items() if ours in (
+        'cls_token', 'dist_token', 'reg_token', 'pos_embed') and 'class_embedding' not in theirs
+        and not theirs.endswith('position_embedding.weight')}
+    top |= {f'{ours}.{kind}': f'{theirs}.{kind}' for kind in ('weight', 'bias') for ours, theirs in (
+        ('patch_embed.proj', f'{base}embeddings.patch_embeddings.projection'), ('norm', f'{base}layernorm'),
+        ('head', head), ('head_dist', 'distillation_classifier'))}
+    out = {}
+    for key, value in arrays.items():
+        if key in top:
+            out[top[key]] = value
+            continue
+        _, block, name = key.split('.', 2)
+        module, _, kind = name.rpartition('.')
+        layer = f'{base}encoder.layer.{block}.'
+        if module == 'attn.qkv':
+            out |= {f'{layer}attention.attention.{part}.{kind}': rows
+                    for part, rows in zip(('query', 'key', 'value'), np.split(value, 3))}
+        else:
+            out[f'{layer}{modules[module]}.{"lambda1" if kind == "gamma" else kind}'] = value
     return out

@@ -130,13 +130,18 @@ def _impossible(config: ViTConfig) -> str:
     return next((f'timm has no model with {reason}' for reason, holds in reasons.items() if holds), '')
 
 
+def global_pool(config: ViTConfig) -> str:
+    """Returns timm's name of the pooling. A separate argument gives the position of the norm."""
+    return 'avg' if config.pooling == 'avg_fc_norm' else config.pooling
+
+
 def _shared_arguments(config):
     height, width = as_hw(config.image_size)
     return {'img_size': height if height == width else [height, width], 'patch_size': config.patch_size,
             'embed_dim': config.width, 'depth': config.depth, 'num_heads': config.heads,
             'qkv_bias': config.qkv_bias, 'qk_norm': config.qk_norm, 'init_values': config.layer_scale or None,
             'class_token': config.class_token, 'num_classes': config.classes,
-            'global_pool': 'avg' if config.pooling == 'avg_fc_norm' else config.pooling,
+            'global_pool': global_pool(config),
             'no_embed_class': config.num_prefix_positions < config.num_prefix_tokens}
 
 

@@ -62,22 +62,23 @@ def facts(name: str, config: ViTConfig) -> dict[str, Any]:
       config: config with the fields that shapes determine.
 
     Returns:
-      heads, norm_epsilon, activation, rope, rope_base and rope_grid, and pooling if the weights do not determine it;
-      {} for other names, and for a name whose size is not that of the config.
+      norm_epsilon, activation, rope, rope_base and rope_grid; heads, if the name has the size of the config; pooling,
+      if the weights do not determine it; {} for other names.
     """
     bare = bare_name(name)
-    size = _SIZED.search(bare)
-    if not is_timm_name(name) or (size and '_plus_' not in bare and _WIDTHS[size[1]] != config.width):
+    if not is_timm_name(name):
         return {}
+    size = _SIZED.search(bare)
+    has_size = not size or '_plus_' in bare or _WIDTHS[size[1]] == config.width
     is_dinov3 = bool(re.search('_dinov3|_lingbot', bare))
     is_eva_rope = bare.startswith('eva02_') or '_rope_reg' in bare
     activation = 'silu' if config.swiglu else 'quick_gelu' if 'quickgelu' in bare else (
         'gelu_tanh' if _TANH_SIGLIP.search(bare) else 'gelu')
     pooling = {'pooling': 'avg' if '_dinov3' in bare else 'token'} if is_dinov3 else {}
-    return {'heads': default_heads(config.width, name),
-            'norm_epsilon': 1e-5 if is_dinov3 or re.match(r'vit_\w*_clip_', bare) else 1e-6,
+    heads = {'heads': default_heads(config.width, name)} if has_size else {}
+    return {'norm_epsilon': 1e-5 if is_dinov3 or re.match(r'vit_\w*_clip_', bare) else 1e-6,
             'activation': activation, 'rope': 'dinov3' if is_dinov3 else 'eva' if is_eva_rope else '',
-            'rope_base': 100.0 if is_dinov3 else 10000.0, 'rope_grid': 16 if is_eva_rope else 0} | pooling
+            'rope_base': 100.0 if is_dinov3 else 10000.0, 'rope_grid': 16 if is_eva_rope else 0} | pooling | heads
 
 
 def is_projection(name: str, classes: int) -> bool:
