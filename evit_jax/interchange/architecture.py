@@ -52,7 +52,7 @@ def detect(arrays: Mapping[str, Any], default_classes: int = 0, *, is_projection
     config = dataclasses.replace(
         config, classes=default_classes if head is None else _dimensions(arrays, 'head.weight', 2)[0],
         one_head=config.distilled and head is not None and 'head_dist.weight' not in arrays,
-        head_bias=head is None or 'head.bias' in arrays, projection=is_projection and head is not None)
+        head_bias=not is_projection or 'head.bias' in arrays, projection=is_projection and head is not None)
     config = dataclasses.replace(config, **_positions(arrays, config, image_size))
     return name_of(config), config
 
@@ -90,7 +90,8 @@ def _of_shapes(arrays) -> ViTConfig:
         layer_scale=LAYER_SCALE if 'blocks.0.ls1.gamma' in arrays else 0.0,
         qk_norm='blocks.0.attn.q_norm.weight' in arrays, pre_norm='norm_pre.weight' in arrays,
         qkv_bias='blocks.0.attn.qkv.bias' in arrays or 'blocks.0.attn.q_bias' in arrays,
-        k_bias='blocks.0.attn.q_bias' not in arrays, patch_bias='patch_embed.proj.bias' in arrays)
+        k_bias='blocks.0.attn.q_bias' not in arrays,
+        patch_bias='patch_embed.proj.bias' in arrays or 'norm_pre.weight' not in arrays)  # only CLIP has none
 
 
 def _with_stem(arrays, stem) -> ViTConfig:

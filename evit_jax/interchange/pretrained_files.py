@@ -30,7 +30,7 @@ def timm_files(model: LoadedModel) -> PretrainedFiles:
     Raises:
       ValueError: timm has no such model. The message gives the reason.
     """
-    params, config = _at_image_size(model)
+    params, config = torch_weights.resized(model.params, model.config, model.image_size)
     timm = timm_calls.timm_model(config, torch_weights.to_torch(params, config))
     if isinstance(timm, str):
         raise ValueError(f'the model cannot be written for timm: {timm}')
@@ -58,7 +58,7 @@ def hugging_face_files(model: LoadedModel) -> PretrainedFiles:
     Raises:
       ValueError: transformers has no such model. The message gives the reason.
     """
-    params, config = _at_image_size(model)
+    params, config = torch_weights.resized(model.params, model.config, model.image_size)
     model_type = _model_type(config)
     if reason := _misfit(config, model_type):
         raise ValueError(f'the model cannot be written for transformers: its {_CLASSES[model_type]} has no {reason}')
@@ -85,13 +85,6 @@ def hugging_face_files(model: LoadedModel) -> PretrainedFiles:
     code = f"transformers.{content['architectures'][0]}.from_pretrained('{{folder}}')"
     return PretrainedFiles(to_hugging_face(arrays, model_type),
                            {'config.json': content, 'preprocessor_config.json': _preprocessor(model, config)}, code)
-
-
-def _at_image_size(model):
-    """Returns the parameters and the config for the image size of the model."""
-    if model.image_size == model.config.image_size:
-        return model.params, model.config
-    return torch_weights.resized(model.params, model.config, model.image_size)
 
 
 def _model_type(config: ViTConfig) -> str:

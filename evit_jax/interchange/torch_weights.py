@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from evit_jax.interchange.hugging_face_models import size_text
 from evit_jax.models import Params, create
 from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.models.positions import resize_positions
@@ -141,18 +142,22 @@ def template(config: ViTConfig, modules: Modules = NO_MODULES) -> Params:
     return jax.eval_shape(create(config, modules=modules).init, jax.random.key(0))
 
 
-def resized(params: Params, config: ViTConfig, image_size: ImageSize) -> tuple[Params, ViTConfig]:
+def resized(params: Params, config: ViTConfig, image_size: ImageSize | None) -> tuple[Params, ViTConfig]:
     """Returns the parameters and the config for another image size. Only the position embeddings change.
 
     Args:
-      image_size: a side, or (height, width), in pixels.
+      image_size: a side, or (height, width), in pixels; None: no change.
 
     Raises:
       ValueError: the image size is not a multiple of the patch size.
     """
+    if image_size is None or image_size == config.image_size:
+        return params, config
     config_after = dataclasses.replace(config, image_size=image_size)
     if not config.absolute_positions:
         return params, config_after
+    logging.info('position embeddings resized from images of %s to %s', size_text(config.image_size),
+                 size_text(image_size))
     positions = resize_positions(jnp.asarray(params['pos_embed'][0]), config.grid(), config_after.grid(),
                                  method=config.position_resize, prefix=config.num_prefix_positions)
     return params | {'pos_embed': np.asarray(positions)[None]}, config_after
