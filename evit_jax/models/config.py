@@ -184,7 +184,7 @@ class ViTConfig:
         Raises:
           ValueError: height or width is not a multiple of the patch size.
         """
-        image_size = self.image_size if image_size is None else image_size
+        image_size = self.image_size if image_size is None else as_size(as_hw(image_size))
         for side in as_hw(image_size):
             if side < self.patch_size or side % self.patch_size:
                 below = side // self.patch_size * self.patch_size

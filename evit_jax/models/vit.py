@@ -226,7 +226,7 @@ class ViT(nnx.Module):
         return self.patch_embed(images)
 
     def _add_prefix_and_positions(self, x, grid):
-        config, batch = self.config, len(x)
+        config, batch = self.config, x.shape[0]
         names = ('cls_token', 'dist_token', 'reg_token')
         prefix = [getattr(self, name)[...] for name in names if hasattr(self, name)]
         prefix = [jnp.broadcast_to(token, (batch, *token.shape[1:])).astype(x.dtype) for token in prefix]

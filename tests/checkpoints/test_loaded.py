@@ -105,9 +105,9 @@ def test_load_model_of_another_architecture_or_of_no_checkpoint_is_refused(tmp_p
 def test_load_model_with_an_unknown_field_of_the_config_names_the_field(tmp_path):
     loaded = tiny.model().loaded
     metadata = loaded.metadata()
-    metadata['model_config']['fields']['rope'] = True
+    metadata['model_config']['fields']['rotary'] = True
     weights.save(tmp_path, loaded.params, metadata)
-    with pytest.raises(ValueError, match='unknown field rope'):
+    with pytest.raises(ValueError, match='unknown field rotary'):
         load_model(tmp_path)
 
 

@@ -9,10 +9,10 @@ from evit_jax.checkpoints import best
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.configs import base
 from evit_jax.data import sources
-from evit_jax.kernels.activations import ACTIVATIONS
 from evit_jax.metrics import writers
 from evit_jax.models import list_models
 from evit_jax.models.config import POOLINGS
+from evit_jax.models.layers import ACTIVATIONS
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.runtime import machine, sharding
 from evit_jax.training import distillation, limits, step
