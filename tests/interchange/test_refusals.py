@@ -57,7 +57,7 @@ def test_check_config_of_a_vision_transformer_is_accepted(name):
 
 
 @pytest.mark.parametrize('name', ['vit_base_patch16_rpn_224.pth', 'timm/vit_pe_core_base_patch16_224',
-                                  'vit_pwee_patch16', 'eva02_enormous_patch14_clip_224', 'vit_base_r50_s16_224.augreg_in21k'])
+                                  'vit_pwee_patch16', 'eva02_enormous_patch14_clip_224', 'vit_base_r50_s16_224.in1k'])
 def test_check_names_of_another_forward_pass_are_refused(name):
     with pytest.raises(ValueError, match=r'of timm: .*\(found the name '):
         refusals.check_names(['mine', name])
