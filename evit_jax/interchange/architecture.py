@@ -17,7 +17,7 @@ _MAX_DEPTH = 256
 _BLOCK = re.compile(r'blocks\.(\d{1,6})\.')
 _STEM = re.compile(r'patch_embed\.(?:stem\.\d|conv\d)\.weight')
 # Fields that do not distinguish a named model: values that no shape shows, sizes, and values that only training uses.
-_ANY_VALUE = ('image_size', 'classes', 'distilled', 'init_std', 'layer_scale', 'position_resize', *NOT_IN_SHAPES)
+_ANY_VALUE = ('image_size', 'classes', 'distilled', 'init_std', 'position_resize', *NOT_IN_SHAPES)
 
 
 def detect(arrays: Mapping[str, Any], default_classes: int = 0, *, is_projection: bool = False,
@@ -47,7 +47,7 @@ def detect(arrays: Mapping[str, Any], default_classes: int = 0, *, is_projection
     named = CONFIGS.get(name_of(config))
     if named is not None:
         config = dataclasses.replace(config, **{key: getattr(named, key) for key in (
-            'init_std', 'heads', 'norm_epsilon', 'activation', 'layer_scale', 'position_resize')})
+            'init_std', 'heads', 'norm_epsilon', 'activation', 'position_resize')})
     head = arrays.get('head.weight')
     config = dataclasses.replace(
         config, classes=default_classes if head is None else _dimensions(arrays, 'head.weight', 2)[0],

@@ -53,11 +53,14 @@ def check_model_type(config: Mapping[str, Any]) -> None:
                          'CLIPVisionModel or a CLIPVisionModelWithProjection')
 
 
-def defaults(config: Mapping[str, Any]) -> Hyperparameters:
-    """Returns the values of a model type that a config.json may omit; {} without a known model type."""
+def defaults(config: Mapping[str, Any], width: int) -> Hyperparameters:
+    """Returns the values of a model type that a config.json may omit; {} without a known model type.
+
+    The number of heads is left out if it does not divide the width.
+    """
     model_type = config.get('model_type')
     return {name: Hyperparameter(value, f'the default of {model_type}')
-            for name, value in DEFAULTS.get(model_type, {}).items()}
+            for name, value in DEFAULTS.get(model_type, {}).items() if name != 'heads' or width % value == 0}
 
 
 def default_preprocessing(model_type: str) -> Hyperparameters:

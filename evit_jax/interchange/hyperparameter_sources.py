@@ -62,6 +62,14 @@ def as_channels(value: Any) -> tuple[float, ...] | None:
     return None if None in numbers else numbers
 
 
+def _rope(value):
+    """Returns the name of rotary positions; '' for timm's use_rot_pos_emb=False."""
+    if value is False:
+        return ''
+    return next((name for name, synonyms in _ROPES.items() if value in synonyms), None) if isinstance(
+        value, str) else None
+
+
 def _one_of(names):
     """Returns a reader of text or bool. It returns the name whose synonyms include the value, or the value itself."""
 
@@ -81,8 +89,7 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
     'activation': (('hidden_act', 'act_layer', 'activation'),
                    lambda value: _one_of(_ACTIVATIONS)(value) if isinstance(value, str) else None),
     'pooling': (('global_pool', 'pooling', 'gp'), _one_of(_POOLINGS)),  # MAE stores True or False
-    'rope': (('rope_type', 'rope'), lambda value: next(
-        (name for name, synonyms in _ROPES.items() if value in synonyms), None) if isinstance(value, str) else None),
+    'rope': (('use_rot_pos_emb', 'rope_type', 'rope'), _rope),
     'rope_base': (('rope_theta', 'rope_temperature', 'rope_base'), as_number),
     'rope_grid': (('ref_feat_shape', 'rope_grid'), lambda value: as_count(
         value[0] if isinstance(value, list | tuple) and value else value)),

@@ -110,7 +110,8 @@ def _read_sources(config, weights, contents) -> Hyperparameters:
     by_name = _by_names(contents.names, config, weights)
     is_hugging_face = weights.layout == HUGGING_FACE
     pooling = {'pooling': Hyperparameter('token' if config.class_token else 'avg', "Hugging Face's classes")}
-    for source in (hugging_face_models.defaults(contents.config), pooling if is_hugging_face else {}, by_name,
+    of_model_type = hugging_face_models.defaults(contents.config, config.width)
+    for source in (of_model_type, pooling if is_hugging_face else {}, by_name,
                    {'position_resize': _position_resize(weights, contents)},
                    sources.of_moco_path(weights.path, config.width)):
         known = source | known

@@ -32,9 +32,9 @@ _BY_ARRAY = {  # pattern of array names -> description
     r'(?:^|\.)visual\.transformer\.resblocks\.':
         'a CLIP with the array names of OpenAI: load it with timm or transformers and save it again',
     r'(?:^|\.)layers\.\d+\.(?:blocks\.\d+|downsample)\.': _SWIN,
-    r'attention_biases|attention_bias_idxs': _BY_NAME['levit'], r'cls_attn_blocks\.|\.local_mp\.': _BY_NAME['xcit'],
-    r'blocks_token_only\.': _BY_NAME['cait'], r'.*(?:mobilevit|\.conv_kxk\.)': _BY_NAME['mobilevit'],
-    r'relative_position_bias|rel_pos': _BEIT, r'patch_embed\.backbone\.|\.bit\.embedder': _HYBRID,
+    r'^.*attention_bias(?:es|_idxs)': _BY_NAME['levit'], r'cls_attn_blocks\.|\.local_mp\.': _BY_NAME['xcit'],
+    r'blocks_token_only\.': _BY_NAME['cait'], r'^.*(?:mobilevit|\.conv_kxk\.)': _BY_NAME['mobilevit'],
+    r'^.*(?:relative_position_bias|rel_pos)': _BEIT, r'patch_embed\.backbone\.|\.bit\.embedder': _HYBRID,
     r'(?:^|\.)(?:stages|features)\.\d+\.|(?:^|\.)layer[1-4]\.\d+\.conv|(?:^|\.)(?:conv1|stem\.conv)\.weight$':
         'a convolutional network or a hierarchical transformer: no fixed set of tokens to drop',
     r'(?:^|\.)embeds\.proj\.': _NAFLEX,
@@ -45,7 +45,7 @@ _BY_ARRAY = {  # pattern of array names -> description
     r'blocks\.\d+\.(?:attn\.)?(?:lambda_[qk]\d|lambda_[ab]|sub_norm)':
         'a model with differential attention, which no model here has',
     r'rope\.freqs': 'a model with learned rotary positions, which no model here has',
-    r'blocks\.\d+\.attn\.(?:gate|rel)': 'a model with gated attention, which no model here has'}
+    r'blocks\.\d+\.attn\.gate\.': 'a model with gated attention, which no model here has'}
 _ARRAYS = re.compile('|'.join(f'(?P<r{index}>{pattern})' for index, pattern in enumerate(_BY_ARRAY)))
 _OURS = re.compile(r'patch_embed\.(stem|conv\d|bn\d|proj)\.|score_predictor\.')  # LV-ViT and DynamicViT
 

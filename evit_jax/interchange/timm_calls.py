@@ -16,7 +16,7 @@ _DEIT3 = ViTConfig(layer_scale=1e-6, prefix_positions=0)
 _DINOV2 = ViTConfig(image_size=518, patch_size=14, layer_scale=1e-5, classes=0)
 _REG4 = dataclasses.replace(_DINOV2, registers=4, prefix_positions=0)
 _GIANT = {'width': 1536, 'depth': 40, 'heads': 24, 'mlp_ratio': 4096 / 1536, 'swiglu': True, 'activation': 'silu'}
-_CLIP = ViTConfig(norm_epsilon=1e-5, pre_norm=True, patch_bias=False, classes=512, projection=True, **_BASE)
+_CLIP = ViTConfig(norm_epsilon=1e-5, pre_norm=True, patch_bias=False, **_BASE)
 _SIGLIP = ViTConfig(class_token=False, pooling='map', classes=0, **_BASE)
 _EVA = {'pooling': 'avg_fc_norm', 'k_bias': False}
 _EVA02 = ViTConfig(patch_size=14, mlp_ratio=512 / 192, swiglu=True, activation='silu', rope='eva', rope_grid=16,
@@ -31,7 +31,7 @@ def _sizes(name: str, config: ViTConfig, sizes: str) -> dict[str, ViTConfig]:
 
 
 # Models of timm by name. The call of a config begins with the model that needs the fewest arguments.
-_MODELS: dict[str, ViTConfig] = {
+MODELS: dict[str, ViTConfig] = {
     **_sizes('deit_{}_patch16_224', ViTConfig(), 'tiny small base'),
     **_sizes('vit_{}_patch16_224', ViTConfig(), 'large'),
     **_sizes('deit_{}_distilled_patch16_224', ViTConfig(distilled=True), 'tiny small base'),
@@ -79,7 +79,7 @@ def timm_model(config: ViTConfig, arrays: Mapping[str, np.ndarray]) -> TimmModel
     if reason := _impossible(config):
         return reason
     wanted, is_eva = _fields(config), _is_eva(config)
-    candidates = {name: model for name, model in _MODELS.items() if (
+    candidates = {name: model for name, model in MODELS.items() if (
         _is_eva(model) == is_eva and model.distilled == config.distilled and
         model.norm_epsilon == config.norm_epsilon and (is_eva or model.swiglu == config.swiglu))}
     if not candidates:

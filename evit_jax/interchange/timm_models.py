@@ -21,7 +21,7 @@ _UNSUPPORTED = {  # pattern of names -> property of these models
     r'vit_d?p(wee|little)|vit_\w*_xp_': 'attention and MLP of its blocks run in parallel',
     r'vit_d(wee|little)': 'its attention is a difference of two softmax maps',
     r'vit_pe_|vit_\w*_patch\d+_rope_(224|ape|mixed)': 'its rotary positions count columns before rows, or are learned',
-    r'vit_\w*_sapiens2|test_vit4': 'its norms are RMSNorm',
+    r'vit_\w*_sapiens2|test_vit4|aimv2': 'its norms are RMSNorm',
     r'vit_\w*_radio|vit_intern': 'it has no norm after the last block',
     r'eva02_\w*_clip|beit3': 'its attention has an inner norm',
     r'test_vit3': 'its attention pool reads the prefix tokens',

@@ -6,6 +6,7 @@ The conversion is exact, with one exception: `num_batches_tracked` of BatchNorm 
 
 import dataclasses
 import fnmatch
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -137,8 +138,12 @@ def learned_modules(names: Iterable[str]) -> Modules:
     return next((modules for modules in candidates if modules.count), NO_MODULES)
 
 
+@functools.lru_cache(maxsize=8)
 def template(config: ViTConfig, modules: Modules = NO_MODULES) -> Params:
-    """Returns the tree of the parameters of a model. Its leaves are shapes and dtypes instead of arrays."""
+    """Returns the tree of the parameters of a model. Its leaves are shapes and dtypes instead of arrays.
+
+    Do not change the tree: it is cached.
+    """
     return jax.eval_shape(create(config, modules=modules).init, jax.random.key(0))
 
 

@@ -109,7 +109,8 @@ def test_to_safetensors_and_back_is_exact_and_keeps_the_config(tmp_path, log):
     config = workdir.saved_config(tmp_path / 'c')
     assert config == workdir.saved_config(tmp_path / 'a')
     assert config['class_names'] == ['ant', 'bee', 'cat', 'dog', 'eel'] and config['data.std'] == [0.1] * 3
-    assert 'dtype float16 converted to float32' in log.text and "in timm: timm.create_model('deit_tiny_patch16_224', " in log.text
+    assert 'dtype float16 converted to float32' in log.text
+    assert "in timm: timm.create_model('deit_tiny_patch16_224', " in log.text
 
 
 def test_to_safetensors_logs_the_call_that_loads_it_in_timm(tmp_path, log, monkeypatch):
