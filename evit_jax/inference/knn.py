@@ -103,7 +103,7 @@ def compute_features(model: VisionModel, source: Source, name: str, *, batch_siz
             readable = batch['weight'] > 0
             values.append(np.asarray(compiled.run('features', batch['image'], plan))[readable])
             labels.append(batch['label'][readable])
-            progress.add(len(batch['weight']))
+            progress.add(int((batch['index'] >= 0).sum()))
     finally:
         batches.close()
     values, labels = np.concatenate(values), np.concatenate(labels)

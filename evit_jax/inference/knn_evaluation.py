@@ -73,7 +73,7 @@ def evaluate(model: VisionModel, config: Mapping[str, Any], out: str | os.PathLi
                              knn.compute_features(model, queries, 'queries', **options), gallery.num_classes, k=k,
                              temperature=knn.TEMPERATURE) | {'macs': model.macs, 'macs_dense': dense.macs}
     logging.info('k-NN top-1: %s; MACs of a query: %.0f %% of the dense model', ', '.join(
-        f'{100 * metrics[f"top1_k{count}"]:.2f} %% (k = {count})' for count in k), 100 * model.macs / dense.macs)
+        f'{100 * metrics[f"top1_k{count}"]:.2f} % (k = {count})' for count in k), 100 * model.macs / dense.macs)
     result = {'workdir': model.loaded.path, 'step': model.loaded.step, 'metrics': metrics,
               **evaluation_files.describe(config, model.config, model.plan, queries)}
     result['data'] |= {'classes': gallery.num_classes, 'gallery_split': config['data.train_split'],

@@ -115,13 +115,21 @@ def token_targets(folder: str | os.PathLike, source: Source, patches: int) -> To
 def train_transform(config: Mapping[str, Any]) -> TrainTransform:
     """Returns the transform of training images."""
     return TrainTransform(
-        models.image_size_of(config), scale=tuple(config['data.crop']) or None, ratio=tuple(config['data.ratio']),
+        _image_size(config), scale=tuple(config['data.crop']) or None, ratio=tuple(config['data.ratio']),
         flip=config['data.flip'], policy=config['data.augment'], colour_jitter=config['data.colour_jitter'])
 
 
 def eval_transform(config: Mapping[str, Any]) -> EvalTransform:
     """Returns the transform of evaluation images."""
-    return EvalTransform(models.image_size_of(config), crop=config['data.eval_crop'] or None)
+    return EvalTransform(_image_size(config), crop=config['data.eval_crop'] or None)
+
+
+def _image_size(config):
+    size = models.image_size_of(config)
+    if size is None:
+        raise ValueError('config.model.image_size=0 is the size of the weights in init_from, which are not read here: '
+                         'give --config.model.image_size=224')
+    return size
 
 
 def mixing_settings(config: Mapping[str, Any]) -> Mixing:

@@ -13,7 +13,7 @@ from evit_jax.checkpoints.manager import newest_step, read_newest
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.configs import finetune
 from evit_jax.models.config import ViTConfig
-from evit_jax.training import initial_model, loop, optimizer
+from evit_jax.training import initial_model, inputs, loop, optimizer
 from tests.helpers import layouts
 from tests.helpers.folders import draw_stripes
 
@@ -135,6 +135,11 @@ def test_finetune_through_the_api_takes_a_model(pretrained, images, tmp_path):
     config = recipe(None, epochs=1, batch_size=24)
     trained = evit_jax.train(config, workdir=tmp_path, model=model, train=images / 'train', test=images / 'val')
     assert trained.config == dataclasses.replace(MODEL, classes=2) and trained.plan == model.plan
+
+
+def test_train_transform_of_the_recipe_without_its_weights_is_refused():
+    with pytest.raises(ValueError, match=r'image_size=0 is the size of the weights .* give --config.model.image_size'):
+        inputs.train_transform(flat(finetune.get_config()))
 
 
 def test_resolve_of_a_named_model_changes_quarters_and_crop_only(pretrained, tmp_path):
