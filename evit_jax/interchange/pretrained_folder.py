@@ -27,8 +27,8 @@ def write(folder: str | os.PathLike, model: LoadedModel, *, layout: str, measure
       measured, evaluated: see `VisionModel.save_pretrained`.
 
     Raises:
-      ValueError: the folder is not empty, the layout cannot represent the model, or the measurements do not belong to
-        it.
+      ValueError: the folder is not empty or cannot be written, the layout cannot represent the model, or the
+        measurements do not belong to it.
     """
     library, files_of = get_by_name('layout', layout, LAYOUTS)
     path = _new_path(folder)
@@ -42,7 +42,7 @@ def write(folder: str | os.PathLike, model: LoadedModel, *, layout: str, measure
         'class_names': list(model.class_names)})
     configs = files.configs | {weight_files.CONFIG: files.configs[weight_files.CONFIG] | {
         run_metadata.METADATA: json.loads(own[run_metadata.METADATA])}}
-    with storage.new_folder(path) as unfinished:
+    with storage.new_folder(path, num_bytes=sum(array.nbytes for array in files.arrays.values())) as unfinished:
         safetensors_file.write(unfinished / 'model.safetensors', files.arrays, {'format': 'pt'})
         for name, content in configs.items():
             (unfinished / name).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import numpy as np
 from safetensors.numpy import save
 
 import evit_jax
@@ -24,5 +25,6 @@ def model(seed=0):
 def files(seed=0):
     """Returns file name -> content, in timm's layout."""
     written = pretrained_files.timm_files(model(seed).loaded)
-    return {'model.safetensors': save(written.arrays, {'format': 'pt'})} | {
+    arrays = {key: np.ascontiguousarray(value) for key, value in written.arrays.items()}  # `save` needs this order
+    return {'model.safetensors': save(arrays, {'format': 'pt'})} | {
         name: json.dumps(content).encode() for name, content in written.configs.items()}

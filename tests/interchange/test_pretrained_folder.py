@@ -55,7 +55,7 @@ def test_save_pretrained_failed_write_leaves_nothing(tmp_path, model, monkeypatc
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(safetensors_file, 'write', fail)
-    with pytest.raises(OSError, match='No space left'):
+    with pytest.raises(ValueError, match='No space left'):
         model.save_pretrained(tmp_path / 'mine')
     assert not list(tmp_path.iterdir())
 
