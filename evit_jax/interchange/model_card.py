@@ -11,7 +11,7 @@ from evit_jax.models.config import as_hw
 from evit_jax.reduction.plan import make_plan
 
 Measured = Mapping[str, Any] | str | os.PathLike
-_PERCENTAGES = 'top1', 'top5', 'knn'  # prefixes of metrics that are fractions
+_PERCENTAGES = 'top1', 'top5'  # prefixes of metrics that are fractions
 
 
 def model_card(model: LoadedModel, *, name: str, library: str, code: str, measured: Measured | None = None,
@@ -103,8 +103,8 @@ def _accuracy(plan, macs, evaluated):
         raise ValueError(f'evaluated has no accuracy ({", ".join(_PERCENTAGES)}...): give the result of '
                          'evit_jax.evaluate, or the JSON file of python -m evit_jax.main --mode=evaluate')
     origin = ' '.join(filter(None, (data.get('source'), os.path.basename(data.get('path') or ''))))
-    count = f'{metrics["images"]:,.0f} ' if 'images' in metrics else ''
-    heading = f'Measured on {count}images{f" of {origin}" if origin else ""}.'
+    count = metrics.get('images', metrics.get('queries'))
+    heading = f'Measured on {f"{count:,.0f} " if count else ""}images{f" of {origin}" if origin else ""}.'
     rows = [f'| {key} | {value:.2%} |' for key, value in values.items()]
     return '\n'.join([heading, '', '| metric | value |', '|---|---|', *rows])
 
