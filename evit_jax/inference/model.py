@@ -263,8 +263,8 @@ class VisionModel:
             DeiT and DINOv2 classes of transformers.
           measured: speed for the card: the JSON file of `python -m evit_jax.benchmark model --json`, or a dict with
             images_per_second, and optionally batch_size, dtype and device.
-          evaluated: accuracy for the card: the result of `evit_jax.evaluate` or `evit_jax.evaluate_knn`, or the JSON file
-            of `python -m evit_jax.main --mode=evaluate`.
+          evaluated: accuracy for the card: the result of `evit_jax.evaluate` or `evit_jax.knn`, or the JSON file of
+            `python -m evit_jax.main --mode=evaluate`.
 
         Raises:
           ValueError: the folder is not empty, the layout cannot represent the model, the reducer has learned modules or
