@@ -4,6 +4,8 @@ import contextlib
 import os
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import logging
 
 from evit_jax.checkpoints import model_config as model_configs
@@ -42,8 +44,12 @@ def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, *, check: bool = 
     if check:
         verification.check(src, model.params, model.config)
         model = model.resized(image_size)
+    metadata, (leaves, tree) = model.metadata, jax.tree.flatten(model.params)
+    del model  # else the arrays stay in memory twice
+    for index, leaf in enumerate(leaves):
+        leaves[index] = jnp.asarray(leaf)  # Orbax copies NumPy arrays before it writes them, but not JAX arrays
     with _new_folder(dst):
-        weights.save(dst, model.params, model.metadata)
+        weights.save(dst, jax.tree.unflatten(tree, leaves), metadata)
     logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
 
 
