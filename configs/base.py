@@ -27,8 +27,9 @@ KEYS = {
     'epochs': Key(300, 'number of epochs', '[1, inf]'),
     'ema_decay': Key(0.99996, 'decay of the moving average (EMA) of the weights; 0: no EMA', '[0, 0.999999]'),
     'label_smoothing': Key(0.1, 'fraction of the target that is spread over all classes', '[0, 0.999]'),
-    'init_from': Key('', "workdir whose newest weights are the initial weights; '': random weights"),
+    'init_from': Key('', "initial weights: a run, a file or folder of weights, or hf-hub:ORG/NAME; '': random weights"),
     'init_ema': Key(False, 'start from the EMA in init_from'),
+    'base_model': Key('', "name of the pretrained model, for the model card; '': that of init_from"),
     'sharding': Key('replicated', "training state: 'replicated' on all devices, or 'fsdp': sharded over them",
                     choices=('replicated', 'fsdp')),
     'remat': Key(False, 'recompute activations in the backward pass (rematerialise): less memory, more time'),
@@ -38,8 +39,10 @@ KEYS = {
     'compilation_cache': Key('~/.cache/evit_jax', "cache folder for compiled programs; '': none"),
 
     'model.name': Key('deit_s', 'named model: deit_t, deit_s, deit_b, lvvit_t, lvvit_s, lvvit_m; for small images: '
-                      'vit_digits, lvvit_digits'),
-    'model.image_size': Key(224, 'height and width of the input, in pixels', '[1, inf]'),
+                      'vit_digits, lvvit_digits; init_from: the model of the weights in init_from'),
+    'model.image_size': Key(224, 'height and width of the input, in pixels; 0: that of init_from', '[1, inf]',
+                            special=0),
+    'model.image_width': Key(0, 'width of the input if it is not a square, in pixels; 0: a square', '[0, inf]'),
     'model.classes': Key(1000, 'number of classes; 0: as many as the data has', '[2, inf]', special=0),
     'model.distilled': Key(False, 'add a distillation token'),
     'model.heads': Key(0, "number of attention heads; 0: the named model's", '[0, inf]'),
@@ -54,9 +57,12 @@ KEYS = {
                            '[0, 0.999]'),
     'model.dtype': Key('auto', 'dtype of the computation; auto: float32 on a CPU, bfloat16 elsewhere',
                        choices=('auto', 'float32', 'bfloat16')),
+    'model.freeze': Key('', "'backbone': train only the heads (linear probe), on features without drop path; '': train "
+                        'all parameters', choices=('', 'backbone')),
     'model.gather_impl': Key('', "implementation of token gathers; '': by platform",
                              choices=('', 'gather', 'one_hot', 'product')),
-    'model.reduce_at': Key((3, 6, 9), 'blocks that reduce tokens, counted from 0', '[0, inf]'),
+    'model.reduce_at': Key((3, 6, 9), 'blocks that reduce tokens, counted from 0; -1: at a quarter, half and three '
+                           'quarters of the depth', '[0, inf]', special=-1),
     'model.fuse': Key(True, 'fuse the dropped tokens into one, if the reducer can'),
 
     'reducer.name': Key('evit', 'method: evit, tome or dynamicvit; baselines: random, least, pool'),
@@ -83,7 +89,8 @@ KEYS = {
                           '[0, inf]'),
     'distill.token_weight': Key(0.0, "self: weight of the MSE between the kept tokens and the teacher's", '[0, inf]'),
 
-    'teacher.path': Key('', "workdir of the teacher; '': none, or init_from with distill.kind=self"),
+    'teacher.path': Key('', "teacher: a run, a file or folder of weights, or hf-hub:ORG/NAME; '': none, or init_from "
+                        'with distill.kind=self'),
     'teacher.ema': Key(False, "use the teacher's EMA"),
     'teacher.dense': Key(True, 'True: the teacher keeps all tokens; False: it uses its own plan'),
 
@@ -105,7 +112,7 @@ KEYS = {
     'data.token_weight': Key(1.0, "weight of the loss of token labels; the class token has weight 1", '[0, inf]'),
     'data.repeats': Key(3, 'repeated augmentation: number of consecutive copies of each image', '[1, inf]'),
     'data.eval_crop': Key(224 / 256, 'evaluation: side of the centre crop, relative to the short side of the image; 0: '
-                          'squeeze the whole image', '[0, 1]'),
+                          'squeeze the whole image; -1: that of init_from', '[0, 1]', special=-1),
     'data.workers': Key(-1, 'number of decoding processes; 0: a thread; -1: by number of cores, at most 8',
                         '[-1, inf]'),
     'data.max_failed': Key(0.01, 'the run stops if a larger fraction of the images is unreadable', '[0, 1]'),

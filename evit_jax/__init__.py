@@ -15,6 +15,7 @@ _MODULES = {  # public name -> module that defines it
     'list_reducers': 'reduction.registry', 'register_reducer': 'reduction.registry', 'keep_top': 'reduction.gather',
     'make_plan': 'reduction.plan', 'as_source': 'data.sources',
     'VisionModel': 'inference.model', 'ModelOutput': 'inference.compiled', 'Prediction': 'inference.prediction',
+    'knn': 'inference.knn',
     'ViTConfig': 'models.config', 'LVViTConfig': 'models.lvvit', 'TokenPlan': 'reduction.plan',
     'Tokens': 'reduction.tokens', 'Reducer': 'reduction.reducer', 'ReducerInputs': 'reduction.reducer'}
 __all__ = list(_MODULES)

@@ -1,6 +1,6 @@
 """Runs a program of the package: `evit PROGRAM ...`, or `python -m evit_jax PROGRAM ...`.
 
-`evit train` and `evit evaluate` run the two modes of `python -m evit_jax.main`. Any other `evit NAME` runs
+`evit train`, `evit evaluate` and `evit knn` run the modes of `python -m evit_jax.main`. Any other `evit NAME` runs
 `python -m evit_jax.NAME`.
 """
 
@@ -14,7 +14,8 @@ from evit_jax import cli, config_errors
 
 _FOLDER = pathlib.Path(__file__).parent
 _MAIN = {'train': 'Trains a model: evit train --config digits --workdir runs/digits',
-         'evaluate': 'Evaluates a trained model: evit evaluate --workdir runs/digits'}
+         'evaluate': 'Evaluates a trained model: evit evaluate --workdir runs/digits',
+         'knn': 'Evaluates features by k-NN: evit knn --workdir runs/knn --config.init_from=weights/dinov2_s'}
 
 
 def programs(start: str = 'evit') -> dict[str, str]:

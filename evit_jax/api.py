@@ -20,38 +20,35 @@ from evit_jax.data.sources import Source
 from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference.held_out import check_classes
 from evit_jax.inference.model import VisionModel
-from evit_jax.interchange import conversion
+from evit_jax.interchange.opening import open_model
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.reducer import Reducer, modules_at
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import backend, distributed, storage
 from evit_jax.training import evaluation, loop
-
-_INITIAL = 'initial'  # folder in a workdir with the initial weights of the run, if a model was given
+from evit_jax.training.initial_weights import folder_in
 
 
 def load(path: str | os.PathLike, *, ema: bool = False, batch_size: int = 16) -> VisionModel:
     """Loads a model.
 
     Args:
-      path: the workdir of a run or its folder `best`, a folder written by `VisionModel.save` or by
-        `python -m evit_jax.convert`, a PyTorch or safetensors file, or a Hugging Face or timm folder.
+      path: the workdir of a run or its folder `best`; a folder written by `VisionModel.save`,
+        `VisionModel.save_pretrained` or `python -m evit_jax.convert`; a PyTorch or safetensors file; a Hugging Face or
+        timm folder; or a model on the Hugging Face Hub, as hf-hub:ORG/NAME[@REVISION] or timm/NAME, which is
+        downloaded into the cache of `huggingface_hub`. A local path timm/NAME takes precedence over the Hub.
       ema: load the exponential moving average (EMA) of the weights.
       batch_size: number of images that `VisionModel.predict` computes at a time.
 
     Raises:
       ValueError: there is no readable checkpoint, it has no EMA, weights are not finite, or the file does not contain
         a supported model.
-      FileNotFoundError: the path does not exist.
+      FileNotFoundError: the path does not exist, or the Hub has no such model.
+      OSError: the model cannot be downloaded: the Hub refuses access or cannot be reached, or the disk is full.
     """
     backend.start()
-    if _holds_pretrained(path):
-        pretrained = conversion.read_pretrained(path, ema=ema)
-        model = loaded.from_arrays(path, weights.by_name(pretrained.params), pretrained.metadata)
-    else:
-        model = loaded.load_model(path, ema=ema)
-    return VisionModel(model, batch_size=batch_size)
+    return VisionModel(open_model(path, ema=ema), batch_size=batch_size)
 
 
 def create_model(model: str | ViTConfig, *, keep_rate: float = 0.7, num_classes: int | None = None,
@@ -118,7 +115,7 @@ def train(config: Any, *, workdir: str | os.PathLike, model: VisionModel | None 
         config.model.classes = train.num_classes
     if model is not None:
         config.update_from_flattened_dict(_settings_of(model.loaded))
-        config.init_from = distributed.on_process_zero(lambda: _save_initial(model, workdir)) or _initial(workdir)
+        config.init_from = distributed.on_process_zero(lambda: _save_initial(model, workdir)) or folder_in(workdir)
         model_config = dataclasses.replace(model.config, image_size=model.loaded.image_size,
                                            classes=train.num_classes if train_and_test else model.config.classes)
     loop.train(config.lock(), workdir, accept_changes=accept_changes, sources=train_and_test, model_config=model_config)
@@ -167,14 +164,6 @@ def evaluate(model: VisionModel, source: Any, *, batch_size: int = 64) -> dict[s
                       'macs_dense': model.config.macs(dense)}
 
 
-def _holds_pretrained(path):
-    """Returns True for a local file, or for a folder without checkpoints that contains weight files."""
-    if storage.is_remote(path):
-        return False
-    path = storage.as_path(path)
-    return path.is_file() or (path.is_dir() and newest_step(path) is None and weights.holds_hugging_face(path))
-
-
 def _training_source(value, model) -> Source:
     """Returns the source of training data. Unnamed classes get the names of the model, if it has as many classes."""
     source = _as_source(value, ())
@@ -203,18 +192,14 @@ def _read_config(config):
 def _settings_of(model: LoadedModel) -> dict[str, Any]:
     """Returns the config keys for the token budget, preprocessing and name of a model."""
     settings = model.metadata()['config']
-    part = {'model': ('name', 'image_size', 'reduce_at', 'fuse'), 'reducer': ('name', 'r', 'decreasing'),
+    part = {'model': ('name', 'image_size', 'image_width', 'reduce_at', 'fuse'), 'reducer': ('name', 'r', 'decreasing'),
             'keep': ('rate', 'rates', 'tokens', 'macs'), 'data': ('mean', 'std', 'eval_crop')}
     return {f'{group}.{key}': settings[group][key] for group, keys in part.items() for key in keys}
 
 
-def _initial(workdir) -> str:
-    return os.fspath(storage.as_path(workdir) / _INITIAL)
-
-
 def _save_initial(model, workdir) -> str:
     """Saves the initial weights of a run, unless it has a checkpoint. Returns their folder."""
-    folder = _initial(workdir)
+    folder = folder_in(workdir)
     if newest_step(workdir) is None:
         storage.as_path(folder).rmtree(missing_ok=True)
         model.save(folder)

@@ -9,9 +9,10 @@ of 500 x 375 pixels.
 
 model measures parameters, MACs, compile time, memory, images per second and latency of every combination of the listed
 values. All combinations run on one device and are timed interleaved. --train adds the training step of --config, and
---against=torch adds EViT in plain PyTorch. --models takes names of models, and folders of runs or of converted weights.
-A run is measured with its own model config, image size, blocks and reducer, and with its own plan in addition to the
-rates. Pass the file of --json to `visualize tradeoff`, together with the run. On a CPU, limit the threads by `taskset`.
+--against=torch adds EViT in plain PyTorch. --models takes names of models, runs, files and folders of weights (.pth,
+.safetensors, Hugging Face, timm), and hf-hub:ORG/NAME. A run is measured with its own model config, image size, blocks
+and reducer, and with its own plan in addition to the rates. Pass the file of --json to `visualize tradeoff`, together
+with the run. On a CPU, limit the threads by `taskset`.
 
 tpu compiles the training and the evaluation step for a TPU slice and reports the compiler's figures: memory, FLOPs,
 collectives, and an estimate of the speed. It needs no TPU and no data, but the extra [tpu-aot].
@@ -26,6 +27,7 @@ from ml_collections import config_flags
 
 from evit_jax import cli
 from evit_jax.benchmarks import input_speed, model_speed, model_tables, report, tpu, workloads
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.reduction.plan_file import read_plan_file
@@ -45,7 +47,8 @@ _BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'Batch size per c
                                        'counts all chips.', lower_bound=1)
 _STEPS = flags.DEFINE_multi_enum('step', tpu.STEPS, tpu.STEPS, 'Step to compile for TPU; may be repeated.')
 _STAGES = flags.DEFINE_bool('stages', False, 'Compile every stage of the keep-rate schedule, not only the last one.')
-_MODELS = flags.DEFINE_list('models', ['deit_s'], 'Names of models, and folders of runs or of converted weights.')
+_MODELS = flags.DEFINE_list('models', ['deit_s'], 'Names of models, runs, files or folders of weights, or '
+                            'hf-hub:ORG/NAME.')
 _RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], 'Keep rates; 1 is dense. The plan of a run is always added.')
 _FUSE = flags.DEFINE_list('fuse', None, 'Fuse dropped tokens: true, false or both. Defaults to the setting of the run, '
                           'and to true for a named model.')
@@ -84,8 +87,8 @@ def measure_input() -> None:
     print(', '.join(f'{name} {value}' for name, value in metadata.items()), flush=True)
     logging.set_verbosity(logging.WARNING)  # each pipeline would log its memory in every round
     rows = input_speed.json_rows(input_speed.measure(
-        source, inputs.train_transform(config), batch_size=_BATCH.value, repeats=config.data.repeats, workers=workers,
-        seconds=_SECONDS.value))
+        source, inputs.train_transform(flat(config)), batch_size=_BATCH.value, repeats=config.data.repeats,
+        workers=workers, seconds=_SECONDS.value))
     headers = ('', 'images/s', 'images/CPU-s', 'CPU µs per image shown')
     print(report.table(headers, [(row.pop('name'), *(f'{value:,.0f}' for value in row.values()))
                                  for row in [dict(row) for row in rows]]))
@@ -128,7 +131,7 @@ def compile_for_tpu() -> None:
         with config.unlocked():
             config.batch_size = _BATCH_PER_CHIP.value * len(devices) // chip.devices
     mesh = sharding.data_mesh(config.batch_size, devices)
-    checks.check(config)
+    checks.check(flat(config))
     run = experiment.setup(config, mesh=mesh, sources=_unread_sources(config))
     metadata = {'measurement': 'tpu', 'estimate': 'of the compiler, not measured', 'topology': topology,
                 'chips': len(devices) // chip.devices, 'model': config.model.name,
@@ -191,7 +194,7 @@ def _training_config(workload):
         config.keep.update(rate=workload.rate, rates=(), tokens=workload.tokens, macs=0.0, start_epoch=0,
                            shrink_epochs=0)
         config.batch_size = jax.device_count()  # passes the check for all devices; a workload runs on one
-        checks.check(config)
+        checks.check(flat(config))
         config.batch_size = workload.batch_size
     return config
 
@@ -206,7 +209,7 @@ def _training_source(config):
     """Returns the training split of the config, or generated JPEGs, and a description."""
     if config.data.source != 'generated':
         try:
-            return inputs.open_sources(config)[0], f'{config.data.source} in {config.data.path}'
+            return inputs.open_sources(flat(config))[0], f'{config.data.source} in {config.data.path}'
         except FileNotFoundError as error:
             print(f'generated images, as the data are missing: {error}')
     source = GeneratedSource('train', config.model.image_size, config.model.classes or 1000, encoded=_JPEG_SIZE)

@@ -101,8 +101,9 @@ def _parse(arguments: list[str]) -> list[str]:
 def _usage(text: str) -> str:
     """Returns the help text of a program, with commands in the form in which the user started this program."""
     start, _, name = command.rpartition(' ')
-    if name in ('train', 'evaluate'):
-        text = text.replace('python -m evit_jax.main --mode=evaluate', f'{start} evaluate')
+    if name in ('train', 'evaluate', 'knn'):
+        for mode in ('evaluate', 'knn'):
+            text = text.replace(f'python -m evit_jax.main --mode={mode}', f'{start} {mode}')
         return text.replace('python -m evit_jax.main', f'{start} train')
     return text.replace('python -m evit_jax.', f'{start} ') if start else text
 

@@ -55,8 +55,8 @@ def write_report(rows: list[dict], expected: list[dict], folder: pathlib.Path) -
     orderings = [f'- {line}' for line in verdict.orderings(scores, expected)]
     head = f'Top-1 in %, {machine["date"][:10]}, {machine["processor"]}, {machine["cpus"]} threads, jax ' \
            f'{machine["versions"]["jax"]}. With several seeds: mean and standard deviation.'
-    parts = ['# Methods of dropping tokens, compared', head, '![top-1 against cost](compare.png)', *tables,
-             *(['## The orderings of the EViT paper', '\n'.join(orderings)] if orderings else [])]
+    parts = ['# Comparison of token reduction methods', head, '![top-1 against cost](compare.png)', *tables,
+             *(['## Orderings in the EViT paper', '\n'.join(orderings)] if orderings else [])]
     (folder / 'compare.md').write_text('\n\n'.join(parts) + '\n')
     report.write_json(folder / 'compare.json', {'rows': rows})
     panels = {verdict.title(setting): [Point(score.method, score.macs, score.mean, score.spread) for score in scores

@@ -142,7 +142,7 @@ def _check_keys(file: str, config: Any) -> None:
     Raises:
       ValueError: keys are missing, or the config is not a ConfigDict.
     """
-    advice = 'begin with base.get_config(), as in: from evit_jax.configs import base'
+    advice = 'start from base.get_config(), as in: from evit_jax.configs import base'
     if not isinstance(config, ConfigDict):
         raise ValueError(f'--config={file}: get_config() returns {type(config).__name__} and not ConfigDict: {advice}')
     checked, path = (config.run, 'config.run') if isinstance(config.get('run'), ConfigDict) else (config, 'config')
@@ -154,8 +154,8 @@ def _check_keys(file: str, config: Any) -> None:
         if name not in present:
             missing.append(f'{path}.{name if not group or group in groups else group}')
     if missing:
-        raise ValueError(f'--config={file} lacks {", ".join(dict.fromkeys(missing))}: {advice}, and change what '
-                         'differs')
+        raise ValueError(f'--config={file} lacks {", ".join(dict.fromkeys(missing))}: {advice}, and override '
+                         'keys')
 
 
 def _find(config: Any, name: str) -> Any:

@@ -9,6 +9,7 @@ SRC is one of:
   Hugging Face, or with an LV-ViT in the layout of its authors. DST is a new folder.
 - a Hugging Face or timm folder: config.json with model.safetensors, pytorch_model.bin, or their shards. DST is a new
   folder.
+- a model of the Hugging Face Hub: hf-hub:ORG/NAME[@REVISION], or timm/NAME for hf-hub:timm/NAME. DST is a new folder.
 - the workdir of a run. DST is a .safetensors file for timm, or for the code of DynamicViT's or LV-ViT's authors.
 
 Names and shapes of the arrays determine the architecture: ViT, DeiT, DeiT-III, MAE, DINO, DINOv2, DINOv3, CLIP, SigLIP

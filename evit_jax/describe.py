@@ -14,12 +14,13 @@ from ml_collections import config_flags
 
 from evit_jax import cli
 from evit_jax.checkpoints import open_defaults
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.sources import split_of
 from evit_jax.data.survey import describe_classes, describe_sizes, survey
 from evit_jax.data.transforms import mixing
 from evit_jax.data.transforms.decode import decode
 from evit_jax.runtime import backend, machine
-from evit_jax.training import inputs, step
+from evit_jax.training import experiment, inputs, step
 from evit_jax.viz.batch import batch_page
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/folder.py.')
@@ -38,11 +39,12 @@ def main() -> None:
         raise ValueError('give --config FILE, as in: python -m evit_jax.describe --config configs/folder.py '
                          '--config.data.path=DIR')
     backend.start()
-    config = open_defaults.resolve(_CONFIG.value)
-    inputs.train_transform(config)
+    config = _CONFIG.value
+    config = experiment.with_values(config, open_defaults.resolve(flat(config)))
+    inputs.train_transform(flat(config))  # raises an error for a wrong value
     if not pathlib.Path(_PICTURE.value).absolute().parent.is_dir():
         raise ValueError(f'--picture={_PICTURE.value}: its folder does not exist')
-    train, test = inputs.open_sources(config)
+    train, test = inputs.open_sources(flat(config))
     for split, source in ((config.data.train_split, train), (config.data.test_split, test)):
         _describe(split_of(source, split), source, machine.resolve_workers(config.data.workers))
     _draw(config, train)
@@ -69,7 +71,7 @@ def _describe(split, source, workers):
 
 def _draw(config, source):
     """Draws images as stored, after augmentation, and after mixing."""
-    transform, examples, stored = inputs.train_transform(config), [], []
+    transform, examples, stored = inputs.train_transform(flat(config)), [], []
     # More candidates than rows, because some may be unreadable.
     for index in np.linspace(0, len(source) - 1, 4 * _ROWS.value).astype(int).tolist():
         try:
@@ -92,7 +94,7 @@ def _draw(config, source):
 
 def _mixed(config, augmented, labels, source):
     """Mixes the copies. Each column is mixed like the batch of one device. Returns None if the config mixes nothing."""
-    settings = inputs.mixing_settings(config)
+    settings = inputs.mixing_settings(flat(config))
     if not (settings.erase or settings.mixup or settings.cutmix):
         return None
     mean, std = np.array(config.data.mean), np.array(config.data.std)

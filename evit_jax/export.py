@@ -1,7 +1,7 @@
 """Exports a trained model for serving: python -m evit_jax.export runs/digits served/digits --rates=0.5,0.7,1.0
 
-CHECKPOINT is the folder of a run, its `best` folder, or a folder that holds only weights. DIR is a new folder. It
-contains
+CHECKPOINT is the folder of a run, its `best` folder, a folder that holds only weights, a file or folder of another
+program (.pth, .safetensors, Hugging Face, timm), or hf-hub:ORG/NAME. DIR is a new folder. It contains
 - a StableHLO program for each token plan, which runs on CPUs, GPUs and TPUs with any batch size;
 - the weights, which all programs share;
 - a manifest with sizes, class names and checksums;
@@ -15,11 +15,7 @@ If --format=orbax, DIR is a checkpoint of the weights and the config, without th
 the folder of a run, in predict, --mode evaluate or --config.init_from; or read it with Orbax.
 """
 
-import contextlib
-import errno
 import pathlib
-import shutil
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -27,9 +23,10 @@ from absl import flags, logging
 
 from evit_jax import cli
 from evit_jax.checkpoints import weights
-from evit_jax.checkpoints.loaded import LoadedModel, load_model
+from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import read_metadata
 from evit_jax.data.names import in_one_line
+from evit_jax.interchange.opening import open_model
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.registry import list_reducers
@@ -70,10 +67,11 @@ def main(checkpoint: str, dst: str) -> None:
     plan_arguments, platforms = _plan_arguments(), _platforms()
     if _FORMAT.value == 'orbax' and (given := [flag.name for flag in _PROGRAM_FLAGS if flag.present]):
         raise ValueError(f'--{given[0]} applies to programs, and a checkpoint holds none: leave it out')
-    trained = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
+    trained = open_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     logging.info('%s, step %d of %s', trained.name, trained.step, checkpoint)
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params))
     if _FORMAT.value == 'orbax':
-        with _new_folder(folder, trained) as unfinished:
+        with storage.new_folder(folder, num_bytes) as unfinished:
             _write_orbax(unfinished, trained)
     else:
         trained = trained._replace(dtype=_DTYPE.value or trained.dtype)
@@ -81,7 +79,7 @@ def main(checkpoint: str, dst: str) -> None:
         default = artifact.default_plan(trained, plans)
         if plans[default] != artifact.plan_of_training(trained):
             logging.warning('the plan of training is not among those requested: %s is the default', default)
-        with _new_folder(folder, trained) as unfinished:
+        with storage.new_folder(folder, num_bytes) as unfinished:
             artifact.write(unfinished, trained, plans, platforms=platforms, kept=_KEPT.value, ema=_EMA.value)
             _check(unfinished, trained, plans, platforms)
     logging.info('%s is written', dst)
@@ -127,30 +125,12 @@ def _check(folder: pathlib.Path, trained: LoadedModel, plans: dict[str, TokenPla
 
 
 def _write_orbax(folder: pathlib.Path, trained: LoadedModel) -> None:
-    metadata = read_metadata(trained.path)
-    kept = {key: metadata[key] for key in ('config', 'class_names') if key in metadata}
-    weights.save(folder, trained.params, kept | {'exported': {
+    metadata = trained.metadata()
+    metadata |= {key: value for key, value in read_metadata(trained.path).items() if key in metadata}
+    weights.save(folder, trained.params, metadata | {'exported': {
         'path': trained.path, 'step': trained.step, 'moving_average': _EMA.value}})
-    assert jax.tree.all(jax.tree.map(np.array_equal, load_model(folder).params, trained.params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, open_model(folder).params, trained.params))
     logging.info('the exported weights equal those of the checkpoint')
-
-
-@contextlib.contextmanager
-def _new_folder(folder: pathlib.Path, trained: LoadedModel) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder, and renames it to `folder` after the `with` block. A failure leaves no folder.
-
-    Raises:
-      ValueError: the disk has too little free space for the weights, or the folder cannot be written.
-    """
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params))
-    try:
-        with storage.new_folder(folder) as unfinished:
-            if (free := shutil.disk_usage(unfinished).free) < needed:
-                raise OSError(errno.ENOSPC, f'{free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB of weights')
-            yield unfinished
-    except OSError as error:
-        raise ValueError(f'{folder} cannot be written ({error.strerror or error}): free space there, or give another '
-                         'DIR') from error
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
 """Makes label maps for training images: python -m evit_jax.label CHECKPOINT --config FILE --out DIR
                                       python -m evit_jax.label --published FOLDER --config FILE --out DIR
 
-The program labels the training split of the config's data, and writes the maps to DIR. CHECKPOINT is the folder of a
-run; its model predicts the classes of each patch. FOLDER holds published label maps, <class>/<image>.pt. To train with
+The program labels the training split of the config's data, and writes the maps to DIR. CHECKPOINT is a run,
+a file or folder of weights (.pth, .safetensors, Hugging Face, timm), or hf-hub:ORG/NAME; the model predicts the classes
+of each patch. FOLDER holds published label maps, <class>/<image>.pt. To train with
 the maps, give --config.data.token_labels=DIR. After SIGTERM or Ctrl-C the program keeps the maps written so far and
 exits with code 75; run the same command again to continue. Unreadable images are listed and get no map.
 """
@@ -13,14 +14,15 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from evit_jax import cli
-from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.lock import WorkdirLock
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.names import in_one_line
 from evit_jax.data.token_labels import label_maps
 from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMapsMetadata
 from evit_jax.inference.annotator import Annotator
 from evit_jax.inference.held_out import check_classes, spread
 from evit_jax.interchange import published_labels
+from evit_jax.interchange.opening import open_model
 from evit_jax.runtime import backend
 from evit_jax.runtime.preemption import PreemptionHandler
 from evit_jax.training import inputs
@@ -43,7 +45,7 @@ def main(checkpoint: str = '') -> None:
         raise ValueError('give --config FILE, --out DIR, and either a CHECKPOINT or --published FOLDER, as in: python '
                          '-m evit_jax.label runs/digits --config configs/digits.py --out data/digits_labels')
     backend.start()
-    source, _ = inputs.open_sources(_CONFIG.value)
+    source, _ = inputs.open_sources(flat(_CONFIG.value))
     with PreemptionHandler() as preemption:
         annotator, top, side, entries = (_from_published if _PUBLISHED.value else _from_model)(
             checkpoint, source, preemption.check)
@@ -63,14 +65,14 @@ def main(checkpoint: str = '') -> None:
 def _from_model(checkpoint, source, check):
     """Returns the annotator's name, the number of classes per cell, the side of a map, and a function to get entries.
     """
-    trained = load_model(checkpoint, ema=_EMA.value)
+    trained = open_model(checkpoint, ema=_EMA.value)
     check_classes(trained, source)
     annotator = Annotator(trained._replace(image_size=_IMAGE_SIZE.value or trained.image_size), batch_size=_BATCH.value)
     return str(annotator), annotator.top, annotator.side, functools.partial(annotator.entries, source, check=check)
 
 
 def _from_published(_, source, check):
-    """Returns the same values for published files. All files must have the size of the first one."""
+    """Returns the values of `_from_model` for published files. All maps must have the size of the first one."""
     folder, classes = _PUBLISHED.value, source.num_classes
 
     def read(number):

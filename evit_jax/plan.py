@@ -3,8 +3,9 @@
 
 Finds the token plan for a target: twice as fast as the dense model (2x), 20000img/s, or 3.0GMACs.
 
---model takes the name of a model, or the folder of a run or of converted weights. For a run, the search uses the run's
-own model config, image size, blocks, fusion and dtype. The plan is measured with the run's reducer and weights.
+--model takes the name of a model, a run, a file or folder of weights (.pth, .safetensors, Hugging Face, timm), or
+hf-hub:ORG/NAME. For a run, the search uses the run's own model config, image size, blocks, fusion and dtype. The plan
+is measured with the run's reducer and weights.
 
 The cost of a block for each number of tokens is measured on this device and stored in a file. With a TPU as --device,
 such as tpu_v5e, the TPU compiler estimates the costs; no TPU is needed.
@@ -32,7 +33,7 @@ from evit_jax.reduction.reducers import EVIT
 from evit_jax.runtime import backend, machine
 from evit_jax.runtime.names import get_by_name
 
-_MODEL = flags.DEFINE_string('model', None, 'Name of a model, or folder of a run or of converted weights.')
+_MODEL = flags.DEFINE_string('model', None, 'Name of a model, a run, a file or folder of weights, or hf-hub:ORG/NAME.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Image size. Defaults to the image size of the model.')
 flags.DEFINE_alias('image-size', 'image_size')
 _TARGET = flags.DEFINE_string('target', None, 'Target: 2x (as fast as dense), 20000img/s, 3.0GMACs, 18MMACs.')
@@ -115,7 +116,7 @@ def _check_reducer(model: BenchmarkModel) -> None:
         if _LEAST_RATE.value < 0.5 and reducer.min_kept(100) > 1:
             raise ValueError(f'--least_rate={_LEAST_RATE.value:g}: {model.run} reduces by {reducer}, which keeps at '
                              'least half of the tokens: give 0.5 or more')
-        logging.warning('%s reduces by %s, and the search takes the cost of a reduction from EViT: compare the '
+        logging.warning('%s reduces by %s, and the search assumes the cost of a reduction of EViT: compare the '
                         'predicted speed with the measured one', model.run, reducer)
 
 

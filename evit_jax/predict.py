@@ -1,5 +1,9 @@
 r"""Predicts the classes of images: python -m evit_jax.predict runs/digits shots/ more/*.jpg
+                                python -m evit_jax.predict hf-hub:ORG/NAME cat.jpg --rate 0.7
 
+CHECKPOINT is the folder of a run or of converted weights, a file or folder of another program (.pth, .safetensors,
+Hugging Face, timm), or a model of the Hugging Face Hub: hf-hub:ORG/NAME[@REVISION]. timm/NAME stands for
+hf-hub:timm/NAME, unless there is such a path.
 IMAGES are files, folders (including their subfolders), patterns in quotes ('shots/*.png' or '**/*.png'), or - to read
 file names from standard input, one per line. The program prints one line for each image as soon as it is predicted.
 
@@ -25,12 +29,12 @@ from collections.abc import Sequence
 from absl import flags, logging
 
 from evit_jax import cli
-from evit_jax.checkpoints.loaded import load_model
 from evit_jax.data.names import FileNames, in_json, in_one_line, valid_text
 from evit_jax.data.progress import Progress
 from evit_jax.inference.images import find_images
 from evit_jax.inference.model import VisionModel
 from evit_jax.inference.prediction import Prediction
+from evit_jax.interchange.opening import open_model
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
@@ -55,7 +59,7 @@ def main(checkpoint: str, *words: str) -> None:
     backend.start()
     images = find_images(words, cli.names_on_stdin() if '-' in words else ())
     plan = read_plan_file(_PLAN.value) if _PLAN.value else None
-    loaded = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
+    loaded = open_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     budget = {'keep_rate': _RATE.value, 'keep_rates': cli.numbers('rates', _RATES.value, float),
               'tokens': cli.numbers('tokens', _TOKENS.value, int), 'r': _R.value, 'plan': plan}
     plan = loaded.plan(**budget)

@@ -1,5 +1,5 @@
 """Visualises models: python -m evit_jax.visualize kept runs/digits        page of test images, slider over keep rates
-                   python -m evit_jax.visualize kept runs/own shots/*.jpg page of these images
+                   python -m evit_jax.visualize kept runs/own shots/*.jpg page of your own images
                    python -m evit_jax.visualize drop runs/digits          accuracy without some patches: plot and CSV
                    python -m evit_jax.visualize tradeoff runs/* speed.json accuracy against MACs and images per second
 
@@ -19,7 +19,8 @@ The speed of a row without an accuracy is joined to the evaluations of the same 
 has no plan, it is joined to evaluations with the same MACs. Speeds that match no evaluation are listed, together with
 the plans of the evaluations.
 
-The config of the checkpoint, or --config FILE, determines the data.
+CHECKPOINT is a run, a file or folder of weights (.pth, .safetensors, Hugging Face, timm), or hf-hub:ORG/NAME. The
+config of the checkpoint, or --config FILE, determines the data.
 """
 
 import os
@@ -33,7 +34,7 @@ from ml_collections import config_flags
 from evit_jax import cli
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.results import read_results
-from evit_jax.checkpoints.loaded import LoadedModel, load_model
+from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.data.classes import readable_names
 from evit_jax.data.names import FileNames, in_one_line
 from evit_jax.data.sources import Source
@@ -43,6 +44,7 @@ from evit_jax.inference.held_out import check_classes, held_out, spread
 from evit_jax.inference.images import find_images
 from evit_jax.inference.keep_rates import LabelledImage, predict_examples
 from evit_jax.inference.model import VisionModel
+from evit_jax.interchange.opening import open_model
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
 from evit_jax.viz.dropping import dropping_csv, dropping_plot
@@ -76,7 +78,7 @@ def kept(checkpoint: str, *words: str) -> None:
     """Writes the page of kept patches."""
     backend.start()
     out, pictures = _writable(_OUT.value or 'kept.html', '--out'), _PNG.value and _folder(_PNG.value)
-    loaded = load_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
+    loaded = open_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     if not loaded.budget.reduce_at:
         raise ValueError(f'the model in {checkpoint} drops nothing at any block (model.reduce_at is empty)')
     images = _images_of_files(words, loaded) if words else _images_of_test_split(checkpoint, loaded)
@@ -125,7 +127,7 @@ def drop(checkpoint: str) -> None:
     if table == out:
         raise ValueError(f'--out={_OUT.value} is for the plot: give a name that ends in .png; the table ends in .csv')
     shares = cli.numbers('shares', _SHARES.value, float)
-    loaded = load_model(checkpoint, ema=_EMA.value)
+    loaded = open_model(checkpoint, ema=_EMA.value)
     source = _test_split(checkpoint, loaded)
     if _MASKS.value:
         source = MaskedSource(source, _existing_folder(_MASKS.value))

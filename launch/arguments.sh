@@ -97,11 +97,16 @@ check_form() {
   [[ ${!1} =~ $2 ]] || refuse "--${1//_/-}=${!1} is not $3"
 }
 
-# read_run: checks `config` and `workdir`, and sets `flags` to the flags of evit_jax.main.
+# read_run: checks `config` and `workdir`, and sets `flags` to the flags of evit_jax.main. The name of a recipe, such as
+# digits, is replaced by its file, unless there is a file of this name.
 # shellcheck disable=SC2154
 read_run() {
   require config workdir
-  (cd "$root" && [[ -f $config ]]) || refuse "--config=$config: there is no such file in $root, as configs/digits.py"
+  if [[ $config != /* && ! -f $root/$config && -f $root/configs/$config.py ]]; then
+    config=configs/$config.py
+  fi
+  (cd "$root" && [[ -f $config ]]) ||
+    refuse "--config=$config: there is no such file in $root and no such recipe: give digits or configs/digits.py"
   flags=("--config=$config" "--workdir=$workdir" ${passed[@]+"${passed[@]}"})
 }
 

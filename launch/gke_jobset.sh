@@ -21,7 +21,7 @@
 #   --grace SECONDS         time from SIGTERM to SIGKILL (120; spot nodes may allow only 15)
 #   --env KEY=VALUE         environment variable; may be repeated
 #   --service-account NAME  Kubernetes service account that may use the bucket
-#   --config FILE           a file of configs/
+#   --config NAME           a recipe (digits) or its file (configs/digits.py)
 #   --workdir DIR           folder of the run, gs://BUCKET/...
 #   --worker N              logs: index of the pod, or all (0)
 #   --yes                   delete: without confirmation

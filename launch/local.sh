@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Trains in several processes on this machine, each with its own virtual CPU devices, like a small pod.
 #
-# Usage: launch/local.sh [options] --config FILE --workdir DIR [-- FLAGS of evit_jax.main]
+# Usage: launch/local.sh [options] --config NAME --workdir DIR [-- FLAGS of evit_jax.main]
 #
 #   --processes N      number of processes (2)
 #   --devices N        number of virtual CPU devices of each process (4)
-#   --config FILE      a file of configs/
+#   --config NAME      a recipe (digits) or its file (configs/digits.py)
 #   --workdir DIR      folder of the run
 #   --grace SECONDS    time from the first failure or signal to SIGKILL for the remaining processes (60)
 #   --python PROGRAM   the Python to use (.venv/bin/python if there is one, else python3)

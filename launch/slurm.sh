@@ -19,7 +19,7 @@
 #   --grace SECONDS        time between SIGTERM and the time limit, for saving (120)
 #   --logs DIR             folder of the log NAME.log, on a disk that all nodes share (runs/slurm)
 #   --python PROGRAM       the Python to use, with jax[cuda13] installed (.venv/bin/python)
-#   --config FILE          a file of configs/
+#   --config NAME          a recipe (digits) or its file (configs/digits.py)
 #   --workdir DIR          folder of the run, on a disk that all nodes share
 #   --yes                  cancel: without confirmation
 #   --dry-run              prints the commands and runs nothing

@@ -19,7 +19,7 @@
 #   --spot              create: requests a spot TPU, which is cheaper and may be preempted
 #   --poll SECONDS      create: time between two queries of the state (15)
 #   --commit COMMIT     setup: commit to copy (HEAD)
-#   --config FILE       start: a file of configs/
+#   --config NAME       start: a recipe (digits) or its file (configs/digits.py)
 #   --workdir DIR       start: folder of the run, gs://BUCKET/... or an absolute path that all workers share
 #   --worker N          logs: number of a worker, or all (0)
 #   --yes               delete: without confirmation

@@ -1,4 +1,4 @@
-"""The public API, as the README shows it. Each test reads by itself; the model and the data are tiny."""
+"""The public API, used as in the README, with a tiny model and tiny data."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ def test_create_model_classifies_uint8_images(images):
     assert not np.array_equal(other.params['cls_token'], model.params['cls_token'])
 
 
-def test_create_model_of_an_own_architecture_has_the_default_blocks_and_names():
+def test_create_model_of_a_custom_config_has_default_blocks_and_class_names():
     config = evit_jax.ViTConfig(image_size=16, patch_size=4, width=16, depth=4, heads=2, classes=3)
     model = evit_jax.create_model(config, keep_rate=0.5)
     assert model.plan == evit_jax.make_plan(16, 4, rate=0.5, reduce_at=(1, 2, 3))
@@ -80,7 +80,7 @@ def test_create_model_with_a_wrong_value_is_refused(arguments, message):
         evit_jax.create_model(**{'model': tiny.CONFIG} | arguments)
 
 
-def test_forward_under_another_plan_shows_the_fate_of_every_patch(images):
+def test_forward_under_another_plan_returns_kept_tokens_and_the_token_of_each_patch(images):
     output = tiny.model().with_plan(keep_rate=0.25).forward(images)
     assert output.logits.shape == (8, 3) and output.features.shape == (8, 32)
     assert output.kept[0].shape == (8, 5)              # 4 patches and the fused token
@@ -88,7 +88,7 @@ def test_forward_under_another_plan_shows_the_fate_of_every_patch(images):
     assert output.token_of_patch[0].shape == (8, 16)   # the token that holds each patch
 
 
-def test_with_plan_follows_a_plan_file(images, tmp_path):
+def test_with_plan_of_a_plan_file_has_its_token_counts(images, tmp_path):
     model, file = tiny.model(), tmp_path / 'plan.json'
     plan = evit_jax.make_plan(16, 2, tokens=(9,), reduce_at=(0,))
     file.write_text(json.dumps(PlanFile.of(plan, model.loaded.name, 16).metadata()))
@@ -127,11 +127,13 @@ def test_load_reads_a_safetensors_file_and_writes_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ['model.safetensors']
 
 
-@pytest.mark.parametrize('name, message', [('none', 'there is no folder .*none'), ('', 'holds no checkpoint'),
-                                           ('a.pth', 'a.pth')])
+@pytest.mark.parametrize('name, message', [
+    ('none', 'there is no file or folder .*none'), ('empty', 'empty holds no checkpoint and no weights'),
+    ('a.pth', 'a.pth is neither'), ('', 'give one of its files: a.pth')])
 def test_load_of_another_path_is_refused(tmp_path, name, message):
     (tmp_path / 'a.pth').write_bytes(b'no weights')
-    with pytest.raises(ValueError, match=message):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         evit_jax.load(tmp_path / name)
 
 
@@ -155,14 +157,14 @@ def test_evaluate_takes_a_folder_of_classes(stripes, tmp_path):
         model, (stripes[0][:9], stripes[1][:9]))['top1']
 
 
-def test_train_of_a_model_on_arrays_learns_and_is_loaded_again(config, stripes, tmp_path):
+def test_train_on_arrays_learns_and_its_workdir_can_be_loaded(config, stripes, tmp_path):
     model = tiny.model()
     trained = evit_jax.train(config, model=model, train=stripes, test=stripes, workdir=tmp_path / 'run')
     before, after = (evit_jax.evaluate(each, stripes) for each in (model, trained))
     assert after['loss'] < before['loss'] and after['top1'] > 0.9
     assert (trained.config, trained.plan, trained.class_names) == (model.config, model.plan, model.class_names)
     again = evit_jax.train(config, model=model, train=stripes, test=stripes, workdir=tmp_path / 'run')
-    np.testing.assert_array_equal(again(stripes[0][:8]), trained(stripes[0][:8]))  # the run was complete
+    np.testing.assert_array_equal(again(stripes[0][:8]), trained(stripes[0][:8]))  # was not trained further
     np.testing.assert_array_equal(evit_jax.load(tmp_path / 'run')(stripes[0][:8]), trained(stripes[0][:8]))
 
 

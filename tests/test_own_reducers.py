@@ -1,4 +1,4 @@
-"""Reducers defined as in a notebook go through load, evaluate, train, export and benchmark."""
+"""Reducers defined in a notebook work with load, evaluate, train, export and benchmark."""
 
 import jax
 import jax.numpy as jnp

@@ -41,13 +41,13 @@ def test_console_script_names_a_function():
     assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_changelog_begins_with_the_version_of_the_project():
+def test_changelog_first_version_is_that_of_the_project():
     headings = [line for line in (ROOT / 'CHANGELOG.md').read_text().splitlines() if line.startswith('## ')]
     assert headings[0].startswith(f'## {PROJECT["project"]["version"]}')
 
 
 def built_wheel(folder):
-    """Builds the wheel from a copy of the checkout, which stays free of build files; returns its path."""
+    """Builds the wheel from a copy of the checkout, to keep build files out of the checkout. Returns its path."""
     source = folder / 'source'
     for part in ('evit_jax', 'configs'):
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns('__pycache__'))

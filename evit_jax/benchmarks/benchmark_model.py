@@ -1,4 +1,4 @@
-"""The model to benchmark or to search a plan for: a named model, or the model of a run."""
+"""The model to benchmark or to search a plan for: a named model, a run, or weights of another program."""
 
 import os
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from absl import logging
 
 from evit_jax import models
-from evit_jax.checkpoints.loaded import load_model
+from evit_jax.interchange.opening import open_model
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
@@ -22,7 +22,7 @@ class BenchmarkModel(NamedTuple):
     image_size: int
     dtype: str
     budget: TokenBudget  # token budget of the run; a named model drops nothing
-    run: str = ''        # folder of the run or of converted weights; '' for a named model
+    run: str = ''        # path or Hub name of the weights; '' for a named model
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -40,14 +40,14 @@ class BenchmarkModel(NamedTuple):
 
 
 def find_model(flag: str, word: str) -> BenchmarkModel:
-    """Returns the named model, or the model of the run in a folder. A model name takes precedence over a folder.
+    """Returns the named model, or the model of a path or Hub name. A model name takes precedence over a folder.
 
     Args:
       flag: flag that holds the word, for messages.
-      word: a model name or a path.
+      word: a model name, or a path or Hub name as in `open_model`.
 
     Raises:
-      ValueError: the word is neither a model name nor the folder of a run.
+      ValueError: the word is neither a model name nor the name of weights; see `open_model`.
     """
     folder = storage.as_path(word) if word else None
     if word in models.CONFIGS:
@@ -59,8 +59,8 @@ def find_model(flag: str, word: str) -> BenchmarkModel:
         return BenchmarkModel(word, config, config.image_size, 'float32', budget)
     if os.sep not in word and not (word and folder.exists()):
         models.get_config(word)  # raises the error that suggests the nearest name
-    loaded = load_model(word)
-    model = BenchmarkModel(loaded.name, loaded.config, loaded.image_size, loaded.dtype, loaded.budget, word)
+    loaded = open_model(word)
+    model = BenchmarkModel(loaded.name, loaded.config, loaded.image_size, loaded.dtype, loaded.budget, loaded.path)
     logging.info('%s: %s, images of %d, %s; its plan: %s', word, loaded.name, model.image_size, model.dtype,
                  model.plan())
     return model

@@ -17,8 +17,8 @@ from evit_jax import models
 from evit_jax.benchmarks import torch_evit
 from evit_jax.benchmarks.timing import Benchmark
 from evit_jax.benchmarks.workloads import Workload
-from evit_jax.checkpoints.loaded import load_model
 from evit_jax.interchange import torch_weights
+from evit_jax.interchange.opening import open_model
 from evit_jax.reduction.reducer import NO_MODULES
 from evit_jax.training.experiment import Experiment
 
@@ -61,7 +61,7 @@ class ModelCache:
 
     def _params(self, config, run, modules=NO_MODULES):
         """Returns the run's weights if config and modules match its model, else random weights, which are as fast."""
-        if run and ((loaded := load_model(run)).config, loaded.modules) == (config, modules):
+        if run and ((loaded := open_model(run)).config, loaded.modules) == (config, modules):
             return jax.device_put(loaded.params, device())
         return jax.device_put(models.create(config, modules=modules).init(jax.random.key(0)), device())
 

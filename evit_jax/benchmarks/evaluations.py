@@ -8,9 +8,9 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.loaded import saved_budget
 from evit_jax.data import splits
 from evit_jax.metrics import writers
-from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import storage
 from evit_jax.viz.tradeoff import Result
@@ -113,7 +113,7 @@ def evaluation_of(file: Any, ema: bool) -> Evaluated:
     workdir = storage.as_path(content.get('workdir') or file.parent)
     if evaluation := _from_file(workdir, workdirs.saved_config(workdir) or {}, file, ema):
         return evaluation
-    raise ValueError(f'{file} holds no evaluation: give what evit_jax.main --mode=evaluate has written')
+    raise ValueError(f'{file} holds no evaluation: give a file that evit_jax.main --mode=evaluate has written')
 
 
 def _from_training(workdir: Any, config: Mapping[str, Any], record: Mapping[str, Any], ema: bool) -> Evaluated:
@@ -209,7 +209,7 @@ def _plans(config: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPla
     """
     try:
         model_config = models.config_from_flat(config)
-        budget, patches = TokenBudget.of_config(config), model_config.patches(config['model.image_size'])
+        budget, patches = saved_budget(config), model_config.patches(config['model.image_size'])
         budget.plans(patches, model_config.depth, model_config.macs)(1.0)
     except (KeyError, ValueError):
         return None, lambda plan: 0

@@ -1,4 +1,4 @@
-"""Checks that a resumed run has the config with which it began."""
+"""Compares the config of a resumed run with its recorded config."""
 
 import os
 from typing import Any
@@ -17,7 +17,7 @@ from evit_jax.runtime import storage
 _FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
                      'compilation_cache', 'sharding', 'remat', 'model.gather_impl', 'profile_steps', 'nonfinite')
 # Keys that only affect step 0. A resumed run keeps its recorded values.
-_INITIALISATION = ('init_from', 'init_ema')
+_INITIALISATION = ('init_from', 'init_ema', 'base_model')
 # Keys that identify the model: they determine the shapes of the parameters, or the logits.
 _MODEL_KEYS = ('model.name', 'model.classes', 'model.distilled', *(f'model.{key}' for key in models.NOT_IN_SHAPES))
 
@@ -30,7 +30,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     Args:
       path: the workdir.
       config: nested training config.
-      accept_changes: resume even if the run began with other values.
+      accept_changes: resume even if the recorded config has other values.
 
     Raises:
       ValueError: the workdir contains a checkpoint of a run with another config, or cannot be reached.
@@ -40,7 +40,7 @@ def open_workdir(path: str | os.PathLike, config: dict[str, Any], *, accept_chan
     new = flat(config)
     if old is not None:
         if 'batch_size' not in old:
-            raise ValueError(f'workdir {folder} holds weights alone, and no training that could go on: give another '
+            raise ValueError(f'workdir {folder} holds weights alone, and no training to resume: give another '
                              f'--workdir, and --config.init_from={folder} to start from these weights')
         old = flat(absent()) | old
         new = open_defaults.fill_from_run(new, old) | {
@@ -57,12 +57,13 @@ def _check_changes(folder, old, new, accept_changes):
     differ = [key for key in sorted(old.keys() | new.keys())
               if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
     changes = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)
-    if any(key in (*_MODEL_KEYS, 'model.image_size') for key in differ):
+    if any(key in (*_MODEL_KEYS, 'model.image_size', 'model.image_width') for key in differ):
         raise ValueError(f'workdir {folder} holds a run of another model ({changes}): give another --workdir')
-    if 'optimizer.accumulate' in differ:
-        raise ValueError(f'workdir {folder} holds a run whose optimizer counts its updates by another '
-                         f'optimizer.accumulate ({changes}): keep the old value, or give another --workdir and '
-                         f'--config.init_from={folder} to start from its weights')
+    for key in ('optimizer.accumulate', 'model.freeze'):
+        if key in differ:
+            raise ValueError(f'workdir {folder} holds a run whose optimizer has a state for another {key} '
+                             f'({changes}): keep the old value, or give another --workdir and '
+                             f'--config.init_from={folder} to start from its weights')
     if differ and not accept_changes:
         position = ''
         if {'batch_size', 'data.repeats', 'epochs'} & {*differ}:
@@ -70,5 +71,5 @@ def _check_changes(folder, old, new, accept_changes):
         raise ValueError(f'workdir {folder} holds a run with another config ({changes}): give another --workdir, or '
                          f'--accept_changes to continue with the new values{position}')
     if differ:
-        logging.warning('continuing with another config than the run began with: %s', changes)
+        logging.warning('continuing with changed config values: %s', changes)
     return differ

@@ -1,4 +1,4 @@
-"""Trained weights together with everything needed to run them."""
+"""Trained weights together with the settings needed to run them."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ from evit_jax.checkpoints.manager import read_newest
 from evit_jax.configs.base import absent
 from evit_jax.data.classes import default_class_names, readable_names
 from evit_jax.models import Params
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
@@ -25,6 +25,7 @@ from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
 CUSTOM = 'custom'  # name of every model that is not in `models.CONFIGS`
+_BUDGET_DEFAULTS = absent('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rates', 'keep.tokens', 'keep.macs')
 _DEFAULTS = weights.AS_DEIT | absent('model.dtype')
 
 
@@ -40,13 +41,18 @@ class LoadedModel(NamedTuple):
     params: Params                # numpy arrays, float32
     config: ViTConfig
     class_names: tuple[str, ...]  # name of each class, in the order of the labels
-    image_size: int               # side of the input in pixels
+    image_size: ImageSize         # input of the model: side of a square, or (height, width), in pixels
     mean: tuple[float, ...]       # mean of each channel, for values in 0..1
     std: tuple[float, ...]        # standard deviation of each channel
     eval_crop: float | None       # see `EvalTransform`
     dtype: str                    # compute dtype: 'float32' or 'bfloat16'
     budget: TokenBudget           # the budget used in training, unless replaced
     modules: Modules = NO_MODULES  # learned modules of the reducer used in training
+    base_model: str = ''          # name of the pretrained model that the training started from; '' if unknown
+
+    def check_has_classes(self) -> None:
+        """Raises a ValueError if the model returns features instead of logits of classes."""
+        model_configs.check_has_classes(self.config, self.path or self.name)
 
     def with_reducer(self, reducer: str | Reducer | None) -> 'LoadedModel':
         """Returns the same weights with another reducer.
@@ -84,13 +90,7 @@ class LoadedModel(NamedTuple):
                   plan: TokenPlan | PlanFile | str | os.PathLike | None = None) -> 'LoadedModel':
         """Returns the same weights with another token budget. Give at most one argument; without one, nothing changes.
 
-        Args:
-          keep_rate: fraction of the tokens that each reduction keeps, in (0, 1].
-          keep_rates: one fraction for each reduction.
-          tokens: number of tokens that each reduction keeps.
-          r: number of tokens merged in every block; only for a reducer that merges.
-          macs: fraction of the multiply-accumulates of the dense model, in (0, 1].
-          plan: a plan, or a file written by `python -m evit_jax.plan`.
+        Args: see `VisionModel.with_plan`.
 
         Raises:
           ValueError: more than one argument is given, or the plan is for another model.
@@ -138,8 +138,9 @@ class LoadedModel(NamedTuple):
         return ({'modules': modules} if modules else {}) | {
             'class_names': list(self.class_names), model_configs.KEY: model_configs.to_json(config),
             'config': {
-                'model': {'name': self.name, 'image_size': self.image_size, 'dtype': self.dtype,
-                          'reduce_at': budget.reduce_at, 'fuse': budget.fuse} | options,
+                'base_model': self.base_model,
+                'model': {'name': self.name, 'dtype': self.dtype, 'reduce_at': budget.reduce_at, 'fuse': budget.fuse,
+                          **models.image_size_keys(self.image_size)} | options,
                 'reducer': {'name': budget.reducer.name, 'r': budget.r, 'decreasing': budget.decreasing},
                 'keep': rates | {'tokens': budget.tokens, 'macs': budget.macs},
                 'data': {'mean': self.mean, 'std': self.std, 'eval_crop': self.eval_crop or 0.0}}}
@@ -172,9 +173,19 @@ def load_model(path: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
     _check_path(path)
     arrays, metadata = read_newest(path, 'ema' if ema else 'params')
     if not arrays:
-        raise ValueError(f'{path} holds no moving average: take its weights')
+        raise ValueError(f'{path} holds no moving average: load its weights instead')
     weights.check_finite(arrays, path)
     return from_arrays(path, arrays, metadata)
+
+
+def saved_budget(config: Mapping[str, Any]) -> TokenBudget:
+    """Returns the token budget of a saved flat config. Keys that older configs lack get the values of `absent`.
+
+    Raises:
+      KeyError: model.reduce_at, model.fuse or keep.rate is missing.
+      ValueError: there is no such reducer.
+    """
+    return TokenBudget.of_config(_BUDGET_DEFAULTS | dict(config))
 
 
 def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any],
@@ -192,25 +203,39 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
       ValueError: the metadata names no known model, or the weights do not match the model.
     """
     settings = _DEFAULTS | workdirs.flat(metadata.get('config', {}))
-    config = dataclasses.replace(_config_of(path, metadata, settings), classes=arrays['head.bias'].size)
-    budget = TokenBudget.of_config(settings)
+    head = arrays.get('head.kernel')
+    config = dataclasses.replace(config_of(path, metadata, settings), classes=0 if head is None else head.shape[-1])
+    budget = saved_budget(settings)
     budget = budget._replace(reducer=reducer or budget.reducer)
     saved = metadata.get('modules', {'reducer': budget.reducer, 'blocks': budget.reduce_at})
     modules = modules_of(get_reducer(saved['reducer']), arrays, blocks=saved['blocks'])
     like = jax.eval_shape(models.create(config, modules=modules).init, jax.random.key(0))
-    class_names = metadata.get('class_names') or default_class_names(config.classes)
-    if len(class_names) != config.classes:
-        raise ValueError(f'the checkpoint in {path} names {len(class_names)} classes, its model has '
-                         f'{config.classes}')
+    class_names = ()
+    if config.classes and not config.projection:
+        class_names = metadata.get('class_names') or default_class_names(config.classes)
+        if len(class_names) != config.classes:
+            raise ValueError(f'the checkpoint in {path} names {len(class_names)} classes, its model has '
+                             f'{config.classes}')
     mean, std = open_defaults.normalisation(settings)
     return LoadedModel(
         os.fspath(path), settings.get('model.name', CUSTOM), metadata.get('next_step', 0),
         weights.fitted(arrays, like, path), config, readable_names(class_names),
-        settings.get('model.image_size') or config.image_size, mean, std, settings['data.eval_crop'] or None,
-        machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules)
+        models.image_size_of(settings) or config.image_size, mean, std, settings['data.eval_crop'] or None,
+        machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules,
+        settings.get('base_model', ''))
 
 
-def _config_of(path, metadata, settings):
+def config_of(path: str | os.PathLike, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> ViTConfig:
+    """Returns the model config of weights: the stored one, or else that of the named model.
+
+    Args:
+      path: origin of the weights, for the error message.
+      metadata: metadata of a checkpoint, or the flat config of a run.
+      settings: flat config of the weights.
+
+    Raises:
+      ValueError: the metadata name no known model.
+    """
     if model_configs.KEY in metadata:
         return model_configs.from_json(metadata[model_configs.KEY])
     if 'model.name' not in settings:

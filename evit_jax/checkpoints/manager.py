@@ -165,7 +165,7 @@ class CheckpointManager:
         for step in steps:
             problem, saved, arrays = self._read(step, like)
             if distributed.sum_over_processes({'problems': bool(problem)})['problems']:
-                logging.warning('checkpoint of step %d cannot be read, trying the one before: %s', step,
+                logging.warning('checkpoint of step %d cannot be read, trying the previous one: %s', step,
                                 problem or 'another process failed to read it')
                 distributed.on_process_zero(functools.partial(self._set_aside, step))
                 self._manager.reload()
@@ -215,7 +215,7 @@ class CheckpointManager:
         """Returns the reason why a step cannot be read (or ''), its shapes, and its arrays if they match `like`."""
         problem, intact = self._damage(step)
         flags = distributed.sum_over_processes({'damaged': bool(problem), 'intact': intact})
-        if flags['damaged']:  # in any process; the other processes would wait for it in `restore`
+        if flags['damaged']:  # in some process: skip `restore` in all, or the others would wait in it
             return problem, None, None
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']

@@ -43,6 +43,18 @@ def saved_in(config: Mapping[str, Any]) -> ViTConfig | None:
     return from_json(config[KEY]) if KEY in config else None
 
 
+def check_has_classes(config: ViTConfig, origin: Any) -> None:
+    """Raises a ValueError if a model returns features instead of logits of classes.
+
+    Args:
+      origin: path or name of the model, for the error message.
+    """
+    if not config.classes or config.projection:
+        raise ValueError(f'the model in {origin} returns features and has no classes: fine-tune it on labelled images '
+                         f'(--config finetune --config.init_from={origin}), evaluate its features by --mode=knn, or '
+                         'use evit_jax.load(...).forward(images).features')
+
+
 def check_same(workdir: Any, saved: Mapping[str, Any], config: ViTConfig) -> None:
     """Checks that a model has the architecture of the run in a workdir.
 

@@ -22,14 +22,15 @@ NORMALISATION_KEYS = ('data.mean', 'data.std')
 PREPROCESSING_KEYS = (*NORMALISATION_KEYS, 'data.eval_crop')
 
 
-def resolve_for_training(config: Any, workdir: str | os.PathLike, platform: str) -> Any:
-    """Returns the config of a training with dtype, mean and std resolved.
+def resolve_for_training(config: Mapping[str, Any], workdir: str | os.PathLike, platform: str) -> dict[str, Any]:
+    """Returns the values of the open keys of a training: dtype, mean, std, name of the base model, and the recorded
+    form of the test split.
 
     A resumed run uses its recorded values, so `init_from` need not exist any more. For a new run, a warning names each
     preprocessing value that differs from that of the initial weights.
 
     Args:
-      config: config of the training.
+      config: flat config of the training.
       workdir: folder of the run; with a checkpoint if the run is resumed.
       platform: 'cpu', 'gpu' or 'tpu'.
 
@@ -38,37 +39,33 @@ def resolve_for_training(config: Any, workdir: str | os.PathLike, platform: str)
     """
     continues = newest_step(workdir) is not None
     run = (workdirs.saved_config(workdir) or {}) if continues else None
-    config = resolve(config, platform=platform, run=run)
+    values = resolve(config, platform=platform, run=run)
     if not continues:
-        _warn_of_other_preprocessing(config)
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.test_split = splits.to_record(config.data.test_split)
-    return config
+        _warn_of_other_preprocessing({**config, **values})
+    base_model = config['base_model'] or (run or _config_of_weights(config['init_from'])).get('base_model', '')
+    return values | {'base_model': base_model, 'data.test_split': splits.to_record(config['data.test_split'])}
 
 
-def resolve(config: Any, *, platform: str | None = None, run: Mapping[str, Any] | None = None) -> Any:
-    """Returns the config with open mean and std resolved. If a platform is given, also resolves the dtype.
+def resolve(config: Mapping[str, Any], *, platform: str | None = None,
+            run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the values of the open keys mean and std, and, if a platform is given, of dtype.
 
     Args:
+      config: flat config.
       platform: platform that runs the model: 'cpu', 'gpu' or 'tpu'; None leaves the dtype open.
       run: flat config of the run whose values are used; None: mean and std are those of the weights in `init_from`.
     """
     values = {}
-    if not all(config.data[name] for name in ('mean', 'std')):
-        mean, std = normalisation(_config_of_weights(config.init_from) if run is None else run)
-        values |= {'data.mean': tuple(config.data.mean) or mean, 'data.std': tuple(config.data.std) or std}
-    if platform is not None and config.model.dtype == machine.AUTO:
+    given_mean, given_std = (tuple(config[key]) for key in NORMALISATION_KEYS)
+    if not (given_mean and given_std):
+        mean, std = normalisation(_config_of_weights(config['init_from']) if run is None else run)
+        values |= {'data.mean': given_mean or mean, 'data.std': given_std or std}
+    if platform is not None and config['model.dtype'] == machine.AUTO:
         recorded = (run or {}).get('model.dtype')
         values['model.dtype'] = machine.resolve_dtype(machine.AUTO, platform, recorded)
         reason = f'on {platform}' if recorded in (None, machine.AUTO) else 'as recorded in the workdir'
         logging.info('model.dtype=auto: %s, %s', values['model.dtype'], reason)
-    if not values:
-        return config
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.update_from_flattened_dict(values)
-    return config
+    return values
 
 
 def fill_from_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,15 +83,15 @@ def _config_of_weights(init_from: str | None) -> dict[str, Any]:
     return workdirs.flat(read_metadata(init_from).get('config', {})) if init_from else {}
 
 
-def _warn_of_other_preprocessing(config: Any) -> None:
-    weights_config = _config_of_weights(config.init_from)
+def _warn_of_other_preprocessing(config: Mapping[str, Any]) -> None:
+    weights_config = _config_of_weights(config['init_from'])
     if not weights_config:
         return
-    weights_config, config_values = AS_DEIT | weights_config, workdirs.flat(config.to_dict())
+    weights_config = AS_DEIT | weights_config
     for key in PREPROCESSING_KEYS:
         expected, value = (list(values[key]) if isinstance(values[key], list | tuple) else values[key]
-                           for values in (weights_config, config_values))
+                           for values in (weights_config, config))
         if expected not in ([], value):
             flag = tuple(expected) if isinstance(expected, list) else expected
             logging.warning("%s is %s here, but %s in the training of the weights in %s: give --config.%s='%s' to keep "
-                            'that value', key, value, expected, config.init_from, key, flag)
+                            'that value', key, value, expected, config['init_from'], key, flag)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+HEADS = ('head', 'head_dist', 'aux_head')  # top-level names of the parameters of classification heads
+
 
 class TrainState(NamedTuple):
     """The state that a training step updates and a checkpoint stores; a pytree."""
@@ -14,13 +16,26 @@ class TrainState(NamedTuple):
     step: Array     # int32 scalar: number of completed steps
     params: Any     # float32
     ema: Any        # exponential moving average (EMA) of params, or None
-    opt_state: Any
+    opt_state: Any  # for the parameters in `trained_part`
 
 
-def create_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
-    """Returns the state before the first step. If `ema`, the EMA starts as a copy of the parameters."""
+def create_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool, freeze: str = '') -> TrainState:
+    """Returns the state before the first step. If `ema`, the EMA starts as a copy of the parameters.
+
+    Args:
+      freeze: see `trained_part`.
+    """
     initial_ema = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, initial_ema, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, initial_ema, optimizer.init(trained_part(params, freeze)))
+
+
+def trained_part(params: dict[str, Any], freeze: str) -> dict[str, Any]:
+    """Returns the parameters that are trained.
+
+    Args:
+      freeze: 'backbone': only the heads are trained; '': all parameters.
+    """
+    return {name: leaf for name, leaf in params.items() if not freeze or name in HEADS}
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:

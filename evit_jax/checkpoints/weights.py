@@ -15,7 +15,7 @@ from evit_jax import models
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import CheckpointManager, newest_step, read_newest
-from evit_jax.checkpoints.state import TrainState
+from evit_jax.checkpoints.state import HEADS, TrainState
 from evit_jax.configs.base import absent
 from evit_jax.models import Params
 from evit_jax.models.config import ViTConfig
@@ -28,7 +28,6 @@ Result = TypeVar('Result')
 # Config values for weights without a config: those of DeiT.
 AS_DEIT = absent('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'data.mean', 'data.std',
                  'data.eval_crop')
-_HEADS = ('head', 'head_dist', 'aux_head')
 _FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # suffixes of the weight files of other libraries
 _HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # prefixes of the weight files in Hugging Face folders
 _MAX_NAMED = 5  # maximal number of problems in an error message
@@ -111,8 +110,8 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, config: ViTConfig, 
                class_names: tuple[str, ...] = ()) -> Params:
     """Returns the initial parameters of a model that starts from the newest checkpoint of a run.
 
-    Heads for another number of classes are initialised randomly. So are a second head and learned modules of the
-    reducer if the checkpoint lacks them. Learned modules that the model lacks are ignored. Position embeddings are
+    A head for another number of classes is initialised randomly. So are a head, a second head and learned modules of
+    the reducer if the checkpoint lacks them. Learned modules that the model lacks are ignored. Position embeddings are
     resized if the image size differs.
 
     Args:
@@ -130,8 +129,7 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, config: ViTConfig, 
                          '--config.init_ema=False')
     check_finite(weights, workdir)
     leaves = by_name(fresh)
-    replaced = [name for name, leaf in leaves.items() if name.split('.')[0] in _HEADS and name in weights
-                and weights[name].shape[-1] != leaf.shape[-1]]
+    replaced = [name for name in leaves if _is_replaced(name.split('.')[0], weights, leaves)]
     weights, added = _with_fresh(weights, leaves, replaced, workdir)
     if 'pos_embed' in weights:
         weights['pos_embed'] = _resized(weights['pos_embed'], config, metadata.get(model_configs.KEY))
@@ -144,6 +142,14 @@ def start_from(workdir: str | os.PathLike, fresh: Params, *, config: ViTConfig, 
     if not replaced and names and class_names and names != class_names:
         logging.warning('the head is kept, as there are %d classes in both, but their names differ', len(names))
     return params
+
+
+def _is_replaced(head, weights, leaves):
+    """Returns True for a head that starts at random: its weights are for other classes, or there is no `head`."""
+    names = [name for name in leaves if name.split('.')[0] == head]
+    there = [name for name in names if name in weights]
+    return head in HEADS and (any(weights[name].shape[-1] != leaves[name].shape[-1] for name in there)
+                              or (head == 'head' and len(there) < len(names)))
 
 
 def _with_fresh(weights, leaves, replaced, workdir):

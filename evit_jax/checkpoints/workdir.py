@@ -21,11 +21,11 @@ RECORDED = ('class_names', model_configs.KEY, 'recorded', 'segments')
 _MAX_NAMED = 5  # maximal number of class names in an error message
 
 
-def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Flattens a nested config to dotted keys. Tuples become lists, as in JSON."""
+def flat(config: Any, prefix: str = '') -> dict[str, Any]:
+    """Flattens a nested dict or ConfigDict to dotted keys. Tuples become lists, as in JSON."""
     out = {}
     for key, value in config.items():
-        if isinstance(value, dict):
+        if hasattr(value, 'items'):
             out |= flat(value, f'{prefix}{key}.')
         else:
             out[prefix + key] = list(value) if isinstance(value, tuple) else value

@@ -47,7 +47,7 @@ def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Sourc
                          "or '' to have one trained")
     for cell in cells:
         check = checks.check if cell.setting == 'untrained' else checks.check_training
-        check(config_of(config, cell, dense), model_config)
+        check(workdirs.flat(config_of(config, cell, dense)), model_config)
     if not config.dense and not (out / 'dense' / _DONE).exists():
         logging.info('training the dense model in %s', dense)
         loop.train(dense_config(config), dense, **objects)
@@ -70,7 +70,8 @@ def _run(config: Any, cell: Cell, folder: pathlib.Path, dense: str, objects: dic
     """Trains or evaluates one cell, and returns its result."""
     if cell.setting == 'untrained':
         saved = weights.completed(workdirs.trained_config(dense))
-        run = experiment.setup(evaluation_config.merge(config, saved, dense), **objects)
+        values = evaluation_config.merge(workdirs.flat(config), saved, dense)
+        run = experiment.setup(experiment.with_values(config, values), **objects)
         with PreemptionHandler() as preemption:
             state = run.trained_state(dense)
             metrics = results.evaluate_params(run, run.eval_step(), state.params, preemption).metrics

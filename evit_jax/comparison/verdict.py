@@ -57,10 +57,11 @@ def table(all_scores: Sequence[Score], setting: str) -> tuple[list[str], list[li
 
 
 def orderings(all_scores: Sequence[Score], expected: Sequence[dict[str, str]]) -> list[str]:
-    """Returns a sentence for each expected ordering and each cost: it holds, does not hold, or is open.
+    """Returns a sentence for each expected ordering and each cost: it is confirmed, contradicted, or undecided.
 
-    The accuracies of the two methods are compared for each seed. An ordering holds if it holds for every seed, and is
-    open if seeds disagree. A single pair decides only if its difference exceeds twice the standard error.
+    The accuracies of the two methods are compared for each seed. An ordering is confirmed if it holds for every seed,
+    contradicted if it holds for none, and otherwise undecided. A single pair of accuracies is undecided unless its
+    difference exceeds twice the standard error.
 
     Args:
       expected: dicts with the keys better and worse (methods), setting, and worse_setting if it differs from setting.
@@ -77,11 +78,12 @@ def orderings(all_scores: Sequence[Score], expected: Sequence[dict[str, str]]) -
             high, low = by_key[setting, better, share], by_key[worse_setting, worse, share]
             differences = _differences(high.top1, low.top1)
             least = 2 * math.hypot(high.error, low.error) if len(differences) == 1 else 0
-            verdict = ('holds' if min(differences) > least else 'does not hold' if max(differences) <= -least else
-                       'is open')
-            lines.append(f'{better} {_TITLES[setting]} over {worse} {_TITLES[worse_setting]} at {100 * share:g} % of '
-                         f'the MACs: {verdict} ({100 * statistics.fmean(differences):+.1f} points; '
-                         f'{", ".join(f"{100 * difference:+.1f}" for difference in differences)})')
+            verdict = ('confirmed' if min(differences) > least else 'contradicted' if max(differences) <= -least else
+                       'undecided')
+            by_seed = ', '.join(f'{100 * difference:+.1f}' for difference in differences)
+            lines.append(f'{better} ({_TITLES[setting]}) is better than {worse} ({_TITLES[worse_setting]}) at '
+                         f'{100 * share:g} % of the MACs: {verdict} '
+                         f'({100 * statistics.fmean(differences):+.1f} points; by seed {by_seed})')
     return lines
 
 

@@ -6,7 +6,7 @@ from absl import logging
 
 from evit_jax.runtime import distributed
 
-_MAX_LOGGED = 20  # examples that get a log line each; later failures are logged when their number has doubled
+_MAX_LOGGED = 20  # number of examples that are logged one by one; then the count is logged each time it has doubled
 
 
 class Failures:
@@ -37,7 +37,7 @@ class Failures:
         self._next_logged = 2 * _MAX_LOGGED
 
     def take(self, batch: dict) -> dict:
-        """Returns the batch without `failed`, after counting and logging the entries.
+        """Removes the unreadable examples, `failed`, from a batch, and counts and logs them. Returns the batch.
 
         Raises:
           ValueError: too many samples have failed. If there are several processes, only `check` raises this error, so

@@ -49,7 +49,7 @@ def batch_ids(source: Source, step: int, *, batch_size: int, seed: int, repeats:
               offset: int = 0) -> list[str]:
     """Returns the ids of the examples in the global batch of a training step, without duplicates.
 
-    The batch has a replacement for an unreadable example; the list names the number of that example.
+    An unreadable example, which is replaced in the batch, is listed as 'example NUMBER, unreadable'.
 
     Args:
       offset: see `SampleOrder`.

@@ -20,7 +20,7 @@ class Progress(tqdm):
       unit: unit of the amounts, such as 'images'.
       initial: amount of work already done.
     """
-    monitor_interval = 0  # no thread that redraws
+    monitor_interval = 0  # disables the thread of tqdm that redraws bars
 
     def __init__(self, description: str, total: float, unit: str, initial: float = 0):
         super().__init__(desc=description, total=total, unit=f' {unit}', initial=initial, unit_scale=True, leave=False,

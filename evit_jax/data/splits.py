@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-AUTO = 'auto'  # name of the split to evaluate on
+AUTO = 'auto'  # selects the split to evaluate on; see `resolve`
 HELD_OUT = ('validation', 'val', 'test')  # 'auto' is the first of these that exists
 _WITHOUT_HELD_OUT = {'train': 'train[:90%]', AUTO: 'train[90%:]'}  # used if the data have no held-out split
 _WHOLE = '[:100%]'

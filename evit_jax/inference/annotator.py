@@ -48,7 +48,12 @@ class Annotator:
 
     def __init__(self, trained: LoadedModel, *, batch_size: int):
         config = trained.config
-        self.top, self.side = min(TOP, config.classes), math.isqrt(config.patches(trained.image_size))
+        trained.check_has_classes()
+        rows, columns = config.grid(trained.image_size)
+        if rows != columns:
+            raise ValueError(f'label maps are square, the model in {trained.path} takes images of '
+                             f'{trained.image_size[0]} x {trained.image_size[1]}: give --image_size')
+        self.top, self.side = min(TOP, config.classes), rows
         self._trained, self._batch_size = trained, batch_size
         self._transform = EvalTransform(trained.image_size, crop=None)
         self._replicated = ReplicatedParams(trained.params, batch_size)

@@ -73,6 +73,9 @@ class CompiledModel:
         def logits(params, images, plan):
             return apply(params, images, plan)[0]
 
+        def features(params, images, plan):
+            return apply(params, images, plan)[1]['features']
+
         def forward(params, images, plan):
             return model_output(*apply(params, images, plan, patch_tokens=True))
 
@@ -81,15 +84,16 @@ class CompiledModel:
             return {'logits': logits} | {name: outputs[name] for name in OUTPUTS}
 
         evaluate = steps.make_eval_step(models.Model(model.config, None, apply), prepare=lambda images: images)
-        functions = {'logits': logits, 'forward': forward, 'predict': predict, 'evaluate': evaluate}
+        functions = {'logits': logits, 'features': features, 'forward': forward, 'predict': predict,
+                     'evaluate': evaluate}
         self._jitted = {name: self._replicated.jit(function, static_argnums=2) for name, function in functions.items()}
 
     def run(self, name: str, batch: Any, plan: TokenPlan) -> Any:
         """Runs a function on a batch.
 
         Args:
-          name: 'logits', 'forward' or 'predict', for a batch of images [B, S, S, 3]; or 'evaluate', for a dict of image
-            and label.
+          name: 'logits', 'features', 'forward' or 'predict', for a batch of images [B, S, S, 3]; or 'evaluate', for a
+            dict of image and label.
         """
         return self._jitted[name](self._replicated.params, self._replicated.put(batch), plan)
 

@@ -111,9 +111,13 @@ def drop_patches(loaded: LoadedModel, source: Source, *, shares: Sequence[float]
       batch_size: number of images in a batch.
 
     Raises:
-      ValueError: a share or rate is out of range, or no image has an object.
+      ValueError: a share or rate is out of range, no image has an object, or the model has no class token or classes.
       FloatingPointError: logits are not finite.
     """
+    loaded.check_has_classes()
+    if not loaded.config.class_token:
+        raise ValueError(f'the model in {loaded.path or loaded.name} has no class token, and two of the orders use its '
+                         'attention: give a model with a class token')
     experiment = _Experiment(loaded, shares, rate, seed, batch_size)
     batches = pipeline.eval_batches(source, batch_size=batch_size, transform=EvalTransform(
         loaded.image_size, crop=loaded.eval_crop))

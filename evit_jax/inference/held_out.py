@@ -10,12 +10,12 @@ from absl import logging
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import read_metadata
+from evit_jax.configs.base import absent
 from evit_jax.data import sources, splits
 from evit_jax.data.classes import readable_names, same_classes
 from evit_jax.data.sources import Source
 
-_DEFAULTS = {'data.path': '', 'data.name': '', 'data.test_split': splits.AUTO, 'data.index_cache': None, 'seed': 0,
-           'model.image_size': 224}
+_DEFAULTS = absent('data.path', 'data.name', 'data.test_split', 'data.index_cache', 'seed', 'model.image_size')
 
 
 def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, Any] | None = None) -> Source:
@@ -42,7 +42,8 @@ def held_out(checkpoint: str | os.PathLike, classes: int, config: Mapping[str, A
 
 
 def check_classes(loaded: LoadedModel, source: Source) -> None:
-    """Raises a ValueError if the data and the model have different classes, or order them differently."""
+    """Raises a ValueError if the model has no classes or other classes than the data, or orders them differently."""
+    loaded.check_has_classes()
     origin = loaded.path or loaded.name
     if loaded.config.classes != source.num_classes:
         raise ValueError(f'the model in {origin} has {loaded.config.classes} classes, the data have '

@@ -13,12 +13,12 @@ from evit_jax.data.transforms.decode import SUFFIXES
 def find_images(words: str | Iterable[str], lines: Iterable[str] = ()) -> list[str]:
     """Finds the image files for the words of a command line, in the order of the words. A str is one word.
 
-    A folder stands for the images in it and in its subfolders, except hidden ones. A pattern ('shots/*.jpg', with '**'
-    for subfolders) stands for its matches. The results of one word are sorted by name. '-' stands for `lines`. Any
+    A folder selects the images in it and in its subfolders, except hidden ones. A pattern ('shots/*.jpg', with '**' for
+    subfolders) selects its matches. The results of one word are sorted by name. '-' selects the names in `lines`. Any
     other word is the path of a file; the file need not exist, and its suffix is not checked.
 
     Raises:
-      ValueError: a word stands for no image.
+      ValueError: a word selects no image.
       OSError: a folder cannot be read.
     """
     paths = []

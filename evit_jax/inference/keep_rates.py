@@ -78,7 +78,7 @@ def predict_examples(model: VisionModel, images: Sequence[LabelledImage],
 
 
 def _view(prediction: Prediction, plan: TokenPlan, reduce_at: Sequence[int], truth: str | None) -> View:
-    """Returns the view of one image at one keep rate. A block that drops nothing has the tokens of the block before."""
+    """Returns the view of one image at one keep rate. A block that drops nothing shows the tokens it receives."""
     stages, kept = [], tuple(range(plan.patches))
     token_of_patch = np.arange(plan.patches) if plan.reducer.merges else None
     for block in sorted(reduce_at):

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -21,8 +20,10 @@ from evit_jax.inference import pictures
 from evit_jax.inference.compiled import CompiledModel, ModelOutput, make_apply, model_output, num_devices
 from evit_jax.inference.pictures import Picture
 from evit_jax.inference.prediction import Prediction, predictions
+from evit_jax.interchange import pretrained_folder
+from evit_jax.interchange.model_card import Measured
 from evit_jax.models import Params
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig, as_hw, as_size
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import Reducer
@@ -48,7 +49,7 @@ class VisionModel:
         if batch_size < 1:
             raise ValueError(f'batch_size={batch_size} is less than 1')
         self.loaded, self.batch_size = loaded, batch_size
-        self._plan: TokenPlan | None = None  # made from the budget at the first use
+        self._plan: TokenPlan | None = None  # created from the budget at the first use
         self._apply = make_apply(loaded)
         self._compiled: dict[int, CompiledModel] = {}  # key: number of devices; copies of the model share it
 
@@ -84,21 +85,23 @@ class VisionModel:
         return self.config.macs(self.plan)
 
     def __repr__(self) -> str:
-        config, size = self.config, self.loaded.image_size
+        config, (height, width) = self.config, as_hw(self.loaded.image_size)
         dense = config.macs(make_plan(self.plan.patches, config.depth, reduce_at=()))
         source = f' from {self.loaded.path}' if self.loaded.path else ''
+        outputs = (f'{config.classes} classes' if self.class_names else
+                   f'{config.classes or config.head_width} features and no classes')
         return (f'VisionModel({self.loaded.name}{source}: {config.parameters(self.plan) / 1e6:.2f} M parameters, '
-                f'{config.classes} classes, images of {size} x {size}; {self.plan}; {self.macs / 1e9:.3g} G MACs per '
+                f'{outputs}, images of {height} x {width}; {self.plan}; {self.macs / 1e9:.3g} G MACs per '
                 f'image, {self.macs / dense:.0%} of the dense model)')
 
     def __call__(self, images: Array | np.ndarray) -> Array:
         """Classifies a batch.
 
         Args:
-          images: [B, S, S, 3]. uint8 images are normalised here; float images must be normalised already.
+          images: [B, H, W, 3]. uint8 images are normalised here; float images must be normalised already.
 
         Returns:
-          Logits, [B, L] float32.
+          Logits, [B, L] float32; the features if the model has no head.
 
         Raises:
           ValueError: the images have another shape or dtype.
@@ -159,12 +162,16 @@ class VisionModel:
         logging.warning('the learned modules of reducer %s are random: train the model before you use it', reducer)
         return VisionModel(loaded.with_random_modules(), batch_size=self.batch_size)
 
-    def with_image_size(self, image_size: int) -> 'VisionModel':
-        """Returns a model with the same weights for square images of another size. Position embeddings are resized.
+    def with_image_size(self, image_size: ImageSize) -> 'VisionModel':
+        """Returns a model with the same weights for images of another size. Position embeddings are resized.
+
+        Args:
+          image_size: side of square images, or (height, width), in pixels.
 
         Raises:
           ValueError: the size is not a multiple of the patch size.
         """
+        image_size = as_size(as_hw(image_size))
         self.config.patches(image_size)
         return self._copy(self.loaded._replace(image_size=image_size))
 
@@ -178,7 +185,7 @@ class VisionModel:
           top: maximum number of guesses per image.
 
         Raises:
-          ValueError: an object is not an image.
+          ValueError: an object is not an image, or the model has no classes.
         """
         return list(self.stream(images, top=top))
 
@@ -186,6 +193,7 @@ class VisionModel:
         """Yields the predictions of `predict`. Only a few batches are held in memory."""
         if top < 1:
             raise ValueError(f'top={top} is less than 1')
+        self.loaded.check_has_classes()
         images = [images] if pictures.is_one_picture(images) else images
         transform = EvalTransform(self.loaded.image_size, crop=self.loaded.eval_crop)
         read = functools.partial(_read, transform)
@@ -222,15 +230,15 @@ class VisionModel:
             is used. An empty sequence means that nothing was dropped.
 
         Returns:
-          [B, side, side, D] in row-major order of the patches; NaN if the patch was dropped.
+          [B, rows, columns, D] in row-major order of the patches; NaN if the patch was dropped.
         """
-        if isinstance(token_of_patch, tuple | list):
-            if not token_of_patch:
-                return _square(tokens)
-            token_of_patch = token_of_patch[-1]
-        index = jnp.maximum(token_of_patch, 0)[..., None]
-        dense = jnp.take_along_axis(tokens, index, axis=1)
-        return _square(jnp.where(token_of_patch[..., None] < 0, jnp.nan, dense))
+        token_of_patch = token_of_patch or None if isinstance(token_of_patch, tuple | list) else (token_of_patch,)
+        if token_of_patch is not None:
+            index = jnp.maximum(token_of_patch[-1], 0)[..., None]
+            dropped = token_of_patch[-1][..., None] < 0
+            tokens = jnp.where(dropped, jnp.nan, jnp.take_along_axis(tokens, index, axis=1))
+        rows, columns = self.config.grid(self.loaded.image_size)
+        return tokens.reshape(tokens.shape[0], rows, columns, tokens.shape[2])
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes weights, architecture, token budget, preprocessing and class names, for `evit_jax.load`.
@@ -243,18 +251,39 @@ class VisionModel:
         get_reducer(self.loaded.budget.reducer.name)  # raises an error for a name that cannot be loaded
         weights.save(folder, self.params, self.loaded.metadata())
 
+    def save_pretrained(self, folder: str | os.PathLike, *, layout: str = 'timm', measured: Measured | None = None,
+                        evaluated: Measured | None = None) -> None:
+        """Writes a folder for timm or transformers, with a model card. `evit_jax.load` reads it with the token plan.
+
+        The other libraries compute the dense model.
+
+        Args:
+          folder: new or empty folder. It appears when it is complete.
+          layout: 'timm', for `timm.create_model('local-dir:FOLDER', pretrained=True)`; or 'hugging_face', for the ViT,
+            DeiT and DINOv2 classes of transformers.
+          measured: speed for the card: the JSON file of `python -m evit_jax.benchmark model --json`, or a dict with
+            images_per_second, and optionally batch_size, dtype and device.
+          evaluated: accuracy for the card: the result of `evit_jax.evaluate`, or the JSON file of
+            `python -m evit_jax.main --mode=evaluate`.
+
+        Raises:
+          ValueError: the folder is not empty, the layout cannot represent the model, the reducer has learned modules or
+            no registered name, or the measurements are of another plan.
+        """
+        pretrained_folder.write(folder, self.loaded, layout=layout, measured=measured, evaluated=evaluated)
+
     def _copy(self, loaded: LoadedModel, plan: TokenPlan | None = None) -> 'VisionModel':
         model = copy.copy(self)
         model.loaded, model._plan = loaded, plan
         return model
 
     def _check(self, images):
-        size = self.loaded.image_size
+        height, width = as_hw(self.loaded.image_size)
         if images.ndim != 4 or images.shape[3] != 3:
-            raise ValueError(f'images have the shape {list(images.shape)}: give a batch [B, {size}, {size}, 3]')
-        if images.shape[1:3] != (size, size):
-            raise ValueError(f'images are {images.shape[1]} x {images.shape[2]}, the model takes {size} x {size}: '
-                             f'resize them, or use model.with_image_size({images.shape[1]}) for square images')
+            raise ValueError(f'images have the shape {list(images.shape)}: give a batch [B, {height}, {width}, 3]')
+        if images.shape[1:3] != (height, width):
+            raise ValueError(f'images are {images.shape[1]} x {images.shape[2]}, the model takes {height} x {width}: '
+                             f'resize them, or use model.with_image_size({as_size(images.shape[1:3])})')
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f'images are {images.dtype}: give uint8, or normalised floats')
 
@@ -296,9 +325,3 @@ def _read(transform, numbered):
         return name, transform(pictures.read_pixels(picture, name))
     except pictures.UnreadableImage as error:
         return name, ' '.join(str(error).split())
-
-
-def _square(tokens):
-    """Reshapes [B, P, D] to [B, side, side, D]."""
-    side = math.isqrt(tokens.shape[1])
-    return tokens.reshape(tokens.shape[0], side, side, tokens.shape[2])

@@ -12,8 +12,8 @@ from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.loaded import CUSTOM
 from evit_jax.checkpoints.manager import read_newest
-from evit_jax.interchange import run_metadata, safetensors_file, timm_calls, torch_weights, verification
-from evit_jax.interchange.pretrained_model import missing_file, read_pretrained
+from evit_jax.interchange import hub, run_metadata, safetensors_file, timm_calls, torch_weights, verification
+from evit_jax.interchange.pretrained_model import locate, missing_file, read_pretrained
 from evit_jax.models import config_from_flat
 from evit_jax.models.config import ImageSize
 from evit_jax.reduction.reducer import modules_of
@@ -26,7 +26,7 @@ def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, *, check: bool = 
     """Converts the model of another program to a workdir. `--config.init_from` and `evit_jax.predict` accept it.
 
     Args:
-      src: path of the model, as in `read_pretrained`.
+      src: path or Hub name of the model, as in `read_pretrained`.
       dst: path of the folder to create.
       check: compare the outputs with those of timm or transformers first; see `verification.check`.
       image_size: resize the position embeddings for images of this size.
@@ -42,7 +42,7 @@ def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, *, check: bool = 
                          'folder')
     model = read_pretrained(src, image_size=None if check else image_size, **options)
     if check:
-        verification.check(src, model.params, model.config)
+        verification.check(locate(src)[1], model.params, model.config)
         model = model.resized(image_size)
     metadata, (leaves, tree) = model.metadata, jax.tree.flatten(model.params)
     del model  # else the arrays stay in memory twice
@@ -96,7 +96,7 @@ def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool 
 
 
 def _check_paths(src, dst):
-    if not storage.as_path(src).exists():
+    if not hub.is_hub_name(src) and not storage.as_path(src).exists():
         raise FileNotFoundError(missing_file(src))
     if storage.as_path(dst).exists():
         raise ValueError(f'{dst} exists, and is not overwritten: give another DST')

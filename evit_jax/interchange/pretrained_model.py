@@ -1,4 +1,4 @@
-"""Reads models from files of other programs."""
+"""Reads models from files and folders of other programs, and from the Hugging Face Hub."""
 
 import dataclasses
 import fnmatch
@@ -14,6 +14,7 @@ from evit_jax.checkpoints import weights
 from evit_jax.interchange import (
     architecture,
     checkpoint_layouts,
+    hub,
     hugging_face_models,
     hyperparameters,
     refusals,
@@ -50,10 +51,11 @@ class PretrainedModel(NamedTuple):
 def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = '', image_size: ImageSize | None = None,
                     class_names: str | os.PathLike | None = None, allow_missing: Sequence[str] = (),
                     allow_extra: Sequence[str] = (), **values: Any) -> PretrainedModel:
-    """Reads a model from a PyTorch or safetensors file, or from a Hugging Face or timm folder. It writes nothing.
+    """Reads a model from a PyTorch or safetensors file, a Hugging Face or timm folder, or the Hugging Face Hub.
 
     Args:
-      path: a file (.pth, .pt, .bin, .safetensors), an index of shards, or a folder that contains one of these.
+      path: a file (.pth, .pt, .bin, .safetensors), an index of shards, a folder that contains one of these, or a Hub
+        name (see `hub.is_hub_name`), which is downloaded into the cache.
       ema: read the moving average of the weights.
       key: name of the dict, or prefix of the array names, that holds the weights; see
         `nested_checkpoints.select_weights`.
@@ -66,9 +68,10 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
     Raises:
       FileNotFoundError: the path does not exist.
       ValueError: the file is refused, or holds no supported model.
+      OSError: the model cannot be downloaded; see `hub.download`.
       TypeError: a hyperparameter is unknown.
     """
-    path = pathlib.Path(path).expanduser()
+    origin, path = locate(path)
     if not path.exists():
         raise FileNotFoundError(missing_file(path))
     if unknown := sorted(values.keys() - {*HYPERPARAMETERS}):
@@ -76,7 +79,9 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
     path = weight_files.find_weights(path) if path.is_dir() else path
     values = {name: value for name, value in values.items() if value not in (None, ())}
     with weight_files.opened(path) as (tree, metadata):
-        contents = hyperparameters.CheckpointContents(path, tree, metadata, weight_files.read_configs(path))
+        configs = weight_files.read_configs(path)
+        metadata = run_metadata.with_config(metadata, configs.get(weight_files.CONFIG, {}))
+        contents = hyperparameters.CheckpointContents(path, tree, metadata, configs)
         stored = run_metadata.from_metadata(metadata)[1] or weight_files.class_names(contents.config)
         names = _choose_class_names(stored, class_names)
         try:
@@ -95,15 +100,25 @@ def read_pretrained(path: str | os.PathLike, *, ema: bool = False, key: str = ''
             raise ValueError(f'{path}: {error}') from error
     modules = torch_weights.learned_modules(selected.arrays)
     weights.check_finite(torch_weights.to_torch(params, config, modules), path)
-    settings = ({'reducer.name': modules.reducer.name} if modules.count else {}) | run_metadata.from_metadata(
-        metadata)[0] | run_metadata.plan_settings(selected.training_arguments) | settings
+    own = {'base_model': origin if hub.is_hub_name(origin) else path.name}
+    own |= {'reducer.name': modules.reducer.name} if modules.count else {}
+    settings = own | run_metadata.from_metadata(metadata)[0] | run_metadata.plan_settings(
+        selected.training_arguments) | settings
     name = architecture.name_of(config)
     return PretrainedModel(name, config, params, _metadata(name, config, settings, names)).resized(image_size)
 
 
+def locate(path: str | os.PathLike) -> tuple[str, pathlib.Path]:
+    """Returns the origin of a model, a path or a Hub name with its commit, and the local path of its files."""
+    if hub.is_hub_name(path):
+        model = hub.download(path)
+        return model.name, model.folder
+    return os.fspath(path), pathlib.Path(path).expanduser()
+
+
 def missing_file(path: Any) -> str:
     """Returns the message for a path that does not exist."""
-    return f'{path} does not exist: give a file of weights (.pth, .pt, .safetensors), or a workdir'
+    return f'{path} does not exist: give a file of weights (.pth, .pt, .safetensors), a workdir, or hf-hub:ORG/NAME'
 
 
 def _select(contents, ema, key):
@@ -199,6 +214,6 @@ def _choose_class_names(stored, path):
 def _nested(flat):
     out = {}
     for key, value in flat.items():
-        part, _, rest = key.partition('.')
-        out.setdefault(part, {})[rest] = value
+        group, _, name = key.rpartition('.')
+        (out.setdefault(group, {}) if group else out)[name] = value
     return out

@@ -13,8 +13,8 @@ from evit_jax.models import NOT_IN_SHAPES
 from evit_jax.models.config import ViTConfig
 
 METADATA = 'evit_jax'  # key in the metadata of a safetensors file; its value is JSON
-_KEYS = ('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'keep.rates', 'keep.tokens', 'data.mean',
-         'data.std', 'data.eval_crop')
+_KEYS = ('base_model', 'model.reduce_at', 'model.fuse', 'reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate',
+         'keep.rates', 'keep.tokens', 'keep.macs', 'data.mean', 'data.std', 'data.eval_crop')
 _CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # evaluation crop of the authors
 
 
@@ -46,6 +46,11 @@ def plan_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return {}
     return {'model.reduce_at': reduce_at, 'model.fuse': bool(arguments.get('fuse_token')), 'keep.rate': float(rate)}
+
+
+def with_config(metadata: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Adds what `VisionModel.save_pretrained` stored in a config.json to the metadata of a safetensors file."""
+    return ({METADATA: json.dumps(config[METADATA])} if METADATA in config else {}) | dict(metadata)
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:

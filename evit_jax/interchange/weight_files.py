@@ -13,7 +13,7 @@ from evit_jax.interchange.restricted_pickle import printable
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 _INDEXES = 'model.safetensors.index.json', 'pytorch_model.bin.index.json'
-_WEIGHTS = 'model.safetensors', _INDEXES[0], 'pytorch_model.bin', _INDEXES[1]  # in order of preference
+WEIGHTS = 'model.safetensors', _INDEXES[0], 'pytorch_model.bin', _INDEXES[1]  # in order of preference
 _FOREIGN = {'flax_model.msgpack': 'from_flax', 'tf_model.h5': 'from_tf'}  # file -> argument of from_pretrained
 _SUFFIXES = '.safetensors', '.bin', '.pth', '.pt', '.ckpt'
 
@@ -54,7 +54,7 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path:
     Raises:
       ValueError: the folder has no weights. The message lists possible files.
     """
-    candidates = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    candidates = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not candidates:
         others = sorted(file.name for file in folder.iterdir() if file.suffix in _SUFFIXES)
         foreign = [name for name in _FOREIGN if (folder / name).is_file()]
@@ -63,10 +63,15 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path:
                    f"ViTForImageClassification.from_pretrained('{folder}', {_FOREIGN[foreign[0]]}=True)."
                    "save_pretrained('NEW')" if foreign else 'it holds no file of weights')
         raise ValueError(f'{folder} is neither the workdir of a run (its config.json has no model.name) nor a Hugging '
-                         f'Face folder (no {" or ".join(_WEIGHTS)}): {way_out}')
+                         f'Face folder (no {" or ".join(WEIGHTS)}): {way_out}')
     if len(candidates) > 1:
         logging.info('%s holds %s: took the first', folder, ', '.join(file.name for file in candidates))
     return candidates[0]
+
+
+def holds_weights(folder: pathlib.Path) -> bool:
+    """Returns True if a folder contains a file of PyTorch or safetensors weights."""
+    return any(file.suffix in _SUFFIXES for file in folder.iterdir())
 
 
 @contextlib.contextmanager
@@ -89,6 +94,15 @@ def _opened_shards(index):
             arrays.update(shard)
             metadata = metadata or shard_metadata
         yield arrays, metadata
+
+
+def shards(index: pathlib.Path) -> list[str]:
+    """Returns the names of the files that an index of shards lists.
+
+    Raises:
+      ValueError: the index is damaged, or lists a file outside its folder.
+    """
+    return sorted(set(_read_index(index).values()))
 
 
 def _read_index(index):

@@ -124,6 +124,7 @@ def _query_parts(batch, heads, queries, keys):
     Long sequences need it: the weights of 8 images with 1,370 tokens and 6 heads take 360 MB. There are at most
     `_MAX_PARTS` slices, because each is compiled.
     """
+    batch = batch if isinstance(batch, int) else 1  # symbolic in an exported model
     parts = min(-(-batch * heads * queries * keys // _MAX_WEIGHTS), _MAX_PARTS, queries)
     length = -(-queries // max(parts, 1))
     return [slice(start, start + length) for start in range(0, queries, length)]

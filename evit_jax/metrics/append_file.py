@@ -100,7 +100,7 @@ class _BucketAppendFile:
         try:
             self._write_parts()
         except Exception as error:  # the bucket cannot be reached; the libraries raise many types
-            logging.warning('%s could not be written (%s): the missing records are tried again until the run ends',
+            logging.warning('%s could not be written (%s): its records stay in memory and are written later',
                             self._part_path(self._number), error)
 
     def close(self):

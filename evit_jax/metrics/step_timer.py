@@ -17,7 +17,7 @@ PHASES = {'input': 'waiting for the input', 'compile': 'waiting for a program to
 _MEDIAN_STEPS = 101  # number of recent steps; the median of their durations is the usual duration
 _MIN_STEPS = 5       # number of timed steps required before a step can count as slow
 _SLOW_FACTOR = 10.0  # a step is slow if it takes this many times the usual duration
-_MIN_SLOW = 20.0     # and takes at least this many seconds
+_MIN_SLOW = 20.0     # minimal duration of a slow step, in seconds
 
 
 class StepTimer:
@@ -30,7 +30,7 @@ class StepTimer:
       batch_size: global batch size, over all processes.
       min_slow: minimal duration of a slow step, in seconds.
       clock: returns the time in seconds.
-      watch: whether the background thread runs.
+      watch: start the background thread.
     """
 
     def __init__(self, total_steps: int, batch_size: int, *, min_slow: float = _MIN_SLOW,
@@ -58,7 +58,7 @@ class StepTimer:
         if self._current is not None:
             last, begin = self._current
             if now - begin > self._slow_limit():
-                logging.warning('step %d took %.1f s, usual are %.3g s', last, now - begin, self._usual_duration())
+                logging.warning('step %d took %.1f s, usually %.3g s', last, now - begin, self._usual_duration())
             self._durations.append(now - begin)
         self._current = number, now
 
@@ -109,7 +109,7 @@ class StepTimer:
         duration = self._clock() - step[1]
         last_warning = self._warned[1] if self._warned[0] == step[0] else 0
         if duration > max(self._slow_limit(), 2 * last_warning):
-            logging.warning('step %d takes %.0f s so far, usual are %.3g s: %s', step[0], duration,
+            logging.warning('step %d has taken %.0f s so far, usually %.3g s: %s', step[0], duration,
                             self._usual_duration(), PHASES.get(self._phase, 'in between'))
             self._warned = step[0], duration
 

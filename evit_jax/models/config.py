@@ -94,10 +94,10 @@ class ViTConfig:
                                   ('position_resize', self.position_resize, POSITION_RESIZES),
                                   ('rope', self.rope, ROPES)):
             if value not in known:
-                raise ValueError(f'{key}={value!r} is unknown: there are {", ".join(map(repr, known))}')
+                raise ValueError(f'{key}={value!r} is unknown: there are {", ".join(map(str, known))}')
         if self.rope and self.width // self.heads % 4:
-            raise ValueError(f'rope={self.rope!r} needs a multiple of 4 channels in each head, and {self.heads} heads of '
-                             f'a width of {self.width} have {self.width // self.heads}: give another number of heads')
+            raise ValueError(f'rope={self.rope!r} needs a multiple of 4 channels in each head, and {self.heads} heads '
+                             f'of a width of {self.width} have {self.width // self.heads}: give another number')
         if self.mlp_norm and not self.swiglu:
             raise ValueError('mlp_norm=True is for a gated MLP: give swiglu=True, or mlp_norm=False')
 
@@ -184,7 +184,7 @@ class ViTConfig:
         Raises:
           ValueError: height or width is not a multiple of the patch size.
         """
-        image_size = self.image_size if image_size is None else image_size
+        image_size = self.image_size if image_size is None else as_size(as_hw(image_size))
         for side in as_hw(image_size):
             if side < self.patch_size or side % self.patch_size:
                 below = side // self.patch_size * self.patch_size

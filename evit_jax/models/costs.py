@@ -33,7 +33,7 @@ def macs(config: Any, plan: TokenPlan) -> int:
     blocks = sum(block_macs(n_in + prefix, n_out + prefix, config.width, mlp_macs(config))
                  for n_in, n_out in zip(plan.attending, plan.counts, strict=True))
     learned = sum(plan.reducer.module_macs(plan.entering[block], config.width) for block in plan.reductions)
-    pool = pool_macs(config, plan.counts[-1] + prefix) if config.pooling == 'map' else 0
+    pool = pool_macs(config, plan.counts[-1]) if config.pooling == 'map' else 0
     heads = config.num_classified(plan) * config.head_width * config.classes
     return stem + embedding + blocks + learned + pool + heads
 
@@ -81,7 +81,7 @@ def head_macs(config: Any) -> int:
 
 
 def pool_macs(config: Any, tokens: int) -> int:
-    """Returns the MACs of attention pooling for one image with this number of tokens, prefix tokens included."""
+    """Returns the MACs of attention pooling for one image with this number of patch tokens."""
     width, hidden = config.width, config.mlp_hidden
     return 2 * tokens * width * width + 2 * tokens * width + 2 * width * width + 2 * width * hidden
 

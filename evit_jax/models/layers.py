@@ -95,8 +95,8 @@ class Mlp(nnx.Module):
         width, hidden, std = config.width, config.mlp_hidden, config.init_std
         self.activation, self.gated = ACTIVATIONS[config.activation], config.swiglu
         self.fc1 = linear(width, hidden * (2 if self.gated else 1), std=std, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(hidden, epsilon=config.norm_epsilon, dtype=dtype,
-                                  rngs=rngs) if config.mlp_norm else None
+        norm = functools.partial(nnx.LayerNorm, hidden, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm = norm() if config.mlp_norm else None
         self.fc2 = linear(hidden, width, std=std, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:

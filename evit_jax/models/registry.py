@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig, as_hw, as_size
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.runtime.names import get_by_name
 
@@ -49,9 +49,22 @@ def config_from_flat(flat: Mapping[str, Any], base: ViTConfig | None = None) -> 
     Raises:
       ValueError: there is no such model, or a value is out of range.
     """
-    values = {key: flat.get(f'model.{key}') for key in ('image_size', 'classes', 'distilled', *NOT_IN_SHAPES)}
+    values = {key: flat.get(f'model.{key}') for key in ('classes', 'distilled', *NOT_IN_SHAPES)}
+    values['image_size'] = image_size_of(flat)
     base = base or get_config(flat['model.name'])
     return dataclasses.replace(base, **{key: value for key, value in values.items() if value})
+
+
+def image_size_of(flat: Mapping[str, Any]) -> ImageSize | None:
+    """Returns the image size in a flat run config; None if there is none."""
+    height = flat.get('model.image_size')
+    return as_size((height, flat.get('model.image_width') or height)) if height else None
+
+
+def image_size_keys(image_size: ImageSize) -> dict[str, int]:
+    """Returns the keys of `config.model` for an image size: image_size and image_width."""
+    height, width = as_hw(image_size)
+    return {'image_size': height, 'image_width': 0 if width == height else width}
 
 
 def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:

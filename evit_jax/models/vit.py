@@ -97,8 +97,8 @@ class ViT(nnx.Module):
         self.norm_pre = norm(dtype=dtype) if config.pre_norm else _unchanged
         rates = [drop_path * block / max(config.depth - 1, 1) for block in range(config.depth)]
         self.blocks = nnx.List([Block(config, rate, dtype=dtype, remat=remat, rngs=rngs) for rate in rates])
-        norm, is_fc_norm = norm(dtype=jnp.float32), config.pooling == 'avg_fc_norm'
-        self.norm, self.fc_norm = (_as_float32, norm) if is_fc_norm else (norm, _unchanged)
+        norm = norm(dtype=jnp.float32)
+        self.norm, self.fc_norm = (_as_float32, norm) if config.pooling == 'avg_fc_norm' else (norm, _unchanged)
         if config.pooling == 'map':
             self.attn_pool = layers.AttentionPool(config, rngs=rngs)
         head = functools.partial(layers.linear, config.head_width, config.classes, bias=config.head_bias,
@@ -192,9 +192,8 @@ class ViT(nnx.Module):
 
     def _pool_attention(self, tokens):
         """Returns the attention of the attention pool's query to each patch token, [B, N] float32."""
-        x = self.norm(tokens.x).astype(jnp.float32)
-        attention = self.attn_pool.attention(x, _with_prefix(tokens, tokens.weights)).mean(axis=1)
-        return attention[:, tokens.num_prefix_tokens:]
+        x = self.norm(tokens.patches).astype(jnp.float32)
+        return self.attn_pool.attention(x, tokens.weights).mean(axis=1)
 
     def _embed(self, images, plan, key, visible, swap, intermediates):
         """Returns the tokens that enter the first block."""
@@ -227,7 +226,7 @@ class ViT(nnx.Module):
         return self.patch_embed(images)
 
     def _add_prefix_and_positions(self, x, grid):
-        config, batch = self.config, len(x)
+        config, batch = self.config, x.shape[0]
         names = ('cls_token', 'dist_token', 'reg_token')
         prefix = [getattr(self, name)[...] for name in names if hasattr(self, name)]
         prefix = [jnp.broadcast_to(token, (batch, *token.shape[1:])).astype(x.dtype) for token in prefix]
@@ -252,11 +251,6 @@ class ViT(nnx.Module):
 def _token_embedding(width, rngs, count):
     init = nnx.initializers.truncated_normal(stddev=0.02)
     return nnx.Param(init(rngs.params(), (1, count, width)))
-
-
-def _with_prefix(tokens, weights):
-    """Prepends the weight 1 of each prefix token, [B, F + N]."""
-    return jnp.pad(weights, ((0, 0), (tokens.num_prefix_tokens, 0)), constant_values=1)
 
 
 def _as_float32(x):

@@ -22,7 +22,7 @@ from evit_jax.runtime.names import get_by_name
 
 _REPEATS = 4      # repetitions of a small part in one call, to make the overhead of the call negligible
 _LARGE = 2e9      # MACs; a part with more is not repeated
-_FINE = 128       # token count; every fourth count is timed up to it, proportionally fewer for larger maxima
+_FINE = 128       # every fourth token count up to this one is timed; proportionally fewer for larger models
 _STEEP = 1.3      # slope relative to the median slope; an interval with a larger slope may contain a step
 _CONCENTRATED = 1.2  # minimum slope of the half that contains the step, relative to the slope of the interval
 _TILE = 128       # accelerators pad token counts to multiples of this number

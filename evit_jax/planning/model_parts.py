@@ -14,8 +14,8 @@ from evit_jax import models
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViT, LVViTConfig
 from evit_jax.models.vit import Block, ViT
+from evit_jax.reduction.inputs import ReducerInputs
 from evit_jax.reduction.plan import make_plan
-from evit_jax.reduction.reducer import ReducerInputs
 from evit_jax.reduction.reducers import EVIT
 from evit_jax.reduction.tokens import Tokens
 

@@ -185,14 +185,14 @@ class _States(NamedTuple):
 
     tokens: np.ndarray     # number of tokens that leave the block
     limit: np.ndarray      # numerator of the largest keep rate allowed next
-    entering: np.ndarray   # its denominator
+    entering: np.ndarray   # denominator of this keep rate
     cost: np.ndarray
     total: np.ndarray      # number of tokens that leave each block, summed over the blocks so far
     kept: tuple[np.ndarray, ...]  # number of tokens kept at each reduction
 
 
 class _Search:
-    """Exhaustive search over blocks and counts. The budget determines the last count, which is found by bisection."""
+    """Exhaustive search over blocks and counts. A bisection determines the last count from the budget."""
 
     def __init__(self, costs, patches, depth, budget, blocks, least_rate, fuse):
         self._patches, self._depth, self._blocks, self._fuse = patches, depth, blocks, int(fuse)

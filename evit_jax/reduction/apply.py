@@ -10,8 +10,8 @@ from flax import nnx
 from jax import Array
 
 from evit_jax.kernels.attention import AttentionOutput
+from evit_jax.reduction.inputs import ReducerInputs
 from evit_jax.reduction.plan import TokenPlan
-from evit_jax.reduction.reducer import ReducerInputs
 from evit_jax.reduction.tokens import Tokens, sum_over_patches
 
 Reduce = Callable[[Tokens, AttentionOutput], Tokens]

@@ -4,13 +4,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from evit_jax.configs.base import absent
 from evit_jax.reduction.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import Reducer
 from evit_jax.reduction.registry import get_reducer
-
-_ABSENT = absent('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rates', 'keep.tokens', 'keep.macs')
 
 
 class TokenBudget(NamedTuple):
@@ -27,16 +24,15 @@ class TokenBudget(NamedTuple):
 
     @classmethod
     def of_config(cls, flat: Mapping[str, Any]) -> 'TokenBudget':
-        """Reads the budget from the dotted keys of a config.
+        """Reads the budget from a flat config that has all keys of `model`, `reducer` and `keep`.
 
         Raises:
           ValueError: there is no such reducer.
         """
-        values = _ABSENT | dict(flat)
-        reduce_at = tuple(values['model.reduce_at'])
-        return cls(get_reducer(values['reducer.name']), reduce_at, values['model.fuse'],
-                   tuple(values['keep.rates']) or (values['keep.rate'],) * len(reduce_at), tuple(values['keep.tokens']),
-                   values['reducer.r'], values['reducer.decreasing'], values['keep.macs'])
+        reduce_at = tuple(flat['model.reduce_at'])
+        return cls(get_reducer(flat['reducer.name']), reduce_at, flat['model.fuse'],
+                   tuple(flat['keep.rates']) or (flat['keep.rate'],) * len(reduce_at), tuple(flat['keep.tokens']),
+                   flat['reducer.r'], flat['reducer.decreasing'], flat['keep.macs'])
 
     @property
     def rate(self) -> float | None:

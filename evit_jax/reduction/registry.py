@@ -38,7 +38,8 @@ def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module]
       ValueError: an unknown option; or a function that does not take (tokens, inputs, keep).
     """
     if not name or ':' in name:
-        raise ValueError(f"{name!r} is no name of a reducer: give one without a colon, as register_reducer('l2')")
+        problem = f'{name!r}: a colon separates reducer and importance' if name else 'empty'
+        raise ValueError(f"the name of a reducer is {problem}: give another, as register_reducer('l2')")
     if unknown := [option for option in options if option not in _OPTIONS]:
         raise ValueError(f'{unknown[0]}={options[unknown[0]]!r} is no option of a reducer: there are '
                          f'{", ".join(("module", *_OPTIONS))}')
@@ -60,7 +61,7 @@ def get_reducer(name: str | Reducer) -> Reducer:
     """Returns the reducer with a name; returns a `Reducer` unchanged.
 
     Args:
-      name: a registered name, or NAME:IMPORTANCE with a key of `reducer.IMPORTANCES`, as 'evit:mean'.
+      name: a registered name, or NAME:IMPORTANCE with a key of `inputs.IMPORTANCES`, as 'evit:mean'.
 
     Raises:
       ValueError: no reducer has this name (the message gives the nearest name), it reads no importance, or `name` is a

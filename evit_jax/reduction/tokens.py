@@ -44,7 +44,7 @@ class Tokens:
         """The number of patches in each token, [B, N] float32. They are counted if `size` is not tracked."""
         if self.size is not None:
             return self.size
-        if self.token_of_patch is None or self.stage == 0:
+        if self.token_of_patch is None:
             return jnp.ones(self.patch_ids.shape, jnp.float32)
         return sum_over_patches(self.token_of_patch, jnp.ones(self.token_of_patch.shape, jnp.float32),
                                 self.patch_ids.shape[1])
@@ -92,5 +92,5 @@ def sum_over_patches(token_of_patch: Array, values: Array, num_tokens: int) -> A
         zeros = jnp.zeros((num_tokens + 1, *values.shape[1:]), values.dtype)
         return zeros.at[jnp.where(index < 0, num_tokens, index)].add(values)[:num_tokens]
 
-    values = jnp.broadcast_to(values, (len(token_of_patch), *values.shape[1:]))
+    values = jnp.broadcast_to(values, (token_of_patch.shape[0], *values.shape[1:]))
     return jax.vmap(one_image)(token_of_patch, values)

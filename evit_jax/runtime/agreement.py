@@ -1,4 +1,4 @@
-"""Makes the processes of a run agree: all continue with equal values, or all raise an error."""
+"""Compares values between the processes of a run. All processes continue, or all raise an error."""
 
 import hashlib
 import json
@@ -32,8 +32,18 @@ def on_every_process(task: Callable[[], Result]) -> Result:
     if failure is not None:
         raise failure
     if failed := [number for number, message in enumerate(messages) if message]:
-        raise ValueError(f'process {failed[0]} cannot go on: {messages[failed[0]]}')
+        raise ValueError(f'process {failed[0]} cannot continue: {messages[failed[0]]}')
     return result
+
+
+def from_process_zero(task: Callable[[], str]) -> str:
+    """Runs a task in process 0. Returns its text in every process.
+
+    Raises:
+      ValueError, OSError: see `distributed.on_process_zero`.
+    """
+    text = distributed.on_process_zero(task)
+    return text if distributed.is_single_process() else _gather_texts(text or '')[0]
 
 
 def check_same(values: Mapping[str, Any], way_out: str) -> None:

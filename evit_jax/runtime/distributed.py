@@ -36,7 +36,7 @@ def start() -> None:
       ValueError: one of the variables is missing or has an invalid value, or there is no backend.
     """
     if settings := _environment_settings(os.environ):
-        logging.info('process %d waits up to %d s for all %d, which meet at %s', settings['process_id'],
+        logging.info('process %d waits up to %d s for all %d processes at %s', settings['process_id'],
                      _JOIN_SECONDS, settings['num_processes'], settings['coordinator_address'])
     try:
         jax.distributed.initialize(**settings, initialization_timeout=_JOIN_SECONDS,
@@ -72,7 +72,7 @@ def distributed(collective_errors: type[BaseException] | tuple = ()) -> Iterator
             atexit.register(_exit_now, error.code if isinstance(error, SystemExit) else 2)
             if isinstance(error, jax.errors.JaxRuntimeError) and _LOST_PROCESS.search(str(error)):
                 raise ConnectionError(
-                    f'another process of this run is gone, see its log ({backend.first_line(error)}): start all of '
+                    f'another process of this run has ended, see its log ({backend.first_line(error)}): start all of '
                     'them again, the run continues from its newest checkpoint') from error
         raise
 

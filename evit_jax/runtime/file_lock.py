@@ -53,7 +53,8 @@ def _lock(file):
             if error.errno in _NO_LOCKS:
                 raise LocksUnsupportedError(error.errno, error.strerror, file) from error
             raise
-        # The previous owner may have removed the file between `open` and `flock`. Then retry: this lock is void.
+        # The previous owner may have removed the file between `open` and `flock`. A lock on a removed file has no
+        # effect, so retry.
         if os.path.exists(file) and os.path.samestat(os.fstat(descriptor), os.stat(file)):
             return descriptor
         os.close(descriptor)

@@ -7,9 +7,9 @@ import pathlib
 import jax.numpy as jnp
 from absl import logging
 
-AUTO = 'auto'    # value of model.dtype: chosen by platform
+AUTO = 'auto'    # value of model.dtype that selects the dtype by platform
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # compute dtypes by name
-BY_CORES = -1    # value of data.workers: chosen by the number of usable cores
+BY_CORES = -1    # value of data.workers that selects the number of workers by the number of usable cores
 MAX_WORKERS = 8  # maximal number of workers for BY_CORES
 
 
@@ -67,7 +67,7 @@ def _quota(root):
         group = mount / path.lstrip('/')
         for folder in (group, *group.parents):
             least = min(least, _quota_of(folder))
-            if folder == mount:  # often at once: in a container, the mount can be the group itself
+            if folder == mount:  # in a container, the mount may be the group itself
                 break
     return least
 

@@ -55,4 +55,4 @@ class StepProfiler:
             if self._trace_folder != self._folder:
                 storage.upload(self._trace_folder, self._folder)
                 shutil.rmtree(self._trace_folder)
-            logging.info('profile: %s (look at it with xprof or TensorBoard)', self._folder)
+            logging.info('profile: %s (open it with xprof or TensorBoard)', self._folder)

@@ -99,15 +99,37 @@ def open_atomic(file: epath.Path | pathlib.Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary local folder. It is renamed at the end of the body, or removed if the body fails."""
-    unfinished = folder.with_name(f'{folder.name}.unfinished-{uuid.uuid4().hex[:8]}')
+def new_folder(path: str | os.PathLike, num_bytes: int = 0) -> Iterator[epath.Path | pathlib.Path]:
+    """Yields a folder to write to, and removes it if the body fails.
+
+    A local folder has a temporary name until the body ends. A folder in a bucket has its final name from the start,
+    because it cannot be renamed.
+
+    Args:
+      path: path of the new folder.
+      num_bytes: number of bytes that the body writes.
+
+    Raises:
+      ValueError: a local folder cannot be written, or its disk has less free space than `num_bytes`.
+    """
+    folder = unfinished = as_path(path)
+    if not is_remote(path):
+        folder = pathlib.Path(folder)
+        unfinished = folder.with_name(f'{folder.name}.unfinished-{uuid.uuid4().hex[:8]}')
     try:
         unfinished.mkdir(parents=True)
+        if not is_remote(path) and (free := shutil.disk_usage(unfinished).free) < num_bytes:
+            raise OSError(errno.ENOSPC, f'{free / 1e6:.1f} MB free, {num_bytes / 1e6:.1f} MB to write')
         yield unfinished
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished != folder:
+            unfinished.rename(folder)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            as_path(unfinished).rmtree(missing_ok=True)
+        if isinstance(error, OSError) and not is_remote(path):
+            raise ValueError(f'{path} cannot be written ({error.strerror or error}): free space there, or give another '
+                             'folder') from error
+        raise
 
 
 def move(folder: epath.Path, target: epath.Path) -> None:
@@ -129,7 +151,7 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
 
 
 def is_machine_failure(error: BaseException) -> bool:
-    """Returns True if a read failed because of this machine (memory, permissions, open files, JAX), not of the file."""
+    """Returns True if this machine caused a failed read (memory, permissions, open files, JAX), and not the file."""
     from jax.errors import JaxRuntimeError  # a slow import, which the metric writers do not need
     if isinstance(error, MemoryError | JaxRuntimeError):
         return True

@@ -50,10 +50,14 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
 
     Raises:
       OSError: the disk is full, or the folder cannot be written.
-      ValueError: a platform is unknown.
+      ValueError: a platform is unknown, or the model has no classes or takes rectangles.
     """
     if isinstance(platforms, str) or {*platforms} - {*PLATFORMS}:
         raise ValueError(f'platforms={platforms!r}: give a sequence of {", ".join(PLATFORMS)}')
+    trained.check_has_classes()
+    if not isinstance(trained.image_size, int):
+        raise ValueError(f'the model takes images of {trained.image_size[0]} x {trained.image_size[1]} pixels, and '
+                         'the exported loader resizes to squares: export a model of square images')
     trained = trained.fold_batchnorm()
     weights = by_name(trained.params)
     np.savez(folder / _WEIGHTS, **weights)

@@ -1,7 +1,7 @@
 """Teachers: frozen models whose outputs train another model, the student."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,11 +9,10 @@ from absl import logging
 from jax import Array
 
 from evit_jax import models
-from evit_jax.checkpoints import weights
-from evit_jax.checkpoints.loaded import load_model
-from evit_jax.checkpoints.manager import newest_step
 from evit_jax.data.classes import readable_names
+from evit_jax.interchange.opening import check_exists, open_model
 from evit_jax.models import Model, Params
+from evit_jax.models.config import ImageSize
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.training.objectives import Taught
 
@@ -49,11 +48,12 @@ class Teacher(NamedTuple):
         return Taught(logits, intermediates.get('patch_tokens'))
 
 
-def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: int, class_names: Sequence[str],
-                 dtype: Any, patch_tokens: bool = False) -> Teacher:
-    """Loads a teacher from a workdir.
+def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size: ImageSize,
+                 class_names: Sequence[str], dtype: Any, patch_tokens: bool = False) -> Teacher:
+    """Loads a teacher.
 
     Args:
+      path: path or name of a model; see `open_model`.
       ema: load the EMA of the teacher's weights.
       dense: True: keep all tokens; False: use the plan with which the teacher was trained.
       image_size: size of the images. The position embeddings of the teacher are resized to this size.
@@ -65,7 +65,7 @@ def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size:
       ValueError: the teacher has no readable checkpoint, no EMA or other classes, or the image size is not divisible by
         its patch size.
     """
-    trained = load_model(path, ema=ema)
+    trained = open_model(path, ema=ema)
     names = readable_names(class_names)
     if len(trained.class_names) != len(names):
         raise ValueError(f'the teacher in {path} has {len(trained.class_names)} classes, this data has {len(names)}: '
@@ -82,10 +82,12 @@ def load_teacher(path: str | os.PathLike, *, ema: bool, dense: bool, image_size:
     return Teacher(model, plan, trained.params, trained.mean, trained.std, patch_tokens)
 
 
-def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence[str], dtype: Any) -> Teacher | None:
+def read_teacher(config: Mapping[str, Any], plan: TokenPlan, width: int, class_names: Sequence[str],
+                 dtype: Any) -> Teacher | None:
     """Loads the teacher of a config. Returns None if the config has no teacher.
 
     Args:
+      config: flat config of the student's run.
       plan: token plan of the student.
       width: width of the student.
       class_names: classes of the student.
@@ -94,10 +96,10 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
     Raises:
       ValueError: the teacher cannot be read, or does not match the student.
     """
-    if config.distill.kind == 'none':
+    if config['distill.kind'] == 'none':
         return None
     _, path, ema = _source(config)
-    teacher = load_teacher(path, ema=ema, dense=config.teacher.dense, image_size=config.model.image_size,
+    teacher = load_teacher(path, ema=ema, dense=config['teacher.dense'], image_size=models.image_size_of(config),
                            class_names=class_names, dtype=dtype, patch_tokens=compares_tokens(config))
     if compares_tokens(config):
         there, here = (teacher.plan.patches, teacher.model.config.width), (plan.patches, width)
@@ -108,22 +110,20 @@ def read_teacher(config: Any, plan: TokenPlan, width: int, class_names: Sequence
     return teacher
 
 
-def compares_tokens(config: Any) -> bool:
+def compares_tokens(config: Mapping[str, Any]) -> bool:
     """Returns True if the loss compares the patch tokens of student and teacher."""
-    return config.distill.kind == 'self' and config.distill.token_weight > 0
+    return config['distill.kind'] == 'self' and config['distill.token_weight'] > 0
 
 
-def check_teacher(config: Any) -> None:
-    """Raises a ValueError if the config needs a teacher that has no checkpoint."""
-    if config.distill.kind == 'none':
+def check_teacher(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError if the flat config needs a teacher that has no checkpoint."""
+    if config['distill.kind'] == 'none':
         return
     key, path, _ = _source(config)
     if not path:
-        raise ValueError(f'this recipe learns from a teacher: give --config.{key}=WORKDIR of a trained run, or '
+        raise ValueError(f'this recipe learns from a teacher: give --config.{key} of a trained model, or '
                          '--config.distill.kind=none to learn from the labels alone')
-    weights.check_is_workdir(f'config.{key}', path)
-    if newest_step(path) is None:
-        raise ValueError(f'config.{key}={path} holds no checkpoint: give the workdir of a trained run')
+    check_exists(path, key)
 
 
 def _source(config):
@@ -131,9 +131,10 @@ def _source(config):
 
     Self-distillation uses the initial weights as the teacher if `teacher.path` is empty.
     """
-    if config.distill.kind == 'self' and not config.teacher.path:
-        return 'init_from', config.init_from, config.init_ema
-    return 'teacher.path', config.teacher.path, config.teacher.ema
+    path_key, ema_key = 'teacher.path', 'teacher.ema'
+    if config['distill.kind'] == 'self' and not config[path_key]:
+        path_key, ema_key = 'init_from', 'init_ema'
+    return path_key, config[path_key], config[ema_key]
 
 
 def _has_names(names):

@@ -1,5 +1,6 @@
 """Computes accuracy over a data set, and the fraction of object patches that remain after each reduction."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ def evaluate(step: Callable[[dict], dict], batches: Iterable[dict], put: Callabl
     averages, timed = _over_processes(averages, timed)
     nonfinite = averages.pop('nonfinite', Average(0.0, 0.0))
     if not nonfinite.count:
-        raise ValueError('none of the images to evaluate on could be read: mend them, or name others in data.path')
+        raise ValueError('none of the images to evaluate on could be read: repair them, or give other data')
     if nonfinite.total:
         raise FloatingPointError(f'the logits of {nonfinite.total:.0f} of {nonfinite.count:.0f} images are not finite, '
                                  'so the accuracy is undefined. Compute in float32 (--config.model.dtype=float32), or '
@@ -108,10 +109,10 @@ def _over_processes(averages, timed):
 
 
 def object_patches(mask: np.ndarray, patches: int) -> np.ndarray:
-    """Converts object masks, bool [B, S, S], to patches on the object, bool [B, N] in row-major order."""
-    batch, size = mask.shape[:2]
-    side = round(patches**0.5)
-    cover = mask.reshape(batch, side, size // side, side, size // side).mean(axis=(2, 4))
+    """Converts object masks, bool [B, H, W], to patches on the object, bool [B, N] in row-major order."""
+    batch, height, width = mask.shape
+    side = math.isqrt(height * width // patches)  # of a patch, in pixels
+    cover = mask.reshape(batch, height // side, side, width // side, side).mean(axis=(2, 4))
     return cover.reshape(batch, patches) > OBJECT_COVER
 
 

@@ -6,14 +6,18 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from absl import logging
 from etils import epath
 
+from evit_jax import models
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.data import fingerprint
+from evit_jax.data.sources import Source, split_of
 from evit_jax.metrics import writers
+from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import storage
 
@@ -62,14 +66,16 @@ class Files(NamedTuple):
         logging.info('written: %s', ', '.join(map(str, (files.result, files.picture)[:1 if picture is None else 2])))
 
 
-def files_of(workdir: str | os.PathLike, plan: TokenPlan, out: str | os.PathLike | None) -> Files:
+def files_of(workdir: str | os.PathLike, plan: TokenPlan, out: str | os.PathLike | None,
+             kind: str = 'evaluate') -> Files:
     """Returns the files of an evaluation under a plan.
 
     Args:
       out: a file name that ends in .json, or a folder; None: the workdir.
+      kind: first part of the file name.
     """
     named = bool(out) and _is_file_name(out)
-    result = storage.as_path(out) if named else storage.as_path(out or workdir) / f'evaluate-{plan_name(plan)}.json'
+    result = storage.as_path(out) if named else storage.as_path(out or workdir) / f'{kind}-{plan_name(plan)}.json'
     return Files(result, result.with_suffix('.png'), bool(out), named)
 
 
@@ -106,7 +112,27 @@ def plan_name(plan: TokenPlan) -> str:
     kept = [f'{plan.keep[block]}at{block}' for block in plan.reductions]
     if None not in plan.keep:
         kept = ['each', *map(str, plan.keep)]
-    return '-'.join([plan.reducer.name, str(plan.patches), *kept, *['fused'] * plan.fused])
+    return '-'.join([plan.reducer.name.replace(':', '-'), str(plan.patches), *kept, *['fused'] * plan.fused])
+
+
+def describe(config: Mapping[str, Any], model_config: ViTConfig, plan: TokenPlan, source: Source) -> dict[str, Any]:
+    """Describes model, plan, data and preprocessing of an evaluation as JSON types, for its result.
+
+    Args:
+      config: flat config of the evaluation.
+      source: the evaluated images.
+    """
+    return {
+        'model': {'name': config['model.name'], 'dtype': config['model.dtype']} | {
+            key: getattr(model_config, key) for key in ('classes', 'distilled', *models.NOT_IN_SHAPES)},
+        'plan': {'name': plan_name(plan), 'description': str(plan), 'reducer': plan.reducer.name,
+                 'patches': plan.patches, 'reduce_at': list(plan.reductions),
+                 'tokens': [plan.keep[block] for block in plan.reductions], 'fused': plan.fused},
+        'data': {'source': config['data.source'], 'path': config['data.path'],
+                 'name': config['data.name'] if config['data.source'] == 'tfds' else '',
+                 'split': split_of(source, config['data.test_split']), 'images': len(source)},
+        'preprocessing': {'image_size': models.image_size_of(config), 'mean': list(config['data.mean']),
+                          'std': list(config['data.std']), 'eval_crop': config['data.eval_crop']}}
 
 
 def _differences(file, result, keys):

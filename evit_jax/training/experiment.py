@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from evit_jax import models
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import open_defaults, weights
+from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.state import TrainState, create_state
 from evit_jax.data import order, pipeline
 from evit_jax.data.failures import Failures
@@ -23,7 +24,7 @@ from evit_jax.data.token_labels import mixtoken
 from evit_jax.data.token_labels.targets import TokenTargets
 from evit_jax.data.transforms import mixing
 from evit_jax.models import Model
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ViTConfig, as_hw
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.schedule import KeepSchedule, Stage, stages
 from evit_jax.runtime import agreement, machine, sharding
@@ -37,7 +38,7 @@ from evit_jax.training.objectives import Targets
 class Experiment(NamedTuple):
     """The objects that training and evaluation need. `setup` creates them."""
 
-    config: Any
+    config: Any                    # the only ml_collections config; other modules get `flat_config`
     mesh: Mesh
     model: Model
     train_source: Source
@@ -50,6 +51,11 @@ class Experiment(NamedTuple):
     prepare: Callable
     targets: TokenTargets | None   # token labels of the training images
     offset: int = 0                # step s starts at sample s * batch_size + offset; see `positions`
+
+    @property
+    def flat_config(self) -> dict[str, Any]:
+        """The config with dotted keys."""
+        return workdirs.flat(self.config)
 
     @property
     def patches(self) -> int:
@@ -112,8 +118,8 @@ class Experiment(NamedTuple):
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes, dtypes and sharding of a training batch."""
-        batch, size = self.config.batch_size, self.config.model.image_size
-        arrays = {'image': ((batch, size, size, 3), np.uint8), 'label': ((batch,), np.int32)}
+        batch, size = self.config.batch_size, as_hw(models.image_size_of(self.flat_config))
+        arrays = {'image': ((batch, *size, 3), np.uint8), 'label': ((batch,), np.int32)}
         if self.targets:
             arrays |= {name: ((batch, *row), dtype) for name, (row, dtype) in self.targets.shapes.items()}
         batch_sharding = sharding.batch_sharding(self.mesh)
@@ -131,9 +137,10 @@ class Experiment(NamedTuple):
           ValueError: the teacher cannot be read, or does not match this run.
         """
         config = self.config
-        teacher = weights.same_weights(config.teacher.path or config.init_from, functools.partial(
-            distillation.read_teacher, config, self.plan, self.model.config.width, self.train_source.class_names,
-            machine.DTYPES[config.model.dtype]), lambda teacher: teacher and teacher.arrays)
+        read = functools.partial(distillation.read_teacher, self.flat_config, self.plan, self.model.config.width,
+                                 self.train_source.class_names, machine.DTYPES[config.model.dtype])
+        teacher = weights.same_weights(config.teacher.path or config.init_from, read,
+                                       lambda teacher: teacher and teacher.arrays)
         if teacher is None:
             return None
         teacher = teacher._replace(digest=agreement.digest_tree(teacher.arrays))
@@ -152,10 +159,11 @@ class Experiment(NamedTuple):
             raise ValueError(f'config.distill.kind={config.distill.kind} needs a teacher, and there is none here: give '
                              '--config.distill.kind=none')
         teach = teacher and functools.partial(teacher.teach, mean=tuple(config.data.mean), std=tuple(config.data.std))
+        rule = steps.UpdateRule(self.optimizer, self.schedule, config.ema_decay, config.optimizer.accumulate,
+                                skip_nonfinite=config.nonfinite == 'skip', freeze=config.model.freeze)
         step = steps.make_train_step(
-            model, self.optimizer, self.schedule, prepare=self.prepare, mix=self._mix, teach=teach,
-            objective=functools.partial(objective_config.objective, config), ema_decay=config.ema_decay,
-            seed=config.seed, updates_every=config.optimizer.accumulate, skip_nonfinite=config.nonfinite == 'skip')
+            model, rule, prepare=self.prepare, mix=self._mix, teach=teach, seed=config.seed,
+            objective=functools.partial(objective_config.objective, self.flat_config))
         state, replicated = self.shardings(), sharding.replicated(self.mesh)
         batch = sharding.batch_sharding(self.mesh)
         teacher_params = [jax.tree.map(lambda leaf: leaf.sharding, teacher.params)] if teacher else []
@@ -176,7 +184,7 @@ class Experiment(NamedTuple):
         sample_order = order.SampleOrder(
             config.batch_size, config.epochs, config.seed, config.data.repeats, self.offset)
         return pipeline.train_batches(
-            self.train_source, sample_order, inputs.train_transform(config), targets=self.targets,
+            self.train_source, sample_order, inputs.train_transform(self.flat_config), targets=self.targets,
             start_step=start_step, num_workers=machine.resolve_workers(config.data.workers),
             process_index=jax.process_index(), process_count=jax.process_count())
 
@@ -184,7 +192,7 @@ class Experiment(NamedTuple):
         """Returns one pass over the test split. Call `close()` on it."""
         config = self.config
         return pipeline.eval_batches(
-            self.test_source, batch_size=config.batch_size, transform=inputs.eval_transform(config),
+            self.test_source, batch_size=config.batch_size, transform=inputs.eval_transform(self.flat_config),
             num_workers=machine.resolve_workers(config.data.workers), process_index=jax.process_index(),
             process_count=jax.process_count())
 
@@ -213,15 +221,25 @@ class Experiment(NamedTuple):
                 batch, swap_key, patches=self.patches, classes=self.model.config.classes, groups=self.mesh.size,
                 smoothing=self.config.label_smoothing)
             return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
-        images, targets = mixing.mix_batch(images, batch['label'], key, mixing=inputs.mixing_settings(self.config),
-                                           groups=self.mesh.size, classes=self.model.config.classes)
+        images, targets = mixing.mix_batch(images, batch['label'], key, groups=self.mesh.size,
+                                           mixing=inputs.mixing_settings(self.flat_config),
+                                           classes=self.model.config.classes)
         return steps.Mixed(images, Targets(targets))
 
     def _state_of(self, params):
-        return create_state(params, self.optimizer, ema=self.config.ema_decay > 0)
+        return create_state(params, self.optimizer, ema=self.config.ema_decay > 0, freeze=self.config.model.freeze)
 
     def _shapes(self):
         return jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0)))
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """Returns a copy of a config with new values for some dotted keys. Lists become tuples."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value
+                                           for key, value in values.items()})
+    return config
 
 
 def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | None = None,
@@ -240,13 +258,14 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
       ValueError: a value is out of range. The message gives the value, its limit and a solution.
     """
     mesh = mesh or sharding.data_mesh(config.batch_size)
-    config = open_defaults.resolve(config, platform=mesh.devices.flat[0].platform)
-    train_source, test_source = _checked_sources(config, sources) if sources else _open_sources(config)
+    platform = mesh.devices.flat[0].platform
+    config = with_values(config, open_defaults.resolve(workdirs.flat(config), platform=platform))
+    train_source, test_source = (inputs.check_classes(sources, config.model.classes) if sources else
+                                 _open_sources(config))
     if not config.model.classes:
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.model.classes = train_source.num_classes
-    model_config, plan_at, modules = model_setup.config_and_plans(config, trained, model_config)
+        config = with_values(config, {'model.classes': train_source.num_classes})
+    flat_config = workdirs.flat(config)
+    model_config, plan_at, modules = model_setup.config_and_plans(flat_config, trained, model_config)
     batch_size, per_epoch = config.batch_size, _steps_per_epoch(config, train_source)
     steps_without_offset, total_steps = (
         order.train_steps(len(train_source), batch_size, config.epochs, config.data.repeats, samples)
@@ -256,31 +275,22 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
     run_stages = stages(keep, lambda progress: plan_at(progress).in_training(), steps_without_offset)
     run_stages = tuple(stage._replace(start=max(-((offset - stage.start * batch_size) // batch_size), 0))
                        for stage in run_stages)
-    optimizer, schedule = optimizers.from_config(config.optimizer, batch_size, steps_without_offset, per_epoch,
-                                                 offset / batch_size)
+    optimizer, schedule = optimizers.from_config(flat_config, total_steps=steps_without_offset,
+                                                 steps_per_epoch=per_epoch, begun_at=offset / batch_size)
     model = models.create(model_config, drop_path=config.model.drop_path, dtype=machine.DTYPES[config.model.dtype],
                           remat=config.remat, gather_impl=config.model.gather_impl, modules=modules)
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
-    targets = inputs.token_targets(config, train_source, plan_at(1.0).patches)
+    targets = inputs.token_targets(config.data.token_labels, train_source, plan_at(1.0).patches)
     return Experiment(config, mesh, model, train_source, test_source, plan_at(1.0), run_stages, max(total_steps, 0),
                       optimizer, schedule, prepare, targets, offset)
 
 
 def _open_sources(config):
-    train, test = inputs.open_sources(config)
+    train, test = inputs.open_sources(workdirs.flat(config))
     counts = [f'{len(source):,} examples to {use} on (split {split_of(source, split)})' for source, use, split in (
         (train, 'train', config.data.train_split), (test, 'evaluate', config.data.test_split))]
     logging.info('data: %s, %s, %d classes', *counts, train.num_classes)
     return train, test
-
-
-def _checked_sources(config, sources):
-    """Checks that the sources and the model have the same number of classes."""
-    for source in sources:
-        if config.model.classes not in (0, source.num_classes):
-            raise ValueError(f'config.model.classes={config.model.classes}, but the data has {source.num_classes} '
-                             'classes: set it so, or to 0')
-    return sources
 
 
 def _steps_per_epoch(config, train_source):

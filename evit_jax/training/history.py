@@ -40,7 +40,7 @@ def of_run(run: Experiment, teacher: Teacher | None) -> Record:
     if teacher:
         learned['weights of the teacher'] = teacher.digest
     return Record(fingerprint.describe(run.train_source), fingerprint.describe(run.test_source), learned,
-                  identity.versions(), run.mesh.size, limits.mixes(run.config))
+                  identity.versions(), run.mesh.size, limits.mixes(run.flat_config))
 
 
 def compare(path: str | os.PathLike, now: Record, *, accept_changes: bool) -> None:
@@ -56,7 +56,7 @@ def compare(path: str | os.PathLike, now: Record, *, accept_changes: bool) -> No
             kind = 'other data' if (old.train, old.test) != (now.train, now.test) else 'another teacher or label maps'
             message = f'{kind} ({"; ".join(changes)})'
             if not accept_changes:
-                raise ValueError(f'workdir {path} holds a run with {message}: restore what the run began with, give '
+                raise ValueError(f'workdir {path} holds a run with {message}: restore its data or teacher, give '
                                  'another --workdir, or --accept_changes to continue with the new data or teacher from '
                                  'the same position in the epoch')
             logging.warning('continuing with %s', message)

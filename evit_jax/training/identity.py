@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.data import fingerprint
 from evit_jax.data.sources import Source
 from evit_jax.runtime import agreement, distributed, storage
@@ -24,16 +23,15 @@ _MACHINE_KEYS = ('data.path', 'data.index_cache', 'data.workers', 'compilation_c
 _PATH_KEYS = ('init_from', 'teacher.path', 'data.token_labels')
 
 
-def check_processes(config: Any, workdir: str | os.PathLike, **options: Any) -> None:
-    """Checks that all processes have the same config, workdir, options, versions and number of devices.
+def check_processes(config: Mapping[str, Any], workdir: str | os.PathLike, **options: Any) -> None:
+    """Checks that all processes have the same flat config, workdir, options, versions and number of devices.
 
     Raises:
       ValueError: some of these differ. Every process raises it.
     """
     if distributed.is_single_process():
         return
-    flat = workdirs.flat(config.to_dict())
-    values = {f'config.{key}': bool(value) if key in _PATH_KEYS else value for key, value in flat.items()
+    values = {f'config.{key}': bool(value) if key in _PATH_KEYS else value for key, value in config.items()
               if key not in _MACHINE_KEYS}
     devices = f'{jax.local_device_count()} {jax.local_devices()[0].platform}'
     values = {'workdir': storage.as_path(workdir), 'devices': devices} | options | versions() | values

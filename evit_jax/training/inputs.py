@@ -1,10 +1,13 @@
-"""Creates the sources, transforms and mixing settings of a config."""
+"""Creates the sources, transforms and mixing settings of a flat config."""
 
 import math
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
+from evit_jax import models
 from evit_jax.data import sources, splits
 from evit_jax.data.sources import Source
 from evit_jax.data.token_labels.label_maps import LabelMaps
@@ -15,7 +18,7 @@ from evit_jax.runtime import agreement, distributed
 from evit_jax.training import identity
 
 
-def open_sources(config: Any) -> tuple[Source, Source]:
+def open_sources(config: Mapping[str, Any]) -> tuple[Source, Source]:
     """Opens the training source and the test source.
 
     Raises:
@@ -28,88 +31,108 @@ def open_sources(config: Any) -> tuple[Source, Source]:
     return train, test
 
 
-def open_test_source(config: Any) -> Source:
+def open_test_source(config: Mapping[str, Any]) -> Source:
     """Opens the test source. The training data may be missing.
 
     Raises:
       ValueError, OSError: see `open_sources`.
     """
     test, = _open(config, 'test')
-    if {each.split for each in getattr(test, 'slices', ())} & {*splits.base_names(config.data.train_split)}:
+    if {each.split for each in getattr(test, 'slices', ())} & {*splits.base_names(config['data.train_split'])}:
         train, = _open(config, 'train')
         _warn_of_overlap(config, train, test)
     logging.info('data: %s images to evaluate on: split %s of %s, %d classes', f'{len(test):,}',
-                 sources.split_of(test, config.data.test_split), describe_data(config), test.num_classes)
+                 sources.split_of(test, config['data.test_split']), describe_data(config), test.num_classes)
     return test
 
 
-def describe_data(config: Any) -> str:
+def check_classes(opened: tuple[Source, ...], classes: int) -> tuple[Source, ...]:
+    """Checks that the sources have the number of classes of the model, and returns them. 0 accepts any number.
+
+    Raises:
+      ValueError: a source has another number of classes.
+    """
+    for source in opened:
+        if classes not in (0, source.num_classes):
+            raise ValueError(f'config.model.classes={classes}, but the data has {source.num_classes} classes: set it '
+                             'so, or to 0')
+    return opened
+
+
+def describe_data(config: Mapping[str, Any]) -> str:
     """Describes the data of a config for messages, such as 'folder images'."""
-    data = config.data
-    return ' '.join((data.source, *{'folder': (data.path,), 'tfds': (data.name, data.path)}.get(data.source, ())))
+    source, name, path = (config[f'data.{key}'] for key in ('source', 'name', 'path'))
+    return ' '.join((source, *{'folder': (path,), 'tfds': (name, path)}.get(source, ())))
 
 
 def _open(config, *names):
     """Opens the splits `train`, `test` or both. Process 0 opens them first, because it builds data and indexes."""
-    data = config.data
+    splits_to_open = [config[f'data.{name}_split'] for name in names]
 
     def open_all():
         return [sources.open_source(
-            data.source, split, path=data.path, dataset=data.name, image_size=config.model.image_size,
-            num_classes=config.model.classes, seed=config.seed, cache=data.index_cache)
-            for split in (data[f'{name}_split'] for name in names)]
+            config['data.source'], split, path=config['data.path'], dataset=config['data.name'],
+            image_size=config['model.image_size'], num_classes=config['model.classes'], seed=config['seed'],
+            cache=config['data.index_cache']) for split in splits_to_open]
 
     opened = distributed.on_process_zero(open_all)
     result = agreement.on_every_process(lambda: opened or open_all())
-    agreement.check_same(identity.of_sources({data[f'{name}_split']: source for name, source in zip(names, result)}),
-                         'give all processes the same data')
+    agreement.check_same(identity.of_sources(dict(zip(splits_to_open, result))), 'give all processes the same data')
     return result
 
 
 def _warn_of_overlap(config, train, test):
     if shared := splits.overlap(getattr(train, 'slices', ()), getattr(test, 'slices', ())):
         logging.warning('%d of the examples to evaluate on are trained on, too: data.train_split=%r, '
-                        'data.test_split=%r', shared, config.data.train_split, config.data.test_split)
+                        'data.test_split=%r', shared, config['data.train_split'], config['data.test_split'])
 
 
-def token_targets(config: Any, source: Source, patches: int) -> TokenTargets | None:
-    """Returns the token labels of the images of a source; None if the config has no label maps.
+def token_targets(folder: str | os.PathLike, source: Source, patches: int) -> TokenTargets | None:
+    """Returns the token labels of the images of a source.
 
     Args:
+      folder: folder of the label maps. If it is '', the result is None.
       patches: number of patches of the model, in a square grid.
 
     Raises:
       ValueError: the label maps are unfinished, or belong to other data.
       FileNotFoundError: the label maps do not exist.
     """
-    if not config.data.token_labels:
+    if not folder:
         return None
 
     def opened():
-        maps = LabelMaps(config.data.token_labels)
+        maps = LabelMaps(folder)
         maps.check(source)
         return maps
 
     maps = agreement.on_every_process(opened)
     if not distributed.is_single_process():
-        agreement.check_same({f'the label maps in {config.data.token_labels}': maps.fingerprint},
-                            'give all processes the same maps')
+        agreement.check_same({f'the label maps in {folder}': maps.fingerprint}, 'give all processes the same maps')
     return TokenTargets(maps, math.isqrt(patches))
 
 
-def train_transform(config: Any) -> TrainTransform:
+def train_transform(config: Mapping[str, Any]) -> TrainTransform:
     """Returns the transform of training images."""
-    data = config.data
-    return TrainTransform(config.model.image_size, scale=tuple(data.crop) or None, ratio=tuple(data.ratio),
-                          flip=data.flip, policy=data.augment, colour_jitter=data.colour_jitter)
+    return TrainTransform(
+        _image_size(config), scale=tuple(config['data.crop']) or None, ratio=tuple(config['data.ratio']),
+        flip=config['data.flip'], policy=config['data.augment'], colour_jitter=config['data.colour_jitter'])
 
 
-def eval_transform(config: Any) -> EvalTransform:
+def eval_transform(config: Mapping[str, Any]) -> EvalTransform:
     """Returns the transform of evaluation images."""
-    return EvalTransform(config.model.image_size, crop=config.data.eval_crop or None)
+    return EvalTransform(_image_size(config), crop=config['data.eval_crop'] or None)
 
 
-def mixing_settings(config: Any) -> Mixing:
+def _image_size(config):
+    size = models.image_size_of(config)
+    if size is None:
+        raise ValueError('config.model.image_size=0 is the size of the weights in init_from, which are not read here: '
+                         'give --config.model.image_size=224')
+    return size
+
+
+def mixing_settings(config: Mapping[str, Any]) -> Mixing:
     """Returns the settings for mixing training batches on the devices."""
-    mix = config.mixing
-    return Mixing(mix.erase, mix.mixup, mix.cutmix, mix.switch, config.label_smoothing)
+    return Mixing(*(config[f'mixing.{name}'] for name in ('erase', 'mixup', 'cutmix', 'switch')),
+                  config['label_smoothing'])

@@ -1,6 +1,6 @@
 """Checks each value of a config against the limits in `configs/base.py`, and the batch size for mixing."""
 
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -11,39 +11,45 @@ from evit_jax.configs.base import KEYS, Key
 _SCALE_HINT = {'data.mean': 'mean', 'data.std': 'standard deviation'}
 
 
-def check(config: Any) -> None:
-    """Checks each value of a config separately.
+def check(config: Mapping[str, Any]) -> None:
+    """Checks each value of a flat config separately.
 
     Raises:
       ValueError: a value is outside its limits. The message gives the value and the limits.
     """
     for name, key in KEYS.items():
-        _check_value(name, key, functools.reduce(lambda group, part: group[part], name.split('.'), config))
-    if config.ema_decay == 0 and config.checkpoint.best not in ('', best.METRICS[0]):
-        raise ValueError(f'config.checkpoint.best={config.checkpoint.best!r} is unknown: there are {best.METRICS[0]}, '
-                         'as config.ema_decay=0 keeps no moving average')
+        _check_value(name, key, config[name])
+    metric = config['checkpoint.best']
+    if config['ema_decay'] == 0 and metric not in ('', best.METRICS[0]):
+        raise ValueError(f'config.checkpoint.best={metric!r} is unknown: there are {best.METRICS[0]}, as '
+                         'config.ema_decay=0 keeps no moving average')
 
 
-def mixes(config: Any) -> bool:
+def mixes(config: Mapping[str, Any]) -> bool:
     """Returns True if mixup, cutmix or MixToken mixes the images of a batch."""
-    return bool(config.mixing.mixup or config.mixing.cutmix or config.data.token_labels)
+    return bool(config['mixing.mixup'] or config['mixing.cutmix'] or config['data.token_labels'])
 
 
-def check_mixing(config: Any, devices: int) -> None:
+def check_mixing(config: Mapping[str, Any], devices: int) -> None:
     """Logs a warning if some images of a batch cannot be mixed with another image on the same device.
+
+    Args:
+      config: flat config.
+      devices: number of devices that share a batch.
 
     Raises:
       ValueError: no image of the batch can be mixed.
     """
-    size, repeats = config.batch_size, config.data.repeats
+    size, repeats = config['batch_size'], config['data.repeats']
     unmixed = _count_unmixed(size, devices, repeats)
     if not mixes(config) or not unmixed:
         return
     per_device, multiple = size // devices, 2 * repeats * devices
     if unmixed == size:
-        given = (f'config.data.token_labels={config.data.token_labels} (MixToken)' if config.data.token_labels else
-                 f'config.mixing.mixup={config.mixing.mixup}, config.mixing.cutmix={config.mixing.cutmix}')
-        off = ('--config.data.token_labels=' if config.data.token_labels else
+        maps, mixup, cutmix = (config[key] for key in ('data.token_labels', 'mixing.mixup', 'mixing.cutmix'))
+        given = (f'config.data.token_labels={maps} (MixToken)' if maps else
+                 f'config.mixing.mixup={mixup}, config.mixing.cutmix={cutmix}')
+        off = ('--config.data.token_labels=' if maps else
                '--config.mixing.mixup=0 --config.mixing.cutmix=0')
         images = ('one image' if per_device == 1 else
                   f'{per_device} copies (config.data.repeats={repeats}) of one image')

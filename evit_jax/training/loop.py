@@ -16,6 +16,7 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.best import BestCheckpoint
 from evit_jax.checkpoints.lock import WorkdirLock
 from evit_jax.checkpoints.manager import CheckpointManager, newest_step
+from evit_jax.checkpoints.state import trained_part
 from evit_jax.data import sources as data_sources
 from evit_jax.data.sources import Source
 from evit_jax.metrics.writers import create_writer
@@ -30,7 +31,10 @@ from evit_jax.training import (
     experiment,
     history,
     identity,
+    initial_model,
+    initial_weights,
     inputs,
+    limits,
     model_setup,
     results,
 )
@@ -57,15 +61,17 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       FloatingPointError: the loss or the gradient is not finite. The message gives the step; checkpoints are kept.
       Preempted: SIGTERM or SIGINT was received; the state is saved.
     """
-    config = _with_objects(config, sources, model_config)
-    config = agreement.on_every_process(lambda: _check_training(config, workdir, model_config))
-    identity.check_processes(config, workdir, accept_changes=accept_changes, model=model_config)
+    agreement.on_every_process(lambda: limits.check(workdirs.flat(config)))
+    config = initial_weights.prepare(config, workdir)
+    config, model_config = agreement.on_every_process(
+        lambda: _resolve_and_check(config, workdir, sources, model_config))
+    identity.check_processes(workdirs.flat(config), workdir, accept_changes=accept_changes, model=model_config)
     if sources is not None:
         agreement.check_same(identity.of_sources(dict(zip(('train', 'test'), sources))),
                              'give all processes the same data')
     with contextlib.ExitStack() as resources:
         def open_workdir():
-            checks.check_start(config, workdir, model_config)
+            checks.check_start(workdirs.flat(config), workdir, model_config)
             resources.enter_context(WorkdirLock(workdir))
             continuation.open_workdir(workdir, config.to_dict(), accept_changes=accept_changes)
 
@@ -98,42 +104,52 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
         weights.check_is_workdir('--workdir', workdir)
         saved = weights.completed(workdirs.trained_config(workdir))
         model_config = model_configs.saved_in(saved)
-        merged = evaluation_config.merge(config, saved, os.fspath(workdir), explicit=explicit, from_file=from_file)
-        merged = _with_objects(merged, source)
+        given = workdirs.flat(config)
+        values = evaluation_config.merge(given, saved, os.fspath(workdir), explicit=explicit, from_file=from_file)
+        values |= _values_of_objects(config, source)
         if plan_file is not None:
-            merged = model_setup.apply_plan(merged, plan_file, explicit or (), base=model_config)
-        checks.check(merged, model_config)
+            values |= model_setup.values_of_plan(plan_file, given | values, explicit or (), base=model_config)
+        merged = experiment.with_values(config, values)
+        checks.check(workdirs.flat(merged), model_config)
+        if model_config is not None:
+            model_configs.check_has_classes(model_config, workdir)
         return saved, merged, model_config
 
     trained, config, model_config = agreement.on_every_process(merged_config)
-    identity.check_processes(config, workdir)
+    identity.check_processes(workdirs.flat(config), workdir)
     distributed.on_process_zero(lambda: evaluation_files.check_out(out))
     check_classes = functools.partial(workdirs.check_classes, workdir, trained)
     if source is None:
         data_sources.check_classes(config.data.source, config.data.path, check_classes)
-        source = inputs.open_test_source(config)
+        source = inputs.open_test_source(workdirs.flat(config))
     check_classes(source.class_names)
     history.warn_of_other_data(trained, source)
-    config = evaluation_config.with_batch_for(config, len(source), jax.device_count())
+    config = experiment.with_values(config, {'batch_size': evaluation_config.batch_size_for(
+        len(source), jax.device_count(), config.batch_size)})
     run = experiment.setup(config, trained=trained, sources=(source, source), model_config=model_config)
     files = evaluation_files.files_of(workdir, run.plan, out)
     with PreemptionHandler() as preemption:
         return results.evaluate_into(run, run.trained_state(workdir), files, preemption, workdir=workdir)
 
 
-def _with_objects(config, sources, model_config=None):
-    """Returns the config updated for sources and a model that are passed as objects."""
-    if sources is not None:
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.data.update(source=model_setup.CUSTOM, path='')
-    return config if model_config is None else model_setup.apply_model_config(config, model_config)
+def _values_of_objects(config, sources, model_config=None):
+    """Returns the config values for sources and a model that are passed as objects, by dotted key."""
+    values = {} if sources is None else {'data.source': data_sources.OBJECTS, 'data.path': ''}
+    return values if model_config is None else values | model_setup.values_of_model(model_config, config.model.name)
 
 
-def _check_training(config, workdir, model_config):
-    """Checks the config. Returns it with open values resolved from the initial weights and the machine."""
-    checks.check_training(config, model_config)
-    return open_defaults.resolve_for_training(config, workdir, jax.devices()[0].platform)
+def _resolve_and_check(config, workdir, sources, model_config):
+    """Checks the config. Returns it with open values resolved from the initial weights and the machine.
+
+    Returns:
+      The config, and the model config; None for a named model.
+    """
+    flat_config = workdirs.flat(config) | workdirs.flat(_values_of_objects(config, sources, model_config))
+    values, model_config = initial_model.resolve(flat_config, workdir, model_config)
+    flat_config |= workdirs.flat(values)
+    checks.check_training(flat_config, model_config)
+    flat_config |= open_defaults.resolve_for_training(flat_config, workdir, jax.devices()[0].platform)
+    return experiment.with_values(config, flat_config), model_config
 
 
 def _train(run, workdir, resources, accept_changes):
@@ -162,10 +178,13 @@ def _train(run, workdir, resources, accept_changes):
         run = _resumed(run, workdir, int(state.step))
     logging.info('parameters:\n%s', parameter_overview.get_parameter_overview(
         run.abstract_state().params, include_stats=False))
+    if config.model.freeze:
+        logging.info('model.freeze=%s: only these are trained: %s', config.model.freeze, ', '.join(weights.by_name(
+            trained_part(run.abstract_state().params, config.model.freeze))))
     best = resources.enter_context(contextlib.closing(BestCheckpoint(workdir, config.checkpoint.best)))
     writer = resources.enter_context(contextlib.closing(create_writer(
         workdir if distributed.is_process_zero() else None, config.log.writer, resumed_at=int(state.step))))
-    writer.write_hparams(workdirs.flat(run.config.to_dict()))
+    writer.write_hparams(run.flat_config)
     preemption = resources.enter_context(PreemptionHandler())
     if int(state.step) < run.total_steps:
         state = Trainer(run, teacher, workdir, checkpoints, best, writer, preemption).train(state)

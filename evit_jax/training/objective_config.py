@@ -1,5 +1,6 @@
-"""Creates the training objective of a config, and checks the values that it depends on."""
+"""Creates the training objective of a flat config, and checks the values that it depends on."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from evit_jax import models
@@ -12,59 +13,68 @@ from evit_jax.training.distillation import KINDS
 from evit_jax.training.objectives import Objective
 
 
-def check(config: Any, base: ViTConfig | None = None) -> None:
+def check(config: Mapping[str, Any], base: ViTConfig | None = None) -> None:
     """Raises a ValueError if values contradict each other. Reads no files.
 
     Args:
       base: model config to use instead of the named model's.
     """
-    distill, kind = config.distill, config.distill.kind
-    if kind in ('hard', 'soft') and not config.model.distilled:
+    kind, token_weight = config['distill.kind'], config['distill.token_weight']
+    if kind in ('hard', 'soft') and not config['model.distilled']:
         raise ValueError(f'config.distill.kind={kind} trains a distillation token, which this model lacks: give '
                          '--config.model.distilled=True, or --config.distill.kind=self to train the class token')
-    if kind in ('hard', 'soft') and config.model.one_head:
+    if kind in ('hard', 'soft') and config['model.one_head']:
         raise ValueError(f'config.distill.kind={kind} trains the head of the distillation token, which this model '
                          'lacks: give --config.model.one_head=False, or --config.distill.kind=self')
-    if kind == 'none' and config.teacher.path:
-        raise ValueError(f'the teacher in {config.teacher.path} is not used: give --config.distill.kind='
+    if kind == 'none' and config['teacher.path']:
+        raise ValueError(f'the teacher in {config["teacher.path"]} is not used: give --config.distill.kind='
                          f'{", ".join(KINDS[1:-1])} or {KINDS[-1]}, or no config.teacher.path')
-    if kind == 'self' and distill.token_weight and not config.teacher.dense:
-        raise ValueError(f'config.distill.token_weight={distill.token_weight} compares tokens with those of a teacher '
+    if kind == 'self' and token_weight and not config['teacher.dense']:
+        raise ValueError(f'config.distill.token_weight={token_weight} compares tokens with those of a teacher '
                          'that drops none: give --config.teacher.dense=True, or --config.distill.token_weight=0')
     _check_token_labels(config, base)
-
-    scaled = config.optimizer.backbone_scale != 1 or config.optimizer.backbone_from_epoch
-    if scaled and not registry.get_reducer(config.reducer.name).is_learned:
+    learned = registry.get_reducer(config['reducer.name']).is_learned
+    if config['model.freeze'] and learned:
+        raise ValueError(f'config.model.freeze={config["model.freeze"]} trains only the heads, but reducer '
+                         f'{config["reducer.name"]} trains its predictors through the backbone: give another '
+                         '--config.reducer.name, or --config.model.freeze=')
+    scaled = config['optimizer.backbone_scale'] != 1 or config['optimizer.backbone_from_epoch']
+    if scaled and not learned:
         raise ValueError('config.optimizer.backbone_scale and backbone_from_epoch are for all parameters but '
-                         f'those of the reducer, and reducer {config.reducer.name} has none: leave them at 1 and 0')
+                         f'those of the reducer, and reducer {config["reducer.name"]} has none: leave them at 1 and 0')
 
 
 def _check_token_labels(config, base):
-    if not config.data.token_labels:
+    if not (maps := config['data.token_labels']):
         return
-    if not isinstance(base or models.get_config(config.model.name), LVViTConfig):
-        raise ValueError(f'config.data.token_labels={config.data.token_labels} needs a model with a head for patch '
-                         f'tokens, which {config.model.name} lacks: give an lvvit, or --config.data.token_labels=')
-    if config.distill.kind != 'none':
-        raise ValueError(f'config.distill.kind={config.distill.kind} and config.data.token_labels both decide the '
+    name, kind, width = (config[key] for key in ('model.name', 'distill.kind', 'model.image_width'))
+    if not isinstance(base or models.get_config(name), LVViTConfig):
+        raise ValueError(f'config.data.token_labels={maps} needs a model with a head for patch tokens, which {name} '
+                         'lacks: give an lvvit, or --config.data.token_labels=')
+    if width not in (0, config['model.image_size']):
+        raise ValueError(f'config.model.image_width={width}: label maps are square grids, give '
+                         '--config.model.image_width=0, or --config.data.token_labels=')
+    if kind != 'none':
+        raise ValueError(f'config.distill.kind={kind} and config.data.token_labels both decide the '
                          'objective: give one of them')
-    if config.mixing.mixup or config.mixing.cutmix:
+    if config['mixing.mixup'] or config['mixing.cutmix']:
         raise ValueError('with config.data.token_labels, MixToken replaces mixup and cutmix: give '
                          '--config.mixing.mixup=0 --config.mixing.cutmix=0')
 
 
-def objective(config: Any, plan: TokenPlan) -> Objective:
+def objective(config: Mapping[str, Any], plan: TokenPlan) -> Objective:
     """Returns the training objective under a plan."""
-    distill = config.distill
-    if distill.kind in ('hard', 'soft'):
-        objective = objectives.distillation_loss(distill.kind, alpha=distill.alpha, tau=distill.tau)
-    elif distill.kind == 'self':
-        objective = objectives.self_distillation_loss(weight=distill.weight, token_weight=distill.token_weight)
-    elif config.data.token_labels:
-        objective = objectives.token_label_loss(config.data.token_weight)
+    kind = config['distill.kind']
+    if kind in ('hard', 'soft'):
+        objective = objectives.distillation_loss(kind, alpha=config['distill.alpha'], tau=config['distill.tau'])
+    elif kind == 'self':
+        objective = objectives.self_distillation_loss(weight=config['distill.weight'],
+                                                      token_weight=config['distill.token_weight'])
+    elif config['data.token_labels']:
+        objective = objectives.token_label_loss(config['data.token_weight'])
     else:
         objective = objectives.classification_loss()
     if plan.masks_tokens:
-        keep_ratio = objectives.keep_ratio_loss(plan.kept_fractions, config.reducer.share_weight)
+        keep_ratio = objectives.keep_ratio_loss(plan.kept_fractions, config['reducer.share_weight'])
         objective = Objective((*objective.terms, keep_ratio))
     return objective

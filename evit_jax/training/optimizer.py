@@ -4,6 +4,7 @@ Source: DeiT, table 9; timm 0.4.12, `optim_factory.py` and `cosine_lr.py`.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,13 +13,14 @@ import optax
 
 from evit_jax.reduction.reducer import PARAMS as REDUCER
 
-_NO_DECAY = ('cls_token', 'dist_token', 'pos_embed')
+_NO_DECAY = ('cls_token', 'dist_token', 'reg_token', 'pos_embed', 'latent')
 
 
 def decays(params: Any) -> Any:
     """Returns a tree of bools: True for parameters with weight decay.
 
-    Matrices and kernels have weight decay. Biases, other 1-D parameters, prefix tokens and position embeddings do not.
+    Matrices and kernels have weight decay. Biases, other 1-D parameters (norms, LayerScale), prefix tokens,
+    position embeddings and the query of an attention pool do not.
     """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in _NO_DECAY, params)
 
@@ -72,22 +74,25 @@ def adamw(schedule: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2:
     return optax.MultiSteps(chain, accumulate).gradient_transformation() if accumulate > 1 else chain
 
 
-def from_config(config: Any, batch_size: int, total_steps: int, steps_per_epoch: float,
+def from_config(config: Mapping[str, Any], *, total_steps: int, steps_per_epoch: float,
                 begun_at: float) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer of a config and the learning-rate schedule.
+    """Returns the optimizer of a flat config and the learning-rate schedule.
 
     Args:
-      config: the group `optimizer` of the config.
       total_steps: number of steps in a run with this batch size from the start.
       begun_at: position of step 0 in the data, in steps of this batch size; see `positions`.
     """
-    updates = config.accumulate  # number of steps per update
+    updates = config['optimizer.accumulate']  # number of steps per update
+    warmup_lr, min_lr = config['optimizer.warmup_lr'], config['optimizer.min_lr']
     schedule = learning_rate(
-        lr=config.lr, batch_size=batch_size * updates, total_steps=max(total_steps // updates, 1),
-        warmup_steps=round(config.warmup_epochs * steps_per_epoch / updates), warmup_lr=config.warmup_lr,
-        min_lr=config.min_lr, begun_at=begun_at / updates)
+        lr=config['optimizer.lr'], batch_size=config['batch_size'] * updates, warmup_lr=warmup_lr, min_lr=min_lr,
+        total_steps=max(total_steps // updates, 1), begun_at=begun_at / updates,
+        warmup_steps=round(config['optimizer.warmup_epochs'] * steps_per_epoch / updates))
     # If the config sets it, it is not 0: the optimizer then has a state for it during the whole run.
-    if backbone_from := round(config.backbone_from_epoch * steps_per_epoch / updates):
+    if backbone_from := round(config['optimizer.backbone_from_epoch'] * steps_per_epoch / updates):
         backbone_from = (backbone_from - round(begun_at / updates)) or -1
-    return adamw(schedule, weight_decay=config.weight_decay, b2=config.b2, clip_norm=config.clip_norm,
-                 accumulate=updates, backbone_scale=config.backbone_scale, backbone_from=backbone_from), schedule
+    optimizer = adamw(
+        schedule, weight_decay=config['optimizer.weight_decay'], b2=config['optimizer.b2'],
+        clip_norm=config['optimizer.clip_norm'], accumulate=updates,
+        backbone_scale=config['optimizer.backbone_scale'], backbone_from=backbone_from)
+    return optimizer, schedule

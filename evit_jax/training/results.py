@@ -9,15 +9,13 @@ from typing import Any
 
 from absl import logging
 
-from evit_jax import models
 from evit_jax.checkpoints.state import TrainState
-from evit_jax.data.sources import split_of
 from evit_jax.metrics.writers import METRICS_FILE, MetricWriter, read_metrics
 from evit_jax.reduction.plan import make_plan
 from evit_jax.runtime import distributed, sharding, storage
 from evit_jax.runtime.preemption import PreemptionHandler
 from evit_jax.training.evaluation import Evaluation, evaluate
-from evit_jax.training.evaluation_files import Files, plan_name
+from evit_jax.training.evaluation_files import Files, describe
 from evit_jax.training.experiment import Experiment
 from evit_jax.viz.curves import training_curves
 from evit_jax.viz.kept import kept_grid
@@ -78,20 +76,10 @@ def _evaluate(run, state, preemption):
 
 def _result(run, step, metrics, workdir):
     """Returns the result of an evaluation as JSON types, with model, plan, data and preprocessing."""
-    config, plan = run.config, run.plan
     return {
         'workdir': os.fspath(workdir), 'step': step, 'weights': ['params', 'ema'][:1 + ('top1_ema' in metrics)],
         'metrics': metrics | {name: int(metrics[name]) for name in ('images', 'left_out')},
-        'model': {'name': config.model.name, 'dtype': config.model.dtype} | {
-            key: getattr(run.model.config, key) for key in ('classes', 'distilled', *models.NOT_IN_SHAPES)},
-        'plan': {'name': plan_name(plan), 'description': str(plan), 'reducer': plan.reducer.name,
-                 'patches': plan.patches, 'reduce_at': list(plan.reductions),
-                 'tokens': [plan.keep[block] for block in plan.reductions], 'fused': plan.fused},
-        'data': {'source': config.data.source, 'path': config.data.path,
-                 'name': config.data.name if config.data.source == 'tfds' else '',
-                 'split': split_of(run.test_source, config.data.test_split), 'images': len(run.test_source)},
-        'preprocessing': {'image_size': config.model.image_size, 'mean': list(config.data.mean),
-                          'std': list(config.data.std), 'eval_crop': config.data.eval_crop}}
+        **describe(run.flat_config, run.model.config, run.plan, run.test_source)}
 
 
 def evaluate_params(run: Experiment, step: Callable, params: Any, preemption: PreemptionHandler, *,

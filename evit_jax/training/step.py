@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from evit_jax.checkpoints.state import TrainState, update_ema
+from evit_jax.checkpoints.state import TrainState, trained_part, update_ema
 from evit_jax.models import Model, with_statistics
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.training.objectives import Objective, Targets, Taught
 
 NONFINITE = ('stop', 'skip')  # actions for a step whose loss or gradient is not finite
+FREEZE = ('', 'backbone')     # parts of the model that can be frozen; '': none
 
 
 class Mixed(NamedTuple):
@@ -24,16 +25,27 @@ class Mixed(NamedTuple):
     options: dict = {}  # additional inputs of the model, by name
 
 
+class UpdateRule(NamedTuple):
+    """The rule by which a step changes the state of the training."""
+
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule      # update number -> learning rate, for the metrics
+    ema_decay: float              # decay of the moving average of the parameters
+    updates_every: int = 1        # number of steps per update of the optimizer
+    skip_nonfinite: bool = False  # a step whose loss or gradient is not finite changes only the step count
+    freeze: str = ''              # 'backbone': train only the heads. The backbone then computes as in evaluation,
+                                  # without drop path, and saves no activations for a backward pass
+
+
 def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """Normalises uint8 images [B, S, S, 3] to float32. `mean` and `std` of each channel are for values in 0..1."""
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
-def make_train_step(model: Model, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *,
-                    prepare: Callable[[Array], Array], mix: Callable[[Array, dict, Array], Mixed],
-                    objective: Callable[[TokenPlan], Objective], ema_decay: float, seed: int,
-                    teach: Callable[[Any, Array], Taught] | None = None, updates_every: int = 1,
-                    skip_nonfinite: bool = False) -> Callable[..., tuple[TrainState, dict]]:
+def make_train_step(model: Model, rule: UpdateRule, *, prepare: Callable[[Array], Array],
+                    mix: Callable[[Array, dict, Array], Mixed], objective: Callable[[TokenPlan], Objective],
+                    seed: int, teach: Callable[[Any, Array], Taught] | None = None,
+                    ) -> Callable[..., tuple[TrainState, dict]]:
     """Makes `step(state, batch, plan) -> (state, metrics)`. Jit it with `plan` static and the state donated.
 
     If there is a teacher, the step is `step(state, batch, plan, teacher_params)`.
@@ -42,10 +54,8 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
       prepare: uint8 images -> normalised images.
       mix: (normalised images, batch, random key) -> inputs and targets.
       objective: plan -> objective.
-      teach: (teacher parameters, images) -> teacher outputs.
       seed: the random key of step s is a function of (seed, s).
-      updates_every: number of steps per update of the optimizer, for the reported learning rate.
-      skip_nonfinite: True: a step whose loss or gradient is not finite changes only the step count.
+      teach: (teacher parameters, images) -> teacher outputs.
     """
 
     def step(state: TrainState, batch: dict, plan: TokenPlan, teacher_params: Any = None) -> tuple[TrainState, dict]:
@@ -53,23 +63,25 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation, sched
         images, targets, options = mix(prepare(batch['image']), batch, mix_key)
         taught = teach(teacher_params, images) if teach else None
         loss_terms = objective(plan)
+        trained = trained_part(state.params, rule.freeze)
 
-        def loss_of(params):
-            logits, intermediates = model.apply(params, images, plan, drop_key,
+        def loss_of(trained):
+            logits, intermediates = model.apply(state.params | trained, images, plan, None if rule.freeze else drop_key,
                                                 patch_tokens=loss_terms.reads_patch_tokens, **options)
             loss, parts = loss_terms(logits, intermediates, targets, taught)
             return loss, (logits, parts, intermediates.get('statistics', {}))
 
-        (loss, (logits, parts, statistics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = with_statistics(optax.apply_updates(state.params, updates), {'statistics': statistics})
-        ema = None if state.ema is None else update_ema(state.ema, params, ema_decay)
+        (loss, (logits, parts, statistics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        updates, opt_state = rule.optimizer.update(gradient, state.opt_state, trained)
+        params = with_statistics(state.params | optax.apply_updates(trained, updates), {'statistics': statistics})
+        ema = None if state.ema is None else state.ema | update_ema(
+            trained_part(state.ema, rule.freeze), trained_part(params, rule.freeze), rule.ema_decay)
         # A mixed target has two classes; the one with the larger weight counts.
         right = logits.argmax(-1) == targets.label.argmax(-1)
         metrics = {'loss': loss, **parts, 'accuracy': jnp.mean(right),
-                   'grad_norm': optax.global_norm(gradient), 'lr': schedule(state.step // updates_every)}
+                   'grad_norm': optax.global_norm(gradient), 'lr': rule.schedule(state.step // rule.updates_every)}
         after = TrainState(state.step, params, ema, opt_state)
-        if skip_nonfinite:
+        if rule.skip_nonfinite:
             finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
             after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
         return after._replace(step=state.step + 1), metrics

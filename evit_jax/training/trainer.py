@@ -134,4 +134,4 @@ class Trainer:
             self._nonfinite.check(step, metrics)
             if (step + 1) % self._run.config.log.every == 0:
                 self._timer.write(step + 1, self._run.epoch(step + 1), metrics,
-                                  model_setup.logged_keep_rate(self._run.config, stage), self._writer)
+                                  model_setup.logged_keep_rate(self._run.flat_config, stage), self._writer)

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from evit_jax.viz.plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, style_panel
 
 _COLOURS = BLUE, ORANGE, GREEN, PURPLE, RED, '#22b8cf', '#8a5a00', '#f783ac', '#343a40'
-_MARKERS = 'o', 's'  # a series whose colour repeats has the second marker
+_MARKERS = 'o', 's'  # the second marker is for series with a repeated colour
 _PANEL, _HEIGHT, _LEGEND = 4.6, 4.4, 1.9  # inches
 
 

@@ -17,7 +17,7 @@ class ReductionView(NamedTuple):
 
 
 class View(NamedTuple):
-    """An image under one setting."""
+    """The guesses and the reductions of an image under one setting."""
 
     guesses: tuple[tuple[str, float], ...]  # class name and probability, best first
     stages: tuple[ReductionView, ...]
@@ -25,7 +25,7 @@ class View(NamedTuple):
 
 
 class Example(NamedTuple):
-    """An image under all settings."""
+    """An image, with a view for each setting."""
 
     name: str
     image: np.ndarray  # [S, S, 3] uint8

@@ -84,7 +84,7 @@ def _draw_headers(page: Image.Image, layout: Layout, x: int, y: int, headers: Se
 
 
 def _draw_caption(page: Image.Image, layout: Layout, x: int, y: int, parts: Sequence[tuple[str, tuple]]) -> None:
-    """Writes the parts in a line. Each may use an equal part of the example's width; the last may use all the rest."""
+    """Writes the parts in one line. Each has an equal share of the example's width; the last one may be longer."""
     width = (layout.example - (len(parts) - 1) * layout.text) // len(parts)
     end = x + layout.example
     for number, (text, colour) in enumerate(parts, 1):

@@ -1,4 +1,4 @@
-"""Models to benchmark: result by name or folder, and combined with the flags into workloads."""
+"""Models to benchmark: selected by name or folder, and combined with the flags into workloads."""
 
 import dataclasses
 import logging
@@ -74,7 +74,7 @@ def test_measure_run_uses_its_weights_and_names_it(tmp_path, monkeypatch):
     want = load_model(run).params
     jax.tree.map(np.testing.assert_array_equal, cache.params(own.config, run), want)
     larger = cache.params(dataclasses.replace(own.config, image_size=32), run)
-    assert larger['pos_embed'].shape[1] > want['pos_embed'].shape[1]  # other weights are as fast
+    assert larger['pos_embed'].shape[1] > want['pos_embed'].shape[1]  # random weights
 
 
 def test_combine_plan_file_applies_to_each_run_of_its_model(tmp_path):
@@ -97,10 +97,11 @@ def test_find_model_name_that_is_also_a_folder_is_the_named_model(tmp_path, monk
 
 @pytest.mark.parametrize('word, message', [
     ('vit_layout', "unknown model 'vit_layout': did you mean vit_layouts"), ('', "unknown model ''"),
-    ('HERE/none', 'there is no folder .*none'), ('HERE', 'holds no checkpoint'), ('HERE/file', 'file')])
+    ('HERE/none', 'there is no file or folder .*none'), ('HERE', 'holds no checkpoint'),
+    ('HERE/file', 'file is neither')])
 def test_find_model_unknown_word_raises(tmp_path, word, message):
     (tmp_path / 'file').write_text('text')
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         find_model('--model', word.replace('HERE', str(tmp_path)))
 
 

@@ -1,4 +1,4 @@
-"""Benchmark of the input, on a few generated images."""
+"""Benchmark of the input pipeline, with a few generated images."""
 
 import pytest
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
 from evit_jax import models
 from evit_jax.benchmarks import cases, model_speed, model_tables, report, timing
+from evit_jax.configs import digits
 from tests.helpers import program_modules
 from tests.helpers.benchmarks import measure_briefly, tiny, tiny_workloads  # noqa: F401
 

@@ -36,7 +36,7 @@ def test_speed_without_plan_joins_the_run_of_the_same_macs(tmp_path):
 
 
 def known_run(folder, plan=PLAN, **config):
-    """A run of a model that is known, so that its plan is."""
+    """Writes a run of a named model, so that its plan can be computed."""
     return make_run(folder, macs=CONFIG.macs(plan), **{
         'model.name': 'vit_digits', 'model.image_size': 64, 'model.classes': 10, 'model.reduce_at': [0, 2, 4],
         'model.fuse': True} | config)
@@ -59,7 +59,7 @@ def at_rate(rate, reduce_at=(0, 2, 4), **changes):
 
 
 def test_speed_with_plan_joins_the_evaluation_of_this_plan_only(tmp_path):
-    other = speed_of(at_rate(0.7, (1, 3, 4)), 300, macs=CONFIG.macs(PLAN))  # the same MACs by chance
+    other = speed_of(at_rate(0.7, (1, 3, 4)), 300, macs=CONFIG.macs(PLAN))  # another plan with the same MACs
     rows = make_rows(tmp_path / 'a.json', other, speed_of(PLAN, 50), speed_of(PLAN, 70),
                      speed_of(PLAN, 200, image_size=32), speed_of(PLAN, 200, model='lvvit_digits'),
                      speed_of(at_rate(0.7, fuse=False), 200))
@@ -71,7 +71,7 @@ def test_speed_with_plan_joins_the_evaluation_of_this_plan_only(tmp_path):
 
 def test_workdir_with_evaluation_files_gives_a_curve(tmp_path):
     workdir = known_run(tmp_path / 'run')
-    write_evaluation(workdir, PLAN, 0.4)  # the plan of training counts once
+    write_evaluation(workdir, PLAN, 0.4)  # the plan of training occurs once in the result
     write_evaluation(workdir, at_rate(1.0), 0.6)
     write_evaluation(workdir, at_rate(0.5), 0.3)
     write_evaluation(workdir, make_plan(64, 6, tokens=(60, 20), reduce_at=(1, 5)), 0.2)
@@ -79,7 +79,7 @@ def test_workdir_with_evaluation_files_gives_a_curve(tmp_path):
     rows = make_rows(tmp_path / 'a.json', *(speed_of(at_rate(rate), 100 / rate) for rate in (1.0, 0.5)))
     read = read_results([workdir, rows])
     assert {(result.label, result.top1, result.speed) for result in read.results} == {
-        ('0.7', 0.5, None), ('1', 0.6, 100), ('0.5', 0.3, 200), ('60-20', 0.2, None)}  # these include reading images
+        ('0.7', 0.5, None), ('1', 0.6, 100), ('0.5', 0.3, 200), ('60-20', 0.2, None)}  # not the speeds of evaluations
     assert {result.series for result in read.results} == {'vit_digits'} and not read.unmatched
     assert {result.top1 for result in read_results([workdir], ema=True).results} == {0.6, 0.3, 0.15, 0.1}
     beside = read_results([workdir, known_run(tmp_path / 'b')]).results
@@ -126,7 +126,7 @@ def test_speed_of_one_run_joins_this_run_only(tmp_path):
     one, other = known_run(tmp_path / 'one'), known_run(tmp_path / 'other')
     rows = make_rows(tmp_path / 'a.json', speed_of(PLAN, 50, run=str(other)))
     assert [result.speed for result in read_results([one, other, rows]).results] == [None, 50]
-    assert [result.speed for result in read_results([one, rows]).results] == [50]  # a copy, or the folder was renamed
+    assert [result.speed for result in read_results([one, rows]).results] == [50]  # of another folder
 
 
 def test_speeds_without_any_evaluation_raise_and_list_both_sides(tmp_path):
@@ -170,7 +170,7 @@ def test_row_of_a_wrong_type_or_range_is_refused_with_its_file(tmp_path, row, me
         read_results([make_rows(tmp_path / 'a.json', {'name': 'a', 'images_per_second': 5} | row)])
 
 
-def test_a_speed_of_null_is_joined_to_nothing(tmp_path):
+def test_speed_of_null_is_joined_with_no_evaluation(tmp_path):
     rows = make_rows(tmp_path / 'a.json', speed_of(PLAN, None))
     assert [result.speed for result in read_results([known_run(tmp_path / 'run'), rows]).results] == [7]
 

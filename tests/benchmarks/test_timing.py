@@ -22,7 +22,7 @@ def sleeper(name, seconds, calls=None, **changes):
 def test_interleave_every_round_times_each_benchmark_once_in_a_new_order():
     calls = []
     timing.interleave([sleeper(name, 0.001, calls) for name in 'abcd'], rounds=6, seconds=1e-9)
-    assert len(calls) == 8 + 6 * 4 * 2  # two calls of each first; in each turn one uncounted call and one counted
+    assert len(calls) == 8 + 6 * 4 * 2  # two calls of each benchmark, then two calls in each turn
     turns = [name for name, _ in calls[8::2]]
     rounds = [turns[start:start + 4] for start in range(0, 24, 4)]
     assert all(sorted(names) == list('abcd') for names in rounds) and len({*map(tuple, rounds)}) > 1

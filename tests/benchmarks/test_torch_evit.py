@@ -1,4 +1,4 @@
-"""EViT in plain PyTorch returns the logits of our model, and is measured beside it. Most tests need PyTorch."""
+"""EViT in plain PyTorch returns the logits of our model, and both are measured. Most tests need PyTorch."""
 
 import importlib.util
 import sys

@@ -9,8 +9,8 @@ import sys
 import jax
 import pytest
 
-from configs import digits
 from evit_jax.benchmarks import tpu
+from evit_jax.configs import digits
 from evit_jax.runtime import sharding
 from evit_jax.training import experiment
 

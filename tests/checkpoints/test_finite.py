@@ -1,4 +1,4 @@
-"""NaN and infinity: such weights are refused by name, and such outputs are never returned as results."""
+"""NaN and infinity: weights that contain them are refused by name, and such outputs are never returned as results."""
 
 import json
 
@@ -12,12 +12,10 @@ from evit_jax.data.token_labels.label_maps import Entry, LabelMap, LabelMaps, La
 from evit_jax.inference.keep_rates import LabelledImage, predict_examples
 from evit_jax.inference.model import VisionModel
 from evit_jax.serving import artifact
-from evit_jax.training import distillation, experiment
+from evit_jax.training import distillation
 from evit_jax.training.evaluation import evaluate
 from tests.helpers import layouts
 from tests.helpers.saved_weights import save_weights
-
-least = layouts.least
 
 
 def noise(count):
@@ -27,7 +25,7 @@ def noise(count):
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_weights_not_finite_are_refused_by_name_by_every_reader(tmp_path, bad):
     save_weights(tmp_path, bad)
-    run = experiment.setup(layouts.config_of(init_from=str(tmp_path)))
+    run = layouts.setup(init_from=str(tmp_path))
     for read in (lambda: load_model(tmp_path), lambda: run.trained_state(tmp_path), run.new_state,
                  lambda: distillation.load_teacher(tmp_path, ema=False, dense=True, image_size=16, dtype=np.float32,
                                                    class_names=('red', 'green', 'blue'))):

@@ -1,4 +1,4 @@
-"""Loaded weights: their token plans, and the folders that hold them."""
+"""Loaded weights: their token plans, and the folders from which they are read."""
 
 import dataclasses
 
@@ -11,13 +11,12 @@ from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.best import BestCheckpoint
-from evit_jax.checkpoints.loaded import load_model
+from evit_jax.checkpoints.loaded import load_model, saved_budget
 from evit_jax.checkpoints.manager import CheckpointManager
+from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import make_plan
-from evit_jax.training import experiment
+from evit_jax.reduction.reducers import EVIT
 from tests.helpers import layouts, tiny
-
-least = layouts.least
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +38,7 @@ def test_plan_out_of_range_is_refused(loaded, budget, message):
         loaded.plan(**budget)
 
 
-def test_plan_given_as_an_object_is_followed_exactly(loaded):
+def test_plan_given_as_an_object_is_used_exactly(loaded):
     ranking = make_plan(16, 2, reduce_at=())._replace(keep=(16, 16), fused=False)
     for plan in (make_plan(16, 2, tokens=(9, 4), reduce_at=(0, 1)), ranking):
         assert loaded.plan(plan=plan) == plan
@@ -54,7 +53,7 @@ def test_plan_of_a_rate_for_a_model_without_reductions_is_refused(loaded):
 
 
 def test_load_model_reads_the_newest_the_best_and_the_moving_average(tmp_path):
-    run = experiment.setup(layouts.config_of(keep__rates=(0.75,)))
+    run = layouts.setup(keep__rates=(0.75,))
     state = run.new_state()
     state = state._replace(step=jnp.int32(7), ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
     workdirs.write_config(tmp_path, run.metadata)
@@ -72,40 +71,43 @@ def test_load_model_reads_the_newest_the_best_and_the_moving_average(tmp_path):
 
 
 def test_load_model_with_a_partial_config_has_the_values_of_deit(tmp_path):
-    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
-    weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_layouts', 'reduce_at': (1,)}}, 'class_names': []})
+    config = dataclasses.replace(models.get_config('vit_digits'), classes=1000)
+    params = models.create(config).init(jax.random.key(0))
+    weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_digits', 'reduce_at': (1,)}}, 'class_names': []})
     loaded = load_model(tmp_path)
     assert (loaded.mean, loaded.eval_crop, loaded.budget.rates) == ((0.485, 0.456, 0.406), 0.875, (1.0,))
     assert loaded.class_names[207] == 'golden retriever'  # 1,000 classes
     with pytest.raises(ValueError, match='holds no moving average'):
         load_model(tmp_path, ema=True)
-    weights.save(tmp_path / 'other', params, {'config': {'model': {'name': 'vit_layouts'}}, 'class_names': tiny.NAMES})
+    weights.save(tmp_path / 'other', params, {'config': {'model': {'name': 'vit_digits'}}, 'class_names': tiny.NAMES})
     with pytest.raises(ValueError, match='names 3 classes, its model has 1000'):
         load_model(tmp_path / 'other')
 
 
-def test_load_model_of_another_architecture_or_of_no_checkpoint_is_refused(tmp_path, monkeypatch):
+def test_saved_budget_of_a_config_without_newer_keys_has_their_defaults():
+    config = {'model.reduce_at': [3, 6, 9], 'model.fuse': True, 'keep.rate': 0.7}
+    assert saved_budget(config) == TokenBudget(EVIT, (3, 6, 9), True, (0.7,) * 3)
+
+
+def test_load_model_of_another_architecture_or_of_no_checkpoint_is_refused(tmp_path):
     (tmp_path / 'weights.pth').write_bytes(b'')
     for name, message in (('none', 'there is no folder .*none'), ('weights.pth', 'is a file: .* evit_jax.convert'),
                           ('', 'holds no checkpoint')):
         with pytest.raises(ValueError, match=message):
             load_model(tmp_path / name)
-    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
-    weights.save(tmp_path / 'run', params, {'config': {'model': {'name': 'vit_layouts'}}})
-    monkeypatch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, width=32))
-    with pytest.raises(ValueError, match='do not fit this model'):
-        load_model(tmp_path / 'run')
-    monkeypatch.delitem(models.CONFIGS, 'vit_layouts')
-    with pytest.raises(ValueError, match="unknown model 'vit_layouts'"):
-        load_model(tmp_path / 'run')
+    params = models.create(models.get_config('vit_digits')).init(jax.random.key(0))
+    for name, message in (('deit_t', 'do not fit this model'), ('vit_mine', "unknown model 'vit_mine'")):
+        weights.save(tmp_path / name, params, {'config': {'model': {'name': name}}})
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / name)
 
 
 def test_load_model_with_an_unknown_field_of_the_config_names_the_field(tmp_path):
     loaded = tiny.model().loaded
     metadata = loaded.metadata()
-    metadata['model_config']['fields']['rope'] = True
+    metadata['model_config']['fields']['rotary'] = True
     weights.save(tmp_path, loaded.params, metadata)
-    with pytest.raises(ValueError, match='unknown field rope'):
+    with pytest.raises(ValueError, match='unknown field rotary'):
         load_model(tmp_path)
 
 

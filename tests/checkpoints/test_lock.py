@@ -1,4 +1,4 @@
-"""The lock of a workdir: one run at a time, and a dead run holds nothing."""
+"""The lock of a workdir: one run at a time, and the lock of a dead run is free."""
 
 import contextlib
 import errno
@@ -110,7 +110,7 @@ with WorkdirLock({str(tmp_path)!r}):
     process.wait()
     try:
         with WorkdirLock(tmp_path):
-            os.kill(child, 0)  # it lives
+            os.kill(child, 0)  # raises an error if the child is dead
     finally:
         os.kill(child, signal.SIGKILL)
         process.stdout.close()

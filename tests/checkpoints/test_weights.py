@@ -1,4 +1,4 @@
-"""Weights of a run without its training: they are saved, read, evaluated, and start another run."""
+"""Weights without a training state: they are saved, read, evaluated, and used to start another run."""
 
 import dataclasses
 
@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
 from evit_jax import models
 from evit_jax.checkpoints import loaded as trained_weights
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.manager import newest_step, read_newest
+from evit_jax.configs import base
 from evit_jax.training import experiment, loop
 from tests.helpers import layouts
 

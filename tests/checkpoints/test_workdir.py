@@ -1,4 +1,4 @@
-"""The config of a run that continues, compared with the config that it began with."""
+"""The config of a resumed run, compared with the config of its first start."""
 
 import json
 import pathlib
@@ -6,11 +6,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from configs import base
 from evit_jax.checkpoints import continuation, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.manager import read_metadata
+from evit_jax.configs import base
 from evit_jax.data import sources
 from tests.helpers.layouts import config_of
 
@@ -20,7 +20,7 @@ FIRST = pathlib.Path(__file__).parents[1] / 'golden' / 'first_config.json'
 
 @pytest.fixture
 def begun(tmp_path):
-    """A function that makes the folder hold a run with a checkpoint, begun with a config; returns the folder."""
+    """Returns a function that writes a run with a config and a checkpoint to a folder, and returns the folder."""
 
     def begin(config):
         (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
@@ -101,7 +101,7 @@ def test_check_classes_names_missing_classes_and_the_way_out(tmp_path):
     with pytest.raises(ValueError, match='the data lack bat: to evaluate on val/ without them, make train/ next to it'):
         check()
     for name in ('ape', 'bat', 'cat'):
-        (tmp_path / 'train' / name).mkdir(parents=True)  # the way out
+        (tmp_path / 'train' / name).mkdir(parents=True)  # as the error message suggests
     check()
     assert sources.open_source('folder', 'auto', path=tmp_path, num_classes=3).labels.tolist() == [0, 2]
 

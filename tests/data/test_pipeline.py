@@ -1,4 +1,4 @@
-"""Tests of the batches: order, shares of processes, repeats, and the start at any step."""
+"""Tests of the batches: order, rows of each process, repeats, and the start at any step."""
 
 import itertools
 
@@ -62,7 +62,7 @@ def test_train_batches_augmentation_differs_by_example_epoch_copy_and_seed(repea
 
 
 def test_train_batches_augmentation_is_independent_of_the_position_in_the_batch():
-    """An example of an epoch is augmented equally in batches of another size."""
+    """The augmentation of an example in an epoch is the same for another batch size."""
     small, large = (train(10, batch_size=size, epochs=1, transform=marked) for size in (2, 10))
     np.testing.assert_array_equal(joined(small, 'image'), joined(large, 'image'))
 

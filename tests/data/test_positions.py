@@ -7,10 +7,9 @@ import pytest
 
 from evit_jax.data import order, positions
 from evit_jax.data.positions import Segment
-from evit_jax.training import experiment, optimizer
+from evit_jax.training import optimizer
 from tests.helpers import layouts, toys
 
-least = layouts.least
 BEGUN = Segment(0, 0, 4, 1, 24)  # 6 steps per epoch
 
 
@@ -83,8 +82,8 @@ def test_learning_rate_with_an_offset_is_the_same_curve():
 
 
 def test_experiment_with_an_offset_has_steps_stages_and_learning_rate_of_its_epoch():
-    config = layouts.config_of(keep__start_epoch=1, keep__shrink_epochs=2, keep__levels=3, batch_size=32)
-    run = experiment.setup(config)  # 4 steps per epoch, 20 in total
+    schedule = {'keep__start_epoch': 1, 'keep__shrink_epochs': 2, 'keep__levels': 3}
+    run = layouts.setup(batch_size=32, **schedule)  # 4 steps per epoch, 20 in total
     shifted = run.with_offset(5 * 64 - 5 * 32)  # 5 steps with 64 images
     assert (run.total_steps, shifted.total_steps) == (20, 15)
     assert shifted.epoch(5) == run.epoch(10) == 2.5
@@ -96,6 +95,6 @@ def test_experiment_with_an_offset_has_steps_stages_and_learning_rate_of_its_epo
 
 @pytest.mark.parametrize('from_epoch', [0.0, 2.5])
 def test_experiment_with_an_offset_has_the_same_optimizer_state(from_epoch):
-    run = experiment.setup(layouts.config_of(optimizer__backbone_from_epoch=from_epoch, batch_size=32))
+    run = layouts.setup(optimizer__backbone_from_epoch=from_epoch, batch_size=32)
     shifted = run.with_offset(5 * 64 - 5 * 32)
     assert jax.tree.structure(shifted.abstract_state()) == jax.tree.structure(run.abstract_state())

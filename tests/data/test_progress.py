@@ -8,7 +8,7 @@ from evit_jax.data.progress import Progress
 
 
 def advance(monkeypatch, seconds, **arguments):
-    """Advances a progress of 3,000 MB left by 20 MB per second."""
+    """Advances a progress with 3,000 MB left, at 20 MB per second."""
     clock = [0.0]
     monkeypatch.setattr(tqdm.std, 'time', lambda: clock[0])
     with Progress('copying', 4000, 'MB', **arguments) as progress:

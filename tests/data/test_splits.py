@@ -20,7 +20,7 @@ from evit_jax.data import splits
     ('train[:100%]', ['train'], 'train[:100%]'),
     ('train[:80%]', ['train', 'test'], 'train[:80%]'),
 ])
-def test_resolve_of_a_split_is_what_the_data_have(split, available, expected):
+def test_resolve_returns_a_split_that_the_data_has(split, available, expected):
     assert splits.resolve(split, available) == expected
 
 

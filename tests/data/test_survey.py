@@ -1,4 +1,4 @@
-"""Tests of the survey of a source."""
+"""Tests of the survey of a source: image sizes, classes and unreadable examples."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of worker processes: equal batches, exit, and memory."""
+"""Tests of worker processes: their batches equal those of a thread, they exit, and their memory is bounded."""
 
 import json
 import multiprocessing
@@ -134,7 +134,7 @@ def test_batches_prepared_ahead_are_at_most_max_held(num_workers, tmp_path):
     for _ in range(3):
         next(batches)
     before, made, deadline = -1, 0, time.monotonic() + 20
-    while (made > before or made == 3) and time.monotonic() < deadline:  # until they are idle
+    while (made > before or made == 3) and time.monotonic() < deadline:  # until the workers are idle
         time.sleep(0.5)
         before, made = made, file.stat().st_size
     batches.close()

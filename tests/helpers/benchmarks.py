@@ -1,4 +1,4 @@
-"""A tiny model to benchmark, and short measurements of it."""
+"""A tiny model for benchmarks, and short measurements of it."""
 
 import pytest
 

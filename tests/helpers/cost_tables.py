@@ -1,4 +1,4 @@
-"""Costs for the plan search that are made up, and the plan program in the process of a test."""
+"""Synthetic costs for the plan search, and a fixture that runs the plan program in the process of a test."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Encoded images, and damaged ones."""
+"""Encodes images, and damages encoded images."""
 
 import io
 

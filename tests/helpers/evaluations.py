@@ -1,4 +1,4 @@
-"""Workdirs, evaluations and measurements that are made up, as files."""
+"""Writes files of synthetic workdirs, evaluations and measurements."""
 
 import json
 

@@ -1,12 +1,10 @@
 """Fixtures for tests of exported models: a checkpoint with random weights, and the export program."""
 
-import dataclasses
 import functools
 
 import jax
 import pytest
 
-from evit_jax import models
 from evit_jax.checkpoints import weights
 from tests.helpers import layouts, program_modules, programs
 
@@ -15,25 +13,16 @@ NAMES = 'red', 'grün', 'blue'
 export = program_modules.module_fixture('export')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def small_model():
-    """Registers the smallest model, with three classes, for a test module."""
-    with pytest.MonkeyPatch.context() as patch:
-        layouts.prepare(patch)
-        patch.setitem(models.CONFIGS, 'vit_layouts', dataclasses.replace(layouts.SHAPE, classes=3))
-        yield
-
-
 def save_random_weights(folder, seed=1, names=NAMES, **config):
     """Writes random weights of three classes as a checkpoint."""
-    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(seed))
-    weights.save(folder, params, {'config': layouts.config_of(**config).to_dict(), 'class_names': names})
+    run = layouts.setup(**config)
+    weights.save(folder, run.model.init(jax.random.key(seed)), run.metadata | {'class_names': names})
     return folder
 
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-    """Random weights for a keep rate of 0.75 at the first block."""
+    """A checkpoint with random weights and a keep rate of 0.75 at the first block."""
     return save_random_weights(tmp_path_factory.mktemp('weights'), keep__rate=0.75, model__reduce_at=(0,))
 
 

@@ -1,4 +1,4 @@
-"""A few labelled images with masks, and a model that tells them apart; for prediction, pictures and dropping."""
+"""A few labelled images with masks, and random weights that predict several classes for them."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ class Few(layouts.Colours):
 
 
 def save(folder, **config):
-    """Saves random weights under which the images differ in their predicted class."""
+    """Saves random weights that predict different classes for the images. Returns the folder."""
     config = layouts.config_of(keep__rate=0.5, model__reduce_at=(0, 1), **config).to_dict()
     model, rng = models.create(dataclasses.replace(layouts.SHAPE, classes=3)), np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype),
@@ -36,7 +36,7 @@ def save(folder, **config):
 
 
 def drop(loaded, source=None, **options):
-    """The dropping experiment on the test split."""
+    """Runs the dropping experiment on the test split."""
     return dropping.drop_patches(loaded, source or Few('test'), **{
         'shares': (0, 0.25, 0.5, 0.75), 'batch_size': 16} | options)
 

@@ -11,7 +11,7 @@ from evit_jax.data.sources.folder import FolderSource
 
 
 def fill(root, counts, suffix='.jpg'):
-    """Writes root/<class>/<number>.jpg files that contain their own name, and returns the root."""
+    """Writes files root/<class>/<number>.jpg whose content is their name. Returns the root."""
     for name, count in counts.items():
         for number in range(count):
             path = root / name / f'{number:03d}{suffix}'
@@ -27,7 +27,7 @@ def settle(root):
 
 
 def change_status(monkeypatch, applies, **fields):
-    """Makes os.stat return these fields for the paths for which `applies` returns True."""
+    """Patches os.stat: it returns these fields for each path for which `applies` returns True."""
     stat = os.stat
 
     def changed(path, **options):
@@ -41,7 +41,7 @@ def change_status(monkeypatch, applies, **fields):
 
 
 def hide_inodes(monkeypatch):
-    """Makes os.stat return no inodes, as on some network file systems."""
+    """Patches os.stat to return no inodes, as on some network file systems."""
     change_status(monkeypatch, lambda path: True, st_ino=0)
 
 

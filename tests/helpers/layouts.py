@@ -15,9 +15,9 @@ import time
 import numpy as np
 import pytest
 
-from configs import base
 from evit_jax import cli, models
 from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.configs import base
 from evit_jax.data import sources as data_sources
 from evit_jax.data import splits
 from evit_jax.metrics import writers
@@ -47,9 +47,9 @@ SETTINGS = {
 
 
 class Colours:
-    """Noisy images with a bright stripe, the object, whose colour is the class.
+    """Noisy images with a bright stripe. The stripe is the object, and its colour is the class.
 
-    The size of the test split is no multiple of the batch size.
+    The size of the test split is not a multiple of the batch size.
     """
 
     num_classes, class_names, image_size = 3, ('red', 'green', 'blue'), 16
@@ -145,7 +145,7 @@ def cut_off(workdir, to, step=5):
 
 
 def start(workdir, *, processes, devices, module='tests.helpers.layouts', arguments=(), **changes):
-    """Starts the processes of a training. Each writes its log beside the workdir.
+    """Starts the processes of a training. Each writes its log next to the workdir.
 
     Args:
       module: module that each process runs with `arguments`.

@@ -1,4 +1,4 @@
-"""Images made up of patches, and access to what pictures and pages hold."""
+"""Synthetic images of patches, and the data in HTML pages."""
 
 import json
 import re
@@ -9,7 +9,7 @@ PATCH = 4
 
 
 def make_image(seed=0, side=16):
-    """Dark noise: 16 patches of 4 x 4 pixels, all darker than a faded patch."""
+    """Returns dark noise: 16 patches of 4 x 4 pixels, all darker than a faded patch."""
     return np.random.default_rng(seed).integers(0, 120, (side, side, 3), np.uint8)
 
 
@@ -19,5 +19,5 @@ def patch_of(image, number, size=PATCH):
 
 
 def data_of(page):
-    """The data in an HTML page of `viz.report`."""
+    """Returns the data in an HTML page of `viz.report`."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])

@@ -11,7 +11,7 @@ EXAMPLE = 3  # index of the example
 
 
 def poison(monkeypatch):
-    """Makes the images of a batch NaN if it has an image as bright as the example, which is made white."""
+    """Makes the example white, and replaces the images of each batch that contains a white image by NaN."""
     mix_batch, getitem = mixing.mix_batch, layouts.Colours.__getitem__
 
     def poisoned_mix_batch(images, labels, key, **kwargs):

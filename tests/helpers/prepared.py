@@ -72,7 +72,7 @@ def write_data_set(folder, splits, features=None, file_format='tfrecord'):
 
     Args:
       folder: NAME/VERSION; created.
-      splits: from name to a list of shards, each a list of records.
+      splits: split name -> list of shards, each a list of records.
     """
     folder.mkdir(parents=True)
     name = folder.parent.name

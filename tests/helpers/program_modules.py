@@ -24,7 +24,7 @@ def module_fixture(program):
 
 @contextlib.contextmanager
 def load(program):
-    """Imports `evit_jax.<program>` again, with its own flags; restores the flags of other programs at the end."""
+    """Imports `evit_jax.<program>` anew with its flags, and restores the flags of other programs at the end."""
     others = _program_flags()
     flags.FLAGS.remove_flag_values(others)
     sys.modules.pop(f'evit_jax.{program}', None)

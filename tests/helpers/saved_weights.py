@@ -3,9 +3,7 @@
 import jax
 import numpy as np
 
-from evit_jax import models
 from evit_jax.checkpoints import weights
-from evit_jax.training import experiment
 from tests.helpers import layouts
 
 
@@ -16,11 +14,11 @@ def save_weights(folder, bad=None, scale=1.0):
       bad: a value, such as NaN, for one bias of the second block.
       scale: factor of the scale of the last norm and of the head's kernel.
     """
-    config = layouts.config_of()
-    params = jax.tree.map(np.array, models.create(experiment.setup(config).model.config).init(jax.random.key(0)))
+    run = layouts.setup()
+    params = jax.tree.map(np.array, run.model.init(jax.random.key(0)))
     if bad is not None:
         params['blocks'][1]['norm1']['bias'][3] = bad
     for part, name in (('norm', 'scale'), ('head', 'kernel')):
         params[part][name] *= scale
-    weights.save(folder, params, {'config': config.to_dict(), 'class_names': ['red', 'green', 'blue']})
+    weights.save(folder, params, run.metadata)
     return folder

@@ -38,7 +38,7 @@ if 'ssh' in call:
 
 
 def python(text):
-    """Returns a program that runs the text with this Python."""
+    """Returns a script that runs the text with this Python interpreter."""
     return f'#!{sys.executable}\n{text}'
 
 

@@ -1,4 +1,4 @@
-"""A tiny training on generated images through the front door: its config, its command, and its result."""
+"""A tiny training on generated images: its config, its command, and its result."""
 
 import pathlib
 import sys
@@ -6,8 +6,8 @@ import sys
 import jax
 import numpy as np
 
-from configs import base
 from evit_jax.checkpoints.manager import CheckpointManager
+from evit_jax.configs import base
 from evit_jax.models.config import ViTConfig
 from evit_jax.training import experiment
 
@@ -19,7 +19,7 @@ SETTINGS = {'batch_size': 256, 'epochs': 1, 'compilation_cache': '', 'ema_decay'
             'data.crop': (), 'data.eval_crop': 1.0, 'data.repeats': 1, 'data.workers': 0, 'optimizer.lr': 6e-3,
             'optimizer.warmup_epochs': 0.2, 'log.every': 4, 'log.eval_epochs': 2.0, 'log.pictures': 2,
             'checkpoint.every': 7}
-# A model of its own that compiles in seconds, for images of 32 pixels.
+# A small model for images of 32 pixels that compiles in seconds.
 NARROW = ViTConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2, classes=3)
 
 

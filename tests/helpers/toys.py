@@ -30,7 +30,7 @@ class Numbered:
 
 
 class Broken(Numbered):
-    """Examples 2, 7, 12, ... are no images; reading examples 3, 8, 13, ... raises."""
+    """Examples 2, 7, 12, ... are not images; reading examples 3, 8, 13, ... raises an error."""
 
     def __getitem__(self, index):
         if index % 5 == 3:
@@ -64,7 +64,7 @@ class Plain(NamedTuple):
         return geometry.resize(image, self.size)
 
     def mask(self, mask):
-        return geometry.decode_mask(mask, self.size)
+        return geometry.decode_mask(mask, (self.size, self.size))
 
 
 def marked(image, rng):

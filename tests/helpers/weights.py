@@ -1,4 +1,4 @@
-"""Folders of weights of a small random model, in place of a training."""
+"""Writes workdirs with random weights of a small model, without a training."""
 
 import dataclasses
 

@@ -22,7 +22,7 @@ def result(loaded):
 
 
 class Scratched(Few):
-    """The images with other pixels in the patches that are on the object."""
+    """The same images with other pixels in the patches on the object."""
 
     def __getitem__(self, index):
         example = super().__getitem__(index)
@@ -62,7 +62,7 @@ def test_drop_patches_pixels_of_dropped_patches_change_nothing(loaded, result):
     assert any(result.accuracy[last][number] != scratched.accuracy[last][number] for number in range(4))
 
 
-def test_orders_begin_with_the_patches_that_they_are_named_after():
+def test_orders_start_with_the_patches_in_their_name():
     rng = np.random.default_rng(0)
     on_object, attention, draws = rng.random((5, 16)) < 0.3, rng.random((5, 16)), rng.random((5, 16))
     orders = dropping._orders(on_object, attention, draws)

@@ -1,4 +1,4 @@
-"""The classes of data for a model: they must be the model's, in the same order."""
+"""The check that the data has the classes of the model, in the same order."""
 
 import types
 

@@ -13,7 +13,6 @@ from evit_jax.checkpoints import weights, workdir
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.interchange import conversion, weight_files
 from evit_jax.models.config import ViTConfig
-from tests.helpers import layouts
 
 FILES = pathlib.Path(__file__).parents[1] / 'golden_files'
 SHAPE = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, classes=5)
@@ -170,13 +169,8 @@ def test_configs_beside_config_of_a_run_is_left_out(tmp_path):
     assert weight_files.read_configs(tmp_path / 'model.safetensors') == {}
 
 
-def test_train_from_unconverted_weights_is_refused_with_the_way_out(tmp_path, monkeypatch):
-    layouts.prepare(monkeypatch)
-    folder = write(tmp_path / 'hub')
+def test_check_is_workdir_weights_of_another_program_are_refused_with_the_way_out(tmp_path):
     (tmp_path / 'a.pth').write_bytes(b'PK')
-    for path in (tmp_path / 'a.pth', tmp_path / 'none.safetensors', folder):
+    for path in (tmp_path / 'a.pth', tmp_path / 'none.safetensors', write(tmp_path / 'hub')):
         with pytest.raises(ValueError, match=rf'{path.name}.*python -m evit_jax.convert .*{path.name} NEW_FOLDER'):
-            weights.check_is_workdir('config.init_from', path)
-        for changes in ({'init_from': str(path)}, {'teacher__path': str(path), 'distill__kind': 'self'}):
-            with pytest.raises(ValueError, match=r'python -m evit_jax\.convert'):
-                layouts.train_here(tmp_path / 'run', **changes)
+            weights.check_is_workdir('--workdir', path)

@@ -1,4 +1,4 @@
-"""The launch scripts: help, refusals, dry runs, and the manifest for Kubernetes."""
+"""The launch scripts: help, errors, dry runs, and the manifest for Kubernetes."""
 
 import re
 import shlex
@@ -22,13 +22,13 @@ def cloud(tmp_path):
 
 
 def words_of(line):
-    """Splits a command line in which a name in capitals stands for several arguments."""
+    """Splits a command line. A name in capitals is replaced by several arguments."""
     abbreviations = {'TPU': TPU, 'RUN': RUN, 'GKE': GKE, 'V5E': V5E}
     return [word for words in shlex.split(line) for word in abbreviations.get(words, [words])]
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
-def test_script_is_correct_shell(script):
+def test_script_has_valid_shell_syntax(script):
     subprocess.run(['bash', '-n', LAUNCH / script], check=True)
     if shutil.which('shellcheck'):
         subprocess.run(['shellcheck', '-x', '-P', ROOT, LAUNCH / script], check=True)
@@ -59,6 +59,14 @@ def test_dry_run_prints_commands_and_runs_none(script, args, cloud):
     assert commands and all(shutil.which(words[0]) or words[0] in ('gcloud', 'kubectl', 'sbatch', 'scancel')
                             for words in commands)
     assert cloud.calls() == [] and sorted(cloud.folder.rglob('*')) == before
+
+
+@pytest.mark.parametrize('line', [
+    'tpu_vm.sh start TPU', 'gke_jobset.sh render --name=evit --image=a V5E', 'slurm.sh submit', 'local.sh'])
+def test_config_that_names_a_recipe_is_replaced_by_its_file(line, cloud):
+    script, *args = words_of(line)
+    result = cloud.run(script, *args, '--config=digits', '--workdir=gs://bucket/run', '--dry-run')
+    assert result.returncode == 0 and '--config=configs/digits.py' in result.stdout, result.stderr
 
 
 WRONG = [
@@ -125,7 +133,7 @@ def test_script_with_wrong_arguments_refuses_before_it_runs_anything(line, messa
 
 
 @pytest.mark.parametrize('line', ['tpu_vm.sh stop TPU', 'gke_jobset.sh status --name=evit', 'slurm.sh cancel --yes'])
-def test_script_without_a_program_names_it_and_a_dry_run_needs_none(line, cloud):
+def test_script_without_the_program_it_calls_names_it_and_a_dry_run_needs_none(line, cloud):
     cloud.folder = cloud.folder / 'bin'
     cloud.folder.mkdir()
     for name in ('bash', 'env', 'dirname'):

@@ -34,7 +34,7 @@ def test_create_waits_for_active_and_replaces_a_preempted_tpu(states, verbs, cod
     assert ('will not become ACTIVE' in result.stderr) == bool(code)
 
 
-def test_create_without_a_request_makes_one_and_without_a_state_gives_up(cloud):
+def test_create_without_a_request_creates_one_and_without_a_state_fails(cloud):
     args = ['--project=p', '--type=v5litepod-16', '--spot', '--poll=0']
     result = cloud.run('tpu_vm.sh', 'create', *TPU, *args)
     assert result.returncode == 1 and 'gcloud does not report the state of evit' in result.stderr
@@ -54,7 +54,7 @@ if '--wait=' not in sys.argv: sys.exit(75 if count == 1 else 3)
 signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.2), os._exit(75)))
 time.sleep(30)
 """
-# Replaces the worker's `python3 -m pip`, which installs uv, which creates .venv.
+# Replaces `python3 -m pip` of the worker, which installs uv; uv creates .venv.
 INSTALLS_UV = """#!/bin/bash
 mkdir -p .uv/bin && cat >.uv/bin/uv <<'END'
 #!/bin/bash
@@ -194,7 +194,7 @@ class Local:
         return self.shell.returncode, output, errors
 
 
-def test_local_starts_processes_with_one_coordinator_and_own_devices(tmp_path):
+def test_local_starts_processes_with_one_coordinator_and_separate_devices(tmp_path):
     local = Local(tmp_path, 'two  words', options=['--processes=3', '--devices=2'])
     code, output, errors = local.end()
     environments = [local.process(number)[1] for number in range(3)]

@@ -1,4 +1,4 @@
-"""Rates and waits of a training loop, and the warning about a step that takes far longer than usual."""
+"""The step timer: rates, waiting times, and the warning about a step that takes much longer than usual."""
 
 import re
 import time
@@ -11,7 +11,7 @@ METRICS = {'loss': 1.0, 'lr': 1e-3}
 
 
 class Clock:
-    """A clock that the test moves."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.now = 100.0
@@ -79,7 +79,7 @@ def test_slow_step_is_logged_at_each_doubling_with_its_phase_and_at_its_end(time
             clock.advance(1.0)
             timer.check_current_step()
     during = [record.getMessage() for record in caplog.records]
-    assert during == [f'step 6 takes {seconds} s so far, usual are 1 s: waiting for the input'
+    assert during == [f'step 6 has taken {seconds} s so far, usually 1 s: waiting for the input'
                       for seconds in (21, 43, 87)]
     timer.step(7)
     assert 'step 6 took 100.0 s' in caplog.text and 'step 7' not in caplog.text
@@ -103,7 +103,7 @@ def test_slow_step_is_logged_by_the_background_thread(caplog):
     for number in range(7):
         timer.step(number)
     deadline = time.monotonic() + 10
-    while 'step 6 takes' not in caplog.text and time.monotonic() < deadline:
+    while 'step 6 has taken' not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)
     timer.close()
-    assert 'step 6 takes' in caplog.text
+    assert 'step 6 has taken' in caplog.text

@@ -1,4 +1,4 @@
-"""Metric writers: values are read back exactly, and neither a kill nor a resume loses or repeats one."""
+"""Metric writers: values are read back exactly, and no value is lost or repeated after a kill and a resume."""
 
 import json
 import math
@@ -149,7 +149,7 @@ def test_clu_writer_without_tensorflow_names_the_package_to_install(tmp_path, mo
         create_writer(tmp_path, 'clu')
 
 
-def test_clu_writer_writes_the_events_beside_the_jsonl(tmp_path, monkeypatch):
+def test_clu_writer_writes_event_files_and_the_jsonl(tmp_path, monkeypatch):
     clu_writer = mock.Mock()
     module = types.SimpleNamespace(create_default_writer=mock.Mock(return_value=clu_writer))
     use_clu(monkeypatch, module)

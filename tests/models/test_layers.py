@@ -194,7 +194,7 @@ def test_distilled_model_returns_the_mean_logits_of_both_heads():
 
 
 @pytest.mark.parametrize('height, width, patches, depth, message', [
-    (16, 12, 12, 3, r'images are 16 x 12: they must be square'),
+    (16, 10, 12, 3, r'image size 10 in 16 x 10 is not divisible by the patch size 4: use 8 or 12'),
     (24, 24, 16, 3, r'the plan is for 16 patches and 3 blocks; this input has 36, this model 3'),
     (16, 16, 16, 4, r'the plan is for 16 patches and 4 blocks; this input has 16, this model 3'),
     (18, 18, 16, 3, r'image size 18 is not divisible by the patch size 4: use 16 or 20'),

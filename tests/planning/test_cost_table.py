@@ -1,4 +1,4 @@
-"""Tables of costs: how they become costs of plans, and their file."""
+"""Cost tables: the costs of plans that are computed from them, and their file."""
 
 import importlib.metadata
 

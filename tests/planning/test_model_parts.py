@@ -1,4 +1,4 @@
-"""Parts of a model as separate programs compute what the model computes."""
+"""The parts of a model, run as separate programs, give the output of the model."""
 
 import jax
 import numpy as np
@@ -10,20 +10,12 @@ from evit_jax.planning import cost_measurement, model_parts
 from evit_jax.reduction.plan import make_plan
 from tests.helpers import layouts
 
-least = layouts.least
+# The heads of the second model read all tokens.
+CONFIGS = [layouts.SHAPE, LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)]
 
 
-@pytest.fixture(autouse=True)
-def lvvit_tiny(monkeypatch):
-    """A model whose heads read all tokens."""
-    config = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)
-    monkeypatch.setitem(models.CONFIGS, 'lvvit_tiny', config)
-    return config
-
-
-@pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
-def test_final_part_computes_what_the_model_does(name):
-    config = models.get_config(name)
+@pytest.mark.parametrize('config', CONFIGS, ids=['vit', 'lvvit'])
+def test_final_part_gives_the_output_of_the_model(config):
     model, plan = models.create(config), make_plan(16, 2, tokens=(6,), reduce_at=(0,))
     params = model.init(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
@@ -34,7 +26,7 @@ def test_final_part_computes_what_the_model_does(name):
         return logits, {name: intermediates[name] for name in ('block00', 'block01', 'kept')}
 
     logits, intermediates = applied(params, images)
-    if name == 'vit_layouts':
+    if config is layouts.SHAPE:
         x = model_parts.last_block(config, 8, 2, 'float32').run(params['blocks'][1], intermediates['block00'])
         assert x.shape == (2, 1, 64)
         np.testing.assert_allclose(x, intermediates['block01'][:, :1], atol=1e-5)
@@ -44,9 +36,8 @@ def test_final_part_computes_what_the_model_does(name):
         np.testing.assert_allclose(logits_of_part, logits, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['vit_layouts', 'lvvit_tiny'])
-def test_final_part_repeated_continues_from_its_output(name):
-    config = models.get_config(name)
+@pytest.mark.parametrize('config', CONFIGS, ids=['vit', 'lvvit'])
+def test_final_part_repeated_continues_from_its_output(config):
     _, final_part = cost_measurement._final_part(config)
     once, twice = (final_part(config, 5, 2, 'float32', repeats) for repeats in (1, 2))
     arguments = once.random_arguments(0)

@@ -17,7 +17,7 @@ PATCHES, DEPTH = 9, 5
 
 
 def random_costs(seed, most=PATCHES + 1):
-    """Costs that rise and fall; those of the last block are independent of the others."""
+    """Returns random costs that rise and fall. The costs of the last block are independent of the others."""
     rng = np.random.default_rng(seed)
     return Costs(3.0, *(BlockCosts(*(np.arange(most + 1) * scale + rng.uniform(0, spread, most + 1)
                                      for scale, spread in scales))

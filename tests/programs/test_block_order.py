@@ -10,7 +10,7 @@ import pytest
 from absl.testing import flagsaver
 
 from evit_jax import cli
-from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.checkpoints.loaded import LoadedModel, saved_budget
 from evit_jax.models import get_config
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
@@ -64,8 +64,8 @@ def test_make_plan_of_random_blocks_equals_that_of_sorted_blocks():
 def test_schedule_in_any_order_equals_that_of_sorted_blocks(key, pairs, order):
     def plans_of(order):
         blocks, values = ordered(pairs, order)
-        budget = TokenBudget.of_config({'model.reduce_at': list(blocks), 'model.fuse': True, 'keep.rate': 1.0,
-                                     key: list(values)})
+        budget = saved_budget({'model.reduce_at': list(blocks), 'model.fuse': True, 'keep.rate': 1.0,
+                               key: list(values)})
         return [budget.plans(196, 12, CONFIG.macs)(step / 5) for step in range(6)]
 
     assert plans_of(order) == plans_of((0, 1, 2))
@@ -89,7 +89,7 @@ def test_loaded_model_plan_values_follow_the_recorded_order_of_blocks():
     assert trained.plan(tokens=(80, 150, 120)) == make_plan(196, 12, tokens=(150, 120, 80))
 
 
-def test_main_flags_in_any_order_train_the_same_plan(main, tmp_path, monkeypatch):
+def test_main_with_blocks_and_rates_in_any_order_trains_the_same_plan(main, tmp_path, monkeypatch):
     configs, recipe = [], tmp_path / 'recipe.py'
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda collective_errors: contextlib.nullcontext())
@@ -103,9 +103,9 @@ def test_main_flags_in_any_order_train_the_same_plan(main, tmp_path, monkeypatch
     run = experiment.setup(configs[0])
     assert run.plan == make_plan(16, 2, rate=(0.75, 0.5), reduce_at=(0, 1))
     # The log and the curves show the first reduction.
-    assert model_setup.logged_keep_rate(run.config, run.stages[-1]) == 0.75
+    assert model_setup.logged_keep_rate(run.flat_config, run.stages[-1]) == 0.75
     tokens = experiment.setup(layouts.config_of(model__reduce_at=(1, 0), keep__tokens=(4, 12), keep__start_epoch=1))
-    assert model_setup.logged_keep_rate(tokens.config, tokens.stages[-1]) == 12 / 16
+    assert model_setup.logged_keep_rate(tokens.flat_config, tokens.stages[-1]) == 12 / 16
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -152,7 +152,7 @@ def test_modules_at_other_blocks_than_trained_raises():
     modules = modules_at(DYNAMICVIT, (9, 3, 6))
     modules.check(plan_at(3, 6, 9))
     modules.check(plan_at(3, 6))
-    modules.check(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)))  # EViT uses none
+    modules.check(make_plan(196, 12, rate=0.7, reduce_at=(6, 9)))  # EViT has no learned modules
     modules.check(TokenPlan(196, (None,) * 12, False, DYNAMICVIT))
     with pytest.raises(ValueError, match=r'the module trained at block 3 at block 6.* trained at the blocks '
                                          r'\(3, 6, 9\), and the plan reduces at \(6, 9\)'):

@@ -7,18 +7,18 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import compare_digits
 from evit_jax import cli
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison import running, verdict
 from evit_jax.comparison.cells import Cell, cells_of, config_of
+from evit_jax.configs import compare_digits
 from tests.helpers import layouts, program_modules
 
 compare = program_modules.module_fixture('compare')
 
 
 def small(**changes):
-    """Returns a comparison of two methods on a tiny model, with so few steps that nothing is learnt."""
+    """Returns the config of a comparison of two methods on a tiny model, with a few steps."""
     config = ConfigDict({
         'run': layouts.config_of(epochs=2, ema_decay=0.0), 'dense': '', 'seeds': (0,),
         'methods': {'EViT': {'model': {'fuse': True}}, 'random': {'reducer': {'name': 'random'}}},
@@ -93,16 +93,18 @@ def test_scores_average_over_the_seeds():
 
 
 @pytest.mark.parametrize('worse, verdict_text', [
-    ((0.4, 0.6), 'holds (+10.0 points; +10.0, +10.0)'), ((0.6, 0.8), 'does not hold (-10.0'), ((0.4, 0.8), 'is open')])
-def test_orderings_hold_if_they_do_for_every_seed(worse, verdict_text):
+    ((0.4, 0.6), 'confirmed (+10.0 points; by seed +10.0, +10.0)'), ((0.6, 0.8), 'contradicted (-10.0'),
+    ((0.4, 0.8), 'undecided')])
+def test_orderings_are_confirmed_if_they_hold_for_every_seed(worse, verdict_text):
     scores = verdict.scores(rows_of('scratch', 'A', 0.5, 0.7) + rows_of('scratch', 'B', *worse))
     line, = verdict.orderings(scores, [{'better': 'A', 'worse': 'B', 'setting': 'scratch'}])
-    assert line.startswith('A from scratch over B from scratch at 50 % of the MACs: ') and verdict_text in line
+    assert line.startswith('A (from scratch) is better than B (from scratch) at 50 % of the MACs: ')
+    assert verdict_text in line
 
 
 @pytest.mark.parametrize('better, verdict_text', [
-    (0.905, 'is open (+0.5'), (0.92, 'holds (+2.0'), (0.895, 'is open (-0.5'), (0.88, 'does not hold (-2.0')])
-def test_orderings_of_one_evaluation_are_open_within_its_standard_error(better, verdict_text):
+    (0.905, 'undecided (+0.5'), (0.92, 'confirmed (+2.0'), (0.895, 'undecided (-0.5'), (0.88, 'contradicted (-2.0')])
+def test_orderings_of_one_evaluation_are_undecided_within_its_standard_error(better, verdict_text):
     scores = verdict.scores(rows_of('untrained', 'A', better) + rows_of('untrained', 'B', 0.9))
     assert scores[1].error == pytest.approx(0.0067, abs=1e-4)
     assert verdict_text in verdict.orderings(scores, [{'better': 'A', 'worse': 'B', 'setting': 'untrained'}])[0]
@@ -111,7 +113,7 @@ def test_orderings_of_one_evaluation_are_open_within_its_standard_error(better, 
 def test_orderings_across_settings_pair_one_evaluation_with_every_seed():
     scores = verdict.scores(rows_of('finetuned', 'A', 0.5, 0.7) + rows_of('untrained', 'A', 0.45))
     claim = {'better': 'A', 'worse': 'A', 'setting': 'finetuned', 'worse_setting': 'untrained'}
-    assert 'holds (+15.0 points; +5.0, +25.0)' in verdict.orderings(scores, [claim])[0]
+    assert 'confirmed (+15.0 points; by seed +5.0, +25.0)' in verdict.orderings(scores, [claim])[0]
 
 
 def test_differences_of_other_numbers_of_seeds_are_refused():
@@ -124,7 +126,7 @@ def test_write_report_writes_tables_plot_and_json(tmp_path, compare):
     rows = rows_of('untrained', 'A', 0.5) + rows_of('scratch', 'A', 0.5, 0.7) + rows_of('scratch', 'B', 0.4, 0.6)
     compare.write_report(rows, [{'better': 'A', 'worse': 'B', 'setting': 'scratch'}], tmp_path)
     text = (tmp_path / 'compare.md').read_text()
-    assert '| A | 60.0 ± 14.1 |' in text and 'holds' in text and 'compare.png' in text
+    assert '| A | 60.0 ± 14.1 |' in text and 'confirmed' in text and 'compare.png' in text
     assert json.loads((tmp_path / 'compare.json').read_text())['rows'] == rows
     with Image.open(tmp_path / 'compare.png') as plot:
         assert plot.width > plot.height

@@ -9,10 +9,10 @@ from evit_jax.checkpoints import best
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.configs import base
 from evit_jax.data import sources
-from evit_jax.kernels.activations import ACTIVATIONS
 from evit_jax.metrics import writers
 from evit_jax.models import list_models
 from evit_jax.models.config import POOLINGS
+from evit_jax.models.layers import ACTIVATIONS
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.runtime import machine, sharding
 from evit_jax.training import distillation, limits, step
@@ -21,7 +21,7 @@ from tests.helpers import layouts
 KEYS = base.KEYS
 CHOICES = {
     'sharding': sharding.SHARDINGS, 'nonfinite': step.NONFINITE, 'model.activation': ('', *ACTIVATIONS),
-    'model.pooling': ('', *POOLINGS), 'model.dtype': (machine.AUTO, *machine.DTYPES),
+    'model.pooling': ('', *POOLINGS), 'model.freeze': step.FREEZE, 'model.dtype': (machine.AUTO, *machine.DTYPES),
     'model.gather_impl': ('', *GATHERS), 'distill.kind': distillation.KINDS, 'log.writer': writers.KINDS,
     'checkpoint.best': ('', *best.METRICS)}
 
@@ -29,11 +29,11 @@ CHOICES = {
 def changed(name, value):
     config = base.get_config()
     config.update_from_flattened_dict({name: value})
-    return config
+    return flat(config)
 
 
 def test_get_config_has_exactly_the_keys_and_defaults_of_the_table():
-    assert flat(base.get_config().to_dict()) == flat({name: key.default for name, key in KEYS.items()})
+    assert flat(base.get_config()) == flat({name: key.default for name, key in KEYS.items()})
     assert base.get_config().is_locked
 
 

@@ -1,4 +1,4 @@
-"""Exported models equal the model they are exported from, need no part of this package, and appear only complete."""
+"""Exported models equal the original model, run without this package, and appear only when complete."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evit_jax import models
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.data.transforms.decode import decode
 from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference.model import VisionModel
+from evit_jax.runtime import storage
 from evit_jax.serving import artifact, loader
 from tests.helpers import exports, layouts
 
 SIDE = 16
-small_model, checkpoint, export, run = exports.small_model, exports.checkpoint, exports.export, exports.run
+checkpoint, export, run = exports.checkpoint, exports.export, exports.run
 
 
 @pytest.fixture(scope='module')
@@ -127,7 +127,7 @@ def test_export_another_reducer_is_in_the_manifest(checkpoint, tmp_path, run):
     code, errors = run(checkpoint, tmp_path / 'merging', '--reducer=tome', '--r=2', '--platforms=cpu')
     assert code == 0, errors
     plan, = json.loads((tmp_path / 'merging' / 'manifest.json').read_text())['plans'].values()
-    depth = models.get_config('vit_layouts').depth
+    depth = layouts.SHAPE.depth
     assert plan['reducer'] == 'tome' and plan['tokens'] == [16 - 2 * block for block in range(1, depth + 1)]
 
 
@@ -225,19 +225,19 @@ def test_export_folder_appears_after_the_check_and_not_after_a_failure(checkpoin
     assert observed == [(True, False, 5)] and files_of(tmp_path) == []
 
 
-def test_export_full_disk_or_unwritable_folder_is_refused(checkpoint, tmp_path, monkeypatch, run, export):
+def test_export_full_disk_or_unwritable_folder_is_refused(checkpoint, tmp_path, monkeypatch, run):
     def full(*_, **__):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(artifact, 'export', None)  # nothing is computed before
+    monkeypatch.setattr(artifact, 'export', None)  # fails if a program is exported
     (tmp_path / 'file').write_text('')
     code, errors = run(checkpoint, tmp_path / 'file' / 'new')
-    assert code == 2 and 'new cannot be written (Not a directory): free space there, or give another DIR' in errors
+    assert code == 2 and 'new cannot be written (Not a directory): free space there, or give another folder' in errors
     with monkeypatch.context() as patch:
-        patch.setattr(export.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=2000))
+        patch.setattr(storage.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=2000))
         for form in 'stablehlo', 'orbax':
             code, errors = run(checkpoint, tmp_path / 'new', f'--format={form}')
-            assert code == 2 and 'new cannot be written (0.0 MB free, 0.4 MB of weights): free space there' in errors
+            assert code == 2 and 'new cannot be written (0.0 MB free, 0.4 MB to write): free space there' in errors
     monkeypatch.setattr(artifact.np, 'savez', full)
     code, errors = run(checkpoint, tmp_path / 'new')
     assert code == 2 and 'new cannot be written (No space left on device)' in errors and '\n' not in errors

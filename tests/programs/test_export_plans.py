@@ -7,7 +7,7 @@ from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.serving import loader
 from tests.helpers import exports
 
-small_model, checkpoint, export, run = exports.small_model, exports.checkpoint, exports.export, exports.run
+checkpoint, export, run = exports.checkpoint, exports.export, exports.run
 
 
 def test_export_plan_file_names_the_plan(checkpoint, run, tmp_path):

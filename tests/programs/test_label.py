@@ -13,6 +13,7 @@ import pytest
 from evit_jax import models
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.loaded import load_model
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.data import sources
 from evit_jax.data.sources import DigitsSource
 from evit_jax.data.token_labels import label_maps
@@ -40,7 +41,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def made(checkpoint, tmp_path_factory):
-    """Maps of the digits, made without the program."""
+    """Label maps of the digits, written without the program."""
     folder, source = tmp_path_factory.mktemp('made'), open_train()
     annotator = Annotator(load_model(checkpoint), batch_size=16)
     metadata = LabelMapsMetadata(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.side)
@@ -119,7 +120,7 @@ def test_train_lvvit_on_the_maps_of_another_model(made, tmp_path, monkeypatch):
 def test_check_token_labels_with_incompatible_settings_raises(monkeypatch, changes, message):
     monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(image_size=16, patch_size=4, width=16, heads=2))
     with pytest.raises(ValueError, match=message):
-        checks.check(layouts.config_of(**TOKENS | {'data__token_labels': 'x'} | changes))
+        checks.check(flat(layouts.config_of(**TOKENS | {'data__token_labels': 'x'} | changes)))
 
 
 def test_setup_without_token_labels_has_images_and_labels_only():
@@ -185,7 +186,7 @@ def test_label_maps_pickled_are_equal_and_raise_for_an_unknown_id(made):
 @pytest.mark.parametrize('words, message', [
     ([], 'either a CHECKPOINT or --published'), (['{checkpoint}'], '--out DIR'),
     (['{checkpoint}', '--published=x', '--out={out}'], 'either a CHECKPOINT'),
-    (['{out}/none', '--out={out}'], 'there is no folder'),
+    (['{out}/none', '--out={out}'], 'there is no file or folder'),
     (['{checkpoint}', '--out={out}', '--image_size=17'], 'not divisible by the patch size'),
     (['{checkpoint}', '--out=gs://a/b'], 'mounted folders only'),
     (['--published={out}', '--out={out}'], 'there is no published label map')])

@@ -1,4 +1,4 @@
-"""The commands `evit` and `python -m evit_jax`: list the programs and run one of them."""
+"""The commands `evit` and `python -m evit_jax`, which list the programs or run one of them."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Odd names of files: they end no program, break no line of output, and replace no file."""
+"""Unusual file names: no program fails, no line of output is broken, and no file is replaced."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ ODD = ['bad\udcff\udcfe.png', 'new\nline.png', 'esc\x1b[31m.png', 'L' * 251 + '.
 @pytest.mark.parametrize(('name', 'line'), [
     ('plain ü 猫.png', 'plain ü 猫.png'), ('a\nb\r\t', r'a\nb\r\t'), ('\udcff', r'\xff'), ('\ud800', r'\ud800'),
     ('\x1b[0m\u2028\u202e', r'\x1b[0m\u2028\u202e')])
-def test_in_one_line_escapes_what_breaks_a_line_and_nothing_else(name, line):
+def test_in_one_line_escapes_only_characters_that_break_a_line(name, line):
     assert in_one_line(name) == line and len(in_one_line(name).splitlines()) == 1
     in_one_line(name).encode()
     valid_text(name).encode()
@@ -55,7 +55,7 @@ def test_names_on_standard_input_may_be_any_bytes(monkeypatch):
     assert find_images(['-'], cli.names_on_stdin()) == ['a.png', '\udcff.png']
 
 
-def test_a_class_name_that_no_font_can_draw_is_drawn():
+def test_kept_grid_class_name_without_glyphs_is_drawn():
     assert page.write(Image.new('RGB', (200, 40)), 0, 0, 'a\nb\udcff', page.DARK, 12, 150) > 0
 
 

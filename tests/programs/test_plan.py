@@ -1,4 +1,4 @@
-"""The plan run_plan, in the process of the test."""
+"""The plan program, run in the process of the test."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def lvvit_tiny(monkeypatch):
 
 @pytest.fixture
 def costs_file(tmp_path):
-    """A file with made-up costs."""
+    """A file with synthetic costs."""
     cost_table.load_or_measure(REQUEST, lambda request: make_table(), tmp_path / 'costs.json')
     return tmp_path / 'costs.json'
 
@@ -127,7 +127,7 @@ def test_workload_of_a_run_has_its_reducer(tmp_path):
     ({'reducer__name': 'dynamicvit', 'modules': Modules(DYNAMICVIT, 2)}, (),
      'whose learned modules were trained at the blocks .0, 1.'),
     ({'reducer__name': 'tome', 'reducer__r': 3}, ('--least_rate=0.4',), 'keeps at least half of the tokens')])
-def test_plan_for_a_reducer_that_cannot_follow_it_exits(run_plan, tmp_path, changes, words, message):
+def test_plan_for_a_reducer_without_support_for_it_exits(run_plan, tmp_path, changes, words, message):
     run = save_random_run(tmp_path / 'a', **changes)
     code, _, err = run_plan(f'--model={run}', '--target=1.1x', '--nomeasure', *words)
     assert code == 2 and re.search(message, err), err

@@ -18,7 +18,7 @@ from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.runtime import storage
-from tests.helpers import layouts, program_modules, tiny
+from tests.helpers import fake_hub, layouts, program_modules, published, tiny
 from tests.helpers.folders import hide_inodes
 
 
@@ -170,8 +170,8 @@ def test_predict_pictures_are_named_after_the_images_and_replace_none(program, c
 
 
 @pytest.mark.parametrize('words, message', [
-    (('none', 'a.png'), 'there is no folder none: give the folder of a run'),
-    (('CHECKPOINT/config.json', 'a.png'), 'is a file: give the folder of a run'),
+    (('none', 'a.png'), 'there is no file or folder none: give the folder of a run, a file or folder of weights'),
+    (('CHECKPOINT/config.json', 'a.png'), 'config.json is neither a PyTorch checkpoint (.pth, .pt) nor safetensors'),
     (('CHECKPOINT', 'a.png', '--rate=1.5'), 'keep rate 1.5 is outside (0, 1]'),
     (('CHECKPOINT', 'a.png', '--rate=0.5', '--tokens=9'), 'give only one of keep rate and tokens'),
     (('CHECKPOINT', 'a.png', '--rates=0.5;0.7'), '--rates=0.5;0.7 is no list of numbers'),
@@ -188,7 +188,7 @@ def test_predict_pictures_are_named_after_the_images_and_replace_none(program, c
     (('CHECKPOINT', '-'), 'no file is named on standard input'),
     (('CHECKPOINT', '*.gif'), 'no file matches *.gif'),
     (('CHECKPOINT',), 'give CHECKPOINT and IMAGES..., not ')])
-def test_predict_wrong_command_ends_with_code_2_and_one_line(program, checkpoint, words, message):
+def test_predict_with_wrong_arguments_ends_with_code_2_and_one_line(program, checkpoint, words, message):
     code, out, err = program(*(word.replace('CHECKPOINT', checkpoint) for word in words))
     assert code == 2 and out == ''
     assert err.startswith('error: ') and message in err and err.count('\n') == 1
@@ -214,14 +214,14 @@ def test_run_with_another_number_of_words_is_refused(capsys, monkeypatch):
 
 
 def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_closed(tmp_path, images):
-    """Starts the program as a user does, with a registered model."""
+    """Starts the program in another process, with a registered model."""
     folder = save(evit_jax.create_model('vit_digits'), tmp_path / 'weights')
     done = subprocess.run([sys.executable, '-m', 'evit_jax.predict', folder, '-', '--rate=0.5', '--top=3'],
                           input=f'{images}/a.png\nabsent.png\n', cwd=layouts.ROOT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith(f'{images}/a.png: ') and done.stdout.count('%') == 3
     assert 'cannot be read: absent.png: No such file or directory' in done.stderr
-    lines = [line for line in done.stderr.splitlines() if ' progress.py:' not in line]  # on a slow machine
+    lines = [line for line in done.stderr.splitlines() if ' progress.py:' not in line]  # logged on a slow machine
     assert 'Traceback' not in done.stderr and len(lines) == 3
     reading, writing = os.pipe()
     os.close(reading)
@@ -230,7 +230,7 @@ def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_clo
     assert done.returncode == 141 and 'Traceback' not in done.stderr and 'rror' not in done.stderr
 
 
-def test_predict_follows_a_plan_file_and_refuses_one_for_another_model(program, checkpoint, images, tmp_path):
+def test_predict_uses_a_plan_file_and_refuses_one_for_another_model(program, checkpoint, images, tmp_path):
     planned = PlanFile.of(make_plan(16, 2, tokens=(6,), reduce_at=(0,)), 'custom', 16)
     (tmp_path / 'plan.json').write_text(json.dumps(planned.metadata()))
     _, out, _ = program(checkpoint, images / 'a.png', '--json', f'--plan={tmp_path / "plan.json"}')
@@ -240,3 +240,17 @@ def test_predict_follows_a_plan_file_and_refuses_one_for_another_model(program, 
     (tmp_path / 'plan.json').write_text(json.dumps(planned._replace(patches=64, image_size=32).metadata()))
     code, _, err = program(checkpoint, images, f'--plan={tmp_path / "plan.json"}')
     assert code == 2 and 'is for custom with 64 patches and 2 blocks, and this is custom with 16' in err
+
+
+def test_predict_model_of_the_hub_or_a_file(program, images, tmp_path, monkeypatch):
+    for name, content in published.files().items():
+        (tmp_path / name).write_bytes(content)
+    with fake_hub.running() as server:
+        fake_hub.connect(monkeypatch, server.endpoint, tmp_path / 'cache')
+        server.add('lab/vit', published.files())
+        code, output, _ = program('hf-hub:lab/vit', images / 'a.png', '--rate=0.7')
+        assert code == 0 and 'a.png: class ' in output
+        code, _, errors = program('hf-hub:lab/none', images / 'a.png')
+        assert code == 2 and errors.startswith('error: ') and 'lab/none does not exist or is private' in errors
+        assert len(errors.splitlines()) == 1
+    assert program(tmp_path / 'model.safetensors', images / 'a.png', '--rate=0.7') == (0, output, '')

@@ -43,7 +43,7 @@ def run(capsys, monkeypatch, visualize):
     return start
 
 
-def test_look_shows_the_predictions_at_each_keep_rate(loaded):
+def test_predict_examples_gives_the_predictions_at_each_keep_rate(loaded):
     model, images = VisionModel(loaded, batch_size=4), [Few('test')[index]['image'] for index in range(3)]
     subjects = [LabelledImage(str(number), image, 'red') for number, image in enumerate(images)]
     examples, settings, problems = predict_examples(model, subjects, [0.5, 1.0])
@@ -82,13 +82,14 @@ def test_kept_with_a_merging_reducer_gives_the_token_of_each_patch(checkpoint, t
     code, *printed = run('kept', checkpoint, '--out', out, '--images=2', '--reducer=tome', '--png', tmp_path / 'png')
     assert code == 0, printed
     data = data_of(out.read_text())
-    assert [setting['rate'] for setting in data['settings']] == ['0.5', '0.6', '0.7', '0.8', '0.9', '1']  # from a half
+    # ToMe keeps at least half of the tokens.
+    assert [setting['rate'] for setting in data['settings']] == ['0.5', '0.6', '0.7', '0.8', '0.9', '1']
     for row in data['rows']:
         for setting, view in zip(data['settings'], row['views'], strict=True):
             for count, stage in zip(setting['counts'][1:], view['stages'], strict=True):
                 token_of_patch = np.frombuffer(base64.b64decode(stage['token_of_patch']), '<u2')
                 assert len(token_of_patch) == 16 and set(token_of_patch.tolist()) == set(range(count))
-                assert base64.b64decode(stage['kept']) == b'\xff\xff'  # nothing is gone
+                assert base64.b64decode(stage['kept']) == b'\xff\xff'  # no patch is dropped
     assert len(list((tmp_path / 'png').iterdir())) == 12
 
 
@@ -136,7 +137,7 @@ def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, run):
 @pytest.mark.parametrize('words, message', [
     ([], 'give kept or drop or tradeoff before the flags, not nothing'), (['shout'], 'not shout'),
     (['kept'], r'give CHECKPOINT and \[IMAGES...\], not nothing'), (['drop', 'a', 'b'], "unexpected argument 'b'"),
-    (['kept', 'HERE/none'], 'there is no folder .*none'), (['kept', 'RUN', 'HERE/*.jpg'], 'no file matches'),
+    (['kept', 'HERE/none'], 'there is no file or folder .*none'), (['kept', 'RUN', 'HERE/*.jpg'], 'no file matches'),
     (['kept', 'RUN', 'HERE'], 'no image is in'), (['kept', 'RUN', 'HERE/a.txt'], 'none of the images can be read'),
     (['kept', 'RUN', '--rates=0.5,x'], '--rates=0.5,x is no list of numbers'),
     (['kept', 'RUN', '--rates=0'], r'keep rate 0.0 is outside \(0, 1\]'),
@@ -149,7 +150,8 @@ def test_tradeoff_writes_a_plot_and_prints_a_table(tmp_path, run):
     (['tradeoff', 'HERE/none'], 'there is no .*none'), (['tradeoff', 'HERE'], 'is no workdir of a run'),
     (['tradeoff', 'HERE/a.txt'], 'is no JSON with "rows"'), (['tradeoff', 'HERE/empty.json'], 'has no rows'),
     (['tradeoff', 'HERE/odd.json'], 'neither an accuracy'), (['tradeoff', 'HERE/speed.json'], 'nothing to draw')])
-def test_wrong_command_ends_with_code_2_and_one_line(words, message, checkpoint, tmp_path, monkeypatch, run):
+def test_visualize_with_wrong_arguments_ends_with_code_2_and_one_line(words, message, checkpoint, tmp_path, monkeypatch,
+                                                                      run):
     (tmp_path / 'a.txt').write_text('text')
     (tmp_path / 'empty.json').write_text('{"rows": []}')
     make_rows(tmp_path / 'odd.json', {'top1': 'high'})
@@ -173,7 +175,7 @@ def test_data_with_other_classes_of_the_same_number_are_refused(program, names, 
                           'give a model') in errors
 
 
-def test_drop_of_a_checkpoint_without_data_asks_for_a_config(tmp_path, run):
+def test_drop_of_a_checkpoint_without_data_is_refused_with_the_flag_to_give(tmp_path, run):
     params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
     weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_layouts', 'reduce_at': (1,)}}, 'class_names': []})
     code, _, errors = run('drop', tmp_path, '--out', tmp_path / 'x.png')

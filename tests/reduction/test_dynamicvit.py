@@ -10,8 +10,9 @@ from flax import nnx
 
 from evit_jax.models import create, get_config
 from evit_jax.models.config import ViTConfig
+from evit_jax.reduction.inputs import ReducerInputs
 from evit_jax.reduction.plan import make_plan
-from evit_jax.reduction.reducer import Modules, ReducerInputs
+from evit_jax.reduction.reducer import Modules
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT
 from evit_jax.reduction.reducers.dynamicvit import MASKED, ScorePredictor
 from evit_jax.reduction.tokens import Tokens

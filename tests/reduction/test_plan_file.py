@@ -8,6 +8,7 @@ import pytest
 from absl.testing import flagsaver
 
 from evit_jax import cli
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.runtime import distributed
@@ -57,7 +58,7 @@ def test_main_with_a_plan_trains_and_evaluates_with_it_instead_of_the_config(mai
     monkeypatch.setattr(distributed, 'distributed', lambda collective_errors: contextlib.nullcontext())
     monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: configs.append(config))
     monkeypatch.setattr(loop, 'evaluate_workdir', lambda config, workdir, plan_file, **_: configs.append(
-        model_setup.apply_plan(config, plan_file)))
+        experiment.with_values(config, model_setup.values_of_plan(plan_file, flat(config)))))
     (tmp_path / 'recipe.py').write_text(
         'from tests.helpers import layouts\n'
         'def get_config():\n'
@@ -70,18 +71,18 @@ def test_main_with_a_plan_trains_and_evaluates_with_it_instead_of_the_config(mai
             cli.run(main.main)
     assert len(configs) == 2 and configs[0].is_locked
     for config in configs:
-        checks.check(config)
+        checks.check(flat(config))
         assert experiment.setup(config).plan == PLAN
 
 
 @pytest.mark.parametrize('changes', [{'keep__rate': 0.2}, {'keep__macs': 0.5}, {'model__reduce_at': (1,)}])
-def test_apply_plan_with_explicit_keys_that_it_replaces_raises(changes):
-    config, key = layouts.config_of(**changes), next(iter(changes)).replace('__', '.')
+def test_values_of_plan_with_explicit_keys_that_it_replaces_raises(changes):
+    config, key = flat(layouts.config_of(**changes)), next(iter(changes)).replace('__', '.')
     with pytest.raises(ValueError, match=rf'give only one of --plan=\S* and --config.{key}='):
-        model_setup.apply_plan(config, PLAN_FILE, [key])
-    same = layouts.config_of(model__fuse=PLAN_FILE.fuse)
-    applied = model_setup.apply_plan(same, PLAN_FILE, ['model.fuse', 'keep.rates', 'batch_size'])
-    assert applied.keep.tokens == PLAN_FILE.tokens
+        model_setup.values_of_plan(PLAN_FILE, config, [key])
+    same = flat(layouts.config_of(model__fuse=PLAN_FILE.fuse))
+    values = model_setup.values_of_plan(PLAN_FILE, same, ['model.fuse', 'keep.rates', 'batch_size'])
+    assert values['keep.tokens'] == [*PLAN_FILE.tokens]
 
 
 @pytest.fixture

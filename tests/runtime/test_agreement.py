@@ -1,4 +1,4 @@
-"""Comparison of values between processes: all continue, or all end with the difference."""
+"""Comparison of values between processes: all processes continue, or all end with the same error."""
 
 import pathlib
 
@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from evit_jax.checkpoints import weights
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.runtime import agreement
 from evit_jax.training import identity, loop
 from tests.helpers import layouts
@@ -42,9 +43,10 @@ def test_on_every_process_returns_the_result_of_each_process(outputs):
 
 
 def test_on_every_process_with_one_failure_names_process_and_reason_in_the_others(outputs):
-    assert [log['no file'] for log in outputs] == ['ValueError process 1 cannot go on: no folder é',
+    assert [log['no file'] for log in outputs] == ['ValueError process 1 cannot continue: no folder é',
                                                 'FileNotFoundError no folder é']
-    assert [log['no text'] for log in outputs] == ['RuntimeError ', 'ValueError process 0 cannot go on: RuntimeError()']
+    assert [log['no text'] for log in outputs] == ['RuntimeError ',
+                                                'ValueError process 0 cannot continue: RuntimeError()']
 
 
 def test_same_weights_of_different_arrays_raises_in_all_processes(outputs):
@@ -76,7 +78,7 @@ def values_of(monkeypatch, check):
 
 def test_check_processes_compares_config_options_and_versions_but_no_keys_of_a_machine(monkeypatch):
     compared = values_of(monkeypatch, lambda: identity.check_processes(
-        layouts.config_of(init_from='/mnt/a', data__path='/b'), '/run', accept_changes=False))
+        flat(layouts.config_of(init_from='/mnt/a', data__path='/b')), '/run', accept_changes=False))
     assert compared['config.init_from'] is True and compared['config.batch_size'] == 64
     assert compared['accept_changes'] is False and compared['jax'] == jax.__version__
     assert {'Python', 'code of evit_jax', 'numpy', 'jaxlib', 'flax', 'devices', 'workdir'} <= compared.keys()
@@ -100,7 +102,8 @@ def test_train_compares_resolved_values(monkeypatch, tmp_path):
     monkeypatch.setattr(identity, 'check_processes', lambda config, *_, **__: compared.append(config) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         loop.train(layouts.config_of(model__dtype='auto'), tmp_path)
-    assert compared[0].model.dtype == 'float32' and len(compared[0].data.mean) == len(compared[0].data.std) == 3
+    assert compared[0]['model.dtype'] == 'float32'
+    assert len(compared[0]['data.mean']) == len(compared[0]['data.std']) == 3
 
 
 def test_of_sources_holds_classes_counts_splits_and_fingerprints():
@@ -113,11 +116,11 @@ def test_of_sources_holds_classes_counts_splits_and_fingerprints():
 @pytest.mark.parametrize(('second', 'messages'), [
     ({'examples': 96}, 2 * ["error: process 1 differs from process 0 in number of examples in 'train' and 1 more: '96' "
                             "in process 1, '128' in process 0; give all processes the same data"]),
-    pytest.param({'examples': 0}, ['error: process 1 cannot go on: there is no folder', 'error: there is no folder'],
+    pytest.param({'examples': 0}, ['error: process 1 cannot continue: there is no folder', 'error: there is no folder'],
                  marks=pytest.mark.slow),
     pytest.param({'label_smoothing': 0.2}, 2 * ["error: process 1 differs from process 0 in config.label_smoothing: "
                                                 "'0.2' in process 1, '0.1' in process 0"], marks=pytest.mark.slow),
-    pytest.param({'batch_size': 63}, ['error: process 1 cannot go on: batch_size=63 is not divisible',
+    pytest.param({'batch_size': 63}, ['error: process 1 cannot continue: batch_size=63 is not divisible',
                                       'error: batch_size=63 is not divisible'], marks=pytest.mark.slow)])
 def test_train_with_processes_that_differ_ends_in_all_before_the_first_step(tmp_path, second, messages):
     started = layouts.start(tmp_path / 'run', processes=2, devices=1, second=second)

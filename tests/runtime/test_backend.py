@@ -18,7 +18,7 @@ from tests.helpers import layouts
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder with a checkpoint of step 0 of the smallest state."""
+    """A folder with a checkpoint of a minimal training state at step 0."""
     weights.save(tmp_path, {'bias': np.ones(3, np.float32)}, {'config': {'model': {'name': 'vit_digits'}}})
     return tmp_path
 

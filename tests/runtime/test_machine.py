@@ -1,4 +1,4 @@
-"""Defaults that depend on the machine: dtype and data workers, and a run that continues on another platform."""
+"""Defaults that depend on the machine: dtype and number of workers, and a run that resumes on another platform."""
 
 import json
 from types import SimpleNamespace
@@ -6,15 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import base
 from evit_jax.checkpoints import open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import load_model
+from evit_jax.configs import base
 from evit_jax.runtime import machine
-from evit_jax.training import experiment, limits, loop
+from evit_jax.training import experiment, limits
 from tests.helpers import layouts
 
-least = layouts.least
 SHORT = {'epochs': 1, 'ema_decay': 0.0, 'log__pictures': 0, 'log__eval_epochs': 9.0, 'checkpoint__every': 100,
          'checkpoint__best': 'top1'}  # 2 steps
 
@@ -58,13 +57,13 @@ def test_usable_cores_returns_the_minimum_of_affinity_and_quotas(tmp_path, monke
 def test_limits_accept_automatic_values_and_name_wrong_ones():
     config = base.get_config()
     assert (config.model.dtype, config.data.workers) == ('auto', -1)
-    limits.check(config)
+    limits.check(workdirs.flat(config))
     config.data.workers = -2
     with pytest.raises(ValueError, match=r'data\.workers=-2 is outside \[-1, inf\]'):
-        limits.check(config)
+        limits.check(workdirs.flat(config))
     config.update_from_flattened_dict({'data.workers': -1, 'model.dtype': 'float16'})
     with pytest.raises(ValueError, match=r"model\.dtype='float16' is unknown: there are auto, float32, bfloat16"):
-        limits.check(config)
+        limits.check(workdirs.flat(config))
 
 
 @pytest.mark.parametrize('changes', [
@@ -73,40 +72,42 @@ def test_limits_accept_automatic_values_and_name_wrong_ones():
 def test_limits_mean_or_std_of_values_outside_0_to_1_is_refused(changes):
     config = base.get_config()
     config.update_from_flattened_dict({'data.mean': (0.0, 1.0, 0.485), 'data.std': (1.0, 1 / 255, 0.5)})
-    limits.check(config)
+    limits.check(workdirs.flat(config))
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=rf'config.{next(iter(changes))}=.* is outside .*divide .* by 255'):
-        limits.check(config)
+        limits.check(workdirs.flat(config))
 
 
 @pytest.mark.parametrize(('platform', 'dtype'), [('cpu', 'float32'), ('tpu', 'bfloat16')])
-def test_setup_open_dtype_follows_the_platform_of_the_mesh(platform, dtype):
+def test_setup_open_dtype_is_that_of_the_platform_of_the_mesh(platform, dtype):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))  # a slice that is not this machine
-    run = experiment.setup(layouts.config_of(model__dtype='auto'), mesh=mesh)
+    run = experiment.setup(layouts.config_of(model__dtype='auto'), mesh=mesh, sources=layouts.sources(),
+                           model_config=layouts.SHAPE)
     assert run.config.model.dtype == run.metadata['config']['model']['dtype'] == dtype
 
 
 def test_load_model_open_dtype_is_resolved(tmp_path):
-    run = experiment.setup(layouts.config_of())
+    run = layouts.setup()
     metadata = run.metadata
     metadata['config']['model']['dtype'] = 'auto'
     weights.save(tmp_path, run.new_state().params, metadata)
     assert load_model(tmp_path).dtype == 'float32'
     assert workdirs.saved_config(tmp_path)['model.dtype'] == 'auto'
-    resolved = open_defaults.resolve_for_training(layouts.config_of(model__dtype='auto'), tmp_path, 'cpu')
-    assert resolved.model.dtype == 'float32'
+    resolved = open_defaults.resolve_for_training(
+        workdirs.flat(layouts.config_of(model__dtype='auto')), tmp_path, 'cpu')
+    assert resolved['model.dtype'] == 'float32'
 
 
 def test_train_open_dtype_is_recorded_and_kept_on_another_platform(tmp_path, monkeypatch, caplog):
     caplog.set_level('INFO')
-    loop.train(layouts.config_of(model__dtype='auto', **SHORT), tmp_path)
+    layouts.train_here(tmp_path, model__dtype='auto', **SHORT)
     assert recorded(tmp_path) == 'float32' and 'model.dtype=auto: float32, on cpu' in caplog.text
     resolve = machine.resolve_dtype
     monkeypatch.setattr(machine, 'resolve_dtype', lambda dtype, platform, recorded: resolve(dtype, 'tpu', recorded))
-    loop.train(layouts.config_of(model__dtype='auto', **SHORT), tmp_path)
+    layouts.train_here(tmp_path, model__dtype='auto', **SHORT)
     assert recorded(tmp_path) == 'float32' and 'model.dtype=auto: float32, as recorded in the workdir' in caplog.text
-    loop.evaluate_workdir(layouts.config_of(model__dtype='auto', **SHORT), tmp_path)
+    layouts.evaluate_here(tmp_path, model__dtype='auto', **SHORT)
     result, = tmp_path.glob('evaluate-*.json')
     assert json.loads(result.read_text())['model']['dtype'] == 'float32'
     with pytest.raises(ValueError, match=r'another config .*model\.dtype float32 -> bfloat16'):
-        loop.train(layouts.config_of(model__dtype='bfloat16', **SHORT), tmp_path)
+        layouts.train_here(tmp_path, model__dtype='bfloat16', **SHORT)

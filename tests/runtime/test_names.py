@@ -1,4 +1,4 @@
-"""Objects by name, and the nearest name for a misspelt one."""
+"""`get_by_name` and the nearest name to a misspelt name."""
 
 import pytest
 

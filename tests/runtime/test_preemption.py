@@ -1,4 +1,4 @@
-"""A run stopped by a signal saves its current step, ends with code 75, and continues to the bit."""
+"""A run stopped by a signal saves its current step and ends with code 75. A resumed run is bit-identical."""
 
 import contextlib
 import os
@@ -91,7 +91,7 @@ def test_handler_at_its_end_restores_the_handlers_but_ignores_sigterm_after_a_st
         signal.signal(number, handler)
 
 
-def test_best_checkpoint_is_kept_apart_and_is_a_workdir(undisturbed, tmp_path, monkeypatch):
+def test_best_checkpoint_is_in_a_separate_folder_that_is_a_workdir(undisturbed, tmp_path, monkeypatch):
     scores = iter([0.5, 0.5, 0.97, 0.97, 0.6, 0.6])  # top1 and top1_ema of three evaluations
     evaluate = results.evaluate_params
 

@@ -1,4 +1,4 @@
-"""A profile of requested steps."""
+"""The profiler traces the requested steps."""
 
 import pathlib
 

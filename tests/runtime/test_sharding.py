@@ -1,4 +1,4 @@
-"""Joining of processes, sums over them, shardings, and the prefetch of batches to the devices."""
+"""Initialisation of several processes, sums over them, shardings, and the prefetch of batches to the devices."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ def wait_for(condition):
 
 @pytest.fixture
 def joined(monkeypatch):
-    """Records the arguments of `jax.distributed.initialize`, which fails as without a cluster."""
+    """Records the arguments of `jax.distributed.initialize`. The call fails, as without a cluster."""
     calls = []
 
     def initialize(**arguments):
@@ -128,7 +128,7 @@ def test_prefetcher_transfers_two_batches_ahead_and_few_more():
     prefetcher = prefetch.DevicePrefetcher(batches(100, drawn), mesh(), ahead=2)
     next(prefetcher)
     wait_for(lambda: len(drawn) >= 3)
-    time.sleep(0.1)  # enough for a batch too many
+    time.sleep(0.1)  # time for further transfers
     assert 3 <= len(drawn) <= 4
     prefetcher.close()
     assert prefetcher._queue.empty()  # a batch left there holds shared memory of the workers until the process ends

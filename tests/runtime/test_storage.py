@@ -9,7 +9,7 @@ import pytest
 from evit_jax.runtime import storage
 
 
-def test_write_atomic_on_a_full_disk_keeps_the_old_file_and_nothing_beside_it(tmp_path):
+def test_write_atomic_on_a_full_disk_keeps_the_old_file_and_no_temporary_file(tmp_path):
     file = storage.as_path(tmp_path) / 'config.json'
     storage.write_atomic(file, b'old')
     with pytest.MonkeyPatch.context() as patch:
@@ -45,6 +45,13 @@ def test_new_folder_appears_at_the_end_of_the_body_and_never_after_an_error(tmp_
         (folder / 'file').touch()
         assert not (tmp_path / 'a' / 'b').exists()
     assert [path.name for path in (tmp_path / 'a').rglob('*')] == ['b', 'file']
+
+
+def test_new_folder_on_a_disk_with_too_little_space_is_refused_and_leaves_nothing(tmp_path):
+    with (pytest.raises(ValueError, match=r'b cannot be written \(.* MB free, 1000000000000.0 MB to write\): free'),
+          storage.new_folder(tmp_path / 'b', 10**18)):
+        pytest.fail('the body runs')
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_make_writable_creates_the_folder_and_leaves_nothing_in_it(tmp_path):

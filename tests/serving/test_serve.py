@@ -14,8 +14,6 @@ from evit_jax.checkpoints.loaded import load_model
 from evit_jax.serving import artifact, loader
 from tests.helpers import exports
 
-small_model = exports.small_model
-
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):

@@ -1,4 +1,4 @@
-"""The digits recipe to its end: it reaches its accuracy and keeps the patches of the object, which it needs."""
+"""A complete run of the digits recipe: its accuracy, and the importance of the patches on the object."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from configs import digits
 from evit_jax.checkpoints.manager import CheckpointManager
+from evit_jax.configs import digits
 from evit_jax.metrics import writers
 from evit_jax.runtime import sharding
 from evit_jax.training import experiment
@@ -38,7 +38,7 @@ def test_digits_recipe_reaches_95_percent_at_keep_rate_07_and_keeps_the_object(t
 
 
 def accuracy_without(trained, rank):
-    """Returns top-1 with half of the patches grey: those with the least `rank(random draw, on the object)`."""
+    """Returns top-1 with half of the patches grey: those with the smallest `rank(random number, is on the object)`."""
     workdir, config, _ = trained
     run = experiment.setup(config)
     checkpoints = CheckpointManager(workdir, keep=config.checkpoint.keep)

@@ -1,4 +1,4 @@
-"""A DynamicViT is trained with masked tokens from dense weights, loaded, converted, and used for prediction."""
+"""DynamicViT: trained with masked tokens from dense weights, loaded, converted, and used for prediction."""
 
 import dataclasses
 import logging
@@ -107,6 +107,6 @@ def test_to_workdir_of_weights_with_predictors_is_a_dynamicvit(tmp_path):
     assert run_metadata.plan_settings({'base_rate': 0.7, 'model': 'deit-s'}) == {'keep.rate': 0.7}
 
 
-def test_plan_with_a_predicting_reducer_of_a_model_without_predictors_is_refused(plain):
+def test_plan_with_dynamicvit_of_a_model_without_predictors_is_refused(plain):
     with pytest.raises(ValueError, match=r'dynamicvit needs a learned module .* blocks \(1,\), .* none of its modules'):
         load_model(plain).with_reducer('dynamicvit').plan(keep_rate=0.5)

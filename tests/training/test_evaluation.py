@@ -1,4 +1,4 @@
-"""Evaluation metrics of batches written out by hand."""
+"""Evaluation metrics of batches with given outputs."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_patch_shares_of_dropped_and_fused_patches_are_zero():
 
 
 def test_evaluate_sums_in_float64_and_over_processes(monkeypatch):
-    """2**24 + 1 is not a float32: a sum in float32 would lose an image."""
+    """A sum of 2**24 + 1 images in float32 would lose one image."""
     losses, weights = np.array([2.0**24, 1.0]), np.ones(2)
 
     def step(batch):

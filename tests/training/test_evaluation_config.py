@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from evit_jax.checkpoints import workdir
-from evit_jax.training import checks, evaluation_config, inputs
+from evit_jax.checkpoints.workdir import flat
+from evit_jax.training import checks, evaluation_config, experiment, inputs
 from tests.helpers import layouts
 
 RUN = {'data__mean': (0.5,) * 3, 'data__std': (0.25,) * 3, 'data__source': 'folder', 'data__path': 'pictures',
@@ -13,17 +13,19 @@ RUN = {'data__mean': (0.5,) * 3, 'data__std': (0.25,) * 3, 'data__source': 'fold
 
 
 def saved(**changes):
-    return workdir.flat(layouts.config_of(**RUN | changes).to_dict())
+    return flat(layouts.config_of(**RUN | changes))
 
 
 def merge(config, run, explicit=(), from_file=True):
-    return evaluation_config.merge(config, run, 'runs/a', explicit=explicit, from_file=from_file)
+    """Returns the config of an evaluation of a run."""
+    values = evaluation_config.merge(flat(config), run, 'runs/a', explicit=explicit, from_file=from_file)
+    return experiment.with_values(config, values)
 
 
 def test_merge_without_file_uses_the_config_of_the_run():
     merged = merge(layouts.config_of(model__dtype='bfloat16'), saved() | {'class_names': ['a', 'b', 'c']},
                   from_file=False)
-    used = workdir.flat(merged.to_dict())
+    used = flat(merged)
     training_only = ('mixing.', 'distill.', 'teacher.', 'checkpoint.')
     assert {key: used[key] for key in used if not key.startswith(training_only)} == {
         key: value for key, value in saved().items() if not key.startswith(training_only)}
@@ -90,7 +92,7 @@ def test_check_values_of_the_run_for_other_blocks_raises_with_the_flags_to_give(
     merged = merge(layouts.config_of(model__reduce_at=(0, 1)), run, ('model.reduce_at',), from_file=False)
     with pytest.raises(ValueError, match=rf'config.keep.{key}=\(1, 1, 1\) has 3 values for the 2 blocks of config'
                                          rf".model.reduce_at=.*--config.keep.{key}='\(\)' and --config.keep.rate$"):
-        checks.check(merged)
+        checks.check(flat(merged))
     cleared = merge(layouts.config_of(model__reduce_at=(0, 1), keep__rate=0.5), run,
                     (f'keep.{key}', 'keep.rate', 'model.reduce_at'), from_file=False)
     assert not cleared.keep[key] and cleared.keep.rate == 0.5
@@ -119,8 +121,8 @@ def test_merge_model_key_absent_from_the_run_has_the_value_of_the_named_model():
 
 
 @pytest.mark.parametrize('images, devices, size', [(20, 8, 24), (20, 1, 20), (32, 1, 32), (100, 8, 32)])
-def test_with_batch_for_batch_larger_than_the_data_is_reduced(images, devices, size):
-    assert evaluation_config.with_batch_for(layouts.config_of(batch_size=32), images, devices).batch_size == size
+def test_batch_size_for_fewer_images_than_a_batch_is_reduced(images, devices, size):
+    assert evaluation_config.batch_size_for(images, devices, 32) == size
 
 
 def test_merge_weights_alone_without_data_source_raises():
@@ -138,7 +140,7 @@ def test_open_held_out_without_training_images_opens(tmp_path, caplog):
         (tmp_path / 'val' / name / 'a.png').write_text('')
     config = layouts.config_of(data__source='folder', data__path=str(tmp_path), model__classes=2, data__index_cache='')
     caplog.set_level(logging.INFO)
-    assert len(inputs.open_test_source(config)) == 2
+    assert len(inputs.open_test_source(flat(config))) == 2
     assert f'2 images to evaluate on: split val of folder {tmp_path}, 2 classes' in caplog.text
 
 
@@ -146,7 +148,7 @@ def test_open_held_out_overlap_with_training_images_warns(tmp_path, caplog):
     for name in ('ape', 'bat'):
         (tmp_path / 'train' / name).mkdir(parents=True)
         (tmp_path / 'train' / name / 'a.png').write_text('')
-    inputs.open_test_source(layouts.config_of(data__source='folder', data__path=str(tmp_path), model__classes=0,
-                                           data__index_cache='', data__test_split='train[:100%]',
-                                           data__train_split='train[:100%]'))
+    inputs.open_test_source(flat(layouts.config_of(
+        data__source='folder', data__path=str(tmp_path), model__classes=0, data__index_cache='',
+        data__test_split='train[:100%]', data__train_split='train[:100%]')))
     assert '2 of the examples to evaluate on are trained on, too' in caplog.text

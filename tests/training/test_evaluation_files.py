@@ -1,4 +1,4 @@
-"""The files of an evaluation."""
+"""The result files of an evaluation: their names, and when they are replaced or refused."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ def test_plan_name_of_each_kind_of_plan(plan, name):
     assert evaluation_files.plan_name(plan) == name
 
 
-def test_evaluate_workdir_writes_files_of_its_own(trained):
+def test_evaluate_workdir_writes_new_files_and_changes_no_others(trained):
     workdir, metrics = trained
     before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
     result = evaluate(workdir, batch_size=128)  # larger than the test split

@@ -1,4 +1,4 @@
-"""Images for a picture: spread over the classes, and the same ones for any number of processes."""
+"""The images of a picture are spread over the classes, and the same for any number of processes."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from evit_jax.training.examples import Examples
 
 
 def batches(labels, size, first=0, rows=None, missing=()):
-    """Rows `first` to `first + rows` of each batch of `size` images; the image is its position in the data."""
+    """Yields rows `first` to `first + rows` of each batch of `size` images. An image is its position in the data."""
     labels = np.asarray(labels)
     for begin in range(0, len(labels), size):
         index = np.arange(begin + first, begin + first + (rows or size))
@@ -32,7 +32,7 @@ def test_examples_of_sorted_data_are_of_all_classes():
     assert chosen([0] * 30 + [1] * 30 + [2] * 30, 6, 3) == ([0, 1, 30, 31, 60, 61], [0, 0, 1, 1, 2, 2])
 
 
-def test_examples_are_of_classes_evenly_spread_where_there_are_more_of_them():
+def test_examples_fewer_than_classes_are_of_evenly_spread_classes():
     assert chosen(np.repeat(np.arange(100), 3), 4, 100)[1] == [0, 33, 66, 99]
 
 
@@ -42,7 +42,7 @@ def test_examples_of_rare_and_missing_classes_are_filled_up_with_others():
     assert chosen([0, 1], 8, 2) == ([0, 1], [0, 1])
 
 
-def test_examples_leave_out_padding_and_what_cannot_be_read():
+def test_examples_leave_out_padding_and_unreadable_images():
     assert chosen([1, 1, 1, 1, 1], 5, 2, missing=(0, 3))[0] == [1, 2, 4]
     assert chosen([1, 1, 1], 0, 2) is None
 

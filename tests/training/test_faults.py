@@ -1,4 +1,4 @@
-"""Faults during training: kills, damaged checkpoints, full disks. A resumed run ends with the undisturbed bits."""
+"""Kills, damaged checkpoints and full disks during training. A resumed run equals an undisturbed one bit for bit."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='prlimit and /proc ex
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-    """A function from changed settings to the workdir of an undisturbed run."""
+    """Returns a function from changed settings to the workdir of an undisturbed run."""
     folder, workdirs = tmp_path_factory.mktemp('undisturbed'), {}
 
     def run(**changes):
@@ -133,7 +133,7 @@ def test_train_after_a_flipped_bit_and_a_cut_file_resumes_from_the_last_whole_ch
     faults.cut(cut := faults.chunk(workdir / 'checkpoints' / str(second)), rng)
     log = faults.finish(workdir)
     for step, file, what in ((third, flipped, 'holds other bytes'), (second, cut, r'has \d+ bytes, \d+ were written')):
-        assert f'checkpoint of step {step} cannot be read, trying the one before: state/' in log
+        assert f'checkpoint of step {step} cannot be read, trying the previous one: state/' in log
         assert f'{file.name} {what.split()[0]}' in log
     assert f'continuing at step {first} of {faults.STEPS}' in log
     faults.assert_same_end(workdir, undisturbed())

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import deit_s_finetune
 from evit_jax import models
 from evit_jax.checkpoints.manager import newest_step, read_newest
 from evit_jax.checkpoints.weights import start_from
+from evit_jax.checkpoints.workdir import flat
+from evit_jax.configs import deit_s_finetune
 from evit_jax.data import splits
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.training import checks, experiment, loop
@@ -59,7 +60,7 @@ def trained(tmp_path_factory):
 
 
 def fives(config):
-    """Returns parameters that no training gives."""
+    """Returns parameters that are all 5."""
     return jax.tree.map(lambda leaf: np.full(leaf.shape, 5, np.float32),
                         jax.eval_shape(models.create(config).init, jax.random.key(0)))
 
@@ -133,11 +134,11 @@ def test_start_from_weights_that_do_not_fit_names_them(trained):
 
 
 def test_train_from_a_missing_run_is_refused_before_the_workdir_is_touched(tmp_path):
-    with pytest.raises(ValueError, match=r'config.init_from=\S+none holds no checkpoint'):
+    with pytest.raises(FileNotFoundError, match=r'config.init_from=\S+none: there is no file or folder'):
         train(tmp_path / 'run', init_from=str(tmp_path / 'none'))
     assert deit_s_finetune.get_config().init_from is None
     with pytest.raises(ValueError, match=r'starts from trained weights: give --config.init_from=WORKDIR'):
-        checks.check_start(deit_s_finetune.get_config(), tmp_path / 'run')
+        checks.check_start(flat(deit_s_finetune.get_config()), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from configs import folder_small
+from evit_jax.checkpoints.workdir import flat
+from evit_jax.configs import folder_small
 from evit_jax.training import checks, experiment, loop
 from tests.helpers import tiny_run
 from tests.helpers.folders import draw_stripes
@@ -28,7 +29,7 @@ def test_folder_small_needs_only_a_folder(tmp_path):
 @pytest.mark.parametrize('size', [32, 48, 96])
 def test_folder_small_accepts_image_sizes_from_32_to_96(tmp_path, size):
     config = recipe(draw_stripes(tmp_path), model__image_size=size)
-    checks.check(config)
+    checks.check(flat(config))
     assert experiment.setup(config).patches == (size // 8)**2
 
 

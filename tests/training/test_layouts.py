@@ -1,4 +1,4 @@
-"""One training in every layout: processes, devices and sharding change nothing but the rounding."""
+"""One training in every layout: the number of processes and devices and the sharding change only the rounding."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ def assert_agree(workdir, want):
 def test_train_in_two_processes_with_fsdp_agrees_with_one_process(shared_run, tmp_path):
     layouts.train(tmp_path / 'run', **LAYOUTS['2x4 fsdp'])
     assert_agree(tmp_path / 'run', shared_run)
-    assert 0.5 < writers.read_metrics(shared_run / 'metrics.jsonl')[-1]['eval/top1'] < 1  # a value that can differ
+    assert 0.5 < writers.read_metrics(shared_run / 'metrics.jsonl')[-1]['eval/top1'] < 1
     assert (tmp_path / 'run' / 'kept.png').exists() and (tmp_path / 'run' / 'curves.png').exists()
     logs = [(tmp_path / f'run.{number}.log').read_text() for number in range(2)]
     assert [('images/s' in log, 'parameters:' in log, 'process ' in log) for log in logs] == [
@@ -80,7 +80,7 @@ def test_train_resumed_in_another_layout_agrees(trained, tmp_path, before, name)
 
 
 @pytest.mark.parametrize('name', sharding.SHARDINGS)
-def test_restore_puts_equal_bits_where_the_config_says(shared_run, name):
+def test_restore_gives_equal_bits_with_the_sharding_of_the_config(shared_run, name):
     run = layouts.setup(sharding=name)
     checkpoints = CheckpointManager(shared_run, keep=3)
     state, replicated = (checkpoints.restore(run._replace(config=config).abstract_state())
@@ -116,7 +116,7 @@ def programs(**changes):
 
 
 def test_label_ranks_are_those_of_top_k_and_nan_is_never_right():
-    logits = np.random.default_rng(0).integers(0, 4, (200, 6)).astype(np.float32)  # many are equal
+    logits = np.random.default_rng(0).integers(0, 4, (200, 6)).astype(np.float32)  # many logits are equal
     labels = np.arange(200) % 6
     best = np.asarray(jax.lax.top_k(logits, 6)[1])
     np.testing.assert_array_equal(step.label_ranks(logits, labels), (best == labels[:, None]).argmax(1))
@@ -140,7 +140,7 @@ def test_keep_top_on_several_devices_breaks_ties_as_on_one(batch):
 
 
 @pytest.mark.parametrize('fuse', [True, False])
-def test_train_step_exchanges_only_gradients_and_two_metrics(fuse):
+def test_train_step_all_reduces_only_gradients_and_two_metrics(fuse):
     train, evaluation, parameters = programs(mixing__mixup=0.8, mixing__cutmix=1.0, model__fuse=fuse)
     assert collectives(evaluation) == []
     assert {name for name, _ in collectives(train)} == {'all-reduce'}
@@ -155,7 +155,7 @@ def test_fsdp_gathers_each_divided_array_once_and_no_activation(classes, arrays)
         assert gathered == arrays * [('all-gather', 64 * 256)]
     reduced = [numbers for name, numbers in collectives(train) if name != 'all-gather']
     assert {name for name, _ in collectives(train)} <= {'all-gather', 'all-reduce', 'reduce-scatter'}
-    assert sum(reduced) < parameters + 50  # and the parts of the gradient's norm
+    assert sum(reduced) < parameters + 50  # the others are parts of the gradient's norm
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_train_with_a_teacher_in_two_processes_agrees_with_one(shared_run, tmp_p
 
 
 @pytest.mark.slow
-def test_restore_of_a_damaged_checkpoint_in_two_processes_reads_the_one_before(trained, tmp_path):
+def test_restore_of_a_damaged_checkpoint_in_two_processes_reads_the_previous_one(trained, tmp_path):
     shutil.copytree(trained['2x4'], tmp_path / 'run')
     for file in (tmp_path / 'run' / 'checkpoints' / '10' / 'state').rglob('*'):
         if file.is_file():
@@ -220,4 +220,4 @@ def test_train_with_one_process_killed_ends_the_other_within_a_minute(tmp_path, 
     started[killed].kill()
     assert layouts.wait(started, 60)[1 - killed] != 0
     log = (tmp_path / f'run.{1 - killed}.log').read_text()
-    assert 'another process of this run is gone' in log or 'another task died' in log
+    assert 'another process of this run has ended' in log or 'another task died' in log

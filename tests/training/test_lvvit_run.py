@@ -1,4 +1,4 @@
-"""An LV-ViT is trained, evaluated, fine-tuned, used for prediction, and exported."""
+"""LV-ViT: trained, evaluated, fine-tuned, used for prediction, and exported."""
 
 import dataclasses
 import json
@@ -21,16 +21,12 @@ from tests.helpers import layouts
 SHAPE = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4, init_std=0.1)
 CONFIG = {'model__name': 'lvvit_least', 'model__drop_path': 0.1, 'epochs': 1, 'log__pictures': 0}
 
-least = layouts.least  # `load_model` looks the model up by its name
-
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     """Workdir and final metrics of a training on 8 devices."""
     folder = tmp_path_factory.mktemp('run')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.CONFIGS, 'lvvit_least', SHAPE)
-        yield folder, layouts.train_here(folder, SHAPE, **CONFIG)
+    return folder, layouts.train_here(folder, SHAPE, **CONFIG)
 
 
 def statistics(params):

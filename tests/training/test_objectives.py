@@ -1,4 +1,4 @@
-"""Objectives against numpy: each part, its weight, and the tokens that it leaves out."""
+"""Objectives against numpy: the value and weight of each term, and the tokens that it excludes."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def evaluate(objective, intermediates=None, targets=None):
     return objective(jnp.asarray(LOGITS), INTERMEDIATES | (intermediates or {}), targets or Targets(LABEL), TEACHER)
 
 
-def test_plain_objective_is_the_cross_entropy_of_the_evaluated_logits():
+def test_classification_loss_is_the_cross_entropy_of_the_evaluated_logits():
     loss, parts = evaluate(objectives.classification_loss())
     np.testing.assert_allclose(loss, entropy(LOGITS, LABEL).mean(), rtol=1e-6)
     assert parts == {}
@@ -85,7 +85,7 @@ def test_self_distillation_compares_kept_tokens_with_the_same_patches_of_the_tea
     np.testing.assert_allclose(loss, want, rtol=1e-5)
 
 
-def test_self_distillation_without_reductions_of_equal_tokens_is_zero():
+def test_self_distillation_of_equal_tokens_without_reductions_is_zero():
     objective = objectives.self_distillation_loss(weight=0.5, token_weight=0.5)
     _, parts = evaluate(objective, {'patch_tokens': TEACHER.tokens, 'kept': ()})
     assert parts['loss/tokens'] == 0
@@ -120,7 +120,7 @@ def dense_of(targets):
     return out
 
 
-def test_token_labels_count_only_kept_patches_and_no_fused_token():
+def test_token_label_loss_counts_only_kept_patches_and_no_fused_token():
     tokens, logits = sparse(B, P, floor=0.01), normal(B, 6, L)
     patch = np.array([RNG.permutation(P)[:6] for _ in range(B)], np.int32)
     patch[:, 5] = -2
@@ -136,7 +136,7 @@ def test_token_labels_count_only_kept_patches_and_no_fused_token():
     np.testing.assert_allclose(totals, entropy(CLS, LABEL).mean() + 0.5 * want, rtol=1e-5)
 
 
-def test_token_labels_count_no_masked_tokens():
+def test_token_label_loss_excludes_masked_tokens():
     tokens, logits = sparse(B, P), normal(B, P, L)
     patch = np.tile(np.arange(P, dtype=np.int32), (B, 1))
     mask = (RNG.random((B, P)) < 0.5).astype(np.float32)
@@ -178,9 +178,9 @@ def test_draw_swaps_gives_one_box_of_varying_size():
         rows, columns = box.any(1), box.any(0)
         assert (box == rows[:, None] & columns).all()
         for side in (rows, columns):
-            assert np.abs(np.diff(np.pad(side.astype(int), 1))).sum() in (0, 2)  # one run
-    assert areas.min() == 0 and areas.max() == 12 * 12  # as in the reference: 13 // 2 to each side of the centre
-    assert 0.25 < areas.mean() / 196 < 0.45  # 1/2 on average, less what the border clips
+            assert np.abs(np.diff(np.pad(side.astype(int), 1))).sum() in (0, 2)  # the True values are contiguous
+    assert areas.min() == 0 and areas.max() == 12 * 12  # 13 // 2 on each side of the centre, as in the reference
+    assert 0.25 < areas.mean() / 196 < 0.45  # the mean of lambda is 1/2; the border clips some boxes
     again = mixtoken.draw_swaps(jax.random.key(0), 14 * 14, 4000)
     np.testing.assert_array_equal(swap, again)
 
@@ -191,7 +191,7 @@ def test_draw_swaps_box_of_tokens_is_a_box_of_pixels():
     np.testing.assert_array_equal(to_patches(pixels, 2).all(-1), swap)
 
 
-def test_objective_adds_a_part_of_weight_one_unscaled():
+def test_objective_adds_a_term_of_weight_one_unscaled():
     terms = (Term('a', 1.0, lambda *_: jnp.float32(1e-8)), Term('b', 0.5, lambda *_: jnp.float32(2.0)))
     assert evaluate(Objective(terms[:1]))[0] == np.float32(1e-8)
     loss, logged = evaluate(Objective(terms))

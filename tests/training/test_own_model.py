@@ -8,6 +8,7 @@ import pytest
 from evit_jax import models
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints.manager import read_newest
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.training import experiment, loop, model_setup
 from tests.helpers import layouts
 
@@ -17,13 +18,13 @@ QUIET = {'model__name': 'deit_s', 'model__image_size': 224, 'epochs': 1, 'log__p
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """Workdir and metrics of a model of its own, under a config that names another one."""
+    """Workdir and metrics of a training with a model object, although the config names another model."""
     workdir = tmp_path_factory.mktemp('run')
     metrics = loop.train(layouts.config_of(**QUIET), workdir, sources=layouts.sources(), model_config=MODEL)
     return workdir, metrics
 
 
-def test_train_with_an_own_model_and_sources_stores_both(run):
+def test_train_with_model_and_sources_as_objects_records_both(run):
     workdir, metrics = run
     params, metadata = read_newest(workdir, 'params')
     assert params['blocks.0.norm1.bias'].shape == (32,) and metrics['images'] == 100
@@ -35,13 +36,18 @@ def test_train_with_an_own_model_and_sources_stores_both(run):
     assert saved['data.source'] == 'custom'
 
 
-def test_evaluate_workdir_of_an_own_model_needs_no_model(run):
+def test_evaluate_workdir_of_a_custom_model_needs_no_model_object(run):
     workdir, metrics = run
     for explicit in ((), ('keep.rate',)):
         again = loop.evaluate_workdir(layouts.config_of(keep__rate=1.0), workdir, source=layouts.Colours('test'),
                                       explicit=explicit, from_file=False)
         assert (again['macs'] == again['macs_dense']) == bool(explicit)
         assert (again['top1'], again['macs']) == (metrics['top1'], metrics['macs']) or explicit
+
+
+def test_evaluate_workdir_trained_on_objects_without_a_source_is_refused_with_the_flags_to_give(run):
+    with pytest.raises(ValueError, match=r'data that was passed as objects.*--config.data.source=folder'):
+        loop.evaluate_workdir(layouts.config_of(), run[0], explicit=(), from_file=False)
 
 
 def test_train_resumed_with_another_model_is_refused_by_field(run):
@@ -59,11 +65,12 @@ def test_setup_with_sources_of_other_classes_is_refused():
         experiment.setup(layouts.config_of(model__classes=7), sources=layouts.sources(), model_config=MODEL)
 
 
-def test_apply_model_config_keeps_the_name_of_a_named_model():
-    config = layouts.config_of(model__name='deit_s')
+def test_values_of_model_keep_the_name_of_a_named_model():
+    config = flat(layouts.config_of(model__name='deit_s'))
     named = dataclasses.replace(models.get_config('deit_s'), image_size=384, classes=5, activation='quick_gelu')
-    applied = model_setup.apply_model_config(config, named)
-    assert (applied.model.name, applied.model.image_size, applied.model.activation) == ('deit_s', 384, 'quick_gelu')
-    assert model_setup.config_and_plans(applied)[0] == named
-    assert model_setup.apply_model_config(config, MODEL).model.name == 'custom'
-    assert model_setup.config_and_plans(model_setup.apply_model_config(config, MODEL), base=MODEL)[0] == MODEL
+    values = model_setup.values_of_model(named, 'deit_s')
+    assert [values[f'model.{key}'] for key in ('name', 'image_size', 'activation')] == ['deit_s', 384, 'quick_gelu']
+    assert model_setup.config_and_plans(config | values)[0] == named
+    values = model_setup.values_of_model(MODEL, 'deit_s')
+    assert values['model.name'] == 'custom'
+    assert model_setup.config_and_plans(config | values, base=MODEL)[0] == MODEL

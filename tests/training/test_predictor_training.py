@@ -1,4 +1,4 @@
-"""DynamicViT training: new token predictors with a learning rate of their own, evaluated by dropping tokens."""
+"""DynamicViT training: new token predictors with a separate learning rate, and evaluation with dropped tokens."""
 
 import functools
 
@@ -20,7 +20,6 @@ RECIPE = QUIET | {'reducer__name': 'dynamicvit', 'distill__kind': 'self', 'disti
                   'optimizer__backbone_from_epoch': 5.0}  # all epochs
 PARAMS = {'head': {'kernel': jnp.ones((2, 3))}, 'reducer': {'0': {'kernel': jnp.ones((3, 2))}}}
 
-least = layouts.least  # `load_model` looks the model up by its name
 
 
 @pytest.fixture(scope='module')

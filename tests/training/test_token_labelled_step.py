@@ -45,7 +45,7 @@ def stepped():
     model, batch = models.create(SHAPE), batch_of(np.random.default_rng(0))
     optimizer = optax.sgd(0.1)
     step = jax.jit(steps.make_train_step(
-        model, optimizer, lambda _: 0.1, prepare=lambda images: images, mix=mix, seed=0, ema_decay=0.5,
+        model, steps.UpdateRule(optimizer, lambda _: 0.1, 0.5), prepare=lambda images: images, mix=mix, seed=0,
         objective=lambda plan: objectives.token_label_loss(0.5)), static_argnums=2)
     before = create_state(model.init(jax.random.key(1)), optimizer, ema=True)
     after, metrics = step(before, batch, PLAN)
@@ -53,7 +53,7 @@ def stepped():
 
 
 def shown(model, batch, before):
-    """What the model shows of the step's images, and the step's targets."""
+    """Returns the model's intermediates for the images of the step, and the targets of the step."""
     drop_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
     mixed = mix(jnp.asarray(batch['image']), batch, mix_key)
     assert np.asarray(mixed.options['swap']).any()

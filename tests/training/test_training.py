@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evit_jax.checkpoints.manager import CheckpointManager
+from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.transforms import mixing
 from evit_jax.metrics import writers
 from evit_jax.training import checks, experiment, loop, model_setup
@@ -74,7 +75,7 @@ def test_evaluate_workdir_under_other_plans_and_image_sizes_changes_the_macs(tin
 
 
 @pytest.mark.slow
-def test_restore_sets_a_damaged_checkpoint_aside_and_reads_the_one_before(tmp_path, caplog):
+def test_restore_sets_a_damaged_checkpoint_aside_and_reads_the_previous_one(tmp_path, caplog):
     config = config_of(checkpoint__every=20)
     loop.train(config, tmp_path)
     for file in (tmp_path / 'checkpoints' / '40' / 'state').rglob('*'):
@@ -167,7 +168,7 @@ def test_main_with_an_unknown_key_ends_with_one_line_and_code_2(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_train_step_mixes_as_configured_in_one_group_per_device(monkeypatch):
+def test_train_step_mixes_with_the_settings_of_the_config_in_one_group_per_device(monkeypatch):
     arguments = {}
 
     def record(images, labels, key, **kwargs):
@@ -185,8 +186,8 @@ def test_setup_with_r_follows_the_schedule_and_checks_the_limit():
     merging = {'reducer__name': 'tome', 'reducer__r': 2, 'keep__levels': 3, 'epochs': 2}
     run = experiment.setup(config_of(**merging))
     assert [stage.plan.counts[-1] for stage in run.stages] == [16, 10, 4] and run.plan.counts[0] == 14
-    assert [model_setup.logged_keep_rate(run.config, stage) for stage in run.stages] == [1, 15 / 16, 14 / 16]
+    assert [model_setup.logged_keep_rate(run.flat_config, stage) for stage in run.stages] == [1, 15 / 16, 14 / 16]
     assert experiment.setup(config_of(**merging, reducer__decreasing=True)).plan.counts[0] == 12
     for wrong, message in (({'reducer__r': 9}, '0 <= r <= 8'), ({'reducer__name': 'evit'}, 'evit merges none')):
         with pytest.raises(ValueError, match=message):
-            checks.check(config_of(**merging | wrong))
+            checks.check(flat(config_of(**merging | wrong)))

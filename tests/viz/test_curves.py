@@ -15,7 +15,7 @@ RECORDS += [{'step': 50, 'eval/top1': 0.5, 'eval/top1_ema': 0.4},
 
 @pytest.fixture
 def ends(monkeypatch):
-    """The last values that are written, by their text."""
+    """The texts that are written at the ends of the curves."""
     written, write = [], curves.write_ends
 
     def record(ax, ends):

@@ -23,7 +23,7 @@ def test_kept_row_is_the_image_and_then_each_stage_enlarged():
 
 
 def find(page, part):
-    """Where `part` lies in the page: (y, x) of every position."""
+    """Returns every position (y, x) of `part` in the page."""
     page, (height, width) = np.asarray(page), part.shape[:2]
     starts = np.argwhere((page[:-height + 1, :-width + 1] == part[0, 0]).all(-1))
     return [(y, x) for y, x in starts.tolist() if (page[y:y + height, x:x + width] == part).all()]
@@ -50,7 +50,7 @@ def test_kept_grid_aligns_the_stages_of_all_images():
 
 @pytest.fixture
 def texts(monkeypatch):
-    """What is written on a page, in order: (text, colour)."""
+    """Records the texts on a page, in order: (text, colour)."""
     written, write = [], pages.write
 
     def record(page, x, y, text, colour, size, width):

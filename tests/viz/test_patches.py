@@ -94,8 +94,9 @@ def test_draw_tokens_fills_merged_patches_with_their_mean_and_leaves_others_unch
     for row, column in ((0, 0), (0, 1), (1, 2)):
         assert np.abs(picture[10 * row + 2, 10 * column + 2] - members.mean(0)).max() <= 0.5
     np.testing.assert_array_equal(picture[10:19, :9], enlarge(image[2:, :2], 5)[:9, :9])
-    assert (picture[9, :20] == LINE).all() and (picture[:10, 19] == LINE).all()  # around the group
-    assert not (picture[:9, 9] == LINE).all() and not (picture[10:, 9] == LINE).all()  # within it; between two alone
+    assert (picture[9, :20] == LINE).all() and (picture[:10, 19] == LINE).all()  # line around the group
+    # No line within the group, and none between two patches that are not merged.
+    assert not (picture[:9, 9] == LINE).all() and not (picture[10:, 9] == LINE).all()
 
 
 def test_heat_map_is_brightest_at_the_largest_value_and_fades_without_value():

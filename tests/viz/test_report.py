@@ -1,4 +1,4 @@
-"""The HTML page with the slider and the sheets: their data, and the page in a browser without network."""
+"""The HTML page of kept patches and the pictures of single views: their data, and the page in a browser."""
 
 import base64
 import functools
@@ -181,7 +181,7 @@ const waiting = setInterval(() => {
 
 
 def browse(page, folder, *, width=1200, address=''):
-    """The page in each state that the driver sets, and the complaints of the browser."""
+    """Returns the page in each state that the driver sets, and the error messages of the browser."""
     file = folder / 'page.html'
     file.write_text(page.replace('<head>', '<head>' + PROBE).replace('</body>', DRIVER + '</body>'), encoding='utf-8')
     done = subprocess.run(
@@ -222,7 +222,7 @@ def test_browser_slider_changes_every_row(browsed):
     assert start['marks'] == low['marks'] == 1 and '✗ cat' in start['text'] and '✓ dog' in low['text']
 
 
-def test_browser_keys_do_what_the_panel_does(browsed):
+def test_browser_keys_have_the_effect_of_the_panel(browsed):
     states = browsed[0]['states']
     assert states['back']['pictures'] == states['start']['pictures']
     assert states['end']['pictures'] == states['low']['pictures']  # the slider stops at its end
@@ -244,7 +244,7 @@ def test_browser_narrow_window_fits_and_address_sets_the_state(browsed, tmp_path
     found, complaints = browse(make_page(examples), tmp_path, width=500, address='#rate=1&view=attention')
     assert found['wide'] and not complaints
     assert found['states']['start']['slider'] == '2' and 'brightest' in found['states']['start']['text']
-    assert not re.search(r'of \d shown', found['states']['start']['text'])  # there is no truth
+    assert not re.search(r'of \d shown', found['states']['start']['text'])  # no true class is known
 
 
 def test_browser_shows_merged_tokens_without_errors(tmp_path):

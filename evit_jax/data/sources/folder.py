@@ -25,7 +25,7 @@ from evit_jax.data.sources.base import check_index
 from evit_jax.data.transforms.decode import SUFFIXES
 
 _SCANS = 16               # classes listed in parallel
-_SETTLED = 2_000_000_000  # nanoseconds; a more recent change may hide another one, because clocks of disks are coarse
+_SETTLED = 2_000_000_000  # nanoseconds; the list is not cached if a folder changed more recently
 _EARLIEST = 347_155_200_000_000_000  # nanoseconds, 1981; earlier times (0, FAT's 1980-01-01) are placeholders
 
 
@@ -261,7 +261,8 @@ def _times_are_plausible(index: index_cache.Index) -> bool:
 def _stratified_slice(index: index_cache.Index, start: int, stop: int) -> np.ndarray:
     """Returns the sorted positions of a class-stratified slice.
 
-    The slice holds images [start, stop) of an ordering that spaces every class evenly.
+    The images are ordered so that each class is spread evenly over the order. The slice is [start, stop) of this order,
+    so it has each class in proportion to its size.
     """
     names, kind = index['name'], index['kind']
     if stop - start == len(names):

@@ -15,6 +15,8 @@ from evit_jax.data.sources.records import RecordSource
 from evit_jax.data.sources.tfds_source import TfdsSource
 from evit_jax.runtime.names import get_by_name
 
+OBJECTS = 'custom'  # data.source of a run whose data was passed as objects
+
 
 class _Request(NamedTuple):
     """Arguments of `open_source`; each source uses a subset."""
@@ -30,7 +32,7 @@ class _Request(NamedTuple):
 def _open_digits(request: _Request) -> DigitsSource:
     split = splits.resolve(request.split, DigitsSource.splits)
     splits.names(split, DigitsSource.splits)
-    _check_num_classes('digits', request.num_classes, DigitsSource.num_classes)  # checked before the build, a minute
+    _check_num_classes('digits', request.num_classes, DigitsSource.num_classes)  # before the build, which is slow
     return DigitsSource(request.path, split)
 
 
@@ -74,6 +76,9 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
       ValueError: the name or split is unknown, the number of classes differs, or the data are invalid.
       OSError: the data are absent or unreadable.
     """
+    if name == OBJECTS:
+        raise ValueError(f'data.source={OBJECTS}: the run was trained on data that was passed as objects, which cannot '
+                         'be opened by name. Give --config.data.source=folder --config.data.path=DIR or another source')
     source = get_by_name('source', name, _OPENERS)(_Request(split, path, dataset, image_size, num_classes, seed, cache))
     _check_num_classes(name, num_classes, source.num_classes)
     if source.num_classes < 2:

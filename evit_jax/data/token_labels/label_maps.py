@@ -8,7 +8,7 @@ classes, best first:
   values.npy       float16 [N, top, side, side]: logits
   indices.npy      uint8, uint16 or uint32 [N, top, side, side]: classes
 
-Maps are looked up by the id of the example, so they also serve a slice of the split or another order. Readers map the
+The id of an example selects its map, so the maps also work for a slice of the split or another order. Readers map the
 files into memory, so processes on one machine share the memory. The number of rows is updated atomically after the rows
 have reached the disk. An interrupted writer continues with the next row. ImageNet at 18 x 18 cells takes 8.3 GB.
 

@@ -81,15 +81,18 @@ def from_picture(picture: Image.Image) -> np.ndarray:
     return _upright(np.asarray(_as_rgb(picture)), _orientation(picture))
 
 
-def decode_mask(mask: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
-    """Decodes a mask to bool [size, size], True on the object. If `size` is None, the mask keeps its stored size.
+def decode_mask(mask: bytes | np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes a mask to bool [H, W], True on the object.
+
+    Args:
+      size: (H, W) to resize the mask to; None: the mask keeps its stored size.
 
     Raises:
       ValueError: see `decode`.
     """
     mask = mask if isinstance(mask, np.ndarray) else decode(mask)[..., 0]
     if size is not None:
-        mask = np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+        mask = np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
     return mask > 127
 
 
@@ -124,7 +127,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
         # Keep the upper byte, as Pillow does for 16-bit colours; Pillow's own conversion of grey would clip at 255.
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert('RGB')
     if picture.mode in ('I', 'F'):
-        raise ValueError(f'pixels of 32 bits (mode {picture.mode}) have no agreed white: save it with 8 or 16 bits')
+        raise ValueError(f'pixels of 32 bits (mode {picture.mode}) have no defined white: save 8 or 16 bits')
     if picture.has_transparency_data:
         picture = picture.convert('RGBA')
         picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)

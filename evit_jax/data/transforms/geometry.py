@@ -1,6 +1,7 @@
 """Crops, resizes and augments decoded images. All randomness comes from a numpy Generator.
 
-Source: timm 0.4.12, `RandomResizedCropAndInterpolation`; DeiT, `build_transform`, for evaluation.
+Source: timm 0.4.12, `RandomResizedCropAndInterpolation`; DeiT, `build_transform`, for evaluation; timm 1.0,
+`ResizeKeepRatio`, for the evaluation of rectangles.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ from evit_jax.data.transforms.decode import decode_mask
 
 CROP_TRIES = 10  # attempts to draw a window that lies within the image
 SLENDER = 16     # maximum ratio of the sides in evaluation; the ends of a longer image are cut off
+
+Size = int | tuple[int, int]  # side of a square, or (height, width), in pixels
 
 _LEVELS = np.arange(256) - 127.5
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
@@ -37,7 +40,7 @@ class TrainTransform:
     """Random resized crop, horizontal flip and augmentation.
 
     Args:
-      size: side of the output in pixels.
+      size: side of a square output, or (height, width), in pixels.
       scale: minimum and maximum area of the crop as a fraction of the image. None uses the whole image and does not
         preserve the aspect ratio.
       ratio: minimum and maximum width / height of the crop.
@@ -48,7 +51,7 @@ class TrainTransform:
     Raises:
       ValueError: an argument is out of range.
     """
-    size: int
+    size: Size
     scale: tuple[float, float] | None = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
@@ -68,7 +71,7 @@ class TrainTransform:
         object.__setattr__(self, '_augment', augmentation)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Maps uint8 [H, W, 3] to uint8 [size, size, 3]."""
+        """Maps uint8 [H, W, 3] to uint8 [height, width, 3]."""
         return self.crop_and_augment(image, rng)[0]
 
     def crop_and_augment(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, CropWindow]:
@@ -79,7 +82,7 @@ class TrainTransform:
             top, left, height, width = random_crop(rng, high, wide, self.scale, self.ratio)
             image = image[top:top + height, left:left + width]
         # Crop first, then resize, as in timm: `resize(box=...)` would mix pixels outside the window into its edges.
-        picture = Image.fromarray(image).resize((self.size, self.size), _BICUBIC)
+        picture = Image.fromarray(image).resize(height_and_width(self.size)[::-1], _BICUBIC)
         mirrored = bool(self.flip) and rng.random() < self.flip
         if mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -95,14 +98,15 @@ class EvalTransform:
     """Central crop of the resized image.
 
     Args:
-      size: side of the output in pixels.
-      crop: `size` as a fraction of the resized short side. The short side is resized to int(size / crop) pixels. None
-        uses the whole image and does not preserve the aspect ratio.
+      size: side of a square output, or (height, width), in pixels.
+      crop: `size` as a fraction of the resized short side. The short side is resized to int(size / crop) pixels. For a
+        rectangle, the image is resized to cover the rectangle of int(height / crop) x int(width / crop) pixels, as in
+        timm. None uses the whole image and does not preserve the aspect ratio.
 
     Raises:
       ValueError: an argument is out of range.
     """
-    size: int
+    size: Size
     crop: float | None = 224 / 256
 
     def __post_init__(self):
@@ -111,25 +115,38 @@ class EvalTransform:
             raise ValueError(f'crop={self.crop} is outside (0, 1]: give the fraction of the short side, or None')
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Maps uint8 [H, W, 3] to uint8 [size, size, 3]."""
+        """Maps uint8 [H, W, 3] to uint8 [height, width, 3]."""
         return resize(image, self.size) if self.crop is None else np.asarray(self._middle(image, _BICUBIC))
 
     def mask(self, mask: bytes | np.ndarray) -> np.ndarray:
-        """Applies the same crop to a mask. It maps encoded bytes or uint8 [H, W] to bool [size, size]."""
+        """Applies the same crop to a mask. It maps encoded bytes or uint8 [H, W] to bool [height, width]."""
         if self.crop is None:
-            return decode_mask(mask, self.size)
+            return decode_mask(mask, height_and_width(self.size))
         return np.asarray(self._middle(decode_mask(mask), _NEAREST))
 
     def _middle(self, image: np.ndarray, resample: Image.Resampling) -> Image.Image:
         picture = Image.fromarray(_shortened(image))
-        short, side = int(self.size / self.crop), min(picture.size)
-        width, height = (short * pixels // side for pixels in picture.size)
-        left, top = (round((pixels - self.size) / 2) for pixels in (width, height))  # half to even, as torchvision
-        return picture.resize((width, height), resample).crop((left, top, left + self.size, top + self.size))
+        high, wide = height_and_width(self.size)
+        width, height = self._resized(*picture.size)
+        left, top = round((width - wide) / 2), round((height - high) / 2)  # half to even, as torchvision
+        return picture.resize((width, height), resample).crop((left, top, left + wide, top + high))
+
+    def _resized(self, width, height):
+        """Returns the width and the height of the resized image."""
+        high, wide = (int(side / self.crop) for side in height_and_width(self.size))
+        if high == wide:
+            return tuple(high * side // min(width, height) for side in (width, height))
+        ratio = min(height / high, width / wide)
+        return round(width / ratio), round(height / ratio)
 
 
-def _check_size(size: int) -> None:
-    if size < 1:
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Returns (height, width) of a size."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _check_size(size: Size) -> None:
+    if min(height_and_width(size)) < 1:
         raise ValueError(f'size={size}: an image has at least one pixel a side')
 
 
@@ -167,11 +184,12 @@ def central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
     return (height - down) // 2, (width - across) // 2, down, across
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes [H, W, 3] to [size, size, 3], bicubic and antialiased, without preserving the aspect ratio."""
-    if image.shape[:2] == (size, size):
+def resize(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resizes [H, W, 3] to [height, width, 3], bicubic and antialiased, without preserving the aspect ratio."""
+    height, width = height_and_width(size)
+    if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((size, size), _BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((width, height), _BICUBIC))
 
 
 def jitter(image: np.ndarray, rng: np.random.Generator, *, shift: int = 4, contrast: float = 0.25,

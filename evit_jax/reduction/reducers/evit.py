@@ -15,7 +15,7 @@ def EVIT(tokens, inputs, keep):
     Fused token (section 3.2): x_fused = sum of a_i x_i over the tokens i that are not kept.
 
     The weights a_i are not renormalised. A model without a class token uses the mean attention that a token receives;
-    'evit:norm' and other names choose another importance (`reducer.IMPORTANCES`).
+    'evit:norm' and other names choose another importance (`inputs.IMPORTANCES`).
     """
     a = inputs.importance  # [B, N]
     return keep_top(tokens, scores=a, keep=keep, fuse_weights=a if inputs.fuse else None)

@@ -17,7 +17,7 @@ SIZES = {'train': 12, 'test': 5}
 
 @pytest.fixture(autouse=True, scope='module')
 def small_bank():
-    """Reduces the number of pieces; all else is as in the real data set."""
+    """Reduces the number of pieces. Everything else is as in the real data set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, 'BANK', 96)
         digits.clutter_bank.cache_clear()

@@ -86,7 +86,7 @@ def test_folder_source_slices_cover_the_split_once_with_classes_in_proportion(tm
     counts = collections.Counter(name.split('/')[1] for name in ids(tmp_path, 'train[90%:]'))
     assert counts == {'ape': 4, 'cat': 2, 'dog': 1}
     held_out = [name for name in ids(tmp_path, 'train[90%:]') if 'ape' in name]
-    assert held_out != [f'train/ape/{number:03d}.jpg' for number in range(36, 40)]  # not simply the last by name
+    assert held_out != [f'train/ape/{number:03d}.jpg' for number in range(36, 40)]  # not just the last names
 
 
 def test_folder_source_without_val_holds_out_a_tenth_of_train(tmp_path):

@@ -68,7 +68,7 @@ def test_tfrecords_pickled_opens_its_own_files(shards):
     want = [source[i] for i in range(len(source))]
     again = pickle.loads(pickle.dumps(source))
     os.rename(shards[0][0], shards[0][0] + '.away')
-    assert source[0] == want[0]  # already open
+    assert source[0] == want[0]  # the copy must not use this open file
     assert again[7] == want[7]
     with pytest.raises(FileNotFoundError):
         again[0]
@@ -98,7 +98,7 @@ def test_open_records_stale_index_is_rebuilt(shards, change, tmp_path):
         parts[0] = records(9, seed=5)
         prepared.write_tfrecord(files[0], parts[0])
     elif change == 'other name':
-        files[0], files[2] = files[2] + '-b', files[0] + '-b'  # in reverse order
+        files[0], files[2] = files[2] + '-b', files[0] + '-b'  # renamed files, in reverse order
         for new, part in ((files[0], parts[2]), (files[2], parts[0])):
             prepared.write_tfrecord(new, part)
         parts.reverse()

@@ -1,4 +1,4 @@
-"""Tests of token targets: RoI-align, the sparse softmax, and maps that follow their image."""
+"""Tests of token targets: RoI-align, the sparse softmax, and the crops and augmentations of maps."""
 
 import math
 
@@ -145,7 +145,7 @@ def test_sparse_softmax_few_classes_are_padded_with_0(total, stay):
 
 
 def test_token_targets_follow_the_crop_of_the_image(tmp_path):
-    """Each cell of the image has its own colour and class, so a token's target is the class that it shows."""
+    """Each cell of the image has a distinct colour and class, so the colour of a token identifies its target."""
     cells, pixels, grid = 8, 16, 4
     numbers = np.arange(cells * cells).reshape(1, cells, cells)
     maps = write(tmp_path, [LabelMap(np.full(numbers.shape, 30.0), numbers)], classes=cells * cells)

@@ -227,8 +227,8 @@ def test_decode_mask_is_true_for_bright_pixels_at_any_size():
     mask = np.where(IMAGE[..., 0] > 99, np.uint8(255), np.uint8(100))
     for stored in (mask, encoded(Image.fromarray(mask), 'PNG')):
         np.testing.assert_array_equal(decode_mask(stored), mask == 255)
-        larger = decode_mask(stored, 4 * HEIGHT)
+        larger = decode_mask(stored, (4 * HEIGHT, 4 * HEIGHT))
         assert larger.dtype == bool and larger.shape == (4 * HEIGHT, 4 * HEIGHT)
-        np.testing.assert_array_equal(larger[::4], larger[3::4])  # nearest: every row four times
+        np.testing.assert_array_equal(larger[::4], larger[3::4])  # nearest neighbour repeats each row 4 times
     with pytest.raises(ValueError, match='not a readable image'):
         decode_mask(encoded(Image.fromarray(mask), 'PNG')[:50])

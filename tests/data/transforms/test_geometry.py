@@ -98,6 +98,33 @@ def test_eval_transform_slender_image_is_cut_before_resizing(monkeypatch):
     assert seen == [(256, 256 * 16)]
 
 
+@pytest.mark.parametrize(('shape', 'size', 'crop', 'resized', 'left_top'), [
+    ((375, 500), (192, 384), 0.875, (438, 328), (27, 68)), ((500, 375), (192, 384), 0.875, (438, 584), (27, 196)),
+    ((300, 301), (384, 192), 1.0, (385, 384), (96, 0)), ((100, 700), (128, 256), 0.9, (994, 142), (369, 7))])
+def test_eval_transform_of_a_rectangle_equals_timm(shape, size, crop, resized, left_top, monkeypatch):
+    """The geometry is that of timm 1.0.31: `ResizeKeepRatio` and `CenterCrop`."""
+    seen = []
+    monkeypatch.setattr(Image.Image, 'resize', lambda self, size, resample: seen.append(size) or Image.new('RGB', size))
+    monkeypatch.setattr(Image.Image, 'crop', lambda self, box: seen.append(box) or self)
+    EvalTransform(size, crop=crop)(np.zeros((*shape, 3), np.uint8))
+    left, top = left_top
+    assert seen == [resized, (left, top, left + size[1], top + size[0])]
+
+
+@pytest.mark.parametrize('crop', [0.9, None])
+@pytest.mark.parametrize('shape', ODD_SHAPES)
+def test_eval_transform_of_a_rectangle_accepts_every_shape(shape, crop):
+    transform = EvalTransform((48, 96), crop=crop)
+    image = transform(noise(*shape))
+    assert image.shape == (48, 96, 3) and transform.mask(noise(*shape)[..., 0]).shape == (48, 96)
+
+
+def test_train_transform_of_a_rectangle_returns_that_size():
+    for policy in ('rand-m9-mstd0.5-inc1', 'jitter', '3a'):
+        transform = TrainTransform((48, 96), policy=policy)
+        assert transform(noise(70, 50), np.random.default_rng(0)).shape == (48, 96, 3)
+
+
 def test_eval_transform_without_a_crop_returns_the_whole_image():
     image = noise(40, 60)
     whole = EvalTransform(32, crop=None)

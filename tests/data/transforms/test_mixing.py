@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
+from evit_jax.checkpoints.workdir import flat
+from evit_jax.configs import base
 from evit_jax.data.transforms import mixing
 from evit_jax.data.transforms.mixing import Mixing
 from evit_jax.runtime import sharding
@@ -198,7 +199,7 @@ MIXES = {'mixing.mixup': 0.8, 'mixing.cutmix': 1.0, 'data.token_labels': '', 'da
 def config_of(**changes):
     config = base.get_config()
     config.update_from_flattened_dict(MIXES | changes)
-    return config
+    return flat(config)
 
 
 @pytest.mark.parametrize(('changes', 'devices', 'message'), [
@@ -226,7 +227,7 @@ def test_check_mixing_odd_number_per_device_warns_of_unmixed_images(caplog):
 
 
 def test_check_mixing_copies_as_partners_warns_of_unmixed_images(caplog):
-    limits.check_mixing(config_of(**{'batch_size': 18, 'data.repeats': 3}), 2)  # AAABBBCCC: the copies of B
+    limits.check_mixing(config_of(**{'batch_size': 18, 'data.repeats': 3}), 2)  # AAABBBCCC: B meets B
     assert ('6 of the 18 images of a batch are not mixed: on each of 2 devices there are 9, and the partner of one in '
             'the middle is a copy of it (config.data.repeats=3). --config.batch_size=12 or 24 mixes all') in caplog.text
     caplog.clear()

@@ -12,7 +12,7 @@ from evit_jax.data.transforms.decode import decode, from_picture
 from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.serving.loader import Served, upright
 
-# The letter F in grey over a ramp. Every rotation and reflection changes it.
+# A grey letter F on a ramp. Every rotation and reflection changes this picture.
 PICTURE = np.tile(np.linspace(0, 90, 32, dtype=np.uint8), (48, 1))
 PICTURE[8:40, 8:12] = PICTURE[8:12, 8:24] = PICTURE[20:24, 8:20] = 220
 STORED = {  # stored pixels of the picture for each value of the EXIF tag
@@ -22,7 +22,7 @@ FORMS = ('JPEG', 'PNG', 'WEBP', 'TIFF')
 
 
 def exif(orientation, order='<'):
-    """Returns the body of an EXIF segment with the orientation tag; without it for None."""
+    """Returns the body of an EXIF segment with an orientation tag, or without the tag if `orientation` is None."""
     entries = b'' if orientation is None else struct.pack(f'{order}HHIHH', 0x112, 3, 1, orientation, 0)
     head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}I', 8)
     return b'Exif\0\0' + head + struct.pack(f'{order}H', len(entries) // 12) + entries + bytes(4)
