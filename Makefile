@@ -34,7 +34,7 @@ train: $(READY)  ## Trains on digits; ARGS= for more flags, WORKDIR= for another
 	$(HUGE_PAGES) $(BIN)/python -m evit_jax.main --config configs/digits.py --workdir $(WORKDIR) $(ARGS)
 
 test: $(READY)  ## Runs the fast tests in JOBS= processes of about 3 GB; ARGS= for more flags
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(READY)  ## Runs the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)

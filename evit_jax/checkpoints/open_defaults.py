@@ -23,8 +23,7 @@ PREPROCESSING_KEYS = (*NORMALISATION_KEYS, 'data.eval_crop')
 
 
 def resolve_for_training(config: Mapping[str, Any], workdir: str | os.PathLike, platform: str) -> dict[str, Any]:
-    """Returns the values of the open keys of a training: dtype, mean, std, name of the base model, and the recorded
-    form of the test split.
+    """Returns the values of the open keys of a training: dtype, mean, std, base model, and recorded test split.
 
     A resumed run uses its recorded values, so `init_from` need not exist any more. For a new run, a warning names each
     preprocessing value that differs from that of the initial weights.

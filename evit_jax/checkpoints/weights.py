@@ -175,7 +175,10 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Completes the flat config of weights: absent keys get DeiT's values and the image size of the named model."""
     named = models.CONFIGS.get(config.get('model.name'))
     size = {} if named is None else {'model.image_size': named.image_size}
-    return workdirs.flat(AS_DEIT) | size | dict(config)
+    config = workdirs.flat(AS_DEIT) | size | dict(config)
+    if image_size := models.image_size_of(config):  # converted weights of rectangles have a pair
+        config |= {f'model.{key}': value for key, value in models.image_size_keys(image_size).items()}
+    return config
 
 
 def check_is_workdir(setting: str, path: str | os.PathLike) -> None:

@@ -16,6 +16,21 @@ Params = dict[str, Any]
 _CLASSES = {ViTConfig: ViT, lvvit.LVViTConfig: lvvit.LVViT}
 
 
+class _CountedKeys(nnx.RngStream):
+    """A stream of the keys of `nnx.RngStream`, with a counter that is a Python number.
+
+    The traced counter of `nnx.RngStream` makes the time to trace a model quadratic in the number of its parameters.
+    """
+
+    def __init__(self, key: Array, *, tag: str = 'default'):
+        super().__init__(key, tag=tag)
+        self.drawn = 0
+
+    def __call__(self) -> Array:
+        self.drawn += 1
+        return jax.random.fold_in(self.key[...], self.drawn - 1)
+
+
 class Model(NamedTuple):
     """A model as pure functions; its parameters are a tree of arrays."""
 
@@ -33,7 +48,9 @@ def create(config: ViTConfig, **options: Any) -> Model:
     """
 
     def build(key):
-        return _CLASSES[type(config)](config, rngs=nnx.Rngs(key), **options)
+        rngs = nnx.Rngs()
+        rngs.default = _CountedKeys(key)
+        return _CLASSES[type(config)](config, rngs=rngs, **options)
 
     graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
 

@@ -56,9 +56,15 @@ def config_from_flat(flat: Mapping[str, Any], base: ViTConfig | None = None) -> 
 
 
 def image_size_of(flat: Mapping[str, Any]) -> ImageSize | None:
-    """Returns the image size in a flat run config; None if there is none."""
-    height = flat.get('model.image_size')
-    return as_size((height, flat.get('model.image_width') or height)) if height else None
+    """Returns the image size in a flat config of a run or of weights; None if there is none.
+
+    `model.image_size` and `model.image_width` are height and width. In the config of converted weights,
+    `model.image_size` may be a pair.
+    """
+    size = flat.get('model.image_size')
+    if isinstance(size, int | None):
+        return as_size((size, flat.get('model.image_width') or size)) if size else None
+    return as_size(size)
 
 
 def image_size_keys(image_size: ImageSize) -> dict[str, int]:

@@ -44,9 +44,8 @@ def check_init_from(config: Mapping[str, Any]) -> None:
     if init_from is None:
         raise ValueError('this recipe starts from trained weights: give --config.init_from=WORKDIR of a trained '
                          'run, or --config.init_from= to start from random weights')
-    if not init_from:
-        return
-    check_exists(init_from, 'init_from')
+    if init_from:
+        check_exists(init_from, 'init_from')
 
 
 def check_training(config: Mapping[str, Any], base: ViTConfig | None = None) -> None:

@@ -230,7 +230,13 @@ class Experiment(NamedTuple):
         return create_state(params, self.optimizer, ema=self.config.ema_decay > 0, freeze=self.config.model.freeze)
 
     def _shapes(self):
-        return jax.eval_shape(self._state_of, jax.eval_shape(self.model.init, jax.random.key(0)))
+        return _state_shapes(self.model.init, self.optimizer, self.config.ema_decay > 0, self.config.model.freeze)
+
+
+@functools.lru_cache(maxsize=4)  # a run needs its shapes at many points
+def _state_shapes(init, optimizer, ema, freeze):
+    params = jax.eval_shape(init, jax.random.key(0))
+    return jax.eval_shape(functools.partial(create_state, optimizer=optimizer, ema=ema, freeze=freeze), params)
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """Prepares weights of other programs for a run: the initial weights and the teacher."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -20,15 +21,15 @@ def folder_in(workdir: str | os.PathLike) -> str:
     return os.fspath(storage.as_path(workdir) / 'initial')
 
 
-def prepare(config: Any, workdir: str | os.PathLike) -> Any:
-    """Returns the config with weights that stay the same when the run resumes on another day.
+def prepare(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
+    """Returns config values that name the same weights when the run resumes on another day.
 
     If `init_from` is a Hub name, or a file or folder of another program, the weights are converted to a folder in the
     workdir, and `init_from` becomes this folder. Its config has the commit of the model as `base_model`. A Hub name in
     `teacher.path` gets its commit. A resumed run uses the folder and the commit of its first start.
 
     Args:
-      config: config of the training.
+      config: flat config of the training.
       workdir: folder of the run.
 
     Raises:
@@ -37,17 +38,14 @@ def prepare(config: Any, workdir: str | os.PathLike) -> Any:
     resumes = newest_step(workdir) is not None
     recorded = (workdirs.saved_config(workdir) or {}) if resumes else {}
     values = {}
-    if config.init_from and is_pretrained(config.init_from):
+    if config['init_from'] and is_pretrained(config['init_from']):
         distributed.on_process_zero(lambda: _convert(config, workdir, recorded))
         values = {'init_from': folder_in(workdir), 'init_ema': False}
-    if hub.is_hub_name(config.teacher.path):
+    if hub.is_hub_name(config['teacher.path']):
         values['teacher.path'] = agreement.from_process_zero(lambda: hub.pinned(
-            config.teacher.path, recorded.get('teacher.path', '')))
+            config['teacher.path'], recorded.get('teacher.path', '')))
         logging.info('teacher.path is %s', values['teacher.path'])
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.update_from_flattened_dict(values)
-    return config
+    return values
 
 
 def _convert(config, workdir, recorded):
@@ -56,14 +54,14 @@ def _convert(config, workdir, recorded):
     Args:
       recorded: flat config of the run; {} for a new run.
     """
-    folder, name = folder_in(workdir), config.init_from
-    is_teacher = config.distill.kind == 'self' and not config.teacher.path
+    folder, name = folder_in(workdir), config['init_from']
+    is_teacher = config['distill.kind'] == 'self' and not config['teacher.path']
     if recorded and (not is_teacher or newest_step(folder) is not None):
         return
     if hub.is_hub_name(name):
         name = hub.pinned(name, recorded.get('base_model', ''))
     with WorkdirLock(workdir):
-        model = read_pretrained(name, ema=config.init_ema)
+        model = read_pretrained(name, ema=config['init_ema'])
         storage.as_path(folder).rmtree(missing_ok=True)
         weights.save(folder, model.params, model.metadata)
     logging.info('the initial weights are those of %s, converted to %s', name, folder)

@@ -62,7 +62,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       Preempted: SIGTERM or SIGINT was received; the state is saved.
     """
     agreement.on_every_process(lambda: limits.check(workdirs.flat(config)))
-    config = initial_weights.prepare(config, workdir)
+    config = experiment.with_values(config, initial_weights.prepare(workdirs.flat(config), workdir))
     config, model_config = agreement.on_every_process(
         lambda: _resolve_and_check(config, workdir, sources, model_config))
     identity.check_processes(workdirs.flat(config), workdir, accept_changes=accept_changes, model=model_config)

@@ -13,7 +13,9 @@ from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.manager import newest_step, read_newest
 from evit_jax.configs import base
 from evit_jax.training import experiment, loop
-from tests.helpers import layouts
+from tests.helpers import layouts, step_sharing
+
+shared_steps = step_sharing.shared_steps
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +97,8 @@ def test_weights_of_another_model_are_refused_by_name(trained):
     with pytest.raises(ValueError, match=r'head.bias has shape \(3,\), wanted \(4,\)'):
         run.trained_state(workdir)
     assert read_newest(workdir, 'params')[1]['next_step'] == 4
+
+
+def test_completed_splits_a_pair_into_height_and_width():
+    config = weights.completed({'model.name': 'custom', 'model.image_size': [192, 384]})
+    assert (config['model.image_size'], config['model.image_width']) == (192, 384)

@@ -45,7 +45,7 @@ class Deadly(Numbered):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize('num_workers', [1, 2])
+@pytest.mark.parametrize('num_workers', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_batches_killed_worker_raises_within_seconds(num_workers):
     batches = pipeline.eval_batches(Deadly(8), batch_size=1, transform=Plain(), num_workers=num_workers)
     begin = time.monotonic()

@@ -15,7 +15,7 @@ from tests.helpers import layouts
 
 # The steps are cheap and every fifth one saves, so that a random moment is often near a save.
 SETTINGS = {'processes': 1, 'devices': 1, 'batch_size': 16, 'epochs': 10, 'log__eval_epochs': 2.5, 'log__every': 1,
-            'checkpoint__every': 5}
+            'log__pictures': 0, 'checkpoint__every': 5}
 STEPS = 80
 KINDS = ('step', 'save', 'start', 'stop')
 _POLL = 0.002  # seconds

@@ -3,6 +3,7 @@
 `python -m tests.helpers.layouts` runs one process of the training.
 """
 
+import gc
 import json
 import os
 import pathlib
@@ -204,6 +205,7 @@ def main():
     if os.environ.get('PROCESS_ID') == '1':
         Colours.sizes = Colours.sizes | {'train': second.pop('examples', Colours.sizes['train'])}
         changes |= second
+    gc.freeze()  # keeps the collections of a training short
     with distributed.distributed(collective_errors=Preempted):
         if has_other_data:  # `train` opens the data itself, as in a program
             prepare(pytest.MonkeyPatch())

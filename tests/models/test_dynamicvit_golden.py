@@ -35,7 +35,7 @@ def plan_of(case):
     return make_plan(196, 12, rate=case['base_rate'], reducer=DYNAMICVIT)
 
 
-@pytest.mark.parametrize('name', EVALUATION)
+@pytest.mark.parametrize('name', [EVALUATION[0], pytest.param(EVALUATION[1], marks=pytest.mark.slow)])
 def test_dynamicvit_in_evaluation_has_the_tokens_scores_and_logits_of_the_reference(name):
     case, expected = CASES[name], golden.outputs(CASES[name])
     model, params = reference_model()

@@ -14,8 +14,10 @@ from tests.helpers import golden
 
 CASES = golden.cases()
 MODELS = golden.manifest()['models']
-# One case of each model size is in the fast suite.
-SLOW = ('evit_base_224_k50_nofuse', 'deit_base_224')
+# The fast suite has all cases of the smallest model, and one case of each other model and image size, with small two.
+SLOW = ('evit_base_224_k50_nofuse', 'deit_base_224', 'evit_small_224_k50_fuse', 'evit_small_224_k70_nofuse',
+        'evit_small_224_k90_nofuse', 'evit_small_224_k90_fuse', 'evit_small_224_k100_dense',
+        'evit_small_288_k70_nofuse', 'evit_small_interp224to304_k70_nofuse')
 
 
 def parameters(names):
@@ -57,7 +59,7 @@ def test_evit_on_reference_images_keeps_the_same_tokens_and_gives_the_same_logit
         entering = np.concatenate([reference, fused], axis=1)
 
 
-@pytest.mark.parametrize('name', [name for name, case in CASES.items() if 'act_pos' in case['arrays']])
+@pytest.mark.parametrize('name', parameters([name for name, case in CASES.items() if 'act_pos' in case['arrays']]))
 def test_evit_on_reference_images_has_the_same_activations(name):
     case, expected = CASES[name], golden.outputs(CASES[name])
     model, params = golden.deit(case['model'])

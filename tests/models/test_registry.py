@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from evit_jax.models import CONFIGS, get_config
+from evit_jax.models import CONFIGS, get_config, image_size_keys, image_size_of
 
 
 def test_get_config_with_a_misspelt_name_suggests_the_nearest():
@@ -24,3 +24,13 @@ def test_image_size_that_is_no_multiple_of_the_patch_size_raises_with_the_neares
         get_config('deit_s').patches(size)
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(get_config('deit_s'), image_size=size)
+
+
+@pytest.mark.parametrize(('keys', 'size'), [
+    ({'model.image_size': 224}, 224), ({'model.image_size': 192, 'model.image_width': 384}, (192, 384)),
+    ({'model.image_size': 224, 'model.image_width': 224}, 224), ({'model.image_size': [192, 384]}, (192, 384)),
+    ({'model.image_size': 0}, None), ({}, None)])
+def test_image_size_of_reads_a_square_or_a_rectangle(keys, size):
+    assert image_size_of(keys) == size
+    if size:
+        assert image_size_of({f'model.{key}': value for key, value in image_size_keys(size).items()}) == size

@@ -1,19 +1,31 @@
-"""The benchmark program, started as a process: its output, its files and its errors."""
+"""The benchmark program: its output, its files and its errors."""
 
+import functools
 import json
 import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 
+from tests.helpers import program_modules, programs
+
+benchmark = program_modules.module_fixture('benchmark')
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(*arguments):
     return subprocess.run([sys.executable, '-m', 'evit_jax.benchmark', *arguments], cwd=ROOT, capture_output=True,
                           text=True)
+
+
+@pytest.fixture
+def run_here(benchmark):
+    """Returns a function that runs the program in this process and returns exit code and printed errors."""
+    commands = {'model': benchmark.measure_model, 'tpu': benchmark.compile_for_tpu}
+    return functools.partial(programs.run, types.SimpleNamespace(__name__='benchmark', main=commands), ())
 
 
 def test_input_without_data_measures_generated_images_and_writes_json(tmp_path):
@@ -40,20 +52,18 @@ def test_model_prints_a_table_and_writes_json_and_markdown(tmp_path):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (('--image_sizes=64,x',), 'error: --image_sizes=64,x is no list of whole numbers: give them with commas between\n'),
-    (('--dtypes=float8',), "error: --dtypes=float8: 'float8' is unknown, there are float32, bfloat16\n"),
+    (('--image_sizes=64,x',), 'error: --image_sizes=64,x is no list of whole numbers: give them with commas between'),
+    (('--dtypes=float8',), "error: --dtypes=float8: 'float8' is unknown, there are float32, bfloat16"),
     (('--train',), 'error: give --config FILE, as in: python -m evit_jax.benchmark model --train --config '
-                   'configs/deit_s.py\n')])
-def test_model_with_a_bad_flag_exits_with_one_line(arguments, message):
-    done = run('model', *arguments)
-    assert (done.returncode, done.stderr) == (2, message)
+                   'configs/deit_s.py')])
+def test_model_with_a_bad_flag_exits_with_one_line(run_here, arguments, message):
+    assert run_here('model', *arguments) == (2, message)
 
 
-def test_tpu_without_topology_exits_with_an_example():
-    done = run('tpu', '--config', 'configs/digits.py')
-    assert (done.returncode, done.stderr) == (
+def test_tpu_without_topology_exits_with_an_example(run_here):
+    assert run_here('tpu', '--config', 'configs/digits.py') == (
         2, 'error: give --topology SLICE, as in: python -m evit_jax.benchmark tpu --config configs/deit_s.py '
-        '--topology v5e:16x16\n')
+        '--topology v5e:16x16')
 
 
 def test_unknown_command_exits_with_one_line():

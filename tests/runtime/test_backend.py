@@ -28,7 +28,7 @@ def run(words, platform):
                           env=os.environ | {'JAX_PLATFORMS': platform})
 
 
-@pytest.mark.parametrize('platform', ['tpu', 'cuda', 'nonsense'])
+@pytest.mark.parametrize('platform', ['tpu', pytest.param('cuda', marks=pytest.mark.slow), 'nonsense'])
 def test_predict_without_the_requested_backend_names_it_and_the_available_ones(tmp_path, platform):
     done = run(['evit_jax.predict', tmp_path / 'absent', 'a.png', f'--kept={tmp_path / "made"}'], platform)
     assert done.returncode == 2 and done.stderr.count('\n') == 1

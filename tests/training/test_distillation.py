@@ -10,7 +10,9 @@ from evit_jax import models
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.weights import save
 from evit_jax.training import distillation
-from tests.helpers import layouts
+from tests.helpers import layouts, step_sharing
+
+shared_steps = step_sharing.shared_steps
 
 NAMES = layouts.Colours.class_names
 LEARNS = {'model__distilled': True, 'distill__kind': 'hard', 'log__eval_epochs': 9.0, 'log__pictures': 0}

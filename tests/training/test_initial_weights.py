@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.interchange.opening import open_model
-from evit_jax.training import initial_weights
+from evit_jax.training import experiment, initial_weights
 from tests.helpers import fake_hub, layouts, published
 
 FIRST, SECOND = 'a' * 40, 'b' * 40
@@ -22,30 +23,35 @@ def server(tmp_path, monkeypatch):
         yield running
 
 
+def prepare(config, workdir):
+    """Returns the config of a training after `initial_weights.prepare`."""
+    return experiment.with_values(config, initial_weights.prepare(workdirs.flat(config), workdir))
+
+
 def head(folder):
     return read_newest(folder, 'params')[0]['head.kernel']
 
 
 def test_prepare_hub_name_is_converted_into_the_workdir(server, tmp_path):
-    config = initial_weights.prepare(layouts.config_of(init_from=HUB, init_ema=False), tmp_path / 'run')
+    config = prepare(layouts.config_of(init_from=HUB, init_ema=False), tmp_path / 'run')
     assert config.init_from == initial_weights.folder_in(tmp_path / 'run')
     np.testing.assert_array_equal(head(config.init_from), published.model().params['head']['kernel'])
     assert open_model(config.init_from).base_model == f'{HUB}@{FIRST}'
     server.add('lab/vit', published.files(seed=1), SECOND)
-    config = initial_weights.prepare(layouts.config_of(init_from=HUB), tmp_path / 'run')  # no checkpoint was saved
+    config = prepare(layouts.config_of(init_from=HUB), tmp_path / 'run')  # no checkpoint was saved
     assert open_model(config.init_from).base_model == f'{HUB}@{SECOND}'
 
 
 def test_prepare_file_of_weights_is_converted_into_the_workdir(tmp_path):
     (tmp_path / 'vit.safetensors').write_bytes(published.files()['model.safetensors'])
-    config = initial_weights.prepare(layouts.config_of(init_from=str(tmp_path / 'vit.safetensors')), tmp_path / 'run')
+    config = prepare(layouts.config_of(init_from=str(tmp_path / 'vit.safetensors')), tmp_path / 'run')
     assert open_model(config.init_from).base_model == 'vit.safetensors'
 
 
 def test_prepare_run_or_missing_path_is_unchanged(tmp_path):
     published.model().save(tmp_path / 'other')
     for name in (str(tmp_path / 'other'), str(tmp_path / 'none'), ''):
-        assert initial_weights.prepare(layouts.config_of(init_from=name), tmp_path / 'run').init_from == name
+        assert prepare(layouts.config_of(init_from=name), tmp_path / 'run').init_from == name
     assert not (tmp_path / 'run').exists()
 
 
@@ -59,7 +65,7 @@ def resumed(folder, **recorded):
 
 def test_prepare_resumed_run_needs_no_hub(server, tmp_path):
     run = resumed(tmp_path / 'run', base_model=f'{HUB}@{FIRST}')
-    config = initial_weights.prepare(layouts.config_of(init_from=HUB), run)
+    config = prepare(layouts.config_of(init_from=HUB), run)
     assert config.init_from == initial_weights.folder_in(run) and not server.requests
     assert not (run / 'initial').exists()
 
@@ -68,22 +74,22 @@ def test_prepare_resumed_self_distillation_restores_the_recorded_commit(server, 
     server.add('lab/vit', published.files(seed=1), SECOND)
     run = resumed(tmp_path / 'run', base_model=f'{HUB}@{FIRST}')
     config = layouts.config_of(init_from=HUB, distill__kind='self')
-    assert open_model(initial_weights.prepare(config, run).init_from).base_model == f'{HUB}@{FIRST}'
+    assert open_model(prepare(config, run).init_from).base_model == f'{HUB}@{FIRST}'
     del server.requests[:]
-    initial_weights.prepare(config, run)
+    prepare(config, run)
     assert not server.requests
 
 
 def test_prepare_teacher_gets_its_commit_and_keeps_it(server, tmp_path):
     config = layouts.config_of(teacher__path=HUB, distill__kind='soft')
-    assert initial_weights.prepare(config, tmp_path / 'run').teacher.path == f'{HUB}@{FIRST}'
+    assert prepare(config, tmp_path / 'run').teacher.path == f'{HUB}@{FIRST}'
     server.add('lab/vit', published.files(seed=1), SECOND)
     run = resumed(tmp_path / 'again', **{'teacher.path': f'{HUB}@{FIRST}'})
-    assert initial_weights.prepare(config, run).teacher.path == f'{HUB}@{FIRST}'
-    assert initial_weights.prepare(config, tmp_path / 'new').teacher.path == f'{HUB}@{SECOND}'
+    assert prepare(config, run).teacher.path == f'{HUB}@{FIRST}'
+    assert prepare(config, tmp_path / 'new').teacher.path == f'{HUB}@{SECOND}'
 
 
 def test_prepare_failed_download_leaves_no_initial_weights(server, tmp_path):
     with pytest.raises(FileNotFoundError, match='does not exist or is private'):
-        initial_weights.prepare(layouts.config_of(init_from='hf-hub:lab/none'), tmp_path / 'run')
+        prepare(layouts.config_of(init_from='hf-hub:lab/none'), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()

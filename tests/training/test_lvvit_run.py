@@ -16,7 +16,9 @@ from evit_jax.checkpoints.manager import read_newest
 from evit_jax.inference.model import VisionModel
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.serving import artifact
-from tests.helpers import layouts
+from tests.helpers import layouts, step_sharing
+
+shared_steps = step_sharing.shared_steps
 
 SHAPE = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4, init_std=0.1)
 CONFIG = {'model__name': 'lvvit_least', 'model__drop_path': 0.1, 'epochs': 1, 'log__pictures': 0}

@@ -12,7 +12,9 @@ from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.metrics import writers
 from evit_jax.training import optimizer
-from tests.helpers import layouts
+from tests.helpers import layouts, step_sharing
+
+shared_steps = step_sharing.shared_steps
 
 QUIET = {'log__eval_epochs': 9.0, 'log__pictures': 0}
 RECIPE = QUIET | {'reducer__name': 'dynamicvit', 'distill__kind': 'self', 'distill__token_weight': 0.5,

@@ -13,7 +13,10 @@ from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.transforms import mixing
 from evit_jax.metrics import writers
 from evit_jax.training import checks, experiment, loop, model_setup
+from tests.helpers import step_sharing
 from tests.helpers.tiny_run import ROOT, command, config_of, final_parameters
+
+shared_steps = step_sharing.shared_steps
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,79 @@
+"""Parity with timm and transformers: tiny models of every family, read from files, have the recorded outputs."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import evit_jax
+from evit_jax.interchange import timm_calls, torch_weights
+from tests.helpers import families
+
+CASES = families.cases()
+LAYOUTS = [(name, layout) for name, case in CASES.items() for layout in case['other_names']]
+TIMM = [name for name in CASES if not name.startswith('hf_')]
+SIZES = ['native', pytest.param('square', marks=pytest.mark.slow), 'rectangle']  # in the order of the recording
+# Cases that reduce tokens in the fast suite: class token, registers and rotation, two heads, mean, attention pool.
+REDUCED = ('dinov2_registers', 'dinov3', 'deit_distilled', 'vit_rope', 'vit_siglip', 'hf_dinov2_classifier')
+
+
+@pytest.fixture(scope='module')
+def load(tmp_path_factory):
+    """Returns a function that loads the model of a case from its folder."""
+    return functools.cache(lambda name: evit_jax.load(families.write(tmp_path_factory.mktemp(name), name)))
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('size', SIZES)
+def test_load_of_a_family_gives_the_recorded_outputs(load, name, size):
+    size = families.sizes(name)[('native', 'square', 'rectangle').index(size)]
+    output = load(name).with_plan(keep_rate=1.0).with_image_size(size).forward(families.images(name, size))
+    for key, expected in families.outputs(name, size).items():
+        actual = np.asarray(getattr(output, key))[:len(expected)]
+        assert actual.shape == expected.shape, key
+        assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max(), key
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_load_of_a_family_reads_each_value_once(load, name):
+    model = load(name)
+    assert model.config.parameters() == families.num_values(name) == sum(
+        value.size for value in jax.tree.leaves(model.params))
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_load_of_a_timm_model_gives_its_config(load, name):
+    config, expected = load(name).config, CASES[name]['config']
+    if not expected['absolute_positions']:  # no array depends on the image size
+        expected = expected | {'image_size': config.image_size}
+    assert families.differences(config, expected) == {}
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name not in REDUCED))
+                                  for name in CASES])
+@pytest.mark.parametrize(('reducer', 'budget'), [('evit', {'keep_rate': 0.7}), ('tome', {'r': 3})])
+def test_load_of_a_family_under_a_plan_reduces_its_tokens(load, name, reducer, budget):
+    model = load(name).with_reducer(reducer).with_plan(**budget)
+    output = model.forward(families.images(name, families.sizes(name)[0]))
+    num_tokens = output.patch_tokens.shape[1]
+    assert num_tokens == model.plan.counts[-1] < model.plan.patches
+    assert all(np.isfinite(value).all() for value in (output.logits, output.features, output.patch_tokens))
+    assert output.token_of_patch[-1].max() == num_tokens - 1
+
+
+@pytest.mark.parametrize(('name', 'layout'), LAYOUTS)
+def test_load_of_other_array_names_gives_the_same_model(load, tmp_path, name, layout):
+    model, other = load(name), evit_jax.load(families.write(tmp_path / 'model', name, layout))
+    assert other.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, other.params, model.params)
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_timm_model_after_load_has_the_arrays_of_timm(load, name):
+    model = load(name)
+    written = timm_calls.timm_model(model.config, torch_weights.to_torch(model.params, model.config)).arrays
+    expected = families.arrays(name)
+    assert written.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(written[key], value, err_msg=key)
