@@ -14,7 +14,7 @@ from evit_jax.checkpoints.workdir import flat
 from evit_jax.configs import finetune
 from evit_jax.models.config import ViTConfig
 from evit_jax.training import initial_model, inputs, loop, optimizer
-from tests.helpers import layouts, step_sharing
+from tests.helpers import fake_hub, layouts, published, step_sharing
 from tests.helpers.folders import draw_stripes
 
 shared_steps = step_sharing.shared_steps
@@ -130,6 +130,19 @@ def test_finetune_of_other_architectures_trains_a_new_head(kind, images, tmp_pat
     assert not any(decays[name] for name in decays if name.rpartition('.')[2] in (
         'bias', 'scale', 'gamma', 'q_bias', 'v_bias', 'cls_token', 'reg_token', 'pos_embed', 'latent'))
     assert all(decays[name] for name in decays if name.endswith('kernel'))
+
+
+def test_finetune_of_a_hub_name_takes_its_model_and_resumes_without_the_hub(images, tmp_path, monkeypatch):
+    config = recipe('hf-hub:lab/vit', images, epochs=1, batch_size=24)
+    with fake_hub.running() as server:
+        fake_hub.connect(monkeypatch, server.endpoint, tmp_path / 'cache')
+        server.add('lab/vit', published.files(), 'a' * 40)
+        metrics = loop.train(config, tmp_path / 'run')
+    recorded = saved(tmp_path / 'run')
+    assert recorded['base_model'] == f'hf-hub:lab/vit@{"a" * 40}' and recorded['data.mean'] == [0.5] * 3
+    converted = evit_jax.load(tmp_path / 'run' / 'initial').config
+    assert model_configs.saved_in(recorded) == dataclasses.replace(converted, classes=2)
+    assert loop.train(config, tmp_path / 'run')['top1'] == metrics['top1']
 
 
 def test_finetune_through_the_api_takes_a_model(pretrained, images, tmp_path):
