@@ -1,9 +1,10 @@
 """Converts models of other programs to workdirs, and runs to safetensors files."""
 
-import contextlib
 import os
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import logging
 
 from evit_jax.checkpoints import model_config as model_configs
@@ -42,8 +43,12 @@ def to_workdir(src: str | os.PathLike, dst: str | os.PathLike, *, check: bool = 
     if check:
         verification.check(locate(src)[1], model.params, model.config)
         model = model.resized(image_size)
-    with _new_folder(dst):
-        weights.save(dst, model.params, model.metadata)
+    metadata, (leaves, tree) = model.metadata, jax.tree.flatten(model.params)
+    del model  # else the arrays stay in memory twice
+    for index, leaf in enumerate(leaves):
+        leaves[index] = jnp.asarray(leaf)  # Orbax copies NumPy arrays before it writes them, but not JAX arrays
+    with storage.new_folder(dst) as folder:
+        weights.save(folder, jax.tree.unflatten(tree, leaves), metadata)
     logging.info('%s is written: start from it with --config.init_from=%s', dst, dst)
 
 
@@ -94,15 +99,3 @@ def _check_paths(src, dst):
         raise FileNotFoundError(missing_file(src))
     if storage.as_path(dst).exists():
         raise ValueError(f'{dst} exists, and is not overwritten: give another DST')
-
-
-@contextlib.contextmanager
-def _new_folder(path):
-    """Creates a folder, and removes it if the body of the `with` block fails, so that the command can be repeated."""
-    folder = storage.as_path(path)
-    folder.mkdir(parents=True)
-    try:
-        yield
-    except BaseException:
-        folder.rmtree(missing_ok=True)
-        raise

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import evit_jax
-from evit_jax.interchange import torch_weights
+from evit_jax.interchange import timm_calls, torch_weights
 from tests.helpers import families
 
 CASES = families.cases()
@@ -70,9 +70,9 @@ def test_load_of_other_array_names_gives_the_same_model(load, tmp_path, name, la
 
 
 @pytest.mark.parametrize('name', TIMM)
-def test_to_torch_after_load_returns_the_arrays_of_timm(load, name):
+def test_timm_model_after_load_has_the_arrays_of_timm(load, name):
     model = load(name)
-    written = torch_weights.to_torch(model.params, model.config)
+    written = timm_calls.timm_model(model.config, torch_weights.to_torch(model.params, model.config)).arrays
     expected = families.arrays(name)
     assert written.keys() == expected.keys()
     for key, value in expected.items():

@@ -1,83 +1,93 @@
-"""Every vision transformer that timm registers is read with the values that timm computes with, or refused."""
+"""Reads timm's models by name: heads, activation, pooling and preprocessing are those that timm's registry gives.
 
-import dataclasses
-import functools
+The arrays are only as large as on disk: files with a header and no values.
+"""
+
 import json
-import pathlib
+import logging
+import math
 
-import numpy as np
 import pytest
 
-from evit_jax.interchange import architecture, hyperparameters, names_timm, refusals, timm_calls, timm_models
-from evit_jax.interchange.checkpoint_layouts import ModelWeights
-from evit_jax.interchange.lazy_array import LazyArray
-from evit_jax.models.config import ViTConfig, as_size
+from evit_jax.interchange import conversion, timm_models
+from evit_jax.models.config import ViTConfig
+from tests.helpers import families
 
-TABLE = pathlib.Path(__file__).parents[1] / 'golden' / 'families' / 'timm_models.json'  # recorded from timm
-needs_table = pytest.mark.skipif(not TABLE.exists(), reason='the table of the models of timm is not recorded')
-
-
-@functools.cache
-def table():
-    return json.loads(TABLE.read_text())
+TABLE = families.timm_table()
+SUPPORTED = {name: entry for name, entry in TABLE['models'].items() if 'config' in entry}
+# The first tag of each model, and the tags with another head.
+TAGS = [(name, tag) for name, entry in SUPPORTED.items() for number, (tag, values) in enumerate(entry['tags'].items())
+        if not number or 'config' in values]
 
 
-def recorded_config(name):
-    """Returns the recorded config; its image size is rounded down to a multiple of the patch size."""
-    fields = table()['models'][name]['config']
-    patch, size = fields['patch_size'], fields['image_size']
-    sides = [size, size] if isinstance(size, int) else size
-    return ViTConfig(**fields | {'image_size': as_size([side // patch * patch for side in sides])})
+def expected_config(name, tag):
+    return SUPPORTED[name]['config'] | SUPPORTED[name]['tags'][tag].get('config', {})
 
 
-def arrays_of(name):
-    """Returns the arrays of the state dict, without values."""
-    entry = table()['models'][name]
-    return {key.replace('*', str(block)): LazyArray(tuple(shape), np.dtype(np.float32), lambda: None)
-            for key, shape in table()['layouts'][entry['layout']].items()
-            for block in range(entry['config']['depth'] if '*' in key else 1)}
+def body_of(name, depth):
+    """Returns the shapes of a model's arrays without heads."""
+    shapes = {}
+    for key, shape in TABLE['layouts'][TABLE['models'][name]['layout']].items():
+        shapes |= {key.replace('*', str(block)): shape for block in range(depth if '*' in key else 1)}
+    return {key: shape for key, shape in shapes.items() if not key.startswith(('head.', 'head_dist.'))}
 
 
-@needs_table
-def test_resolve_every_supported_model_of_timm_has_the_recorded_config():
-    for name in [name for name, entry in table()['models'].items() if 'config' in entry]:
-        arrays, layout = names_timm.from_timm(arrays_of(name))
-        refusals.check_names([name])
-        config_json = {'architecture': name}
-        detected = architecture.detect(arrays, image_size=recorded_config(name).image_size)
-        contents = hyperparameters.CheckpointContents(pathlib.Path('a'), {}, {}, {'config.json': config_json})
-        config, _, _ = hyperparameters.resolve(*detected, ModelWeights(arrays, layout, {}, '.'), contents, {})
-        want = recorded_config(name)
-        assert bool(config.layer_scale) == bool(want.layer_scale)
-        assert dataclasses.replace(config, layer_scale=want.layer_scale, projection=want.projection) == want, name
+def shapes_of(name, config):
+    """Returns the shapes of a model's arrays, with the classes of a config."""
+    head = {'head.weight': [config['classes'], config['width']], 'head.bias': [config['classes']]}
+    if config['distilled']:
+        head |= {key.replace('head', 'head_dist'): shape for key, shape in head.items()}
+    return body_of(name, config['depth']) | (head if config['classes'] else {})
 
 
-@needs_table
-def test_refusals_every_unsupported_model_of_timm_is_refused_by_name():
-    for name in [name for name, entry in table()['models'].items() if 'unsupported' in entry]:
-        try:
-            refusals.check_config({'architecture': name})
-            refusals.check_names([name])
-        except ValueError as error:
-            assert str(error).startswith('this is ') and 'wanted: a vision transformer' in str(error)
-        else:
-            pytest.fail(f'{name} is not refused')
+def write(folder, name, tag, shapes, config, values):
+    """Writes config.json as on the Hub, and a sparse safetensors file."""
+    size = config['image_size']
+    cfg = {'tag': tag, 'custom_load': False, 'input_size': [3, *(size if isinstance(size, list) else (size, size))],
+           'interpolation': values['interpolation'], 'crop_pct': values['crop'], 'crop_mode': values['crop_mode'],
+           'mean': values['mean'], 'std': values['std'], 'num_classes': config['classes'], 'pool_size': None,
+           'first_conv': 'patch_embed.proj', 'classifier': 'head'}
+    pool = config['pooling'].removesuffix('_fc_norm')
+    (folder / 'config.json').write_text(json.dumps({
+        'architecture': name, 'num_classes': config['classes'], 'num_features': config['width'], 'global_pool': pool,
+        'pretrained_cfg': cfg}))
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[key] = {'dtype': 'F32', 'shape': shape, 'data_offsets': [start, end]}
+    text = json.dumps(header).encode()
+    with open(folder / 'model.safetensors', 'wb') as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        file.truncate(8 + len(text) + end)
+    return folder
 
 
-@needs_table
-def test_is_projection_of_every_pretrained_tag_is_that_of_the_table():
-    for name, entry in table()['models'].items():
-        for tag, values in entry.get('tags', {}).items():
-            want = entry['config'] | values.get('config', {})
-            assert timm_models.is_projection(f'{name}.{tag}', want['classes']) == want['projection'], (name, tag)
+@pytest.fixture
+def no_values(monkeypatch):
+    """Makes `read_pretrained` skip the values of the arrays."""
+    monkeypatch.setattr(conversion.torch_weights, 'from_torch', lambda *args, **options: {})
+    monkeypatch.setattr(conversion.torch_weights, 'to_torch', lambda *args: {})
 
 
-@needs_table
-def test_timm_model_names_exist_and_have_the_config_of_the_table():
-    for name, config in timm_calls.MODELS.items():
-        want = recorded_config(name)
-        free = ('image_size', 'layer_scale', 'prefix_positions', 'position_resize', 'projection')
-        assert dataclasses.replace(config, **{key: getattr(want, key) for key in free}) == want, name
+@pytest.mark.parametrize(('name', 'tag'), TAGS)
+def test_read_pretrained_of_a_timm_name_gives_the_config_of_timm(tmp_path, no_values, caplog, name, tag):
+    config, values = expected_config(name, tag), SUPPORTED[name]['tags'][tag]
+    write(tmp_path, name, tag, shapes_of(name, config), config, values)
+    model = conversion.read_pretrained(tmp_path)
+    assert families.differences(model.config, config) == {}
+    data = model.metadata['config']['data']
+    crop = 0.0 if values['crop_mode'] == 'squash' else values['crop']
+    assert (list(data['mean']), list(data['std']), data['eval_crop']) == (values['mean'], values['std'], crop)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not [text for text in warnings if 'assumed' in text]
+
+
+@pytest.mark.parametrize('name', sorted(TABLE['models'].keys() - SUPPORTED.keys()))
+def test_read_pretrained_of_an_unsupported_timm_name_is_refused(tmp_path, name):
+    config, values = expected_config('deit_tiny_patch16_224', 'fb_in1k'), SUPPORTED['deit_tiny_patch16_224']['tags']
+    write(tmp_path, name, '', body_of(name, config['depth']), config, values['fb_in1k'])
+    with pytest.raises(ValueError, match='this is '):
+        conversion.read_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize('name, bare', [
