@@ -14,8 +14,10 @@ from evit_jax.checkpoints.workdir import flat
 from evit_jax.configs import finetune
 from evit_jax.models.config import ViTConfig
 from evit_jax.training import initial_model, inputs, loop, optimizer
-from tests.helpers import layouts
+from tests.helpers import layouts, step_sharing
 from tests.helpers.folders import draw_stripes
+
+shared_steps = step_sharing.shared_steps
 
 MODEL = ViTConfig(image_size=32, patch_size=8, width=16, depth=4, heads=2, classes=5, init_std=0.2, mlp_ratio=3.0)
 PREPROCESSING = {'mean': (0.5, 0.4, 0.3), 'std': (0.2, 0.2, 0.3), 'eval_crop': 0.9}
