@@ -1,11 +1,11 @@
 """Any pretrained vision transformer fine-tuned on your own images, keep rate 0.7. Not tried on a large data set here.
 
 python -m evit_jax.main --config configs/finetune.py --workdir runs/mine --config.data.path=images \\
-    --config.init_from=weights/dinov2_s
+    --config.init_from=hf-hub:facebook/dinov2-small
 
-init_from is the folder that python -m evit_jax.convert writes, or the workdir of a run. The model, its image size, its
-mean, std and crop are those of the weights; the head is new if the classes differ. The images are in
-images/train/CLASS/ and images/val/CLASS/. With 10,000 images, 20 epochs are 3,120 steps.
+init_from is a run, a file or folder of weights (.pth, .safetensors, Hugging Face, timm), or hf-hub:ORG/NAME. The model,
+its image size, its mean, std and crop are those of the weights; the head is new if the classes differ. The images are
+in images/train/CLASS/ and images/val/CLASS/. With 10,000 images, 20 epochs are 3,120 steps.
 
 - --config.model.freeze=backbone --config.optimizer.lr=8e-3 trains only the head (linear probe).
 - --config.keep.rate=1 is the dense model. --config.reducer.name=tome --config.reducer.r=8 merges 8 tokens in every

@@ -20,6 +20,8 @@ from evit_jax.inference import pictures
 from evit_jax.inference.compiled import CompiledModel, ModelOutput, make_apply, model_output, num_devices
 from evit_jax.inference.pictures import Picture
 from evit_jax.inference.prediction import Prediction, predictions
+from evit_jax.interchange import pretrained_folder
+from evit_jax.interchange.model_card import Measured
 from evit_jax.models import Params
 from evit_jax.models.config import ImageSize, ViTConfig, as_hw, as_size
 from evit_jax.reduction.plan import TokenPlan, make_plan
@@ -248,6 +250,27 @@ class VisionModel:
             raise ValueError(f'{folder} holds a checkpoint already: give another folder')
         get_reducer(self.loaded.budget.reducer.name)  # raises an error for a name that cannot be loaded
         weights.save(folder, self.params, self.loaded.metadata())
+
+    def save_pretrained(self, folder: str | os.PathLike, *, layout: str = 'timm', measured: Measured | None = None,
+                        evaluated: Measured | None = None) -> None:
+        """Writes a folder for timm or transformers, with a model card. `evit_jax.load` reads it with the token plan.
+
+        The other libraries compute the dense model.
+
+        Args:
+          folder: new or empty folder. It appears when it is complete.
+          layout: 'timm', for `timm.create_model('local-dir:FOLDER', pretrained=True)`; or 'hugging_face', for the ViT,
+            DeiT and DINOv2 classes of transformers.
+          measured: speed for the card: the JSON file of `python -m evit_jax.benchmark model --json`, or a dict with
+            images_per_second, and optionally batch_size, dtype and device.
+          evaluated: accuracy for the card: the result of `evit_jax.evaluate` or `evit_jax.knn`, or the JSON file of
+            `python -m evit_jax.main --mode=evaluate`.
+
+        Raises:
+          ValueError: the folder is not empty, the layout cannot represent the model, the reducer has learned modules or
+            no registered name, or the measurements are of another plan.
+        """
+        pretrained_folder.write(folder, self.loaded, layout=layout, measured=measured, evaluated=evaluated)
 
     def _copy(self, loaded: LoadedModel, plan: TokenPlan | None = None) -> 'VisionModel':
         model = copy.copy(self)

@@ -1,4 +1,4 @@
-"""Resolves the hyperparameters of a model: heads, epsilon, activation, pooling and preprocessing.
+"""Resolves the hyperparameters of a model: heads, epsilon, activation, pooling, rotary positions and preprocessing.
 
 They cannot be inferred from array shapes. Precedence: command-line flags, settings in the file, configs in the same
 folder, names of the model. A value that none of these sources gives is assumed, with a warning.
@@ -11,19 +11,18 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from evit_jax.interchange import checkpoint_layouts, run_metadata, weight_files
+from evit_jax.interchange import hugging_face_models, preprocessing, run_metadata, timm_models, weight_files
 from evit_jax.interchange import hyperparameter_sources as sources
-from evit_jax.interchange.checkpoint_layouts import ModelWeights
-from evit_jax.interchange.hyperparameter_sources import CONFIG_KEYS, Hyperparameter, Hyperparameters
-from evit_jax.models.config import POOLINGS, ViTConfig
-from evit_jax.models.layers import ACTIVATIONS
+from evit_jax.interchange.checkpoint_layouts import HUGGING_FACE, ModelWeights
+from evit_jax.interchange.hyperparameter_sources import MODEL_FIELDS, PREPROCESSING, Hyperparameter, Hyperparameters
+from evit_jax.interchange.names_timm import DINOV2, EVA
+from evit_jax.kernels.activations import ACTIVATIONS
+from evit_jax.models import CONFIGS
+from evit_jax.models.config import POOLINGS, ROPES, ViTConfig
+from evit_jax.models.positions import POSITION_RESIZES
 
-_MODEL_TYPES = ('vit', 'deit', 'vit_msn', 'vit_mae', 'timm_wrapper')  # model types with the forward pass of our ViT
-_MODEL_FIELDS = ('heads', 'norm_epsilon', 'activation', 'pooling')
-_SHAPE_FIELDS = {  # key of config.json -> field of ViTConfig
-    'hidden_size': 'width', 'embed_dim': 'width', 'num_features': 'width', 'num_hidden_layers': 'depth',
-    'depth': 'depth', 'patch_size': 'patch_size', 'image_size': 'image_size'}
 _RUN_KEYS = {'crop': 'crop_pct', 'heads': 'num_heads'}  # hyperparameter -> key that `sources.in_settings` looks up
+_ROPE_FIELDS = ('rope', 'rope_base', 'rope_grid')
 
 
 class CheckpointContents(NamedTuple):
@@ -36,8 +35,14 @@ class CheckpointContents(NamedTuple):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The config.json of Hugging Face or timm; {} if there is none."""
-        return self.configs.get(weight_files.CONFIG, {})
+        """The config.json of Hugging Face or timm, for a CLIP its part for the vision model; {} if there is none."""
+        return hugging_face_models.vision_config(self.configs.get(weight_files.CONFIG, {}))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the model in the file, in config.json and in the metadata."""
+        metadata = sources.parsed_metadata(self.metadata)
+        return [name for settings in (self.tree, self.config, metadata) for name in sources.model_names(settings)]
 
 
 def resolve(name: str, config: ViTConfig, weights: ModelWeights, contents: CheckpointContents,
@@ -51,24 +56,26 @@ def resolve(name: str, config: ViTConfig, weights: ModelWeights, contents: Check
       flags: hyperparameter -> value from the command line. Flags take precedence over all sources.
 
     Returns:
-      The config with all values, the config keys of the preprocessing, and the weights. If the head reads the class
-      token and the weights have `fc_norm` but no `norm`, `fc_norm` is renamed to `norm`.
+      The config with all values, the config keys of the preprocessing, and the weights that the model uses. If the head
+      reads the class token and the weights have `fc_norm` but no `norm`, `fc_norm` is renamed to `norm`.
 
     Raises:
-      ValueError: a value is unsupported or out of range, or config.json describes another model.
+      ValueError: a value is unsupported or out of range.
     """
-    _check_config(contents.config, config)
-    names = _model_names(contents)
-    known = _with_flags(_read_sources(config, weights, contents, names), flags)
-    known, weights = _resolve_pooling(known, weights)
-    assumed = _defaults(name, config, weights, names, contents)
+    hugging_face_models.warn_of_contradictions(contents.config, config)
+    known = _with_flags(_read_sources(config, weights, contents), flags)
+    known, weights = _resolve_pooling(known, config, weights)
+    assumed = _defaults(name, config, weights, contents) | _usual_rope(config, weights.layout, known)
+    if not known.get('rope', assumed.get('rope', Hyperparameter('', ''))).value:
+        known = {key: value for key, value in known.items() if key not in _ROPE_FIELDS}
+        assumed = {key: value for key, value in assumed.items() if key not in _ROPE_FIELDS}
     assumed = {key: value for key, value in assumed.items() if key not in known}
     _check_values(known)
     _log_values(contents.path, known, assumed)
     _warn_of_resampling(contents)
     values = {key: value for key, (value, _) in (assumed | known).items()}
-    config = dataclasses.replace(config, **{key: values.pop(key) for key in _MODEL_FIELDS})
-    return config, {CONFIG_KEYS[key]: value for key, value in values.items()}, weights
+    config = dataclasses.replace(config, **{key: values.pop(key) for key in MODEL_FIELDS if key in values})
+    return config, {PREPROCESSING[key]: value for key, value in values.items()}, weights
 
 
 def _log_values(path, known, assumed):
@@ -82,19 +89,13 @@ def _log_values(path, known, assumed):
 
 def _warn_of_resampling(contents):
     preprocessor = contents.configs.get(weight_files.PREPROCESSOR, {})
-    resampling = sources.resampling_filter(preprocessor, contents.config)
+    resampling = preprocessing.resampling_filter(preprocessor, contents.config)
     if resampling not in ('', 'bicubic'):
         logging.warning('%s: its images were resized by the filter %s; this project resizes by bicubic, so that '
                         'results differ a little', contents.path, resampling)
 
 
-def _model_names(contents):
-    """Returns the names of the model in the file, in config.json and in the metadata."""
-    metadata = sources.parsed_metadata(contents.metadata)
-    return [name for settings in (contents.tree, contents.config, metadata) for name in sources.model_names(settings)]
-
-
-def _read_sources(config, weights, contents, names) -> Hyperparameters:
+def _read_sources(config, weights, contents) -> Hyperparameters:
     """Merges the values of all sources. The first source of a value takes precedence; contradictions are logged."""
     known: Hyperparameters = {}
     for source in _stored_sources(config, contents):
@@ -104,14 +105,15 @@ def _read_sources(config, weights, contents, names) -> Hyperparameters:
                 logging.warning('%s: %s is %s (%s), but %s (%s): took the first; --%s decides', contents.path, key,
                                 _text(old.value), old.source, _text(new.value), new.source, key)
     model_type = contents.config.get('model_type')
-    by_name = sources.of_model_names(names, config.width)
-    if by_name and 'fc_norm.weight' not in weights.arrays:
-        by_name['pooling'] = Hyperparameter('token', by_name['heads'].source)
-    is_hugging_face = weights.layout == checkpoint_layouts.HUGGING_FACE
-    for source in (
-            sources.of_model_type(model_type) if model_type in _MODEL_TYPES[:-1] else {},
-            {'pooling': Hyperparameter('token', "Hugging Face's classifiers")} if is_hugging_face else {},
-            by_name, sources.of_moco_path(weights.path, config.width)):
+    if config.swiglu and model_type != 'dinov3_vit':
+        known['activation'] = Hyperparameter('silu', 'the activation of gated MLPs')
+    by_name = _by_names(contents.names, config, weights)
+    is_hugging_face = weights.layout == HUGGING_FACE
+    pooling = {'pooling': Hyperparameter('token' if config.class_token else 'avg', "Hugging Face's classes")}
+    of_model_type = hugging_face_models.defaults(contents.config, config.width)
+    for source in (of_model_type, pooling if is_hugging_face else {}, by_name,
+                   {'position_resize': _position_resize(weights, contents)},
+                   sources.of_moco_path(weights.path, config.width)):
         known = source | known
     return known
 
@@ -119,17 +121,39 @@ def _read_sources(config, weights, contents, names) -> Hyperparameters:
 def _stored_sources(config, contents) -> list[Hyperparameters]:
     """Reads metadata, settings in the file and configs in the same folder, ordered by precedence."""
     run, _ = run_metadata.from_metadata(contents.metadata)
-    own = {key: run[config_key] for key, config_key in CONFIG_KEYS.items() if config_key in run}
-    if run_metadata.METADATA in contents.metadata:  # a key missing in our metadata has the value of the named model
-        own = {key: getattr(config, key) for key in _MODEL_FIELDS} | own
+    stored = run_metadata.stored_config(contents.metadata)
+    own = {key: getattr(stored, key) for key in MODEL_FIELDS} if stored else {}
+    own |= {key: run[config_key] for key, config_key in PREPROCESSING.items() if config_key in run}
     metadata = {key: value for key, value in sources.parsed_metadata(contents.metadata).items()
                 if key != run_metadata.METADATA}
     preprocessor = contents.configs.get(weight_files.PREPROCESSOR)
     return [sources.in_settings({_RUN_KEYS.get(key, key): value for key, value in own.items()}, 'its metadata'),
             sources.in_settings(contents.tree, 'the file'),
-            sources.of_preprocessor(preprocessor, weight_files.PREPROCESSOR) if preprocessor else {},
+            preprocessing.of_preprocessor(preprocessor, weight_files.PREPROCESSOR) if preprocessor else {},
             sources.in_settings(contents.config, weight_files.CONFIG),
             sources.in_settings(metadata, 'its metadata')]
+
+
+def _by_names(names, config, weights) -> Hyperparameters:
+    """Returns the values of the first name that is a model of timm or DeiT; {} if there is none."""
+    for name in names:
+        if facts := timm_models.facts(name, config):
+            if 'pooling' not in facts and 'fc_norm.weight' not in weights.arrays:
+                facts['pooling'] = 'token' if config.class_token else 'avg'
+            return {key: Hyperparameter(value, f'the name {name}') for key, value in facts.items()}
+    return {}
+
+
+def _position_resize(weights, contents) -> Hyperparameter:
+    """Returns how the program of the weights resizes position embeddings."""
+    if weights.layout == DINOV2:  # DINOv2's models with registers are resized with antialias
+        return Hyperparameter('antialiased' if 'reg_token' in weights.arrays else 'dinov2', "as DINOv2's code")
+    names = [*contents.names, contents.path.name]
+    of_timm = 'architecture' in contents.config or 'architecture' in contents.metadata or any(
+        timm_models.is_timm_name(name) and not name.startswith('deit_') for name in names)
+    if weights.layout == EVA or (of_timm and weights.layout != HUGGING_FACE):
+        return Hyperparameter('antialiased', 'as timm')
+    return Hyperparameter('bicubic', "as DeiT's code and Hugging Face")
 
 
 def _with_flags(known, flags):
@@ -141,74 +165,96 @@ def _with_flags(known, flags):
     return known
 
 
-def _resolve_pooling(known, weights):
-    """Chooses the pooling that matches the norms of the weights.
+def _resolve_pooling(known, config, weights):
+    """Chooses the pooling that matches the arrays.
 
     If `fc_norm` exists without `norm`, it belongs to mean pooling, or it is the last norm of a model whose head reads
     the class token.
     """
-    only_fc_norm = 'fc_norm.weight' in weights.arrays and 'norm.weight' not in weights.arrays
+    arrays, is_flag = weights.arrays, known.get('pooling', Hyperparameter('', '')).source == '--pooling'
+    if config.pooling == 'map' and weights.layout == HUGGING_FACE and 'head.weight' in arrays:
+        logging.info("left out attn_pool.*: the head of Hugging Face's SiglipForImageClassification reads the mean of "
+                     'the patch tokens')
+        arrays = {key: value for key, value in arrays.items() if not key.startswith('attn_pool.')}
+        return known | {'pooling': Hyperparameter('avg', 'its classifier')}, weights._replace(arrays=arrays)
+    if config.pooling in ('map', 'token_avg') and not is_flag:
+        source = 'the arrays attn_pool.*' if config.pooling == 'map' else 'the shape of head.weight'
+        return known | {'pooling': Hyperparameter(config.pooling, source)}, weights
+    only_fc_norm = 'fc_norm.weight' in arrays and 'norm.weight' not in arrays
     pooling, source = known.get('pooling', Hyperparameter('avg' if only_fc_norm else None, 'fc_norm in place of norm'))
+    if pooling == 'map' or (pooling == 'token_avg' and config.classes):
+        wanted = 'with attn_pool.*' if pooling == 'map' else f'whose head has {2 * config.width} inputs'
+        raise ValueError(f'pooling={pooling} ({source}) is for weights {wanted}, which these are not: if it is wrong, '
+                         'give --pooling')
     if only_fc_norm and pooling == 'avg':
         known = known | {'pooling': Hyperparameter('avg_fc_norm', source)}
     elif only_fc_norm and pooling == 'token':
         weights = weights._replace(arrays={key.removeprefix('fc_') if key.startswith('fc_norm.') else key: value
-                                           for key, value in weights.arrays.items()})
+                                           for key, value in arrays.items()})
     elif pooling == 'avg_fc_norm' and not only_fc_norm:
         raise ValueError(f'pooling=avg_fc_norm ({source}) is for weights with fc_norm in place of norm; these have '
-                         f'{"both" if "fc_norm.weight" in weights.arrays else "norm"}: give --pooling=avg or '
-                         '--pooling=token')
+                         f'{"both" if "fc_norm.weight" in arrays else "norm"}: give --pooling=avg or --pooling=token')
     return known, weights
 
 
-def _defaults(name, config, weights, names, contents) -> Hyperparameters:
+def _usual_rope(config, layout, known) -> Hyperparameters:
+    """Returns the rotary positions of the models with these arrays, to be assumed if no source gives them.
+
+    Raises:
+      ValueError: a model has no positions, or those of models that are not supported.
+    """
+    is_pe = config.pre_norm and config.pooling == 'map'
+    if is_pe or (layout == EVA and config.layer_scale and config.qkv_bias and config.k_bias):
+        name = 'vit_pe_*' if is_pe else 'vit_*_rope_*'
+        raise ValueError(f'it has the arrays of {name} of timm, whose rotary positions count columns before rows, '
+                         'which no model here does: give another model')
+    usual, origin = {}, ''
+    if layout == EVA and (config.swiglu or not config.class_token):
+        usual, origin = {'rope': 'eva', 'rope_base': 10000.0, 'rope_grid': 16}, "as timm's EVA-02"
+    elif not config.absolute_positions and (config.registers or layout == HUGGING_FACE):
+        usual, origin = {'rope': 'dinov3', 'rope_base': 100.0, 'rope_grid': 0}, 'as DINOv3'
+    if not config.absolute_positions and not usual and not known.get('rope', Hyperparameter('', '')).value:
+        raise ValueError('it has no position embeddings, so that its positions must be rotary, and nothing gives '
+                         f'their kind: give --rope={" or --rope=".join(filter(None, ROPES))}')
+    return {key: Hyperparameter(value, origin) for key, value in usual.items()}
+
+
+def _defaults(name, config, weights, contents) -> Hyperparameters:
     """Returns the value of every hyperparameter that is assumed if no source gives one."""
     settings = run_metadata.default_settings(name, config)
     origin = 'as its authors' if name.startswith('lvvit') else 'as DeiT'
-    defaults = {key: Hyperparameter(settings[config_key], origin) for key, config_key in CONFIG_KEYS.items()
+    defaults = {key: Hyperparameter(settings[config_key], origin) for key, config_key in PREPROCESSING.items()
                 if config_key in settings}
-    defaults |= {key: Hyperparameter(getattr(config, key), f'as {name}') for key in _MODEL_FIELDS}
-    is_hugging_face = weights.layout == checkpoint_layouts.HUGGING_FACE
-    if is_hugging_face:
+    defaults |= {key: Hyperparameter(getattr(config, key), f'as {name}' if name in CONFIGS else 'as usual')
+                 for key in ('heads', 'norm_epsilon', 'activation', 'pooling')}
+    if weights.layout == HUGGING_FACE:
         defaults['norm_epsilon'] = Hyperparameter(1e-12, "as Hugging Face's ViT")
+    if name.startswith('lvvit'):
+        return defaults
+    defaults |= {key: value._replace(source=f'by {value.source}')
+                 for key, value in _by_names([contents.path.name], config, weights).items()}
     arch = contents.tree.get('arch') if isinstance(contents.tree, Mapping) else None
     defaults |= sources.of_moco_arch(arch, config.width)
-    if name.startswith('deit'):
-        defaults |= sources.of_model_family([*names, contents.path.name])
-    model_type = contents.config.get('model_type', 'vit' if is_hugging_face and not config.distilled else '')
-    if model_type == 'vit':  # defaults of its image processor
-        defaults |= {key: Hyperparameter(value, "as Hugging Face's ViT")
-                     for key, value in (sources.HALVES | {'crop': 0.0}).items()}
-    return defaults
+    defaults |= preprocessing.of_model_family([*contents.names, contents.path.name])
+    model_type = contents.config.get('model_type') or (
+        'vit' if weights.layout == HUGGING_FACE and not config.distilled else '')
+    return defaults | hugging_face_models.default_preprocessing(model_type)
 
 
 def _check_values(known):
     """Raises a ValueError if a value is unsupported or out of range."""
-    for key, supported in (('activation', ACTIVATIONS), ('pooling', POOLINGS)):
+    for key, supported in (('activation', ACTIVATIONS), ('pooling', POOLINGS), ('rope', ROPES),
+                           ('position_resize', POSITION_RESIZES)):
         if key in known and known[key].value not in supported:
             raise ValueError(f'{key}={known[key].value} ({known[key].source}) is not supported: there are '
-                             f'{", ".join(supported)}; if it is wrong, give --{key}')
-    for key in [key for key in ('mean', 'std', 'crop') if key in known]:
+                             f'{", ".join(filter(None, supported))}; if it is wrong, give --{key}')
+    for key in [key for key in PREPROCESSING if key in known]:
         value, source = known[key]
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(0 <= number <= 1 for number in numbers) or (key == 'std' and 0 in numbers):
             scale = '' if key == 'crop' else 'pixels are in 0..1, so divide values of 0..255 by 255 and '
             raise ValueError(f'{key}={_text(value)} ({source}) is outside {"(" if key == "std" else "["}0, 1]: '
                              f'{scale}give --{key}')
-
-
-def _check_config(hub_config, config):
-    """Raises a ValueError if config.json does not describe the model of the weights."""
-    model_type = hub_config.get('model_type')
-    if model_type is not None and model_type not in _MODEL_TYPES:
-        raise ValueError(f'its {weight_files.CONFIG} has the model type {model_type}, which is not supported: there '
-                         f'are {", ".join(_MODEL_TYPES)}')
-    for key, field in _SHAPE_FIELDS.items():
-        value = hub_config.get(key)
-        if type(value) is int and value != getattr(config, field):
-            raise ValueError(f'its {weight_files.CONFIG} has {key}={value}, but the weights have '
-                             f'{getattr(config, field)}: it is of another model: move it away, or give the one that '
-                             'belongs to them')
 
 
 def _formatted(hyperparameters):

@@ -16,8 +16,12 @@ _HEADS = 'head.', 'classifier.', 'fc.'  # prefixes of the class token's head
 _COUNTER = 'n_averaged'  # array in the state of torch.optim.swa_utils.AveragedModel, next to module.*
 _MAX_DEPTH = 8
 # Every vision transformer has one of these arrays. The first group is the prefix of its array names.
-_MARKERS = [re.compile(r'((?:[^.]+\.)*?)(?:(?:vit|deit)\.)?embeddings\.(cls_token|position_embeddings)'),
-            re.compile(r'((?:(?!embeddings\.)[^.]+\.)*)(cls_token|pos_embed)')]
+_MARKERS = [re.compile(r'((?:[^.]+\.)*?)(?:(?:vit|deit|dinov2|dinov2_with_registers|vision_model)\.)?embeddings\.'
+                       r'(cls_token|position_embeddings|class_embedding|patch_embedding\.weight)'),
+            re.compile(r'((?:(?!embeddings\.)[^.]+\.)*)(cls_token|pos_embed|reg_token)')]
+_MARKER_ENDS = ('cls_token', 'position_embeddings', 'class_embedding', 'patch_embedding.weight', 'pos_embed',
+                'reg_token')
+_CLASS_TOKENS = {'cls_token', 'class_embedding'}
 
 
 class SelectedWeights(NamedTuple):
@@ -124,10 +128,13 @@ def _candidates(tree) -> Iterator[_Candidate]:
         if not isinstance(node, Mapping) or id(node) in visited or len(dict_names) > _MAX_DEPTH:
             return
         visited.add(id(node))
-        matches = [match for name in arrays_of(node) for marker in _MARKERS if (match := marker.fullmatch(name))]
-        for prefix in dict.fromkeys(match[1] for match in matches):
-            markers = {match[2] for match in matches if match[1] == prefix}
-            candidates.append((_Candidate(dict_names, prefix, node), 'cls_token' in markers))
+        markers: dict[str, set[str]] = {}
+        for name in arrays_of(node):
+            if name.endswith(_MARKER_ENDS):
+                for match in filter(None, (marker.fullmatch(name) for marker in _MARKERS)):
+                    markers.setdefault(match[1], set()).add(match[2])
+        candidates.extend((_Candidate(dict_names, prefix, node), bool(found & _CLASS_TOKENS))
+                          for prefix, found in markers.items())
         for name, child in node.items():
             visit(child, (*dict_names, str(name)))
 

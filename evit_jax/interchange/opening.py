@@ -6,7 +6,8 @@ import re
 from evit_jax.checkpoints import loaded, weights
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import newest_step
-from evit_jax.interchange import conversion, hub, weight_files
+from evit_jax.interchange import hub, weight_files
+from evit_jax.interchange.pretrained_model import read_pretrained
 from evit_jax.runtime import storage
 
 KINDS = ('the folder of a run, a file or folder of weights (.pth, .safetensors, Hugging Face, timm), or '
@@ -28,7 +29,7 @@ def open_model(name: str | os.PathLike, *, ema: bool = False) -> LoadedModel:
     """
     check_exists(name)
     if is_pretrained(name):
-        pretrained = conversion.read_pretrained(name, ema=ema)
+        pretrained = read_pretrained(name, ema=ema)
         path = pretrained.metadata['config']['base_model'] if hub.is_hub_name(name) else name  # the former has a commit
         return loaded.from_arrays(path, weights.by_name(pretrained.params), pretrained.metadata)
     return loaded.load_model(name, ema=ema)

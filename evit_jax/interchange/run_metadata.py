@@ -7,16 +7,15 @@ from typing import Any
 
 from absl import logging
 
+from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints.weights import AS_DEIT
-from evit_jax.models import CONFIGS, NOT_IN_SHAPES
+from evit_jax.models import NOT_IN_SHAPES
 from evit_jax.models.config import ViTConfig
 
 METADATA = 'evit_jax'  # key in the metadata of a safetensors file; its value is JSON
 _KEYS = ('base_model', 'model.reduce_at', 'model.fuse', 'reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate',
-         'keep.rates', 'keep.tokens', 'keep.macs', 'data.mean', 'data.std', 'data.eval_crop',
-         *(f'model.{key}' for key in NOT_IN_SHAPES))
+         'keep.rates', 'keep.tokens', 'keep.macs', 'data.mean', 'data.std', 'data.eval_crop')
 _CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # evaluation crop of the authors
-_SIZES = {'deit_t': 'tiny', 'deit_s': 'small', 'deit_b': 'base'}
 
 
 def model_settings(name: str, config: ViTConfig) -> dict[str, Any]:
@@ -65,40 +64,24 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str
         return {}, []
 
 
-def to_metadata(name: str, model_config: ViTConfig, config: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the metadata of a safetensors file: config keys, class names, and timm's model name if there is one.
+def stored_config(metadata: Mapping[str, str]) -> ViTConfig | None:
+    """Returns the model config that `to_metadata` stored; None for a file of another program."""
+    try:
+        stored = json.loads(metadata.get(METADATA, '{}')).get(model_configs.KEY)
+        return model_configs.from_json(stored) if stored else None
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        logging.warning('the model config in the metadata of the file cannot be read; ignored')
+        return None
+
+
+def to_metadata(model_config: ViTConfig, config: Mapping[str, Any], timm_name: str = '') -> dict[str, str]:
+    """Returns the metadata of a safetensors file: model config, config keys, class names, and timm's model name.
 
     Args:
-      name, model_config: name and config of the model.
+      model_config: config of the model.
       config: flat config of the run, as `workdir.saved_config` returns it.
+      timm_name: name of timm's model that has exactly this config, or ''.
     """
-    values = config | {f'model.{key}': getattr(model_config, key) for key in NOT_IN_SHAPES}
-    stored = {'config': {key: values[key] for key in _KEYS if key in values},
-              'class_names': config.get('class_names', [])}
-    has_timm_name = name in _SIZES and not _timm_arguments(name, model_config)
-    architecture = {'architecture': _timm_name(name, model_config)} if has_timm_name else {}
-    return {'format': 'pt'} | architecture | {METADATA: json.dumps(stored)}
-
-
-def _timm_name(name, config):
-    """Returns timm's name of the model. Image size and number of classes are separate arguments of create_model."""
-    return f'deit_{_SIZES[name]}{"_distilled" * config.distilled}_patch16_224'
-
-
-def timm_call(name: str, config: ViTConfig, path: Any) -> str:
-    """Returns Python code that loads a file into timm's model; '' if timm has no such model."""
-    if name not in _SIZES or config.one_head:
-        return ''
-    size = f', img_size={config.image_size}' * (config.image_size != 224)
-    classes = f', num_classes={config.classes}' * (config.classes != 1000)
-    return (f'timm.create_model({_timm_name(name, config)!r}{size}{classes}{_timm_arguments(name, config)}, '
-            f'checkpoint_path={str(path)!r})')
-
-
-def _timm_arguments(name, config):
-    """Returns code for the arguments that differ from the named model; '' if there are none."""
-    named = CONFIGS[name]
-    arguments = {'heads': f'num_heads={config.heads}', 'activation': f'act_layer={config.activation!r}',
-                 'norm_epsilon': f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={config.norm_epsilon:g})',
-                 'pooling': f"global_pool='avg', fc_norm={config.pooling == 'avg_fc_norm'}"}
-    return ''.join(f', {code}' for key, code in arguments.items() if getattr(config, key) != getattr(named, key))
+    stored = {'config': {key: config[key] for key in _KEYS if key in config},
+              model_configs.KEY: model_configs.to_json(model_config), 'class_names': config.get('class_names', [])}
+    return {'format': 'pt'} | ({'architecture': timm_name} if timm_name else {}) | {METADATA: json.dumps(stored)}

@@ -6,6 +6,7 @@ The conversion is exact, with one exception: `num_batches_tracked` of BatchNorm 
 
 import dataclasses
 import fnmatch
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,18 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from evit_jax.interchange.hugging_face_models import size_text
 from evit_jax.models import Params, create
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.models.positions import resize_positions
 from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, modules_of
 from evit_jax.reduction.registry import get_reducer, list_reducers
 
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+_MAX_NAMED = 20  # arrays that a message lists
 _VARIANCE, _COUNTER = '.running_var', '.num_batches_tracked'  # suffixes of BatchNorm arrays
 
 _BACKBONE = re.compile(
-    r'^((vit|deit)\.)?(blocks|layers?|encoder|embeddings|patch_embed|pos_embed|cls_token|dist_token|reg_token|norm|fc_norm|'
-    r'norm_pre|layernorm|pre_logits|score_predictor|rope|rel_pos_bias)(\.|$)|(^|\.)(gamma\w*|ls\d|layer_scale\w*)(\.|$)')
+    r'^((vit|deit|dinov2\w*|vision_model)\.)?(blocks|layers?|encoder|embeddings|patch_embed|pos_embed|cls_token|'
+    r'dist_token|reg_token|norm|fc_norm|norm_pre|layernorm|pre_logits|score_predictor|rope|rel_pos_bias|attn_pool)(\.|$)|'
+    r'(^|\.)(gamma\w*|ls\d|layer_scale\w*)(\.|$)')
 
 
 def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: Sequence[str] = (),
@@ -51,7 +55,7 @@ def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: 
     missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
     initial = {}
     if missing:
-        initial = to_torch(create(config, modules=modules).init(jax.random.key(0)), config, modules)
+        initial = _initial(config, modules, missing)
         logging.warning('initialised at random, as they are missing: %s. Predictions of this model mean nothing until '
                         'it is trained', ', '.join(sorted(missing)))
     if extra:
@@ -69,6 +73,17 @@ def from_torch(weights: Mapping[str, Any], config: ViTConfig, *, allow_missing: 
     return params
 
 
+def _initial(config, modules, keys):
+    """Returns initial arrays of a model by their keys. XLA computes no others."""
+    init = create(config, modules=modules).init
+
+    def selected(key):
+        return {path: leaf for path, leaf in _flattened(init(key)) if _torch_key(path, modules) in keys}
+
+    return {_torch_key(path, modules): _from_flax(path, np.asarray(leaf), config)
+            for path, leaf in jax.jit(selected)(jax.random.key(0)).items()}
+
+
 def _check_fit(weights, leaves, config, allow_missing, allow_extra):
     """Raises a ValueError if arrays do not fit the model. The message lists them."""
     missing, extra = leaves.keys() - weights.keys(), weights.keys() - leaves.keys()
@@ -80,19 +95,22 @@ def _check_fit(weights, leaves, config, allow_missing, allow_extra):
             problems.append(f'{key} has shape {weights[key].shape}, wanted {shape}')
     if not problems:
         return
+    problems.sort()
+    more = f'; and {len(problems) - _MAX_NAMED} more' if len(problems) > _MAX_NAMED else ''
     required = [key for key in missing if _matches(key, allow_missing) and not _is_head(key)]
     required += [key for key in extra if _matches(key, allow_extra) and _is_backbone(key)]
     unknown = [key for key in extra if not _matches(key, allow_extra)]
-    way_out = (f'. {", ".join(sorted(required))} cannot be left out: all outputs depend on such weights, so that only '
-               'heads may be missing' if required else '')
+    way_out = (f'. {", ".join(sorted(required)[:_MAX_NAMED])} cannot be left out: all outputs depend on such weights, '
+               'so that only heads may be missing' if required else '')
     if len(problems) == len(unknown) and not any(map(_is_backbone, unknown)):
         way_out = f'. If logits do not depend on them, give {_flags_for(unknown)}'
-    raise ValueError(f'weights do not fit the model ({len(problems)} problems): {"; ".join(sorted(problems))}{way_out}')
+    raise ValueError(f'weights do not fit the model ({len(problems)} problems): {"; ".join(problems[:_MAX_NAMED])}'
+                     f'{more}{way_out}')
 
 
 def _flags_for(extra):
     """Returns the flags that skip the given arrays, one flag for each module."""
-    patterns = sorted({f'{key.rpartition(".")[0]}.*' if '.' in key else key for key in extra})
+    patterns = sorted({f'{key.rpartition(".")[0]}.*' if '.' in key else key for key in extra})[:_MAX_NAMED]
     return ' '.join(f"--allow_extra='{pattern}'" for pattern in patterns)
 
 
@@ -120,20 +138,31 @@ def learned_modules(names: Iterable[str]) -> Modules:
     return next((modules for modules in candidates if modules.count), NO_MODULES)
 
 
+@functools.lru_cache(maxsize=8)
 def template(config: ViTConfig, modules: Modules = NO_MODULES) -> Params:
-    """Returns the tree of the parameters of a model. Its leaves are shapes and dtypes instead of arrays."""
+    """Returns the tree of the parameters of a model. Its leaves are shapes and dtypes instead of arrays.
+
+    Do not change the tree: it is cached.
+    """
     return jax.eval_shape(create(config, modules=modules).init, jax.random.key(0))
 
 
-def resized(params: Params, config: ViTConfig, image_size: int) -> tuple[Params, ViTConfig]:
+def resized(params: Params, config: ViTConfig, image_size: ImageSize | None) -> tuple[Params, ViTConfig]:
     """Returns the parameters and the config for another image size. Only the position embeddings change.
+
+    Args:
+      image_size: a side, or (height, width), in pixels; None: no change.
 
     Raises:
       ValueError: the image size is not a multiple of the patch size.
     """
+    if image_size is None or image_size == config.image_size:
+        return params, config
     config_after = dataclasses.replace(config, image_size=image_size)
     if not config.absolute_positions:
         return params, config_after
+    logging.info('position embeddings resized from images of %s to %s', size_text(config.image_size),
+                 size_text(image_size))
     positions = resize_positions(jnp.asarray(params['pos_embed'][0]), config.grid(), config_after.grid(),
                                  method=config.position_resize, prefix=config.num_prefix_positions)
     return params | {'pos_embed': np.asarray(positions)[None]}, config_after

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 _MASK_EPSILON = 1e-6  # added, divided by N, to each weight of DynamicViT's masked softmax
-_MAX_WEIGHTS = 2**26  # attention weights [B, H, Q, N] that are held at once, about 256 MB in float32
-_MAX_PARTS = 16
+_LONG = 512  # number of tokens from which the queries are split
+_MAX_WEIGHTS = 2**22  # attention weights [B, H, Q, N] of one part of the queries: 16 MB in float32, near a cache's size
+_MAX_PARTS = 32
 
 
 @flax.struct.dataclass
@@ -119,11 +120,13 @@ def _head_by_head(qkv, size, mask, num_heads, num_queries):
 
 
 def _query_parts(batch, heads, queries, keys):
-    """Splits the queries into slices, so that the weights of one slice are at most `_MAX_WEIGHTS` numbers.
+    """Splits the queries of a long sequence into slices, so that the weights of a slice stay in the cache.
 
-    Long sequences need it: the weights of 8 images with 1,370 tokens and 6 heads take 360 MB. There are at most
-    `_MAX_PARTS` slices, because each is compiled.
+    The weights of 8 images with 1,370 tokens and 6 heads are 360 MB; split, the forward pass takes 0.7 of the time on a
+    CPU (docs/performance.md). There are at most `_MAX_PARTS` slices, because each is compiled.
     """
+    if keys < _LONG:
+        return [slice(0, queries)]
     batch = batch if isinstance(batch, int) else 1  # symbolic in an exported model
     parts = min(-(-batch * heads * queries * keys // _MAX_WEIGHTS), _MAX_PARTS, queries)
     length = -(-queries // max(parts, 1))

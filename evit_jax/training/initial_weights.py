@@ -10,8 +10,9 @@ from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.lock import WorkdirLock
 from evit_jax.checkpoints.manager import newest_step
-from evit_jax.interchange import conversion, hub
+from evit_jax.interchange import hub
 from evit_jax.interchange.opening import is_pretrained
+from evit_jax.interchange.pretrained_model import read_pretrained
 from evit_jax.runtime import agreement, distributed, storage
 
 
@@ -60,7 +61,7 @@ def _convert(config, workdir, recorded):
     if hub.is_hub_name(name):
         name = hub.pinned(name, recorded.get('base_model', ''))
     with WorkdirLock(workdir):
-        model = conversion.read_pretrained(name, ema=config['init_ema'])
+        model = read_pretrained(name, ema=config['init_ema'])
         storage.as_path(folder).rmtree(missing_ok=True)
         weights.save(folder, model.params, model.metadata)
     logging.info('the initial weights are those of %s, converted to %s', name, folder)

@@ -24,7 +24,7 @@ CASES = {
     'vit_gap': ('vit_medium_patch16_gap_256.sw_in12k_ft_in1k', 16, SIZES, {'num_classes': 7}),
     'vit_reg4_gap': ('vit_little_patch16_reg4_gap_256.sbb_in1k', 16, SIZES, {'num_classes': 7}),
     'vit_qk_norm': ('vit_base_patch16_224.augreg_in21k', 16, SIZES, {'num_classes': 7, 'qk_norm': True}),
-    'vit_clip': ('vit_base_patch16_clip_quickgelu_224.openai', 16, SIZES, {'num_classes': 24}),
+    'vit_clip': ('vit_base_patch16_clip_quickgelu_224.openai', 16, SIZES, {'num_classes': 512}),
     'vit_clip_classifier': ('vit_base_patch16_clip_224.laion2b_ft_in12k_in1k', 16, SIZES, {'num_classes': 7}),
     'vit_siglip': ('vit_base_patch16_siglip_224.webli', 16, SIZES, {}),
     'vit_siglip2': ('vit_base_patch32_siglip_256.v2_webli', 32, ((4, 4), (5, 5), (3, 4)), {}),

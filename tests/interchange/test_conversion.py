@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from evit_jax import models
-from evit_jax.checkpoints import weights, workdir
+from evit_jax.checkpoints import model_config, weights, workdir
 from evit_jax.interchange import conversion, torch_weights
 from evit_jax.models import create
 from evit_jax.models.config import ViTConfig
@@ -58,6 +58,8 @@ def read(folder, config=SHAPE):
 def test_to_workdir_file_becomes_a_workdir_with_its_config(tmp_path, log):
     conversion.to_workdir(FILES / 'evit.pth', tmp_path / 'new' / 'folder')
     config = workdir.saved_config(tmp_path / 'new' / 'folder')
+    stored = model_config.from_json(config.pop('model_config'))
+    assert stored == dataclasses.replace(SHAPE, distilled=True)
     assert config == {
         'base_model': 'evit.pth', 'model.name': 'vit_toy', 'model.image_size': 8, 'model.classes': 5,
         'model.distilled': True, 'model.reduce_at': [0, 1], 'model.fuse': True, 'reducer.name': 'evit',
@@ -107,7 +109,8 @@ def test_to_safetensors_and_back_is_exact_and_keeps_the_config(tmp_path, log):
     config = workdir.saved_config(tmp_path / 'c')
     assert config == workdir.saved_config(tmp_path / 'a')
     assert config['class_names'] == ['ant', 'bee', 'cat', 'dog', 'eel'] and config['data.std'] == [0.1] * 3
-    assert 'dtype float16 converted to float32' in log.text and 'timm has no model like vit_toy' in log.text
+    assert 'dtype float16 converted to float32' in log.text
+    assert "in timm: timm.create_model('deit_tiny_patch16_224', " in log.text
 
 
 def test_to_safetensors_logs_the_call_that_loads_it_in_timm(tmp_path, log, monkeypatch):
@@ -117,9 +120,9 @@ def test_to_safetensors_logs_the_call_that_loads_it_in_timm(tmp_path, log, monke
                  {'config': {'model': {'name': 'deit_s', 'image_size': 8, 'classes': 5, 'distilled': True}}})
     conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
     metadata = metadata_of(tmp_path / 'b.safetensors')
-    assert metadata['format'] == 'pt' and metadata['architecture'] == 'deit_small_distilled_patch16_224'
-    assert ("timm.create_model('deit_small_distilled_patch16_224', img_size=8, num_classes=5, checkpoint_path="
-            f"'{tmp_path / 'b.safetensors'}')") in log.text
+    assert metadata['format'] == 'pt' and 'architecture' not in metadata  # its width is not that of a name
+    assert ("timm.create_model('deit_tiny_distilled_patch16_224', img_size=8, patch_size=4, embed_dim=8, depth=2, "
+            f"num_heads=2, num_classes=5, checkpoint_path='{tmp_path / 'b.safetensors'}')") in log.text
 
 
 def test_conversions_image_size_resizes_the_position_embeddings(tmp_path):
@@ -151,18 +154,28 @@ def test_to_workdir_arrays_that_do_not_fit_are_listed(tmp_path, log):
     assert not (tmp_path / 'new').exists()
 
 
-@pytest.mark.parametrize('key', ['blocks.1.ls1.gamma', 'norm_pre.weight', 'blocks.0.attn.q_norm.weight', 'reg_token',
-                                 'vit.encoder.layer.0.scale', 'pre_logits.fc.weight', 'layer_scale'])
+@pytest.mark.parametrize('key', ['blocks.1.ls1.gamma', 'blocks.1.attn.q_norm.weight', 'vit.encoder.layer.0.scale',
+                                 'pre_logits.fc.weight', 'layer_scale'])
 def test_to_workdir_extra_backbone_weights_cannot_be_allowed(tmp_path, key):
     file = altered(tmp_path / 'a.safetensors', **{key: np.ones(8, np.float32)})
     with pytest.raises(ValueError, match=rf'unknown {key}. {key} cannot be left out'):
         conversion.to_workdir(file, tmp_path / 'new', allow_extra=['*'])
 
 
-@pytest.mark.parametrize('key', ['pos_embed', 'blocks.1.mlp.fc2.bias', 'patch_embed.proj.bias', 'cls_token'])
-def test_to_workdir_missing_backbone_weights_cannot_be_allowed(tmp_path, key):
+@pytest.mark.parametrize('key', ['norm_pre.weight', 'blocks.0.attn.q_norm.weight'])
+def test_to_workdir_part_of_an_architecture_is_refused_with_the_missing_arrays(tmp_path, key):
+    file = altered(tmp_path / 'a.safetensors', **{key: np.ones(8 if 'pre' in key else 4, np.float32)})
+    with pytest.raises(ValueError, match=rf'missing {key.rpartition(".")[0]}.bias'):
+        conversion.to_workdir(file, tmp_path / 'new', allow_extra=['*'])
+
+
+@pytest.mark.parametrize('key, message', [
+    ('pos_embed', 'no position embeddings.*give --rope=eva'), ('cls_token', '5 positions, which are not those of 0'),
+    *((key, f'missing {key}. {key} cannot be left out') for key in ('blocks.1.mlp.fc2.bias', 'patch_embed.proj.bias')),
+    ('blocks.0.mlp.fc2.weight', 'no blocks.0.mlp.fc2.weight among')])
+def test_to_workdir_missing_backbone_weights_cannot_be_allowed(tmp_path, key, message):
     file = altered(tmp_path / 'a.safetensors', **{key: None})
-    with pytest.raises(ValueError, match=rf'no {key} among|missing {key}. {key} cannot be left out'):
+    with pytest.raises(ValueError, match=message):
         conversion.to_workdir(file, tmp_path / 'new', allow_missing=['*'])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import evit_jax
-from evit_jax.interchange import torch_weights
+from evit_jax.interchange.pretrained_files import timm_files
 from tests.helpers import families
 
 CASES = families.cases()
@@ -70,10 +70,8 @@ def test_load_of_other_array_names_gives_the_same_model(load, tmp_path, name, la
 
 
 @pytest.mark.parametrize('name', TIMM)
-def test_to_torch_after_load_returns_the_arrays_of_timm(load, name):
-    model = load(name)
-    written = torch_weights.to_torch(model.params, model.config)
-    expected = families.arrays(name)
-    assert written.keys() == expected.keys()
+def test_timm_files_of_a_loaded_timm_model_have_the_same_arrays(load, name):
+    arrays, expected = timm_files(load(name).loaded).arrays, families.arrays(name)
+    assert arrays.keys() == expected.keys()
     for key, value in expected.items():
-        np.testing.assert_array_equal(written[key], value, err_msg=key)
+        np.testing.assert_array_equal(arrays[key], value, err_msg=key)

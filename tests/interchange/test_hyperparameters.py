@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from evit_jax import models
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.interchange import conversion, hyperparameter_sources, hyperparameters
+from evit_jax.interchange import conversion, hyperparameters, preprocessing
 from evit_jax.interchange.checkpoint_layouts import ModelWeights
 from evit_jax.interchange.restricted_pickle import InertObject
 from evit_jax.models import create, get_config
@@ -60,12 +60,12 @@ def test_resolve_arch_of_moco_is_an_assumption(caplog):
 
 def test_resolve_missing_values_are_assumed_in_one_warning(caplog):
     with caplog.at_level(logging.INFO, 'absl'):
-        config, preprocessing, _ = resolve(tree={'args': namespace(num_heads=12, norm_eps=1e-5)})
+        config, settings, _ = resolve(tree={'args': namespace(num_heads=12, norm_eps=1e-5)})
     assert (config.heads, config.norm_epsilon) == (12, 1e-5)
     warned = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
     assert len(warned) == 1 and 'heads' not in warned[0] and 'activation gelu (as deit_s)' in warned[0]
     assert 'heads 12 (num_heads of args in the file), norm_epsilon 1e-05 (norm_eps of args in the file)' in caplog.text
-    assert preprocessing['data.eval_crop'] == 0.875
+    assert settings['data.eval_crop'] == 0.875
 
 
 @pytest.mark.parametrize('source, mean, crop', [
@@ -79,22 +79,22 @@ def test_resolve_missing_values_are_assumed_in_one_warning(caplog):
     ({'path': 'vit_small_patch16_224.pth', 'configs': {'preprocessor_config.json': {
         'image_mean': [0.2] * 3, 'size': 256, 'crop_size': {'height': 192}, 'do_center_crop': True}}}, 0.2, 0.75)])
 def test_resolve_preprocessing_is_of_the_configs_else_of_the_model_family(source, mean, crop):
-    _, preprocessing, _ = resolve(**source)
-    assert preprocessing['data.mean'][0] == mean and preprocessing['data.eval_crop'] == crop
+    _, settings, _ = resolve(**source)
+    assert settings['data.mean'][0] == mean and settings['data.eval_crop'] == crop
 
 
 @pytest.mark.parametrize('config, mean, std', [
     ({'do_normalize': False}, 0, 1), ({'do_rescale': False, 'image_mean': [51] * 3, 'image_std': [102] * 3}, 0.2, 0.4),
     ({'rescale_factor': 2 / 255, 'image_mean': [1] * 3, 'image_std': [1] * 3}, 0.5, 0.5)])
 def test_of_preprocessor_rescale_factor_is_part_of_mean_and_std(config, mean, std):
-    values = hyperparameter_sources.of_preprocessor(config, 'it')
+    values = preprocessing.of_preprocessor(config, 'it')
     np.testing.assert_allclose((values['mean'].value[0], values['std'].value[0]), (mean, std), atol=1e-6)
 
 
 def test_of_preprocessor_without_resizing_gives_no_crop():
     size = {'size': {'height': 8, 'width': 8}}
-    assert hyperparameter_sources.of_preprocessor(size, 'it')['crop'].value == 0
-    assert 'crop' not in hyperparameter_sources.of_preprocessor(size | {'do_resize': False}, 'it')
+    assert preprocessing.of_preprocessor(size, 'it')['crop'].value == 0
+    assert 'crop' not in preprocessing.of_preprocessor(size | {'do_resize': False}, 'it')
 
 
 @pytest.mark.parametrize('values', [
@@ -148,9 +148,11 @@ def test_resolve_value_out_of_range_is_refused(flags, message):
         resolve(flags=flags)
 
 
-@pytest.mark.parametrize('value', ['map', 'max', 'avgmax'])
-def test_resolve_unsupported_pooling_is_refused(value):
-    with pytest.raises(ValueError, match=rf'pooling={value} \(global_pool of args in the file\) is not supported'):
+@pytest.mark.parametrize('value, message', [
+    ('max', 'is not supported'), ('avgmax', 'is not supported'), ('map', r'is for weights with attn_pool\.\*'),
+    ('token_avg', 'is for weights whose head has 768 inputs')])
+def test_resolve_unsupported_pooling_is_refused(value, message):
+    with pytest.raises(ValueError, match=rf'pooling={value} \(global_pool of args in the file\) {message}'):
         resolve(tree={'args': namespace(global_pool=value)})
 
 

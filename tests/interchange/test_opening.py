@@ -55,7 +55,7 @@ def test_check_exists_makes_no_request_and_names_the_config_key(server, tmp_path
 
 def test_load_hub_name_computes_the_logits_of_the_original(server):
     model = evit_jax.load(HUB)
-    images = tiny.images(2, size=64)
+    images = tiny.images(2)
     want = published.model()(images.astype(np.float32) / 255)
     np.testing.assert_allclose(model(images.astype(np.float32) / 255), want, atol=1e-5)
     assert model.with_plan(keep_rate=0.5).macs < model.macs

@@ -9,7 +9,8 @@ import math
 
 import pytest
 
-from evit_jax.interchange import conversion
+from evit_jax.interchange import conversion, timm_models
+from evit_jax.models.config import ViTConfig
 from tests.helpers import families
 
 TABLE = families.timm_table()
@@ -87,3 +88,24 @@ def test_read_pretrained_of_an_unsupported_timm_name_is_refused(tmp_path, name):
     write(tmp_path, name, '', body_of(name, config['depth']), config, values['fb_in1k'])
     with pytest.raises(ValueError, match='this is '):
         conversion.read_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize('name, bare', [
+    ('hf-hub:timm/vit_base_patch16_224.augreg_in21k', 'vit_base_patch16_224'), ('timm/deit_s', 'deit_s'),
+    ('vit_small_patch14_dinov2.lvd142m', 'vit_small_patch14_dinov2')])
+def test_bare_name_has_no_source_and_no_tag(name, bare):
+    assert timm_models.bare_name(name) == bare
+
+
+@pytest.mark.parametrize('name, width, heads', [
+    ('', 384, 6), ('vit_so400m_patch14_siglip_384', 1152, 16), ('vit_giantopt_patch16_siglip_256', 1536, 16),
+    ('vit_huge_plus_patch16_dinov3', 1280, 20), ('vit_huge_patch14_224', 1280, 16), ('', 100, 1)])
+def test_default_heads_follow_the_width_and_the_name(name, width, heads):
+    assert timm_models.default_heads(width, name) == heads
+
+
+def test_facts_name_of_another_size_gives_no_heads():
+    config = ViTConfig(width=64, heads=1)
+    assert 'heads' not in timm_models.facts('vit_base_patch16_clip_quickgelu_224', config)
+    assert timm_models.facts('vit_base_patch16_clip_quickgelu_224', config)['activation'] == 'quick_gelu'
+    assert timm_models.facts('vit_small', config) == {} == timm_models.facts('resnet50', config)

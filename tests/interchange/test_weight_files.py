@@ -83,7 +83,14 @@ def test_to_workdir_incomplete_config_has_the_defaults_of_its_model_type(tmp_pat
     model = converted(write(tmp_path / 'hub', config=config, preprocessor=None), tmp_path)
     assert model.config.norm_epsilon == 1e-12 and model.class_names == ('0', '1', '2', '3', '4')
     assert model.mean == (0.5,) * 3 and model.eval_crop is None
-    assert "heads 2 (as vit_toy), mean 0.5,0.5,0.5 (as Hugging Face's ViT)" in caplog.text
+    assert 'heads 2 (as vit_toy), mean 0.5,0.5,0.5 (as the image processor of vit)' in caplog.text
+
+
+def test_to_workdir_config_that_contradicts_the_shapes_warns_and_gives_the_heads(tmp_path, caplog):
+    model = converted(write(tmp_path / 'hub', config=CONFIG | {'hidden_size': 16, 'image_size': 32}), tmp_path)
+    assert (model.config.width, model.config.image_size, model.config.heads) == (8, 8, 4)
+    assert ('it has hidden_size 16, but the weights have 8; images of 32, but the weights have positions for 8. Its '
+            'other values are used, such as the number of heads') in caplog.text
 
 
 @pytest.mark.parametrize('change, message', [
@@ -111,7 +118,8 @@ def test_to_workdir_index_with_paths_outside_of_the_folder_is_refused(tmp_path, 
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'hidden_size': 16}, 'hidden_size=16, but the weights have 8'), ({'model_type': 'beit'}, 'model type beit'),
+    ({'model_type': 'beit'}, r'this is a BEiT.*\(found model_type beit in config.json; wanted: a vision transformer'),
+    ({'model_type': 'sam'}, 'model type sam, which is not supported: there are vit, deit, '),
     ({'hidden_act': 'relu'}, r'activation=relu \(hidden_act of config.json\) is not supported'),
     ({'num_attention_heads': 3}, 'width of 8 cannot be divided among 3 heads: give one of 1, 2, 4, 8'),
     ({'id2label': {'0': 'ant', '1': 'bee'}}, '2 names for 5 classes')])

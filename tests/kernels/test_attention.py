@@ -35,3 +35,19 @@ def test_attention_head_by_head_equals_attention_of_all_heads_at_once(num_querie
                              for attend in (attention._head_by_head, attention._heads_at_once))
     assert at_once[0].shape == (2, num_queries or 7, 12)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), head_by_head, at_once)
+
+
+@pytest.mark.parametrize('sizes', [False, True])
+def test_attention_of_a_long_sequence_in_parts_equals_attention_at_once(monkeypatch, sizes):
+    rng = np.random.default_rng(0)
+    qkv = jnp.asarray(rng.normal(size=(2, 11, 24)), jnp.float32)
+    size = jnp.asarray(rng.integers(1, 4, (2, 11)), jnp.float32) if sizes else None
+    at_once = attention.multi_head_attention(qkv, 2, size=size)
+    received = at_once.received_attention()
+    monkeypatch.setattr(attention, '_LONG', 8)
+    monkeypatch.setattr(attention, '_MAX_WEIGHTS', 2 * 2 * 11 * 4)
+    assert len(attention._query_parts(2, 2, 11, 11)) == 3
+    in_parts = attention.multi_head_attention(qkv, 2, size=size)
+    np.testing.assert_allclose(in_parts.out, at_once.out, atol=1e-6)
+    np.testing.assert_allclose(in_parts.received_attention(), received, atol=1e-6)
+    np.testing.assert_allclose(received.sum(axis=1), 1, rtol=1e-5)

@@ -68,11 +68,11 @@ def test_resolve_config_that_fails_raises_one_line(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(('body', 'message'), [
-    ('ConfigDict({"batch_size": 5})', r'lacks config.seed, .*config.data, .*config.checkpoint: begin with'),
-    ('{"batch_size": 5}', r'mine.py: get_config\(\) returns dict and not ConfigDict: begin with'),
+    ('ConfigDict({"batch_size": 5})', r'lacks config.seed, .*config.data, .*config.checkpoint: start from'),
+    ('{"batch_size": 5}', r'mine.py: get_config\(\) returns dict and not ConfigDict: start from'),
     ('5', r'get_config\(\) returns int and not ConfigDict'),
-    ('without("data", "mean")', 'mine.py lacks config.data.mean: begin with'),
-    ('ConfigDict({"run": without("keep", "rate")})', 'mine.py lacks config.run.keep.rate: begin with')])
+    ('without("data", "mean")', 'mine.py lacks config.data.mean: start from'),
+    ('ConfigDict({"run": without("keep", "rate")})', 'mine.py lacks config.run.keep.rate: start from')])
 def test_resolve_config_without_all_keys_raises_with_the_missing_keys(tmp_path, body, message):
     (tmp_path / 'mine.py').write_text(
         'from configs import base\nfrom ml_collections import ConfigDict\n\n'

@@ -39,3 +39,24 @@ def test_convert_file_writes_a_workdir(convert, tiny, tmp_path, caplog):
 def test_convert_invalid_channels_are_refused_in_one_line(convert, tiny, tmp_path, flag):
     code, error = programs.run(convert, ('SRC', 'DST'), tiny, tmp_path / 'new', flag)
     assert code == 2 and error.startswith('error: ') and ' numbers, such as 0.5,0.5,0.5' in error and '\n' not in error
+
+
+@pytest.mark.parametrize('size', ['0', '224x', 'x', '8x8x8', 'large', '-16', '1e3'])
+def test_convert_invalid_image_size_is_refused_in_one_line(convert, tiny, tmp_path, size):
+    code, error = programs.run(convert, ('SRC', 'DST'), tiny, tmp_path / 'new', f'--image_size={size}')
+    message = f'error: --image_size={size} must be a side or HEIGHTxWIDTH in pixels, such as 224 or 224x112'
+    assert (code, error) == (2, message)
+
+
+def test_convert_rectangular_image_size_resizes_the_positions(convert, tiny, tmp_path, caplog):
+    caplog.set_level(logging.INFO, 'absl')
+    assert programs.run(convert, ('SRC', 'DST'), tiny, tmp_path / 'tiny', '--image_size=224x112') == (0, '')
+    assert 'resized from images of 224 to 224x112' in caplog.text
+    stored = workdir.saved_config(tmp_path / 'tiny')['model_config']['fields']
+    assert stored['image_size'] == [224, 112]
+
+
+def test_convert_check_of_a_run_is_refused(convert, tiny, tmp_path):
+    assert programs.run(convert, ('SRC', 'DST'), tiny, tmp_path / 'run') == (0, '')
+    code, error = programs.run(convert, ('SRC', 'DST'), tmp_path / 'run', tmp_path / 'a.safetensors', '--check')
+    assert code == 2 and error.startswith('error: --check applies to files of other programs')

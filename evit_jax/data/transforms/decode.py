@@ -127,7 +127,8 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
         # Keep the upper byte, as Pillow does for 16-bit colours; Pillow's own conversion of grey would clip at 255.
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert('RGB')
     if picture.mode in ('I', 'F'):
-        raise ValueError(f'pixels of 32 bits (mode {picture.mode}) have no defined white: save 8 or 16 bits')
+        raise ValueError(f'pixels of 32 bits (mode {picture.mode}) have no defined white level: save it with 8 or 16 '
+                         'bits')
     if picture.has_transparency_data:
         picture = picture.convert('RGBA')
         picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
