@@ -53,6 +53,18 @@ def check_model_type(config: Mapping[str, Any]) -> None:
                          'CLIPVisionModel or a CLIPVisionModelWithProjection')
 
 
+def likely_type(config: ViTConfig) -> str:
+    """Returns the model type that a model with arrays named by transformers has, judged by its architecture."""
+    if config.layer_scale:
+        of_dinov2 = 'dinov2_with_registers' if config.registers else 'dinov2'
+        return of_dinov2 if config.absolute_positions else 'dinov3_vit'
+    if config.distilled:
+        return 'deit'
+    if config.pre_norm:
+        return 'clip'
+    return 'siglip' if config.pooling == 'map' else 'vit'
+
+
 def defaults(config: Mapping[str, Any], width: int) -> Hyperparameters:
     """Returns the values of a model type that a config.json may omit; {} without a known model type.
 

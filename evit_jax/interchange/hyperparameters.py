@@ -227,8 +227,10 @@ def _defaults(name, config, weights, contents) -> Hyperparameters:
                 if config_key in settings}
     defaults |= {key: Hyperparameter(getattr(config, key), f'as {name}' if name in CONFIGS else 'as usual')
                  for key in ('heads', 'norm_epsilon', 'activation', 'pooling')}
-    if weights.layout == HUGGING_FACE:
-        defaults['norm_epsilon'] = Hyperparameter(1e-12, "as Hugging Face's ViT")
+    likely_type = hugging_face_models.likely_type(config) if weights.layout == HUGGING_FACE else ''
+    defaults |= {key: Hyperparameter(value, f"as Hugging Face's {likely_type}")
+                 for key, value in hugging_face_models.DEFAULTS.get(likely_type, {}).items()
+                 if key in ('norm_epsilon', 'activation')}
     if name.startswith('lvvit'):
         return defaults
     defaults |= {key: value._replace(source=f'by {value.source}')
@@ -236,9 +238,7 @@ def _defaults(name, config, weights, contents) -> Hyperparameters:
     arch = contents.tree.get('arch') if isinstance(contents.tree, Mapping) else None
     defaults |= sources.of_moco_arch(arch, config.width)
     defaults |= preprocessing.of_model_family([*contents.names, contents.path.name])
-    model_type = contents.config.get('model_type') or (
-        'vit' if weights.layout == HUGGING_FACE and not config.distilled else '')
-    return defaults | hugging_face_models.default_preprocessing(model_type)
+    return defaults | hugging_face_models.default_preprocessing(contents.config.get('model_type') or likely_type)
 
 
 def _check_values(known):

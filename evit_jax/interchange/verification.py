@@ -101,5 +101,5 @@ def _module(name, user=''):
         return importlib.import_module(name)
     except ImportError as error:
         packages = ' '.join(dict.fromkeys(filter(None, ('torch', user or name))))
-        raise ValueError(f'--check compares with {user or name}, which needs {name}, and that is not installed: '
-                         f'pip install {packages}, or leave out --check') from error
+        raise ValueError(f'--check compares with {user or name}, which needs {name}, and that is not installed '
+                         f'({error}): pip install {packages}, or leave out --check') from error

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from evit_jax import models
 from evit_jax.checkpoints.loaded import load_model
-from evit_jax.interchange import conversion, hyperparameters, preprocessing
+from evit_jax.interchange import conversion, hugging_face_models, hyperparameters, preprocessing
 from evit_jax.interchange.checkpoint_layouts import ModelWeights
 from evit_jax.interchange.restricted_pickle import InertObject
 from evit_jax.models import create, get_config
@@ -206,3 +206,17 @@ def test_to_workdir_distilled_model_with_one_head_survives_a_round_trip(tmp_path
     conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
     conversion.to_workdir(tmp_path / 'b.safetensors', tmp_path / 'c')
     assert load_model(tmp_path / 'c').config == model.config
+
+
+@pytest.mark.parametrize('fields, model_type, epsilon, mean', [
+    ({}, 'vit', 1e-12, 0.5), ({'layer_scale': 1.0}, 'dinov2', 1e-6, 0.485),
+    ({'layer_scale': 1.0, 'registers': 4}, 'dinov2_with_registers', 1e-6, 0.485),
+    ({'layer_scale': 1.0, 'registers': 4, 'absolute_positions': False}, 'dinov3_vit', 1e-5, 0.485),
+    ({'pre_norm': True}, 'clip', 1e-5, 0.48145466), ({'distilled': True}, 'deit', 1e-12, 0.485),
+    ({'class_token': False, 'pooling': 'map'}, 'siglip', 1e-6, 0.5)])
+def test_defaults_without_a_config_are_those_of_the_likely_model_type(fields, model_type, epsilon, mean):
+    config = ViTConfig(**fields)
+    contents = hyperparameters.CheckpointContents(pathlib.Path('a'), {}, {}, {})
+    defaults = hyperparameters._defaults('custom', config, ModelWeights({}, 'Hugging Face', {}, '.'), contents)
+    assert hugging_face_models.likely_type(config) == model_type
+    assert (defaults['norm_epsilon'].value, defaults['mean'].value[0]) == (epsilon, mean)

@@ -1,6 +1,7 @@
 """DynamicViT: trained with masked tokens from dense weights, loaded, converted, and used for prediction."""
 
 import dataclasses
+import functools
 import logging
 
 import jax
@@ -35,6 +36,7 @@ def log(caplog):
         yield caplog
 
 
+@functools.cache
 def initial(predictors, seed=1):
     modules = Modules(DYNAMICVIT, predictors) if predictors else NO_MODULES
     return models.create(CONFIG_OF_WEIGHTS, modules=modules).init(jax.random.key(seed))
