@@ -5,13 +5,13 @@ import types
 import pytest
 
 from evit_jax.inference import held_out
+from tests.helpers import tiny
 
 NAMES = 'red', 'green', 'blue'
 
 
 def check(monkeypatch, ours, theirs=NAMES, recorded=NAMES):
-    loaded = types.SimpleNamespace(path='runs/a', name='vit', class_names=theirs,
-                                    config=types.SimpleNamespace(classes=len(theirs)))
+    loaded = tiny.model(class_names=theirs).loaded._replace(path='runs/a')
     monkeypatch.setattr(held_out, 'read_metadata', lambda path: {'class_names': recorded})
     held_out.check_classes(loaded, types.SimpleNamespace(class_names=ours, num_classes=len(ours)))
 

@@ -31,7 +31,7 @@ def resolve(*words):
     (['--config.keep.xyzzy=0.5'], rf'unknown key config.keep.xyzzy: {GROUP}'),
     (['--config.keep.xyzzy', '0.5'], rf'unknown key config.keep.xyzzy: {GROUP}'),
     (['--noconfig.model.fus'], r'unknown key config.model.fus: did you mean config.model.fuse\? config.model has'),
-    (['--config.kep.rate=1'], r'unknown key config.kep: did you mean config.keep\? config has batch_size, '),
+    (['--config.kep.rate=1'], r'unknown key config.kep: did you mean config.keep\? config has base_model, '),
     (['--config.rate=1'], r'unknown key config.rate: did you mean .*config.keep.rate\?'),
     (['--config.keep.rate.x=1'], r'config.keep.rate is a value, and has no key .x.: give --config.keep.rate='),
     (['--config.data=3'], r'config.data is a group of keys and no value: give one of them, as --config.data.*path'),

@@ -202,7 +202,7 @@ def test_export_invalid_flag_is_refused_before_writing(checkpoint, tmp_path, mon
 
 
 def test_export_existing_path_is_not_overwritten(checkpoint, tmp_path, monkeypatch, run, export):
-    monkeypatch.setattr(export, 'load_model', None)
+    monkeypatch.setattr(export, 'open_model', None)
     (tmp_path / 'file').write_text('mine')
     (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
     (tmp_path / 'folder').mkdir()
