@@ -94,7 +94,7 @@ class ViTConfig:
                                   ('position_resize', self.position_resize, POSITION_RESIZES),
                                   ('rope', self.rope, ROPES)):
             if value not in known:
-                raise ValueError(f'{key}={value!r} is unknown: there are {", ".join(map(str, known))}')
+                raise ValueError(f'{key}={value!r} is unknown: there are {", ".join(filter(None, known))}')
         if self.rope and self.width // self.heads % 4:
             raise ValueError(f'rope={self.rope!r} needs a multiple of 4 channels in each head, and {self.heads} heads '
                              f'of a width of {self.width} have {self.width // self.heads}: give another number')
