@@ -16,7 +16,7 @@ class TrainState(NamedTuple):
     step: Array     # int32 scalar: number of completed steps
     params: Any     # float32
     ema: Any        # exponential moving average (EMA) of params, or None
-    opt_state: Any  # for the parameters in `trained_part`
+    opt_state: Any  # optimizer state of the parameters in `trained_part`
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool, freeze: str = '') -> TrainState:

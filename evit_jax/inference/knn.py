@@ -24,6 +24,7 @@ from evit_jax.inference.model import VisionModel
 
 K = (1, 10, 20)
 TEMPERATURE = 0.07
+BATCH_SIZE = 64  # number of images computed at a time
 _CELLS = 2**26  # largest number of similarities computed at a time (256 MB)
 
 
@@ -36,7 +37,7 @@ class Features(NamedTuple):
 
 
 def knn(model: VisionModel, gallery: Any, queries: Any, *, k: Sequence[int] = K, temperature: float = TEMPERATURE,
-        gallery_model: VisionModel | None = None, batch_size: int = 64) -> dict[str, float]:
+        gallery_model: VisionModel | None = None, batch_size: int = BATCH_SIZE) -> dict[str, float]:
     """Evaluates the features of a model under its token plan by k-NN classification.
 
     Args:

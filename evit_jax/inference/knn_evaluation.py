@@ -22,6 +22,8 @@ def config_of(model: VisionModel, given: Mapping[str, Any], *, explicit: Collect
               plan_file: PlanFile | None = None) -> dict[str, Any]:
     """Returns the flat config of a k-NN evaluation. The number of classes is open: features have none.
 
+    The batch size is `knn.BATCH_SIZE` unless it is given explicitly.
+
     Args:
       given, explicit, from_file: see `evaluation_config.merge`.
       plan_file: token plan to use instead of the plan in the config.
@@ -36,7 +38,9 @@ def config_of(model: VisionModel, given: Mapping[str, Any], *, explicit: Collect
     if plan_file is not None:
         config |= model_setup.values_of_plan(plan_file, config, explicit, base=model.config)
     checks.check(config, model.config)
-    return config | {'model.classes': 0}
+    # The batch size of a recipe is that of a training: a last batch of queries would be mostly padding.
+    batch_size = config['batch_size'] if 'batch_size' in explicit else knn.BATCH_SIZE
+    return config | {'model.classes': 0, 'batch_size': batch_size}
 
 
 def evaluate(model: VisionModel, config: Mapping[str, Any], out: str | os.PathLike, *, k: Sequence[int] = knn.K,

@@ -13,7 +13,7 @@ from evit_jax.interchange.restricted_pickle import printable
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 _INDEXES = 'model.safetensors.index.json', 'pytorch_model.bin.index.json'
-WEIGHTS = 'model.safetensors', _INDEXES[0], 'pytorch_model.bin', _INDEXES[1]  # in order of preference
+WEIGHTS = 'model.safetensors', _INDEXES[0], 'pytorch_model.bin', _INDEXES[1]  # the first has precedence
 _FOREIGN = {'flax_model.msgpack': 'from_flax', 'tf_model.h5': 'from_tf'}  # file -> argument of from_pretrained
 _SUFFIXES = '.safetensors', '.bin', '.pth', '.pt', '.ckpt'
 

@@ -111,7 +111,7 @@ def _over_processes(averages, timed):
 def object_patches(mask: np.ndarray, patches: int) -> np.ndarray:
     """Converts object masks, bool [B, H, W], to patches on the object, bool [B, N] in row-major order."""
     batch, height, width = mask.shape
-    side = math.isqrt(height * width // patches)  # of a patch, in pixels
+    side = math.isqrt(height * width // patches)  # side of a patch, in pixels
     cover = mask.reshape(batch, height // side, side, width // side, side).mean(axis=(2, 4))
     return cover.reshape(batch, patches) > OBJECT_COVER
 

@@ -126,7 +126,7 @@ def test_speed_of_one_run_joins_this_run_only(tmp_path):
     one, other = known_run(tmp_path / 'one'), known_run(tmp_path / 'other')
     rows = make_rows(tmp_path / 'a.json', speed_of(PLAN, 50, run=str(other)))
     assert [result.speed for result in read_results([one, other, rows]).results] == [None, 50]
-    assert [result.speed for result in read_results([one, rows]).results] == [50]  # of another folder
+    assert [result.speed for result in read_results([one, rows]).results] == [50]  # the result of another folder
 
 
 def test_speeds_without_any_evaluation_raise_and_list_both_sides(tmp_path):

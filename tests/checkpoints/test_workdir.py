@@ -101,7 +101,7 @@ def test_check_classes_names_missing_classes_and_the_way_out(tmp_path):
     with pytest.raises(ValueError, match='the data lack bat: to evaluate on val/ without them, make train/ next to it'):
         check()
     for name in ('ape', 'bat', 'cat'):
-        (tmp_path / 'train' / name).mkdir(parents=True)  # as the error message suggests
+        (tmp_path / 'train' / name).mkdir(parents=True)  # the error message suggests this
     check()
     assert sources.open_source('folder', 'auto', path=tmp_path, num_classes=3).labels.tolist() == [0, 2]
 

@@ -38,7 +38,7 @@ CASES = {
     'hf_mae': ('ViTMAEModel', 1, SMALL | {'mask_ratio': 0.0}),
 }
 SIZES = [(64, 64), (96, 96), (64, 96)]
-PREPROCESSORS = {  # as published: google/vit-base-patch16-224, facebook/dinov2-base, openai/clip-vit-base-patch16
+PREPROCESSORS = {  # published values: google/vit-base-patch16-224, facebook/dinov2-base, openai/clip-vit-base-patch16
     'ViT': {'do_normalize': True, 'do_resize': True, 'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.5, 0.5, 0.5],
             'size': {'height': 64, 'width': 64}},
     'Dinov2': {'do_center_crop': True, 'do_normalize': True, 'do_resize': True, 'resample': 3,

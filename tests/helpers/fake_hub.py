@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 TOKEN = 'hf_secret'
-_REDIRECTED = '.safetensors', '.bin'  # as on the Hub, large files are on another host
+_REDIRECTED = '.safetensors', '.bin'  # the Hub keeps large files on another host
 
 
 class Repository(NamedTuple):

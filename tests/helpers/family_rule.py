@@ -12,7 +12,7 @@ GAINS = {'query and key projections': (r'qkv|in_proj|query|key|[qk]_proj|attn_po
          'outputs of the branches': (r'fc2|down_proj|attn\.proj|out_proj|o_proj|output\.dense', 0.6)}
 TOKENS = r'(cls|dist|reg|class|distillation|register|mask)_(token|embedding)s?$|latent$|probe$'
 POSITIONS = r'pos_embed$|position_embeddings?(\.weight)?$'
-SCALES = r'gamma(_[12])?$|lambda1$'  # of LayerScale
+SCALES = r'gamma(_[12])?$|lambda1$'  # names of LayerScale factors
 
 
 def make_weights(shapes):

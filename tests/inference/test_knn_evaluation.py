@@ -73,3 +73,10 @@ def test_evaluate_with_more_neighbours_than_images_is_refused_before_images_are_
     monkeypatch.setattr(few.Few, '__getitem__', lambda self, index: np.zeros(0))
     with pytest.raises(ValueError, match=r'k=\(9,\) is outside \[1, 8\]'):
         evaluate(checkpoint, tmp_path, options={'k': (9,)})
+
+
+@pytest.mark.parametrize('explicit, batch_size', [(NAMED, 64), ((*NAMED, 'batch_size'), 8)])
+def test_config_of_takes_the_batch_size_of_explicit_keys_only(checkpoint, explicit, batch_size):
+    given = flat(layouts.config_of(data__source='folder', batch_size=8))
+    model = VisionModel(load_model(checkpoint))
+    assert knn_evaluation.config_of(model, given, explicit=explicit, from_file=False)['batch_size'] == batch_size

@@ -13,7 +13,7 @@ from tests.helpers import families
 CASES = families.cases()
 LAYOUTS = [(name, layout) for name, case in CASES.items() for layout in case['other_names']]
 TIMM = [name for name in CASES if not name.startswith('hf_')]
-SIZES = ['native', pytest.param('square', marks=pytest.mark.slow), 'rectangle']  # in the order of the recording
+SIZES = ['native', pytest.param('square', marks=pytest.mark.slow), 'rectangle']  # the order of the recorded sizes
 # Cases that reduce tokens in the fast suite: class token, registers and rotation, two heads, mean, attention pool.
 REDUCED = ('dinov2_registers', 'dinov3', 'deit_distilled', 'vit_rope', 'vit_siglip', 'hf_dinov2_classifier')
 
