@@ -149,7 +149,7 @@ class ViT(nnx.Module):
         config, intermediates = self.config, {}
         tokens = self._embed(images, plan, key, visible, swap, intermediates)
         reductions = apply.Reductions(
-            plan, _random_keys(images, key), modules=getattr(self, 'reducer', ()), train=key is not None,
+            plan, _random_keys(images, key), modules=getattr(self, 'reducer', ()),
             class_token=config.class_token, coordinates=self._coordinates(images),
             pool_attention=self._pool_attention if config.pooling == 'map' else None)
         patch_tokens = patch_tokens or config.head_reads_patches

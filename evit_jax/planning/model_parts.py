@@ -112,7 +112,7 @@ def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool
     def reduced(x, class_attention):
         attention = _ClassAttention(class_attention)
         before = _as_tokens(x, config)
-        inputs = ReducerInputs(attention, rng=None, train=False, fuse=fuse, block=0, tokens=before)
+        inputs = ReducerInputs(attention, rng=None, fuse=fuse, block=0, tokens=before)
         return EVIT.reduce(before, inputs, -(-patches // 2)).x
 
     def run(params, x, class_attention):

@@ -25,16 +25,15 @@ class Reductions:
       plan: static.
       rng: [B] random keys, one per image.
       modules: the learned modules of the reducer, one per reduction in the order of the blocks.
-      train: see `ReducerInputs`.
       class_token: True if the first prefix token is a class token.
       coordinates: [P, 2] float32, rotary coordinates of all patches; None: the model has none.
       pool_attention: see `ReducerInputs`; used in the last block.
     """
 
-    def __init__(self, plan: TokenPlan, rng: Array, *, modules: Sequence[nnx.Module] = (), train: bool = False,
+    def __init__(self, plan: TokenPlan, rng: Array, *, modules: Sequence[nnx.Module] = (),
                  class_token: bool = True, coordinates: Array | None = None,
                  pool_attention: Callable[[Tokens], Array] | None = None):
-        self._plan, self._rng, self._modules, self._train = plan, rng, modules, train
+        self._plan, self._rng, self._modules = plan, rng, modules
         self._class_token, self._coordinates, self._pool_attention = class_token, coordinates, pool_attention
         self._records: dict[str, tuple] = collections.defaultdict(tuple, dict.fromkeys(RECORDS, ()))
 
@@ -57,7 +56,7 @@ class Reductions:
     def _reduce(self, tokens: Tokens, attention: AttentionOutput | None, block: int) -> Tokens:
         plan, stage = self._plan, tokens.stage
         inputs = ReducerInputs(
-            attention, rng=jax.vmap(lambda key: jax.random.fold_in(key, stage))(self._rng), train=self._train,
+            attention, rng=jax.vmap(lambda key: jax.random.fold_in(key, stage))(self._rng),
             fuse=plan.fused, block=block, tokens=tokens, module=self._modules[stage] if self._modules else None,
             importance=plan.reducer.importance, has_class_token=self._class_token,
             pool_attention=self._pool_attention if block == len(plan.keep) - 1 else None)

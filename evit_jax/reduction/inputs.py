@@ -34,7 +34,7 @@ class ReducerInputs:
       has_class_token: True if the first prefix token is a class token.
     """
 
-    def __init__(self, attention: AttentionOutput | None, *, rng: Array, train: bool, fuse: bool, block: int,
+    def __init__(self, attention: AttentionOutput | None, *, rng: Array, fuse: bool, block: int,
                  tokens: Tokens, module: nnx.Module | None = None, importance: str | None = None,
                  has_class_token: bool = True, pool_attention: Callable[[Tokens], Array] | None = None):
         """Creates the inputs of one reduction.
@@ -43,7 +43,7 @@ class ReducerInputs:
           importance: a key of IMPORTANCES; '' or None: class if the model has a class token, else mean.
           pool_attention: tokens -> attention of the attention pool, [B, N] float32; None: not in this block.
         """
-        self.rng, self.train, self.fuse, self.block, self.module = rng, train, fuse, block, module
+        self.rng, self.train, self.fuse, self.block, self.module = rng, tokens.train, fuse, block, module
         self.has_class_token = has_class_token
         self.stage, self.previous_scores = tokens.stage, tokens.scores
         self.num_prefix_tokens = tokens.num_prefix_tokens

@@ -49,8 +49,8 @@ def decide(prediction, key=None, **fields):
     batch, n, _ = prediction.shape
     ids = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (batch, n))
     keys = jax.random.split(jax.random.key(0) if key is None else key, batch)
-    tokens = Tokens(jnp.zeros((batch, n, 1)), ids, ids, **fields)
-    inputs = ReducerInputs(None, rng=keys, train=key is not None, fuse=False, block=0, tokens=tokens,
+    tokens = Tokens(jnp.zeros((batch, n, 1)), ids, ids, train=key is not None, **fields)
+    inputs = ReducerInputs(None, rng=keys, fuse=False, block=0, tokens=tokens,
                            module=lambda x, mask: prediction)
     return MASKED.reduce(tokens, inputs, n)
 

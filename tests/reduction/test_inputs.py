@@ -18,7 +18,7 @@ def make_inputs(importance=None, *, prefix=1, size=None, class_token=True, atten
     whole = None if size is None else jnp.pad(size, ((0, 0), (prefix, 0)), constant_values=1)
     tokens = Tokens(x, jnp.broadcast_to(jnp.arange(5), (2, 5)), size=size)
     return ReducerInputs(multi_head_attention(qkv, 2, size=whole) if attention else None, rng=jax.random.split(
-        jax.random.key(0), 2), train=False, fuse=False, block=3, tokens=tokens, importance=importance,
+        jax.random.key(0), 2), fuse=False, block=3, tokens=tokens, importance=importance,
         has_class_token=class_token, **options), tokens, qkv
 
 
