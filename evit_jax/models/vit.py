@@ -151,7 +151,8 @@ class ViT(nnx.Module):
         reductions = apply.Reductions(
             plan, _random_keys(images, key), modules=getattr(self, 'reducer', ()),
             class_token=config.class_token, coordinates=self._coordinates(images),
-            pool_attention=self._pool_attention if config.pooling == 'map' else None)
+            pool_attention=self._pool_attention if config.pooling == 'map' else None,
+            grid=config.grid(images.shape[1:3]))
         patch_tokens = patch_tokens or config.head_reads_patches
         for i, block in enumerate(self.blocks):
             prefix_only = i == config.depth - 1 and not patch_tokens

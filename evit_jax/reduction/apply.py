@@ -28,12 +28,13 @@ class Reductions:
       class_token: True if the first prefix token is a class token.
       coordinates: [P, 2] float32, rotary coordinates of all patches; None: the model has none.
       pool_attention: see `ReducerInputs`; used in the last block.
+      grid: (rows, columns) of the patches in the images; None: unknown.
     """
 
     def __init__(self, plan: TokenPlan, rng: Array, *, modules: Sequence[nnx.Module] = (),
                  class_token: bool = True, coordinates: Array | None = None,
-                 pool_attention: Callable[[Tokens], Array] | None = None):
-        self._plan, self._rng, self._modules = plan, rng, modules
+                 pool_attention: Callable[[Tokens], Array] | None = None, grid: tuple[int, int] | None = None):
+        self._plan, self._rng, self._modules, self._grid = plan, rng, modules, grid
         self._class_token, self._coordinates, self._pool_attention = class_token, coordinates, pool_attention
         self._records: dict[str, tuple] = collections.defaultdict(tuple, dict.fromkeys(RECORDS, ()))
 
@@ -59,7 +60,8 @@ class Reductions:
             attention, rng=jax.vmap(lambda key: jax.random.fold_in(key, stage))(self._rng),
             fuse=plan.fused, block=block, tokens=tokens, module=self._modules[stage] if self._modules else None,
             importance=plan.reducer.importance, has_class_token=self._class_token,
-            pool_attention=self._pool_attention if block == len(plan.keep) - 1 else None)
+            pool_attention=self._pool_attention if block == len(plan.keep) - 1 else None, depth=len(plan.keep),
+            grid=self._grid)
         after = plan.reducer.reduce(tokens, inputs, plan.keep[block])
         leaving = after.patch_ids.shape[1], plan.counts[block]
         if leaving[0] != leaving[1]:

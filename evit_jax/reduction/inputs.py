@@ -26,6 +26,8 @@ class ReducerInputs:
       train: True in training, where `rng` may be used for noise.
       fuse: True if the plan fuses the dropped tokens into one.
       block: index of the block.
+      depth: number of blocks of the model; None: unknown.
+      grid: (rows, columns) of the patches in the image; None: unknown.
       stage: number of reductions before this one.
       module: the learned module of this reduction (`Reducer.make_module`), or None.
       previous_scores: [B, N] float32, scores of these tokens in the previous reduction. The score of a fused token is
@@ -36,7 +38,8 @@ class ReducerInputs:
 
     def __init__(self, attention: AttentionOutput | None, *, rng: Array, fuse: bool, block: int,
                  tokens: Tokens, module: nnx.Module | None = None, importance: str | None = None,
-                 has_class_token: bool = True, pool_attention: Callable[[Tokens], Array] | None = None):
+                 has_class_token: bool = True, pool_attention: Callable[[Tokens], Array] | None = None,
+                 depth: int | None = None, grid: tuple[int, int] | None = None):
         """Creates the inputs of one reduction.
 
         Args:
@@ -44,7 +47,7 @@ class ReducerInputs:
           pool_attention: tokens -> attention of the attention pool, [B, N] float32; None: not in this block.
         """
         self.rng, self.train, self.fuse, self.block, self.module = rng, tokens.train, fuse, block, module
-        self.has_class_token = has_class_token
+        self.has_class_token, self.depth, self.grid = has_class_token, depth, grid
         self.stage, self.previous_scores = tokens.stage, tokens.scores
         self.num_prefix_tokens = tokens.num_prefix_tokens
         self.records: dict[str, Array] = {}

@@ -1,4 +1,7 @@
-"""Merges tokens into weighted means: the most similar pairs (ToMe), or runs of neighbours. Shapes are static."""
+"""Merges tokens into means over their patches: given groups, the most similar pairs (ToMe), or runs of neighbours.
+
+Shapes are static.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +9,31 @@ import numpy as np
 from jax import Array
 
 from evit_jax.reduction.tokens import Tokens, remap
+
+
+def merge_groups(tokens: Tokens, group: Array, centres: Array) -> Tokens:
+    """Merges each group of tokens into the mean over all patches in the group. Tokens without a group are dropped.
+
+    Args:
+      group: [B, N] int32, index of the group of each token, in [0, K); -1: the token is dropped.
+      centres: [B, K] int32, index of one token of each group. The group takes its patch id.
+
+    Returns:
+      K tokens in the order of the groups.
+    """
+    n, keep = group.shape[1], centres.shape[1]
+    is_centre = jax.vmap(lambda index: jnp.zeros(n, jnp.int32).at[index].set(1))(centres)
+    others = jnp.argsort(is_centre, axis=1)[:, :n - keep]  # [B, N - K]
+    size, x = tokens.sizes, tokens.patches
+    # Use a product: a scatter is slow on devices with matrix units. A dropped token has a row of zeros.
+    weight = jax.nn.one_hot(_rows(group, others), keep, dtype=jnp.float32) * _rows(size, others)[..., None]
+    added = jnp.einsum('bmk,bmd->bkd', weight, _rows(x, others).astype(jnp.float32), precision='highest')
+    sizes = _rows(size, centres)
+    total, sizes = sizes[..., None] * _rows(x, centres) + added, sizes + weight.sum(1)
+    return tokens.replace(
+        x=jnp.concatenate([tokens.prefix, (total / sizes[..., None]).astype(x.dtype)], axis=1),
+        patch_ids=_rows(tokens.patch_ids, centres), token_of_patch=remap(tokens.token_of_patch, group), scores=None,
+        size=None if tokens.size is None else sizes)
 
 
 def merge_matched(tokens: Tokens, keys: Array, keep: int) -> Tokens:

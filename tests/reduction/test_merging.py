@@ -9,27 +9,25 @@ import numpy as np
 import pytest
 
 from evit_jax.models import create, get_config
-from evit_jax.reduction.merging import merge_matched, merge_runs
+from evit_jax.reduction.merging import merge_groups, merge_matched, merge_runs
 from evit_jax.reduction.plan import make_plan, merge_plan
 from evit_jax.reduction.reducer import FunctionReducer
 from evit_jax.reduction.reducers import POOL, TOME
-from evit_jax.reduction.tokens import Tokens
 from tests.helpers import golden
+from tests.helpers.merged_tokens import assert_merges_groups, make_tokens
 
 CASES = golden.cases('tome.json')
 UNWEIGHTED = FunctionReducer(TOME.reduce, name='tome without sizes', every_block=True, min_kept=TOME.min_kept)
-MERGES = {'matched': lambda tokens, keep: merge_matched(tokens, tokens.x[:, 1:, :5], keep), 'runs': merge_runs}
+MERGES = {'matched': lambda tokens, keep: merge_matched(tokens, tokens.x[:, 1:, :5], keep), 'runs': merge_runs,
+          'groups': lambda tokens, keep: merge_groups(tokens, *random_groups(*tokens.patch_ids.shape, keep))}
 each_merge = pytest.mark.parametrize('merge', MERGES.values(), ids=MERGES)
 
 
-def make_tokens(batch=3, n=9, width=6, num_prefix_tokens=1):
-    """Makes patch tokens that hold one or two patches each, after the prefix tokens."""
-    rng = np.random.default_rng(0)
-    token_of_patch = np.stack([rng.permutation([*range(n), 0, 3, -1]) for _ in range(batch)]).astype(np.int32)
-    patch_ids = np.stack([[row.tolist().index(token) for token in range(n)] for row in token_of_patch]).astype(np.int32)
-    size = np.stack([np.bincount(row[row >= 0], minlength=n) for row in token_of_patch]).astype(np.float32)
-    x = jnp.asarray(rng.normal(size=(batch, num_prefix_tokens + n, width)), jnp.float32)
-    return Tokens(x, jnp.asarray(patch_ids), jnp.asarray(token_of_patch), jnp.asarray(size))
+def random_groups(batch, n, keep):
+    """Returns the group of each token, equal for all images, and the last token of each group as its centre."""
+    group = np.random.default_rng(4).permutation(np.arange(n) % keep).astype(np.int32)
+    centres = np.asarray([np.flatnonzero(group == index)[-1] for index in range(keep)], np.int32)
+    return tuple(jnp.broadcast_to(jnp.asarray(array), (batch, len(array))) for array in (group, centres))
 
 
 def match_in_a_loop(keys, keep, num_prefix_tokens):
@@ -41,21 +39,6 @@ def match_in_a_loop(keys, keep, num_prefix_tokens):
     merged = sorted(a, key=lambda token: -unit[token] @ unit[best[token]])[:n - keep]
     return [[token] for token in a if token not in merged] + [
         [token, *(source for source in merged if best[source] == token)] for token in b]
-
-
-def assert_merges_groups(tokens, output, groups):
-    """Asserts that the output of a reduction holds these groups of each image, after unchanged prefix tokens."""
-    np.testing.assert_array_equal(output.x[:, :output.num_prefix_tokens], tokens.x[:, :tokens.num_prefix_tokens])
-    x, merged = tokens.x[:, tokens.num_prefix_tokens:], output.x[:, output.num_prefix_tokens:]
-    for image, groups_of_image in enumerate(groups):
-        for index, group in enumerate(groups_of_image):
-            weight = np.asarray(tokens.size)[image, group]
-            mean = (weight[:, None] * np.asarray(x)[image, group]).sum(0) / weight.sum()
-            np.testing.assert_allclose(merged[image, index], mean, rtol=1e-5, atol=1e-6)
-            assert output.size[image, index] == weight.sum()
-            assert output.patch_ids[image, index] == tokens.patch_ids[image, group[0]]
-            in_group = np.isin(tokens.token_of_patch[image], group)
-            np.testing.assert_array_equal(np.asarray(output.token_of_patch[image]) == index, in_group)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -94,6 +77,19 @@ def test_merge_runs_takes_the_mean_of_each_run(keep):
     tokens = make_tokens()
     runs = [[token for token in range(9) if token * keep // 9 == run] for run in range(keep)]
     assert_merges_groups(tokens, merge_runs(tokens, keep), [runs] * 3)
+
+
+@pytest.mark.parametrize('keep', [1, 4, 9])
+def test_merge_groups_takes_the_mean_of_each_group_and_drops_tokens_without_one(keep):
+    tokens, rng = make_tokens(), np.random.default_rng(4)
+    orders = [rng.permutation(9).tolist() for _ in range(3)]
+    groups = [[order[index:9 - (keep < 9):keep] for index in range(keep)] for order in orders]  # drops the last token
+    group = np.full((3, 9), -1, np.int32)
+    for image, groups_of_image in enumerate(groups):
+        for index, members in enumerate(groups_of_image):
+            group[image, members] = index
+    centres = jnp.asarray([[members[0] for members in groups_of_image] for groups_of_image in groups], jnp.int32)
+    assert_merges_groups(tokens, merge_groups(tokens, jnp.asarray(group), centres), groups)
 
 
 @each_merge
