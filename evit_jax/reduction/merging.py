@@ -11,6 +11,33 @@ from jax import Array
 from evit_jax.reduction.tokens import Tokens, remap
 
 
+def merge_into(tokens: Tokens, kept: Array, merged: Array, target: Array) -> Tokens:
+    """Merges tokens into kept tokens. Each becomes the mean over all patches in it.
+
+    Args:
+      kept: [B, K] int32, indices of the kept tokens.
+      merged: [B, N - K] int32, indices of the other tokens.
+      target: [B, N - K] int32, index in `kept` of the token that each of them is merged into; -1: it is dropped.
+
+    Returns:
+      K tokens in the order of `kept`, with the patch ids of the kept tokens.
+    """
+    keep, size, x = kept.shape[1], tokens.sizes, tokens.patches
+    # Use a product: a scatter is slow on devices with matrix units. The row of a dropped token is 0.
+    weight = jax.nn.one_hot(target, keep, dtype=jnp.float32) * _rows(size, merged)[..., None]
+    added = jnp.einsum('brk,brd->bkd', weight, _rows(x, merged).astype(jnp.float32), precision='highest')
+    sizes = _rows(size, kept)
+    total, sizes = sizes[..., None] * _rows(x, kept) + added, sizes + weight.sum(1)
+
+    def new_index(kept, merged, target):
+        return jnp.empty(size.shape[1], jnp.int32).at[kept].set(jnp.arange(keep)).at[merged].set(target)
+
+    return tokens.replace(
+        x=jnp.concatenate([tokens.prefix, (total / sizes[..., None]).astype(x.dtype)], axis=1),
+        patch_ids=_rows(tokens.patch_ids, kept), size=None if tokens.size is None else sizes, scores=None,
+        token_of_patch=remap(tokens.token_of_patch, jax.vmap(new_index)(kept, merged, target)))
+
+
 def merge_groups(tokens: Tokens, group: Array, centres: Array) -> Tokens:
     """Merges each group of tokens into the mean over all patches in the group. Tokens without a group are dropped.
 
@@ -23,17 +50,8 @@ def merge_groups(tokens: Tokens, group: Array, centres: Array) -> Tokens:
     """
     n, keep = group.shape[1], centres.shape[1]
     is_centre = jax.vmap(lambda index: jnp.zeros(n, jnp.int32).at[index].set(1))(centres)
-    others = jnp.argsort(is_centre, axis=1)[:, :n - keep]  # [B, N - K]
-    size, x = tokens.sizes, tokens.patches
-    # Use a product: a scatter is slow on devices with matrix units. A dropped token has a row of zeros.
-    weight = jax.nn.one_hot(_rows(group, others), keep, dtype=jnp.float32) * _rows(size, others)[..., None]
-    added = jnp.einsum('bmk,bmd->bkd', weight, _rows(x, others).astype(jnp.float32), precision='highest')
-    sizes = _rows(size, centres)
-    total, sizes = sizes[..., None] * _rows(x, centres) + added, sizes + weight.sum(1)
-    return tokens.replace(
-        x=jnp.concatenate([tokens.prefix, (total / sizes[..., None]).astype(x.dtype)], axis=1),
-        patch_ids=_rows(tokens.patch_ids, centres), token_of_patch=remap(tokens.token_of_patch, group), scores=None,
-        size=None if tokens.size is None else sizes)
+    others = jnp.argsort(is_centre, axis=1)[:, :n - keep]
+    return merge_into(tokens, centres, others, _rows(group, others))
 
 
 def merge_matched(tokens: Tokens, keys: Array, keep: int) -> Tokens:
