@@ -58,7 +58,8 @@ class Reductions:
         plan, stage = self._plan, tokens.stage
         inputs = ReducerInputs(
             attention, rng=jax.vmap(lambda key: jax.random.fold_in(key, stage))(self._rng),
-            fuse=plan.fused, block=block, tokens=tokens, module=self._modules[stage] if self._modules else None,
+            fuse=plan.fused, drop=plan.drop[block] if plan.drop else 0, block=block, tokens=tokens,
+            module=self._modules[stage] if self._modules else None,
             importance=plan.reducer.importance, has_class_token=self._class_token,
             pool_attention=self._pool_attention if block == len(plan.keep) - 1 else None, depth=len(plan.keep),
             grid=self._grid)

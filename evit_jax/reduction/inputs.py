@@ -25,6 +25,7 @@ class ReducerInputs:
       rng: [B] random keys, one per image. In evaluation they are functions of the image alone.
       train: True in training, where `rng` may be used for noise.
       fuse: True if the plan fuses the dropped tokens into one.
+      drop: number of tokens to drop before others are merged; static. 0 unless the reducer has `can_drop`.
       block: index of the block.
       depth: number of blocks of the model; None: unknown.
       grid: (rows, columns) of the patches in the image; None: unknown.
@@ -37,7 +38,7 @@ class ReducerInputs:
     """
 
     def __init__(self, attention: AttentionOutput | None, *, rng: Array, fuse: bool, block: int,
-                 tokens: Tokens, module: nnx.Module | None = None, importance: str | None = None,
+                 tokens: Tokens, drop: int = 0, module: nnx.Module | None = None, importance: str | None = None,
                  has_class_token: bool = True, pool_attention: Callable[[Tokens], Array] | None = None,
                  depth: int | None = None, grid: tuple[int, int] | None = None):
         """Creates the inputs of one reduction.
@@ -47,6 +48,7 @@ class ReducerInputs:
           pool_attention: tokens -> attention of the attention pool, [B, N] float32; None: not in this block.
         """
         self.rng, self.train, self.fuse, self.block, self.module = rng, tokens.train, fuse, block, module
+        self.drop = drop
         self.has_class_token, self.depth, self.grid = has_class_token, depth, grid
         self.stage, self.previous_scores = tokens.stage, tokens.scores
         self.num_prefix_tokens = tokens.num_prefix_tokens

@@ -11,29 +11,36 @@ from jax import Array
 from evit_jax.reduction.tokens import Tokens, remap
 
 
-def merge_into(tokens: Tokens, kept: Array, merged: Array, target: Array) -> Tokens:
+def merge_into(tokens: Tokens, kept: Array, merged: Array, target: Array, *, keep_norm: bool = False) -> Tokens:
     """Merges tokens into kept tokens. Each becomes the mean over all patches in it.
 
     Args:
       kept: [B, K] int32, indices of the kept tokens.
       merged: [B, N - K] int32, indices of the other tokens.
       target: [B, N - K] int32, index in `kept` of the token that each of them is merged into; -1: it is dropped.
+      keep_norm: scale each mean to the mean norm of its patches. A mean of different vectors is shorter than they are.
 
     Returns:
       K tokens in the order of `kept`, with the patch ids of the kept tokens.
     """
-    keep, size, x = kept.shape[1], tokens.sizes, tokens.patches
+    keep, size, x = kept.shape[1], tokens.sizes, tokens.patches.astype(jnp.float32)
+    if keep_norm:  # the last column becomes the mean norm
+        x = jnp.concatenate([x, jnp.linalg.norm(x, axis=-1, keepdims=True)], axis=-1)
     # Use a product: a scatter is slow on devices with matrix units. The row of a dropped token is 0.
     weight = jax.nn.one_hot(target, keep, dtype=jnp.float32) * _rows(size, merged)[..., None]
-    added = jnp.einsum('brk,brd->bkd', weight, _rows(x, merged).astype(jnp.float32), precision='highest')
+    added = jnp.einsum('brk,brd->bkd', weight, _rows(x, merged), precision='highest')
     sizes = _rows(size, kept)
     total, sizes = sizes[..., None] * _rows(x, kept) + added, sizes + weight.sum(1)
+    mean = total / sizes[..., None]
+    if keep_norm:
+        mean, norm = mean[..., :-1], mean[..., -1:]
+        mean = mean * norm / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
     def new_index(kept, merged, target):
         return jnp.empty(size.shape[1], jnp.int32).at[kept].set(jnp.arange(keep)).at[merged].set(target)
 
     return tokens.replace(
-        x=jnp.concatenate([tokens.prefix, (total / sizes[..., None]).astype(x.dtype)], axis=1),
+        x=jnp.concatenate([tokens.prefix, mean.astype(tokens.x.dtype)], axis=1),
         patch_ids=_rows(tokens.patch_ids, kept), size=None if tokens.size is None else sizes, scores=None,
         token_of_patch=remap(tokens.token_of_patch, jax.vmap(new_index)(kept, merged, target)))
 

@@ -26,6 +26,7 @@ class TokenPlan(NamedTuple):
     keep: tuple[int | None, ...]   # number of tokens kept at each block; None: the block does not reduce
     fused: bool                    # the dropped tokens are fused into one, appended last
     reducer: Reducer = EVIT        # decides which tokens are kept, dropped or merged
+    drop: tuple[int, ...] = ()     # number of tokens dropped at each block before the others merge; (): none anywhere
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -76,11 +77,13 @@ class TokenPlan(NamedTuple):
             return f'{self.patches} tokens, {kept} of them unmasked at blocks {self.reductions}, {self.reducer}'
         counts = ' > '.join(str(self.counts[block]) for block in self.reductions)
         how = (', fused' if self.fused else '') + ('' if self.reducer == EVIT else f', {self.reducer}')
+        how += f', {sum(self.drop)} of them dropped' if any(self.drop) else ''
         return f'{self.patches} > {counts} tokens at blocks {self.reductions}{how}'
 
 
 def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, tokens: Sequence[int] | None = None,
-              reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True, reducer: Reducer = EVIT) -> TokenPlan:
+              drop: Sequence[int] = (), reduce_at: Sequence[int] = (3, 6, 9), fuse: bool = True,
+              reducer: Reducer = EVIT) -> TokenPlan:
     """Returns the plan for keep rates, or for token counts, at given blocks.
 
     EViT keeps `ceil(rate * n)` of the n tokens that enter a reduction; n includes the fused token of an earlier one. If
@@ -95,6 +98,8 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
         its order.
       tokens: number of tokens kept at each block of `reduce_at`, in its order; replaces `rate`. A count of n or more
         drops nothing; a count above n logs a warning.
+      drop: number of tokens dropped at each block of `reduce_at`, in its order, before the others are merged. It needs
+        `tokens`, and a reducer that does both (`Reducer.can_drop`).
       reduce_at: indices of the blocks that reduce, from 0, in any order.
       fuse: fuse the dropped tokens into one extra token if the reducer can.
 
@@ -106,6 +111,7 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
     """
     fuse, counted = fuse and reducer.can_fuse, tokens is not None and len(tokens) > 0
     _check_blocks(reduce_at, depth)
+    drops = _drops(reduce_at, drop, counted, reducer)
     if counted:
         _check_tokens(tokens := by_depth(reduce_at, tokens, 'tokens'))
     else:
@@ -119,7 +125,7 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
         if block in blocks:
             reduction = blocks.index(block)
             count = int(tokens[reduction]) if counted else reducer.num_kept(patches, n, rates[:reduction + 1])
-            _check_min_kept(count, n, block, reducer)
+            _check_min_kept(count, n, drops.get(block, 0), block, reducer)
             if count > n:
                 logging.warning('tokens=%s: block %d keeps all of its %d tokens, because fewer than %d enter it',
                                 tokens, block, n, count)
@@ -127,7 +133,8 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
         n = count + fuse if count < n else n
     if reducer.is_learned and any(keep):
         keep = _reduce_at_all(keep, patches, blocks)
-    return TokenPlan(patches, tuple(keep), fuse, reducer)
+    drop = tuple(drops.get(block, 0) for block in range(depth)) if any(drops.values()) else ()
+    return TokenPlan(patches, tuple(keep), fuse, reducer, drop)
 
 
 def merge_plan(patches: int, depth: int, *, r: float, decreasing: bool = False, progress: float = 1.0,
@@ -212,8 +219,26 @@ def _check_tokens(tokens):
         raise ValueError(f'tokens={tokens}: {low[0]} tokens cannot be kept, the least is 1')
 
 
-def _check_min_kept(count, entering, block, reducer):
-    if count < (min_kept := reducer.min_kept(entering)):
+def _drops(reduce_at, drop, counted, reducer):
+    """Returns the number of dropped tokens by block; {} if none are dropped."""
+    if not len(drop):
+        return {}
+    if not counted:
+        raise ValueError(f'drop={tuple(drop)} without token counts: give tokens too, the number that each block keeps')
+    for count in drop:
+        if count % 1 or count < 0:
+            raise ValueError(f'drop={tuple(drop)}: {count} is no number of tokens: give whole numbers from 0')
+    if any(drop) and not reducer.can_drop:
+        raise ValueError(f'drop={tuple(drop)}: reducer {reducer} does not drop tokens before it merges: leave drop '
+                         'out, or give the reducer prune_merge')
+    return dict(zip(sorted(reduce_at), map(int, by_depth(reduce_at, drop, 'drop')), strict=True))
+
+
+def _check_min_kept(count, entering, drop, block, reducer):
+    if drop and drop > entering - count:
+        raise ValueError(f'block {block}: drop={drop} leaves {entering - drop} of {entering} tokens, and {count} are '
+                         f'to be kept: drop at most {max(entering - count, 0)}')
+    if count < (min_kept := reducer.min_kept(entering - drop)):
         raise ValueError(
             f'block {block}: r={entering - count} of {entering} tokens cannot be merged by {reducer}, at most half of '
             f'them, {entering - min_kept}: keep {min_kept} or more there, or reduce in more blocks')

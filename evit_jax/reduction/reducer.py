@@ -25,6 +25,7 @@ class Reducer:
       name: value of `config.reducer.name` that selects the reducer.
       registration: number of registrations of this name so far, from 1.
       can_fuse: True if the reducer can fuse the dropped tokens into one extra token.
+      can_drop: True if the reducer drops `inputs.drop` tokens before it merges others.
       before_block: True if it reduces before the block, False if between attention and MLP of the block.
       merges: True if it merges tokens. Attention then weights each token by its number of patches.
       every_block: True if it reduces in every block unless blocks are given.
@@ -36,6 +37,7 @@ class Reducer:
     name = ''
     registration = 1
     can_fuse = False
+    can_drop = False
     before_block = False
     merges = False
     every_block = False

@@ -11,7 +11,7 @@ from evit_jax.reduction.reducer import FunctionReducer, LearnedFunctionReducer, 
 from evit_jax.runtime.names import get_by_name
 
 _REDUCERS: dict[str, Reducer] = {}
-_OPTIONS = ('can_fuse', 'before_block', 'merges', 'every_block', 'importance', 'num_kept', 'min_kept')
+_OPTIONS = ('can_fuse', 'can_drop', 'before_block', 'merges', 'every_block', 'importance', 'num_kept', 'min_kept')
 
 
 def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module] | None = None,
@@ -31,8 +31,8 @@ def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module]
       name: name of the reducer; not empty.
       module: only for a function: (width, rngs) -> learned module of one reduction, passed as `inputs.module`. Its
         parameters are trained and saved with the model.
-      options: only for a function: attributes and methods of `Reducer` by name (can_fuse, before_block, merges,
-        every_block, importance, num_kept, min_kept).
+      options: only for a function: attributes and methods of `Reducer` by name (can_fuse, can_drop, before_block,
+        merges, every_block, importance, num_kept, min_kept).
 
     Raises:
       ValueError: an unknown option; or a function that does not take (tokens, inputs, keep).
