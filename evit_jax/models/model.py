@@ -38,6 +38,7 @@ class Model(NamedTuple):
     init: Callable[[Array], Params]           # random key -> parameters
     apply: Callable[..., tuple[Array, dict]]  # (params, images, plan, **options) -> result of ViT.__call__
     modules: Modules = NO_MODULES             # the learned modules of the reducer
+    bind: Callable[[Params], ViT] | None = None  # parameters -> the Flax module with them
 
 
 def create(config: ViTConfig, **options: Any) -> Model:
@@ -57,10 +58,13 @@ def create(config: ViTConfig, **options: Any) -> Model:
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
 
-    def apply(params, images, plan, key=None, **inputs):
-        return nnx.merge(graph, params)(images, plan, key=key, **inputs)
+    def bind(params):
+        return nnx.merge(graph, params)
 
-    return Model(config, jax.jit(init), apply, options.get('modules', NO_MODULES))
+    def apply(params, images, plan, key=None, **inputs):
+        return bind(params)(images, plan, key=key, **inputs)
+
+    return Model(config, jax.jit(init), apply, options.get('modules', NO_MODULES), bind)
 
 
 def fold_batchnorm(config: ViTConfig, params: Params) -> tuple[ViTConfig, Params]:

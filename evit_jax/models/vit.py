@@ -13,7 +13,7 @@ from jax import Array
 
 from evit_jax.kernels.rope import grid_coordinates
 from evit_jax.models import embedding, layers
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.models.positions import resize_positions
 from evit_jax.reduction import apply
 from evit_jax.reduction.plan import TokenPlan
@@ -147,12 +147,8 @@ class ViT(nnx.Module):
         """
         self._check(images, plan, visible)
         config, intermediates = self.config, {}
-        tokens = self._embed(images, plan, key, visible, swap, intermediates)
-        reductions = apply.Reductions(
-            plan, _random_keys(images, key), modules=getattr(self, 'reducer', ()),
-            class_token=config.class_token, coordinates=self._coordinates(images),
-            pool_attention=self._pool_attention if config.pooling == 'map' else None,
-            grid=config.grid(images.shape[1:3]))
+        tokens = self.embed(images, plan, key, visible, swap, intermediates)
+        reductions = self.reductions(plan, random_keys(images, key), images.shape[1:3])
         patch_tokens = patch_tokens or config.head_reads_patches
         for i, block in enumerate(self.blocks):
             prefix_only = i == config.depth - 1 and not patch_tokens
@@ -165,6 +161,18 @@ class ViT(nnx.Module):
         if patch_tokens:
             intermediates['patch_tokens'] = tokens.x[:, config.num_prefix_tokens:]
         return self.classify(tokens, intermediates), intermediates
+
+    def reductions(self, plan: TokenPlan, rng: Array, image_size: ImageSize) -> apply.Reductions:
+        """Returns the reductions of one forward pass.
+
+        Args:
+          rng: [B] random keys, from `random_keys`.
+          image_size: (height, width) of the images.
+        """
+        return apply.Reductions(
+            plan, rng, modules=getattr(self, 'reducer', ()), class_token=self.config.class_token,
+            coordinates=self._coordinates(image_size), grid=self.config.grid(image_size),
+            pool_attention=self._pool_attention if self.config.pooling == 'map' else None)
 
     def classify(self, tokens: Tokens, intermediates: dict) -> Array:
         """Computes logits [B, L] from the tokens after the last norm. Adds features and logits to `intermediates`."""
@@ -196,12 +204,16 @@ class ViT(nnx.Module):
         x = self.norm(tokens.patches).astype(jnp.float32)
         return self.attn_pool.attention(x, tokens.weights).mean(axis=1)
 
-    def _embed(self, images, plan, key, visible, swap, intermediates):
-        """Returns the tokens that enter the first block."""
+    def embed(self, images: Array, plan: TokenPlan, key: Array | None, visible: Array | None, swap: Array | None,
+              intermediates: dict) -> Tokens:
+        """Returns the tokens that enter the first block. Adds patch_embed and pos to `intermediates`.
+
+        Args: see `__call__`.
+        """
         x = intermediates['patch_embed'] = self._embed_patches(images.astype(self.dtype), key, intermediates)
         x = x if swap is None else embedding.swap_patches(x, swap)
         x = intermediates['pos'] = self._add_prefix_and_positions(x, self.config.grid(images.shape[1:3]))
-        x, prefix, coordinates = self.norm_pre(x), self.config.num_prefix_tokens, self._coordinates(images)
+        x, prefix, coordinates = self.norm_pre(x), self.config.num_prefix_tokens, self._coordinates(images.shape[1:3])
         batch, patches = x.shape[0], x.shape[1] - prefix
         patch_ids = token_of_patch = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
         if visible is not None:
@@ -214,13 +226,12 @@ class ViT(nnx.Module):
         return plan.reducer.prepare(Tokens(x, patch_ids, token_of_patch, coordinates=coordinates,
                                            gather_impl=self.gather_impl, train=key is not None))
 
-    def _coordinates(self, images):
+    def _coordinates(self, image_size):
         """Returns the rotary coordinates of all patches, [P, 2] float32; None if the model has none."""
         config = self.config
         if not config.rope:
             return None
-        grid = config.grid(images.shape[1:3])
-        return jnp.asarray(grid_coordinates(config.rope, *grid, reference=config.rope_grid))
+        return jnp.asarray(grid_coordinates(config.rope, *config.grid(image_size), reference=config.rope_grid))
 
     def _embed_patches(self, images, key, intermediates):
         """Returns the patch tokens [B, P, D] of the images."""
@@ -262,8 +273,8 @@ def _unchanged(function: Callable) -> Callable:
     return function
 
 
-def _random_keys(images, key):
-    """Returns one random key per image. In evaluation, the key of an image depends only on its pixels."""
+def random_keys(images: Array, key: Array | None) -> Array:
+    """Returns one random key per image, [B]. Without a key (in evaluation), they depend only on the pixels."""
     if key is not None:
         return jax.random.split(key, images.shape[0])
     pixels = jax.lax.bitcast_convert_type(images.astype(jnp.float32), jnp.uint32).sum((1, 2, 3), dtype=jnp.uint32)

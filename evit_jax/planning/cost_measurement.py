@@ -99,7 +99,8 @@ def _time_parts(request: CostRequest, seconds: float, rounds: int) -> CostTable:
                   for name in model_parts.BRANCHES}
     name, final_part = _final_part(config)
     for n in [*counts[1:-1:4], counts[-1]]:
-        parts['reduction', n] = model_parts.reduction(config, n, batch, dtype, request.fuse, _REPEATS)
+        parts |= {(reduction_name(reducer), n): model_parts.reduction(config, n, batch, dtype, reducer, request.fuse,
+                                                                      _REPEATS) for reducer in request.reducers}
         parts[name, n] = final_part(config, n, batch, dtype, _REPEATS)
     logging.info('the costs of %s in batches of %d, %s, are measured once: %d programs are compiled, then timed',
                  request.model, batch, dtype, len(parts))
@@ -109,7 +110,8 @@ def _time_parts(request: CostRequest, seconds: float, rounds: int) -> CostTable:
         progress.add(1)
     times = timing.interleave(benchmarks, rounds=rounds, seconds=seconds)
     # Use the minimum: disturbances only add time. The many programs leave few turns for each.
-    return _table({key: min(taken.turns) / part.repeats for (key, part), taken in zip(parts.items(), times)})
+    return _table({key: min(taken.turns) / part.repeats for (key, part), taken in zip(parts.items(), times)},
+                  request.reducers)
 
 
 def _part_benchmark(name: str, part: ModelPart) -> Benchmark:
@@ -143,9 +145,10 @@ def _estimate_parts(request: CostRequest, chip: tpu.Chip) -> CostTable:
         costs |= refined(name, lambda n, name=name: model_parts.branch(config, name, n, batch, dtype))
     name, final_part = _final_part(config)
     costs |= refined(name, lambda n: final_part(config, n, batch, dtype))
-    for n in counts[1::4]:
-        costs['reduction', n] = seconds(model_parts.reduction(config, n, batch, dtype, request.fuse))
-    return _table(costs)
+    for n, reducer in itertools.product(counts[1::4], request.reducers):
+        costs[reduction_name(reducer), n] = seconds(
+            model_parts.reduction(config, n, batch, dtype, reducer, request.fuse))
+    return _table(costs, request.reducers)
 
 
 def _tile_edges(most: int) -> list[int]:
@@ -153,11 +156,18 @@ def _tile_edges(most: int) -> list[int]:
     return [edge + more for edge in range(_TILE, most, _TILE) for more in (0, 1)]
 
 
-def _table(costs: Mapping[tuple[str, int], float]) -> CostTable:
+def reduction_name(reducer: str) -> str:
+    """Returns the name of the part that holds the reduction of a reducer."""
+    return f'reduction {reducer}'
+
+
+def _table(costs: Mapping[tuple[str, int], float], reducers: Sequence[str]) -> CostTable:
     def by_count(part):
         return {n: cost for (name, n), cost in costs.items() if name == part}
 
-    return CostTable({}, costs['outside', 0], costs.get(('dense', 0)), *map(by_count, COUNTED_PARTS))
+    parts = {part: by_count(part) for part in COUNTED_PARTS}
+    parts['reduction'] = {reducer: by_count(reduction_name(reducer)) for reducer in reducers}
+    return CostTable({}, costs['outside', 0], costs.get(('dense', 0)), **parts)
 
 
 def _final_part(config: ViTConfig) -> tuple[str, Callable[..., ModelPart]]:

@@ -38,6 +38,7 @@ class CostRequest(NamedTuple):
     device: str  # a key of DEVICES
     fuse: bool = True
     run: BenchmarkModel | None = None  # the run that the model belongs to; None for a named model
+    reducers: tuple[str, ...] = ('evit',)  # names of the reducers whose reductions are measured
 
     @property
     def config(self) -> ViTConfig:
@@ -76,11 +77,11 @@ class CostTable(NamedTuple):
     dense: float | None          # the whole dense model; None if it was not timed
     attention: dict[int, float]
     mlp: dict[int, float]
-    reduction: dict[int, float]
+    reduction: dict[str, dict[int, float]]  # by name of the reducer
     last_block: dict[int, float]  # empty if the heads read the patch tokens
     heads: dict[int, float]       # empty if the heads read only the prefix tokens
 
-    def costs(self, max_tokens: int, prefix: int) -> Costs:
+    def costs(self, max_tokens: int, prefix: int, reducer: str = 'evit') -> Costs:
         """Returns the costs for every number of tokens. They are scaled to match the measured time of the dense model.
 
         A part that runs alone finds caches and memory in another state than within a whole model. The scale corrects
@@ -89,7 +90,7 @@ class CostTable(NamedTuple):
         def interpolated(part):
             return interpolate(nondecreasing(part) if self.dense else part, max_tokens)
 
-        block = BlockCosts(interpolated(self.attention), interpolated(self.mlp), interpolated(self.reduction))
+        block = BlockCosts(interpolated(self.attention), interpolated(self.mlp), interpolated(self.reduction[reducer]))
         zeros = np.zeros(max_tokens + 1)
         if self.last_block:  # only the prefix tokens leave the last block, so reducing tokens in it saves nothing
             last, heads = BlockCosts(interpolated(self.last_block), zeros, zeros), zeros
@@ -161,7 +162,13 @@ def load_or_measure(request: CostRequest, measure: Callable[[CostRequest], CostT
 def _read(path: pathlib.Path) -> CostTable:
     try:
         content = json.loads(path.read_text())
-        parts = {name: {int(n): cost for n, cost in content[name].items()} for name in COUNTED_PARTS}
+        parts = {name: content[name] for name in COUNTED_PARTS}
+        parts = {name: {reducer: _by_count(costs) for reducer, costs in part.items()} if name == 'reduction' else
+                 _by_count(part) for name, part in parts.items()}
         return CostTable(content['key'], content['outside'], content['dense'], **parts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f'--costs={path} holds no costs ({error}): delete it, and they are measured again') from error
+
+
+def _by_count(costs):
+    return {int(count): cost for count, cost in costs.items()}

@@ -11,21 +11,16 @@ from flax import nnx
 from jax import Array
 
 from evit_jax import models
+from evit_jax.kernels.attention import AttentionOutput
 from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import LVViT, LVViTConfig
 from evit_jax.models.vit import Block, ViT
 from evit_jax.reduction.inputs import ReducerInputs
 from evit_jax.reduction.plan import make_plan
-from evit_jax.reduction.reducers import EVIT
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.reduction.tokens import Tokens
 
 BRANCHES = 'attention', 'mlp'
-
-
-class _ClassAttention(NamedTuple):
-    """The only field of `AttentionOutput` that EViT reads."""
-
-    class_attention: Array  # [B, F + N] float32
 
 
 class ModelPart(NamedTuple):
@@ -99,31 +94,40 @@ def heads(config: ViTConfig, tokens: int, batch: int, dtype: str, repeats: int =
                         jax.ShapeDtypeStruct((batch, tokens - config.num_prefix_tokens), jnp.int32))
 
 
-def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, fuse: bool, repeats: int = 1) -> ModelPart:
-    """Returns EViT's reduction to half of the patches: ranking and gather.
+def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, reducer: str, fuse: bool,
+              repeats: int = 1) -> ModelPart:
+    """Returns a reduction: to half of the patches, or of a reducer that merges, by one eighth.
 
-    Class attention is not included; it belongs to the attention branch.
+    It includes all that the reducer reads of queries, keys and values. Class attention is not included; it belongs to
+    the attention branch.
 
     Args:
       tokens: number of tokens that enter the reduction, including prefix tokens.
+      reducer: name of the reducer.
     """
-    patches = tokens - config.num_prefix_tokens
+    reducer, patches, prefix = get_reducer(reducer), tokens - config.num_prefix_tokens, config.num_prefix_tokens
+    keep = patches - max(patches // 8, 1) if reducer.merges and patches > 1 else -(-patches // 2)
 
-    def reduced(x, class_attention):
-        attention = _ClassAttention(class_attention)
-        before = _as_tokens(x, config)
-        inputs = ReducerInputs(attention, rng=None, fuse=fuse, block=0, tokens=before)
-        return EVIT.reduce(before, inputs, -(-patches // 2)).x
+    def reduced(x, class_attention, qkv):
+        before = reducer.prepare(_as_tokens(x, config))
+        size = None if before.size is None else jnp.pad(before.size, ((0, 0), (prefix, 0)), constant_values=1)
+        attention = AttentionOutput(x, class_attention, qkv, size, config.heads)
+        inputs = ReducerInputs(attention, rng=None, fuse=fuse and reducer.can_fuse, block=0, depth=config.depth,
+                               tokens=before, importance=reducer.importance, has_class_token=config.class_token)
+        return reducer.reduce(before, inputs, keep).x
 
-    def run(params, x, class_attention):
-        def step(state):  # feeds the output back into the scores, so that XLA cannot hoist the repetition
-            kept, class_attention = state
-            return reduced(x, class_attention + kept[:, -1, :1]), class_attention
+    def run(params, *inputs):
+        def step(state):  # feeds the output back into the inputs, so that XLA cannot hoist the repetition
+            kept, x, class_attention, qkv = state
+            change = kept[:, -1, 0]
+            inputs = x.at[:, -1, 0].add(change), class_attention.at[:, -1].add(change), qkv.at[:, -1, 0].add(change)
+            return reduced(*inputs), *inputs
 
-        return _repeat(step, (reduced(x, class_attention), class_attention), repeats - 1)[0]
+        return _repeat(step, (reduced(*inputs), *inputs), repeats - 1)[0]
 
     scores = jax.ShapeDtypeStruct((batch, tokens), jnp.float32)
-    return ModelPart(run, ({}, _tokens(config, tokens, batch, dtype), scores), repeats)
+    qkv = jax.ShapeDtypeStruct((batch, tokens, 3 * config.width), jnp.dtype(dtype))
+    return ModelPart(run, ({}, _tokens(config, tokens, batch, dtype), scores, qkv), repeats)
 
 
 def whole_model(config: ViTConfig, image_size: int, batch: int, dtype: str, depth: int | None = None) -> ModelPart:

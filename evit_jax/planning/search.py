@@ -17,6 +17,7 @@ from evit_jax.models.costs import block_macs
 from evit_jax.reduction.plan import TokenPlan, make_plan
 
 UNITS = {'x': 'times as fast as dense', 'img/s': 'images per second',
+         'MACs': "fraction of the dense model's multiply-accumulates",
          'GMACs': '10^9 multiply-accumulates per image', 'MMACs': '10^6 multiply-accumulates per image'}
 _MAX_STATES = 40_000  # maximum number of states for one choice of blocks; token counts are sampled to stay below it
 _MIN_SLOPE = 3        # minimum slope of a step, as a multiple of the median slope
@@ -90,7 +91,8 @@ def budget_for(target: Target, *, dense_seconds: float, dense_macs: int, batch: 
     """
     budget, dense, reached = {
         'x': (dense_seconds / target.value, dense_seconds, 1),
-        'img/s': (batch / target.value, dense_seconds, batch / dense_seconds),
+        'img/s': (batch / target.value, dense_seconds, batch / max(dense_seconds, 1e-30)),
+        'MACs': (target.value * dense_macs, dense_macs, 1),
         'GMACs': (1e9 * target.value, dense_macs, dense_macs / 1e9),
         'MMACs': (1e6 * target.value, dense_macs, dense_macs / 1e6)}[target.unit]
     if budget > dense:

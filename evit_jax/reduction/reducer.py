@@ -29,6 +29,8 @@ class Reducer:
       before_block: True if it reduces before the block, False if between attention and MLP of the block.
       merges: True if it merges tokens. Attention then weights each token by its number of patches.
       every_block: True if it reduces in every block unless blocks are given.
+      same_in_all_blocks: True if a reduction depends only on activations, sizes and attention: not on the block, random
+        keys, previous scores or learned modules. The plan search then uses one program for all blocks.
       importance: choice of `ReducerInputs.importance`, a key of IMPORTANCES; '': class if the model has a class token,
         else mean. None: the reducer reads no importance.
       checkpoint_prefix: prefix of the names of the learned parameters in PyTorch checkpoints.
@@ -41,6 +43,7 @@ class Reducer:
     before_block = False
     merges = False
     every_block = False
+    same_in_all_blocks = False
     importance: str | None = None
     checkpoint_prefix = PARAMS
 

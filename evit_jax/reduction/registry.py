@@ -11,7 +11,8 @@ from evit_jax.reduction.reducer import FunctionReducer, LearnedFunctionReducer, 
 from evit_jax.runtime.names import get_by_name
 
 _REDUCERS: dict[str, Reducer] = {}
-_OPTIONS = ('can_fuse', 'can_drop', 'before_block', 'merges', 'every_block', 'importance', 'num_kept', 'min_kept')
+_OPTIONS = ('can_fuse', 'can_drop', 'before_block', 'merges', 'every_block', 'same_in_all_blocks', 'importance',
+            'num_kept', 'min_kept')
 
 
 def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module] | None = None,
@@ -32,7 +33,7 @@ def register_reducer(name: str, *, module: Callable[[int, nnx.Rngs], nnx.Module]
       module: only for a function: (width, rngs) -> learned module of one reduction, passed as `inputs.module`. Its
         parameters are trained and saved with the model.
       options: only for a function: attributes and methods of `Reducer` by name (can_fuse, can_drop, before_block,
-        merges, every_block, importance, num_kept, min_kept).
+        merges, every_block, same_in_all_blocks, importance, num_kept, min_kept).
 
     Raises:
       ValueError: an unknown option; or a function that does not take (tokens, inputs, keep).

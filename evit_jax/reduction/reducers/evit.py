@@ -7,7 +7,7 @@ from evit_jax.reduction.gather import keep_top
 from evit_jax.reduction.registry import register_reducer
 
 
-@register_reducer('evit', can_fuse=True, importance='')
+@register_reducer('evit', can_fuse=True, same_in_all_blocks=True, importance='')
 def EVIT(tokens, inputs, keep):
     """Keeps the top k tokens by class attention; fuses the others.
 

@@ -8,7 +8,7 @@ from evit_jax.reduction.reducers.ward import join_cheapest
 from evit_jax.reduction.registry import register_reducer
 
 
-@register_reducer('prune_merge', can_drop=True, merges=True, every_block=True, importance='')
+@register_reducer('prune_merge', can_drop=True, merges=True, every_block=True, same_in_all_blocks=True, importance='')
 def PRUNE_MERGE(tokens, inputs, keep):
     """Drops the `inputs.drop` least important tokens, then merges others until `keep` are left.
 

@@ -14,7 +14,7 @@ from evit_jax.reduction.registry import register_reducer
 from evit_jax.reduction.tokens import Tokens
 
 
-@register_reducer('ward', merges=True, every_block=True, importance='')
+@register_reducer('ward', merges=True, every_block=True, same_in_all_blocks=True, importance='')
 def WARD(tokens, inputs, keep):
     """Merges N - keep tokens, each into the more important token that is the cheapest to join.
 

@@ -1,0 +1,191 @@
+"""Makes a pretrained model faster without training: searches plans on images, then checks and measures them."""
+
+import hashlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from evit_jax.benchmarks.benchmark_model import BenchmarkModel
+from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.planning import cost_measurement, cost_table, search
+from evit_jax.planning.blockwise import BlockwiseModel
+from evit_jax.planning.calibration import CalibrationImages
+from evit_jax.planning.cost_table import THIS_DEVICE, CostRequest
+from evit_jax.planning.fidelity import Fidelity
+from evit_jax.planning.fidelity_search import METHODS, Found, Journal, PlanSearch
+from evit_jax.planning.search import Target
+from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
+from evit_jax.reduction.reducers import EVIT, TOME
+from evit_jax.reduction.registry import get_reducer
+
+DENSE, SEARCHED = 'dense', 'searched'
+_BASELINES = {'EViT, constant rate': EVIT, 'ToMe, constant r': TOME}
+
+
+class Settings(NamedTuple):
+    """The settings of a search."""
+
+    targets: tuple[Target, ...]
+    reducers: tuple[str, ...] = METHODS  # names of the methods to choose among
+    minutes: float = 5.0     # time limit of the search, shared by the targets; costs and the final check come on top
+    batch: int = 16          # batch size of the speeds
+    device: str = THIS_DEVICE  # a key of `cost_table.DEVICES`
+    costs: str | None = None   # file of the costs; None: a file in the cache of the user
+    measure: bool = True     # time the plans at the end, if `device` is this one
+    seconds: float = 30.0    # time to measure costs, and again to time the plans
+    rounds: int = 9          # rounds of the timing
+    journal: str = ''        # file for the errors of evaluated plans; '': none
+
+
+class CheckedPlan(NamedTuple):
+    """A plan and its figures.
+
+    The figures are macs, macs_fraction (of dense), tokens (fraction, summed over the blocks), those of
+    `Fidelity.figures` on the images of the check, predicted_speed_up if costs are known, and measured_speed_up and
+    measured_images_per_second if it was timed.
+    """
+
+    plan: TokenPlan
+    figures: dict[str, float]
+
+
+class TargetResult(NamedTuple):
+    """The plan for one target, beside the dense model and baselines with equal MACs."""
+
+    target: Target
+    found: Found
+    plans: dict[str, CheckedPlan]  # DENSE, SEARCHED and the baselines, by name
+
+
+class SearchResult(NamedTuple):
+    """The result of `search_plans`."""
+
+    targets: tuple[TargetResult, ...]
+    error_name: str           # see `Fidelity.name`
+    num_searched: int         # number of images of the search
+    num_checked: int          # number of images of the check
+    request: CostRequest
+    settings: Settings
+
+
+def search_plans(model: LoadedModel, images: CalibrationImages, check: CalibrationImages,
+                 settings: Settings) -> SearchResult:
+    """Searches a plan for each target on images, and checks it on other images.
+
+    Args:
+      images: images of the search.
+      check: images that the search does not see.
+
+    Raises:
+      ValueError: a target cannot be reached, or a reducer is unknown or learned.
+    """
+    reducers = _reducers(settings.reducers)
+    request = _request(model, settings, reducers)
+    costs = _Costs(request, settings)
+    budgets = [costs.budget(target) for target in settings.targets]
+    blockwise = BlockwiseModel(model, images.images)
+    dense = costs.dense
+    fidelity = Fidelity.of(model.config, blockwise.outputs(dense), images.labels)
+    plan_search = PlanSearch(blockwise, fidelity, costs.of, journal=Journal(settings.journal, _digest(model, images)))
+    found = []
+    for _number, (target, budget) in enumerate(zip(settings.targets, budgets)):
+        logging.info('searching a plan for %s on %d images', target, len(images.images))
+        costs.unit = target.unit
+        found.append(plan_search.find(budget, reducers, settings.minutes * 60 / len(budgets)))
+    checker = blockwise.for_images(check.images)
+    fidelity = Fidelity.of(model.config, checker.outputs(dense), check.labels)
+    results = [TargetResult(target, each, _checked(each.plan, costs, checker, fidelity))
+               for target, each in zip(settings.targets, found)]
+    if settings.device == THIS_DEVICE and settings.measure:
+        results = _timed(results, request, settings)
+    return SearchResult(tuple(results), fidelity.name, len(images.images), len(check.images), request, settings)
+
+
+class _Costs:
+    """The costs of plans, in the unit of a target."""
+
+    def __init__(self, request: CostRequest, settings: Settings):
+        self._request, self._settings, self.unit = request, settings, 'MACs'
+        self.config = request.config
+        self.dense = make_plan(request.patches, self.config.depth, reduce_at=())
+        self._table = None
+        if any(not target.unit.endswith('MACs') for target in settings.targets):
+            self._table = cost_table.load_or_measure(
+                request, lambda request: cost_measurement.measure_costs(request, settings.seconds, settings.rounds),
+                settings.costs)
+        self._by_reducer = {}
+
+    def of(self, plan: TokenPlan) -> float:
+        """Returns the cost of a plan: MACs per image, or seconds per batch."""
+        return self.config.macs(plan) if self.unit.endswith('MACs') else self.seconds(plan)
+
+    def seconds(self, plan: TokenPlan) -> float | None:
+        """Returns the predicted seconds for a batch; None if costs were not measured or not for this reducer."""
+        name = plan.reducer.name if plan.reductions else EVIT.name
+        if self._table is None or name not in self._table.reduction:
+            return None
+        if name not in self._by_reducer:
+            self._by_reducer[name] = self._table.costs(self._request.max_tokens, self.config.num_prefix_tokens, name)
+        return self._by_reducer[name].total(plan)
+
+    def budget(self, target: Target) -> float:
+        """Returns the largest cost that meets a target."""
+        return search.budget_for(target, dense_seconds=self.seconds(self.dense) or 0.0,
+                                 dense_macs=self.config.macs(self.dense), batch=self._request.batch)
+
+
+def _reducers(names):
+    reducers = [get_reducer(name) for name in names]
+    for reducer in reducers:
+        if reducer.is_learned:
+            raise ValueError(f'reducer {reducer} has learned modules, trained for the blocks that reduce: '
+                             f'the search takes reducers without, such as {", ".join(METHODS)}')
+    return reducers
+
+
+def _request(model, settings, reducers):
+    own = BenchmarkModel(model.name, model.config, model.image_size, model.dtype, model.budget, model.path)
+    names = tuple(dict.fromkeys([EVIT.name, TOME.name, *(reducer.name for reducer in reducers)]))
+    return CostRequest(model.name, model.image_size, settings.batch, model.dtype, settings.device,
+                       own.fuse, own, names)
+
+
+def _digest(model: LoadedModel, images: CalibrationImages) -> str:
+    """Returns a digest of all that decides the errors of a plan: weights, preprocessing, images and code version."""
+    digest = hashlib.sha256(repr((model.config, model.image_size, model.mean, model.std, model.dtype)).encode())
+    for array in (images.images, *jax.tree.leaves(model.params)):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
+
+
+def _checked(plan, costs, checker, fidelity) -> dict[str, CheckedPlan]:
+    """Returns the figures of a plan, the dense model, and baselines with the MACs of the plan."""
+    macs, dense = costs.config.macs, costs.dense
+    plans = {DENSE: dense, SEARCHED: plan}
+    for name, reducer in _BASELINES.items():
+        family = plans_of(reducer, dense.patches, len(dense.keep), reduce_at=costs.config.default_reduce_at)
+        plans[name] = plan_of_macs(macs, max(macs(plan), macs(family(1.0))) / macs(dense), family)
+    return {name: CheckedPlan(each, _figures(each, costs, checker, fidelity)) for name, each in plans.items()}
+
+
+def _figures(plan, costs, checker, fidelity) -> dict[str, float]:
+    macs, dense = costs.config.macs, costs.dense
+    figures = {'macs': macs(plan), 'macs_fraction': macs(plan) / macs(dense),
+               'tokens': sum(plan.counts) / sum(dense.counts)} | fidelity.figures(checker.outputs(plan))
+    if (seconds := costs.seconds(plan)) is not None:
+        figures['predicted_speed_up'] = costs.seconds(dense) / seconds
+    return figures
+
+
+def _timed(results, request, settings):
+    """Adds measured speeds to all plans. They are timed in turns, with the dense model among them."""
+    plans = {checked.plan for result in results for checked in result.plans.values()}
+    ordered = sorted(plans, key=lambda plan: (bool(plan.reductions), str(plan)))  # the dense plan is first
+    logging.info('timing %d plans in batches of %d', len(ordered), request.batch)
+    times = cost_measurement.time_plans(request, ordered, settings.seconds, settings.rounds)
+    measured = {plan: {'measured_images_per_second': request.batch / each.median,
+                       'measured_speed_up': each.faster_than(times[0])} for plan, each in zip(ordered, times)}
+    return [result._replace(plans={name: CheckedPlan(each.plan, each.figures | measured[each.plan])
+                                   for name, each in result.plans.items()}) for result in results]
