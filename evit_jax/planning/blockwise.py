@@ -39,8 +39,8 @@ class BlockwiseModel:
     """A model that computes fixed images under many plans.
 
     A block is compiled once for each number of tokens that enter and leave. All blocks share the program if the reducer
-    is the same in all blocks (`Reducer.same_in_all_blocks`). Plans that begin as the base plan (`set_base`) continue from
-    its stored tokens. Learned reducers are not supported.
+    is the same in all blocks (`Reducer.same_in_all_blocks`). Plans that begin as the base plan (`set_base`) continue
+    from its stored tokens. Learned reducers are not supported.
     """
 
     def __init__(self, model: LoadedModel, images: np.ndarray):
