@@ -11,7 +11,8 @@ import importlib
 from typing import Any
 
 _MODULES = {  # public name -> module that defines it
-    'load': 'api', 'create_model': 'api', 'train': 'api', 'evaluate': 'api', 'list_models': 'models',
+    'load': 'api', 'create_model': 'api', 'train': 'api', 'evaluate': 'api', 'speed_up': 'api',
+    'list_models': 'models',
     'list_reducers': 'reduction.registry', 'register_reducer': 'reduction.registry', 'keep_top': 'reduction.gather',
     'make_plan': 'reduction.plan', 'as_source': 'data.sources',
     'VisionModel': 'inference.model', 'ModelOutput': 'inference.compiled', 'Prediction': 'inference.prediction',

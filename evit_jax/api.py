@@ -19,9 +19,14 @@ from evit_jax.data import pipeline, sources
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference.held_out import check_classes
+from evit_jax.inference.images import find_images
 from evit_jax.inference.model import VisionModel
 from evit_jax.interchange.opening import open_model
 from evit_jax.models.config import ViTConfig
+from evit_jax.planning import image_search
+from evit_jax.planning.fidelity_search import METHODS
+from evit_jax.planning.search import parse_target
+from evit_jax.planning.speed_up import Settings
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.reducer import Reducer, modules_at
 from evit_jax.reduction.registry import get_reducer
@@ -162,6 +167,34 @@ def evaluate(model: VisionModel, source: Any, *, batch_size: int = 64) -> dict[s
     dense = make_plan(plan.patches, model.config.depth, reduce_at=())
     return metrics | {'left_out': len(source) - int(metrics['images']), 'macs': model.macs,
                       'macs_dense': model.config.macs(dense)}
+
+
+def speed_up(model: VisionModel, images: Any, *, target: str = '2x', check: Any = (), minutes: float = 5.0,
+             num_images: int = 64, reducers: Sequence[str] = METHODS, seed: int = 0) -> VisionModel:
+    """Returns a faster model with the same weights: a token plan for a target, searched on images without labels.
+
+    The search compares the outputs of many plans with those of the dense model; the figures of the result, on images
+    that it has not seen, are logged. See `python -m evit_jax.plan --help`.
+
+    Args:
+      images: a folder or pattern of image files, or a sequence of paths, Pillow images or uint8 arrays [H, W, 3].
+      target: '2x' (as fast as dense on this device), '0.5MACs' (of the dense model), '3.0GMACs', '500img/s'.
+      check: images to check the plan on; default: a part of `images` that the search does not use.
+      minutes: time limit of the search. Measuring costs and checking the plan come on top.
+      num_images: number of images of the search, drawn at random.
+      reducers: names of the reducers to choose among.
+      seed: seed of the draw.
+
+    Raises:
+      ValueError: the target cannot be reached, a name is unknown, or there are not enough readable images.
+    """
+    search, check = (find_images(value) if isinstance(value, str | os.PathLike) else list(value)
+                     for value in (images, check))
+    files = image_search.Files(search, check, num_images, seed=seed)
+    settings = Settings((parse_target(target),), tuple(reducers), minutes)
+    result = image_search.run(model.loaded, files, settings, image_search.OutputFiles())
+    logging.info('%s', image_search.summary(model.loaded, result))
+    return model.with_plan(plan=result.targets[0].found.plan)
 
 
 def _training_source(value, model) -> Source:

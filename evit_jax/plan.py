@@ -1,42 +1,67 @@
-"""Searches plans: python -m evit_jax.plan --model deit_s --image_size 224 --target 2x --device this --out plan.json
-                python -m evit_jax.plan --model runs/digits --target 1.5x --out fast.json
+"""Searches plans: python -m evit_jax.plan --model weights/dinov2_s --data photos/ --target 2x --out fast.json
+                python -m evit_jax.plan --model deit_s --target 2x --device tpu_v5e --out plan.json
 
-Finds the token plan for a target: twice as fast as the dense model (2x), 20000img/s, or 3.0GMACs.
+Finds the token plan for a target: twice as fast as the dense model (2x), 20000img/s, half of the MACs (0.5MACs), or
+3.0GMACs.
+
+With --data, the plan is searched on your own images; they need no labels. Each candidate plan runs on them, and the
+search compares its outputs with those of the dense model. It chooses the reducer, and the tokens that each block drops
+or merges. The result is checked on images that the search has not seen, and compared with EViT and ToMe at equal MACs.
+No training is needed. Ctrl-C ends the search early with the best plan so far. --targets 1.5x,2x,3x gives a plan for
+each target, and --report an HTML page with pictures.
+
+Without --data, the search assumes EViT, or the reducer of the run, and knows no images: among the plans that meet the
+target, it takes the one that keeps the most tokens, summed over the blocks. Use it for a model that you will train. It
+considers plans whose keep rates do not rise from block to block.
 
 --model takes the name of a model, a run, a file or folder of weights (.pth, .safetensors, Hugging Face, timm), or
-hf-hub:ORG/NAME. For a run, the search uses the run's own model config, image size, blocks, fusion and dtype. The plan
-is measured with the run's reducer and weights.
+hf-hub:ORG/NAME. For a run, the search uses the run's own model config, image size, blocks, fusion and dtype.
 
-The cost of a block for each number of tokens is measured on this device and stored in a file. With a TPU as --device,
-such as tpu_v5e, the TPU compiler estimates the costs; no TPU is needed.
-
-The search considers plans whose keep rates do not rise from block to block. Among those that meet the target, it takes
-the one that keeps the most tokens, summed over the blocks. The report compares it with the constant keep rate of equal
-MACs. With --device=this, both are also timed. Pass the file of --out to --plan of main, predict, export and benchmark
-model.
+For a speed, the cost of a block for each number of tokens is measured on this device and stored in a file. With a TPU
+as --device, such as tpu_v5e, the TPU compiler estimates the costs; no TPU is needed. Pass the file of --out to --plan
+of main, predict, export and benchmark model.
 """
 
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
-from evit_jax import cli
+from evit_jax import cli, models
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel, find_model
+from evit_jax.inference.images import find_images
+from evit_jax.interchange.opening import open_model
 from evit_jax.models.costs import head_macs, mlp_macs
-from evit_jax.planning import cost_measurement, cost_table, search
+from evit_jax.planning import cost_measurement, cost_table, image_search, search
 from evit_jax.planning.cost_table import DEVICES, THIS_DEVICE, CostRequest
+from evit_jax.planning.fidelity_search import METHODS
 from evit_jax.planning.search import Costs, Target
+from evit_jax.planning.speed_up import Settings
 from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT
-from evit_jax.runtime import backend, machine
+from evit_jax.runtime import backend, machine, storage
 from evit_jax.runtime.names import get_by_name
 
 _MODEL = flags.DEFINE_string('model', None, 'Name of a model, a run, a file or folder of weights, or hf-hub:ORG/NAME.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Image size. Defaults to the image size of the model.')
 flags.DEFINE_alias('image-size', 'image_size')
-_TARGET = flags.DEFINE_string('target', None, 'Target: 2x (as fast as dense), 20000img/s, 3.0GMACs, 18MMACs.')
+_TARGETS = flags.DEFINE_list('target', [], 'Target: 2x (as fast as dense), 20000img/s, 0.5MACs (of the dense model), '
+                             '3.0GMACs, 18MMACs. With --data, several targets with commas between.')
+flags.DEFINE_alias('targets', 'target')
+_DATA = flags.DEFINE_multi_string('data', [], 'Images to search the plan on: a folder, a pattern or a file; may be '
+                                  'repeated. They need no labels.')
+_CHECK_DATA = flags.DEFINE_multi_string('check_data', [], 'With --data: images to check the plan on. Defaults to '
+                                        'images of --data that the search does not use.')
+_IMAGES = flags.DEFINE_integer('images', 64, 'With --data: number of images of the search, drawn at random.',
+                               lower_bound=2)
+_CHECK_IMAGES = flags.DEFINE_integer('check_images', 128, 'With --data: number of images of the check.', lower_bound=1)
+_REDUCERS = flags.DEFINE_list('reducers', [*METHODS], 'With --data: reducers to choose among; NAME:IMPORTANCE sets the '
+                              'importance.')
+_MINUTES = flags.DEFINE_float('minutes', 5.0, 'With --data: time limit of the search, shared by the targets. Measuring '
+                              'costs and checking the plans come on top.', lower_bound=0.01)
+_SEED = flags.DEFINE_integer('seed', 0, 'With --data: seed of the draw of images.', lower_bound=0)
+_REPORT = flags.DEFINE_string('report', None, 'With --data: HTML file to write, with curves and pictures.')
 _DEVICE = flags.DEFINE_string('device', THIS_DEVICE, f'Device to plan for: {", ".join(DEVICES)}.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Batch size.', lower_bound=1)
 _DTYPE = flags.DEFINE_enum('dtype', None, [*machine.DTYPES], 'Dtype of the computation. Defaults to the dtype of the '
@@ -60,12 +85,41 @@ _SECONDS = flags.DEFINE_float('seconds', 30.0, 'Approximate time to measure the 
 
 def main() -> None:
     """Searches the plan; prints and writes it, with its predicted and measured speed."""
-    if not _MODEL.value or not _TARGET.value:
+    if not _MODEL.value or not _TARGETS.value:
         raise ValueError('give both --model NAME and --target SPEED, as in: python -m evit_jax.plan --model=deit_s '
                          '--target=2x')
-    target = search.parse_target(_TARGET.value)
-    if _DEVICE.value == THIS_DEVICE:
+    targets = [search.parse_target(text) for text in _TARGETS.value]
+    get_by_name('device', _DEVICE.value, DEVICES)
+    if _DEVICE.value == THIS_DEVICE or _DATA.value:
         backend.start()
+    if _DATA.value:
+        _search_on_images(targets)
+    elif len(targets) > 1:
+        raise ValueError(f'--target={",".join(_TARGETS.value)} are {len(targets)} targets: give one, or images in '
+                         '--data')
+    else:
+        _search_by_counts(targets[0])
+
+
+def _search_on_images(targets: list[Target]) -> None:
+    """Searches plans by their effect on the outputs for the images of --data."""
+    settings = Settings(
+        tuple(targets), tuple(_REDUCERS.value), _MINUTES.value, _BATCH.value, _DEVICE.value, _COSTS.value,
+        _MEASURE.value, _SECONDS.value, _ROUNDS.value)
+    files = image_search.Files(find_images(_DATA.value), find_images(_CHECK_DATA.value), _IMAGES.value,
+                               _CHECK_IMAGES.value, _SEED.value)
+    outputs = image_search.OutputFiles.of(_OUT.value, _REPORT.value, targets)
+    if _MODEL.value in models.CONFIGS and not storage.as_path(_MODEL.value).exists():
+        raise ValueError(f'--model={_MODEL.value} has no weights, and --data searches by the outputs of a trained model'
+                         ': give a run, a file or folder of weights, or hf-hub:ORG/NAME')
+    model = open_model(_MODEL.value)
+    model = model._replace(image_size=_IMAGE_SIZE.value or model.image_size, dtype=_DTYPE.value or model.dtype)
+    model.config.patches(model.image_size)  # raises an error if the size is not a multiple of the patch size
+    print(image_search.summary(model, image_search.run(model, files, settings, outputs)), flush=True)
+
+
+def _search_by_counts(target: Target) -> None:
+    """Searches the plan that keeps the most tokens."""
     request = _request()
     report.check_writable('--out', _OUT.value)
     blocks = cli.numbers('blocks', _BLOCKS.value, int) or _trained_blocks(request) or range(
@@ -73,7 +127,7 @@ def main() -> None:
     dense = make_plan(request.patches, request.config.depth, reduce_at=blocks)  # a block out of range is an error
     table = cost_table.load_or_measure(
         request, lambda request: cost_measurement.measure_costs(request, _SECONDS.value, _ROUNDS.value), _COSTS.value)
-    costs = table.costs(request.max_tokens, request.config.num_prefix_tokens)
+    costs = table.costs(request.max_tokens, request.config.num_prefix_tokens, request.reducers[0])
     plan = _find_plan(target, request, costs, dense, blocks)
     plans = {'dense': dense, 'constant rate': _constant_rate(request, plan, dense), 'plan': plan}
     rows = {name: _predicted(request, costs, each, dense) for name, each in plans.items()}
@@ -95,14 +149,13 @@ def _request() -> CostRequest:
     Raises:
       ValueError: a flag has a bad value, or the search cannot plan for the reducer of the run.
     """
-    get_by_name('device', _DEVICE.value, DEVICES)
     model = find_model('--model', _MODEL.value)
     image_size = _IMAGE_SIZE.value or model.image_size
     model.config.patches(image_size)  # raises an error if the size is not a multiple of the patch size
     _check_reducer(model)
     fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.can_fuse
     return CostRequest(model.name, image_size, _BATCH.value, _DTYPE.value or model.dtype, _DEVICE.value, fuse,
-                       model if model.run else None)
+                       model if model.run else None, (model.budget.reducer.name,))
 
 
 def _check_reducer(model: BenchmarkModel) -> None:
@@ -112,12 +165,9 @@ def _check_reducer(model: BenchmarkModel) -> None:
         raise ValueError(f'--model={model.run} reduces by {reducer}, whose learned modules were trained at the blocks '
                          f'{model.blocks}, and the search chooses among blocks: measure keep rates instead, by '
                          f'python -m evit_jax.benchmark model --models={model.run}')
-    if reducer.merges:
-        if _LEAST_RATE.value < 0.5 and reducer.min_kept(100) > 1:
-            raise ValueError(f'--least_rate={_LEAST_RATE.value:g}: {model.run} reduces by {reducer}, which keeps at '
-                             'least half of the tokens: give 0.5 or more')
-        logging.warning('%s reduces by %s, and the search assumes the cost of a reduction of EViT: compare the '
-                        'predicted speed with the measured one', model.run, reducer)
+    if reducer.merges and _LEAST_RATE.value < 0.5 and reducer.min_kept(100) > 1:
+        raise ValueError(f'--least_rate={_LEAST_RATE.value:g}: {model.run} reduces by {reducer}, which keeps at '
+                         'least half of the tokens: give 0.5 or more')
 
 
 def _trained_blocks(request: CostRequest) -> tuple[int, ...]:

@@ -148,27 +148,29 @@ class PlanSearch:
         while True:
             self._model.set_base(self._best.plan)
             best = self._best
-            for candidate in self._neighbours(best, budget):
+            for candidate in self._neighbours(budget):
                 if self._is_better(candidate, standard_errors=_SIGNIFICANT, text='blocks'):
                     self._model.set_base(candidate.plan)
             if self._best == best:
                 return True
 
-    def _neighbours(self, start: Candidate, budget: float) -> Iterator[Candidate]:
-        """Yields the candidates that differ from the best one by one move; the best one changes meanwhile."""
-        quantum, depth = self._quantum, len(start.removed)
-        moves = [(i, j) for distance in (1, 3) for i in range(depth) for j in (i - distance, i + distance)
-                 if 0 <= j < depth]
-        for source, target in moves:
-            removed = list(self._best.removed)
+    def _neighbours(self, budget: float) -> Iterator[Candidate]:
+        """Yields the candidates within the budget that differ from the best one by one move.
+
+        The best one may change meanwhile. A move removes fewer tokens at one block, and as many more at another as the
+        budget needs.
+        """
+        quantum, depth = self._quantum, self._config.depth
+        for distance, source, sign in itertools.product((1, 3), range(depth), (-1, 1)):
+            target, removed = source + sign * distance, list(self._best.removed)
             removed[source] -= quantum
-            for _ in range(4):  # tokens that leave later cost more: more of them must leave
-                removed[target] += quantum
+            for _ in range(5 if 0 <= target < depth else 1):
                 candidate = self._candidate(self._best.plan.reducer, removed, self._best.dropped)
-                if candidate is None or self._cost(candidate.plan) <= budget:
+                if candidate is not None and self._cost(candidate.plan) <= budget:
+                    yield candidate
                     break
-            if candidate is not None and self._cost(candidate.plan) <= budget:
-                yield candidate
+                if 0 <= target < depth:
+                    removed[target] += quantum
         if self._best.plan.reducer.can_drop:
             for block, sign in itertools.product(range(depth), (1, -1)):
                 dropped = list(self._best.dropped)
@@ -231,13 +233,13 @@ class PlanSearch:
 
     def _removed(self, shape, most, reducer):
         """Returns the number of tokens that each block removes, in whole quanta; the first block removes `most`."""
-        depth, n, removed = self._config.depth, self._patches, []
+        depth, n, total, removed = self._config.depth, self._patches, 0.0, []
         for block in range(depth):
-            count = most * (1 - block / depth)**shape.power * (shape.early if block < depth / 4 else 1)
+            total += most * (1 - block / depth)**shape.power * (shape.early if block < depth / 4 else 1)
             least = max(reducer.min_kept(n), self._patches // _LEAST)
-            count = max(min(round(count / self._quantum) * self._quantum, n - least), 0)
-            removed.append(count)
-            n -= count
+            count = round(total / self._quantum) * self._quantum - (self._patches - n)  # rounds sums
+            removed.append(max(min(count, n - least), 0))
+            n -= removed[-1]
         return removed
 
     def _candidate(self, reducer, removed, dropped) -> Candidate | None:

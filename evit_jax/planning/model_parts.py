@@ -112,8 +112,10 @@ def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, reducer: s
         before = reducer.prepare(_as_tokens(x, config))
         size = None if before.size is None else jnp.pad(before.size, ((0, 0), (prefix, 0)), constant_values=1)
         attention = AttentionOutput(x, class_attention, qkv, size, config.heads)
-        inputs = ReducerInputs(attention, rng=None, fuse=fuse and reducer.can_fuse, block=0, depth=config.depth,
-                               tokens=before, importance=reducer.importance, has_class_token=config.class_token)
+        rng = jax.random.split(jax.random.key(0), batch)
+        inputs = ReducerInputs(attention, rng=rng, fuse=fuse and reducer.can_fuse, block=0, depth=config.depth,
+                               tokens=before, importance=reducer.importance, has_class_token=config.class_token,
+                               grid=config.grid())
         return reducer.reduce(before, inputs, keep).x
 
     def run(params, *inputs):

@@ -25,7 +25,7 @@ def merge_into(tokens: Tokens, kept: Array, merged: Array, target: Array, *, kee
     """
     keep, size, x = kept.shape[1], tokens.sizes, tokens.patches.astype(jnp.float32)
     if keep_norm:  # the last column becomes the mean norm
-        x = jnp.concatenate([x, jnp.linalg.norm(x, axis=-1, keepdims=True)], axis=-1)
+        x = jnp.concatenate([x, _norm(x)], axis=-1)
     # Use a product: a scatter is slow on devices with matrix units. The row of a dropped token is 0.
     weight = jax.nn.one_hot(target, keep, dtype=jnp.float32) * _rows(size, merged)[..., None]
     added = jnp.einsum('brk,brd->bkd', weight, _rows(x, merged), precision='highest')
@@ -34,7 +34,7 @@ def merge_into(tokens: Tokens, kept: Array, merged: Array, target: Array, *, kee
     mean = total / sizes[..., None]
     if keep_norm:
         mean, norm = mean[..., :-1], mean[..., -1:]
-        mean = mean * norm / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+        mean = mean * norm / _norm(mean)
 
     def new_index(kept, merged, target):
         return jnp.empty(size.shape[1], jnp.int32).at[kept].set(jnp.arange(keep)).at[merged].set(target)
@@ -147,6 +147,11 @@ def _add_merged(x_a, x_b, size_a, size_b, merged, target):
     # Use a product: a scatter is slow on devices with matrix units.
     arrived = jnp.einsum('brn,brd->bnd', weight, _rows(x_a, merged).astype(jnp.float32), precision='highest')
     return size_b[..., None] * x_b + arrived, size_b + weight.sum(1)
+
+
+def _norm(x):
+    """Returns the L2 norm of the last axis, kept with length 1. The gradient at 0 is finite."""
+    return jnp.sqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
 
 
 def _rows(array, index):
