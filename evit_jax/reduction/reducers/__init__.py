@@ -6,6 +6,8 @@ from evit_jax.reduction.reducers.dynamicvit import DYNAMICVIT
 from evit_jax.reduction.reducers.evit import EVIT
 from evit_jax.reduction.reducers.heuristic import HEURISTIC
 from evit_jax.reduction.reducers.pitome import PITOME
+from evit_jax.reduction.reducers.tofu import TOFU
 from evit_jax.reduction.reducers.tome import TOME
 
-__all__ = ['DPCKNN', 'DYNAMICVIT', 'EVIT', 'HEURISTIC', 'KMEDOIDS', 'LEAST', 'PITOME', 'POOL', 'RANDOM', 'TOME']
+__all__ = ['DPCKNN', 'DYNAMICVIT', 'EVIT', 'HEURISTIC', 'KMEDOIDS', 'LEAST', 'PITOME', 'POOL', 'RANDOM',
+           'TOFU', 'TOME']
