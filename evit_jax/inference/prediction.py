@@ -57,7 +57,8 @@ def predictions(outputs: Mapping[str, Any], images: Sequence[np.ndarray], plan: 
             tuple(array[row] for array in outputs[name]) for name in OUTPUTS)
         if plan.reducer.merges:
             token_entering = (np.arange(plan.patches), *token_of_patch)
-            attention = tuple(values[index] for values, index in zip(attention, token_entering))
+            attention = tuple(np.where(index < 0, np.float32(np.nan), values[index])
+                              for values, index in zip(attention, token_entering))
         else:
             attention = tuple(_by_patch(*pair, plan.patches) for pair in zip(entering, attention))
             token_of_patch = ()

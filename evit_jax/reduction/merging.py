@@ -12,12 +12,12 @@ from evit_jax.reduction.tokens import Tokens, remap
 
 
 def merge_into(tokens: Tokens, kept: Array, merged: Array, target: Array, *, keep_norm: bool = False) -> Tokens:
-    """Merges tokens into kept tokens. Each becomes the mean over all patches in it.
+    """Merges tokens into kept tokens. Each becomes the mean over all patches in it. The other tokens are dropped.
 
     Args:
       kept: [B, K] int32, indices of the kept tokens.
-      merged: [B, N - K] int32, indices of the other tokens.
-      target: [B, N - K] int32, index in `kept` of the token that each of them is merged into; -1: it is dropped.
+      merged: [B, M] int32, indices of the merged tokens.
+      target: [B, M] int32, index in `kept` of the token that each of them is merged into; -1: it is dropped.
       keep_norm: scale each mean to the mean norm of its patches. A mean of different vectors is shorter than they are.
 
     Returns:
@@ -37,7 +37,7 @@ def merge_into(tokens: Tokens, kept: Array, merged: Array, target: Array, *, kee
         mean = mean * norm / _norm(mean)
 
     def new_index(kept, merged, target):
-        return jnp.empty(size.shape[1], jnp.int32).at[kept].set(jnp.arange(keep)).at[merged].set(target)
+        return jnp.full(size.shape[1], -1).at[kept].set(jnp.arange(keep)).at[merged].set(target)
 
     return tokens.replace(
         x=jnp.concatenate([tokens.prefix, mean.astype(tokens.x.dtype)], axis=1),
@@ -81,35 +81,29 @@ def merge_matched(tokens: Tokens, keys: Array, keep: int) -> Tokens:
 
     Source: ToMe, arXiv 2210.09461, section 3; facebookresearch/ToMe, `bipartite_soft_matching`.
     """
+    if keep == keys.shape[1]:
+        return tokens
+    return merge_into(tokens, *match_pairs(keys, keep, tokens.num_prefix_tokens))
+
+
+def match_pairs(keys: Array, keep: int, num_prefix_tokens: int) -> tuple[Array, Array, Array]:
+    """Returns the arguments `kept`, `merged` and `target` of `merge_into` for the pairs of `merge_matched`.
+
+    Raises:
+      ValueError: `keep` is not in [N - N // 2, N].
+    """
     n = keys.shape[1]
     if not n - n // 2 <= keep <= n:
         raise ValueError(f'r={n - keep} of {n} tokens cannot be merged: r is at most {n // 2}, half of them, as each '
                          'goes into one of the other half')
-    if keep == n:
-        return tokens
-    first, r = tokens.num_prefix_tokens % 2, n - keep  # index of the first patch token in A
+    first, r = num_prefix_tokens % 2, n - keep  # index of the first patch token in A
     keys = keys * jax.lax.rsqrt(jnp.maximum(jnp.square(keys).sum(-1, keepdims=True), 1e-24))
     similarity = jnp.einsum('bid,bjd->bij', keys[:, first::2], keys[:, 1 - first::2], precision='highest')  # [B, A, B]
-    target = similarity.argmax(-1).astype(jnp.int32)  # [B, A]
     order = jnp.argsort(similarity.max(-1), axis=1, descending=True)
     merged, unmerged = order[:, :r], jnp.sort(order[:, r:], axis=1)
-
-    size, x = tokens.sizes, tokens.patches
-    total, sizes = _add_merged(x[:, first::2], x[:, 1 - first::2], size[:, first::2], size[:, 1 - first::2], merged,
-                               jnp.take_along_axis(target, merged, axis=1))
-    x = jnp.concatenate([tokens.prefix, _rows(x[:, first::2], unmerged), (total / sizes[..., None]).astype(x.dtype)],
-                        axis=1)
-    is_unmerged = jax.vmap(lambda index: jnp.ones(target.shape[1], jnp.int32).at[index].set(0))(merged)
-    new_index = jnp.empty(keys.shape[:2], jnp.int32)
-    new_index = new_index.at[:, first::2].set(
-        jnp.where(is_unmerged, is_unmerged.cumsum(1) - 1, target + unmerged.shape[1]))
-    new_index = new_index.at[:, 1 - first::2].set(
-        unmerged.shape[1] + jnp.arange(similarity.shape[2], dtype=jnp.int32))
-    ids = tokens.patch_ids
-    return tokens.replace(
-        x=x, patch_ids=jnp.concatenate([_rows(ids[:, first::2], unmerged), ids[:, 1 - first::2]], axis=1),
-        token_of_patch=remap(tokens.token_of_patch, new_index), scores=None,
-        size=None if tokens.size is None else jnp.concatenate([_rows(size[:, first::2], unmerged), sizes], axis=1))
+    b = jnp.broadcast_to(jnp.arange(1 - first, n, 2), similarity[:, 0].shape)
+    target = _rows(similarity.argmax(-1), merged) + unmerged.shape[1]
+    return jnp.concatenate([first + 2 * unmerged, b], axis=1), first + 2 * merged, target
 
 
 def merge_runs(tokens: Tokens, keep: int) -> Tokens:
@@ -125,28 +119,9 @@ def merge_runs(tokens: Tokens, keep: int) -> Tokens:
     if not 1 <= keep <= n:
         raise ValueError(f'keep={keep} is outside [1, {n}]')
     run = np.arange(n) * keep // n
-    first = np.searchsorted(run, np.arange(keep))
-    index = first[:, None] + np.arange(np.bincount(run).max())  # [keep, longest run]
-    inside = (run[np.minimum(index, n - 1)] == np.arange(keep)[:, None]) & (index < n)
-    members = np.minimum(index, n - 1)
-    weight = tokens.sizes[:, members] * inside  # [B, keep, longest run]
-    sizes = weight.sum(-1)
-    x = tokens.patches
-    total = jnp.einsum('bkm,bkmd->bkd', weight, x[:, members], preferred_element_type=jnp.float32)
-    return tokens.replace(
-        x=jnp.concatenate([tokens.prefix, (total / sizes[..., None]).astype(x.dtype)], axis=1),
-        patch_ids=tokens.patch_ids[:, first], scores=None, size=None if tokens.size is None else sizes,
-        token_of_patch=remap(tokens.token_of_patch,
-                             jnp.broadcast_to(jnp.asarray(run, jnp.int32), tokens.patch_ids.shape)))
-
-
-def _add_merged(x_a, x_b, size_a, size_b, merged, target):
-    """Adds the merged tokens of A to their targets in B. Returns size-weighted sums [B, N, D] float32, and sizes."""
-    arrives = jax.nn.one_hot(target, size_b.shape[1], dtype=jnp.float32)  # [B, r, N]
-    weight = arrives * jnp.take_along_axis(size_a, merged, axis=1)[..., None]
-    # Use a product: a scatter is slow on devices with matrix units.
-    arrived = jnp.einsum('brn,brd->bnd', weight, _rows(x_a, merged).astype(jnp.float32), precision='highest')
-    return size_b[..., None] * x_b + arrived, size_b + weight.sum(1)
+    group, first = (jnp.broadcast_to(jnp.asarray(row, jnp.int32), (tokens.x.shape[0], len(row)))
+                    for row in (run, np.searchsorted(run, np.arange(keep))))
+    return merge_groups(tokens, group, first)
 
 
 def _norm(x):

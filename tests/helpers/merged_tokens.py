@@ -26,6 +26,17 @@ def make_inputs(tokens, *, block=0, depth=12, seed=1):
     return types.SimpleNamespace(mean_keys=keys, importance=importance, block=block, depth=depth)
 
 
+def match_in_a_loop(keys, keep, num_prefix_tokens):
+    """Returns the groups of tokens of one image that are merged, destination first, in the order of the output."""
+    n, unit = len(keys), keys / np.linalg.norm(keys, axis=1, keepdims=True)
+    a = [token for token in range(n) if (token + num_prefix_tokens) % 2 == 0]
+    b = [token for token in range(n) if (token + num_prefix_tokens) % 2]
+    best = {token: max(b, key=lambda other, token=token: unit[token] @ unit[other]) for token in a}
+    merged = sorted(a, key=lambda token: -unit[token] @ unit[best[token]])[:n - keep]
+    return [[token] for token in a if token not in merged] + [
+        [token, *(source for source in merged if best[source] == token)] for token in b]
+
+
 def mean_of_group(x, size):
     """Returns the mean of tokens [n, D], weighted by their sizes [n]."""
     return (size[:, None] * x).sum(0) / size.sum()

@@ -124,6 +124,13 @@ def test_predict_attention_is_nan_for_patches_dropped_before(model, paths):
     assert model.with_plan(keep_rate=1.0).predict(paths[:1])[0].kept == ()
 
 
+def test_predict_attention_is_nan_for_patches_dropped_by_a_merging_reducer(model, paths):
+    prediction, = model.with_reducer('tofu').with_plan(r=4).predict(paths[:1])
+    dropped = prediction.token_of_patch[0] < 0  # tofu drops tokens in its first blocks
+    assert dropped.sum() == 4
+    np.testing.assert_array_equal(np.isnan(prediction.attention[1]), dropped)
+
+
 def test_predict_patch_is_either_kept_or_in_a_fused_token(model, paths):
     prediction, = model.with_plan(plan=make_plan(16, 2, rate=0.5, reduce_at=(0, 1))).predict(paths[:1])
     for kept, attention, fused_weights in zip(prediction.kept, prediction.attention, prediction.fused_weights):

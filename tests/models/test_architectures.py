@@ -62,9 +62,10 @@ def dense_logits(family):
 
 def reduced_plan(config, name):
     patches = config.patches(config.image_size)
-    if name in ('tome', 'pool'):
-        return merge_plan(patches, config.depth, r=4, reducer=get_reducer(name))
-    return make_plan(patches, config.depth, rate=0.6, reduce_at=(1, 2), reducer=get_reducer(name))
+    reducer = get_reducer(name)
+    if reducer.merges:
+        return merge_plan(patches, config.depth, r=4, reducer=reducer)
+    return make_plan(patches, config.depth, rate=0.6, reduce_at=(1, 2), reducer=reducer)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -75,7 +76,8 @@ def test_config_of_a_family_counts_the_parameters_of_its_model(family):
 
 @pytest.mark.parametrize('family, reducer', [
     *itertools.product(FAMILIES, ('evit', 'tome')),
-    *itertools.product(('siglip', 'dinov3'), ('evit:mean', 'evit:shift', 'random', 'pool'))])
+    *itertools.product(('siglip', 'dinov3'), ('evit:mean', 'evit:shift', 'random', 'pool', 'pitome', 'tofu', 'dpcknn',
+                                              'kmedoids', 'heuristic'))])
 def test_model_of_a_family_runs_under_a_reducer(family, reducer):
     config, apply, params = build(family)
     plan = reduced_plan(config, reducer)

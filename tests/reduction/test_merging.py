@@ -14,7 +14,7 @@ from evit_jax.reduction.plan import make_plan, merge_plan
 from evit_jax.reduction.reducer import FunctionReducer
 from evit_jax.reduction.reducers import POOL, TOME
 from tests.helpers import golden
-from tests.helpers.merged_tokens import assert_merges_groups, make_tokens
+from tests.helpers.merged_tokens import assert_merges_groups, make_tokens, match_in_a_loop
 
 CASES = golden.cases('tome.json')
 UNWEIGHTED = FunctionReducer(TOME.reduce, name='tome without sizes', every_block=True, min_kept=TOME.min_kept)
@@ -28,17 +28,6 @@ def random_groups(batch, n, keep):
     group = np.random.default_rng(4).permutation(np.arange(n) % keep).astype(np.int32)
     centres = np.asarray([np.flatnonzero(group == index)[-1] for index in range(keep)], np.int32)
     return tuple(jnp.broadcast_to(jnp.asarray(array), (batch, len(array))) for array in (group, centres))
-
-
-def match_in_a_loop(keys, keep, num_prefix_tokens):
-    """Returns the groups of tokens of one image that are merged, destination first, in the order of the output."""
-    n, unit = len(keys), keys / np.linalg.norm(keys, axis=1, keepdims=True)
-    a = [token for token in range(n) if (token + num_prefix_tokens) % 2 == 0]
-    b = [token for token in range(n) if (token + num_prefix_tokens) % 2]
-    best = {token: max(b, key=lambda other, token=token: unit[token] @ unit[other]) for token in a}
-    merged = sorted(a, key=lambda token: -unit[token] @ unit[best[token]])[:n - keep]
-    return [[token] for token in a if token not in merged] + [
-        [token, *(source for source in merged if best[source] == token)] for token in b]
 
 
 @pytest.mark.parametrize('name', CASES)

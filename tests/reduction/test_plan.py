@@ -7,7 +7,8 @@ import pytest
 from evit_jax.models import get_config
 from evit_jax.reduction.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.reduction.reducer import FunctionReducer
-from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, LEAST, POOL, RANDOM, TOME
+from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, POOL, TOME
+from evit_jax.reduction.registry import get_reducer, list_reducers
 
 
 @pytest.mark.parametrize('rate, fuse, counts', [
@@ -118,7 +119,7 @@ def test_make_plan_with_tome_and_less_than_half_raises(arguments):
     assert make_plan(196, 12, reducer=POOL, **arguments).reductions == (3, 6, 9)
 
 
-@pytest.mark.parametrize('reducer', [EVIT, RANDOM, LEAST, POOL, TOME, DYNAMICVIT], ids=str)
+@pytest.mark.parametrize('reducer', map(get_reducer, list_reducers()), ids=str)
 @pytest.mark.parametrize('name, at', [('deit_s', (3, 6, 9)), ('vit_digits', (0, 2, 4))])
 @pytest.mark.parametrize('decreasing', [False, True])
 def test_plan_of_macs_finds_a_plan_within_one_percent(name, at, reducer, decreasing):

@@ -7,8 +7,9 @@ from evit_jax.reduction.reducers.evit import EVIT
 from evit_jax.reduction.reducers.heuristic import HEURISTIC
 from evit_jax.reduction.reducers.pitome import PITOME
 from evit_jax.reduction.reducers.prune_merge import PRUNE_MERGE
+from evit_jax.reduction.reducers.tofu import TOFU
 from evit_jax.reduction.reducers.tome import TOME
 from evit_jax.reduction.reducers.ward import WARD
 
 __all__ = ['DPCKNN', 'DYNAMICVIT', 'EVIT', 'HEURISTIC', 'KMEDOIDS', 'LEAST', 'PITOME', 'POOL', 'PRUNE_MERGE', 'RANDOM',
-           'TOME', 'WARD']
+           'TOFU', 'TOME', 'WARD']
