@@ -77,6 +77,8 @@ KEYS = {
     'keep.rates': Key((), 'keep rate of each block in model.reduce_at; replaces keep.rate', '(0, 1]'),
     'keep.tokens': Key((), 'number of tokens that each block in model.reduce_at keeps; replaces the keep rates',
                        '[1, inf]'),
+    'keep.drop': Key((), 'prune_merge: number of tokens that each block in model.reduce_at drops before it merges '
+                     'others; needs keep.tokens', '[0, inf]'),
     'keep.macs': Key(0.0, "fraction of the dense model's MACs; replaces keep rates, keep.tokens and reducer.r; 0: not "
                      'used', '[0, 1]'),
     'keep.start_epoch': Key(0, 'the keep rate is 1 until this epoch', '[0, inf]'),

@@ -226,7 +226,7 @@ def _settings_of(model: LoadedModel) -> dict[str, Any]:
     """Returns the config keys for the token budget, preprocessing and name of a model."""
     settings = model.metadata()['config']
     part = {'model': ('name', 'image_size', 'image_width', 'reduce_at', 'fuse'), 'reducer': ('name', 'r', 'decreasing'),
-            'keep': ('rate', 'rates', 'tokens', 'macs'), 'data': ('mean', 'std', 'eval_crop')}
+            'keep': ('rate', 'rates', 'tokens', 'drop', 'macs'), 'data': ('mean', 'std', 'eval_crop')}
     return {f'{group}.{key}': settings[group][key] for group, keys in part.items() for key in keys}
 
 

@@ -65,7 +65,8 @@ _GATHER_IMPLS = flags.DEFINE_list('gather_impls', ['best'], 'Implementations of 
 _R = flags.DEFINE_list('r', [], 'Numbers of tokens to merge in every block, in addition to the rates; only for '
                        'reducers that merge.')
 _PLANS = flags.DEFINE_multi_string('plan', [], 'Plan file of python -m evit_jax.plan, measured in addition to the '
-                                   'rates; may be repeated.')
+                                   'rates; may be repeated. A plan that names a reducer is measured with it, others '
+                                   'with each of --reducers.')
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Number of rounds; each round times every combination.', lower_bound=1)
 _TRAIN = flags.DEFINE_bool('train', False, 'Also measure the training step of --config, with the model, rate and other '
                            'settings of each combination.')
@@ -191,8 +192,8 @@ def _training_config(workload):
         config.model.update(name=workload.model, dtype=workload.dtype, gather_impl=workload.gather_impl,
                             reduce_at=workload.reduce_at, fuse=workload.fused)
         config.reducer.update(name=workload.reducer.name, r=workload.r, decreasing=False)
-        config.keep.update(rate=workload.rate, rates=(), tokens=workload.tokens, macs=0.0, start_epoch=0,
-                           shrink_epochs=0)
+        config.keep.update(rate=workload.rate, rates=(), tokens=workload.tokens, drop=workload.drop, macs=0.0,
+                           start_epoch=0, shrink_epochs=0)
         config.batch_size = jax.device_count()  # passes the check for all devices; a workload runs on one
         checks.check(flat(config))
         config.batch_size = workload.batch_size

@@ -129,7 +129,7 @@ def _row(case: BenchmarkCase, by_case: dict[tuple[Workload, str], Times], memori
         'model': workload.model, 'run': workload.run or None, 'reducer': str(workload.reducer),
         'rate': None if workload.r or workload.tokens else workload.rate, 'r': workload.r, 'fused': workload.fused,
         'gather_impl': workload.gather_impl or None, 'plan': str(plan), 'reduce_at': list(plan.reductions),
-        'tokens': [plan.keep[block] for block in plan.reductions], 'image_size': workload.image_size,
+        'tokens': list(plan.tokens), 'drop': list(plan.dropped), 'image_size': workload.image_size,
         'batch_size': workload.batch_size, 'dtype': workload.dtype, 'parameters': case.parameters,
         'macs': workload.macs, 'executed_macs': executed, 'compile_seconds': case.compile_seconds,
         'memory_bytes': memory.bytes, 'memory_from': memory.source,

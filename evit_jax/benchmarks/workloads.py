@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from evit_jax import models
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel, find_model
+from evit_jax.checkpoints.model_digest import digest_of_architecture
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction import registry
 from evit_jax.reduction.budget import TokenBudget
@@ -30,6 +31,7 @@ class Workload(NamedTuple):
     reducer: Reducer = EVIT
     r: int = 0           # number of tokens merged in every block; overrides the rate unless 0
     tokens: tuple[int, ...] = ()  # number of tokens kept at each reduction; overrides the rate unless empty
+    drop: tuple[int, ...] = ()    # number of tokens dropped at each reduction before others merge; needs `tokens`
     gather_impl: str = ''         # implementation of the gather in reductions; '' selects the platform's best
     run: str = ''                 # folder of the run that the model belongs to; '' for a named model
     run_config: ViTConfig | None = None  # config of the run's model
@@ -46,7 +48,7 @@ class Workload(NamedTuple):
     @property
     def plan(self) -> TokenPlan:
         config, rates = self.config, (self.rate,) * len(self.reduce_at)
-        budget = TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.r)
+        budget = TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.drop, self.r)
         return budget.plans(config.patches(self.image_size), config.depth, config.macs)(1.0)
 
     @property
@@ -62,11 +64,13 @@ class Workload(NamedTuple):
     @property
     def dense(self) -> 'Workload':
         """The same workload without token reduction."""
-        return self._replace(rate=1.0, fused=False, reducer=EVIT, reduce_at=(), r=0, tokens=(), gather_impl='')
+        return self._replace(rate=1.0, fused=False, reducer=EVIT, reduce_at=(), r=0, tokens=(), drop=(),
+                             gather_impl='')
 
     def __str__(self) -> str:
         action = 'merged' if self.reducer.merges else 'fused' if self.fused else 'not fused'
         amount = f'{"-".join(map(str, self.tokens))} at {self.reduce_at}' if self.tokens else f'{self.rate:g}'
+        amount += f', dropping {"-".join(map(str, self.drop))},' if self.drop else ''
         reduction = f'{f"r={self.r}" if self.r else amount} {action}' if self.plan.reductions else 'dense'
         reduction += '' if self.reducer == EVIT else f', {self.reducer}'
         reduction += f' by {self.gather_impl}' if self.gather_impl else ''
@@ -91,7 +95,7 @@ class WorkloadLists(NamedTuple):
     train: bool = False                     # True to also measure the training step of each workload
     reducers: Sequence[str | Reducer] | None = None  # a reducer that cannot fuse is measured without fusion
     r: Sequence[int] = ()                   # numbers of tokens to merge in every block, in addition to the rates
-    plans: Sequence[PlanFile] = ()          # plans to measure with every reducer, in addition to the rates
+    plans: Sequence[PlanFile] = ()          # plans to measure in addition to the rates; see `_reductions_of_plans`
     gather_impls: Sequence[str] = ('',)     # gathers of reducers that keep tokens by rank; '' is the platform's best
 
 
@@ -121,19 +125,16 @@ def combine(lists: WorkloadLists) -> list[Workload]:
     requested = None if lists.reducers is None else [registry.get_reducer(name) for name in lists.reducers]
     selected = [find_model('--models', name) for name in lists.names]
     _check_merging(lists.r, [reducer for model in selected for reducer in requested or [model.budget.reducer]])
-    unmatched = [plan for plan in lists.plans if plan.model not in {model.name for model in selected}]
+    unmatched = [plan for plan in lists.plans if not any(_is_for(plan, model) for model in selected)]
     workloads = {}
     for model in selected:
         sizes = lists.image_sizes or [model.image_size]
-        plans = [plan for plan in lists.plans if plan.model == model.name] + unmatched  # `check` refuses the unmatched
-        for plan, size in itertools.product(plans, sizes):
-            plan.check(model.name, model.config.patches(size), model.config.depth)
+        plans = [plan for plan in lists.plans if _is_for(plan, model)] + unmatched  # refused by `_reductions_of_plans`
         own_reducers = requested or [model.budget.reducer]
         by_rate = _reductions(model, lists, own_reducers)
-        by_plan = [_reduction(reducer, plan.fuse, plan.reduce_at, tokens=plan.tokens)
-                   for plan, reducer in itertools.product(plans, own_reducers)]
+        by_plan = [(_reductions_of_plans(plans, model, size, own_reducers), [size]) for size in sizes]
         trained_size = [model.image_size] if model.run and model.image_size in sizes else []
-        for reductions, at_sizes in (by_rate, sizes), ([_trained_reduction(model)], trained_size), (by_plan, sizes):
+        for reductions, at_sizes in (by_rate, sizes), ([_trained_reduction(model)], trained_size), *by_plan:
             for step, size, batch, dtype in itertools.product((False, True)[:1 + lists.train], at_sizes,
                                                               lists.batch_sizes, lists.dtypes or [model.dtype]):
                 workload = Workload(model.name, 1.0, False, size, batch, dtype, (), step, run=model.run,
@@ -161,6 +162,23 @@ def _reductions(model: BenchmarkModel, lists: WorkloadLists, own_reducers: Seque
             for (rate, r, reducer), fused in itertools.product(amounts, fuse)]
 
 
+def _is_for(plan: PlanFile, model: BenchmarkModel) -> bool:
+    return plan.is_for(model.name, digest_of_architecture(model.config))
+
+
+def _reductions_of_plans(plans: Sequence[PlanFile], model: BenchmarkModel, image_size: int,
+                         own_reducers: Sequence[Reducer]) -> list[dict[str, Any]]:
+    """Returns the workload fields for plan files: with the reducer of the file, or else with each of the reducers.
+
+    Raises:
+      ValueError: a plan is for another model.
+    """
+    fitted = [plan.for_model(model.name, model.config.patches(image_size), model.config.depth,
+                             digest_of_architecture(model.config)) for plan in plans]
+    return [_reduction(reducer, plan.fuse, plan.reduce_at, tokens=plan.tokens, drop=plan.drop) for plan in fitted
+            for reducer in ([registry.get_reducer(plan.reducer)] if plan.reducer else own_reducers)]
+
+
 def _trained_reduction(model: BenchmarkModel) -> dict[str, Any]:
     """Returns the workload fields for the plan of a run."""
     budget = model.budget
@@ -169,8 +187,7 @@ def _trained_reduction(model: BenchmarkModel) -> dict[str, Any]:
     if budget.r and not budget.macs and not budget.decreasing and budget.r == int(budget.r):
         return _reduction(budget.reducer, budget.fuse, model.blocks, r=int(budget.r))
     plan = model.plan()
-    return _reduction(budget.reducer, plan.fused, plan.reductions,
-                      tokens=tuple(plan.keep[block] for block in plan.reductions))
+    return _reduction(budget.reducer, plan.fused, plan.reductions, tokens=plan.tokens, drop=plan.dropped)
 
 
 def _reduction(reducer, fused, reduce_at, **amounts):

@@ -10,7 +10,7 @@ import numpy as np
 
 from evit_jax import models
 from evit_jax.checkpoints import model_config as model_configs
-from evit_jax.checkpoints import open_defaults, weights
+from evit_jax.checkpoints import model_digest, open_defaults, weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.configs.base import absent
@@ -25,7 +25,8 @@ from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
 CUSTOM = 'custom'  # name of every model that is not in `models.CONFIGS`
-_BUDGET_DEFAULTS = absent('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rates', 'keep.tokens', 'keep.macs')
+_BUDGET_DEFAULTS = absent('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rates', 'keep.tokens', 'keep.drop',
+                          'keep.macs')
 _DEFAULTS = weights.AS_DEIT | absent('model.dtype')
 
 
@@ -49,6 +50,7 @@ class LoadedModel(NamedTuple):
     budget: TokenBudget           # the budget used in training, unless replaced
     modules: Modules = NO_MODULES  # learned modules of the reducer used in training
     base_model: str = ''          # name of the pretrained model that the training started from; '' if unknown
+    reducer_is_explicit: bool = False  # True after `with_reducer`: a plan file must not name another reducer
 
     def check_has_classes(self) -> None:
         """Raises a ValueError if the model returns features instead of logits of classes."""
@@ -66,7 +68,7 @@ class LoadedModel(NamedTuple):
         if reducer is None:
             return self
         reducer = get_reducer(reducer)
-        return self._replace(budget=self.budget._replace(
+        return self._replace(reducer_is_explicit=True, budget=self.budget._replace(
             reducer=reducer, r=self.budget.r if reducer.merges else 0))
 
     def needs_modules(self) -> bool:
@@ -93,7 +95,7 @@ class LoadedModel(NamedTuple):
         Args: see `VisionModel.with_plan`.
 
         Raises:
-          ValueError: more than one argument is given, or the plan is for another model.
+          ValueError: more than one argument is given, or the plan is for another model or reducer.
         """
         requested = _requested(keep_rate, keep_rates, tokens, r, macs, plan)
         budget = self.budget
@@ -142,7 +144,7 @@ class LoadedModel(NamedTuple):
                 'model': {'name': self.name, 'dtype': self.dtype, 'reduce_at': budget.reduce_at, 'fuse': budget.fuse,
                           **models.image_size_keys(self.image_size)} | options,
                 'reducer': {'name': budget.reducer.name, 'r': budget.r, 'decreasing': budget.decreasing},
-                'keep': rates | {'tokens': budget.tokens, 'macs': budget.macs},
+                'keep': rates | {'tokens': budget.tokens, 'drop': budget.drop, 'macs': budget.macs},
                 'data': {'mean': self.mean, 'std': self.std, 'eval_crop': self.eval_crop or 0.0}}}
 
     def _budget_of(self, plan):
@@ -152,11 +154,15 @@ class LoadedModel(NamedTuple):
             if (plan.patches, len(plan.keep)) != (patches, depth):
                 raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks, the model has '
                                  f'{patches} patches and {depth} blocks')
-            kept = tuple(plan.keep[block] for block in plan.reductions)
-            return self.budget.at(1.0)._replace(reducer=plan.reducer, reduce_at=plan.reductions, fuse=plan.fused,
-                                                rates=(1.0,) * len(kept), tokens=kept)
+            return self.budget.at(1.0)._replace(
+                reducer=plan.reducer, reduce_at=plan.reductions, fuse=plan.fused, rates=(1.0,) * len(plan.reductions),
+                tokens=plan.tokens, drop=plan.dropped)
         plan = plan if isinstance(plan, PlanFile) else read_plan_file(plan)
-        plan.check(self.name, patches, depth)
+        plan = plan.for_model(self.name, patches, depth, model_digest.digest_of_architecture(self.config))
+        if self.reducer_is_explicit:
+            plan.check_reducer(self.budget.reducer)
+        if plan.weights:
+            plan.warn_of_other_weights(model_digest.digest_of_weights(self.params))
         return self.budget.apply_plan(plan)
 
 

@@ -17,7 +17,7 @@ from evit_jax.planning import model_parts
 from evit_jax.planning.cost_table import COUNTED_PARTS, DEVICES, CostRequest, CostTable
 from evit_jax.planning.model_parts import ModelPart
 from evit_jax.reduction.plan import TokenPlan
-from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.reducers import EVIT
 from evit_jax.runtime.names import get_by_name
 
 _REPEATS = 4      # repetitions of a small part in one call, to make the overhead of the call negligible
@@ -48,13 +48,12 @@ def time_plans(request: CostRequest, plans: Sequence[TokenPlan], seconds: float,
 
 
 def workload_of(request: CostRequest, plan: TokenPlan) -> Workload:
-    """Returns the workload of a plan."""
-    plan_file = PlanFile.of(plan, request.model, request.image_size)
-    workload = Workload(request.model, 1.0, plan_file.fuse, request.image_size, request.batch, request.dtype,
-                        plan_file.reduce_at, tokens=plan_file.tokens)
+    """Returns the workload of a plan. A plan of EViT stands for the reducer of the run."""
+    workload = Workload(request.model, 1.0, plan.fused, request.image_size, request.batch, request.dtype,
+                        plan.reductions, reducer=plan.reducer, tokens=plan.tokens, drop=plan.dropped)
     if request.run:
-        workload = workload._replace(run=request.run.run, run_config=request.run.config,
-                                     reducer=request.run.budget.reducer)
+        reducer = request.run.budget.reducer if plan.reducer == EVIT else plan.reducer
+        workload = workload._replace(run=request.run.run, run_config=request.run.config, reducer=reducer)
     return workload if plan.reductions else workload.dense
 
 

@@ -18,6 +18,7 @@ class TokenBudget(NamedTuple):
     fuse: bool                    # fuse dropped tokens if the reducer can
     rates: tuple[float, ...]      # keep rate of each block of `reduce_at`, in its order
     tokens: tuple[int, ...] = ()  # number of tokens kept at each block of `reduce_at`, in its order
+    drop: tuple[int, ...] = ()    # number of tokens dropped at each block before others merge; needs `tokens`
     r: float = 0                  # number of tokens merged in every block
     decreasing: bool = False      # see `merge_plan`
     macs: float = 0.0             # fraction of the dense model's multiply-accumulates
@@ -32,7 +33,7 @@ class TokenBudget(NamedTuple):
         reduce_at = tuple(flat['model.reduce_at'])
         return cls(get_reducer(flat['reducer.name']), reduce_at, flat['model.fuse'],
                    tuple(flat['keep.rates']) or (flat['keep.rate'],) * len(reduce_at), tuple(flat['keep.tokens']),
-                   flat['reducer.r'], flat['reducer.decreasing'], flat['keep.macs'])
+                   tuple(flat['keep.drop']), flat['reducer.r'], flat['reducer.decreasing'], flat['keep.macs'])
 
     @property
     def rate(self) -> float | None:
@@ -42,15 +43,19 @@ class TokenBudget(NamedTuple):
 
     def at(self, rate: float) -> 'TokenBudget':
         """Returns a budget with one keep rate for all reductions."""
-        return self._replace(rates=(rate,) * len(self.reduce_at), tokens=(), r=0, macs=0.0)
+        return self._replace(rates=(rate,) * len(self.reduce_at), tokens=(), drop=(), r=0, macs=0.0)
 
     def apply_plan(self, plan_file: PlanFile) -> 'TokenBudget':
-        """Returns the budget of a plan file, with the reducer of this budget."""
-        return self._replace(reduce_at=plan_file.reduce_at, fuse=plan_file.fuse, tokens=plan_file.tokens,
-                             rates=(1.0,) * len(plan_file.reduce_at), r=0, macs=0.0)
+        """Returns the budget of a plan file, with the reducer of this budget unless the file names one."""
+        return self._replace(reducer=get_reducer(plan_file.reducer or self.reducer), reduce_at=plan_file.reduce_at,
+                             fuse=plan_file.fuse, rates=(1.0,) * len(plan_file.reduce_at), tokens=plan_file.tokens,
+                             drop=plan_file.drop, r=0, macs=0.0)
 
     def plans(self, patches: int, depth: int, macs: Callable[[TokenPlan], int]) -> Callable[[float], TokenPlan]:
         """Returns a function from the progress of a schedule in [0, 1] to a plan. Progress 0 is dense, 1 is the budget.
+
+        Between them, `tokens` become keep rates that fall linearly. These plans drop no tokens before they merge; only
+        the plan of progress 1 has the counts of `drop`.
 
         Args:
           macs: plan -> multiply-accumulates.
@@ -68,7 +73,7 @@ class TokenBudget(NamedTuple):
             return lambda progress: merge(progress=progress)
         make = functools.partial(make_plan, patches, depth, reduce_at=self.reduce_at, fuse=self.fuse,
                                  reducer=self.reducer)
-        final = make(tokens=self.tokens) if self.tokens else make(rate=self.rates)
+        final = make(rate=self.rates, tokens=self.tokens, drop=self.drop)
         rates = self.rates
         if self.tokens:
             entering = (patches, *final.counts[:-1])

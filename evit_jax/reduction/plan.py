@@ -53,9 +53,19 @@ class TokenPlan(NamedTuple):
         return tuple(block for block, keep in enumerate(self.keep) if keep is not None)
 
     @property
+    def tokens(self) -> tuple[int, ...]:
+        """Number of tokens kept at each reduction."""
+        return tuple(self.keep[block] for block in self.reductions)
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Number of tokens dropped at each reduction before the others merge; () if none are dropped anywhere."""
+        return tuple(self.drop[block] for block in self.reductions) if any(self.drop) else ()
+
+    @property
     def kept_fractions(self) -> tuple[float, ...]:
         """Fraction of all patches that each reduction keeps."""
-        return tuple(self.keep[block] / self.patches for block in self.reductions)
+        return tuple(count / self.patches for count in self.tokens)
 
     @property
     def masks_tokens(self) -> bool:
@@ -73,11 +83,11 @@ class TokenPlan(NamedTuple):
         if not self.reductions:
             return f'{self.patches} tokens, nothing dropped'
         if self.masks_tokens:
-            kept = ' > '.join(str(self.keep[block]) for block in self.reductions)
+            kept = ' > '.join(map(str, self.tokens))
             return f'{self.patches} tokens, {kept} of them unmasked at blocks {self.reductions}, {self.reducer}'
         counts = ' > '.join(str(self.counts[block]) for block in self.reductions)
         how = (', fused' if self.fused else '') + ('' if self.reducer == EVIT else f', {self.reducer}')
-        how += f', {sum(self.drop)} of them dropped' if any(self.drop) else ''
+        how += f', dropping {" > ".join(map(str, self.dropped))} before the merges' if self.dropped else ''
         return f'{self.patches} > {counts} tokens at blocks {self.reductions}{how}'
 
 

@@ -21,7 +21,7 @@ from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.weights import by_name, fitted
 from evit_jax.data.names import FileNames, valid_text
 from evit_jax.inference.model import VisionModel
-from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.serving import loader
 from evit_jax.serving.readme import readme
 from evit_jax.training import step
@@ -177,10 +177,11 @@ def plan_of_training(trained: LoadedModel) -> TokenPlan | None:
 
 
 def _plan_entry(trained, plan):
-    macs, dense = trained.config.macs(plan), trained.config.macs(plan._replace(keep=(None,) * len(plan.keep)))
+    macs = trained.config.macs(plan)
+    dense = trained.config.macs(make_plan(plan.patches, trained.config.depth, reduce_at=()))
     return {'patches': plan.patches, 'reducer': str(plan.reducer), 'reductions': list(plan.reductions),
             'fused': plan.fused, 'tokens': [plan.counts[block] for block in plan.reductions],
-            'macs': macs, 'macs_of_dense': macs / dense}
+            'drop': list(plan.dropped), 'macs': macs, 'macs_of_dense': macs / dense}
 
 
 def _sha256(file):

@@ -84,10 +84,16 @@ def check(config: Mapping[str, Any], base: ViTConfig | None = None) -> None:
 
 def _check_tokens(config):
     """Raises a ValueError unless each block of model.reduce_at has one token count or one rate."""
-    blocks = tuple(config['model.reduce_at'])
+    blocks, drop = tuple(config['model.reduce_at']), tuple(config['keep.drop'])
+    if config['keep.macs'] or config['reducer.r']:
+        return
     key = 'keep.tokens' if config['keep.tokens'] else 'keep.rates'
     values = tuple(config[key])
-    if values and len(values) != len(blocks) and not config['keep.macs'] and not config['reducer.r']:
+    if values and len(values) != len(blocks):
         raise ValueError(f'config.{key}={values} has {len(values)} values for the {len(blocks)} blocks of '
                          f'config.model.reduce_at={blocks}: give one value for each block, or '
                          f"--config.{key}='()' and --config.keep.rate")
+    if drop and (not config['keep.tokens'] or len(drop) != len(blocks)):
+        raise ValueError(f'config.keep.drop={drop} goes with config.keep.tokens={tuple(config["keep.tokens"])} at '
+                         f'config.model.reduce_at={blocks}: give one value of each for each block, or '
+                         "--config.keep.drop='()'")

@@ -13,7 +13,7 @@ _PLAN_KEYS = ('model.image_size', 'model.image_width', 'model.reduce_at', 'model
               'model.drop_path', 'model.gather_impl', 'model.freeze')
 # Keys that affect the result of an evaluation, besides model and preprocessing keys.
 _RESULT_KEYS = ('reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate', 'keep.rates', 'keep.tokens',
-                'keep.macs', 'data.source', 'data.name', 'data.path', 'data.test_split', *_PLAN_KEYS[:5])
+                'keep.drop', 'keep.macs', 'data.source', 'data.name', 'data.path', 'data.test_split', *_PLAN_KEYS[:5])
 # Keys that set the number of tokens, and the value that disables each key. A key overrides all keys after it.
 _TOKEN_KEYS = {'keep.macs': 0.0, 'reducer.r': 0, 'keep.tokens': [], 'keep.rates': [], 'keep.rate': None}
 # Values that disable training-only features: label maps, teacher and initial weights may be missing in an evaluation.
@@ -60,7 +60,8 @@ def merge(given: Mapping[str, Any], saved: Mapping[str, Any], workdir: str, *,
     if given['model.dtype'] == 'auto' and 'model.dtype' in run.keys() - explicit_keys:
         values['model.dtype'] = run['model.dtype']
     if explicit_keys & _TOKEN_KEYS.keys():
-        values |= {key: off for key, off in _TOKEN_KEYS.items() if key not in explicit_keys and off is not None}
+        values |= {key: off for key, off in {**_TOKEN_KEYS, 'keep.drop': []}.items()
+                   if key not in explicit_keys and off is not None}
     used = {**given, **values}
     _check_token_keys(used, names)
     _log_differences(given, used, run, explicit_keys, workdir, from_file)

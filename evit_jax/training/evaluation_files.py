@@ -127,7 +127,7 @@ def describe(config: Mapping[str, Any], model_config: ViTConfig, plan: TokenPlan
             key: getattr(model_config, key) for key in ('classes', 'distilled', *models.NOT_IN_SHAPES)},
         'plan': {'name': plan_name(plan), 'description': str(plan), 'reducer': plan.reducer.name,
                  'patches': plan.patches, 'reduce_at': list(plan.reductions),
-                 'tokens': [plan.keep[block] for block in plan.reductions], 'fused': plan.fused},
+                 'tokens': list(plan.tokens), 'drop': list(plan.dropped), 'fused': plan.fused},
         'data': {'source': config['data.source'], 'path': config['data.path'],
                  'name': config['data.name'] if config['data.source'] == 'tfds' else '',
                  'split': split_of(source, config['data.test_split']), 'images': len(source)},

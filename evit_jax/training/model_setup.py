@@ -6,6 +6,7 @@ from typing import Any
 
 from evit_jax import models
 from evit_jax.checkpoints import model_config as model_configs
+from evit_jax.checkpoints import model_digest
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction import registry
 from evit_jax.reduction.budget import TokenBudget
@@ -64,7 +65,9 @@ def values_of_model(model_config: ViTConfig, name: str) -> dict[str, Any]:
 
 def values_of_plan(plan_file: PlanFile, config: Mapping[str, Any], explicit: Collection[str] = (), *,
                    base: ViTConfig | None = None) -> dict[str, Any]:
-    """Returns the config values that a plan file replaces, by dotted key: reducing blocks, token counts and fusion.
+    """Returns the config values that a plan file replaces, by dotted key: blocks, token counts, fusion and reducer.
+
+    A file without a reducer leaves the reducer of the config unchanged.
 
     Args:
       config: flat config of the run.
@@ -75,11 +78,16 @@ def values_of_plan(plan_file: PlanFile, config: Mapping[str, Any], explicit: Col
       ValueError: the plan is for another model, or an explicit key contradicts it.
     """
     name = config['model.name']
-    model_config = base or models.get_config(name)
-    plan_file.check(name, model_config.patches(models.image_size_of(config)), model_config.depth)
+    model_config = base or models.config_from_flat(config)
+    plan_file = plan_file.for_model(name, model_config.patches(models.image_size_of(config)), model_config.depth,
+                                    model_digest.digest_of_architecture(model_config))
     values = {'model.reduce_at': [*plan_file.reduce_at], 'model.fuse': plan_file.fuse,
-              'keep.tokens': [*plan_file.tokens], 'keep.rates': [], 'keep.macs': 0.0, 'reducer.r': 0}
-    for key in dict.fromkeys(name.partition('[')[0] for name in explicit):
+              'keep.tokens': [*plan_file.tokens], 'keep.drop': [*plan_file.drop], 'keep.rates': [], 'keep.macs': 0.0,
+              'reducer.r': 0} | ({'reducer.name': plan_file.reducer} if plan_file.reducer else {})
+    explicit = dict.fromkeys(name.partition('[')[0] for name in explicit)
+    if 'reducer.name' in explicit:
+        plan_file.check_reducer(config['reducer.name'])
+    for key in explicit:
         if key == 'keep.rate' or (key in values and values[key] != config[key]):
             raise ValueError(f'give only one of --plan={plan_file.path} and --config.{key}={config[key]}: the plan in '
                              'the file decides which tokens are kept')

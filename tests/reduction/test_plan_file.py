@@ -46,10 +46,10 @@ def test_read_plan_file_that_holds_no_plan_raises(tmp_path, text, message):
         read_plan_file(tmp_path / 'plan.json')
 
 
-def test_check_of_a_plan_for_another_model_raises_and_names_both():
+def test_for_model_with_another_model_raises_and_names_both():
     with pytest.raises(ValueError, match=r'p.json is for vit_layouts with 16 patches and 2 blocks, and this is '
                                          r'deit_s with 196 patches and 12 blocks: make one with .* --model=deit_s'):
-        PLAN_FILE._replace(path='p.json').check('deit_s', 196, 12)
+        PLAN_FILE._replace(path='p.json').for_model('deit_s', 196, 12, 'abc')
 
 
 def test_main_with_a_plan_trains_and_evaluates_with_it_instead_of_the_config(main, tmp_path, monkeypatch):
