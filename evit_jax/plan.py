@@ -40,6 +40,7 @@ from evit_jax.planning.speed_up import Settings
 from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import backend, machine, storage
 from evit_jax.runtime.names import get_by_name
 
@@ -194,7 +195,7 @@ def _find_plan(target: Target, request: CostRequest, costs: Costs, dense: TokenP
     options = sizes | {'blocks': blocks, 'reductions': _REDUCTIONS.value, 'least_rate': _LEAST_RATE.value,
                        'fuse': request.fuse}
     if plan := search.find_plan(searched, budget=budget, **options):
-        return plan
+        return plan._replace(reducer=get_reducer(request.reducers[0]))
     fastest = search.cheapest_plan(searched, **options)
     speed = _predicted(request, costs, fastest, dense)
     raise ValueError(

@@ -17,7 +17,6 @@ from evit_jax.planning import model_parts
 from evit_jax.planning.cost_table import COUNTED_PARTS, DEVICES, CostRequest, CostTable
 from evit_jax.planning.model_parts import ModelPart
 from evit_jax.reduction.plan import TokenPlan
-from evit_jax.reduction.reducers import EVIT
 from evit_jax.runtime.names import get_by_name
 
 _REPEATS = 4      # repetitions of a small part in one call, to make the overhead of the call negligible
@@ -48,12 +47,11 @@ def time_plans(request: CostRequest, plans: Sequence[TokenPlan], seconds: float,
 
 
 def workload_of(request: CostRequest, plan: TokenPlan) -> Workload:
-    """Returns the workload of a plan. A plan of EViT stands for the reducer of the run."""
+    """Returns the workload of a plan."""
     workload = Workload(request.model, 1.0, plan.fused, request.image_size, request.batch, request.dtype,
                         plan.reductions, reducer=plan.reducer, tokens=plan.tokens, drop=plan.dropped)
     if request.run:
-        reducer = request.run.budget.reducer if plan.reducer == EVIT else plan.reducer
-        workload = workload._replace(run=request.run.run, run_config=request.run.config, reducer=reducer)
+        workload = workload._replace(run=request.run.run, run_config=request.run.config)
     return workload if plan.reductions else workload.dense
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from absl import logging
 
 from evit_jax.benchmarks import report
+from evit_jax.checkpoints import model_digest
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.planning import calibration, speed_up
 from evit_jax.planning.calibration import CalibrationImages
@@ -89,7 +90,10 @@ def run(model: LoadedModel, files: Files, settings: Settings, outputs: OutputFil
 def plan_content(model: LoadedModel, result: SearchResult, target: speed_up.TargetResult) -> dict:
     """Returns the content of the plan file of a target: the plan, its figures, and how they were obtained."""
     found, request = target.found, result.request
-    plan_file = PlanFile.of(found.plan, model.name, model.image_size)
+    plan_file = PlanFile.of(
+        found.plan, model.name, model.image_size, reducer=found.plan.reducer.name,
+        architecture=model_digest.digest_of_architecture(model.config),
+        weights=model_digest.digest_of_weights(model.params))
     return plan_file.metadata() | {
         'target': str(target.target), 'weights_path': model.path, 'request': request.metadata(),
         'error': result.error_name, 'images': {'search': result.num_searched, 'check': result.num_checked},

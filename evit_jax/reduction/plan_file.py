@@ -27,8 +27,8 @@ class PlanFile(NamedTuple):
     fuse: bool
     reducer: str = ''           # name of the reducer; '': the reducer of the model or run
     drop: tuple[int, ...] = ()  # number of tokens dropped at each reduction before others merge; (): none
-    architecture: str = ''      # `model_config.digest` of the model; '': unknown, so that the names are compared
-    weights: str = ''           # `weights.digest` of the parameters; '': unknown
+    architecture: str = ''      # `model_digest.digest_of_architecture` of the model; '': unknown, so that the names are compared
+    weights: str = ''           # `model_digest.digest_of_weights` of the parameters; '': unknown
     path: str = ''              # path of the file, for messages
 
     @classmethod
@@ -62,7 +62,7 @@ class PlanFile(NamedTuple):
           model: name of the model.
           patches: number of patches of an image.
           depth: number of blocks.
-          architecture: `model_config.digest` of the model.
+          architecture: `model_digest.digest_of_architecture` of the model.
 
         Returns:
           This plan, or the rescaled plan; a warning names both numbers of patches.
@@ -109,7 +109,7 @@ class PlanFile(NamedTuple):
         """Logs a warning if the plan was searched for other weights.
 
         Args:
-          weights: `weights.digest` of the parameters.
+          weights: `model_digest.digest_of_weights` of the parameters.
         """
         if self.weights and self.weights != weights:
             logging.warning('the plan %s was searched for other weights of %s, on which the figures in the file were '
