@@ -13,7 +13,8 @@ def make_table(**changes):
     """Returns a table for a model of 16 patches and 2 blocks."""
     costs = {n: n / 10 for n in range(2, 18)}
     return CostTable(**{'key': {'depth': 2}, 'outside': 1.0, 'dense': None, 'attention': costs, 'mlp': costs,
-                        'reduction': {4: 0.1, 17: 0.2}, 'last_block': {2: 0.3, 17: 0.6}, 'heads': {}} | changes)
+                        'reduction': {'evit': {4: 0.1, 17: 0.2}}, 'last_block': {2: 0.3, 17: 0.6}, 'heads': {},
+                        **changes})
 
 
 @pytest.fixture

@@ -51,7 +51,13 @@ def test_branches_repeat_and_reduction_keeps_half():
         once, twice = (model_parts.branch(config, name, 5, 2, 'float32', repeats) for repeats in (1, 2))
         params, x = once.random_arguments(0)
         np.testing.assert_allclose(jax.jit(twice.run)(params, x), once.run(params, once.run(params, x)), atol=1e-5)
-    part = model_parts.reduction(config, 9, 2, 'float32', fuse=True)
-    _, x, score = part.random_arguments(0)
-    assert part.run({}, x, score).shape == (2, 1 + 4 + 1, 64)
-    np.testing.assert_array_equal(part.run({}, x, score)[0, 1], x[0, 1 + score[0, 1:].argmax()])
+    part = model_parts.reduction(config, 9, 2, 'float32', 'evit', fuse=True)
+    _, x, score, qkv = part.random_arguments(0)
+    assert part.run({}, x, score, qkv).shape == (2, 1 + 4 + 1, 64)
+    np.testing.assert_array_equal(part.run({}, x, score, qkv)[0, 1], x[0, 1 + score[0, 1:].argmax()])
+
+
+@pytest.mark.parametrize('name', ['ward', 'prune_merge:mean', 'tome', 'random', 'heuristic', 'pitome'])
+def test_reduction_of_each_reducer_runs_repeatedly(name):
+    part = model_parts.reduction(layouts.SHAPE, 9, 2, 'float32', name, fuse=True, repeats=2)
+    assert np.isfinite(jax.jit(part.run)(*part.random_arguments(0))).all()

@@ -116,10 +116,10 @@ def test_plan_for_a_run_uses_its_blocks_and_the_run_accepts_it(run_plan, tmp_pat
     assert load_model(run).plan(plan=planned).reductions == (0,)
 
 
-def test_workload_of_a_run_has_its_reducer(tmp_path):
+def test_workload_of_a_plan_has_its_reducer_and_the_run(tmp_path):
     model = find_model('--model', save_random_run(tmp_path / 'a', reducer__name='tome', reducer__r=3))
     request = CostRequest('vit_layouts', 16, 2, 'float32', 'this', False, model)
-    workload = cost_measurement.workload_of(request, make_plan(16, 2, tokens=(9,), reduce_at=(1,), fuse=False))
+    workload = cost_measurement.workload_of(request, make_plan(16, 2, tokens=(9,), reduce_at=(1,), reducer=TOME))
     assert workload.reducer == TOME and workload.plan.counts == (16, 9) and workload.run == model.run
 
 

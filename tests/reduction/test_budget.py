@@ -47,7 +47,8 @@ def test_at_a_rate_replaces_the_budget_and_rate_is_none_for_other_budgets():
 
 def test_of_config_reads_one_rate_or_a_rate_for_each_block():
     config = {'model.reduce_at': [3, 6, 9], 'model.fuse': True, 'reducer.name': 'evit', 'reducer.r': 0,
-              'reducer.decreasing': False, 'keep.rate': 0.7, 'keep.rates': [], 'keep.tokens': [], 'keep.macs': 0.0}
+              'reducer.decreasing': False, 'keep.rate': 0.7, 'keep.rates': [], 'keep.tokens': [], 'keep.drop': [],
+              'keep.macs': 0.0}
     assert TokenBudget.of_config(config) == RATES
     assert TokenBudget.of_config(config | {'keep.rates': [0.9, 0.8, 0.7]}).rates == (0.9, 0.8, 0.7)
     with pytest.raises(ValueError, match="unknown reducer 'tomme': did you mean tome"):
