@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from evit_jax.interchange import hugging_face_models, preprocessing, run_metadata, timm_models, weight_files
+from evit_jax.interchange import (
+    hugging_face_models,
+    preprocessing,
+    refusals,
+    run_metadata,
+    timm_models,
+    weight_files,
+)
 from evit_jax.interchange import hyperparameter_sources as sources
 from evit_jax.interchange.checkpoint_layouts import HUGGING_FACE, ModelWeights
 from evit_jax.interchange.hyperparameter_sources import MODEL_FIELDS, PREPROCESSING, Hyperparameter, Hyperparameters
@@ -70,8 +77,9 @@ def resolve(name: str, config: ViTConfig, weights: ModelWeights, contents: Check
         known = {key: value for key, value in known.items() if key not in _ROPE_FIELDS}
         assumed = {key: value for key, value in assumed.items() if key not in _ROPE_FIELDS}
     assumed = {key: value for key, value in assumed.items() if key not in known}
-    _check_values(known)
+    _check_values(known, config.width)
     _log_values(contents.path, known, assumed)
+    refusals.warn_of_twin(config, weights.layout == EVA)
     _warn_of_resampling(contents)
     values = {key: value for key, (value, _) in (assumed | known).items()}
     config = dataclasses.replace(config, **{key: values.pop(key) for key in MODEL_FIELDS if key in values})
@@ -241,8 +249,11 @@ def _defaults(name, config, weights, contents) -> Hyperparameters:
     return defaults | hugging_face_models.default_preprocessing(contents.config.get('model_type') or likely_type)
 
 
-def _check_values(known):
+def _check_values(known, width):
     """Raises a ValueError if a value is unsupported or out of range."""
+    heads, source = known.get('heads', Hyperparameter(1, ''))
+    if heads < 1 or width % heads:
+        raise ValueError(f'heads={heads} ({source}) does not divide the width of {width}: give --heads')
     for key, supported in (('activation', ACTIVATIONS), ('pooling', POOLINGS), ('rope', ROPES),
                            ('position_resize', POSITION_RESIZES)):
         if key in known and known[key].value not in supported:
