@@ -160,7 +160,8 @@ def _fitting_class_names(names, config, is_flag):
                              "it out, or give --allow_missing='head.*' for a head to train")
         return []
     if len(names) not in (0, config.classes):
-        raise ValueError(f'there are {len(names)} names for {config.classes} classes: give --class_names')
+        raise ValueError(f'there are {len(names)} names for {config.classes} classes: convert the weights with '
+                         '--class_names=FILE, or correct the names in config.json')
     return names
 
 
