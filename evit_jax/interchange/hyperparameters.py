@@ -23,6 +23,7 @@ from evit_jax.interchange import hyperparameter_sources as sources
 from evit_jax.interchange.checkpoint_layouts import HUGGING_FACE, ModelWeights
 from evit_jax.interchange.hyperparameter_sources import MODEL_FIELDS, PREPROCESSING, Hyperparameter, Hyperparameters
 from evit_jax.interchange.names_timm import DINOV2, EVA
+from evit_jax.interchange.restricted_pickle import printable
 from evit_jax.kernels.activations import ACTIVATIONS
 from evit_jax.models import CONFIGS
 from evit_jax.models.config import POOLINGS, ROPES, ViTConfig
@@ -80,10 +81,10 @@ def resolve(name: str, config: ViTConfig, weights: ModelWeights, contents: Check
     _check_values(known, config.width)
     _log_values(contents.path, known, assumed)
     refusals.warn_of_twin(config, weights.layout == EVA)
-    _warn_of_resampling(contents)
     values = {key: value for key, (value, _) in (assumed | known).items()}
     config = dataclasses.replace(config, **{key: values.pop(key) for key in MODEL_FIELDS if key in values})
-    return config, {PREPROCESSING[key]: value for key, value in values.items()}, weights
+    settings = {PREPROCESSING[key]: value for key, value in values.items()}
+    return config, settings | _interpolation(contents), weights
 
 
 def _log_values(path, known, assumed):
@@ -95,12 +96,16 @@ def _log_values(path, known, assumed):
                         ', '.join(f'--{key}' for key in assumed))
 
 
-def _warn_of_resampling(contents):
+def _interpolation(contents):
+    """Returns the config key of the filter that resizes images, if a config gives it."""
     preprocessor = contents.configs.get(weight_files.PREPROCESSOR, {})
     resampling = preprocessing.resampling_filter(preprocessor, contents.config)
-    if resampling not in ('', 'bicubic'):
-        logging.warning('%s: its images were resized by the filter %s; this project resizes by bicubic, so that '
-                        'results differ a little', contents.path, resampling)
+    if resampling in preprocessing.FILTERS:
+        return {'data.interpolation': resampling}
+    if resampling:
+        logging.warning('%s: its images were resized by the filter %s, which is unknown: took bicubic', contents.path,
+                        printable(resampling))
+    return {}
 
 
 def _read_sources(config, weights, contents) -> Hyperparameters:

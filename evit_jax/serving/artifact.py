@@ -161,7 +161,7 @@ def _manifest(trained, plans, platforms, kept, ema, convention):
                   'patch_size': config.patch_size, 'dtype': trained.dtype},
         'checkpoint': {'path': valid_text(trained.path), 'step': trained.step,
                        'weights': 'moving average' if ema else 'trained'},
-        'image': {'size': trained.image_size, 'crop': trained.eval_crop, 'resize': 'bicubic, antialiased, by Pillow',
+        'image': {'size': trained.image_size, 'crop': trained.eval_crop, 'interpolation': trained.interpolation,
                   'mean': list(trained.mean), 'std': list(trained.std), 'normalised': 'inside the programs'},
         'weights': _WEIGHTS, 'plans': plans, 'platforms': list(platforms), 'kept': kept,
         'versions': {name: importlib.metadata.version(name) for name in _PACKAGES} | {'calling_convention': convention},

@@ -55,7 +55,7 @@ def read_manifest(file):
     """Reads the manifest and checks that it has all keys used in this file."""
     manifest = json.loads(file.read_text(encoding='utf-8'))
     for part, keys in ((manifest, ('class_names', 'default', 'weights')), (manifest['versions'], ('jax',)),
-                       (manifest['image'], ('size', 'crop')), *((plan, ('file', 'trained')) for plan in
+                       (manifest['image'], ('size', 'crop', 'interpolation')), *((plan, ('file', 'trained')) for plan in
                                                                 manifest['plans'].values())):
         operator.itemgetter(*keys)(part)  # raises a KeyError for a missing key
     return manifest
@@ -119,7 +119,7 @@ class Served:
             image = image.crop((left, top, image.width - left, image.height - top))
             wide, high = (int(size / crop) * side // min(image.size) for side in image.size)
         left, top = round((wide - size) / 2), round((high - size) / 2)
-        image = image.resize((wide, high), Image.Resampling.BICUBIC)
+        image = image.resize((wide, high), Image.Resampling[self.manifest['image']['interpolation'].upper()])
         return np.asarray(image.crop((left, top, left + size, top + size)))
 
 

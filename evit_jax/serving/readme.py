@@ -63,8 +63,9 @@ Exported from {source}, step {step} ({average} weights).
 _WHY = {True: 'it is the plan of training',
         False: 'it was requested first, and the plan of training was not exported'}
 _CROP = """\
-Resize the short side of an image to {short} pixels, bicubic and antialiased, and cut out the centre {size} x {size}."""
-_SQUEEZED = 'Resize an image to {size} x {size}, bicubic and antialiased, without keeping its aspect ratio.'
+Resize the short side of an image to {short} pixels by Pillow's filter {filter}, and cut out the centre
+{size} x {size}."""
+_SQUEEZED = "Resize an image to {size} x {size} by Pillow's filter {filter}, without keeping its aspect ratio."
 _KEPT = """
 
 `kept`: one int32 array [b, K] for each reduction, with the indices of the patches that it keeps, best first. Patches
@@ -81,7 +82,8 @@ def readme(manifest: dict[str, Any], loader: str) -> str:
     return _TEXT.format(
         name=model['name'], classes=model['classes'], platforms=', '.join(manifest['platforms']), jax=versions['jax'],
         pillow=OLDEST_PILLOW, loader=loader, weights=manifest['weights'], plans=plans, size=size, dtype=model['dtype'],
-        crop=_SQUEEZED.format(size=size) if crop is None else _CROP.format(short=int(size / crop), size=size),
+        crop=_SQUEEZED.format(size=size, filter=image['interpolation']) if crop is None else _CROP.format(
+            short=int(size / crop), size=size, filter=image['interpolation']),
         mean=tuple(image['mean']), std=tuple(image['std']), convention=versions['calling_convention'],
         kept=_KEPT.format(grid=size // model['patch_size']) if manifest['kept'] else '',
         source=manifest['checkpoint']['path'], step=manifest['checkpoint']['step'],

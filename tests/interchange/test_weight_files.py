@@ -67,10 +67,10 @@ def test_to_workdir_folder_with_shards_uses_its_configs(tmp_path, caplog):
                                   model.params['blocks'][1]['attn']['qkv']['kernel'])
 
 
-@pytest.mark.parametrize(('resample', 'warned'), [(2, 'bilinear'), (3, ''), ('x', '')])
-def test_to_workdir_another_resampling_filter_warns(tmp_path, caplog, resample, warned):
-    converted(write(tmp_path / 'hub', preprocessor=PREPROCESSOR | {'resample': resample}), tmp_path)
-    assert ('resized by the filter bilinear' in caplog.text) == bool(warned)
+@pytest.mark.parametrize(('resample', 'expected'), [(2, 'bilinear'), (0, 'nearest'), (3, 'bicubic'), ('x', 'bicubic')])
+def test_to_workdir_resampling_filter_is_recorded(tmp_path, resample, expected):
+    model = converted(write(tmp_path / 'hub', preprocessor=PREPROCESSOR | {'resample': resample}), tmp_path)
+    assert model.interpolation == model.eval_transform().interpolation == expected
 
 
 def test_to_workdir_file_in_a_folder_uses_the_configs_beside_it(tmp_path):
@@ -155,12 +155,14 @@ def test_to_workdir_flag_overrides_the_config_with_a_warning(tmp_path, caplog):
 def test_to_workdir_timm_config_gives_arguments_and_preprocessing(tmp_path):
     config = {'architecture': 'vit_toy', 'num_classes': 5, 'model_args': {'num_heads': 4, 'act_layer': 'gelu_tanh'},
               'global_pool': 'token', 'label_names': NAMES,
-              'pretrained_cfg': {'mean': [0.5] * 3, 'std': [0.4] * 3, 'crop_pct': 0.95, 'crop_mode': 'center'}}
+              'pretrained_cfg': {'mean': [0.5] * 3, 'std': [0.4] * 3, 'crop_pct': 0.95, 'crop_mode': 'center',
+                                 'interpolation': 'bilinear'}}
     (tmp_path / 'hub').mkdir()
     save_file(load_file(FILES / 'timm.safetensors'), tmp_path / 'hub' / 'model.safetensors')
     (tmp_path / 'hub' / 'config.json').write_text(json.dumps(config), encoding='utf-8-sig')
     model = converted(tmp_path / 'hub', tmp_path)
     assert (model.config.heads, model.config.activation, model.eval_crop) == (4, 'gelu_tanh', 0.95)
+    assert model.interpolation == 'bilinear'
     assert model.std == (0.4,) * 3 and model.class_names == tuple(NAMES)
 
 

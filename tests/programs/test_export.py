@@ -117,9 +117,9 @@ def pictures(folder):
 @pytest.mark.parametrize('crop', [None, 0.875, 1.0, 0.7])
 def test_served_read_gives_the_pixels_of_an_evaluation(tmp_path, crop):
     served = object.__new__(loader.Served)
-    served.manifest = {'image': {'size': SIDE, 'crop': crop}}
+    served.manifest = {'image': {'size': SIDE, 'crop': crop, 'interpolation': 'lanczos'}}
     for path in pictures(tmp_path):
-        want = EvalTransform(SIDE, crop=crop)(decode(path.read_bytes()))
+        want = EvalTransform(SIDE, crop=crop, interpolation='lanczos')(decode(path.read_bytes()))
         np.testing.assert_array_equal(served.read(path), want, path.name)
 
 
