@@ -8,7 +8,7 @@ from absl import logging
 from evit_jax.interchange import preprocessing
 from evit_jax.interchange.hyperparameter_sources import Hyperparameter, Hyperparameters
 from evit_jax.interchange.restricted_pickle import printable
-from evit_jax.models.config import ImageSize, ViTConfig, as_hw, as_size
+from evit_jax.models.config import ImageSize, ViTConfig, as_hw, as_size, size_text
 
 # Defaults of the classes of transformers. A config.json may omit a value that is the default.
 _VIT = {'heads': 12, 'norm_epsilon': 1e-12, 'activation': 'gelu', 'position_resize': 'bicubic'}
@@ -115,8 +115,3 @@ def warn_of_contradictions(config: Mapping[str, Any], model: ViTConfig) -> None:
         logging.warning('its config.json contradicts the shapes of the weights, which take precedence: it has %s. Its '
                         'other values are used, such as the number of heads: if it belongs to another model, move it '
                         'away', '; '.join(differ))
-
-
-def size_text(size: ImageSize) -> str:
-    """Formats an image size: 224, or 224x112 for (height, width)."""
-    return 'x'.join(map(str, as_hw(size))) if isinstance(size, tuple) else str(size)

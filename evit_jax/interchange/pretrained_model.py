@@ -23,10 +23,9 @@ from evit_jax.interchange import (
     torch_weights,
     weight_files,
 )
-from evit_jax.interchange.hugging_face_models import size_text
 from evit_jax.interchange.hyperparameter_sources import HYPERPARAMETERS
 from evit_jax.models import Params
-from evit_jax.models.config import ImageSize, ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig, size_text
 
 
 class PretrainedModel(NamedTuple):

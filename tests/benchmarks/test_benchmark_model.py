@@ -77,6 +77,13 @@ def test_measure_run_uses_its_weights_and_names_it(tmp_path, monkeypatch):
     assert larger['pos_embed'].shape[1] > want['pos_embed'].shape[1]  # random weights
 
 
+def test_measure_rectangles_names_height_and_width(monkeypatch):
+    monkeypatch.setattr(cases, '_MATMUL_SIZES', {'cpu': 64})
+    own = combine_lists(names=['vit_layouts'], rates=[1.0], batch_sizes=[2], image_sizes=[(16, 32)])[-1]
+    row, = model_speed.measure([own], rounds=2, seconds=0.02)['rows']
+    assert row['image_size'] == (16, 32) and '16x32 px' in row['case']
+
+
 def test_combine_plan_file_applies_to_each_run_of_its_model(tmp_path):
     runs = [save_random_run(tmp_path / name) for name in 'ab']
     planned = PlanFile.of(make_plan(16, 2, tokens=(9, 5), reduce_at=(0, 1)), 'vit_layouts', 16)
@@ -122,3 +129,5 @@ def test_training_config_of_a_run_has_its_model(benchmark, tmp_path, monkeypatch
     setup = benchmark.experiment.setup(config, mesh=benchmark.sharding.data_mesh(2, jax.devices()[:1]),
                                   sources=benchmark._unread_sources(config))
     assert case.train and setup.plan == case.plan and setup.model.config == case.config
+    config = benchmark._training_config(case._replace(image_size=(16, 32), tokens=()))
+    assert (config.model.image_size, config.model.image_width) == (16, 32)
