@@ -35,7 +35,7 @@ from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.reducers import EVIT
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, machine, sharding
-from evit_jax.training import checks, experiment, inputs
+from evit_jax.training import checks, experiment, initial_model, inputs
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, for example configs/deit_s.py.')
 _WORKERS = flags.DEFINE_integer('workers', None, 'Worker processes of the input; -1 chooses by the number of cores. '
@@ -196,6 +196,8 @@ def _training_config(workload):
         config.reducer.update(name=workload.reducer.name, r=workload.r, decreasing=False)
         config.keep.update(rate=workload.rate, rates=(), tokens=workload.tokens, macs=0.0, start_epoch=0,
                            shrink_epochs=0)
+        if config.data.eval_crop == initial_model.OF_WEIGHTS:
+            config.data.eval_crop = 1.0  # no image is cropped
         config.batch_size = jax.device_count()  # passes the check for all devices; a workload runs on one
         checks.check(flat(config))
         config.batch_size = workload.batch_size
