@@ -109,7 +109,7 @@ def measure_model() -> None:
 
     def setup_run(workload):
         return experiment.setup(configs[workload], mesh=sharding.data_mesh(workload.batch_size, jax.devices()[:1]),
-                                sources=_unread_sources(configs[workload]))
+                                sources=_unread_sources(configs[workload]), model_config=workload.run_config)
 
     measurement = model_speed.measure(selected, rounds=_ROUNDS.value, seconds=_SECONDS.value,
                                       against_torch=_AGAINST.value == 'torch', setup_run=setup_run)
@@ -199,7 +199,7 @@ def _training_config(workload):
         if config.data.eval_crop == initial_model.OF_WEIGHTS:
             config.data.eval_crop = 1.0  # no image is cropped
         config.batch_size = jax.device_count()  # passes the check for all devices; a workload runs on one
-        checks.check(flat(config))
+        checks.check(flat(config), workload.run_config)
         config.batch_size = workload.batch_size
     return config
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import evit_jax
 from evit_jax.benchmarks import cases, model_speed
 from evit_jax.benchmarks.benchmark_model import find_model
 from evit_jax.checkpoints.loaded import load_model
@@ -131,3 +132,14 @@ def test_training_config_of_a_run_has_its_model(benchmark, tmp_path, monkeypatch
     assert case.train and setup.plan == case.plan and setup.model.config == case.config
     config = benchmark._training_config(case._replace(image_size=(16, 32), tokens=()))
     assert (config.model.image_size, config.model.image_width) == (16, 32)
+
+
+def test_training_config_of_a_model_without_a_name_has_its_config(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, '_config', lambda example: layouts.config_of(data__eval_crop=-1.0))
+    model = evit_jax.create_model(dataclasses.replace(layouts.SHAPE, width=24), keep_rate=0.5)
+    model.save(tmp_path / 'a')
+    case = combine_lists(names=[str(tmp_path / 'a')], rates=[1.0], batch_sizes=[2], train=True)[-1]
+    config = benchmark._training_config(case)
+    setup = benchmark.experiment.setup(config, mesh=benchmark.sharding.data_mesh(2, jax.devices()[:1]),
+                                       sources=benchmark._unread_sources(config), model_config=case.run_config)
+    assert config.model.name == 'custom' and setup.model.config == model.config
