@@ -114,7 +114,7 @@ KEYS = {
     'data.eval_crop': Key(224 / 256, 'evaluation: side of the centre crop, relative to the short side of the image; 0: '
                           'squeeze the whole image; -1: that of init_from', '[0, 1]', special=-1),
     'data.interpolation': Key('', "evaluation: filter that resizes the images; '': that of init_from, else bicubic",
-                              choices=('', 'bicubic', 'bilinear', 'nearest', 'lanczos', 'box', 'hamming'),
+                              choices=('', 'nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming'),
                               absent='bicubic'),
     'data.workers': Key(-1, 'number of decoding processes; 0: a thread; -1: by number of cores, at most 8',
                         '[-1, inf]'),

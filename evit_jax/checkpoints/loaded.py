@@ -229,7 +229,7 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
         weights.fitted(arrays, like, path), config, readable_names(class_names),
         models.image_size_of(settings) or config.image_size, mean, std, settings['data.eval_crop'] or None,
         machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules,
-        settings['data.interpolation'], settings.get('base_model', ''))
+        settings['data.interpolation'] or weights.AS_DEIT['data.interpolation'], settings.get('base_model', ''))
 
 
 def config_of(path: str | os.PathLike, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> ViTConfig:

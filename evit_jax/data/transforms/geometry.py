@@ -23,7 +23,8 @@ Size = int | tuple[int, int]  # side of a square, or (height, width), in pixels
 
 _LEVELS = np.arange(256) - 127.5
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
-_FILTERS = {filter.name.lower(): filter for filter in Image.Resampling}
+FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # ordered by Pillow's number
+_BY_NAME = {name: Image.Resampling[name.upper()] for name in FILTERS}
 
 
 class CropWindow(NamedTuple):
@@ -115,13 +116,13 @@ class EvalTransform:
 
     def __post_init__(self):
         _check_size(self.size)
-        get_by_name('interpolation', self.interpolation, _FILTERS)
+        get_by_name('interpolation', self.interpolation, _BY_NAME)
         if self.crop is not None and not 0 < self.crop <= 1:
             raise ValueError(f'crop={self.crop} is outside (0, 1]: give the fraction of the short side, or None')
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Maps uint8 [H, W, 3] to uint8 [height, width, 3]."""
-        resample = _FILTERS[self.interpolation]
+        resample = _BY_NAME[self.interpolation]
         return (resize(image, self.size, resample) if self.crop is None else
                 np.asarray(self._middle(image, resample)))
 
