@@ -117,6 +117,9 @@ KEYS = {
     'data.repeats': Key(3, 'repeated augmentation: number of consecutive copies of each image', '[1, inf]'),
     'data.eval_crop': Key(224 / 256, 'evaluation: side of the centre crop, relative to the short side of the image; 0: '
                           'squeeze the whole image; -1: that of init_from', '[0, 1]', special=-1),
+    'data.interpolation': Key('', "evaluation: filter that resizes the images; '': that of init_from, else bicubic",
+                              choices=('', 'nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming'),
+                              absent='bicubic'),
     'data.workers': Key(-1, 'number of decoding processes; 0: a thread; -1: by number of cores, at most 8',
                         '[-1, inf]'),
     'data.max_failed': Key(0.01, 'the run stops if a larger fraction of the images is unreadable', '[0, 1]'),

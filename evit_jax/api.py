@@ -17,7 +17,6 @@ from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.data import pipeline, sources
 from evit_jax.data.sources import Source
-from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference.held_out import check_classes
 from evit_jax.inference.images import find_images
 from evit_jax.inference.model import VisionModel
@@ -149,8 +148,7 @@ def evaluate(model: VisionModel, source: Any, *, batch_size: int = 64) -> dict[s
     check_classes(model.loaded, source)
     batch_size = min(batch_size, len(source))
     compiled, plan, failed = model.compiled(batch_size), model.plan, []
-    batches = pipeline.eval_batches(source, batch_size=batch_size, transform=EvalTransform(
-        model.loaded.image_size, crop=model.loaded.eval_crop))
+    batches = pipeline.eval_batches(source, batch_size=batch_size, transform=model.loaded.eval_transform())
 
     def readable():
         for batch in batches:
@@ -226,7 +224,8 @@ def _settings_of(model: LoadedModel) -> dict[str, Any]:
     """Returns the config keys for the token budget, preprocessing and name of a model."""
     settings = model.metadata()['config']
     part = {'model': ('name', 'image_size', 'image_width', 'reduce_at', 'fuse'), 'reducer': ('name', 'r', 'decreasing'),
-            'keep': ('rate', 'rates', 'tokens', 'drop', 'macs'), 'data': ('mean', 'std', 'eval_crop')}
+            'keep': ('rate', 'rates', 'tokens', 'drop', 'macs'),
+            'data': ('mean', 'std', 'eval_crop', 'interpolation')}
     return {f'{group}.{key}': settings[group][key] for group, keys in part.items() for key in keys}
 
 

@@ -25,16 +25,17 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from evit_jax import cli
+from evit_jax import cli, models
 from evit_jax.benchmarks import input_speed, model_speed, model_tables, report, tpu, workloads
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.sources.generated import GeneratedSource
+from evit_jax.models.config import parse_size
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.reducers import EVIT
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, machine, sharding
-from evit_jax.training import checks, experiment, inputs
+from evit_jax.training import checks, experiment, initial_model, inputs
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, for example configs/deit_s.py.')
 _WORKERS = flags.DEFINE_integer('workers', None, 'Worker processes of the input; -1 chooses by the number of cores. '
@@ -52,7 +53,8 @@ _MODELS = flags.DEFINE_list('models', ['deit_s'], 'Names of models, runs, files 
 _RATES = flags.DEFINE_list('rates', ['1', '0.7', '0.5'], 'Keep rates; 1 is dense. The plan of a run is always added.')
 _FUSE = flags.DEFINE_list('fuse', None, 'Fuse dropped tokens: true, false or both. Defaults to the setting of the run, '
                           'and to true for a named model.')
-_SIZES = flags.DEFINE_list('image_sizes', [], 'Image sizes. Defaults to the image size of each model.')
+_SIZES = flags.DEFINE_list('image_sizes', [], 'Image sizes: sides, or HEIGHTxWIDTH. Defaults to the image size of '
+                          'each model.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes.')
 _DTYPES = flags.DEFINE_list('dtypes', None, f'Dtypes of the computation: {", ".join(machine.DTYPES)}. Defaults to '
                             'the dtype of the run, and to float32 for a named model.')
@@ -108,7 +110,7 @@ def measure_model() -> None:
 
     def setup_run(workload):
         return experiment.setup(configs[workload], mesh=sharding.data_mesh(workload.batch_size, jax.devices()[:1]),
-                                sources=_unread_sources(configs[workload]))
+                                sources=_unread_sources(configs[workload]), model_config=workload.run_config)
 
     measurement = model_speed.measure(selected, rounds=_ROUNDS.value, seconds=_SECONDS.value,
                                       against_torch=_AGAINST.value == 'torch', setup_run=setup_run)
@@ -162,7 +164,7 @@ def _workloads():
     selected = workloads.combine(workloads.WorkloadLists(
         names=_MODELS.value, rates=cli.numbers('rates', _RATES.value, float),
         fuse=workloads.parse_choices('--fuse', _FUSE.value, {'true': True, 'false': False}),
-        image_sizes=cli.numbers('image_sizes', _SIZES.value, int),
+        image_sizes=[parse_size(text, 'image_sizes') for text in _SIZES.value],
         batch_sizes=cli.numbers('batches', _BATCHES.value, int),
         dtypes=workloads.parse_choices('--dtypes', _DTYPES.value, {name: name for name in machine.DTYPES}),
         reduce_at=cli.numbers('reduce_at', _REDUCE_AT.value, int), train=_TRAIN.value, reducers=_REDUCERS.value,
@@ -187,15 +189,18 @@ def _training_config(workload):
     """Returns the training config, changed to the settings of a workload."""
     config = _config('model --train --config configs/deit_s.py').copy_and_resolve_references()
     with config.unlocked():
-        for field in {field.name for field in dataclasses.fields(workload.config)} & {*config.model}:
+        for field in ({field.name for field in dataclasses.fields(workload.config)} & {*config.model}) - {'image_size'}:
             config.model[field] = getattr(workload.config, field)
+        config.model.update(models.image_size_keys(workload.image_size))
         config.model.update(name=workload.model, dtype=workload.dtype, gather_impl=workload.gather_impl,
                             reduce_at=workload.reduce_at, fuse=workload.fused)
         config.reducer.update(name=workload.reducer.name, r=workload.r, decreasing=False)
         config.keep.update(rate=workload.rate, rates=(), tokens=workload.tokens, drop=workload.drop, macs=0.0,
                            start_epoch=0, shrink_epochs=0)
+        if config.data.eval_crop == initial_model.OF_WEIGHTS:
+            config.data.eval_crop = 1.0  # no image is cropped
         config.batch_size = jax.device_count()  # passes the check for all devices; a workload runs on one
-        checks.check(flat(config))
+        checks.check(flat(config), workload.run_config)
         config.batch_size = workload.batch_size
     return config
 

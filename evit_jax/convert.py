@@ -29,7 +29,7 @@ from evit_jax import cli
 from evit_jax.checkpoints import workdir
 from evit_jax.interchange import conversion
 from evit_jax.kernels.activations import ACTIVATIONS
-from evit_jax.models.config import POOLINGS, ROPES, as_size
+from evit_jax.models.config import POOLINGS, ROPES, parse_size
 from evit_jax.models.positions import POSITION_RESIZES
 from evit_jax.runtime import backend, storage
 
@@ -70,7 +70,7 @@ _IMPORT_FLAGS = (_KEY, _CLASS_NAMES, _ALLOW_MISSING, _ALLOW_EXTRA, _MEAN, _STD, 
 def main(src: str, dst: str) -> None:
     """Converts a run to a safetensors file, and other models to a workdir."""
     backend.start()
-    image_size = _image_size()
+    image_size = None if _IMAGE_SIZE.value is None else parse_size(_IMAGE_SIZE.value, 'image_size')
     if not _is_run(src):
         conversion.to_workdir(src, dst, check=_CHECK.value, ema=_EMA.value, key=_KEY.value, image_size=image_size,
                               class_names=_CLASS_NAMES.value, allow_missing=_ALLOW_MISSING.value,
@@ -90,17 +90,6 @@ def _is_run(src):
         return False
     config = workdir.saved_config(src)
     return config is not None and 'model.name' in config
-
-
-def _image_size():
-    """Returns the size in --image_size, or None."""
-    if _IMAGE_SIZE.value is None:
-        return None
-    sides = _IMAGE_SIZE.value.lower().split('x')
-    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) < 1e5 for side in sides):
-        raise ValueError(f'--image_size={_IMAGE_SIZE.value} must be a side or HEIGHTxWIDTH in pixels, such as 224 or '
-                         '224x112')
-    return as_size([int(side) for side in (sides * 2)[:2]])
 
 
 def _channels(flag):

@@ -7,7 +7,7 @@ from absl import logging
 
 from evit_jax import models
 from evit_jax.interchange.opening import open_model
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig, size_text
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.reducers import EVIT
@@ -19,7 +19,7 @@ class BenchmarkModel(NamedTuple):
 
     name: str
     config: ViTConfig
-    image_size: int
+    image_size: ImageSize
     dtype: str
     budget: TokenBudget  # token budget of the run; a named model drops nothing
     run: str = ''        # path or Hub name of the weights; '' for a named model
@@ -61,6 +61,6 @@ def find_model(flag: str, word: str) -> BenchmarkModel:
         models.get_config(word)  # raises the error that suggests the nearest name
     loaded = open_model(word)
     model = BenchmarkModel(loaded.name, loaded.config, loaded.image_size, loaded.dtype, loaded.budget, loaded.path)
-    logging.info('%s: %s, images of %d, %s; its plan: %s', word, loaded.name, model.image_size, model.dtype,
-                 model.plan())
+    logging.info('%s: %s, images of %s, %s; its plan: %s', word, loaded.name, size_text(model.image_size),
+                 model.dtype, model.plan())
     return model

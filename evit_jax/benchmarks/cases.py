@@ -19,6 +19,7 @@ from evit_jax.benchmarks.timing import Benchmark
 from evit_jax.benchmarks.workloads import Workload
 from evit_jax.interchange import torch_weights
 from evit_jax.interchange.opening import open_model
+from evit_jax.models.config import as_hw
 from evit_jax.reduction.reducer import NO_MODULES
 from evit_jax.training.experiment import Experiment
 
@@ -66,9 +67,9 @@ class ModelCache:
         return jax.device_put(models.create(config, modules=modules).init(jax.random.key(0)), device())
 
     def _images(self, size, batch_size):
-        """Returns normalised batches on the host, each [B, S, S, 3] float32."""
+        """Returns normalised batches on the host, each [B, H, W, 3] float32."""
         rng = np.random.default_rng(0)
-        return [rng.standard_normal((batch_size, size, size, 3), np.float32) for _ in range(NUM_INPUTS)]
+        return [rng.standard_normal((batch_size, *as_hw(size), 3), np.float32) for _ in range(NUM_INPUTS)]
 
     def _torch_model(self, config, run, dtype):
         weights = torch_weights.to_torch(jax.device_get(self.params(config, run)), config)

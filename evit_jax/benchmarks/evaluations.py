@@ -11,6 +11,7 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.loaded import saved_budget
 from evit_jax.data import splits
 from evit_jax.metrics import writers
+from evit_jax.models.config import ImageSize, as_hw, as_size, size_text
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import storage
 from evit_jax.viz.tradeoff import Result
@@ -19,7 +20,7 @@ _FILES = 'evaluate-*.json'
 _TYPES = {
     'metrics': dict.fromkeys(('top1', 'top1_ema', 'macs', 'images_per_second', 'images', 'left_out'), int | float),
     'plan': {'tokens': list | tuple}, 'model': {'name': str}, 'data': dict.fromkeys(('source', 'name', 'split'), str),
-    'preprocessing': {'image_size': int, 'mean': list, 'std': list, 'eval_crop': int | float}}
+    'preprocessing': {'image_size': int | list, 'mean': list, 'std': list, 'eval_crop': int | float}}
 _MAX_MACS_DIFFERENCE = 0.01  # largest relative difference of MACs between an evaluation and its plan
 
 
@@ -27,7 +28,7 @@ class Identity(NamedTuple):
     """The model, image size and plan of an evaluation or a measurement."""
 
     model: str = ''
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     plan: str = ''  # str(TokenPlan); '' if unknown
 
 
@@ -55,7 +56,7 @@ class Evaluated(NamedTuple):
     def __str__(self) -> str:
         if not self.identity.plan:
             return f'{self.result.series} {self.result.label} ({self.result.macs or "no"} MACs, plan unknown)'
-        return f'{self.identity.model}, {self.identity.image_size} px, {self.identity.plan}'
+        return f'{self.identity.model}, {size_text(self.identity.image_size or 0)} px, {self.identity.plan}'
 
 
 def evaluated_in(workdir: Any, ema: bool) -> list[Evaluated]:
@@ -171,6 +172,12 @@ def _from_file(workdir: Any, config: Mapping[str, Any], file: Any, ema: bool) ->
                      conditions)
 
 
+def is_image_size(value: Any) -> bool:
+    """Returns True for a number of pixels, or a list of height and width."""
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(type(side) is int for side in sides)
+
+
 def _check_types(content: Mapping[str, Any]) -> None:
     """Raises a ValueError if a value of an evaluation has a wrong type."""
     values = [('step', content.get('step'), int)] + [
@@ -179,6 +186,9 @@ def _check_types(content: Mapping[str, Any]) -> None:
     for name, value, kind in values:
         if value is not None and not isinstance(value, kind):
             raise ValueError(f'{name} is {value!r}')
+    size = (content.get('preprocessing') or {}).get('image_size')
+    if size is not None and not is_image_size(size):
+        raise ValueError(f'preprocessing.image_size is {size!r}')
 
 
 def _result(workdir, config, metrics, ema, *, label, fused) -> Result:
@@ -209,7 +219,7 @@ def _plans(config: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPla
     """
     try:
         model_config = models.config_from_flat(config)
-        budget, patches = saved_budget(config), model_config.patches(config['model.image_size'])
+        budget, patches = saved_budget(config), model_config.patches(models.image_size_of(config))
         budget.plans(patches, model_config.depth, model_config.macs)(1.0)
     except (KeyError, ValueError):
         return None, lambda plan: 0
@@ -222,7 +232,8 @@ def _plans(config: Mapping[str, Any]) -> tuple[Callable[[float | None], TokenPla
 
 
 def _identity(config, image_size, plan):
-    return Identity(config.get('model.name', ''), image_size or config.get('model.image_size'), plan)
+    size = as_size(as_hw(image_size)) if image_size else models.image_size_of(config)
+    return Identity(config.get('model.name', ''), size, plan)
 
 
 def _resolved(workdir) -> str:

@@ -23,7 +23,7 @@ from evit_jax.data.order import SampleOrder
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms import augment
 from evit_jax.data.transforms.decode import decode
-from evit_jax.data.transforms.geometry import TrainTransform, random_crop
+from evit_jax.data.transforms.geometry import TrainTransform, height_and_width, random_crop
 
 _ROUNDS = 3
 _SAMPLE = 48    # number of examples for the stages
@@ -80,7 +80,7 @@ def measure(source: Source, transform: TrainTransform, *, batch_size: int, repea
     """
     examples, stages = _readable(source), []
     bare = dataclasses.replace(transform, policy='none', colour_jitter=0.0)
-    rows = np.empty((batch_size, transform.size, transform.size, 3), np.uint8)
+    rows = np.empty((batch_size, *height_and_width(transform.size), 3), np.uint8)
     shown = np.zeros(rows.shape[1:], np.uint8)
 
     def stage(name: str, work: Callable[[int, EncodedImage], object], images: int = 1) -> Tally:
@@ -135,7 +135,7 @@ def _pillow(transform: TrainTransform) -> Callable[[int, EncodedImage], np.ndarr
         if transform.scale:
             top, left, height, width = random_crop(rng, picture.height, picture.width, transform.scale, transform.ratio)
             picture = picture.crop((left, top, left + width, top + height))
-        picture = picture.resize((transform.size, transform.size), Image.Resampling.BICUBIC)
+        picture = picture.resize(height_and_width(transform.size)[::-1], Image.Resampling.BICUBIC)
         if rng.random() < transform.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(policy(picture, rng))

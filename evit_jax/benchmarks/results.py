@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from evit_jax.benchmarks.evaluations import Evaluated, Identity, evaluated_in, evaluation_of
+from evit_jax.benchmarks.evaluations import Evaluated, Identity, evaluated_in, evaluation_of, is_image_size
+from evit_jax.models.config import as_hw, as_size
 from evit_jax.runtime import storage
 from evit_jax.viz.tradeoff import Result
 
@@ -154,9 +155,10 @@ def _check_row(path: str | os.PathLike, row: dict[str, Any]) -> None:
         raise ValueError(f'{path}: {wrong[0]!r} is neither an accuracy, nor MACs, nor images a second')
     if values[0] is not None and values[0] > 100:
         raise ValueError(f'{path}: top1 {values[0]:g} is above 100 %: give fractions of 1, or percent')
-    for name, kind, wanted in (('rate', int | float, 'a number'), ('image_size', int, 'a whole number of pixels')):
-        if not isinstance(row.get(name), kind | None):
-            raise ValueError(f'{path}: {name} {row[name]!r} is not {wanted}')
+    if not isinstance(row.get('rate'), int | float | None):
+        raise ValueError(f'{path}: rate {row["rate"]!r} is not a number')
+    if row.get('image_size') is not None and not is_image_size(row['image_size']):
+        raise ValueError(f'{path}: image_size {row["image_size"]!r} is neither a number of pixels nor height and width')
 
 
 def _from_row(path: str | os.PathLike, row: dict[str, Any], scale: int) -> Evaluated:
@@ -167,7 +169,8 @@ def _from_row(path: str | os.PathLike, row: dict[str, Any], scale: int) -> Evalu
     result = Result(series, name if rate is None else f'{rate:g}', None if top1 is None else top1 / scale, macs, speed,
                     measured=True)
     run = os.path.realpath(os.path.expanduser(str(row['run']))) if row.get('run') else ''
-    identity = Identity(str(row.get('model') or ''), row.get('image_size'), str(row.get('plan') or ''))
+    size = row.get('image_size')
+    identity = Identity(str(row.get('model') or ''), size and as_size(as_hw(size)), str(row.get('plan') or ''))
     return Evaluated(result, identity, run)
 
 

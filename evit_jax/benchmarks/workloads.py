@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from evit_jax import models
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel, find_model
 from evit_jax.checkpoints.model_digest import digest_of_architecture
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig, size_text
 from evit_jax.reduction import registry
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
@@ -23,7 +23,7 @@ class Workload(NamedTuple):
     model: str
     rate: float
     fused: bool          # True if dropped tokens are fused; False if no token is dropped
-    image_size: int
+    image_size: ImageSize
     batch_size: int
     dtype: str           # dtype of the computation
     reduce_at: tuple[int, ...]
@@ -75,7 +75,7 @@ class Workload(NamedTuple):
         reduction += '' if self.reducer == EVIT else f', {self.reducer}'
         reduction += f' by {self.gather_impl}' if self.gather_impl else ''
         step = ', train' if self.train else ''
-        return (f'{self.run or self.model} {reduction}, {self.image_size} px, batch {self.batch_size}, '
+        return (f'{self.run or self.model} {reduction}, {size_text(self.image_size)} px, batch {self.batch_size}, '
                 f'{self.dtype}{step}')
 
 
@@ -89,7 +89,7 @@ class WorkloadLists(NamedTuple):
     rates: Sequence[float]       # keep rates; 1 is dense
     batch_sizes: Sequence[int]
     fuse: Sequence[bool] | None = None
-    image_sizes: Sequence[int] = ()
+    image_sizes: Sequence[ImageSize] = ()
     dtypes: Sequence[str] | None = None
     reduce_at: Sequence[int] = ()           # blocks that reduce tokens
     train: bool = False                     # True to also measure the training step of each workload

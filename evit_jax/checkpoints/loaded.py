@@ -15,6 +15,7 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.configs.base import absent
 from evit_jax.data.classes import default_class_names, readable_names
+from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.models import Params
 from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.reduction.budget import TokenBudget
@@ -49,6 +50,7 @@ class LoadedModel(NamedTuple):
     dtype: str                    # compute dtype: 'float32' or 'bfloat16'
     budget: TokenBudget           # the budget used in training, unless replaced
     modules: Modules = NO_MODULES  # learned modules of the reducer used in training
+    interpolation: str = 'bicubic'  # see `EvalTransform`
     base_model: str = ''          # name of the pretrained model that the training started from; '' if unknown
     reducer_is_explicit: bool = False  # True after `with_reducer`: a plan file must not name another reducer
 
@@ -70,6 +72,10 @@ class LoadedModel(NamedTuple):
         reducer = get_reducer(reducer)
         return self._replace(reducer_is_explicit=True, budget=self.budget._replace(
             reducer=reducer, r=self.budget.r if reducer.merges else 0))
+
+    def eval_transform(self) -> EvalTransform:
+        """Returns the transform of images for evaluation and prediction."""
+        return EvalTransform(self.image_size, crop=self.eval_crop, interpolation=self.interpolation)
 
     def needs_modules(self) -> bool:
         """True if the reducer has learned modules that the weights lack."""
@@ -145,7 +151,8 @@ class LoadedModel(NamedTuple):
                           **models.image_size_keys(self.image_size)} | options,
                 'reducer': {'name': budget.reducer.name, 'r': budget.r, 'decreasing': budget.decreasing},
                 'keep': rates | {'tokens': budget.tokens, 'drop': budget.drop, 'macs': budget.macs},
-                'data': {'mean': self.mean, 'std': self.std, 'eval_crop': self.eval_crop or 0.0}}}
+                'data': {'mean': self.mean, 'std': self.std, 'eval_crop': self.eval_crop or 0.0,
+                         'interpolation': self.interpolation}}}
 
     def _budget_of(self, plan):
         """Returns the budget of a plan. The plan must be for this model."""
@@ -228,7 +235,7 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
         weights.fitted(arrays, like, path), config, readable_names(class_names),
         models.image_size_of(settings) or config.image_size, mean, std, settings['data.eval_crop'] or None,
         machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules,
-        settings.get('base_model', ''))
+        settings['data.interpolation'] or weights.AS_DEIT['data.interpolation'], settings.get('base_model', ''))
 
 
 def config_of(path: str | os.PathLike, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> ViTConfig:

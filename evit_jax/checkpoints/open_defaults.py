@@ -1,8 +1,8 @@
-"""Resolves the config keys that a config may leave open: number of classes, compute dtype, channel mean and std.
+"""Resolves the config keys that a config may leave open: number of classes, compute dtype, mean, std, interpolation.
 
-A key is open if it has the value in `OPEN`. A resumed run uses its recorded values. A new run takes mean and std from
-the initial weights (`init_from`), or else from ImageNet. It takes the dtype from the platform and the number of
-classes from the data.
+A key is open if it has the value in `OPEN`. A resumed run uses its recorded values. A new run takes mean, std and
+interpolation from the initial weights (`init_from`), or else those of DeiT. It takes the dtype from the platform and
+the number of classes from the data.
 """
 
 import os
@@ -17,9 +17,10 @@ from evit_jax.checkpoints.weights import AS_DEIT
 from evit_jax.data import splits
 from evit_jax.runtime import machine
 
-OPEN = {'model.classes': 0, 'model.dtype': machine.AUTO, 'data.mean': [], 'data.std': []}
+OPEN = {'model.classes': 0, 'model.dtype': machine.AUTO, 'data.mean': [], 'data.std': [],
+        'data.interpolation': ''}
 NORMALISATION_KEYS = ('data.mean', 'data.std')
-PREPROCESSING_KEYS = (*NORMALISATION_KEYS, 'data.eval_crop')
+PREPROCESSING_KEYS = (*NORMALISATION_KEYS, 'data.eval_crop', 'data.interpolation')
 
 
 def resolve_for_training(config: Mapping[str, Any], workdir: str | os.PathLike, platform: str) -> dict[str, Any]:
@@ -47,18 +48,20 @@ def resolve_for_training(config: Mapping[str, Any], workdir: str | os.PathLike, 
 
 def resolve(config: Mapping[str, Any], *, platform: str | None = None,
             run: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns the values of the open keys mean and std, and, if a platform is given, of dtype.
+    """Returns the values of the open keys mean, std and interpolation, and, if a platform is given, of dtype.
 
     Args:
       config: flat config.
       platform: platform that runs the model: 'cpu', 'gpu' or 'tpu'; None leaves the dtype open.
-      run: flat config of the run whose values are used; None: mean and std are those of the weights in `init_from`.
+      run: flat config of the run whose values are used; None: the values are those of the weights in `init_from`.
     """
     values = {}
     given_mean, given_std = (tuple(config[key]) for key in NORMALISATION_KEYS)
-    if not (given_mean and given_std):
-        mean, std = normalisation(_config_of_weights(config['init_from']) if run is None else run)
-        values |= {'data.mean': given_mean or mean, 'data.std': given_std or std}
+    if not (given_mean and given_std and config['data.interpolation']):
+        source = _config_of_weights(config['init_from']) if run is None else run
+        mean, std = normalisation(source)
+        values |= {'data.mean': given_mean or mean, 'data.std': given_std or std, 'data.interpolation':
+                   config['data.interpolation'] or source.get('data.interpolation') or AS_DEIT['data.interpolation']}
     if platform is not None and config['model.dtype'] == machine.AUTO:
         recorded = (run or {}).get('model.dtype')
         values['model.dtype'] = machine.resolve_dtype(machine.AUTO, platform, recorded)

@@ -27,7 +27,7 @@ Result = TypeVar('Result')
 
 # Config values for weights without a config: those of DeiT.
 AS_DEIT = absent('model.reduce_at', 'model.fuse', 'reducer.name', 'keep.rate', 'data.mean', 'data.std',
-                 'data.eval_crop')
+                 'data.eval_crop', 'data.interpolation')
 _FILES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # suffixes of the weight files of other libraries
 _HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')  # prefixes of the weight files in Hugging Face folders
 _MAX_NAMED = 5  # maximal number of problems in an error message

@@ -18,7 +18,6 @@ from evit_jax.data.names import in_one_line
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
 from evit_jax.data.transforms.decode import SUFFIXES
-from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference.compiled import ReplicatedParams
 from evit_jax.inference.held_out import spread
 from evit_jax.inference.keep_rates import ranking_plan
@@ -119,8 +118,7 @@ def drop_patches(loaded: LoadedModel, source: Source, *, shares: Sequence[float]
         raise ValueError(f'the model in {loaded.path or loaded.name} has no class token, and two of the orders use its '
                          'attention: give a model with a class token')
     experiment = _Experiment(loaded, shares, rate, seed, batch_size)
-    batches = pipeline.eval_batches(source, batch_size=batch_size, transform=EvalTransform(
-        loaded.image_size, crop=loaded.eval_crop))
+    batches = pipeline.eval_batches(source, batch_size=batch_size, transform=loaded.eval_transform())
     failed: list[str] = []
     progress = Progress('dropping patches', len(source) * experiment.num_passes, 'predictions')
     try:

@@ -19,7 +19,6 @@ from evit_jax.data import pipeline, sources
 from evit_jax.data.failures import Failures
 from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
-from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference.model import VisionModel
 
 K = (1, 10, 20)
@@ -94,8 +93,8 @@ def compute_features(model: VisionModel, source: Source, name: str, *, batch_siz
       ValueError: too many images are unreadable, or all are.
       FloatingPointError: features are not finite.
     """
-    transform = EvalTransform(model.loaded.image_size, crop=model.loaded.eval_crop)
-    batches = pipeline.eval_batches(source, batch_size=batch_size, transform=transform, num_workers=num_workers)
+    batches = pipeline.eval_batches(source, batch_size=batch_size, transform=model.loaded.eval_transform(),
+                                    num_workers=num_workers)
     compiled, plan = model.compiled(batch_size), model.plan
     progress = Progress(f'features of the {name}', len(source), 'images')
     values, labels = [], []

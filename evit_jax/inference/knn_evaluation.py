@@ -91,4 +91,5 @@ def _with_config(model, config):
     """Returns the model with the budget, the image size, the preprocessing and the dtype of a config."""
     return VisionModel(model.loaded._replace(
         budget=TokenBudget.of_config(config), image_size=models.image_size_of(config), mean=tuple(config['data.mean']),
-        std=tuple(config['data.std']), eval_crop=config['data.eval_crop'] or None, dtype=config['model.dtype']))
+        std=tuple(config['data.std']), eval_crop=config['data.eval_crop'] or None,
+        interpolation=config['data.interpolation'], dtype=config['model.dtype']))

@@ -15,7 +15,6 @@ from PIL import Image
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import newest_step
-from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference import pictures
 from evit_jax.inference.compiled import CompiledModel, ModelOutput, make_apply, model_output, num_devices
 from evit_jax.inference.pictures import Picture
@@ -195,8 +194,7 @@ class VisionModel:
             raise ValueError(f'top={top} is less than 1')
         self.loaded.check_has_classes()
         images = [images] if pictures.is_one_picture(images) else images
-        transform = EvalTransform(self.loaded.image_size, crop=self.loaded.eval_crop)
-        read = functools.partial(_read, transform)
+        read = functools.partial(_read, self.loaded.eval_transform())
         waiting, num_readable = [], 0
         for name, image in pictures.map_in_order(read, enumerate(images), self.batch_size * _AHEAD):
             waiting.append((name, image))

@@ -17,7 +17,7 @@ from absl import logging
 from evit_jax.interchange import weight_files
 from evit_jax.runtime import storage
 
-PREFIX, _TIMM = 'hf-hub:', 'timm/'
+PREFIX, _TIMM, _PAGE = 'hf-hub:', 'timm/', 'https://huggingface.co/'
 _NAME = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', re.ASCII)
 _COMMIT = re.compile(r'[0-9a-f]{40}')
 _MAX_LISTED = 6  # maximum number of files in an error message
@@ -45,9 +45,13 @@ class _Repository(NamedTuple):
 
 
 def is_hub_name(path: str | os.PathLike) -> bool:
-    """Returns True for `hf-hub:ORG/NAME[@REVISION]`, and for `timm/NAME[@REVISION]` unless such a path exists."""
+    """Returns True for a name on the Hub.
+
+    It is `hf-hub:ORG/NAME[@REVISION]`, the address of the model's page, or `timm/NAME[@REVISION]` unless such a path
+    exists.
+    """
     text = os.fspath(path)
-    return text.startswith(PREFIX) or (text.startswith(_TIMM) and not storage.as_path(text).exists())
+    return text.startswith((PREFIX, _PAGE)) or (text.startswith(_TIMM) and not storage.as_path(text).exists())
 
 
 def pinned(name: str, recorded: str = '') -> str:
@@ -71,7 +75,7 @@ def download(name: str) -> HubModel:
     is used, with a warning.
 
     Args:
-      name: `hf-hub:ORG/NAME[@REVISION]` or `timm/NAME[@REVISION]`. The default revision is main.
+      name: see `is_hub_name`. The default revision is main.
 
     Raises:
       ValueError: the name has another form, or its repository changed during the download.
@@ -97,7 +101,9 @@ def download(name: str) -> HubModel:
 
 
 def _parse(name) -> _Repository:
-    if not (match := _NAME.fullmatch(os.fspath(name).removeprefix(PREFIX))):
+    text = os.fspath(name)
+    text = text.removeprefix(_PAGE).rstrip('/') if text.startswith(_PAGE) else text.removeprefix(PREFIX)
+    if not (match := _NAME.fullmatch(text)):
         raise ValueError(f'{name} is no name on the Hugging Face Hub: give {PREFIX}ORG/NAME or '
                          f'{PREFIX}ORG/NAME@REVISION')
     return _Repository(match[1], match[2] or 'main')

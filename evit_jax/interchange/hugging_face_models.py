@@ -8,7 +8,7 @@ from absl import logging
 from evit_jax.interchange import preprocessing
 from evit_jax.interchange.hyperparameter_sources import Hyperparameter, Hyperparameters
 from evit_jax.interchange.restricted_pickle import printable
-from evit_jax.models.config import ImageSize, ViTConfig, as_hw, as_size
+from evit_jax.models.config import ImageSize, ViTConfig, as_hw, as_size, size_text
 
 # Defaults of the classes of transformers. A config.json may omit a value that is the default.
 _VIT = {'heads': 12, 'norm_epsilon': 1e-12, 'activation': 'gelu', 'position_resize': 'bicubic'}
@@ -29,7 +29,8 @@ _PREPROCESSING = {  # model type -> defaults of its image processor
 _SHAPE_FIELDS = {  # key of config.json -> field of ViTConfig
     'hidden_size': 'width', 'embed_dim': 'width', 'num_features': 'width', 'num_hidden_layers': 'depth',
     'depth': 'depth', 'patch_size': 'patch_size', 'intermediate_size': 'mlp_hidden',
-    'num_register_tokens': 'registers', 'reg_tokens': 'registers', 'num_reg_tokens': 'registers'}
+    'num_register_tokens': 'registers', 'reg_tokens': 'registers', 'num_reg_tokens': 'registers',
+    'num_classes': 'classes'}
 
 
 def vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -42,15 +43,11 @@ def vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_model_type(config: Mapping[str, Any]) -> None:
-    """Raises a ValueError if a config.json has an unsupported model type or class."""
+    """Raises a ValueError if a config.json has an unsupported model type."""
     model_type = config.get('model_type')
     if model_type is not None and model_type not in MODEL_TYPES:
         raise ValueError(f'its config.json has the model type {printable(str(model_type))}, which is not supported: '
                          f'there are {", ".join(MODEL_TYPES)}')
-    if 'CLIPForImageClassification' in (config.get('architectures') or ()):
-        raise ValueError('it is a CLIPForImageClassification (architectures of its config.json), whose head reads the '
-                         'mean of the patch tokens before the last norm, which no model here does: give a CLIP, a '
-                         'CLIPVisionModel or a CLIPVisionModelWithProjection')
 
 
 def likely_type(config: ViTConfig) -> str:
@@ -102,7 +99,9 @@ def pretrained_tag(config: Mapping[str, Any]) -> str:
 
 def warn_of_contradictions(config: Mapping[str, Any], model: ViTConfig) -> None:
     """Logs a warning that lists the values in a config.json that contradict the shapes of the arrays."""
-    pairs = [(key, config.get(key), getattr(model, field)) for key, field in _SHAPE_FIELDS.items()]
+    arguments = config.get('model_args')
+    settings = {**arguments, **config} if isinstance(arguments, Mapping) else config
+    pairs = [(key, settings.get(key), getattr(model, field)) for key, field in _SHAPE_FIELDS.items()]
     differ = [f'{key} {value}, but the weights have {actual}' for key, value, actual in pairs
               if type(value) is int and value != actual]
     size = image_size(config)
@@ -116,8 +115,3 @@ def warn_of_contradictions(config: Mapping[str, Any], model: ViTConfig) -> None:
         logging.warning('its config.json contradicts the shapes of the weights, which take precedence: it has %s. Its '
                         'other values are used, such as the number of heads: if it belongs to another model, move it '
                         'away', '; '.join(differ))
-
-
-def size_text(size: ImageSize) -> str:
-    """Formats an image size: 224, or 224x112 for (height, width)."""
-    return 'x'.join(map(str, as_hw(size))) if isinstance(size, tuple) else str(size)

@@ -11,11 +11,19 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from evit_jax.interchange import hugging_face_models, preprocessing, run_metadata, timm_models, weight_files
+from evit_jax.interchange import (
+    hugging_face_models,
+    preprocessing,
+    refusals,
+    run_metadata,
+    timm_models,
+    weight_files,
+)
 from evit_jax.interchange import hyperparameter_sources as sources
 from evit_jax.interchange.checkpoint_layouts import HUGGING_FACE, ModelWeights
 from evit_jax.interchange.hyperparameter_sources import MODEL_FIELDS, PREPROCESSING, Hyperparameter, Hyperparameters
 from evit_jax.interchange.names_timm import DINOV2, EVA
+from evit_jax.interchange.restricted_pickle import printable
 from evit_jax.kernels.activations import ACTIVATIONS
 from evit_jax.models import CONFIGS
 from evit_jax.models.config import POOLINGS, ROPES, ViTConfig
@@ -70,12 +78,13 @@ def resolve(name: str, config: ViTConfig, weights: ModelWeights, contents: Check
         known = {key: value for key, value in known.items() if key not in _ROPE_FIELDS}
         assumed = {key: value for key, value in assumed.items() if key not in _ROPE_FIELDS}
     assumed = {key: value for key, value in assumed.items() if key not in known}
-    _check_values(known)
+    _check_values(known, config.width)
     _log_values(contents.path, known, assumed)
-    _warn_of_resampling(contents)
+    refusals.warn_of_twin(config, weights.layout == EVA)
     values = {key: value for key, (value, _) in (assumed | known).items()}
     config = dataclasses.replace(config, **{key: values.pop(key) for key in MODEL_FIELDS if key in values})
-    return config, {PREPROCESSING[key]: value for key, value in values.items()}, weights
+    settings = {PREPROCESSING[key]: value for key, value in values.items()}
+    return config, settings | _interpolation(contents), weights
 
 
 def _log_values(path, known, assumed):
@@ -87,12 +96,16 @@ def _log_values(path, known, assumed):
                         ', '.join(f'--{key}' for key in assumed))
 
 
-def _warn_of_resampling(contents):
+def _interpolation(contents):
+    """Returns the config key of the filter that resizes images, if a config gives it."""
     preprocessor = contents.configs.get(weight_files.PREPROCESSOR, {})
     resampling = preprocessing.resampling_filter(preprocessor, contents.config)
-    if resampling not in ('', 'bicubic'):
-        logging.warning('%s: its images were resized by the filter %s; this project resizes by bicubic, so that '
-                        'results differ a little', contents.path, resampling)
+    if resampling in preprocessing.FILTERS:
+        return {'data.interpolation': resampling}
+    if resampling:
+        logging.warning('%s: its images were resized by the filter %s, which is unknown: took bicubic', contents.path,
+                        printable(resampling))
+    return {}
 
 
 def _read_sources(config, weights, contents) -> Hyperparameters:
@@ -241,8 +254,11 @@ def _defaults(name, config, weights, contents) -> Hyperparameters:
     return defaults | hugging_face_models.default_preprocessing(contents.config.get('model_type') or likely_type)
 
 
-def _check_values(known):
+def _check_values(known, width):
     """Raises a ValueError if a value is unsupported or out of range."""
+    heads, source = known.get('heads', Hyperparameter(1, ''))
+    if heads < 1 or width % heads:
+        raise ValueError(f'heads={heads} ({source}) does not divide the width of {width}: give --heads')
     for key, supported in (('activation', ACTIVATIONS), ('pooling', POOLINGS), ('rope', ROPES),
                            ('position_resize', POSITION_RESIZES)):
         if key in known and known[key].value not in supported:

@@ -50,9 +50,13 @@ def from_hugging_face(arrays: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
     names.
 
     Raises:
-      ValueError: two arrays have the same name afterwards.
+      ValueError: two arrays have the same name afterwards, or they are those of a CLIPForImageClassification.
     """
     bare = {key: _without_base(key) for key in arrays}
+    if {'pre_layrnorm.weight', 'classifier.weight'} <= {*bare.values()}:
+        raise ValueError('it is a CLIPForImageClassification (it has the arrays pre_layrnorm and classifier), whose '
+                         'head reads the mean of the patch tokens before the last norm, which no model here does: give '
+                         'a CLIP, a CLIPVisionModel or a CLIPVisionModelWithProjection')
     unused = [name for name in bare.values() if _UNUSED.match(name)]
     if unused:
         _log_unused(unused)

@@ -16,7 +16,7 @@ IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 HALVES = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
 CLIP = {'mean': (0.48145466, 0.4578275, 0.40821073), 'std': (0.26862954, 0.26130258, 0.27577711)}
 _IMAGENET_TAGS = ('dino', 'mae', 'moco', 'ibot', '_rope_reg')  # parts of names of timm's vit_* with ImageNet's values
-_FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # Pillow's resampling filters by number
+FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # by Pillow's number
 
 
 def of_preprocessor(config: Mapping[str, Any], source: str) -> Hyperparameters:
@@ -54,8 +54,8 @@ def _side(size):
 def resampling_filter(preprocessor: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Returns the filter that resized the images: Hugging Face's `resample` or timm's `interpolation`; '' if unknown.
     """
-    if isinstance(index := preprocessor.get('resample'), int) and 0 <= index < len(_FILTERS):
-        return _FILTERS[index]
+    if isinstance(index := preprocessor.get('resample'), int) and 0 <= index < len(FILTERS):
+        return FILTERS[index]
     nested = config.get('pretrained_cfg')
     name = nested.get('interpolation') if isinstance(nested, Mapping) else None
     return name if isinstance(name, str) else ''

@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.interchange import timm_calls, torch_weights
+from evit_jax.interchange import preprocessing, timm_calls, torch_weights
 from evit_jax.interchange.names_hugging_face import to_hugging_face
 from evit_jax.models.config import ViTConfig, as_hw
 
 _CLASSES = {'vit': 'ViT', 'deit': 'DeiT', 'dinov2': 'Dinov2', 'dinov2_with_registers': 'Dinov2WithRegisters'}
 _ACTIVATIONS = {'gelu': 'gelu', 'gelu_tanh': 'gelu_pytorch_tanh', 'quick_gelu': 'quick_gelu'}
-_BICUBIC = 3  # Pillow's number of the filter
 
 
 class PretrainedFiles(NamedTuple):
@@ -36,7 +35,7 @@ def timm_files(model: LoadedModel) -> PretrainedFiles:
         raise ValueError(f'the model cannot be written for timm: {timm}')
     height, width = as_hw(config.image_size)
     pretrained = {
-        'input_size': [3, height, width], 'fixed_input_size': True, 'interpolation': 'bicubic',
+        'input_size': [3, height, width], 'fixed_input_size': True, 'interpolation': model.interpolation,
         'crop_pct': model.eval_crop or 1.0, 'crop_mode': 'center' if model.eval_crop else 'squash',
         'mean': list(model.mean), 'std': list(model.std), 'num_classes': config.classes, 'pool_size': None,
         'first_conv': 'patch_embed.proj', 'classifier': ['head', 'head_dist'] if config.distilled else 'head',
@@ -121,5 +120,6 @@ def _preprocessor(model, config):
     sizes = {'image_processor_type': 'BitImageProcessor', 'size': {'shortest_edge': round(side / crop)},
              'do_center_crop': True, 'crop_size': {'height': side, 'width': side}} if crop else {
         'image_processor_type': 'ViTImageProcessor', 'size': {'height': side, 'width': side}}
-    return sizes | {'do_resize': True, 'resample': _BICUBIC, 'do_rescale': True, 'rescale_factor': 1 / 255,
-                    'do_normalize': True, 'image_mean': list(model.mean), 'image_std': list(model.std)}
+    return sizes | {'do_resize': True, 'resample': preprocessing.FILTERS.index(model.interpolation),
+                    'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
+                    'image_mean': list(model.mean), 'image_std': list(model.std)}

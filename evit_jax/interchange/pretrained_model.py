@@ -23,10 +23,9 @@ from evit_jax.interchange import (
     torch_weights,
     weight_files,
 )
-from evit_jax.interchange.hugging_face_models import size_text
 from evit_jax.interchange.hyperparameter_sources import HYPERPARAMETERS
 from evit_jax.models import Params
-from evit_jax.models.config import ImageSize, ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig, size_text
 
 
 class PretrainedModel(NamedTuple):
@@ -160,7 +159,8 @@ def _fitting_class_names(names, config, is_flag):
                              "it out, or give --allow_missing='head.*' for a head to train")
         return []
     if len(names) not in (0, config.classes):
-        raise ValueError(f'there are {len(names)} names for {config.classes} classes: give --class_names')
+        raise ValueError(f'there are {len(names)} names for {config.classes} classes: convert the weights with '
+                         '--class_names=FILE, or correct the names in config.json')
     return names
 
 

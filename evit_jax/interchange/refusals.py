@@ -4,8 +4,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from absl import logging
+
 from evit_jax.interchange import timm_models
 from evit_jax.interchange.restricted_pickle import printable
+from evit_jax.models.config import ViTConfig
 
 _WANTED = ('wanted: a vision transformer with global attention in every block, such as ViT, DeiT, DINOv2, DINOv3, '
            'CLIP, SigLIP or EVA-02. Give one of those')
@@ -15,6 +18,10 @@ _CONVNET = 'a convolutional network: no tokens to drop'
 _PYRAMID = 'a hierarchical transformer: its stages merge neighbouring tokens, so that none can be dropped'
 _HYBRID = 'a hybrid: a convolutional network embeds its patches'
 _TEXT = 'a text model: no patches to drop'
+_AUDIO = 'an audio model: its patches are parts of a spectrogram'
+_VIDEO = 'a video model: its patches span several frames'
+_DENSE = ('a model of depth, poses, boxes or masks: its decoder reads the tokens of several blocks. Give the '
+          'ViT that it starts from')
 _NAFLEX = 'a NaFlexViT: it packs images of any size into one sequence, with positions of their own'
 _INNER_NORM = 'a model with a norm of the attention output, which no model here has'
 _BY_NAME = {  # prefix of a model_type of transformers or of a name of timm -> description
@@ -26,6 +33,10 @@ _BY_NAME = {  # prefix of a model_type of transformers or of a name of timm -> d
                      'convmixer', 'nfnet'), _CONVNET),
     **dict.fromkeys(('pvt', 'segformer', 'hiera', 'mvit', 'twins', 'nat', 'dinat', 'focalnet', 'davit', 'maxvit',
                      'coat', 'poolformer', 'cvt', 'pit', 'nest', 'gcvit', 'efficientformer', 'glpn'), _PYRAMID),
+    **dict.fromkeys(('audio-spectrogram-transformer', 'wav2vec2', 'hubert', 'whisper', 'clap'), _AUDIO),
+    **dict.fromkeys(('videomae', 'vivit', 'timesformer', 'vjepa2'), _VIDEO),
+    **dict.fromkeys(('dpt', 'depth_anything', 'zoedepth', 'vitpose', 'vitdet', 'vitmatte', 'yolos', 'eomt', 'owlvit',
+                     'owlv2', 'clipseg', 'upernet'), _DENSE),
     'naflexvit': _NAFLEX, 'siglip2': _NAFLEX, 'samvit': 'a SAM: windows and relative position biases',
     **dict.fromkeys(('bert', 'roberta', 'gpt', 'llama', 'clip_text', 'siglip_text', 't5', 'distilbert'), _TEXT)}
 _BY_ARRAY = {  # pattern of array names -> description
@@ -47,6 +58,7 @@ _BY_ARRAY = {  # pattern of array names -> description
     r'rope\.freqs': 'a model with learned rotary positions, which no model here has',
     r'blocks\.\d+\.attn\.gate\.': 'a model with gated attention, which no model here has'}
 _ARRAYS = re.compile('|'.join(f'(?P<r{index}>{pattern})' for index, pattern in enumerate(_BY_ARRAY)))
+_PROJECTION = re.compile(r'patch_embed(?:dings)?\.(?:patch_embeddings\.)?proj(?:ection)?\.weight$')
 _OURS = re.compile(r'patch_embed\.(stem|conv\d|bn\d|proj)\.|score_predictor\.')  # LV-ViT and DynamicViT
 
 
@@ -65,6 +77,14 @@ def check_names(names: Iterable[str]) -> None:
             _refuse(f'{printable(timm_models.bare_name(name))} of timm: {reason}', f'the name {printable(name)}')
 
 
+def warn_of_twin(config: ViTConfig, is_eva: bool) -> None:
+    """Logs a warning if an unsupported model of timm has the same arrays; see `timm_models.unsupported_twin`."""
+    if twin := timm_models.unsupported_twin(config, is_eva):
+        logging.warning('its arrays have the names and shapes of %s of timm too: %s, which no array shows. If it is '
+                        'such a model, every result is wrong: compare with --check of evit_jax.convert', twin,
+                        timm_models.unsupported(twin))
+
+
 def check_arrays(arrays: Mapping[str, Any]) -> None:
     """Raises a ValueError if an array occurs only in unsupported models."""
     descriptions = list(_BY_ARRAY.values())
@@ -78,9 +98,13 @@ def check_arrays(arrays: Mapping[str, Any]) -> None:
     if 'blocks.0.norm1.weight' in arrays and 'blocks.0.norm1.bias' not in arrays:
         _refuse('a model with RMSNorm in place of layer norm, which no model here has',
                 'blocks.0.norm1.weight without blocks.0.norm1.bias')
-    projection = arrays.get('patch_embed.proj.weight')
-    if projection is not None and len(projection.shape) == 2:
-        _refuse(_NAFLEX, f'patch_embed.proj.weight of shape {projection.shape}')
+    for key in filter(_PROJECTION.search, arrays):
+        shape = arrays[key].shape
+        if description := {2: _NAFLEX, 5: _VIDEO}.get(len(shape)):
+            _refuse(description, f'{printable(key)} of shape {shape}')
+    if integers := [key for key, value in arrays.items() if len(value.shape) > 1 and value.dtype.kind in 'iub']:
+        _refuse('a quantised model: its scales are unknown here. Save it in floating point',
+                f'{printable(integers[0])} of dtype {arrays[integers[0]].dtype}')
 
 
 def _description(name):

@@ -14,7 +14,8 @@ from evit_jax.models.config import ViTConfig
 
 METADATA = 'evit_jax'  # key in the metadata of a safetensors file; its value is JSON
 _KEYS = ('base_model', 'model.reduce_at', 'model.fuse', 'reducer.name', 'reducer.r', 'reducer.decreasing', 'keep.rate',
-         'keep.rates', 'keep.tokens', 'keep.drop', 'keep.macs', 'data.mean', 'data.std', 'data.eval_crop')
+         'keep.rates', 'keep.tokens', 'keep.drop', 'keep.macs', 'data.mean', 'data.std', 'data.eval_crop',
+         'data.interpolation')
 _CROPS = {'lvvit_t': 0.9, 'lvvit_s': 0.9, 'lvvit_m': 1.0}  # evaluation crop of the authors
 
 

@@ -46,6 +46,21 @@ def unsupported(name: str) -> str:
     return next((reason for pattern, reason in _UNSUPPORTED.items() if re.match(pattern, bare)), '')
 
 
+def unsupported_twin(config: ViTConfig, is_eva: bool) -> str:
+    """Returns the unsupported model of timm whose arrays have these names and shapes; '' if there is none.
+
+    No supported model of timm has such arrays.
+
+    Args:
+      config: config with the fields that shapes determine.
+      is_eva: the arrays have the names of timm's class Eva.
+    """
+    if is_eva:
+        return 'eva02_enormous_patch14_clip_224' if config.width == 1792 and not config.swiglu else ''
+    is_bare = not (config.class_token or config.qkv_bias or config.layer_scale or config.pre_norm)
+    return 'vit_base_patch16_rpn_224' if is_bare and config.pooling.startswith('avg') else ''
+
+
 def default_heads(width: int, name: str = '') -> int:
     """Returns the number of heads of timm's models of a width."""
     bare = bare_name(name)

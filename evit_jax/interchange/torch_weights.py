@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from evit_jax.interchange.hugging_face_models import size_text
 from evit_jax.models import Params, create
-from evit_jax.models.config import ImageSize, ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig, size_text
 from evit_jax.models.positions import resize_positions
 from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, modules_of
 from evit_jax.reduction.registry import get_reducer, list_reducers

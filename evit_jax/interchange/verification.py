@@ -92,6 +92,8 @@ def _transformers_outputs(folder, settings, x):
     for key in ('logits', 'image_embeds') + ('pooler_output',) * pools:
         if getattr(outputs, key, None) is not None:
             return f'{name} of transformers', getattr(outputs, key).numpy()
+    if not pools and not hasattr(outputs, 'last_hidden_state'):  # a model for masked images
+        outputs = model.base_model(pixel_values=x)
     outputs = outputs if pools else outputs.last_hidden_state[:, 0]
     return f'{name} of transformers', outputs.numpy()
 

@@ -15,6 +15,7 @@ CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 _INDEXES = 'model.safetensors.index.json', 'pytorch_model.bin.index.json'
 WEIGHTS = 'model.safetensors', _INDEXES[0], 'pytorch_model.bin', _INDEXES[1]  # the first has precedence
 _FOREIGN = {'flax_model.msgpack': 'from_flax', 'tf_model.h5': 'from_tf'}  # file -> argument of from_pretrained
+_MAX_NAME = 255  # bytes of a file name
 _SUFFIXES = '.safetensors', '.bin', '.pth', '.pt', '.ckpt'
 
 
@@ -111,7 +112,8 @@ def _read_index(index):
     if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
         raise ValueError(f'{index} lists no shards (weight_map): download it again')
     for file in files.values():
-        if file != pathlib.PurePosixPath(file).name or '\\' in file or file in ('', '.', '..'):
+        if (file != pathlib.PurePosixPath(file).name or '\\' in file or file in ('', '.', '..')
+                or not file.isprintable() or len(file.encode()) > _MAX_NAME):
             raise ValueError(f'{index} names {printable(file)!r}, which is no file of its folder: it is damaged '
                              'or malicious')
     return files

@@ -34,6 +34,26 @@ def as_size(height_width: Sequence[int]) -> ImageSize:
     return height if height == width else (height, width)
 
 
+def size_text(image_size: ImageSize) -> str:
+    """Formats an image size: 224, or 224x112 for (height, width)."""
+    return str(image_size) if isinstance(image_size, int) else 'x'.join(map(str, image_size))
+
+
+def parse_size(text: str, flag: str) -> ImageSize:
+    """Returns the image size of a text in the format of `size_text`.
+
+    Args:
+      flag: flag that holds the text, for the error message.
+
+    Raises:
+      ValueError: the text is neither a side nor HEIGHTxWIDTH.
+    """
+    sides = text.lower().split('x')
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) < 1e5 for side in sides):
+        raise ValueError(f'--{flag}={text} must be a side or HEIGHTxWIDTH in pixels, such as 224 or 224x112')
+    return as_size([int(side) for side in (sides * 2)[:2]])
+
+
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """All values that determine a ViT's parameters and how it computes logits."""

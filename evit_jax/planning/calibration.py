@@ -8,7 +8,6 @@ import numpy as np
 from absl import logging
 
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference import pictures
 from evit_jax.inference.pictures import Picture
 
@@ -40,7 +39,7 @@ def read(files: Sequence[Picture], model: LoadedModel, count: int, *, seed: int 
       ValueError: no image can be read.
     """
     order = np.random.default_rng(seed).permutation(len(files))
-    transform = EvalTransform(model.image_size, crop=model.eval_crop)
+    transform = model.eval_transform()
 
     def read_one(index):
         name = pictures.name_of(files[index], index)

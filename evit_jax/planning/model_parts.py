@@ -12,7 +12,7 @@ from jax import Array
 
 from evit_jax import models
 from evit_jax.kernels.attention import AttentionOutput
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig, as_hw
 from evit_jax.models.lvvit import LVViT, LVViTConfig
 from evit_jax.models.vit import Block, ViT
 from evit_jax.reduction.inputs import ReducerInputs
@@ -132,7 +132,8 @@ def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, reducer: s
     return ModelPart(run, ({}, _tokens(config, tokens, batch, dtype), scores, qkv), repeats)
 
 
-def whole_model(config: ViTConfig, image_size: int, batch: int, dtype: str, depth: int | None = None) -> ModelPart:
+def whole_model(config: ViTConfig, image_size: ImageSize, batch: int, dtype: str,
+                depth: int | None = None) -> ModelPart:
     """Returns the dense model, applied to normalised images.
 
     Args:
@@ -141,7 +142,7 @@ def whole_model(config: ViTConfig, image_size: int, batch: int, dtype: str, dept
     config = config if depth is None else dataclasses.replace(config, depth=depth)
     model = models.create(config, dtype=jnp.dtype(dtype))
     plan = make_plan(config.patches(image_size), config.depth, reduce_at=())
-    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *as_hw(image_size), 3), jnp.float32)
     return ModelPart(lambda params, images: model.apply(params, images, plan)[0],
                      (jax.eval_shape(model.init, jax.random.key(0)), images))
 

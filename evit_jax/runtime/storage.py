@@ -110,7 +110,8 @@ def new_folder(path: str | os.PathLike, num_bytes: int = 0) -> Iterator[epath.Pa
       num_bytes: number of bytes that the body writes.
 
     Raises:
-      ValueError: a local folder cannot be written, or its disk has less free space than `num_bytes`.
+      ValueError: a local folder cannot be written, exists at the end, or its disk has less free space than
+        `num_bytes`.
     """
     folder = unfinished = as_path(path)
     if not is_remote(path):
@@ -126,6 +127,9 @@ def new_folder(path: str | os.PathLike, num_bytes: int = 0) -> Iterator[epath.Pa
     except BaseException as error:
         with contextlib.suppress(OSError):
             as_path(unfinished).rmtree(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ValueError(f'{path} was written by another program in the meantime, and is not overwritten: give '
+                             'another folder') from error
         if isinstance(error, OSError) and not is_remote(path):
             raise ValueError(f'{path} cannot be written ({error.strerror or error}): free space there, or give another '
                              'folder') from error

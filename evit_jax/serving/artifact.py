@@ -21,6 +21,7 @@ from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.weights import by_name, fitted
 from evit_jax.data.names import FileNames, valid_text
 from evit_jax.inference.model import VisionModel
+from evit_jax.models.config import as_hw
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.serving import loader
 from evit_jax.serving.readme import readme
@@ -50,14 +51,11 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
 
     Raises:
       OSError: the disk is full, or the folder cannot be written.
-      ValueError: a platform is unknown, or the model has no classes or takes rectangles.
+      ValueError: a platform is unknown, or the model has no classes.
     """
     if isinstance(platforms, str) or {*platforms} - {*PLATFORMS}:
         raise ValueError(f'platforms={platforms!r}: give a sequence of {", ".join(PLATFORMS)}')
     trained.check_has_classes()
-    if not isinstance(trained.image_size, int):
-        raise ValueError(f'the model takes images of {trained.image_size[0]} x {trained.image_size[1]} pixels, and '
-                         'the exported loader resizes to squares: export a model of square images')
     trained = trained.fold_batchnorm()
     weights = by_name(trained.params)
     np.savez(folder / _WEIGHTS, **weights)
@@ -91,12 +89,12 @@ def default_plan(trained: LoadedModel, plans: Mapping[str, TokenPlan]) -> str:
 def export(trained: LoadedModel, plan: TokenPlan, *, platforms: Sequence[str], kept: bool) -> jax.export.Exported:
     """Exports the program of one plan. It maps (weights by name, images) to probabilities, and optionally kept patches.
 
-    Images are uint8 [b, S, S, 3], probabilities float32 [b, L]. The batch size b is symbolic. The weights are an
+    Images are uint8 [b, H, W, 3], probabilities float32 [b, L]. The batch size b is symbolic. The weights are an
     argument, so that all programs can share one file of weights.
     """
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in by_name(trained.params).items()}
     batch, = jax.export.symbolic_shape('b')
-    images = jax.ShapeDtypeStruct((batch, trained.image_size, trained.image_size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *as_hw(trained.image_size), 3), jnp.uint8)
     # JAX makes no compatibility promise for LayoutConstraint, but it makes token reductions 6 % faster on a TPU.
     layout = jax.export.DisabledSafetyCheck.custom_call('LayoutConstraint')
     with _without_source_locations():
@@ -114,7 +112,7 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
       ValueError: a difference is larger than `TOLERANCE`, or the model's logits are not finite.
     """
     served, model = loader.Served(folder), VisionModel(trained, batch_size=1)
-    image = np.random.default_rng(0).integers(0, 256, (trained.image_size, trained.image_size, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*as_hw(trained.image_size), 3), np.uint8)
     for name, plan in plans.items():
         prediction, = model.with_plan(plan=plan).predict(image)
         if prediction.problem:
@@ -161,8 +159,9 @@ def _manifest(trained, plans, platforms, kept, ema, convention):
                   'patch_size': config.patch_size, 'dtype': trained.dtype},
         'checkpoint': {'path': valid_text(trained.path), 'step': trained.step,
                        'weights': 'moving average' if ema else 'trained'},
-        'image': {'size': trained.image_size, 'crop': trained.eval_crop, 'resize': 'bicubic, antialiased, by Pillow',
-                  'mean': list(trained.mean), 'std': list(trained.std), 'normalised': 'inside the programs'},
+        'image': {'size': list(as_hw(trained.image_size)), 'crop': trained.eval_crop,
+                  'interpolation': trained.interpolation, 'mean': list(trained.mean), 'std': list(trained.std),
+                  'normalised': 'inside the programs'},
         'weights': _WEIGHTS, 'plans': plans, 'platforms': list(platforms), 'kept': kept,
         'versions': {name: importlib.metadata.version(name) for name in _PACKAGES} | {'calling_convention': convention},
         'class_names': list(map(valid_text, trained.class_names))}

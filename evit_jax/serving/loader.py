@@ -55,7 +55,7 @@ def read_manifest(file):
     """Reads the manifest and checks that it has all keys used in this file."""
     manifest = json.loads(file.read_text(encoding='utf-8'))
     for part, keys in ((manifest, ('class_names', 'default', 'weights')), (manifest['versions'], ('jax',)),
-                       (manifest['image'], ('size', 'crop')), *((plan, ('file', 'trained')) for plan in
+                       (manifest['image'], ('size', 'crop', 'interpolation')), *((plan, ('file', 'trained')) for plan in
                                                                 manifest['plans'].values())):
         operator.itemgetter(*keys)(part)  # raises a KeyError for a missing key
     return manifest
@@ -72,7 +72,7 @@ def load(file, read):
 
 
 class Served:
-    """The exported model in a folder. Call it with uint8 images [B, size, size, 3], and optionally the name of a plan.
+    """The exported model in a folder. Call it with uint8 images [B, H, W, 3], and optionally the name of a plan.
 
     The call returns a dict with `probabilities`, float32 [B, classes], and with `kept` if it was exported.
     """
@@ -107,20 +107,25 @@ class Served:
         return f'It was written by jax {written_by}, this is jax {jax.__version__}: pip install jax=={written_by}'
 
     def read(self, path):
-        """Reads and preprocesses an image file. Returns uint8 [size, size, 3]."""
-        size, crop = self.manifest['image']['size'], self.manifest['image']['crop']
+        """Reads and preprocesses an image file. Returns uint8 [height, width, 3]."""
+        (height, width), crop = self.manifest['image']['size'], self.manifest['image']['crop']
         image = upright(Image.open(path))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
-        image, wide, high = image.convert('RGB'), size, size
+        image, resized = image.convert('RGB'), (width, height)
         if crop is not None:
             # Limit the long side to 16 times the short side, as in evaluation, to bound the memory.
             left, top = (max(0, (long - 16 * short) // 2) for long, short in (image.size, image.size[::-1]))
             image = image.crop((left, top, image.width - left, image.height - top))
-            wide, high = (int(size / crop) * side // min(image.size) for side in image.size)
-        left, top = round((wide - size) / 2), round((high - size) / 2)
-        image = image.resize((wide, high), Image.Resampling.BICUBIC)
-        return np.asarray(image.crop((left, top, left + size, top + size)))
+            high, wide = int(height / crop), int(width / crop)
+            if high == wide:
+                resized = tuple(high * side // min(image.size) for side in image.size)
+            else:
+                ratio = min(image.height / high, image.width / wide)
+                resized = tuple(round(side / ratio) for side in image.size)
+        left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
+        image = image.resize(resized, Image.Resampling[self.manifest['image']['interpolation'].upper()])
+        return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
 def print_line(text, **options):
@@ -131,10 +136,10 @@ def print_line(text, **options):
 def open_model(plan):
     """Loads the model in the folder of this file and compiles the plan. Returns (model, name of the plan)."""
     model = Served(pathlib.Path(__file__).parent)
-    size = model.manifest['image']['size']
+    height, width = model.manifest['image']['size']
     plan = plan or model.manifest['default']
     try:
-        model(np.zeros((1, size, size, 3), np.uint8), plan)  # so that an error of the plan is not reported per image
+        model(np.zeros((1, height, width, 3), np.uint8), plan)  # so that an error of the plan is not reported per image
     except ValueError:
         raise
     except Exception as error:

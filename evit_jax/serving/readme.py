@@ -28,8 +28,8 @@ A plan sets how many tokens each block processes. All plans share the weights in
 
 ## Input and output
 
-Input: `images`, uint8 [b, {size}, {size}, 3], RGB, any b. Each new batch size is compiled at its first use, so use few
-different sizes, and pad batches to them.
+Input: `images`, uint8 [b, {height}, {width}, 3], RGB, any b. Each new batch size is compiled at its first use, so use
+few different sizes, and pad batches to them.
 {crop}
 Mean {mean} and standard deviation {std} of the channels, for values in 0..1, are applied inside the programs.
 
@@ -63,27 +63,36 @@ Exported from {source}, step {step} ({average} weights).
 _WHY = {True: 'it is the plan of training',
         False: 'it was requested first, and the plan of training was not exported'}
 _CROP = """\
-Resize the short side of an image to {short} pixels, bicubic and antialiased, and cut out the centre {size} x {size}."""
-_SQUEEZED = 'Resize an image to {size} x {size}, bicubic and antialiased, without keeping its aspect ratio.'
+Resize the short side of an image to {short} pixels by Pillow's filter {filter}, and cut out the centre
+{height} x {width}."""
+_COVER = """\
+Resize an image by Pillow's filter {filter} to the smallest size that covers {short_height} x {short_width} pixels
+(height and width) and keeps its aspect ratio. Cut out the centre {height} x {width}."""
+_SQUEEZED = "Resize an image to {height} x {width} by Pillow's filter {filter}, without keeping its aspect ratio."
 _KEPT = """
 
 `kept`: one int32 array [b, K] for each reduction, with the indices of the patches that it keeps, best first. Patches
-are numbered by rows in a grid of {grid} x {grid}; a negative number is a fused token."""
+are numbered by rows in a grid of {rows} x {columns}; a negative number is a fused token."""
 
 
 def readme(manifest: dict[str, Any], loader: str) -> str:
     """Returns the README for a manifest. `loader` is the source code of the loader."""
     image, model, versions = manifest['image'], manifest['model'], manifest['versions']
-    size, crop = image['size'], image['crop']
+    (height, width), crop = image['size'], image['crop']
+    short = int(height / (crop or 1)), int(width / (crop or 1))
+    text = _SQUEEZED if crop is None else _CROP if short[0] == short[1] else _COVER
     plans = '\n'.join(
         f'| `{name}` | {" > ".join(map(str, [plan["patches"], *plan["tokens"]]))} | {plan["macs"] / 1e9:.3g} | '
         f'{plan["macs_of_dense"]:.0%} |' for name, plan in manifest['plans'].items())
     return _TEXT.format(
         name=model['name'], classes=model['classes'], platforms=', '.join(manifest['platforms']), jax=versions['jax'],
-        pillow=OLDEST_PILLOW, loader=loader, weights=manifest['weights'], plans=plans, size=size, dtype=model['dtype'],
-        crop=_SQUEEZED.format(size=size) if crop is None else _CROP.format(short=int(size / crop), size=size),
+        pillow=OLDEST_PILLOW, loader=loader, weights=manifest['weights'], plans=plans, height=height, width=width,
+        dtype=model['dtype'], crop=text.format(
+            height=height, width=width, short=short[0], short_height=short[0], short_width=short[1],
+            filter=image['interpolation']),
         mean=tuple(image['mean']), std=tuple(image['std']), convention=versions['calling_convention'],
-        kept=_KEPT.format(grid=size // model['patch_size']) if manifest['kept'] else '',
+        kept=_KEPT.format(rows=height // model['patch_size'],
+                          columns=width // model['patch_size']) if manifest['kept'] else '',
         source=manifest['checkpoint']['path'], step=manifest['checkpoint']['step'],
         default=manifest['default'], why=_WHY[manifest['plans'][manifest['default']]['trained']],
         tolerance=manifest['tolerance'],

@@ -132,7 +132,8 @@ def describe(config: Mapping[str, Any], model_config: ViTConfig, plan: TokenPlan
                  'name': config['data.name'] if config['data.source'] == 'tfds' else '',
                  'split': split_of(source, config['data.test_split']), 'images': len(source)},
         'preprocessing': {'image_size': models.image_size_of(config), 'mean': list(config['data.mean']),
-                          'std': list(config['data.std']), 'eval_crop': config['data.eval_crop']}}
+                          'std': list(config['data.std']), 'eval_crop': config['data.eval_crop'],
+                          'interpolation': config['data.interpolation']}}
 
 
 def _differences(file, result, keys):

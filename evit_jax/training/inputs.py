@@ -121,7 +121,8 @@ def train_transform(config: Mapping[str, Any]) -> TrainTransform:
 
 def eval_transform(config: Mapping[str, Any]) -> EvalTransform:
     """Returns the transform of evaluation images."""
-    return EvalTransform(_image_size(config), crop=config['data.eval_crop'] or None)
+    return EvalTransform(_image_size(config), crop=config['data.eval_crop'] or None,
+                         interpolation=config['data.interpolation'] or 'bicubic')
 
 
 def _image_size(config):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import evit_jax
 from evit_jax.benchmarks import cases, model_speed
 from evit_jax.benchmarks.benchmark_model import find_model
 from evit_jax.checkpoints.loaded import load_model
@@ -77,6 +78,13 @@ def test_measure_run_uses_its_weights_and_names_it(tmp_path, monkeypatch):
     assert larger['pos_embed'].shape[1] > want['pos_embed'].shape[1]  # random weights
 
 
+def test_measure_rectangles_names_height_and_width(monkeypatch):
+    monkeypatch.setattr(cases, '_MATMUL_SIZES', {'cpu': 64})
+    own = combine_lists(names=['vit_layouts'], rates=[1.0], batch_sizes=[2], image_sizes=[(16, 32)])[-1]
+    row, = model_speed.measure([own], rounds=2, seconds=0.02)['rows']
+    assert row['image_size'] == (16, 32) and '16x32 px' in row['case']
+
+
 def test_combine_plan_file_applies_to_each_run_of_its_model(tmp_path):
     runs = [save_random_run(tmp_path / name) for name in 'ab']
     planned = PlanFile.of(make_plan(16, 2, tokens=(9, 5), reduce_at=(0, 1)), 'vit_layouts', 16)
@@ -122,3 +130,16 @@ def test_training_config_of_a_run_has_its_model(benchmark, tmp_path, monkeypatch
     setup = benchmark.experiment.setup(config, mesh=benchmark.sharding.data_mesh(2, jax.devices()[:1]),
                                   sources=benchmark._unread_sources(config))
     assert case.train and setup.plan == case.plan and setup.model.config == case.config
+    config = benchmark._training_config(case._replace(image_size=(16, 32), tokens=()))
+    assert (config.model.image_size, config.model.image_width) == (16, 32)
+
+
+def test_training_config_of_a_model_without_a_name_has_its_config(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, '_config', lambda example: layouts.config_of(data__eval_crop=-1.0))
+    model = evit_jax.create_model(dataclasses.replace(layouts.SHAPE, width=24), keep_rate=0.5)
+    model.save(tmp_path / 'a')
+    case = combine_lists(names=[str(tmp_path / 'a')], rates=[1.0], batch_sizes=[2], train=True)[-1]
+    config = benchmark._training_config(case)
+    setup = benchmark.experiment.setup(config, mesh=benchmark.sharding.data_mesh(2, jax.devices()[:1]),
+                                       sources=benchmark._unread_sources(config), model_config=case.run_config)
+    assert config.model.name == 'custom' and setup.model.config == model.config

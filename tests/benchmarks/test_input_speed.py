@@ -12,8 +12,9 @@ def measure(source, **changes):
     return {tally.name: tally for tally in input_speed.measure(source, **arguments | changes)}
 
 
-def test_measure_with_three_repeats_counts_a_third_of_a_decoding_per_image_shown():
-    tallies = measure(GeneratedSource('train', 32, 5, encoded=(160, 120)))
+@pytest.mark.parametrize('size', [32, (32, 48)])
+def test_measure_with_three_repeats_counts_a_third_of_a_decoding_per_image_shown(size):
+    tallies = measure(GeneratedSource('train', 32, 5, encoded=(160, 120)), transform=TrainTransform(size))
     assert list(tallies) == ['read', 'decode', 'crop', 'augment', 'collate', 'pipeline, a thread', 'plain Pillow']
     for tally in tallies.values():
         assert tally.images > 0 and tally.seconds > 0

@@ -11,7 +11,7 @@ from evit_jax.inference import held_out
 from evit_jax.training import experiment
 from tests.helpers import layouts
 
-WEIGHTS = {'data': {'mean': [0.5] * 3, 'std': [0.2] * 3, 'eval_crop': 0.9}}
+WEIGHTS = {'data': {'mean': [0.5] * 3, 'std': [0.2] * 3, 'eval_crop': 0.9, 'interpolation': 'bilinear'}}
 RUN = {'data.mean': [0.4] * 3, 'data.std': [0.1] * 3, 'model.dtype': 'bfloat16'}
 
 
@@ -41,6 +41,14 @@ def test_resolve_empty_mean_takes_that_of_the_run_the_weights_or_imagenet(weight
     ('auto', 'new', 'float32'), ('auto', 'begun', 'bfloat16'), ('float32', 'begun', 'float32')])
 def test_resolve_open_dtype_takes_that_of_the_run_or_the_platform(weights, dtype, path, expected):
     assert resolve(layouts.config_of(model__dtype=dtype), path).model.dtype == expected
+
+
+@pytest.mark.parametrize('config, path, expected', [
+    ({}, 'new', 'bicubic'), ({'init_from': 'weights'}, 'new', 'bilinear'),
+    ({'init_from': 'weights'}, 'begun', 'bicubic'),
+    ({'init_from': 'weights', 'data__interpolation': 'nearest'}, 'new', 'nearest')])
+def test_resolve_open_interpolation_takes_that_of_the_weights(weights, config, path, expected):
+    assert resolve(layouts.config_of(**config), path).data.interpolation == expected
 
 
 def test_resolve_without_platform_leaves_the_dtype_open(weights):

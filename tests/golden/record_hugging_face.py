@@ -35,6 +35,8 @@ CASES = {
     'hf_clip_projection': ('CLIPVisionModelWithProjection', 1, SMALL | {'projection_dim': 24}),
     'hf_siglip': ('SiglipModel', 0, {'vision_config': SMALL, 'text_config': TEXT}),
     'hf_siglip_vision': ('SiglipVisionModel', 0, SMALL),
+    'hf_siglip_classifier': ('SiglipForImageClassification', 0, LABELS | {'vision_config': SMALL, 'text_config': TEXT}),
+    'hf_vit_msn': ('ViTMSNModel', 1, SMALL),
     'hf_mae': ('ViTMAEModel', 1, SMALL | {'mask_ratio': 0.0}),
 }
 SIZES = [(64, 64), (96, 96), (64, 96)]
@@ -47,6 +49,7 @@ PREPROCESSORS = {  # published values: google/vit-base-patch16-224, facebook/din
     'CLIP': {'crop_size': 64, 'do_center_crop': True, 'do_normalize': True, 'do_resize': True, 'resample': 3, 'size': 64,
              'image_mean': [0.48145466, 0.4578275, 0.40821073], 'image_std': [0.26862954, 0.26130258, 0.27577711]}}
 UNUSED = r'pooler|mask_token|text_model|text_projection|logit_'
+UNUSED_BY_HEAD = {'SiglipForImageClassification': r'|vision_model\.head\.'}  # the head reads the mean of the patches
 NEVER_RESIZED = ('Dinov2', 'DINOv3')  # models that take images of any size without an argument
 
 
@@ -71,7 +74,8 @@ def record(name):
     def run(model, images):
         return run_model(model, images, prefix)
 
-    return Case(name, configs, arrays, SIZES, unused=[key for key in arrays if re.search(UNUSED, key)]), load, run
+    unused = UNUSED + UNUSED_BY_HEAD.get(kind, '')
+    return Case(name, configs, arrays, SIZES, unused=[key for key in arrays if re.search(unused, key)]), load, run
 
 
 def run_model(model, images, prefix):
@@ -89,7 +93,7 @@ def run_model(model, images, prefix):
         tokens = base.post_layernorm(tokens)
     patches, features = tokens[:, prefix:], tokens[:, 0]
     if kind.startswith('Siglip'):
-        features = outputs.pooler_output
+        features = patches.mean(1) if kind.endswith('Classification') else outputs.pooler_output
     elif kind.startswith('Dinov2') and kind.endswith('Classification'):
         features = torch.cat([features, patches.mean(1)], 1)
     logits = features

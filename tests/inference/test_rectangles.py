@@ -75,8 +75,13 @@ def test_object_patches_of_a_rectangle_follow_the_rows():
     assert np.flatnonzero(object_patches(mask, 24)).tolist() == [11]
 
 
-def test_export_and_label_maps_of_a_rectangle_are_refused(model, tmp_path):
-    with pytest.raises(ValueError, match='images of 16 x 24 pixels, and the exported loader resizes to squares'):
-        artifact.write(tmp_path, model.loaded, {'plan': model.plan}, platforms=['cpu'], kept=False)
+def test_export_of_a_rectangle_computes_the_probabilities_of_the_model(model, tmp_path):
+    artifact.write(tmp_path, model.loaded, {'plan': model.plan}, platforms=['cpu'], kept=True)
+    assert [name for name, _ in artifact.check(tmp_path, model.loaded, {'plan': model.plan})] == ['plan']
+    readme = (tmp_path / 'README.md').read_text()
+    assert 'uint8 [b, 16, 24, 3]' in readme and 'a grid of 4 x 6;' in readme
+
+
+def test_label_maps_of_a_rectangle_are_refused(model):
     with pytest.raises(ValueError, match='label maps are square'):
         Annotator(model.loaded, batch_size=1)

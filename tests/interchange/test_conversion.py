@@ -66,7 +66,7 @@ def test_to_workdir_file_becomes_a_workdir_with_its_config(tmp_path, log):
         'keep.rate': 0.7,
         'model.heads': 2, 'model.norm_epsilon': 1e-6, 'model.activation': 'gelu', 'model.pooling': 'token',
         'model.one_head': False, 'data.eval_crop': 0.875, 'data.mean': [0.485, 0.456, 0.406],
-        'data.std': [0.229, 0.224, 0.225]}
+        'data.std': [0.229, 0.224, 0.225], 'data.interpolation': 'bicubic'}
     assert 'evit.pth: vit_toy, images of 8, 5 classes, distilled; layout timm; dtype float32' in log.text
     assert 'keep.rate' not in log.text
     warned = [record.getMessage() for record in log.records if record.levelname == 'WARNING']

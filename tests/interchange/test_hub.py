@@ -37,7 +37,8 @@ def blobs(folder):
 
 
 @pytest.mark.parametrize('path, expected', [
-    ('hf-hub:lab/vit', True), ('hf-hub:lab/vit@v1', True), ('timm/vit', True), ('timm/here', False), ('lab/vit', False),
+    ('hf-hub:lab/vit', True), ('hf-hub:lab/vit@v1', True), ('https://huggingface.co/lab/vit', True),
+    ('timm/vit', True), ('timm/here', False), ('lab/vit', False),
     ('runs/digits', False), ('gs://timm/vit', False)])
 def test_is_hub_name_local_path_takes_precedence_over_the_abbreviation(tmp_path, monkeypatch, path, expected):
     (tmp_path / 'timm' / 'here').mkdir(parents=True)
@@ -62,6 +63,11 @@ def test_download_gets_only_the_files_of_a_model(server):
     assert model.name == f'{NAME}@{FIRST}'
     assert names(model.folder) == ['config.json', 'model.safetensors', 'preprocessor_config.json']
     assert (model.folder / 'model.safetensors').read_bytes() == FILES['model.safetensors']
+
+
+@pytest.mark.parametrize('page', ['https://huggingface.co/lab/vit', 'https://huggingface.co/lab/vit/'])
+def test_download_address_of_a_page_is_its_model(server, page):
+    assert hub.download(page).name == f'{NAME}@{FIRST}'
 
 
 def test_download_abbreviation_is_the_organisation_timm(server):

@@ -139,7 +139,7 @@ def test_resolve_contradictions_are_logged(caplog):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ({'heads': 5}, 'width of 384 cannot be divided among 5 heads'), ({'heads': 0}, 'among 0 heads'),
+    ({'heads': 5}, r'heads=5 \(--heads\) does not divide the width of 384'), ({'heads': 0}, 'heads=0'),
     ({'norm_epsilon': 0.0}, r'norm_epsilon=0 is outside \(0, 1\)'), ({'crop': 1.5}, r'crop=1.5 \(--crop\) is outside'),
     ({'norm_epsilon': float('nan')}, 'norm_epsilon=nan'), ({'activation': 'relu'}, 'activation=relu'),
     ({'std': (1, 0, 1)}, 'std=1,0,1'), ({'pooling': 'avg_fc_norm'}, 'is for weights with fc_norm in place of norm')])

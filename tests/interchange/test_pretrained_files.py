@@ -52,7 +52,7 @@ def loaded(config, **others):
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), torch_weights.template(config))
     names = ('ant', 'bee', 'cat') if config.classes else ()
     model = LoadedModel('', 'custom', 0, params, config, names, config.image_size, (0.1,) * 3, (0.2,) * 3, 0.875,
-                        'float32', None)
+                        'float32', None, interpolation='lanczos')
     return model._replace(**others)
 
 
@@ -74,7 +74,7 @@ def test_timm_files_are_read_back_with_the_same_config_and_bits(tmp_path, name):
     assert dataclasses.replace(back.config, layer_scale=model.config.layer_scale) == model.config
     jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
     data = back.metadata['config']['data']
-    assert data == {'mean': (0.1,) * 3, 'std': (0.2,) * 3, 'eval_crop': 0.875}
+    assert data == {'mean': (0.1,) * 3, 'std': (0.2,) * 3, 'eval_crop': 0.875, 'interpolation': 'lanczos'}
     assert tuple(back.metadata.get('class_names', ())) == model.class_names
 
 
@@ -86,7 +86,8 @@ def test_hugging_face_files_are_read_back_with_the_same_config_and_bits(tmp_path
     back = read_back(files, tmp_path / 'folder')
     assert dataclasses.replace(back.config, layer_scale=model.config.layer_scale) == model.config
     jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
-    assert abs(back.metadata['config']['data']['eval_crop'] - 0.875) < 0.02  # 8 of 9 pixels
+    data = back.metadata['config']['data']
+    assert abs(data['eval_crop'] - 0.875) < 0.02 and data['interpolation'] == 'lanczos'  # 8 of 9 pixels
 
 
 def test_timm_files_at_another_image_size_resize_the_positions():

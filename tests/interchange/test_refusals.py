@@ -41,6 +41,8 @@ def test_detect_array_of_another_model_is_refused_by_what_it_is(key, message, ot
     ({'model_type': 'swin'}, 'a Swin'), ({'model_type': 'swinv2'}, 'a Swin'), ({'model_type': 'beit'}, 'a BEiT'),
     ({'model_type': 'levit'}, 'a LeViT'), ({'model_type': 'mobilevitv2'}, 'a MobileViT'),
     ({'model_type': 'convnextv2'}, 'a convolutional network'), ({'model_type': 'vit_hybrid'}, 'a hybrid'),
+    ({'model_type': 'audio-spectrogram-transformer'}, 'an audio model'), ({'model_type': 'videomae'}, 'a video model'),
+    ({'model_type': 'dpt'}, 'a model of depth'),
     ({'model_type': 'siglip2'}, 'a NaFlexViT'), ({'model_type': 'clip_text_model'}, 'a text model'),
     ({'architecture': 'swin_tiny_patch4_window7_224.ms_in1k'}, 'a Swin'), ({'architecture': 'cait_s24_224'}, 'a CaiT'),
     ({'architecture': 'xcit_nano_12_p16_224'}, 'an XCiT'), ({'architecture': 'beitv2_base_patch16_224'}, 'a BEiT')])
@@ -69,6 +71,26 @@ def test_detect_rmsnorm_and_linear_patches_are_refused():
         architecture.detect(arrays)
     with pytest.raises(ValueError, match=r'a NaFlexViT.*patch_embed.proj.weight of shape \(4, 4\)'):
         architecture.detect({name: lazy(4, 4) for name in VIT})
+
+
+@pytest.mark.parametrize('key', ['patch_embed.proj.weight', 'videomae.embeddings.patch_embeddings.projection.weight'])
+def test_detect_patches_of_several_frames_are_refused(key):
+    with pytest.raises(ValueError, match=rf'this is a video model.*\(found {key} of shape \(4, 3, 2, 4, 4\)'):
+        architecture.detect({name: lazy(4) for name in VIT} | {key: lazy(4, 3, 2, 4, 4)})
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int32, np.bool_])
+def test_detect_integer_weights_are_refused(dtype):
+    integers = LazyArray((8, 4), np.dtype(dtype), lambda: np.zeros((8, 4), dtype))
+    arrays = {name: lazy(4, 3, 2, 2) for name in VIT} | {'blocks.0.mlp.fc1.weight': integers}
+    with pytest.raises(ValueError, match=r'a quantised model.*blocks.0.mlp.fc1.weight of dtype'):
+        architecture.detect(arrays)
+
+
+def test_find_weights_clip_classifier_is_refused():
+    arrays = {f'vision_model.{name}': lazy(4) for name in ('embeddings.class_embedding', 'pre_layrnorm.weight')}
+    with pytest.raises(ValueError, match='it is a CLIPForImageClassification'):
+        find_weights(arrays | {'classifier.weight': lazy(5, 4)}, ema=False)
 
 
 def test_find_weights_many_arrays_are_refused_in_time_linear_in_their_number():

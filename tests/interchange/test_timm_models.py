@@ -7,9 +7,11 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 
-from evit_jax.interchange import conversion, timm_models
+from evit_jax.interchange import architecture, conversion, names_timm, timm_models
+from evit_jax.interchange.lazy_array import LazyArray
 from evit_jax.models.config import ViTConfig
 from tests.helpers import families
 
@@ -22,6 +24,10 @@ TAGS = [(name, tag) for name, entry in SUPPORTED.items() for number, (tag, value
 
 def expected_config(name, tag):
     return SUPPORTED[name]['config'] | SUPPORTED[name]['tags'][tag].get('config', {})
+
+
+def lazy(shape):
+    return LazyArray(tuple(shape), np.dtype(np.float32), lambda: np.zeros(shape, np.float32))
 
 
 def body_of(name, depth):
@@ -88,6 +94,28 @@ def test_read_pretrained_of_an_unsupported_timm_name_is_refused(tmp_path, name):
     write(tmp_path, name, '', body_of(name, config['depth']), config, values['fb_in1k'])
     with pytest.raises(ValueError, match='this is '):
         conversion.read_pretrained(tmp_path)
+
+
+def test_unsupported_twin_names_only_models_without_distinct_arrays():
+    shapes = {name: body_of(name, 1) for name in TABLE['models']}
+    twins = {}
+    for name, arrays in shapes.items():
+        renamed, layout = names_timm.from_timm({key: lazy(shape) for key, shape in arrays.items()})
+        try:
+            config = architecture.detect(renamed)[1]
+        except ValueError:
+            continue
+        twins[name] = timm_models.unsupported_twin(config, layout == names_timm.EVA)
+    assert {name: twin for name, twin in twins.items() if twin} == {
+        name: name for name in ('eva02_enormous_patch14_clip_224', 'vit_base_patch16_rpn_224')}
+
+
+def test_read_pretrained_of_renamed_weights_warns_of_an_unsupported_model(tmp_path, no_values, caplog):
+    config, values = expected_config('deit_tiny_patch16_224', 'fb_in1k'), SUPPORTED['deit_tiny_patch16_224']['tags']
+    write(tmp_path, 'mine', '', body_of('vit_base_patch16_rpn_224', 12), config | {'pooling': 'avg'},
+          values['fb_in1k'])
+    conversion.read_pretrained(tmp_path)
+    assert 'shapes of vit_base_patch16_rpn_224 of timm too: its norms follow the branches' in caplog.text
 
 
 @pytest.mark.parametrize('name, bare', [

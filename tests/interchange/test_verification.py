@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import types
 
 import jax
 import numpy as np
@@ -44,6 +45,33 @@ def test_check_other_outputs_are_refused(params, monkeypatch, factor, message):
     monkeypatch.setattr(verification, '_original_outputs', original(factor))
     with pytest.raises(ValueError, match=f'--check: .*{message}'):
         verification.check(None, params, TINY)
+
+
+class Tensor(np.ndarray):
+    def numpy(self):
+        return np.asarray(self)
+
+
+class MaskedImageModel:
+    """A stand-in for ViTForMaskedImageModeling of transformers, whose outputs have no tokens."""
+
+    from_pretrained = classmethod(lambda cls, folder: cls())
+
+    def eval(self):
+        return self
+
+    def __call__(self, pixel_values):
+        return types.SimpleNamespace(reconstruction=pixel_values)
+
+    def base_model(self, pixel_values):
+        return types.SimpleNamespace(last_hidden_state=np.arange(12.0).reshape(2, 3, 2).view(Tensor))
+
+
+def test_transformers_outputs_of_a_masked_image_model_are_those_of_its_base(monkeypatch):
+    monkeypatch.setattr(verification, '_module', lambda name: types.SimpleNamespace(ViTForMasks=MaskedImageModel))
+    settings = {'model_type': 'vit', 'architectures': ['ViTForMasks']}
+    _, outputs = verification._transformers_outputs('folder', settings, np.zeros(1))
+    np.testing.assert_array_equal(outputs, [[0, 1], [6, 7]])
 
 
 @pytest.mark.parametrize('config, package', [({'model_type': 'vit'}, 'transformers'), ({'architecture': 'v'}, 'timm')])

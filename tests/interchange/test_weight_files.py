@@ -67,10 +67,10 @@ def test_to_workdir_folder_with_shards_uses_its_configs(tmp_path, caplog):
                                   model.params['blocks'][1]['attn']['qkv']['kernel'])
 
 
-@pytest.mark.parametrize(('resample', 'warned'), [(2, 'bilinear'), (3, ''), ('x', '')])
-def test_to_workdir_another_resampling_filter_warns(tmp_path, caplog, resample, warned):
-    converted(write(tmp_path / 'hub', preprocessor=PREPROCESSOR | {'resample': resample}), tmp_path)
-    assert ('resized by the filter bilinear' in caplog.text) == bool(warned)
+@pytest.mark.parametrize(('resample', 'expected'), [(2, 'bilinear'), (0, 'nearest'), (3, 'bicubic'), ('x', 'bicubic')])
+def test_to_workdir_resampling_filter_is_recorded(tmp_path, resample, expected):
+    model = converted(write(tmp_path / 'hub', preprocessor=PREPROCESSOR | {'resample': resample}), tmp_path)
+    assert model.interpolation == model.eval_transform().interpolation == expected
 
 
 def test_to_workdir_file_in_a_folder_uses_the_configs_beside_it(tmp_path):
@@ -110,7 +110,7 @@ def test_to_workdir_damaged_folder_is_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize('path', ['../secret.safetensors', '/etc/passwd', 'a/../../b', 'sub/a.safetensors', '..\\a',
-                                  '..', '', 7])
+                                  '..', '', 7, 'a\0.safetensors', 'x' * 300])
 def test_to_workdir_index_with_paths_outside_of_the_folder_is_refused(tmp_path, path):
     (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': path}}))
     with pytest.raises(ValueError, match=r'no file of its folder|lists no shards'):
@@ -121,7 +121,7 @@ def test_to_workdir_index_with_paths_outside_of_the_folder_is_refused(tmp_path, 
     ({'model_type': 'beit'}, r'this is a BEiT.*\(found model_type beit in config.json; wanted: a vision transformer'),
     ({'model_type': 'sam'}, 'model type sam, which is not supported: there are vit, deit, '),
     ({'hidden_act': 'relu'}, r'activation=relu \(hidden_act of config.json\) is not supported'),
-    ({'num_attention_heads': 3}, 'width of 8 cannot be divided among 3 heads: give one of 1, 2, 4, 8'),
+    ({'num_attention_heads': 3}, r'heads=3 \(num_attention_heads of config.json\) does not divide the width of 8'),
     ({'id2label': {'0': 'ant', '1': 'bee'}}, '2 names for 5 classes')])
 def test_to_workdir_config_of_another_model_is_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
@@ -155,13 +155,26 @@ def test_to_workdir_flag_overrides_the_config_with_a_warning(tmp_path, caplog):
 def test_to_workdir_timm_config_gives_arguments_and_preprocessing(tmp_path):
     config = {'architecture': 'vit_toy', 'num_classes': 5, 'model_args': {'num_heads': 4, 'act_layer': 'gelu_tanh'},
               'global_pool': 'token', 'label_names': NAMES,
-              'pretrained_cfg': {'mean': [0.5] * 3, 'std': [0.4] * 3, 'crop_pct': 0.95, 'crop_mode': 'center'}}
+              'pretrained_cfg': {'mean': [0.5] * 3, 'std': [0.4] * 3, 'crop_pct': 0.95, 'crop_mode': 'center',
+                                 'interpolation': 'bilinear'}}
     (tmp_path / 'hub').mkdir()
     save_file(load_file(FILES / 'timm.safetensors'), tmp_path / 'hub' / 'model.safetensors')
     (tmp_path / 'hub' / 'config.json').write_text(json.dumps(config), encoding='utf-8-sig')
     model = converted(tmp_path / 'hub', tmp_path)
     assert (model.config.heads, model.config.activation, model.eval_crop) == (4, 'gelu_tanh', 0.95)
+    assert model.interpolation == 'bilinear'
     assert model.std == (0.4,) * 3 and model.class_names == tuple(NAMES)
+
+
+def test_to_workdir_timm_config_that_contradicts_the_shapes_warns(tmp_path, caplog):
+    config = {'architecture': 'vit_toy', 'num_classes': 9, 'model_args': {'num_heads': 4, 'embed_dim': 16, 'depth': 3}}
+    (tmp_path / 'hub').mkdir()
+    save_file(load_file(FILES / 'timm.safetensors'), tmp_path / 'hub' / 'model.safetensors')
+    (tmp_path / 'hub' / 'config.json').write_text(json.dumps(config))
+    model = converted(tmp_path / 'hub', tmp_path)
+    assert (model.config.width, model.config.classes, model.config.heads) == (8, 5, 4)
+    assert ('embed_dim 16, but the weights have 8; depth 3, but the weights have 2; num_classes 9, but the weights '
+            'have 5') in caplog.text
 
 
 def test_configs_beside_config_of_a_run_is_left_out(tmp_path):

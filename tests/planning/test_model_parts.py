@@ -45,6 +45,11 @@ def test_final_part_repeated_continues_from_its_output(config):
     assert first.shape == second.shape and np.abs(first - second).max() > 1e-6
 
 
+def test_whole_model_takes_rectangles():
+    part = model_parts.whole_model(layouts.SHAPE, (16, 24), 2, 'float32')
+    assert part.arguments[1].shape == (2, 16, 24, 3) and jax.eval_shape(part.run, *part.arguments).shape[0] == 2
+
+
 def test_branches_repeat_and_reduction_keeps_half():
     config = layouts.SHAPE
     for name in model_parts.BRANCHES:

@@ -9,6 +9,7 @@ from evit_jax.checkpoints import best
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.configs import base
 from evit_jax.data import sources
+from evit_jax.data.transforms import geometry
 from evit_jax.metrics import writers
 from evit_jax.models import list_models
 from evit_jax.models.config import POOLINGS
@@ -20,6 +21,7 @@ from tests.helpers import layouts
 
 KEYS = base.KEYS
 CHOICES = {
+    'data.interpolation': ('', *geometry.FILTERS),
     'sharding': sharding.SHARDINGS, 'nonfinite': step.NONFINITE, 'model.activation': ('', *ACTIVATIONS),
     'model.pooling': ('', *POOLINGS), 'model.freeze': step.FREEZE, 'model.dtype': (machine.AUTO, *machine.DTYPES),
     'model.gather_impl': ('', *GATHERS), 'distill.kind': distillation.KINDS, 'log.writer': writers.KINDS,
@@ -91,7 +93,8 @@ def test_check_unknown_choice_raises_with_the_choices(name):
 
 def test_absent_returns_defaults_but_for_weights_without_a_config():
     differ = {name: value for name, value in base.absent().items() if value != KEYS[name].default}
-    assert differ == {'keep.rate': 1.0, 'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225)}
+    assert differ == {'keep.rate': 1.0, 'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225),
+                      'data.interpolation': 'bicubic'}
     assert base.absent('seed', 'keep.rate') == {'seed': 0, 'keep.rate': 1.0}
 
 

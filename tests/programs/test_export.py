@@ -114,12 +114,13 @@ def pictures(folder):
     return sorted(folder.iterdir())
 
 
+@pytest.mark.parametrize('size', [(SIDE, SIDE), (SIDE, 2 * SIDE)])
 @pytest.mark.parametrize('crop', [None, 0.875, 1.0, 0.7])
-def test_served_read_gives_the_pixels_of_an_evaluation(tmp_path, crop):
+def test_served_read_gives_the_pixels_of_an_evaluation(tmp_path, crop, size):
     served = object.__new__(loader.Served)
-    served.manifest = {'image': {'size': SIDE, 'crop': crop}}
+    served.manifest = {'image': {'size': size, 'crop': crop, 'interpolation': 'lanczos'}}
     for path in pictures(tmp_path):
-        want = EvalTransform(SIDE, crop=crop)(decode(path.read_bytes()))
+        want = EvalTransform(size, crop=crop, interpolation='lanczos')(decode(path.read_bytes()))
         np.testing.assert_array_equal(served.read(path), want, path.name)
 
 
@@ -139,7 +140,7 @@ def test_export_manifest_describes_files_checkpoint_and_plans(checkpoint, plans,
         assert file == {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
     assert manifest['class_names'] == list(exports.NAMES)
     assert manifest['checkpoint'] == {'path': str(checkpoint), 'step': 0, 'weights': 'trained'}
-    assert (manifest['image']['size'], manifest['image']['crop'], manifest['kept']) == (SIDE, 1.0, True)
+    assert (manifest['image']['size'], manifest['image']['crop'], manifest['kept']) == ([SIDE, SIDE], 1.0, True)
     for name, plan in plans.items():
         entry = manifest['plans'][name]
         assert (entry['macs'], entry['fused']) == (trained.config.macs(plan), True)

@@ -47,6 +47,14 @@ def test_new_folder_appears_at_the_end_of_the_body_and_never_after_an_error(tmp_
     assert [path.name for path in (tmp_path / 'a').rglob('*')] == ['b', 'file']
 
 
+def test_new_folder_that_another_program_wrote_in_the_meantime_is_refused(tmp_path):
+    with (pytest.raises(ValueError, match='a was written by another program in the meantime'),
+          storage.new_folder(tmp_path / 'a')):
+        (tmp_path / 'a').mkdir()
+        (tmp_path / 'a' / 'file').touch()
+    assert [path.name for path in tmp_path.rglob('*')] == ['a', 'file']
+
+
 def test_new_folder_on_a_disk_with_too_little_space_is_refused_and_leaves_nothing(tmp_path):
     with (pytest.raises(ValueError, match=r'b cannot be written \(.* MB free, 1000000000000.0 MB to write\): free'),
           storage.new_folder(tmp_path / 'b', 10**18)):

@@ -9,7 +9,8 @@ from evit_jax.training import checks, evaluation_config, experiment, inputs
 from tests.helpers import layouts
 
 RUN = {'data__mean': (0.5,) * 3, 'data__std': (0.25,) * 3, 'data__source': 'folder', 'data__path': 'pictures',
-       'data__eval_crop': 0.9, 'model__distilled': True, 'keep__macs': 0.6, 'batch_size': 32}
+       'data__eval_crop': 0.9, 'data__interpolation': 'bicubic', 'model__distilled': True, 'keep__macs': 0.6,
+       'batch_size': 32}
 
 
 def saved(**changes):

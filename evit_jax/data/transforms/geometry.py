@@ -14,6 +14,7 @@ from PIL import Image
 
 from evit_jax.data.transforms import augment
 from evit_jax.data.transforms.decode import decode_mask
+from evit_jax.runtime.names import get_by_name
 
 CROP_TRIES = 10  # attempts to draw a window that lies within the image
 SLENDER = 16     # maximum ratio of the sides in evaluation; the ends of a longer image are cut off
@@ -22,6 +23,8 @@ Size = int | tuple[int, int]  # side of a square, or (height, width), in pixels
 
 _LEVELS = np.arange(256) - 127.5
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
+FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # ordered by Pillow's number
+_BY_NAME = {name: Image.Resampling[name.upper()] for name in FILTERS}
 
 
 class CropWindow(NamedTuple):
@@ -102,21 +105,26 @@ class EvalTransform:
       crop: `size` as a fraction of the resized short side. The short side is resized to int(size / crop) pixels. For a
         rectangle, the image is resized to cover the rectangle of int(height / crop) x int(width / crop) pixels, as in
         timm. None uses the whole image and does not preserve the aspect ratio.
+      interpolation: name of the filter of the resize, as in Pillow. All except 'nearest' are antialiased.
 
     Raises:
       ValueError: an argument is out of range.
     """
     size: Size
     crop: float | None = 224 / 256
+    interpolation: str = 'bicubic'
 
     def __post_init__(self):
         _check_size(self.size)
+        get_by_name('interpolation', self.interpolation, _BY_NAME)
         if self.crop is not None and not 0 < self.crop <= 1:
             raise ValueError(f'crop={self.crop} is outside (0, 1]: give the fraction of the short side, or None')
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Maps uint8 [H, W, 3] to uint8 [height, width, 3]."""
-        return resize(image, self.size) if self.crop is None else np.asarray(self._middle(image, _BICUBIC))
+        resample = _BY_NAME[self.interpolation]
+        return (resize(image, self.size, resample) if self.crop is None else
+                np.asarray(self._middle(image, resample)))
 
     def mask(self, mask: bytes | np.ndarray) -> np.ndarray:
         """Applies the same crop to a mask. It maps encoded bytes or uint8 [H, W] to bool [height, width]."""
@@ -184,12 +192,12 @@ def central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
     return (height - down) // 2, (width - across) // 2, down, across
 
 
-def resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resizes [H, W, 3] to [height, width, 3], bicubic and antialiased, without preserving the aspect ratio."""
+def resize(image: np.ndarray, size: Size, resample: Image.Resampling = _BICUBIC) -> np.ndarray:
+    """Resizes [H, W, 3] to [height, width, 3] without preserving the aspect ratio."""
     height, width = height_and_width(size)
     if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((width, height), _BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((width, height), resample))
 
 
 def jitter(image: np.ndarray, rng: np.random.Generator, *, shift: int = 4, contrast: float = 0.25,

@@ -119,6 +119,14 @@ def test_eval_transform_of_a_rectangle_accepts_every_shape(shape, crop):
     assert image.shape == (48, 96, 3) and transform.mask(noise(*shape)[..., 0]).shape == (48, 96)
 
 
+@pytest.mark.parametrize('name', ['nearest', 'bilinear', 'bicubic', 'lanczos', 'box', 'hamming'])
+@pytest.mark.parametrize('crop', [1.0, None])
+def test_eval_transform_resizes_by_the_filter_of_pillow(name, crop):
+    image = noise(60, 60)
+    expected = Image.fromarray(image).resize((40, 40), Image.Resampling[name.upper()])
+    np.testing.assert_array_equal(EvalTransform(40, crop=crop, interpolation=name)(image), expected)
+
+
 def test_train_transform_of_a_rectangle_returns_that_size():
     for policy in ('rand-m9-mstd0.5-inc1', 'jitter', '3a'):
         transform = TrainTransform((48, 96), policy=policy)
@@ -241,6 +249,7 @@ def test_eval_transform_returns_the_same_image_after_pickling():
     (lambda: TrainTransform(8, ratio=(2, 1)), r'ratio=\(2, 1\)'), (lambda: TrainTransform(8, flip=1.5), 'flip=1.5'),
     (lambda: TrainTransform(8, policy='rnd'), "unknown augmentation policy 'rnd'"),
     (lambda: TrainTransform(8, policy='none', colour_jitter=-1), 'colour_jitter=-1'),
+    (lambda: EvalTransform(8, interpolation='bicub'), "unknown interpolation 'bicub': did you mean bicubic"),
     (lambda: EvalTransform(8, crop=0), r'crop=0 is outside \(0, 1\]'), (lambda: EvalTransform(8, crop=1.1), 'crop=1.1'),
 ])
 def test_transforms_arguments_out_of_range_raise(make, message):

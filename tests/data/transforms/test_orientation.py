@@ -149,6 +149,6 @@ def test_exported_loader_returns_the_pixels_of_the_evaluation(tmp_path, segments
     (tmp_path / 'a.jpg').write_bytes(jpeg(STORED[6](PICTURE), *segments))
     served = Served.__new__(Served)
     for crop in (None, 0.875):
-        served.manifest = {'image': {'size': 16, 'crop': crop}}
+        served.manifest = {'image': {'size': (16, 16), 'crop': crop, 'interpolation': 'bicubic'}}
         np.testing.assert_array_equal(served.read(tmp_path / 'a.jpg'),
                                       EvalTransform(16, crop=crop)(decode((tmp_path / 'a.jpg').read_bytes())))
