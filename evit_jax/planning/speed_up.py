@@ -49,6 +49,7 @@ class CheckedPlan(NamedTuple):
 
     plan: TokenPlan
     figures: dict[str, float]
+    errors: np.ndarray  # [B] float64, error of each image of the check
 
 
 class TargetResult(NamedTuple):
@@ -167,16 +168,16 @@ def _checked(plan, costs, checker, fidelity) -> dict[str, CheckedPlan]:
     for name, reducer in _BASELINES.items():
         family = plans_of(reducer, dense.patches, len(dense.keep), reduce_at=costs.config.default_reduce_at)
         plans[name] = plan_of_macs(macs, max(macs(plan), macs(family(1.0))) / macs(dense), family)
-    return {name: CheckedPlan(each, _figures(each, costs, checker, fidelity)) for name, each in plans.items()}
+    return {name: _check(each, costs, checker, fidelity) for name, each in plans.items()}
 
 
-def _figures(plan, costs, checker, fidelity) -> dict[str, float]:
-    macs, dense = costs.config.macs, costs.dense
+def _check(plan, costs, checker, fidelity) -> CheckedPlan:
+    macs, dense, outputs = costs.config.macs, costs.dense, checker.outputs(plan)
     figures = {'macs': macs(plan), 'macs_fraction': macs(plan) / macs(dense),
-               'tokens': sum(plan.counts) / sum(dense.counts)} | fidelity.figures(checker.outputs(plan))
+               'tokens': sum(plan.counts) / sum(dense.counts)} | fidelity.figures(outputs)
     if (seconds := costs.seconds(plan)) is not None:
         figures['predicted_speed_up'] = costs.seconds(dense) / seconds
-    return figures
+    return CheckedPlan(plan, figures, fidelity.errors(outputs))
 
 
 def _timed(results, request, settings):
@@ -187,5 +188,5 @@ def _timed(results, request, settings):
     times = cost_measurement.time_plans(request, ordered, settings.seconds, settings.rounds)
     measured = {plan: {'measured_images_per_second': request.batch / each.median,
                        'measured_speed_up': each.faster_than(times[0])} for plan, each in zip(ordered, times)}
-    return [result._replace(plans={name: CheckedPlan(each.plan, each.figures | measured[each.plan])
+    return [result._replace(plans={name: each._replace(figures=each.figures | measured[each.plan])
                                    for name, each in result.plans.items()}) for result in results]

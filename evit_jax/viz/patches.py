@@ -54,8 +54,8 @@ def has_merged(groups: np.ndarray) -> bool:
 
 
 def draw_tokens(image: np.ndarray, kept_ids: np.ndarray, patch_size: int, *, token_of_patch: np.ndarray | None = None,
-                dim: float = DIM, scale: int = 1) -> np.ndarray:
-    """Draws the tokens of a stage. Hidden patches fade to light grey; merged patches get their mean colour and a line.
+                dim: float = DIM, faded: tuple[int, int, int] = FADED, scale: int = 1) -> np.ndarray:
+    """Draws the tokens of a stage. Hidden patches fade to one colour; merged patches get their mean colour and a line.
 
     A patch that is alone in its token is unchanged. See `patch_groups` for the definition of hidden and merged patches.
 
@@ -64,6 +64,7 @@ def draw_tokens(image: np.ndarray, kept_ids: np.ndarray, patch_size: int, *, tok
       kept_ids, token_of_patch: see `patch_groups`; patches are numbered row by row.
       patch_size: side of a patch in pixels.
       dim: contrast of a hidden patch as a fraction of its contrast in the image; 0 makes it blank. Colour is removed.
+      faded: colour that hidden patches fade towards.
       scale: factor by which the image is enlarged. Lines are one pixel wide at any scale.
 
     Returns:
@@ -79,8 +80,8 @@ def draw_tokens(image: np.ndarray, kept_ids: np.ndarray, patch_size: int, *, tok
     merged = (of_pixel >= 0) & (size[of_pixel + 1] > 1)
     sums = [np.bincount(of_pixel.ravel() + 1, image[..., channel].ravel(), len(size)) for channel in range(3)]
     means = np.rint(np.stack(sums, axis=1) / np.maximum(size * patch_size**2, 1)[:, None]).astype(np.uint8)
-    faded = np.rint(dim * (image @ _GREY_WEIGHTS)[..., None] + (1 - dim) * np.array(FADED)).astype(np.uint8)
-    picture = np.where(merged[..., None], means[of_pixel + 1], np.where((of_pixel >= 0)[..., None], image, faded))
+    hidden = np.rint(dim * (image @ _GREY_WEIGHTS)[..., None] + (1 - dim) * np.array(faded)).astype(np.uint8)
+    picture = np.where(merged[..., None], means[of_pixel + 1], np.where((of_pixel >= 0)[..., None], image, hidden))
     return _outlined(np.array(enlarge(picture, scale)), enlarge(of_pixel, scale), enlarge(merged, scale))
 
 

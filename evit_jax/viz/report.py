@@ -5,18 +5,15 @@ The page is one self-contained file. It holds each image once; report.js draws p
 
 import base64
 import html
-import io
 import json
-import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from evit_jax.viz.example import Example, ReductionView, Setting
 from evit_jax.viz.patches import HEAT_COLOURS, grid, has_merged, patch_groups
+from evit_jax.viz.templates import fill, jpeg_url, read_part
 
 _JPEG_QUALITY = 92  # quality of the images in the page
 
@@ -43,22 +40,20 @@ def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, pat
         'patch': patch_size, 'start': start, 'stages': list(stages), 'colours': _base64(HEAT_COLOURS),
         'settings': [setting._asdict() for setting in settings],
         'rows': [_row(example, patch_size, merged) for example in examples]}
-    parts = {'title': html.escape(title), 'metadata': html.escape(metadata), 'style': _part('css'),
-             'script': _part('js'),
+    parts = {'title': html.escape(title), 'metadata': html.escape(metadata),
+             'style': read_part('page.css') + read_part('report.css'), 'script': read_part('report.js'),
              # Escape '<', so that no string can contain '</script>'.
              'data': json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')}
-    return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], _part('html'))
+    return fill(read_part('report.html'), parts)
 
 
 def _row(example: Example, patch_size: int, merged: bool) -> dict[str, Any]:
     """Returns the data of one image. If `merged`, they include the token of each patch."""
-    jpeg = io.BytesIO()
-    Image.fromarray(example.image).save(jpeg, 'JPEG', quality=_JPEG_QUALITY, subsampling=0)
     views = [{'guesses': [[name, round(share, 4)] for name, share in view.guesses], 'right': view.right,
               'stages': [_stage(stage, _groups(example, stage, patch_size), merged) for stage in view.stages]}
              for view in example.views]
     return {'name': example.name, 'truth': example.truth, 'views': views,
-            'image': f'data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}'}
+            'image': jpeg_url(example.image, _JPEG_QUALITY)}
 
 
 def _stage(stage: ReductionView, groups: np.ndarray, merged: bool) -> dict[str, Any]:
@@ -83,7 +78,3 @@ def _levels(values: np.ndarray) -> dict[str, Any]:
 
 def _base64(numbers: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(numbers).tobytes()).decode()
-
-
-def _part(kind: str) -> str:
-    return pathlib.Path(__file__).with_name(f'report.{kind}').read_text(encoding='utf-8')
