@@ -10,7 +10,7 @@ from absl import logging
 from evit_jax.benchmarks import report
 from evit_jax.checkpoints import model_digest
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.planning import calibration, speed_up
+from evit_jax.planning import calibration, search_report, speed_up
 from evit_jax.planning.calibration import CalibrationImages
 from evit_jax.planning.search import Target
 from evit_jax.planning.speed_up import SEARCHED, SearchResult, Settings
@@ -84,6 +84,8 @@ def run(model: LoadedModel, files: Files, settings: Settings, outputs: OutputFil
     result = speed_up.search_plans(model, images, check, settings._replace(journal=outputs.journal))
     for path, target in zip(outputs.plans, result.targets):
         report.write_json(path, plan_content(model, result, target))
+    if outputs.report:
+        search_report.write(outputs.report, model, result, check, seed=files.seed)
     return result
 
 

@@ -122,7 +122,8 @@ def _facts(model: LoadedModel, result: SearchResult, seed: int | None, command: 
         f'{"finished" if each.found.finished else "ended by the time limit"}, error {each.found.error:.3g}'
         for each in result.targets)
     facts = {
-        'searches': searches, 'images': f'{result.num_searched} of the search, {result.num_checked} others of the check',
+        'searches': searches,
+        'images': f'{result.num_searched} of the search, {result.num_checked} others of the check',
         'seed': '' if seed is None else str(seed), 'time limit': f'{result.settings.minutes:g} minutes',
         'model': f'{model.path or model.name}, {model.image_size} px, {request.patches} patches, {request.dtype}',
         'speeds': f'batch {request.batch}, ' + ('this machine' if request.device == THIS_DEVICE else request.device),

@@ -27,8 +27,8 @@ class PlanFile(NamedTuple):
     fuse: bool
     reducer: str = ''           # name of the reducer; '': the reducer of the model or run
     drop: tuple[int, ...] = ()  # number of tokens dropped at each reduction before others merge; (): none
-    architecture: str = ''      # `model_digest.digest_of_architecture` of the model; '': unknown, so that the names are compared
-    weights: str = ''           # `model_digest.digest_of_weights` of the parameters; '': unknown
+    architecture: str = ''      # `digest_of_architecture` of the model; '': unknown, the names are compared
+    weights: str = ''           # `digest_of_weights` of the parameters; '': unknown
     path: str = ''              # path of the file, for messages
 
     @classmethod
