@@ -41,7 +41,7 @@ def test_open_workdir_of_an_older_run_adds_new_keys_at_their_defaults(begun):
     before = json.loads(FIRST.read_text())
     after = continue_run(begun(before), base.get_config())
     assert after == workdirs.flat(base.get_config().to_dict()) | {
-        key: before[key] for key in ('model.dtype', 'data.mean', 'data.std')}
+        key: before[key] for key in ('model.dtype', 'data.mean', 'data.std')} | {'data.interpolation': 'bicubic'}
     assert len(after) > len(before) + 20 and after['reducer.name'] == 'evit'
 
 

@@ -11,7 +11,7 @@ from evit_jax.configs import base
 from tests.helpers import layouts
 
 DIGITS = '--config=configs/digits.py'
-GROUP = r'config.keep has levels, macs, rate, rates, shrink_epochs, start_epoch, tokens'
+GROUP = r'config.keep has drop, levels, macs, rate, rates, shrink_epochs, start_epoch, tokens'
 
 
 @pytest.fixture(autouse=True)

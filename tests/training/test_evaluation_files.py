@@ -54,7 +54,7 @@ def test_evaluate_workdir_writes_new_files_and_changes_no_others(trained):
     assert written['metrics']['top1'] == result['top1'] == pytest.approx(metrics['top1'])
     assert written['metrics']['top1_ema'] == result['top1_ema'] and written['weights'] == ['params', 'ema']
     assert written['plan'] == {'name': NAME[9:], 'description': '16 > 13 tokens at blocks (1,), fused', 'patches': 16,
-                               'reducer': 'evit', 'reduce_at': [1], 'tokens': [12], 'fused': True}
+                               'reducer': 'evit', 'reduce_at': [1], 'tokens': [12], 'drop': [], 'fused': True}
     assert written['preprocessing'] == {'image_size': 16, 'mean': [0.4] * 3, 'std': [0.2] * 3, 'eval_crop': 1.0,
                                         'interpolation': 'bicubic'}
     assert written['data'] == {'source': 'custom', 'path': '', 'name': '', 'split': 'test', 'images': 100}
