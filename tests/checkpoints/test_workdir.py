@@ -40,8 +40,8 @@ def test_open_workdir_of_an_older_run_adds_new_keys_at_their_defaults(begun):
     """If this fails for a new key, add its default (what runs did without it) to `continuation._ADDED_KEYS`."""
     before = json.loads(FIRST.read_text())
     after = continue_run(begun(before), base.get_config())
-    assert after == workdirs.flat(base.get_config().to_dict()) | {
-        key: before[key] for key in ('model.dtype', 'data.mean', 'data.std')} | {'data.interpolation': 'bicubic'}
+    run = {key: before[key] for key in ('model.dtype', 'data.mean', 'data.std')} | {'data.interpolation': 'bicubic'}
+    assert after == workdirs.flat(base.get_config().to_dict()) | run
     assert len(after) > len(before) + 20 and after['reducer.name'] == 'evit'
 
 

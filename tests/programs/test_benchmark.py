@@ -52,7 +52,8 @@ def test_model_prints_a_table_and_writes_json_and_markdown(tmp_path):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (('--image_sizes=64,x',), 'error: --image_sizes=x must be a side or HEIGHTxWIDTH in pixels, such as 224 or 224x112'),
+    (('--image_sizes=64,x',),
+     'error: --image_sizes=x must be a side or HEIGHTxWIDTH in pixels, such as 224 or 224x112'),
     (('--dtypes=float8',), "error: --dtypes=float8: 'float8' is unknown, there are float32, bfloat16"),
     (('--train',), 'error: give --config FILE, as in: python -m evit_jax.benchmark model --train --config '
                    'configs/deit_s.py')])
