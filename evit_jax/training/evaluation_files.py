@@ -22,6 +22,7 @@ from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import storage
 
 _COMPARED = ('workdir', 'model', 'data', 'preprocessing')  # a result is overwritten only if these parts are equal
+_MAX_NAME = 200  # file systems allow 255 bytes, with prefix and suffix
 _PACKAGES = ('jax', 'flax', 'numpy')
 
 
@@ -103,16 +104,19 @@ def _is_file_name(out):
 
 
 def plan_name(plan: TokenPlan) -> str:
-    """Returns a file name for a plan: the reducer, the number of patches, and the number of tokens kept at each block.
+    """Returns a file name for a plan: the reducer, the number of patches, and the numbers of kept and dropped tokens.
 
-    Examples: 'dense-64' (no reductions), 'evit-64-45at0-32at2-fused', 'tome-64-each-60-56-52' (every block reduces).
+    Examples: 'dense-64' (no reductions), 'evit-64-45at0-32at2-fused', 'tome-64-each-60-56-52' (every block reduces),
+    'prune_merge-64-each-60-56-drop-3-0' (3 tokens are dropped in block 0). A digest replaces the end of a long name.
     """
     if not plan.reductions:
         return f'dense-{plan.patches}'
     kept = [f'{plan.keep[block]}at{block}' for block in plan.reductions]
     if None not in plan.keep:
         kept = ['each', *map(str, plan.keep)]
-    return '-'.join([plan.reducer.name.replace(':', '-'), str(plan.patches), *kept, *['fused'] * plan.fused])
+    dropped = ['drop', *map(str, plan.dropped)] if plan.dropped else []
+    name = '-'.join([plan.reducer.name.replace(':', '-'), str(plan.patches), *kept, *dropped, *['fused'] * plan.fused])
+    return name if len(name) <= _MAX_NAME else f'{name[:_MAX_NAME - 17]}-{fingerprint.digest(name)}'
 
 
 def describe(config: Mapping[str, Any], model_config: ViTConfig, plan: TokenPlan, source: Source) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from PIL import Image
 from evit_jax.data import sources
 from evit_jax.data.sources import digits
 from evit_jax.reduction.plan import make_plan, merge_plan
+from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import storage
 from evit_jax.training import evaluation_files, loop, results
 from tests.helpers import layouts, step_sharing
@@ -38,9 +39,18 @@ def refuse_to_write(monkeypatch):
 @pytest.mark.parametrize('plan, name', [
     (make_plan(64, 6, rate=0.7, reduce_at=(0, 2, 4)), 'evit-64-45at0-33at2-24at4-fused'),
     (make_plan(64, 6, rate=0.7, reduce_at=(2,), fuse=False), 'evit-64-45at2'),
-    (make_plan(196, 12, rate=1.0), 'dense-196'), (merge_plan(64, 3, r=4), 'tome-64-each-60-56-52')])
+    (make_plan(196, 12, rate=1.0), 'dense-196'), (merge_plan(64, 3, r=4), 'tome-64-each-60-56-52'),
+    (make_plan(64, 2, tokens=(60, 56), drop=(3, 0), reduce_at=(0, 1), reducer=get_reducer('prune_merge:mean')),
+     'prune_merge-mean-64-each-60-56-drop-3-0')])
 def test_plan_name_of_each_kind_of_plan(plan, name):
     assert evaluation_files.plan_name(plan) == name
+
+
+def test_plan_name_of_a_plan_with_many_blocks_is_short_and_differs_for_other_drops():
+    names = {evaluation_files.plan_name(make_plan(
+        1369, 40, tokens=range(1301, 1261, -1), drop=(first, *[1] * 39), reduce_at=range(40),
+        reducer=get_reducer('prune_merge'))) for first in (2, 3)}
+    assert len(names) == 2 and all(len(name) == 200 for name in names)
 
 
 def test_evaluate_workdir_writes_new_files_and_changes_no_others(trained):
