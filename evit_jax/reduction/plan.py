@@ -5,14 +5,21 @@ A plan is static: XLA compiles one program for each plan.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from absl import logging
 
+from evit_jax.reduction.plan_checks import (
+    by_depth,
+    check_blocks,
+    check_merges,
+    check_min_kept,
+    check_tokens,
+    drops_by_block,
+)
 from evit_jax.reduction.reducer import Reducer
 from evit_jax.reduction.reducers import EVIT, TOME
 
-T = TypeVar('T')
 _TOLERANCE = 0.01  # accepted relative error of the MACs
 
 
@@ -120,10 +127,10 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
     Source: EViT, section 3; youweiliang/evit, evit.py.
     """
     fuse, counted = fuse and reducer.can_fuse, tokens is not None and len(tokens) > 0
-    _check_blocks(reduce_at, depth)
-    drops = _drops(reduce_at, drop, counted, reducer)
+    check_blocks(reduce_at, depth)
+    drops = drops_by_block(reduce_at, drop, counted, reducer)
     if counted:
-        _check_tokens(tokens := by_depth(reduce_at, tokens, 'tokens'))
+        check_tokens(tokens := by_depth(reduce_at, tokens, 'tokens'))
     else:
         one_each = isinstance(rate, Sequence | Set | Mapping) or getattr(rate, 'ndim', 0)  # an array is no Sequence
         rates = by_depth(reduce_at, rate, 'rate') if one_each else (rate,) * len(reduce_at)
@@ -135,7 +142,7 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
         if block in blocks:
             reduction = blocks.index(block)
             count = int(tokens[reduction]) if counted else reducer.num_kept(patches, n, rates[:reduction + 1])
-            _check_min_kept(count, n, drops.get(block, 0), block, reducer)
+            check_min_kept(count, n, drops.get(block, 0), block, reducer)
             if count > n:
                 logging.warning('tokens=%s: block %d keeps all of its %d tokens, because fewer than %d enter it',
                                 tokens, block, n, count)
@@ -147,32 +154,32 @@ def make_plan(patches: int, depth: int, *, rate: float | Sequence[float] = 1.0, 
     return TokenPlan(patches, tuple(keep), fuse, reducer, drop)
 
 
-def merge_plan(patches: int, depth: int, *, r: float, decreasing: bool = False, progress: float = 1.0,
+def merge_plan(patches: int, depth: int, *, r: float | Sequence[int], decreasing: bool = False, progress: float = 1.0,
                reducer: Reducer = TOME) -> TokenPlan:
     """Returns the plan that merges r tokens in every block (ToMe). A block with fewer than 2 r tokens merges half.
 
     Args:
       patches: number of patch tokens of the image.
       depth: number of blocks of the model.
-      r: number of tokens merged in each block. A fraction is met on average: 0.5 merges 1 token in every second block.
+      r: number of tokens merged in each block, or a sequence with one number for each block. A fraction is met on
+        average: 0.5 merges 1 token in every second block.
       decreasing: the number falls linearly from 2 r in the first block to 0 in the last; the total is the same. (ToMe's
-        code rounds down in each block, so it merges slightly fewer tokens.)
+        code rounds down in each block, so it merges slightly fewer tokens.) Only for one number.
       progress: fraction of r that is merged, in [0, 1]; set by the keep-rate schedule.
 
     Raises:
-      ValueError: the reducer does not merge, or r is more than half of the tokens.
+      ValueError: the reducer does not merge, a number is more than half of the tokens, or the sequence has not one
+        number for each block.
 
     Source: ToMe, arXiv 2210.09461, sections 3 and 4.1.
     """
-    if r and not reducer.merges:
-        raise ValueError(f'r={r:g} is a count of merged tokens, and {reducer} merges none: give a keep rate, or r=0')
-    most = (2 if decreasing and depth > 1 else 1) * r
-    if not 0 <= most <= patches // 2:
-        raise ValueError(f'r={r:g} would merge {most:g} of {patches} tokens in the first block: a block merges at most '
-                         f'half of them, so give 0 <= r <= {patches // 2 / (most / r) if r > 0 else patches // 2:g}')
+    check_merges(patches, depth, r, decreasing, reducer)
+    counts = r if isinstance(r, Sequence) else (r,) * depth
+    if decreasing and depth > 1:
+        counts = tuple(2 * r * (1 - block / (depth - 1)) for block in range(depth))
     keep, n, target, merged = [], patches, 0.0, 0
-    for block in range(depth):
-        target += progress * (r if depth == 1 or not decreasing else 2 * r * (1 - block / (depth - 1)))
+    for count in counts:
+        target += progress * count
         left = max(n - (round(target) - merged), reducer.min_kept(n))
         keep.append(left if left < n else None)
         n, merged = left, round(target)
@@ -222,38 +229,6 @@ def plans_of(reducer: Reducer, patches: int, depth: int, *, reduce_at: Sequence[
     return lambda amount: make(rate=1 - (1 - least) * amount)
 
 
-def _check_tokens(tokens):
-    if bad := [count for count in tokens if count % 1]:
-        raise ValueError(f'tokens={tokens}: {bad[0]} is no whole number of tokens')
-    if low := [count for count in tokens if count < 1]:
-        raise ValueError(f'tokens={tokens}: {low[0]} tokens cannot be kept, the least is 1')
-
-
-def _drops(reduce_at, drop, counted, reducer):
-    """Returns the number of dropped tokens by block; {} if none are dropped."""
-    if not len(drop):
-        return {}
-    if not counted:
-        raise ValueError(f'drop={tuple(drop)} without token counts: give tokens too, the number that each block keeps')
-    for count in drop:
-        if count % 1 or count < 0:
-            raise ValueError(f'drop={tuple(drop)}: {count} is no number of tokens: give whole numbers from 0')
-    if any(drop) and not reducer.can_drop:
-        raise ValueError(f'drop={tuple(drop)}: reducer {reducer} does not drop tokens before it merges: leave drop '
-                         'out, or give the reducer prune_merge')
-    return dict(zip(sorted(reduce_at), map(int, by_depth(reduce_at, drop, 'drop')), strict=True))
-
-
-def _check_min_kept(count, entering, drop, block, reducer):
-    if drop and drop > entering - count:
-        raise ValueError(f'block {block}: drop={drop} leaves {entering - drop} of {entering} tokens, and {count} are '
-                         f'to be kept: drop at most {max(entering - count, 0)}')
-    if count < (min_kept := reducer.min_kept(entering - drop)):
-        raise ValueError(
-            f'block {block}: r={entering - count} of {entering} tokens cannot be merged by {reducer}, at most half of '
-            f'them, {entering - min_kept}: keep {min_kept} or more there, or reduce in more blocks')
-
-
 def _reduce_at_all(keep, patches, blocks):
     """Adds the reductions that keep all tokens: each of them has a learned module. They do not fuse."""
     result, n = [], patches
@@ -261,38 +236,3 @@ def _reduce_at_all(keep, patches, blocks):
         n = n if count is None else count
         result.append(n if block in blocks else None)
     return result
-
-
-def by_depth(reduce_at: Sequence[int], values: Sequence[T], name: str) -> tuple[T, ...]:
-    """Sorts the values of blocks by block index.
-
-    Args:
-      reduce_at: blocks, in any order.
-      values: one value for each block, in the order of `reduce_at`.
-      name: name of the values, for the message.
-
-    Raises:
-      ValueError: the numbers of values and blocks differ, or one of them is a set, which has no order, or a dict.
-    """
-    for given, sequence in ((name, values), ('reduce_at', reduce_at)):
-        if isinstance(sequence, Set | Mapping):
-            kind = 'set, which has no order' if isinstance(sequence, Set) else 'dict'
-            raise ValueError(f'{given}={sequence} is a {kind}, and {name} has a value for each block: give both as '
-                             'tuples of one order')
-    if len(values) != len(reduce_at):
-        raise ValueError(f'{name}={tuple(values)} has {len(values)} values for {len(reduce_at)} reductions at blocks '
-                         f'{tuple(reduce_at)}')
-    pairs = zip(reduce_at, values, strict=True)
-    return tuple(value for _, value in sorted(pairs, key=lambda pair: pair[0]))
-
-
-def _check_blocks(reduce_at, depth):
-    if isinstance(reduce_at, Mapping):
-        raise ValueError(f'reduce_at={reduce_at} is a dict: give the blocks as a tuple')
-    if fractional := [block for block in reduce_at if block % 1]:
-        raise ValueError(f'reduce_at={tuple(reduce_at)}: {fractional[0]} is no whole number: give blocks in '
-                         f'0..{depth - 1}')
-    if len(set(reduce_at)) < len(reduce_at):
-        raise ValueError(f'reduce_at={tuple(reduce_at)} names a block twice: give each block once')
-    if outside := [block for block in reduce_at if not 0 <= block < depth]:
-        raise ValueError(f'reduce_at={tuple(reduce_at)}: block {outside[0]} is outside 0..{depth - 1} of this model')

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
+from evit_jax.reduction.plan import TokenPlan, make_plan
+from evit_jax.reduction.plan_checks import by_depth
 from evit_jax.reduction.reducer import Reducer
 from evit_jax.reduction.reducers import EVIT
 from evit_jax.reduction.registry import get_reducer

@@ -10,7 +10,8 @@ from evit_jax.checkpoints import model_digest
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction import registry
 from evit_jax.reduction.budget import TokenBudget
-from evit_jax.reduction.plan import TokenPlan, by_depth
+from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.plan_checks import by_depth
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import Modules, modules_at
 from evit_jax.reduction.schedule import Stage

@@ -13,7 +13,8 @@ from evit_jax import cli
 from evit_jax.checkpoints.loaded import LoadedModel, saved_budget
 from evit_jax.models import get_config
 from evit_jax.reduction.budget import TokenBudget
-from evit_jax.reduction.plan import TokenPlan, by_depth, make_plan
+from evit_jax.reduction.plan import TokenPlan, make_plan
+from evit_jax.reduction.plan_checks import by_depth
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.reduction.reducer import modules_at
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT

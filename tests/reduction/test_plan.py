@@ -103,7 +103,18 @@ def test_merge_plan_with_fewer_than_2_r_tokens_left_merges_half_of_them():
     assert merge_plan(16, 6, r=6).counts == (10, 5, 3, 2, 1, 1)
 
 
+def test_merge_plan_with_a_number_for_each_block_merges_these_numbers():
+    assert merge_plan(16, 4, r=(6, 0, 5, 1)).keep == (10, None, 5, 4)
+    assert merge_plan(16, 3, r=[2] * 3) == merge_plan(16, 3, r=2)
+    assert merge_plan(16, 3, r=(6, 0, 2), progress=0.5).counts == (13, 13, 12)
+    assert merge_plan(16, 2, r=(12, 1), reducer=get_reducer('ward')).counts == (4, 3)
+
+
 @pytest.mark.parametrize('arguments, message', [
+    ({'r': (1, 2)}, r'r=1-2 has 2 numbers for 12 blocks'), ({'r': (-1, *[0] * 11)}, r'r=-1-0.*: -1 is no number'),
+    ({'r': (98, 50, *[0] * 10)}, r'block 1 would merge 50 of its 98 tokens, and tome merges at most 49'),
+    ({'r': (1.5, *[0] * 11)}, '1.5 is no number of tokens'), ({'r': [1] * 12, 'reducer': EVIT}, 'evit merges none'),
+    ({'r': [1] * 12, 'decreasing': True}, 'decreasing=True is for one number'),
     ({'r': 99}, r'r=99 would merge 99 of 196 tokens .* 0 <= r <= 98'),
     ({'r': 50, 'decreasing': True}, r'r=50 would merge 100 of 196 .* 0 <= r <= 49'),
     ({'r': -1}, r'r=-1 would merge'), ({'r': 5, 'reducer': EVIT}, 'evit merges none')])
