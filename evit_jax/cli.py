@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,6 +73,16 @@ def numbers(flag: str, texts: Sequence[str] | None, kind: type) -> tuple:
         whole = 'whole ' if kind is int else ''
         raise ValueError(f'--{flag}={",".join(texts)} is no list of {whole}numbers: give them with commas '
                          'between') from None
+
+
+def merge_counts(flag: str, texts: Sequence[str]) -> tuple[int | tuple[int, ...], ...]:
+    """Converts the values of a flag for r: a number, or the numbers of all blocks joined by hyphens, as 39-31-24.
+
+    Raises:
+      ValueError: a value is neither.
+    """
+    return tuple(tuple(map(int, text.split('-'))) if re.fullmatch(r'\d+(-\d+)+', text) else
+                 numbers(flag, [text], int)[0] for text in texts)
 
 
 def names_on_stdin() -> Iterator[str]:

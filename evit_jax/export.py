@@ -40,7 +40,8 @@ _TOKENS = flags.DEFINE_multi_string('tokens', [], 'Number of tokens that each re
                                     'the plan of training is exported. The plan of training is the default plan; if it '
                                     'is not exported, the first plan is.')
 _R = flags.DEFINE_list('r', [], 'Numbers of tokens to merge in every block; only for a reducer that merges. One plan '
-                       'is exported for each number.')
+                       'is exported for each number. Hyphens join the numbers of all blocks: 8,39-31-24 means two '
+                       'plans.')
 _PLANS = flags.DEFINE_multi_string('plan', [], 'Plan file of python -m evit_jax.plan; may be repeated. The plan has '
                                    'the name of the file.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens; default: as in training. One of '
@@ -90,7 +91,7 @@ def _plan_arguments() -> dict[str, dict]:
     counts = [cli.numbers('tokens', text.split(','), int) for text in _TOKENS.value]
     requested = [(str(rate), '--rates', {'keep_rate': rate}) for rate in cli.numbers('rates', _RATES.value, float)]
     requested += [('-'.join(map(str, tokens)), '--tokens', {'tokens': tokens}) for tokens in counts]
-    requested += [(f'r{r}', '--r', {'r': r}) for r in cli.numbers('r', _R.value, int)]
+    requested += [(f'r{text}', '--r', {'r': r}) for text, r in zip(_R.value, cli.merge_counts('r', _R.value))]
     requested += [(in_one_line(pathlib.Path(file).stem), f'--plan={in_one_line(file)}',
                    {'plan': read_plan_file(file)}) for file in _PLANS.value]
     origins = {}

@@ -29,8 +29,7 @@ from evit_jax.interchange.opening import open_model
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.runtime import distributed
 from evit_jax.runtime.preemption import Preempted
-from evit_jax.training import experiment, loop
-from evit_jax.training.model_setup import values_of_plan
+from evit_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a recipe (digits) or a Python file with '
                                           'get_config(). Default in an evaluation: the config of the run.')
@@ -38,7 +37,8 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints,
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'knn'], 'Train (and evaluate at the end), evaluate '
                           'only, or evaluate features by k-NN.')
 _PLAN = flags.DEFINE_string('plan', None, 'File with a token plan (python -m evit_jax.plan); it replaces '
-                            'model.reduce_at, model.fuse, keep.rate and reducer.r.')
+                            'model.reduce_at, model.fuse, keep.rate and reducer.r; and reducer.name, if it names a '
+                            'reducer.')
 _OUT = flags.DEFINE_string('out', None, 'Evaluation: result file (a name that ends in .json) or a folder. The picture '
                            'is written to the same folder. Default: WORKDIR/evaluate-PLAN.json, or knn-PLAN.json.')
 _GALLERY = flags.DEFINE_enum('gallery', 'same', ['same', 'dense'], 'k-NN: token plan of the gallery: the same as of '
@@ -73,9 +73,7 @@ def main(*, from_file: bool = True) -> None:
     explicit = config_flags.get_override_values(flags.FLAGS['config'])
     with distributed.distributed(collective_errors=Preempted):
         if mode == 'train':
-            if plan_file:
-                config = experiment.with_values(config, values_of_plan(plan_file, flat(config), explicit))
-            loop.train(config, workdir, accept_changes=_ACCEPT.value)
+            loop.train(config, workdir, accept_changes=_ACCEPT.value, plan_file=plan_file, explicit=explicit)
         elif mode == 'knn':
             _evaluate_knn(config, workdir, explicit, from_file, plan_file)
         else:

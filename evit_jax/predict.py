@@ -44,8 +44,8 @@ _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per line.')
 _RATE = flags.DEFINE_float('rate', None, 'Fraction of the tokens that each reduction keeps; default: as in training.')
 _RATES = flags.DEFINE_list('rates', None, 'One keep rate for each reduction, as 0.9,0.7,0.5.')
 _TOKENS = flags.DEFINE_list('tokens', None, 'Number of tokens that each reduction keeps, as 137,96,67.')
-_R = flags.DEFINE_integer('r', None, 'Number of tokens merged in every block; only for a reducer that merges.',
-                          lower_bound=0)
+_R = flags.DEFINE_string('r', None, 'Number of tokens merged in every block, or the numbers of all blocks with '
+                         'hyphens, as 39-31-24; only for a reducer that merges.')
 _PLAN = flags.DEFINE_string('plan', None, 'File with a token plan, written by python -m evit_jax.plan.')
 _REDUCER = flags.DEFINE_string('reducer', None, 'Reducer; default: as in training. One of '
                                f'{", ".join(list_reducers())}.')
@@ -60,8 +60,9 @@ def main(checkpoint: str, *words: str) -> None:
     images = find_images(words, cli.names_on_stdin() if '-' in words else ())
     plan = read_plan_file(_PLAN.value) if _PLAN.value else None
     loaded = open_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
+    r = cli.merge_counts('r', [_R.value])[0] if _R.value else None
     budget = {'keep_rate': _RATE.value, 'keep_rates': cli.numbers('rates', _RATES.value, float),
-              'tokens': cli.numbers('tokens', _TOKENS.value, int), 'r': _R.value, 'plan': plan}
+              'tokens': cli.numbers('tokens', _TOKENS.value, int), 'r': r, 'plan': plan}
     plan = loaded.plan(**budget)
     pictures = _PictureFolder(_KEPT.value, images) if _KEPT.value else None
     logging.info('%s, step %d of %s: %s', loaded.name, loaded.step, checkpoint, plan)

@@ -19,7 +19,7 @@ from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.models import Params
 from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.reduction.budget import TokenBudget
-from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.plan import TokenPlan, merge_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
 from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, Reducer, modules_at, modules_of
 from evit_jax.reduction.registry import get_reducer
@@ -94,7 +94,7 @@ class LoadedModel(NamedTuple):
         return self._replace(params=params, modules=modules)
 
     def with_plan(self, *, keep_rate: float | None = None, keep_rates: Sequence[float] = (),
-                  tokens: Sequence[int] = (), r: int | None = None, macs: float | None = None,
+                  tokens: Sequence[int] = (), r: int | Sequence[int] | None = None, macs: float | None = None,
                   plan: TokenPlan | PlanFile | str | os.PathLike | None = None) -> 'LoadedModel':
         """Returns the same weights with another token budget. Give at most one argument; without one, nothing changes.
 
@@ -108,6 +108,9 @@ class LoadedModel(NamedTuple):
         if requested and requested[0] in ('keep rate', 'keep rates', 'tokens') and not budget.reduce_at:
             raise ValueError(f'the model {self.path or self.name} drops nothing at any block (model.reduce_at is '
                              f'empty): give a plan with blocks of your own, or leave {requested[0]} out')
+        if hasattr(r, '__len__'):  # the budget has only one r: store the counts
+            plan = merge_plan(self.config.patches(self.image_size), self.config.depth, r=tuple(r),
+                              reducer=budget.reducer)
         if plan is not None:
             return self._replace(budget=self._budget_of(plan))
         if keep_rate is not None:
@@ -168,8 +171,7 @@ class LoadedModel(NamedTuple):
         plan = plan.for_model(self.name, patches, depth, model_digest.digest_of_architecture(self.config))
         if self.reducer_is_explicit:
             plan.check_reducer(self.budget.reducer)
-        if plan.weights:
-            plan.warn_of_other_weights(model_digest.digest_of_weights(self.params))
+        plan.warn_of_other_weights(model_digest.digest_of_weights(self.params))
         return self.budget.apply_plan(plan)
 
 
@@ -258,10 +260,13 @@ def config_of(path: str | os.PathLike, metadata: Mapping[str, Any], settings: Ma
 
 def _requested(keep_rate, keep_rates, tokens, r, macs, plan):
     """Returns the names of the given arguments, for error messages. Raises a ValueError if there is more than one."""
-    for name, values in (('keep_rates', keep_rates), ('tokens', tokens)):
+    sequences = {'keep_rates': (keep_rates, '(0.9, 0.7)'), 'tokens': (tokens, '(137, 96)')}
+    if hasattr(r, '__len__'):
+        sequences['r'] = r, '(39, 31, 24)'
+    for name, (values, example) in sequences.items():
         if isinstance(values, str | Set | Mapping) or not hasattr(values, '__len__'):
-            raise ValueError(f'{name}={values!r} is no sequence: give a number for each reduction, as '
-                             f'{name}={"(0.9, 0.7)" if name == "keep_rates" else "(137, 96)"}')
+            raise ValueError(f'{name}={values!r} is no sequence: give a number for each '
+                             f'{"block" if name == "r" else "reduction"}, as {name}={example}')
     given = {'keep rate': keep_rate is not None, 'keep rates': len(keep_rates) > 0, 'tokens': len(tokens) > 0,
              'r': r is not None, 'macs': macs is not None, 'plan': plan is not None}
     names = [name for name, is_given in given.items() if is_given]

@@ -9,6 +9,7 @@ from absl import logging
 from evit_jax import models
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import newest_step
+from evit_jax.checkpoints.model_digest import digest_of_weights
 from evit_jax.inference import knn
 from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.budget import TokenBudget
@@ -37,6 +38,7 @@ def config_of(model: VisionModel, given: Mapping[str, Any], *, explicit: Collect
     config = {**given, **evaluation_config.merge(given, saved, path, explicit=explicit, from_file=from_file)}
     if plan_file is not None:
         config |= model_setup.values_of_plan(plan_file, config, explicit, base=model.config)
+        plan_file.warn_of_other_weights(digest_of_weights(model.params))
     checks.check(config, model.config)
     # The batch size of a recipe is that of a training: a last batch of queries would be mostly padding.
     batch_size = config['batch_size'] if 'batch_size' in explicit else knn.BATCH_SIZE

@@ -122,7 +122,7 @@ class VisionModel:
         return model_output(*self._apply(params, images, self.plan, patch_tokens=True))
 
     def with_plan(self, *, keep_rate: float | None = None, keep_rates: Sequence[float] = (),
-                  tokens: Sequence[int] = (), r: int | None = None, macs: float | None = None,
+                  tokens: Sequence[int] = (), r: int | Sequence[int] | None = None, macs: float | None = None,
                   plan: TokenPlan | PlanFile | str | os.PathLike | None = None) -> 'VisionModel':
         """Returns a model with the same weights and another token plan. Give exactly one argument.
 
@@ -130,12 +130,13 @@ class VisionModel:
           keep_rate: fraction of the tokens that each reduction keeps, in (0, 1].
           keep_rates: one fraction for each reduction.
           tokens: number of tokens that each reduction keeps.
-          r: number of tokens merged in every block; only for a reducer that merges.
+          r: number of tokens merged in every block, or one number for each block; only for a reducer that merges.
           macs: multiply-accumulates as a fraction of the dense model's, in (0, 1].
           plan: a plan, or a file written by `python -m evit_jax.plan`.
 
         Raises:
-          ValueError: there is more than one argument, a value is out of range, or the plan is for another model.
+          ValueError: there is more than one argument, a value is out of range, or the plan is for another model or
+            reducer.
         """
         budget = {'keep_rate': keep_rate, 'keep_rates': keep_rates, 'tokens': tokens, 'r': r, 'macs': macs,
                   'plan': plan}

@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from clu import parameter_overview
 
-from evit_jax.checkpoints import continuation, open_defaults, weights
+from evit_jax.checkpoints import continuation, model_digest, open_defaults, weights
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.best import BestCheckpoint
@@ -42,7 +42,8 @@ from evit_jax.training.trainer import Trainer
 
 
 def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = False,
-          sources: tuple[Source, Source] | None = None, model_config: ViTConfig | None = None) -> dict[str, float]:
+          sources: tuple[Source, Source] | None = None, model_config: ViTConfig | None = None,
+          plan_file: PlanFile | None = None, explicit: Collection[str] = ()) -> dict[str, float]:
     """Trains a run to the end, then evaluates it and draws pictures. Resumes from the newest checkpoint, if any.
 
     A resumed run gives the same bits as an uninterrupted run: batches and random draws are functions of (seed, step).
@@ -51,6 +52,8 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
       accept_changes: resume even if the run in the workdir has another config.
       sources: training and test source; default: those in the config.
       model_config: model config to use instead of the named model's. Its values replace those of `config.model`.
+      plan_file: token plan to use instead of the plan in the config.
+      explicit: keys given on the command line, which `plan_file` must not contradict.
 
     Returns:
       The final metrics; see `results.evaluate_state`.
@@ -64,7 +67,7 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
     agreement.on_every_process(lambda: limits.check(workdirs.flat(config)))
     config = experiment.with_values(config, initial_weights.prepare(workdirs.flat(config), workdir))
     config, model_config = agreement.on_every_process(
-        lambda: _resolve_and_check(config, workdir, sources, model_config))
+        lambda: _resolve_and_check(config, workdir, sources, model_config, plan_file, explicit))
     identity.check_processes(workdirs.flat(config), workdir, accept_changes=accept_changes, model=model_config)
     if sources is not None:
         agreement.check_same(identity.of_sources(dict(zip(('train', 'test'), sources))),
@@ -127,9 +130,11 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
     config = experiment.with_values(config, {'batch_size': evaluation_config.batch_size_for(
         len(source), jax.device_count(), config.batch_size)})
     run = experiment.setup(config, trained=trained, sources=(source, source), model_config=model_config)
-    files = evaluation_files.files_of(workdir, run.plan, out)
+    files, state = evaluation_files.files_of(workdir, run.plan, out), run.trained_state(workdir)
+    if plan_file is not None and distributed.is_single_process():  # one process may not hold all weights
+        plan_file.warn_of_other_weights(model_digest.digest_of_weights(state.params))
     with PreemptionHandler() as preemption:
-        return results.evaluate_into(run, run.trained_state(workdir), files, preemption, workdir=workdir)
+        return results.evaluate_into(run, state, files, preemption, workdir=workdir)
 
 
 def _values_of_objects(config, sources, model_config=None):
@@ -138,7 +143,7 @@ def _values_of_objects(config, sources, model_config=None):
     return values if model_config is None else values | model_setup.values_of_model(model_config, config.model.name)
 
 
-def _resolve_and_check(config, workdir, sources, model_config):
+def _resolve_and_check(config, workdir, sources, model_config, plan_file, explicit):
     """Checks the config. Returns it with open values resolved from the initial weights and the machine.
 
     Returns:
@@ -147,6 +152,8 @@ def _resolve_and_check(config, workdir, sources, model_config):
     flat_config = workdirs.flat(config) | workdirs.flat(_values_of_objects(config, sources, model_config))
     values, model_config = initial_model.resolve(flat_config, workdir, model_config)
     flat_config |= workdirs.flat(values)
+    if plan_file is not None:
+        flat_config |= model_setup.values_of_plan(plan_file, flat_config, explicit, base=model_config)
     checks.check_training(flat_config, model_config)
     flat_config |= open_defaults.resolve_for_training(flat_config, workdir, jax.devices()[0].platform)
     return experiment.with_values(config, flat_config), model_config

@@ -13,9 +13,12 @@ from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.best import BestCheckpoint
 from evit_jax.checkpoints.loaded import load_model, saved_budget
 from evit_jax.checkpoints.manager import CheckpointManager
+from evit_jax.checkpoints.model_digest import digest_of_architecture, digest_of_weights
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT
+from evit_jax.reduction.registry import get_reducer
 from tests.helpers import layouts, tiny
 
 
@@ -32,7 +35,9 @@ def loaded():
     ({'plan': make_plan(64, 2, reduce_at=())}, '64 patches and 2 blocks, the model has 16 patches'),
     ({'keep_rates': '0.5,0.7'}, "keep_rates='0.5,0.7' is no sequence"), ({'keep_rates': 0.5}, 'is no sequence'),
     ({'tokens': '9'}, 'is no sequence: give a number for each reduction'), ({'tokens': 9}, r'as tokens=\(137, 96\)'),
-    ({'r': 2}, 'evit merges none')])
+    ({'r': 2}, 'evit merges none'), ({'r': (2, 1)}, 'r=2-1 is a count of merged tokens, and evit merges none'),
+    ({'r': '2-1'}, r"r='2-1' is no sequence: give a number for each block, as r=\(39, 31, 24\)"),
+    ({'r': (2, 1), 'macs': 0.5}, 'only one of r and macs')])
 def test_plan_out_of_range_is_refused(loaded, budget, message):
     with pytest.raises(ValueError, match=message):
         loaded.plan(**budget)
@@ -126,3 +131,47 @@ def test_saved_model_with_another_reducer_keeps_its_learned_modules(tmp_path):
     again = load_model(tmp_path / 'model')
     assert again.budget.reducer.name == 'evit' and again.modules == model.loaded.modules
     assert again.with_reducer('dynamicvit').plan().counts == (8, 4)
+
+
+SEARCHED = make_plan(16, 2, tokens=(12, 8), drop=(2, 1), reduce_at=(0, 1), reducer=get_reducer('prune_merge:mean'))
+
+
+def searched_file(loaded):
+    return PlanFile.of(SEARCHED, 'a', 16, reducer='prune_merge:mean', weights=digest_of_weights(loaded.params),
+                       architecture=digest_of_architecture(loaded.config))
+
+
+def test_plan_with_r_for_each_block_merges_these_numbers(loaded):
+    assert loaded.with_reducer('tome').plan(r=[5, 0]).counts == (11, 11)
+    assert loaded.with_reducer('tome').with_plan(r=(5, 2)).plan().counts == (11, 9)
+
+
+def test_with_plan_of_a_searched_plan_sets_its_reducer_and_drops(loaded, caplog):
+    planned = loaded.with_plan(plan=searched_file(loaded))
+    assert planned.plan() == loaded.plan(plan=SEARCHED) == SEARCHED
+    assert planned.budget == loaded.with_plan(plan=SEARCHED).budget and not caplog.text
+    assert planned.with_reducer('prune_merge:mean').with_plan(plan=searched_file(loaded)).plan() == SEARCHED
+    assert planned.with_plan(keep_rate=0.5).plan().drop == ()
+
+
+def test_with_plan_of_a_searched_plan_after_another_reducer_raises_and_names_both(loaded):
+    with pytest.raises(ValueError, match='is for the reducer prune_merge:mean, and tome is given'):
+        loaded.with_reducer('tome').with_plan(plan=searched_file(loaded))
+
+
+def test_with_plan_searched_for_other_weights_warns_once(loaded, caplog):
+    other = tiny.model(seed=1).loaded
+    assert other.with_plan(plan=searched_file(loaded)).plan() == SEARCHED
+    assert caplog.text.count('was searched for other weights of a') == 1
+
+
+def test_with_plan_searched_for_another_image_size_is_rescaled_with_a_warning(loaded, caplog):
+    plan = loaded._replace(image_size=32).plan(plan=searched_file(loaded))
+    assert (plan.patches, plan.tokens, plan.dropped) == (64, (48, 32), (8, 4))
+    assert 'searched for 16 patches, and an image has 64' in caplog.text
+
+
+def test_with_plan_searched_for_another_architecture_raises(loaded):
+    other = loaded._replace(config=dataclasses.replace(loaded.config, registers=1))
+    with pytest.raises(ValueError, match=r'is for a \(architecture .*\) with 16 .*and this is custom \(architecture'):
+        other.with_plan(plan=searched_file(loaded))

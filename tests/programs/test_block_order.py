@@ -94,7 +94,7 @@ def test_main_with_blocks_and_rates_in_any_order_trains_the_same_plan(main, tmp_
     configs, recipe = [], tmp_path / 'recipe.py'
     monkeypatch.setattr(cli, 'configure_logging', lambda: None)
     monkeypatch.setattr(distributed, 'distributed', lambda collective_errors: contextlib.nullcontext())
-    monkeypatch.setattr(loop, 'train', lambda config, workdir, accept_changes: configs.append(config))
+    monkeypatch.setattr(loop, 'train', lambda config, workdir, **_: configs.append(config))
     recipe.write_text('from tests.helpers import layouts\n\ndef get_config():\n    return layouts.config_of()\n')
     monkeypatch.setattr(sys, 'argv', ['main', f'--config={recipe}', f'--workdir={tmp_path}',
                                       '--config.model.reduce_at=(1, 0)', '--config.keep.rates=(0.5, 0.75)',

@@ -6,6 +6,7 @@ from evit_jax.models import get_config
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import make_plan, merge_plan
 from evit_jax.reduction.reducers import EVIT, TOME
+from evit_jax.reduction.registry import get_reducer
 
 CONFIG = get_config('deit_s')
 DENSE = CONFIG.macs(make_plan(196, 12, reduce_at=()))
@@ -53,3 +54,20 @@ def test_of_config_reads_one_rate_or_a_rate_for_each_block():
     assert TokenBudget.of_config(config | {'keep.rates': [0.9, 0.8, 0.7]}).rates == (0.9, 0.8, 0.7)
     with pytest.raises(ValueError, match="unknown reducer 'tomme': did you mean tome"):
         TokenBudget.of_config(config | {'reducer.name': 'tomme'})
+
+
+def test_plans_with_drops_drop_tokens_only_at_the_end_of_a_schedule():
+    budget = RATES._replace(reducer=get_reducer('prune_merge'), tokens=(120, 80, 40), drop=(10, 0, 5))
+    plan_at = budget.plans(196, 12, CONFIG.macs)
+    assert plan_at(1.0) == make_plan(196, 12, tokens=(120, 80, 40), drop=(10, 0, 5), reducer=budget.reducer)
+    assert plan_at(0.5).drop == () and plan_at(0.5).tokens[0] > 120
+    assert budget.at(0.5).drop == ()
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'tokens': ()}, 'without token counts'), ({'reducer': TOME}, 'reducer tome does not drop'),
+    ({'drop': (1, 2)}, 'has 2 values for 3'), ({'drop': (0, 41, 0)}, 'block 6: drop=41 .*drop at most 40')])
+def test_plans_with_invalid_drops_raises(changes, message):
+    budget = RATES._replace(reducer=get_reducer('prune_merge'), tokens=(120, 80, 40), drop=(10, 0, 5))
+    with pytest.raises(ValueError, match=message):
+        budget._replace(**changes).plans(196, 12, CONFIG.macs)

@@ -99,6 +99,21 @@ def test_check_values_of_the_run_for_other_blocks_raises_with_the_flags_to_give(
     assert not cleared.keep[key] and cleared.keep.rate == 0.5
 
 
+def test_merge_drops_of_the_run_are_used_unless_an_explicit_key_sets_the_tokens():
+    run = saved(keep__tokens=(8,), keep__drop=(3,), reducer__name='prune_merge')
+    assert merge(layouts.config_of(), run, from_file=False).keep.drop == (3,)
+    assert merge(layouts.config_of(keep__rate=0.5), run, ('keep.rate',), from_file=False).keep.drop == ()
+    other = merge(layouts.config_of(keep__drop=(2,)), run, ('keep.drop',), from_file=False)
+    assert (other.keep.tokens, other.keep.drop) == ((8,), (2,))
+
+
+@pytest.mark.parametrize('changes', [{}, {'keep__tokens': (8, 4), 'model__reduce_at': (0, 1)}])
+def test_check_drops_without_as_many_token_counts_raises(changes):
+    config = layouts.config_of(keep__drop=(2,), reducer__name='prune_merge', **changes)
+    with pytest.raises(ValueError, match=r"config.keep.drop=\(2,\) goes with config.keep.tokens=.*--config.keep.drop="):
+        checks.check(flat(config))
+
+
 def test_merge_empty_explicit_value_uses_that_of_the_run():
     merged = merge(layouts.config_of(model__classes=0), saved(), ('data.mean', 'data.std', 'model.classes'))
     assert (merged.data.mean, merged.data.std, merged.model.classes) == ((0.5,) * 3, (0.25,) * 3, 3)
