@@ -171,7 +171,8 @@ class LoadedModel(NamedTuple):
         plan = plan.for_model(self.name, patches, depth, model_digest.digest_of_architecture(self.config))
         if self.reducer_is_explicit:
             plan.check_reducer(self.budget.reducer)
-        plan.warn_of_other_weights(model_digest.digest_of_weights(self.params))
+        if plan.weights:  # a digest reads the weights: compute it only if the file has one
+            plan.warn_of_other_weights(model_digest.digest_of_weights(self.params))
         return self.budget.apply_plan(plan)
 
 

@@ -38,7 +38,8 @@ def config_of(model: VisionModel, given: Mapping[str, Any], *, explicit: Collect
     config = {**given, **evaluation_config.merge(given, saved, path, explicit=explicit, from_file=from_file)}
     if plan_file is not None:
         config |= model_setup.values_of_plan(plan_file, config, explicit, base=model.config)
-        plan_file.warn_of_other_weights(digest_of_weights(model.params))
+        if plan_file.weights:
+            plan_file.warn_of_other_weights(digest_of_weights(model.params))
     checks.check(config, model.config)
     # The batch size of a recipe is that of a training: a last batch of queries would be mostly padding.
     batch_size = config['batch_size'] if 'batch_size' in explicit else knn.BATCH_SIZE

@@ -131,7 +131,8 @@ def evaluate_workdir(config: Any, workdir: str | os.PathLike, *, explicit: Colle
         len(source), jax.device_count(), config.batch_size)})
     run = experiment.setup(config, trained=trained, sources=(source, source), model_config=model_config)
     files, state = evaluation_files.files_of(workdir, run.plan, out), run.trained_state(workdir)
-    if plan_file is not None and distributed.is_single_process():  # one process may not hold all weights
+    # With several processes, one process may not hold all weights.
+    if plan_file is not None and plan_file.weights and distributed.is_single_process():
         plan_file.warn_of_other_weights(model_digest.digest_of_weights(state.params))
     with PreemptionHandler() as preemption:
         return results.evaluate_into(run, state, files, preemption, workdir=workdir)
