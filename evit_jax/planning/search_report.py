@@ -59,11 +59,11 @@ def content(model: LoadedModel, result: SearchResult, check: CalibrationImages, 
 def ranked_images(errors: np.ndarray) -> list[tuple[int, str]]:
     """Returns images spread over the errors, from the smallest to the largest: (index, name of the rank)."""
     order = np.argsort(errors, kind='stable')
-    ranks = np.unique(np.linspace(0, len(order) - 1, min(_NUM_IMAGES - 1, len(order))).round().astype(int))
-    ranks = np.unique(np.append(ranks, (len(order) - 1) // 2)).tolist()
     last = len(order) - 1
+    ranks = np.linspace(0, last, min(_NUM_IMAGES, len(order))).round().astype(int)
+    ranks[np.abs(ranks - last // 2).argmin()] = last // 2
     names = {last // 2: 'median', last: 'worst', 0: 'best'}
-    return [(int(order[rank]), names.get(rank, f'rank {rank + 1} of {len(order)}')) for rank in ranks]
+    return [(int(order[rank]), names.get(rank, f'rank {rank + 1} of {len(order)}')) for rank in ranks.tolist()]
 
 
 def _images(compiled: CompiledModel, target: TargetResult, check: CalibrationImages,
@@ -76,7 +76,8 @@ def _images(compiled: CompiledModel, target: TargetResult, check: CalibrationIma
     output = compiled.run('forward', check.images[padded], searched.plan)
     kept, token_of_patch = ([np.asarray(part) for part in parts] for parts in (output.kept, output.token_of_patch))
     return tuple(CheckedImage(
-        os.path.basename(check.names[index]), rank, float(searched.errors[index]), check.images[index],
+        '/'.join(pathlib.PurePath(check.names[index]).parts[-2:]), rank, float(searched.errors[index]),
+        check.images[index],
         tuple(_tokens_after(blocks, searched.plan, kept, token_of_patch, number) for blocks in after))
         for number, (index, rank) in enumerate(ranked))
 
@@ -109,8 +110,9 @@ def _sentence(name: str, result: SearchResult, target: TargetResult) -> str:
     figures = target.plans[SEARCHED].figures
     speeds = [f'{figures[key]:.2f}x as fast as dense ({kind})' for key, kind in (
         ('measured_speed_up', 'measured'), ('predicted_speed_up', 'predicted')) if key in figures]
-    parts = [f'error {figures["error"]:.3g}, as {result.error_name}, on {result.num_checked} images that the search '
-             'has not seen', *speeds,
+    parts = [f'{result.error_name} = {figures["error"]:.3g} on {result.num_checked} images that the search has not '
+             'seen',
+             *speeds,
              f'{figures["macs"] / 1e9:.3g} GMACs, {figures["macs_fraction"]:.1%} of the dense model']
     return f'{name}, target {target.target}: {"; ".join(parts)}.'
 

@@ -99,8 +99,9 @@ def _figures_table(page: SearchPage) -> str:
 
 
 def _cells(figures: Mapping[str, float], columns: Sequence[str]) -> list[str]:
-    return [_COLUMNS[key][1].format(figures[key] / (1e9 if key == 'macs' else 1)) if key in figures else '–'
-            for key in columns]
+    # Rounding hides the rounding errors of the dense model, whose error is 0.
+    return [_COLUMNS[key][1].format(round(figures[key] / (1e9 if key == 'macs' else 1), 9) + 0.0) if key in figures
+            else '–' for key in columns]
 
 
 def _row(tag: str, cells: Sequence[str], kind: str = '') -> str:

@@ -13,6 +13,7 @@ from evit_jax.viz.templates import svg
 
 _COLOURS = BLUE, ORANGE, GREEN  # distinct for colour-blind readers; markers and labels differ too
 _MARKERS, _DASHES = 'os^', ('-', (0, (5, 2)), (0, (1.5, 1.5)))
+_OFFSETS = (0, -15), (0, 8), (8, 1)  # from a point to its value; points
 _SIZE = 5.0, 3.4  # inches
 
 
@@ -32,19 +33,19 @@ def error_plot(series: Mapping[str, Sequence[Point]], *, error_name: str, cost_n
       cost_format: format of the ticks of the costs, such as '{:.0%}'.
       name: see `templates.svg`.
     """
-    ax = _axes(f'Error against {cost_name}', right=1.35)
+    ax = _axes(f'Error against {cost_name}', right=1.6)
     ends = []
-    for (label, points), colour, marker in zip(series.items(), _COLOURS, _MARKERS):
+    for (label, points), colour, marker, offset in zip(series.items(), _COLOURS, _MARKERS, _OFFSETS):
         points = sorted(point for point in points if point.error > 0)
         if not points:
             continue
         ax.plot(*zip(*points), color=colour, marker=marker, markersize=7, linewidth=2.4 if not ends else 1.6,
                 clip_on=False, zorder=3 if not ends else 2)
         for point in points:
-            ax.annotate(f'{point.error:.3g}', point, (0, 8), textcoords='offset points', color=colour, fontsize=9,
-                        ha='center')
+            ax.annotate(f'{point.error:.3g}', point, offset, textcoords='offset points', color=colour, fontsize=9,
+                        ha='left' if offset[0] else 'center')
         ends.append((points[-1], label, colour))
-    ax.margins(0.16, 0.14)
+    ax.margins(0.22, 0.14)
     ax.set_yscale('log')
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
@@ -66,7 +67,7 @@ def tokens_plot(series: Mapping[str, Sequence[int]], *, name: str) -> str:
       series: name -> counts, at most three series of equal length; the first is emphasised.
       name: see `templates.svg`.
     """
-    ax = _axes('Patch tokens after each block', right=1.35)
+    ax = _axes('Patch tokens after each block', right=1.6)
     ends = []
     for (label, counts), colour, dash in zip(series.items(), _COLOURS, _DASHES):
         ax.step(range(len(counts)), counts, where='post', color=colour, linestyle=dash,
@@ -96,9 +97,12 @@ def removed_plot(merged: Sequence[int], dropped: Sequence[int], *, name: str) ->
             ax.annotate(str(count), (block, count), (0, 3), textcoords='offset points', color=GREY, fontsize=8.5,
                         ha='center')
     for row, (kind, counts, colour) in enumerate((('merged', merged, BLUE), ('dropped', dropped, ORANGE))):
+        if not any(counts):
+            continue
         ax.annotate(f'{kind} {sum(counts)}', (1, 1), (0, -14 * row), xycoords='axes fraction',
                     textcoords='offset points', color=colour, fontsize=10, ha='right', va='top')
-    ax.margins(0.02, 0.14)
+    ax.margins(x=0.02)
+    ax.set_ylim(0, 1.15 * max(map(sum, zip(merged, dropped))) or 1)
     _number_blocks(ax)
     return svg(ax.figure, name, f'Merged in each block: {", ".join(map(str, merged))}. '
                                 f'Dropped in each block: {", ".join(map(str, dropped))}')

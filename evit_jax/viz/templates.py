@@ -1,6 +1,7 @@
 """Fills the HTML templates of this package. A page is one file that loads nothing from elsewhere."""
 
 import base64
+import html
 import io
 import pathlib
 import re
@@ -40,7 +41,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
     Args:
       name: name of the figure; unique in the page.
-      description: text for readers who do not see the figure; HTML.
+      description: text for readers who do not see the figure.
     """
     file = io.StringIO()
     with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}):
@@ -48,8 +49,8 @@ def svg(figure: Figure, name: str, description: str) -> str:
     text = file.getvalue()
     text = text[text.index('<svg'):]
     text = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', '', text)  # HTML needs no namespaces, and unique ids
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', f'<svg viewBox="\\1" role="img" aria-label="{description}">',
-                  text, count=1)
+    view_box = re.search(r'viewBox="([^"]*)"', text)[1]
+    text = f'<svg viewBox="{view_box}" role="img" aria-label="{html.escape(description)}">{text[text.index(">") + 1:]}'
     text = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", 'inherit', text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f'var({variable})')

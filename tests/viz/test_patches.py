@@ -108,3 +108,9 @@ def test_heat_map_is_brightest_at_the_largest_value_and_fades_without_value():
     assert np.abs(picture[4, 4] - 0.78 * HEAT_COLOURS[-1]).max() < 1
     np.testing.assert_array_equal(heat_map(image, np.full(36, np.nan), PATCH)[0, 0], heat_map(
         image, values, PATCH)[4, 8])
+
+
+def test_draw_tokens_fades_hidden_patches_to_the_given_colour():
+    image = make_image()
+    picture = draw_tokens(image, [], PATCH, dim=0, faded=(1, 2, 3))
+    np.testing.assert_array_equal(picture, np.broadcast_to((1, 2, 3), image.shape))
