@@ -14,6 +14,7 @@ from evit_jax.viz.templates import svg
 _COLOURS = BLUE, ORANGE, GREEN  # distinct for colour-blind readers; markers and labels differ too
 _MARKERS, _DASHES = 'os^', ('-', (0, (5, 2)), (0, (1.5, 1.5)))
 _OFFSETS = (0, -15), (0, 8), (8, 1)  # from a point to its value; points
+_MIN_RANGE = 0.2  # least range of the costs on both sides of their middle, relative to it
 _SIZE = 5.0, 3.4  # inches
 
 
@@ -51,6 +52,9 @@ def error_plot(series: Mapping[str, Sequence[Point]], *, error_name: str, cost_n
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_minor_formatter(NullFormatter())
+    low, high = ax.get_xlim()
+    middle, reach = (low + high) / 2, _MIN_RANGE * (low + high) / 2
+    ax.set_xlim(min(low, middle - reach), max(high, middle + reach))
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost_format.format(value)))
     _write_labels(ax, ends)

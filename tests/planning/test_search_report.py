@@ -64,8 +64,9 @@ def test_report_sentence_names_target_error_and_macs(searched, page):
     _, result, _ = searched
     for target in result.targets:
         figures = target.plans[SEARCHED].figures
-        assert (f'target {target.target}: {result.error_name} = {figures["error"]:.3g} on 10 images that the search has '
-                f'not seen; {figures["macs"] / 1e9:.3g} GMACs, {figures["macs_fraction"]:.1%} of the dense') in page
+        assert (f'target {target.target}: {result.error_name} = {figures["error"]:.3g} on 10 images that the search '
+                f'has not seen; {figures["macs"] / 1e9:.3g} GMACs, {figures["macs_fraction"]:.1%} of the dense'
+                ) in page
 
 
 def test_report_shows_images_from_best_to_worst_with_their_errors(searched, page):
