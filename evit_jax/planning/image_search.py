@@ -42,15 +42,21 @@ class Files(NamedTuple):
                       if not isinstance(file, str | os.PathLike) or os.path.realpath(file) not in checked]
             if not others:
                 raise ValueError('all images of the search are images of the check: give other images')
-            return calibration.read(others, model, self.num_search, seed=self.seed), check
+            search = calibration.read(others, model, self.num_search, seed=self.seed)
+            _warn_of_few(search)
+            return search, check
         both = calibration.read(self.search, model, self.num_search + self.num_check, seed=self.seed)
         if len(both.names) < 2:
             raise ValueError('one image is not enough: the plan is searched on some images and checked on others')
         count = min(self.num_search, max(2 * len(both.names) // 3, 1))
-        if count < _FEW:
-            logging.warning('the plan is searched on %d images only: with fewer than %d, the figures depend on chance',
-                            count, _FEW)
+        _warn_of_few(both.part(0, count))
         return both.part(0, count), both.part(count, len(both.names))
+
+
+def _warn_of_few(search):
+    if len(search.names) < _FEW:
+        logging.warning('the plan is searched on %d images only: with fewer than %d, the figures depend on chance',
+                        len(search.names), _FEW)
 
 
 class OutputFiles(NamedTuple):
@@ -59,9 +65,11 @@ class OutputFiles(NamedTuple):
     plans: tuple[str, ...] = ()  # one file for each target
     report: str = ''
     journal: str = ''            # errors of evaluated plans, from which an interrupted search continues
+    command: str = ''            # command line of the search, for the report; '': none
 
     @classmethod
-    def of(cls, out: str | None, report_file: str | None, targets: Sequence[Target]) -> 'OutputFiles':
+    def of(cls, out: str | None, report_file: str | None, targets: Sequence[Target],
+           command: str = '') -> 'OutputFiles':
         """Returns the files for the paths of a plan and a report. With several targets, a plan's name has its target.
 
         Raises:
@@ -75,7 +83,7 @@ class OutputFiles(NamedTuple):
                 for target in targets)
         for name, file in (*(('--out', plan) for plan in plans), ('--report', report_file)):
             report.check_writable(name, file)
-        return cls(plans, report_file or '', f'{out}{_JOURNAL}' if out else '')
+        return cls(plans, report_file or '', f'{out}{_JOURNAL}' if out else '', command)
 
 
 def run(model: LoadedModel, files: Files, settings: Settings, outputs: OutputFiles) -> SearchResult:
@@ -85,7 +93,7 @@ def run(model: LoadedModel, files: Files, settings: Settings, outputs: OutputFil
     for path, target in zip(outputs.plans, result.targets):
         report.write_json(path, plan_content(model, result, target))
     if outputs.report:
-        search_report.write(outputs.report, model, result, check, seed=files.seed)
+        search_report.write(outputs.report, model, result, check, seed=files.seed, command=outputs.command)
     return result
 
 
