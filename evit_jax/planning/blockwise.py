@@ -20,6 +20,9 @@ from evit_jax.training.step import normalise
 
 _CHUNK = 32              # number of images computed at a time
 _STATE_BYTES = 2 * 2**30  # memory for the stored tokens of the base plan
+# Largest number of compiled blocks. On a CPU each of them takes about 120 memory mappings, and Linux allows a process
+# 65,530 by default; the process aborts beyond that.
+_MOST_PROGRAMS = 256
 
 
 class Outputs(NamedTuple):
@@ -79,6 +82,7 @@ class BlockwiseModel:
             return random_keys(normalise(images, model.mean, model.std), None)
 
         self._embed, self._block, self._classify, self._keys = embed, block, classify, keys
+        self._programs: set[tuple[TokenPlan, int]] = set()  # the arguments for which `block` is compiled
         self._put(images)
 
     def for_images(self, images: np.ndarray) -> 'BlockwiseModel':
@@ -96,6 +100,11 @@ class BlockwiseModel:
         self._rngs = [self._keys(chunk) for chunk in self._chunks]
         self._base: TokenPlan | None = None
         self._stored: dict[int, list[Tokens]] = {}  # number of blocks -> tokens of each chunk after these blocks
+
+    def free_programs(self) -> None:
+        """Frees the compiled blocks. They are compiled again when they are needed."""
+        self._programs.clear()
+        self._block.clear_cache()
 
     @property
     def patches(self) -> int:
@@ -152,6 +161,9 @@ class BlockwiseModel:
         keeps, drops = ([value if block == at else other for block in range(depth)]
                         for value, other in ((keep, None), (drop, 0)))
         one = TokenPlan(entering, tuple(keeps), plan.fused, plan.reducer, tuple(drops) if drop else ())
+        if (one, at) not in self._programs and len(self._programs) >= _MOST_PROGRAMS:
+            self.free_programs()
+        self._programs.add((one, at))
         return self._block(self._params[index], tokens, rng, one, at)
 
 

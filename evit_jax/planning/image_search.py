@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from absl import logging
@@ -12,8 +13,9 @@ from evit_jax.checkpoints import model_digest
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.planning import calibration, search_report, speed_up
 from evit_jax.planning.calibration import CalibrationImages
+from evit_jax.planning.fidelity_search import Found
 from evit_jax.planning.search import Target
-from evit_jax.planning.speed_up import SEARCHED, SearchResult, Settings
+from evit_jax.planning.speed_up import SEARCHED, SearchResult, Settings, TargetResult
 from evit_jax.reduction.plan_file import PlanFile
 
 _FEW = 32  # number of images below which the errors are mostly noise
@@ -87,29 +89,40 @@ class OutputFiles(NamedTuple):
 
 
 def run(model: LoadedModel, files: Files, settings: Settings, outputs: OutputFiles) -> SearchResult:
-    """Searches, and writes plans and report."""
+    """Searches, and writes plans and report. A plan is written when it is found, and again with its figures."""
     images, check = files.read(model)
-    result = speed_up.search_plans(model, images, check, settings._replace(journal=outputs.journal))
-    for path, target in zip(outputs.plans, result.targets):
-        report.write_json(path, plan_content(model, result, target))
+    paths = dict(zip(settings.targets, outputs.plans))
+
+    def write(target, found, figures=MappingProxyType({})):
+        if path := paths.get(target):
+            report.write_json(path, plan_content(model, target, found) | figures)
+
+    result = speed_up.search_plans(model, images, check, settings._replace(journal=outputs.journal), write)
+    for each in result.targets:
+        write(each.target, each.found, figures_content(result, each))
     if outputs.report:
         search_report.write(outputs.report, model, result, check, seed=files.seed, command=outputs.command)
     return result
 
 
-def plan_content(model: LoadedModel, result: SearchResult, target: speed_up.TargetResult) -> dict:
-    """Returns the content of the plan file of a target: the plan, its figures, and how they were obtained."""
-    found, request = target.found, result.request
+def plan_content(model: LoadedModel, target: Target, found: Found) -> dict:
+    """Returns the content of the plan file of a target: the plan, and how it was found."""
     plan_file = PlanFile.of(
         found.plan, model.name, model.image_size, reducer=found.plan.reducer.name,
         architecture=model_digest.digest_of_architecture(model.config),
         weights=model_digest.digest_of_weights(model.params))
     return plan_file.metadata() | {
-        'target': str(target.target), 'weights_path': model.path, 'request': request.metadata(),
-        'error': result.error_name, 'images': {'search': result.num_searched, 'check': result.num_checked},
+        'target': str(target), 'weights_path': model.path,
         'search': {'error': found.error, 'plans': found.evaluated, 'seconds': found.seconds,
-                   'finished': found.finished, 'methods': found.methods},
-        'figures': {name: {'plan': str(checked.plan), **checked.figures} for name, checked in target.plans.items()}}
+                   'finished': found.finished, 'methods': found.methods}}
+
+
+def figures_content(result: SearchResult, target: TargetResult) -> dict:
+    """Returns the figures of a target for its plan file."""
+    return {'request': result.request.metadata(), 'error': result.error_name,
+            'images': {'search': result.num_searched, 'check': result.num_checked},
+            'figures': {name: {'plan': str(checked.plan), **checked.figures}
+                        for name, checked in target.plans.items()}}
 
 
 def summary(model: LoadedModel, result: SearchResult) -> str:

@@ -73,12 +73,13 @@ class SearchResult(NamedTuple):
 
 
 def search_plans(model: LoadedModel, images: CalibrationImages, check: CalibrationImages,
-                 settings: Settings) -> SearchResult:
-    """Searches a plan for each target on images, and checks it on other images.
+                 settings: Settings, on_found: Callable[[Target, Found], None] = lambda *_: None) -> SearchResult:
+    """Searches a plan for each target on images, then checks all plans on other images.
 
     Args:
       images: images of the search.
       check: images that the search does not see.
+      on_found: called with each plan before the check.
 
     Raises:
       ValueError: a target cannot be reached, or a reducer is unknown or learned.
@@ -95,10 +96,12 @@ def search_plans(model: LoadedModel, images: CalibrationImages, check: Calibrati
     for target, budget in zip(settings.targets, budgets):
         logging.info('searching a plan for %s on %d images', target, len(images.images))
         found.append(plan_search.find(costs.function(target), budget, reducers, settings.minutes * 60 / len(budgets)))
+        on_found(target, found[-1])
     checker = blockwise.for_images(check.images)
     fidelity = Fidelity.of(model.config, checker.outputs(dense), check.labels)
     results = [TargetResult(target, each, _checked(each.plan, costs, checker, fidelity))
                for target, each in zip(settings.targets, found)]
+    blockwise.free_programs()
     if settings.device == THIS_DEVICE and settings.measure:
         results = _timed(results, request, settings)
     return SearchResult(tuple(results), fidelity.name, len(images.images), len(check.images), request, settings)
