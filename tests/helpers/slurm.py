@@ -13,7 +13,7 @@ import time
 PACKAGES = 'slurm-wlm munge'  # of Debian and Ubuntu
 _PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scontrol')
 _PATH = f'{os.environ["PATH"]}:/usr/sbin:/sbin'  # the PATH of a user lacks the folder of the daemons
-_LIMIT = 180   # seconds; limit of the waits for a state of a job, on a busy machine
+_LIMIT = 600   # seconds; limit of the waits for a state of a job, as the machine may be busy
 _PORTS = range(20_000, 30_000)  # below the range of outgoing connections
 
 # JAX connects to the first node by its name, so this node has the name of the machine. cred_expire is the time after
@@ -156,7 +156,7 @@ class Slurm:
                                                   stdin=subprocess.DEVNULL, start_new_session=True))
 
     def _until(self, condition):
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not condition():
             logs = '\n'.join(self.log(name).read_text()[-1500:] for name in _PROGRAMS if self.log(name).exists())
             assert time.monotonic() < end, f'Slurm did not start:\n{logs}'
