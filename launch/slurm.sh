@@ -71,7 +71,8 @@ is_ending() {
   [[ \$(squeue --noheader --format=%T --jobs="\$SLURM_JOB_ID") == COMPLETING ]]
 }
 # Before the time limit, Slurm sends SIGTERM to this script alone. A SIGTERM to srun would end the job.
-trap 'is_ending || scancel --signal=TERM "\$SLURM_JOB_ID"' TERM
+stopping=''
+trap 'is_ending || { stopping=yes && scancel --signal=TERM "\$SLURM_JOB_ID"; }' TERM
 # When one process ends, the others end by themselves; --wait ends those that hang.
 srun --cpus-per-task=$cpus_per_process$gpu_bind --kill-on-bad-exit=0 --wait=300 \\
   $(quoted "$python" -m evit_jax.main "${flags[@]}") &
@@ -84,6 +85,7 @@ while kill -0 "\$step" 2>/dev/null; do  # a signal ends \`wait\` while the step 
 done
 echo "srun ended with exit code \$code"
 ! is_ending || exit "\$code"
+[[ -z \$stopping ]] || ((code != 128 + 15)) || code=$PREEMPTED  # SIGTERM before the program handles it
 if ((code > 128)); then  # a process was killed or aborted, as by the failure of a node
   crashes=$(quoted "$logs/$name.crashes")
   echo "job \$SLURM_JOB_ID ended with exit code \$code after \$SECONDS s" >>"\$crashes" || exit "\$code"

@@ -1,6 +1,6 @@
 """Runs `evit_jax.main` on the tiny model and images of `layouts`: python -m tests.helpers.slow_main FLAGS.
 
-While the file in the environment variable SLOW_MAIN exists, each step after the fifth takes two seconds, so that a test
+While the file in the environment variable SLOW_MAIN exists, each step after the fifth takes four seconds, so that a test
 can disturb the run between two steps.
 """
 
@@ -13,7 +13,7 @@ from evit_jax import main
 from evit_jax.runtime.preemption import PreemptionHandler
 from tests.helpers import layouts
 
-NUM_FAST, SECONDS = 5, 2.0
+NUM_FAST, SECONDS = 5, 4.0
 
 
 def slow(check):

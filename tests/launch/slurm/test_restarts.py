@@ -15,6 +15,7 @@ DISTURBANCES = {
     'preemption': ('sbatch', '--partition=high', '--nodes=2', '--exclusive', '--output=/dev/null', '--wrap=sleep 1')}
 # Ends with 75 on SIGTERM, as evit_jax.main does after it saved.
 STOPS_ON_SIGTERM = "#!/bin/bash\ntrap 'exit 75' TERM\necho started\nsleep 300 &\nwait\n"
+DIES_ON_SIGTERM = '#!/bin/bash\necho started\nexec sleep 300\n'
 CRASHES = '#!/bin/bash\nkill -s KILL $$\n'
 
 
@@ -33,7 +34,7 @@ def test_job_that_is_disturbed_saves_restarts_and_ends_with_the_same_bits(name, 
 
 
 def test_job_that_reaches_its_time_limit_saves_restarts_and_ends_with_the_same_bits(submit, undisturbed):
-    job = submit('--time=2', '--grace=60')  # Slurm sends the signal up to a minute earlier
+    job = submit('--time=3', '--grace=60')  # Slurm sends the signal up to a minute earlier
     job.wait_for_restart()
     job.hurry()
     state, code, restarts = job.wait_for_end()
@@ -53,6 +54,16 @@ def test_job_with_a_killed_process_restarts_and_ends_with_the_same_bits(index, s
     faults.assert_same_end(job.workdir, undisturbed.workdir)
     crash, = (job.logs / 'evit.crashes').read_text().splitlines()
     assert crash.startswith(f'job {job.number} ended with exit code 137 after ')
+
+
+def test_job_stopped_before_the_program_handles_signals_restarts_and_counts_no_crash(slurm, submit):
+    job = submit('--restarts=0', program=DIES_ON_SIGTERM)
+    slurm.wait(job.number, lambda _: job.log().count('started') == 2, 'start')
+    slurm.run('scancel', '--batch', '--signal=TERM', job.number)
+    job.wait_for_restart()
+    assert not (job.logs / 'evit.crashes').exists()
+    job.cancel()
+    job.wait_for_end()
 
 
 def test_job_whose_processes_always_crash_fails_after_its_restarts(submit):
