@@ -1,7 +1,7 @@
 """Runs `evit_jax.main` on the tiny model and images of `layouts`: python -m tests.helpers.slow_main FLAGS.
 
-While the file in the environment variable SLOW_MAIN exists, each step after the fifth takes four seconds, so that a test
-can disturb the run between two steps.
+While the file in the environment variable SLOW_MAIN exists, each step after the fifth takes four seconds, so that a
+test can disturb the run between two steps.
 """
 
 import os
