@@ -44,7 +44,7 @@ def made(checkpoint, tmp_path_factory):
     """Label maps of the digits, written without the program."""
     folder, source = tmp_path_factory.mktemp('made'), open_train()
     annotator = Annotator(load_model(checkpoint), batch_size=16)
-    metadata = LabelMapsMetadata(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.side)
+    metadata = LabelMapsMetadata(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.grid)
     label_maps.write(folder, metadata, lambda start: annotator.entries(source, start, lambda: None))
     return LabelMaps(folder)
 
@@ -170,7 +170,7 @@ def test_label_stopped_by_sigterm_keeps_maps_and_continues(checkpoint, made, tmp
 
 def test_write_unreadable_examples_have_no_map(tmp_path, checkpoint):
     annotator, source = Annotator(load_model(checkpoint), batch_size=4), Broken(10)
-    metadata = LabelMapsMetadata('x', 'x', (), 10, 10, annotator.top, annotator.side)
+    metadata = LabelMapsMetadata('x', 'x', (), 10, 10, annotator.top, annotator.grid)
     assert label_maps.write(tmp_path, metadata, lambda start: annotator.entries(source, start, lambda: None)) == 4
     maps = LabelMaps(tmp_path)
     assert [number for number in range(10) if f'number {number}' in maps] == [0, 1, 4, 5, 6, 9]
@@ -217,7 +217,7 @@ def test_label_maps_of_another_annotator_are_not_overwritten(checkpoint, tmp_pat
 
 def small(folder, **changes):
     metadata = {'annotator': 'x', 'data': 'a test', 'class_names': DigitsSource.class_names, 'classes': 10,
-             'examples': 2, 'top': 2, 'side': 2} | changes
+             'examples': 2, 'top': 2, 'grid': (2, 2)} | changes
     blank = LabelMap(np.zeros((metadata['top'], 2, 2)), np.zeros((metadata['top'], 2, 2), int))
     entries = [Entry(f'e {number}', blank) for number in range(2)]
     label_maps.write(folder, LabelMapsMetadata(**metadata), lambda start: iter(entries[start:]))
