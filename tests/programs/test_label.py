@@ -96,14 +96,27 @@ def test_label_makes_maps_that_training_reads(checkpoint, made, tmp_path, run):
     assert not batch['failed'].size
 
 
+def test_label_makes_maps_of_rectangles_that_training_reads(checkpoint, tmp_path, run):
+    out = tmp_path / 'maps'
+    assert run(checkpoint, f'--out={out}', '--batch=16', '--image_size=16x24')[0] == 0
+    maps = LabelMaps(out)
+    assert maps.metadata.grid == (4, 6) and maps[open_train()[0]['id']].value.shape == (5, 4, 6)
+    setup = experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(out), model__image_width=24))
+    batches = setup.train_batches(0)
+    batch = next(batches)
+    batches.close()
+    assert batch['image'].shape == (8, 16, 24, 3) and batch['token_value'].shape == (8, 24, 10)
+
+
 TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'batch_size': 16, 'epochs': 2,
                    'log__pictures': 0, 'ema_decay': 0.0, 'checkpoint__best': ''}
 
 
-def test_train_lvvit_on_the_maps_of_another_model(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize('width', [0, 24], ids=['square', 'rectangle'])
+def test_train_lvvit_on_the_maps_of_another_model(width, made, tmp_path, monkeypatch):
     monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(
         image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))
-    config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder))
+    config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder), model__image_width=width)
     loop.train(config, tmp_path)
     found = layouts.records(tmp_path)
     assert len(found) == 5

@@ -185,6 +185,11 @@ def test_draw_swaps_gives_one_box_of_varying_size():
     np.testing.assert_array_equal(swap, again)
 
 
+def test_draw_swaps_of_a_rectangle_covers_its_rows_and_columns():
+    swap = np.asarray(mixtoken.draw_swaps(jax.random.key(0), (4, 10), 400)).reshape(400, 4, 10)
+    assert swap.any(axis=0).all() and swap.any(2).sum(1).max() == 2 and swap.any(1).sum(1).max() == 8
+
+
 def test_draw_swaps_box_of_tokens_is_a_box_of_pixels():
     swap = np.asarray(mixtoken.draw_swaps(jax.random.key(3), (4, 4), 8))
     pixels = swap.reshape(8, 4, 4, 1).repeat(2, 1).repeat(2, 2)
