@@ -7,8 +7,8 @@ Finds the token plan for a target: twice as fast as the dense model (2x), 20000i
 With --data, the plan is searched on your own images; they need no labels. Each candidate plan runs on them, and the
 search compares its outputs with those of the dense model. It chooses the reducer, and the tokens that each block drops
 or merges. The result is checked on images that the search has not seen, and compared with EViT and ToMe at equal MACs.
-No training is needed. Ctrl-C ends the search early with the best plan so far. --targets 1.5x,2x,3x gives a plan for
-each target, and --report an HTML page with pictures.
+No training is needed. --targets 1.5x,2x,3x gives a plan for each target, and --report an HTML page with pictures.
+Ctrl-C ends the search for a target early, with the best plan so far.
 
 Without --data, the search assumes EViT, or the reducer of the run, and knows no images: among the plans that meet the
 target, it takes the one that keeps the most tokens, summed over the blocks. Use it for a model that you will train. It
@@ -22,6 +22,8 @@ as --device, such as tpu_v5e, the TPU compiler estimates the costs; no TPU is ne
 of main, predict, export and benchmark model.
 """
 
+import shlex
+import sys
 from typing import Any
 
 from absl import flags
@@ -92,7 +94,7 @@ def main() -> None:
     if not _MODEL.value or not _TARGETS.value:
         raise ValueError('give both --model NAME and --target SPEED, as in: python -m evit_jax.plan --model=deit_s '
                          '--target=2x')
-    targets = [search.parse_target(text) for text in _TARGETS.value]
+    targets = list(dict.fromkeys(search.parse_target(text) for text in _TARGETS.value))
     get_by_name('device', _DEVICE.value, DEVICES)
     if _DEVICE.value == THIS_DEVICE or _DATA.value:
         backend.start()
@@ -112,7 +114,8 @@ def _search_on_images(targets: list[Target]) -> None:
         _MEASURE.value, _SECONDS.value, _ROUNDS.value)
     files = image_search.Files(find_images(_DATA.value), find_images(_CHECK_DATA.value), _IMAGES.value,
                                _CHECK_IMAGES.value, _SEED.value)
-    outputs = image_search.OutputFiles.of(_OUT.value, _REPORT.value, targets)
+    command = shlex.join(['python', '-m', 'evit_jax.plan', *sys.argv[1:]])
+    outputs = image_search.OutputFiles.of(_OUT.value, _REPORT.value, targets, command)
     if _MODEL.value in models.CONFIGS and not storage.as_path(_MODEL.value).exists():
         raise ValueError(f'--model={_MODEL.value} has no weights, and --data searches by the outputs of a trained model'
                          ': give a run, a file or folder of weights, or hf-hub:ORG/NAME')

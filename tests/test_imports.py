@@ -16,7 +16,7 @@ MAY_IMPORT = {  # packages that each package may import, besides itself
     'models': {'runtime', 'kernels', 'reduction'},
     'viz': set(), 'data': {'runtime'}, 'metrics': {'runtime'},
     'checkpoints': {'configs', 'runtime', 'reduction', 'models', 'data', 'metrics'}}
-MAY_IMPORT['interchange'] = {'runtime', 'kernels', 'reduction', 'models', 'checkpoints'}
+MAY_IMPORT['interchange'] = {'runtime', 'kernels', 'reduction', 'models', 'data', 'checkpoints'}
 MAY_IMPORT['training'] = {*MAY_IMPORT}
 for _above in ('inference', 'serving', 'comparison', 'benchmarks', 'planning'):
     MAY_IMPORT[_above] = set(MAY_IMPORT)

@@ -1,7 +1,6 @@
 """A loaded model: computes logits, features and predictions under any token plan."""
 
 import copy
-import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -195,9 +194,9 @@ class VisionModel:
             raise ValueError(f'top={top} is less than 1')
         self.loaded.check_has_classes()
         images = [images] if pictures.is_one_picture(images) else images
-        read = functools.partial(_read, self.loaded.eval_transform())
         waiting, num_readable = [], 0
-        for name, image in pictures.map_in_order(read, enumerate(images), self.batch_size * _AHEAD):
+        for name, image in pictures.read_in_order(enumerate(images), self.loaded.eval_transform(),
+                                                  self.batch_size * _AHEAD):
             waiting.append((name, image))
             num_readable += not isinstance(image, str)
             if num_readable == self.batch_size or not num_readable:
@@ -314,13 +313,3 @@ class VisionModel:
             rows = predictions(jax.tree.map(np.asarray, outputs), images, self.plan, self.class_names, top)
         for name, image in waiting:
             yield Prediction(name, problem=image) if isinstance(image, str) else next(rows)._replace(name=name)
-
-
-def _read(transform, numbered):
-    """Returns the name of an image and its pixels at the model's size. If it is unreadable, returns name and reason."""
-    index, picture = numbered
-    name = pictures.name_of(picture, index)
-    try:
-        return name, transform(pictures.read_pixels(picture, name))
-    except pictures.UnreadableImage as error:
-        return name, ' '.join(str(error).split())

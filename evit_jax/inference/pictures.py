@@ -58,6 +58,28 @@ def read_pixels(picture: Picture, name: str) -> np.ndarray:
         raise UnreadableImage(str(error) or repr(error)) from error
 
 
+def read_in_order(images: Iterable[tuple[int, Picture]], transform: Callable[[np.ndarray], np.ndarray],
+                  ahead: int) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Yields the name and the transformed pixels of each image; for an unreadable image, the name and the reason.
+
+    Args:
+      images: pairs (index, image); the index is part of the name of an image without a path.
+      ahead: largest number of results that wait for the consumer.
+
+    Raises:
+      ValueError: an object is not an image.
+    """
+    def read(numbered):
+        index, picture = numbered
+        name = name_of(picture, index)
+        try:
+            return name, transform(read_pixels(picture, name))
+        except UnreadableImage as error:
+            return name, ' '.join(str(error).split())
+
+    return map_in_order(read, images, ahead)
+
+
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
     """Yields the results of `map(function, items)`, computed by threads. At most `ahead` results wait for the consumer.
     """

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from evit_jax.data.transforms.geometry import FILTERS
 from evit_jax.interchange import (
     hugging_face_models,
     preprocessing,
@@ -100,7 +101,7 @@ def _interpolation(contents):
     """Returns the config key of the filter that resizes images, if a config gives it."""
     preprocessor = contents.configs.get(weight_files.PREPROCESSOR, {})
     resampling = preprocessing.resampling_filter(preprocessor, contents.config)
-    if resampling in preprocessing.FILTERS:
+    if resampling in FILTERS:
         return {'data.interpolation': resampling}
     if resampling:
         logging.warning('%s: its images were resized by the filter %s, which is unknown: took bicubic', contents.path,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from evit_jax.data.transforms.geometry import FILTERS
 from evit_jax.interchange.hyperparameter_sources import (
     Hyperparameter,
     Hyperparameters,
@@ -16,7 +17,6 @@ IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 HALVES = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
 CLIP = {'mean': (0.48145466, 0.4578275, 0.40821073), 'std': (0.26862954, 0.26130258, 0.27577711)}
 _IMAGENET_TAGS = ('dino', 'mae', 'moco', 'ibot', '_rope_reg')  # parts of names of timm's vit_* with ImageNet's values
-FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # by Pillow's number
 
 
 def of_preprocessor(config: Mapping[str, Any], source: str) -> Hyperparameters:

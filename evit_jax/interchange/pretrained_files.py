@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.interchange import preprocessing, timm_calls, torch_weights
+from evit_jax.data.transforms.geometry import FILTERS
+from evit_jax.interchange import timm_calls, torch_weights
 from evit_jax.interchange.names_hugging_face import to_hugging_face
 from evit_jax.models.config import ViTConfig, as_hw
 
@@ -120,6 +121,6 @@ def _preprocessor(model, config):
     sizes = {'image_processor_type': 'BitImageProcessor', 'size': {'shortest_edge': round(side / crop)},
              'do_center_crop': True, 'crop_size': {'height': side, 'width': side}} if crop else {
         'image_processor_type': 'ViTImageProcessor', 'size': {'height': side, 'width': side}}
-    return sizes | {'do_resize': True, 'resample': preprocessing.FILTERS.index(model.interpolation),
+    return sizes | {'do_resize': True, 'resample': FILTERS.index(model.interpolation),
                     'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
                     'image_mean': list(model.mean), 'image_std': list(model.std)}

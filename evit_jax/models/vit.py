@@ -16,6 +16,7 @@ from evit_jax.models import embedding, layers
 from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.models.positions import resize_positions
 from evit_jax.reduction import apply
+from evit_jax.reduction.inputs import ModelInputs
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.tokens import Tokens
@@ -169,10 +170,10 @@ class ViT(nnx.Module):
           rng: [B] random keys, from `random_keys`.
           image_size: (height, width) of the images.
         """
-        return apply.Reductions(
-            plan, rng, modules=getattr(self, 'reducer', ()), class_token=self.config.class_token,
+        return apply.Reductions(plan, rng, ModelInputs(
+            modules=getattr(self, 'reducer', ()), has_class_token=self.config.class_token,
             coordinates=self._coordinates(image_size), grid=self.config.grid(image_size),
-            pool_attention=self._pool_attention if self.config.pooling == 'map' else None)
+            pool_attention=self._pool_attention if self.config.pooling == 'map' else None))
 
     def classify(self, tokens: Tokens, intermediates: dict) -> Array:
         """Computes logits [B, L] from the tokens after the last norm. Adds features and logits to `intermediates`."""

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,9 @@ from evit_jax.training.step import normalise
 
 _CHUNK = 32              # number of images computed at a time
 _STATE_BYTES = 2 * 2**30  # memory for the stored tokens of the base plan
+# Largest number of compiled blocks. On a CPU each of them takes about 120 memory mappings, and Linux allows a process
+# 65,530 by default; the process aborts beyond that.
+_MOST_PROGRAMS = 256
 
 
 class Outputs(NamedTuple):
@@ -26,13 +30,6 @@ class Outputs(NamedTuple):
 
     features: np.ndarray  # [B, D] float32, the input of the head
     logits: np.ndarray    # [B, L] float32; the features if there is no head
-
-
-class _Step(NamedTuple):
-    """The reduction of one block, as part of the key of stored tokens."""
-
-    keep: int | None
-    drop: int
 
 
 class BlockwiseModel:
@@ -59,9 +56,10 @@ class BlockwiseModel:
         size, depth = self._image_size, model.config.depth
 
         @functools.partial(jax.jit, static_argnums=2)
-        def embed(params, images, plan):
+        def embed(params, images, reducer):
             images = normalise(images, model.mean, model.std).astype(model.dtype)
-            return bind(params).embed(images, plan, None, None, None, {})
+            dense = TokenPlan(self.patches, (None,) * depth, False, reducer)
+            return bind(params).embed(images, dense, None, None, None, {})
 
         @functools.partial(jax.jit, static_argnums=(3, 4))
         def block(params, tokens, rng, plan, index):
@@ -84,6 +82,7 @@ class BlockwiseModel:
             return random_keys(normalise(images, model.mean, model.std), None)
 
         self._embed, self._block, self._classify, self._keys = embed, block, classify, keys
+        self._programs: set[tuple[TokenPlan, int]] = set()  # the arguments for which `block` is compiled
         self._put(images)
 
     def for_images(self, images: np.ndarray) -> 'BlockwiseModel':
@@ -99,8 +98,13 @@ class BlockwiseModel:
         device = jax.local_devices()[0]
         self._chunks = [jax.device_put(chunk, device) for chunk in np.split(padded, len(padded) // _CHUNK)]
         self._rngs = [self._keys(chunk) for chunk in self._chunks]
-        self._base: dict[tuple[_Step, ...], list[Tokens]] = {}
-        self._base_plan: TokenPlan | None = None
+        self._base: TokenPlan | None = None
+        self._stored: dict[int, list[Tokens]] = {}  # number of blocks -> tokens of each chunk after these blocks
+
+    def free_programs(self) -> None:
+        """Frees the compiled blocks. They are compiled again when they are needed."""
+        self._programs.clear()
+        self._block.clear_cache()
 
     @property
     def patches(self) -> int:
@@ -108,9 +112,16 @@ class BlockwiseModel:
         return self.config.patches(self._image_size)
 
     def set_base(self, plan: TokenPlan) -> None:
-        """Computes the outputs of a plan and stores its tokens after each block, until memory is short."""
-        self._base, self._base_plan = {}, plan
-        self.outputs(plan)
+        """Stores the tokens of a plan after each block. The last blocks are left out if memory is short."""
+        blocks = self._shared_blocks(plan)
+        stored = {number: tokens for number, tokens in self._stored.items() if number <= blocks}
+        chunks = stored.get(blocks) or self._embedded(plan.reducer)
+        for index in range(blocks, self.config.depth):
+            chunks = [self._run_block(index, tokens, rng, plan) for tokens, rng in zip(chunks, self._rngs)]
+            if sum(leaf.nbytes for leaf in jax.tree.leaves((stored, chunks))) > _STATE_BYTES:
+                break
+            stored[index + 1] = chunks
+        self._base, self._stored = plan, stored
 
     def outputs(self, plan: TokenPlan) -> Outputs:
         """Computes the outputs of all images under a plan.
@@ -118,42 +129,44 @@ class BlockwiseModel:
         Raises:
           FloatingPointError: outputs are not finite.
         """
-        steps = [_Step(keep, drop) for keep, drop in zip(plan.keep, plan.drop or (0,) * len(plan.keep), strict=True)]
-        same = self._base_plan is not None and (plan.reducer, plan.fused) == (
-            self._base_plan.reducer, self._base_plan.fused)
-        is_base = plan == self._base_plan
-        start = max((n for n in range(len(steps) + 1) if tuple(steps[:n]) in self._base), default=0) if same else 0
-        results, stored = [], []
-        for number, (chunk, rng) in enumerate(zip(self._chunks, self._rngs)):
-            tokens = (self._base[tuple(steps[:start])][number] if start else
-                      self._embed(self._params[0], chunk, plan))
-            for index in range(start, len(steps)):
-                tokens = self._run_block(index, tokens, rng, plan, steps[index])
-                if is_base:
-                    stored.append((tuple(steps[:index + 1]), tokens))
+        blocks = max((number for number in self._stored if number <= self._shared_blocks(plan)), default=0)
+        results = []
+        for tokens, rng in zip(self._stored[blocks] if blocks else self._embedded(plan.reducer), self._rngs):
+            for index in range(blocks, self.config.depth):
+                tokens = self._run_block(index, tokens, rng, plan)
             results.append(self._classify(self._params[0], tokens))
-        self._store(stored)
         outputs = Outputs(*(np.concatenate([np.asarray(part) for part in parts])[:self.num_images]
                             for parts in zip(*results)))
         if not np.isfinite(outputs.logits).all():
             raise FloatingPointError(f'outputs under the plan {plan} are not finite: compute in float32')
         return outputs
 
-    def _run_block(self, index, tokens, rng, plan, step):
+    def _embedded(self, reducer):
+        """Yields the tokens of each chunk before the first block."""
+        for chunk in self._chunks:
+            yield self._embed(self._params[0], chunk, reducer)
+
+    def _shared_blocks(self, plan: TokenPlan) -> int:
+        """Returns the number of first blocks that a plan has in common with the base plan."""
+        base = self._base
+        if base is None or (plan.reducer, plan.fused) != (base.reducer, base.fused):
+            return 0
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(_steps(plan), _steps(base))))
+
+    def _run_block(self, index, tokens, rng, plan):
         depth, entering = self.config.depth, tokens.patch_ids.shape[1]
+        keep, drop = _steps(plan)[index]
         shared = plan.reducer.same_in_all_blocks and index < depth - 1
-        at = 0 if shared or (step.keep is None and index < depth - 1) else index
-        keep, drop = ([value if block == at else other for block in range(depth)]
-                      for value, other in ((step.keep, None), (step.drop, 0)))
-        one = TokenPlan(entering, tuple(keep), plan.fused, plan.reducer, tuple(drop) if step.drop else ())
+        at = 0 if shared or (keep is None and index < depth - 1) else index
+        keeps, drops = ([value if block == at else other for block in range(depth)]
+                        for value, other in ((keep, None), (drop, 0)))
+        one = TokenPlan(entering, tuple(keeps), plan.fused, plan.reducer, tuple(drops) if drop else ())
+        if (one, at) not in self._programs and len(self._programs) >= _MOST_PROGRAMS:
+            self.free_programs()
+        self._programs.add((one, at))
         return self._block(self._params[index], tokens, rng, one, at)
 
-    def _store(self, stored):
-        for steps, tokens in stored:
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves((self._base, tokens)))
-            if size < _STATE_BYTES:
-                self._base.setdefault(steps, []).append(tokens)
-        complete = {steps: chunks for steps, chunks in self._base.items() if len(chunks) == len(self._chunks)}
-        self._base = complete
 
-
+def _steps(plan):
+    """Returns the number of kept and dropped tokens of each block."""
+    return list(zip(plan.keep, plan.drop or (0,) * len(plan.keep), strict=True))

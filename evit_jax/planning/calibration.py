@@ -39,17 +39,9 @@ def read(files: Sequence[Picture], model: LoadedModel, count: int, *, seed: int 
       ValueError: no image can be read.
     """
     order = np.random.default_rng(seed).permutation(len(files))
-    transform = model.eval_transform()
-
-    def read_one(index):
-        name = pictures.name_of(files[index], index)
-        try:
-            return name, transform(pictures.read_pixels(files[index], name))
-        except pictures.UnreadableImage as error:
-            return name, ' '.join(str(error).split())
-
+    numbered = ((index, files[index]) for index in order[:count])
     names, images, unreadable = [], [], []
-    for name, image in pictures.map_in_order(read_one, order[:count], _AHEAD):
+    for name, image in pictures.read_in_order(numbered, model.eval_transform(), _AHEAD):
         if isinstance(image, str):
             unreadable.append(f'{name} ({image})')
         else:

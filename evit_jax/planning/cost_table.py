@@ -61,7 +61,7 @@ class CostRequest(NamedTuple):
     def key(self) -> dict[str, Any]:
         """Returns all values that determine the costs. Initialises JAX's backend if costs are for this device."""
         key = self.metadata() | {'depth': self.config.depth, 'config': repr(self.config), 'jax': jax.__version__,
-                                 'parts': COUNTED_PARTS, 'sources': _source_digest()}
+                                 'parts': COUNTED_PARTS, 'sources': source_digest()}
         if self.device != THIS_DEVICE:
             return key | {'libtpu': tpu.version()}
         device = cases.device()
@@ -77,7 +77,7 @@ class CostTable(NamedTuple):
     dense: float | None          # the whole dense model; None if it was not timed
     attention: dict[int, float]
     mlp: dict[int, float]
-    reduction: dict[str, dict[int, float]]  # by name of the reducer
+    reduction: dict[str, dict[int, float]]  # name of the reducer -> costs
     last_block: dict[int, float]  # empty if the heads read the patch tokens
     heads: dict[int, float]       # empty if the heads read only the prefix tokens
 
@@ -108,7 +108,7 @@ COUNTED_PARTS = CostTable._fields[3:]  # parts whose cost depends on the number 
 
 
 @functools.cache
-def _source_digest() -> str:
+def source_digest() -> str:
     """Returns a digest of the code that determines measured and estimated costs."""
     root = pathlib.Path(models.__file__).parents[1]
     files = [*(file for folder in ('models', 'kernels', 'reduction') for file in sorted((root / folder).rglob('*.py'))),

@@ -35,7 +35,8 @@ class Fidelity(NamedTuple):
             log_p, log_q = _log_softmax(self.dense.logits), _log_softmax(outputs.logits)
             return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0)
         a, b = self.dense.logits.astype(np.float64), outputs.logits.astype(np.float64)
-        return 100 * (1 - (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-30))
+        cosine = (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-30)
+        return np.maximum(100 * (1 - cosine), 0)
 
     def figures(self, outputs: Outputs) -> dict[str, float]:
         """Returns the mean and the 90 % quantile of the error; agreement of the best class and accuracy if known."""

@@ -33,15 +33,15 @@ _SIGNIFICANT = 1.0    # number of standard errors by which stage 3 must improve
 
 
 class Shape(NamedTuple):
-    """How the removed tokens are distributed over the L blocks: block b removes (1 - b / L)^power of the most."""
+    """Describes how many tokens each of L blocks removes: block b removes (1 - b / L)^power times a common number."""
 
     power: float = 1.0    # 0: equal numbers in all blocks
     early: float = 1.0    # factor for the first quarter of the blocks
     dropped: float = 0.0  # fraction of the tokens removed in the second half that is dropped, not merged
 
 
-_CHANGES = [{'early': 0.5}, {'early': 0.75}, {'early': 1.5}, {'power': 0.5}, {'power': 0.75}, {'power': 1.5},
-            {'power': 2.0}, {'dropped': 0.2}, {'dropped': 0.4}]
+_CHANGES = [{'early': 0.33}, {'early': 0.15}, {'early': 0.5}, {'early': 0.75}, {'early': 1.5}, {'power': 0.5},
+            {'power': 0.75}, {'power': 1.5}, {'power': 2.0}, {'dropped': 0.2}, {'dropped': 0.4}]
 
 
 class Candidate(NamedTuple):
@@ -70,41 +70,41 @@ class TimeUp(Exception):
 class PlanSearch:
     """Searches plans for one model and set of images. Evaluated plans are remembered across budgets."""
 
-    def __init__(self, model: BlockwiseModel, fidelity: Fidelity, cost: Callable[[TokenPlan], float], *,
-                 journal: 'Journal | None' = None):
+    def __init__(self, model: BlockwiseModel, fidelity: Fidelity, *, journal: 'Journal | None' = None):
         """Creates a search.
 
         Args:
-          cost: plan -> cost, in the unit of the budgets.
           journal: stores the errors of evaluated plans; None: they are kept in memory.
         """
-        self._model, self._fidelity, self._cost, self._config = model, fidelity, cost, model.config
-        self._patches = model.patches
+        self._model, self._fidelity = model, fidelity
+        self._patches, self._depth = model.patches, model.config.depth
         self._quantum = max(self._patches // _LEVELS, 1)
         self._errors: dict[TokenPlan, np.ndarray] = {}
         self._journal = journal or Journal()
 
-    def find(self, budget: float, reducers: Sequence[Reducer], seconds: float) -> Found:
+    def find(self, cost: Callable[[TokenPlan], float], budget: float, reducers: Sequence[Reducer],
+             seconds: float) -> Found:
         """Returns the best plan within a budget.
 
         Args:
-          budget: largest cost of the plan.
+          cost: plan -> cost, in any unit.
+          budget: largest cost of the plan, in the same unit.
           reducers: the methods to choose among.
           seconds: time limit; the best plan so far is returned when it is over.
 
         Raises:
           ValueError: no plan is within the budget.
         """
+        self._cost, self._budget, self._best = cost, budget, None
         self._begin, self._limit, before = time.monotonic(), seconds, len(self._errors)
-        self._best: Candidate | None = None
         methods, finished = {}, False
         try:
-            shape, reducer = Shape(), None
-            for candidate in self._fitting(reducers, shape, budget):
-                methods[candidate.plan.reducer.name] = self._try(candidate, 'method')
-            reducer = self._best.plan.reducer
-            self._improve_shape(reducer, shape, budget)
-            finished = self._improve_blocks(budget)
+            for candidate in self._methods(reducers):
+                self._consider(candidate, 'method')
+                methods[candidate.plan.reducer.name] = self._error(candidate.plan)
+            self._improve_shape(self._best.plan.reducer)
+            self._improve_blocks()
+            finished = True
         except (TimeUp, KeyboardInterrupt) as stop:
             if self._best is None:
                 raise ValueError(f'no plan was evaluated within {seconds:.0f} s: give more --minutes, or fewer '
@@ -112,154 +112,150 @@ class PlanSearch:
             logging.info('the search ends with the best plan so far (%s)', 'time is up' if isinstance(stop, TimeUp)
                          else 'interrupted')
         plan = self._best.plan
-        return Found(plan, float(self._errors[plan].mean()), len(self._errors) - before,
-                     time.monotonic() - self._begin, finished, methods)
+        return Found(plan, self._error(plan), len(self._errors) - before, time.monotonic() - self._begin, finished,
+                     methods)
 
-    def _fitting(self, reducers, shape, budget) -> Iterator[Candidate]:
-        """Yields the candidate of each reducer that reaches the budget."""
-        least = {}
-        for reducer in reducers:
-            candidate = self._fit(reducer, shape, budget)
-            if candidate is None:
-                cheapest = self._candidate(reducer, self._removed(shape, self._patches, reducer), None)
-                least[reducer.name] = self._cost(cheapest.plan)
-            else:
-                yield candidate
-        if len(least) == len(reducers):
-            costs = ', '.join(f'{cost:.3g} by {name}' for name, cost in least.items())
-            raise ValueError(f'no plan costs at most {budget:.3g}; the cheapest plans cost {costs}: give a less '
-                             'ambitious target')
+    def _methods(self, reducers) -> list[Candidate]:
+        """Returns a candidate of the default shape for each reducer that reaches the budget."""
+        candidates = [self._fit(reducer, Shape()) for reducer in reducers]
+        if any(candidates):
+            return [candidate for candidate in candidates if candidate]
+        cheapest = [self._candidate(reducer, self._removed(reducer, Shape(), self._patches)) for reducer in reducers]
+        costs = ', '.join(f'{self._cost(each.plan):.3g} by {each.plan.reducer.name}' for each in cheapest)
+        raise ValueError(f'no plan costs at most {self._budget:.3g}; the cheapest plans cost {costs}: give a less '
+                         'ambitious target')
 
-    def _improve_shape(self, reducer, shape, budget):
+    def _improve_shape(self, reducer):
         """Changes one value of the shape at a time while it helps."""
-        improved = True
+        shape, improved = Shape(), True
         while improved:
             improved = False
             for change in _CHANGES:
                 changed = shape._replace(**change)
                 if changed == shape or (changed.dropped and not reducer.can_drop):
                     continue
-                candidate = self._fit(reducer, changed, budget)
-                if candidate is not None and self._is_better(candidate, gain=_MIN_GAIN, text=str(changed)):
+                candidate = self._fit(reducer, changed)
+                if candidate and self._consider(candidate, str(changed), gain=_MIN_GAIN):
                     shape, improved = changed, True
 
-    def _improve_blocks(self, budget) -> bool:
-        """Moves removed tokens between blocks while it helps. Returns True after a sweep without improvement."""
-        while True:
-            self._model.set_base(self._best.plan)
+    def _improve_blocks(self):
+        """Moves removed tokens between blocks until a whole sweep finds no better plan."""
+        best = None
+        while self._best != best:
             best = self._best
-            for candidate in self._neighbours(budget):
-                if self._is_better(candidate, standard_errors=_SIGNIFICANT, text='blocks'):
+            self._model.set_base(best.plan)
+            for candidate in self._neighbours():
+                if self._consider(candidate, 'blocks', standard_errors=_SIGNIFICANT):
                     self._model.set_base(candidate.plan)
-            if self._best == best:
-                return True
 
-    def _neighbours(self, budget: float) -> Iterator[Candidate]:
+    def _neighbours(self) -> Iterator[Candidate]:
         """Yields the candidates within the budget that differ from the best one by one move.
 
         The best one may change meanwhile. A move removes fewer tokens at one block, and as many more at another as the
-        budget needs.
+        budget needs. Other moves change the number of tokens that a block drops.
         """
-        quantum, depth = self._quantum, self._config.depth
+        quantum, depth = self._quantum, self._depth
         for distance, source, sign in itertools.product((1, 3), range(depth), (-1, 1)):
-            target, removed = source + sign * distance, list(self._best.removed)
+            target, (plan, removed, dropped) = source + sign * distance, self._best
+            removed = list(removed)
             removed[source] -= quantum
             for _ in range(5 if 0 <= target < depth else 1):
-                candidate = self._candidate(self._best.plan.reducer, removed, self._best.dropped)
-                if candidate is not None and self._cost(candidate.plan) <= budget:
+                candidate = self._candidate(plan.reducer, removed, dropped)
+                if candidate and self._cost(candidate.plan) <= self._budget:
                     yield candidate
                     break
                 if 0 <= target < depth:
                     removed[target] += quantum
         if self._best.plan.reducer.can_drop:
             for block, sign in itertools.product(range(depth), (1, -1)):
-                dropped = list(self._best.dropped)
-                dropped[block] += sign * quantum
-                candidate = self._candidate(self._best.plan.reducer, self._best.removed, dropped)
-                if candidate is not None:
+                plan, removed, dropped = self._best
+                dropped = [*dropped[:block], dropped[block] + sign * quantum, *dropped[block + 1:]]
+                if candidate := self._candidate(plan.reducer, removed, dropped):
                     yield candidate
 
-    def _is_better(self, candidate, *, gain=0.0, standard_errors=0.0, text):
-        """Evaluates a candidate. Makes it the best one if it is better by a relative gain and by standard errors."""
-        best = self._best
-        score = self._try(candidate, text, keep=False)
-        before, after = (np.sqrt(self._errors[each.plan]) for each in (best, candidate))
-        difference = after - before
-        needed = standard_errors * difference.std() / len(difference)**0.5
-        if not (score < self._score(best) * (1 - gain) and difference.mean() < -needed):
-            return False
-        self._accept(candidate, text)
-        return True
+    def _consider(self, candidate: Candidate, text: str, *, gain: float = 0.0, standard_errors: float = 0.0) -> bool:
+        """Evaluates a candidate, and makes it the best one if its score is lower. Returns True in that case.
 
-    def _try(self, candidate, text, keep=True):
-        """Evaluates a candidate and returns its score. `keep`: makes it the best one if its score is lower."""
-        if candidate.plan not in self._errors:
-            if time.monotonic() - self._begin > self._limit:
-                raise TimeUp
-            key = str(candidate.plan)
-            errors = self._journal.get(key)
-            if errors is None:
-                errors = self._fidelity.errors(self._model.outputs(candidate.plan))
-                self._journal.add(key, errors)
-            self._errors[candidate.plan] = errors
-        score = self._score(candidate)
-        if keep and (self._best is None or score < self._score(self._best)):
-            self._accept(candidate, text)
-        return float(self._errors[candidate.plan].mean()) if keep else score
-
-    def _accept(self, candidate, text):
+        Args:
+          text: what was changed, for the log.
+          gain: least relative gain.
+          standard_errors: least gain, as a multiple of its standard error over the images.
+        """
+        scores = np.sqrt(self._evaluate(candidate.plan))
+        if self._best:
+            before = np.sqrt(self._errors[self._best.plan])
+            gains = before - scores
+            needed = max(gain * before.mean(), standard_errors * gains.std() / len(gains)**0.5)
+            if gains.mean() <= needed:
+                return False
         self._best = candidate
         logging.info('%.0f s of %.0f s, %d plans: error %.3f (%s), cost %.3g, %s', time.monotonic() - self._begin,
-                     self._limit, len(self._errors), self._errors[candidate.plan].mean(), text,
-                     self._cost(candidate.plan), candidate.plan)
+                     self._limit, len(self._errors), self._error(candidate.plan), text, self._cost(candidate.plan),
+                     candidate.plan)
+        return True
 
-    def _score(self, candidate):
-        return float(np.sqrt(self._errors[candidate.plan]).mean())
+    def _evaluate(self, plan: TokenPlan) -> np.ndarray:
+        """Returns the error of each image under a plan, [B]. Raises TimeUp if it is unknown and the time is over."""
+        if plan not in self._errors:
+            key = str(plan)
+            errors = self._journal.get(key)
+            if errors is None:
+                if time.monotonic() - self._begin > self._limit:
+                    raise TimeUp
+                errors = self._fidelity.errors(self._model.outputs(plan))
+                self._journal.add(key, errors)
+            self._errors[plan] = errors
+        return self._errors[plan]
 
-    def _fit(self, reducer, shape, budget) -> Candidate | None:
+    def _error(self, plan):
+        return float(self._errors[plan].mean())
+
+    def _fit(self, reducer, shape) -> Candidate | None:
         """Returns the candidate of a shape that removes as few tokens as the budget allows; None if there is none."""
         low, high, best = 0.0, 2.0, None
         for _ in range(30):
             middle = (low + high) / 2
-            removed = self._removed(shape, middle * self._patches, reducer)
+            removed = self._removed(reducer, shape, middle * self._patches)
             dropped = [round(shape.dropped * count * (block >= len(removed) / 2) / self._quantum) * self._quantum
                        for block, count in enumerate(removed)]
             candidate = self._candidate(reducer, removed, dropped)
-            if candidate is not None and self._cost(candidate.plan) <= budget:
+            if candidate and self._cost(candidate.plan) <= self._budget:
                 high, best = middle, candidate
             else:
                 low = middle
         return best
 
-    def _removed(self, shape, most, reducer):
-        """Returns the number of tokens that each block removes, in whole quanta; the first block removes `most`."""
-        depth, n, total, removed = self._config.depth, self._patches, 0.0, []
+    def _removed(self, reducer, shape, most) -> list[int]:
+        """Returns the number of tokens that each block removes, in whole quanta; `most` is the common number."""
+        depth, n, total, removed = self._depth, self._patches, 0.0, []
         for block in range(depth):
             total += most * (1 - block / depth)**shape.power * (shape.early if block < depth / 4 else 1)
-            least = max(reducer.min_kept(n), self._patches // _LEAST)
             count = round(total / self._quantum) * self._quantum - (self._patches - n)  # rounds sums
-            removed.append(max(min(count, n - least), 0))
+            removed.append(max(min(count, n - self._least(reducer, n)), 0))
             n -= removed[-1]
         return removed
 
-    def _candidate(self, reducer, removed, dropped) -> Candidate | None:
+    def _candidate(self, reducer, removed, dropped=()) -> Candidate | None:
         """Returns the candidate that removes these tokens; None if it is not valid."""
-        dropped = [0] * len(removed) if dropped is None or not reducer.can_drop else dropped
-        n, tokens = self._patches, []
-        for count, drop in zip(removed, dropped, strict=True):
-            least = max(reducer.min_kept(n - drop), self._patches // _LEAST)
-            if count < 0 or not 0 <= drop <= count or n - count < least:
+        dropped = tuple(dropped) or (0,) * len(removed)
+        n, tokens = self._patches, {}
+        for block, (count, drop) in enumerate(zip(removed, dropped, strict=True)):
+            if not 0 <= drop <= count or n - count < self._least(reducer, n - drop):
                 return None
             n -= count
-            tokens.append(n)
-        blocks = [block for block, count in enumerate(removed) if count]
-        plan = make_plan(self._patches, len(removed), tokens=[tokens[block] for block in blocks] or None, fuse=False,
-                         drop=[dropped[block] for block in blocks], reduce_at=blocks, reducer=reducer)
-        return Candidate(plan, tuple(removed), tuple(dropped))
+            if count:
+                tokens[block] = n
+        plan = make_plan(self._patches, self._depth, tokens=[*tokens.values()] or None, fuse=False,
+                         drop=[dropped[block] for block in tokens], reduce_at=[*tokens], reducer=reducer)
+        return Candidate(plan, tuple(removed), dropped)
+
+    def _least(self, reducer, n):
+        """Returns the least number of tokens that may stay of n tokens."""
+        return max(reducer.min_kept(n), self._patches // _LEAST)
 
 
 class Journal:
-    """The errors of evaluated plans. A file keeps them, so that a search which was stopped continues from them."""
+    """Stores the errors of evaluated plans, also in a file. A stopped search continues from the file."""
 
     def __init__(self, path: str = '', key: str = ''):
         """Reads the file if it exists and belongs to the same search.

@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from absl import logging
@@ -13,8 +14,9 @@ from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.models.config import size_text
 from evit_jax.planning import calibration, search_report, speed_up
 from evit_jax.planning.calibration import CalibrationImages
+from evit_jax.planning.fidelity_search import Found
 from evit_jax.planning.search import Target
-from evit_jax.planning.speed_up import SEARCHED, SearchResult, Settings
+from evit_jax.planning.speed_up import SEARCHED, SearchResult, Settings, TargetResult
 from evit_jax.reduction.plan_file import PlanFile
 
 _FEW = 32  # number of images below which the errors are mostly noise
@@ -43,15 +45,21 @@ class Files(NamedTuple):
                       if not isinstance(file, str | os.PathLike) or os.path.realpath(file) not in checked]
             if not others:
                 raise ValueError('all images of the search are images of the check: give other images')
-            return calibration.read(others, model, self.num_search, seed=self.seed), check
+            search = calibration.read(others, model, self.num_search, seed=self.seed)
+            _warn_of_few(search)
+            return search, check
         both = calibration.read(self.search, model, self.num_search + self.num_check, seed=self.seed)
         if len(both.names) < 2:
             raise ValueError('one image is not enough: the plan is searched on some images and checked on others')
         count = min(self.num_search, max(2 * len(both.names) // 3, 1))
-        if count < _FEW:
-            logging.warning('the plan is searched on %d images only: with fewer than %d, the figures depend on chance',
-                            count, _FEW)
+        _warn_of_few(both.part(0, count))
         return both.part(0, count), both.part(count, len(both.names))
+
+
+def _warn_of_few(search):
+    if len(search.names) < _FEW:
+        logging.warning('the plan is searched on %d images only: with fewer than %d, the figures depend on chance',
+                        len(search.names), _FEW)
 
 
 class OutputFiles(NamedTuple):
@@ -60,9 +68,11 @@ class OutputFiles(NamedTuple):
     plans: tuple[str, ...] = ()  # one file for each target
     report: str = ''
     journal: str = ''            # errors of evaluated plans, from which an interrupted search continues
+    command: str = ''            # command line of the search, for the report; '': none
 
     @classmethod
-    def of(cls, out: str | None, report_file: str | None, targets: Sequence[Target]) -> 'OutputFiles':
+    def of(cls, out: str | None, report_file: str | None, targets: Sequence[Target],
+           command: str = '') -> 'OutputFiles':
         """Returns the files for the paths of a plan and a report. With several targets, a plan's name has its target.
 
         Raises:
@@ -76,33 +86,44 @@ class OutputFiles(NamedTuple):
                 for target in targets)
         for name, file in (*(('--out', plan) for plan in plans), ('--report', report_file)):
             report.check_writable(name, file)
-        return cls(plans, report_file or '', f'{out}{_JOURNAL}' if out else '')
+        return cls(plans, report_file or '', f'{out}{_JOURNAL}' if out else '', command)
 
 
 def run(model: LoadedModel, files: Files, settings: Settings, outputs: OutputFiles) -> SearchResult:
-    """Searches, and writes plans and report."""
+    """Searches, and writes plans and report. A plan is written when it is found, and again with its figures."""
     images, check = files.read(model)
-    result = speed_up.search_plans(model, images, check, settings._replace(journal=outputs.journal))
-    for path, target in zip(outputs.plans, result.targets):
-        report.write_json(path, plan_content(model, result, target))
+    paths = dict(zip(settings.targets, outputs.plans))
+
+    def write(target, found, figures=MappingProxyType({})):
+        if path := paths.get(target):
+            report.write_json(path, plan_content(model, target, found) | figures)
+
+    result = speed_up.search_plans(model, images, check, settings._replace(journal=outputs.journal), write)
+    for each in result.targets:
+        write(each.target, each.found, figures_content(result, each))
     if outputs.report:
-        search_report.write(outputs.report, model, result, check, seed=files.seed)
+        search_report.write(outputs.report, model, result, check, seed=files.seed, command=outputs.command)
     return result
 
 
-def plan_content(model: LoadedModel, result: SearchResult, target: speed_up.TargetResult) -> dict:
-    """Returns the content of the plan file of a target: the plan, its figures, and how they were obtained."""
-    found, request = target.found, result.request
+def plan_content(model: LoadedModel, target: Target, found: Found) -> dict:
+    """Returns the content of the plan file of a target: the plan, and how it was found."""
     plan_file = PlanFile.of(
         found.plan, model.name, model.image_size, reducer=found.plan.reducer.name,
         architecture=model_digest.digest_of_architecture(model.config),
         weights=model_digest.digest_of_weights(model.params))
     return plan_file.metadata() | {
-        'target': str(target.target), 'weights_path': model.path, 'request': request.metadata(),
-        'error': result.error_name, 'images': {'search': result.num_searched, 'check': result.num_checked},
+        'target': str(target), 'weights_path': model.path,
         'search': {'error': found.error, 'plans': found.evaluated, 'seconds': found.seconds,
-                   'finished': found.finished, 'methods': found.methods},
-        'figures': {name: {'plan': str(checked.plan), **checked.figures} for name, checked in target.plans.items()}}
+                   'finished': found.finished, 'methods': found.methods}}
+
+
+def figures_content(result: SearchResult, target: TargetResult) -> dict:
+    """Returns the figures of a target for its plan file."""
+    return {'request': result.request.metadata(), 'error': result.error_name,
+            'images': {'search': result.num_searched, 'check': result.num_checked},
+            'figures': {name: {'plan': str(checked.plan), **checked.figures}
+                        for name, checked in target.plans.items()}}
 
 
 def summary(model: LoadedModel, result: SearchResult) -> str:

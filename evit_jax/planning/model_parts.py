@@ -15,8 +15,8 @@ from evit_jax.kernels.attention import AttentionOutput
 from evit_jax.models.config import ImageSize, ViTConfig, as_hw
 from evit_jax.models.lvvit import LVViT, LVViTConfig
 from evit_jax.models.vit import Block, ViT
-from evit_jax.reduction.inputs import ReducerInputs
-from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.inputs import ModelInputs, ReducerInputs
+from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.reduction.tokens import Tokens
 
@@ -108,14 +108,15 @@ def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, reducer: s
     reducer, patches, prefix = get_reducer(reducer), tokens - config.num_prefix_tokens, config.num_prefix_tokens
     keep = patches - max(patches // 8, 1) if reducer.merges and patches > 1 else -(-patches // 2)
 
+    plan = TokenPlan(patches, (keep,) + (None,) * (config.depth - 1), fuse and reducer.can_fuse, reducer)
+
     def reduced(x, class_attention, qkv):
         before = reducer.prepare(_as_tokens(x, config))
         size = None if before.size is None else jnp.pad(before.size, ((0, 0), (prefix, 0)), constant_values=1)
         attention = AttentionOutput(x, class_attention, qkv, size, config.heads)
         rng = jax.random.split(jax.random.key(0), batch)
-        inputs = ReducerInputs(attention, rng=rng, fuse=fuse and reducer.can_fuse, block=0, depth=config.depth,
-                               tokens=before, importance=reducer.importance, has_class_token=config.class_token,
-                               grid=config.grid())
+        inputs = ReducerInputs(before, attention, plan, 0, rng, ModelInputs(
+            has_class_token=config.class_token, grid=config.grid()))
         return reducer.reduce(before, inputs, keep).x
 
     def run(params, *inputs):

@@ -1,6 +1,7 @@
 """Makes a pretrained model faster without training: searches plans on images, then checks and measures them."""
 
 import hashlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -72,12 +73,13 @@ class SearchResult(NamedTuple):
 
 
 def search_plans(model: LoadedModel, images: CalibrationImages, check: CalibrationImages,
-                 settings: Settings) -> SearchResult:
-    """Searches a plan for each target on images, and checks it on other images.
+                 settings: Settings, on_found: Callable[[Target, Found], None] = lambda *_: None) -> SearchResult:
+    """Searches a plan for each target on images, then checks all plans on other images.
 
     Args:
       images: images of the search.
       check: images that the search does not see.
+      on_found: called with each plan before the check.
 
     Raises:
       ValueError: a target cannot be reached, or a reducer is unknown or learned.
@@ -89,27 +91,27 @@ def search_plans(model: LoadedModel, images: CalibrationImages, check: Calibrati
     blockwise = BlockwiseModel(model, images.images)
     dense = costs.dense
     fidelity = Fidelity.of(model.config, blockwise.outputs(dense), images.labels)
-    plan_search = PlanSearch(blockwise, fidelity, costs.of, journal=Journal(settings.journal, _digest(model, images)))
+    plan_search = PlanSearch(blockwise, fidelity, journal=Journal(settings.journal, _digest(model, images)))
     found = []
-    for _number, (target, budget) in enumerate(zip(settings.targets, budgets)):
+    for target, budget in zip(settings.targets, budgets):
         logging.info('searching a plan for %s on %d images', target, len(images.images))
-        costs.unit = target.unit
-        found.append(plan_search.find(budget, reducers, settings.minutes * 60 / len(budgets)))
+        found.append(plan_search.find(costs.function(target), budget, reducers, settings.minutes * 60 / len(budgets)))
+        on_found(target, found[-1])
     checker = blockwise.for_images(check.images)
     fidelity = Fidelity.of(model.config, checker.outputs(dense), check.labels)
     results = [TargetResult(target, each, _checked(each.plan, costs, checker, fidelity))
                for target, each in zip(settings.targets, found)]
+    blockwise.free_programs()
     if settings.device == THIS_DEVICE and settings.measure:
         results = _timed(results, request, settings)
     return SearchResult(tuple(results), fidelity.name, len(images.images), len(check.images), request, settings)
 
 
 class _Costs:
-    """The costs of plans, in the unit of a target."""
+    """The costs of plans: MACs, and seconds if a target needs them."""
 
     def __init__(self, request: CostRequest, settings: Settings):
-        self._request, self._settings, self.unit = request, settings, 'MACs'
-        self.config = request.config
+        self._request, self.config = request, request.config
         self.dense = make_plan(request.patches, self.config.depth, reduce_at=())
         self._table = None
         if any(not target.unit.endswith('MACs') for target in settings.targets):
@@ -118,9 +120,9 @@ class _Costs:
                 settings.costs)
         self._by_reducer = {}
 
-    def of(self, plan: TokenPlan) -> float:
-        """Returns the cost of a plan: MACs per image, or seconds per batch."""
-        return self.config.macs(plan) if self.unit.endswith('MACs') else self.seconds(plan)
+    def function(self, target: Target) -> Callable[[TokenPlan], float]:
+        """Returns the cost that a target limits: MACs per image, or seconds per batch."""
+        return self.config.macs if target.unit.endswith('MACs') else self.seconds
 
     def seconds(self, plan: TokenPlan) -> float | None:
         """Returns the predicted seconds for a batch; None if costs were not measured or not for this reducer."""
@@ -155,7 +157,8 @@ def _request(model, settings, reducers):
 
 def _digest(model: LoadedModel, images: CalibrationImages) -> str:
     """Returns a digest of all that decides the errors of a plan: weights, preprocessing, images and code version."""
-    digest = hashlib.sha256(repr((model.config, model.image_size, model.mean, model.std, model.dtype)).encode())
+    settings = (model.config, model.image_size, model.mean, model.std, model.dtype, cost_table.source_digest())
+    digest = hashlib.sha256(repr(settings).encode())
     for array in (images.images, *jax.tree.leaves(model.params)):
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:16]

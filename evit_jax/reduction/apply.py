@@ -2,15 +2,14 @@
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
 from evit_jax.kernels.attention import AttentionOutput
-from evit_jax.reduction.inputs import ReducerInputs
+from evit_jax.reduction.inputs import ModelInputs, ReducerInputs
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.tokens import Tokens, sum_over_patches
 
@@ -24,18 +23,11 @@ class Reductions:
     Args:
       plan: static.
       rng: [B] random keys, one per image.
-      modules: the learned modules of the reducer, one per reduction in the order of the blocks.
-      class_token: True if the first prefix token is a class token.
-      coordinates: [P, 2] float32, rotary coordinates of all patches; None: the model has none.
-      pool_attention: see `ReducerInputs`; used in the last block.
-      grid: (rows, columns) of the patches in the images; None: unknown.
+      model: the parts of the model that the reductions read.
     """
 
-    def __init__(self, plan: TokenPlan, rng: Array, *, modules: Sequence[nnx.Module] = (),
-                 class_token: bool = True, coordinates: Array | None = None,
-                 pool_attention: Callable[[Tokens], Array] | None = None, grid: tuple[int, int] | None = None):
-        self._plan, self._rng, self._modules, self._grid = plan, rng, modules, grid
-        self._class_token, self._coordinates, self._pool_attention = class_token, coordinates, pool_attention
+    def __init__(self, plan: TokenPlan, rng: Array, model: ModelInputs):
+        self._plan, self._rng, self._model = plan, rng, model
         self._records: dict[str, tuple] = collections.defaultdict(tuple, dict.fromkeys(RECORDS, ()))
 
     def before_block(self, block: int, tokens: Tokens) -> Tokens:
@@ -56,13 +48,8 @@ class Reductions:
 
     def _reduce(self, tokens: Tokens, attention: AttentionOutput | None, block: int) -> Tokens:
         plan, stage = self._plan, tokens.stage
-        inputs = ReducerInputs(
-            attention, rng=jax.vmap(lambda key: jax.random.fold_in(key, stage))(self._rng),
-            fuse=plan.fused, drop=plan.drop[block] if plan.drop else 0, block=block, tokens=tokens,
-            module=self._modules[stage] if self._modules else None,
-            importance=plan.reducer.importance, has_class_token=self._class_token,
-            pool_attention=self._pool_attention if block == len(plan.keep) - 1 else None, depth=len(plan.keep),
-            grid=self._grid)
+        rng = jax.vmap(lambda key: jax.random.fold_in(key, stage))(self._rng)
+        inputs = ReducerInputs(tokens, attention, plan, block, rng, self._model)
         after = plan.reducer.reduce(tokens, inputs, plan.keep[block])
         leaving = after.patch_ids.shape[1], plan.counts[block]
         if leaving[0] != leaving[1]:
@@ -72,7 +59,7 @@ class Reductions:
         self._record('patch_ids', tokens.patch_ids)
         self._record('token_of_patch', after.token_of_patch)
         self._record('mask', after.mask)
-        if attention is not None and self._class_token:
+        if attention is not None and self._model.has_class_token:
             self._record('class_attention', inputs.class_attention)
         if attention is not None and plan.fused:
             self._record('fused_weights', fused_weights(
@@ -84,9 +71,9 @@ class Reductions:
 
     def _mean_coordinates(self, tokens):
         """Returns the mean rotary coordinates of the patches in each token, [B, N, 2]; None if the model has none."""
-        if self._coordinates is None:
+        if self._model.coordinates is None:
             return None
-        total = sum_over_patches(tokens.token_of_patch, self._coordinates[None], tokens.patch_ids.shape[1])
+        total = sum_over_patches(tokens.token_of_patch, self._model.coordinates[None], tokens.patch_ids.shape[1])
         sizes = sum_over_patches(tokens.token_of_patch, jnp.ones(tokens.token_of_patch.shape), total.shape[1])
         return total / jnp.maximum(sizes, 1)[..., None]  # a token without patches keeps the coordinates 0
 

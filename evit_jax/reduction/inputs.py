@@ -1,7 +1,8 @@
 """The inputs of token reducers besides the tokens: attention, importance, random keys, learned modules."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,12 +11,25 @@ from jax import Array
 from evit_jax.kernels.attention import AttentionOutput
 from evit_jax.reduction.tokens import Tokens
 
+if TYPE_CHECKING:
+    from evit_jax.reduction.plan import TokenPlan
+
 IMPORTANCES = {
     'class': 'attention of the class token to each token, averaged over the heads',
     'mean': 'attention that each token receives, averaged over the patches and heads',
     'pool': "attention of the attention pool's query in the last block; before it, mean",
     'norm': 'L2 norm of each token',
     'shift': 'L2 norm of the change of each token by the attention branch'}
+
+
+class ModelInputs(NamedTuple):
+    """The parts of a model that its reductions read."""
+
+    modules: Sequence[nnx.Module] = ()  # learned modules of the reducer, one per reduction in the order of the blocks
+    has_class_token: bool = True        # the first prefix token is a class token
+    coordinates: Array | None = None    # [P, 2] float32, rotary coordinates of all patches; None: the model has none
+    pool_attention: Callable[[Tokens], Array] | None = None  # tokens -> attention of the attention pool, [B, N] float32
+    grid: tuple[int, int] | None = None  # (rows, columns) of the patches in the image; None: unknown
 
 
 class ReducerInputs:
@@ -27,7 +41,7 @@ class ReducerInputs:
       fuse: True if the plan fuses the dropped tokens into one.
       drop: number of tokens to drop before others are merged; static. 0 unless the reducer has `can_drop`.
       block: index of the block.
-      depth: number of blocks of the model; None: unknown.
+      depth: number of blocks of the model.
       grid: (rows, columns) of the patches in the image; None: unknown.
       stage: number of reductions before this one.
       module: the learned module of this reduction (`Reducer.make_module`), or None.
@@ -37,24 +51,24 @@ class ReducerInputs:
       has_class_token: True if the first prefix token is a class token.
     """
 
-    def __init__(self, attention: AttentionOutput | None, *, rng: Array, fuse: bool, block: int,
-                 tokens: Tokens, drop: int = 0, module: nnx.Module | None = None, importance: str | None = None,
-                 has_class_token: bool = True, pool_attention: Callable[[Tokens], Array] | None = None,
-                 depth: int | None = None, grid: tuple[int, int] | None = None):
-        """Creates the inputs of one reduction.
+    def __init__(self, tokens: Tokens, attention: AttentionOutput | None, plan: 'TokenPlan', block: int, rng: Array,
+                 model: ModelInputs):
+        """Creates the inputs of the reduction at one block of a plan.
 
         Args:
-          importance: a key of IMPORTANCES; '' or None: class if the model has a class token, else mean.
-          pool_attention: tokens -> attention of the attention pool, [B, N] float32; None: not in this block.
+          tokens: the tokens that enter the reduction.
+          attention: output of the attention of the block; None: the reduction is before the block.
         """
-        self.rng, self.train, self.fuse, self.block, self.module = rng, tokens.train, fuse, block, module
-        self.drop = drop
-        self.has_class_token, self.depth, self.grid = has_class_token, depth, grid
-        self.stage, self.previous_scores = tokens.stage, tokens.scores
+        self.rng, self.block, self.depth = rng, block, len(plan.keep)
+        self.fuse, self.drop = plan.fused, plan.drop[block] if plan.drop else 0
+        self.train, self.stage, self.previous_scores = tokens.train, tokens.stage, tokens.scores
         self.num_prefix_tokens = tokens.num_prefix_tokens
+        self.has_class_token, self.grid = model.has_class_token, model.grid
+        self.module = model.modules[tokens.stage] if model.modules else None
         self.records: dict[str, Array] = {}
-        self._attention, self._tokens, self._pool_attention = attention, tokens, pool_attention
-        self._importance = importance or ('class' if has_class_token else 'mean')
+        self._attention, self._tokens = attention, tokens
+        self._pool_attention = model.pool_attention if block == self.depth - 1 else None
+        self._importance = plan.reducer.importance or ('class' if model.has_class_token else 'mean')
 
     @functools.cached_property
     def importance(self) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from evit_jax.viz.example import Example, ReductionView, Setting
 from evit_jax.viz.patches import HEAT_COLOURS, grid, has_merged, patch_groups
-from evit_jax.viz.templates import fill, jpeg_url, read_part
+from evit_jax.viz.templates import fill_page, jpeg_url, read_part
 
 _JPEG_QUALITY = 92  # quality of the images in the page
 
@@ -40,11 +40,10 @@ def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, pat
         'patch': patch_size, 'start': start, 'stages': list(stages), 'colours': _base64(HEAT_COLOURS),
         'settings': [setting._asdict() for setting in settings],
         'rows': [_row(example, patch_size, merged) for example in examples]}
-    parts = {'title': html.escape(title), 'metadata': html.escape(metadata),
-             'style': read_part('page.css') + read_part('report.css'), 'script': read_part('report.js'),
+    parts = {'metadata': html.escape(metadata), 'script': read_part('report.js'),
              # Escape '<', so that no string can contain '</script>'.
              'data': json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')}
-    return fill(read_part('report.html'), parts)
+    return fill_page('report', title, parts, scripts=True)
 
 
 def _row(example: Example, patch_size: int, merged: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from evit_jax.viz.example import ReductionView
 from evit_jax.viz.patches import draw_tokens, grid, num_tokens, patch_groups
 from evit_jax.viz.search_plots import Point, error_plot, removed_plot, tokens_plot
-from evit_jax.viz.templates import fill, jpeg_url, read_part
+from evit_jax.viz.templates import fill_page, jpeg_url
 
 _JPEG_QUALITY = 88
 _SCALE_TO = 224     # images with fewer pixels in height are enlarged to about this height
@@ -28,7 +28,7 @@ _COLUMNS = {  # figure -> title and format
 class PlanFigures(NamedTuple):
     """A plan of the table and of the curves."""
 
-    figures: Mapping[str, float]  # by key of `_COLUMNS`; unknown ones are absent
+    figures: Mapping[str, float]  # keys of `_COLUMNS` -> values; unknown ones are absent
     tokens: tuple[int, ...]       # number of patch tokens before the first block, then after each block
 
 
@@ -71,7 +71,6 @@ class SearchPage(NamedTuple):
 def search_page(page: SearchPage) -> str:
     """Returns the page as HTML."""
     parts = {
-        'title': html.escape(page.title), 'style': read_part('page.css') + read_part('search_page.css'),
         'sentences': ''.join(f'<p>{html.escape(part.sentence)}</p>' for part in page.targets),
         'table': _figures_table(page),
         'table_note': html.escape(f'Error: {page.error_name} between the outputs of a plan and those of the dense '
@@ -82,7 +81,7 @@ def search_page(page: SearchPage) -> str:
         'facts': ''.join(f'<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>'
                          for name, value in page.facts.items()),
         'limits': ''.join(f'<li>{html.escape(sentence)}</li>' for sentence in page.limits)}
-    return fill(read_part('search_page.html'), parts)
+    return fill_page('search_page', page.title, parts)
 
 
 def _figures_table(page: SearchPage) -> str:

@@ -24,9 +24,25 @@ def read_part(name: str) -> str:
     return pathlib.Path(__file__).with_name(name).read_text(encoding='utf-8')
 
 
-def fill(template: str, parts: dict[str, str]) -> str:
-    """Replaces each {{name}} in a template. The parts must be escaped already; {{name}} within a part stays."""
+def _fill(template: str, parts: dict[str, str]) -> str:
+    """Replaces each {{name}} in a template. {{name}} within a part stays."""
     return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], template)
+
+
+def fill_page(name: str, title: str, parts: dict[str, str], *, scripts: bool = False) -> str:
+    """Returns a page of this package as HTML.
+
+    Args:
+      name: name of the body, NAME.html, and of the style sheet, NAME.css; the page also has page.css.
+      title: title of the page, not escaped.
+      parts: name -> part that replaces {{name}} in the body, escaped; the title is added.
+      scripts: allows scripts in the page.
+    """
+    title = html.escape(title)
+    return _fill(read_part('page.html'), {
+        'title': title, 'style': read_part('page.css') + read_part(f'{name}.css'),
+        'script_policy': "; script-src 'unsafe-inline'" if scripts else '',
+        'body': _fill(read_part(f'{name}.html'), parts | {'title': title})})
 
 
 def jpeg_url(image: np.ndarray, quality: int) -> str:

@@ -15,6 +15,7 @@ from evit_jax.models import create
 from evit_jax.models.config import ViTConfig, as_hw, as_size
 from evit_jax.models.positions import POSITION_RESIZES, resize_positions
 from evit_jax.reduction.apply import Reductions
+from evit_jax.reduction.inputs import ModelInputs
 from evit_jax.reduction.plan import make_plan, merge_plan
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.reduction.tokens import Tokens
@@ -118,7 +119,7 @@ def test_rotary_positions_after_dropping_equal_those_of_the_kept_patches_as_inpu
 
 def test_rotary_coordinates_of_merged_tokens_are_the_means_of_their_patches():
     coordinates = jnp.asarray(grid_coordinates('dinov3', 2, 3))
-    reductions = Reductions(make_plan(6, 1, reduce_at=()), jnp.zeros(1), coordinates=coordinates)
+    reductions = Reductions(make_plan(6, 1, reduce_at=()), jnp.zeros(1), ModelInputs(coordinates=coordinates))
     tokens = Tokens(jnp.zeros((2, 4, 8)), jnp.zeros((2, 3), jnp.int32),
                     jnp.asarray([[0, 0, 2, 1, 2, 2], [-1, 0, 1, 2, -1, 2]]))
     after = reductions._mean_coordinates(tokens)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import evit_jax
+from evit_jax.models.lvvit import LVViTConfig
+from evit_jax.planning import blockwise as blockwise_module
 from evit_jax.planning.blockwise import BlockwiseModel
 from evit_jax.reduction.plan import make_plan, merge_plan
 from evit_jax.reduction.registry import get_reducer
@@ -34,8 +36,7 @@ def plan_of(name, config=CONFIG, drop=()):
 
 @pytest.mark.parametrize('name', ['evit', 'tome', 'ward', 'prune_merge:mean', 'pitome', 'random', 'heuristic'])
 def test_blockwise_model_equals_the_whole_model(name):
-    model, images = tiny.model(), tiny.images(3)
-    model = evit_jax.create_model(CONFIG, class_names=tiny.NAMES)
+    model, images = evit_jax.create_model(CONFIG, class_names=tiny.NAMES), tiny.images(3)
     blockwise = BlockwiseModel(model.loaded, images)
     assert_equal_outputs(model, blockwise, images, make_plan(16, 4, reduce_at=()))
     assert_equal_outputs(model, blockwise, images, plan_of(name))
@@ -50,6 +51,15 @@ def test_blockwise_model_that_continues_from_the_base_plan_equals_the_whole_mode
     assert_equal_outputs(model, blockwise, images, merge_plan(16, 4, r=2))
 
 
+def test_blockwise_model_frees_programs_beyond_the_limit(monkeypatch):
+    monkeypatch.setattr(blockwise_module, '_MOST_PROGRAMS', 2)
+    model, images = evit_jax.create_model(CONFIG, class_names=tiny.NAMES), tiny.images(3)
+    blockwise = BlockwiseModel(model.loaded, images)
+    for name in ('ward', 'tome'):
+        assert_equal_outputs(model, blockwise, images, plan_of(name))
+        assert blockwise._block._cache_size() <= 2
+
+
 @pytest.mark.parametrize('changes', [
     {'class_token': False, 'pooling': 'map'}, {'class_token': False, 'pooling': 'avg'}, {'registers': 2},
     {'rope': 'dinov3', 'absolute_positions': False}, {'classes': 0}, {'image_size': (16, 24)}], ids=str)
@@ -58,6 +68,12 @@ def test_blockwise_model_of_each_architecture_equals_the_whole_model(changes):
     model = evit_jax.create_model(config, class_names=tiny.NAMES if config.classes else ())
     height, width = (16, 24) if changes.get('image_size') else (16, 16)
     images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    assert_equal_outputs(model, BlockwiseModel(model.loaded, images), images, plan_of('ward', config))
+
+
+def test_blockwise_model_of_an_lvvit_equals_the_whole_model():
+    config = LVViTConfig(image_size=16, patch_size=4, width=8, depth=4, heads=2, classes=3, stem_width=4)
+    model, images = evit_jax.create_model(config, class_names=tiny.NAMES), tiny.images(2)
     assert_equal_outputs(model, BlockwiseModel(model.loaded, images), images, plan_of('ward', config))
 
 

@@ -73,7 +73,7 @@ def test_key_changes_with_the_source_code(tmp_path, monkeypatch):
         file.parent.mkdir(exist_ok=True)
         file.write_text(name)
     monkeypatch.setattr(cost_table.models, '__file__', str(tmp_path / 'models/__init__.py'))
-    monkeypatch.setattr(cost_table, '_source_digest', cost_table._source_digest.__wrapped__)  # not cached
+    monkeypatch.setattr(cost_table, 'source_digest', cost_table.source_digest.__wrapped__)  # not cached
     before = REQUEST.key()
     assert REQUEST.key() == before
     file.write_text('changed')

@@ -16,7 +16,13 @@ from evit_jax.reduction.registry import get_reducer
 from tests.helpers import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, depth=4)
+DENSE = make_plan(16, 4, reduce_at=())
 METHODS = tuple(map(get_reducer, ('prune_merge', 'tome')))
+
+
+def fraction(plan):
+    """Returns the MACs of a plan as a fraction of those of the dense model."""
+    return CONFIG.macs(plan) / CONFIG.macs(DENSE)
 
 
 def outputs(logits):
@@ -30,12 +36,10 @@ def model():
 
 @pytest.fixture
 def search(model):
-    """Returns a function that creates a search, with the fraction of the dense MACs as the cost."""
+    """Returns a function that creates a search."""
     def create(journal=None):
         blockwise = BlockwiseModel(model.loaded, tiny.images(8))
-        dense = make_plan(16, 4, reduce_at=())
-        fidelity = Fidelity.of(CONFIG, blockwise.outputs(dense))
-        return PlanSearch(blockwise, fidelity, lambda plan: CONFIG.macs(plan) / CONFIG.macs(dense), journal=journal)
+        return PlanSearch(blockwise, Fidelity.of(CONFIG, blockwise.outputs(DENSE)), journal=journal)
 
     return create
 
@@ -58,39 +62,38 @@ def test_errors_of_a_model_without_classes_are_cosine_distances():
 
 
 def test_search_finds_a_plan_within_the_budget_that_is_no_worse_than_any_method(search):
-    found = search().find(0.6, METHODS, 600)
+    found = search().find(fraction, 0.6, METHODS, 600)
     assert found.finished and set(found.methods) == {'prune_merge', 'tome'}
-    dense = make_plan(16, 4, reduce_at=())
-    assert CONFIG.macs(found.plan) <= 0.6 * CONFIG.macs(dense)
+    assert fraction(found.plan) <= 0.6
     assert found.evaluated > 10
-    assert found == search().find(0.6, METHODS, 600)._replace(seconds=found.seconds)
+    assert found == search().find(fraction, 0.6, METHODS, 600)._replace(seconds=found.seconds)
 
 
 def test_search_for_a_smaller_budget_has_a_larger_error(search):
     plans = search()
-    errors = [plans.find(budget, METHODS, 600).error for budget in (0.9, 0.7, 0.5)]
+    errors = [plans.find(fraction, budget, METHODS, 600).error for budget in (0.9, 0.7, 0.5)]
     assert errors == sorted(errors)
 
 
 def test_search_without_time_returns_the_best_plan_so_far(search, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(fidelity_search.time, 'monotonic', lambda: next(ticks))
-    found = search().find(0.6, METHODS, 20)
+    found = search().find(fraction, 0.6, METHODS, 20)
     assert not found.finished and found.evaluated >= 1
 
 
 def test_search_that_cannot_reach_the_budget_raises_and_names_the_least_cost(search):
     with pytest.raises(ValueError, match=r'no plan costs at most 0.01; the cheapest plans cost 0\.\d+ by prune_merge, '
                                          r'0\.\d+ by tome: give a less ambitious target'):
-        search().find(0.01, METHODS, 600)
+        search().find(fraction, 0.01, METHODS, 600)
 
 
 def test_search_continues_from_a_journal_without_evaluating_again(search, tmp_path, monkeypatch):
-    first = search(Journal(tmp_path / 'journal', 'a')).find(0.6, METHODS, 600)
+    first = search(Journal(tmp_path / 'journal', 'a')).find(fraction, 0.6, METHODS, 600)
     again = search(Journal(tmp_path / 'journal', 'a'))
     monkeypatch.setattr(again._model, 'outputs', lambda plan: pytest.fail('evaluated again'))
     monkeypatch.setattr(again._model, 'set_base', lambda plan: None)
-    assert again.find(0.6, METHODS, 600).plan == first.plan
+    assert again.find(fraction, 0.6, METHODS, 600).plan == first.plan
     assert Journal(tmp_path / 'journal', 'b').get(str(first.plan)) is None  # the journal of another search
 
 
@@ -133,5 +136,5 @@ def test_files_with_a_check_leave_its_images_out_of_the_search(folder, model):
 
 def test_speed_up_returns_a_model_with_a_searched_plan(model):
     fast = evit_jax.speed_up(model, list(tiny.images(6)), target='0.7MACs', minutes=0.2, reducers=('ward',))
-    assert fast.plan.reducer.name == 'ward' and fast.macs <= 0.7 * model.config.macs(make_plan(16, 4, reduce_at=()))
+    assert fast.plan.reducer.name == 'ward' and fast.macs <= 0.7 * CONFIG.macs(DENSE)
     assert fast(tiny.images(2)).shape == (2, 3)

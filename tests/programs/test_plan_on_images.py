@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import evit_jax
+from evit_jax.planning import speed_up
 from evit_jax.reduction.plan_file import read_plan_file
 from tests.helpers import cost_tables, program_modules, tiny
 
@@ -51,6 +52,19 @@ def test_plan_on_images_with_several_targets_writes_a_plan_for_each(run_plan, mo
     assert code == 0, err
     tokens = [sum(read_plan_file(tmp_path / f'fast-{target}.json').tokens) for target in ('0.8MACs', '0.7MACs')]
     assert tokens[0] >= tokens[1] and '0.7MACs: searched' in printed
+
+
+def test_plan_on_images_that_is_stopped_in_the_check_leaves_the_plan(run_plan, model, photos, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed_up, '_checked', stop)
+    code, _, _ = run_plan(f'--model={model}', f'--data={photos}', '--target=0.7MACs', f'--out={tmp_path}/fast.json',
+                          *FAST)
+    assert code
+    content = json.loads((tmp_path / 'fast.json').read_text())
+    assert content['target'] == '0.7MACs' and 'figures' not in content
+    assert evit_jax.load(model).with_plan(plan=tmp_path / 'fast.json').plan.reductions
 
 
 def test_plan_on_images_times_the_plans(run_plan, model, photos, tmp_path):

@@ -10,8 +10,8 @@ from flax import nnx
 
 from evit_jax.models import create, get_config
 from evit_jax.models.config import ViTConfig
-from evit_jax.reduction.inputs import ReducerInputs
-from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.inputs import ModelInputs, ReducerInputs
+from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.reduction.reducer import Modules
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT
 from evit_jax.reduction.reducers.dynamicvit import MASKED, ScorePredictor
@@ -50,8 +50,8 @@ def decide(prediction, key=None, **fields):
     ids = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (batch, n))
     keys = jax.random.split(jax.random.key(0) if key is None else key, batch)
     tokens = Tokens(jnp.zeros((batch, n, 1)), ids, ids, train=key is not None, **fields)
-    inputs = ReducerInputs(None, rng=keys, fuse=False, block=0, tokens=tokens,
-                           module=lambda x, mask: prediction)
+    plan = TokenPlan(n, (n,), fused=False, reducer=MASKED)
+    inputs = ReducerInputs(tokens, None, plan, 0, keys, ModelInputs(modules=[lambda x, mask: prediction]))
     return MASKED.reduce(tokens, inputs, n)
 
 

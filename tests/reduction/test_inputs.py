@@ -6,20 +6,24 @@ import numpy as np
 import pytest
 
 from evit_jax.kernels.attention import multi_head_attention
-from evit_jax.reduction.inputs import IMPORTANCES, ReducerInputs
+from evit_jax.reduction.inputs import IMPORTANCES, ModelInputs, ReducerInputs
+from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.reduction.tokens import Tokens
 
 
-def make_inputs(importance=None, *, prefix=1, size=None, class_token=True, attention=True, **options):
+def make_inputs(importance='', *, prefix=1, size=None, class_token=True, attention=True, **options):
     """Returns the inputs of a reduction of 2 images with 5 patch tokens, 2 heads of 4 channels, and the tokens."""
     rng = np.random.default_rng(0)
     qkv, x = (jnp.asarray(rng.normal(size=(2, prefix + 5, width)), jnp.float32) for width in (24, 8))
     whole = None if size is None else jnp.pad(size, ((0, 0), (prefix, 0)), constant_values=1)
     tokens = Tokens(x, jnp.broadcast_to(jnp.arange(5), (2, 5)), size=size)
-    return ReducerInputs(multi_head_attention(qkv, 2, size=whole) if attention else None, rng=jax.random.split(
-        jax.random.key(0), 2), fuse=False, block=3, tokens=tokens, importance=importance,
-        has_class_token=class_token, **options), tokens, qkv
+    attention = multi_head_attention(qkv, 2, size=whole) if attention else None
+    reducer = get_reducer(f'evit:{importance}' if importance else 'evit')
+    plan = make_plan(5, 4, tokens=(3,), reduce_at=(3,), fuse=False, reducer=reducer)
+    inputs = ReducerInputs(tokens, attention, plan, 3, jax.random.split(jax.random.key(0), 2),
+                           ModelInputs(has_class_token=class_token, **options))
+    return inputs, tokens, qkv
 
 
 def received_in_a_loop(qkv, size):

@@ -23,7 +23,8 @@ Size = int | tuple[int, int]  # side of a square, or (height, width), in pixels
 
 _LEVELS = np.arange(256) - 127.5
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
-FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # ordered by Pillow's number
+# The index of a filter is its number in Pillow.
+FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')
 _BY_NAME = {name: Image.Resampling[name.upper()] for name in FILTERS}
 
 
