@@ -13,7 +13,7 @@ READY := .venv/.ready
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-slow soak lint clean
+.PHONY: help venv train test test-slow test-slurm soak lint clean
 
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -38,6 +38,9 @@ test: $(READY)  ## Runs the fast tests in JOBS= processes of about 3 GB; ARGS= f
 
 test-slow: $(READY)  ## Runs the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-slurm: $(READY)  ## Runs the tests against a real Slurm (apt-get install slurm-wlm munge)
+	$(BIN)/python -m pytest -m slurm -n 0 tests/launch/slurm $(ARGS)
 
 soak: $(READY)  ## Kills a short training KILLS= times and compares its result
 	$(BIN)/python -m tests.soak --kills $(KILLS)

@@ -9,7 +9,7 @@ program (.pth, .safetensors, Hugging Face, timm), or hf-hub:ORG/NAME. DIR is a n
 - a README.
 
 The export runs each program, and compares its probabilities with those of the model. DIR is created only when it is
-complete. A killed export leaves DIR.unfinished-..., which may be deleted.
+complete. A killed export leaves DIR.unfinished-..., which the next export to DIR removes.
 
 If --format=orbax, DIR is a checkpoint of the weights and the config, without the state of the optimizer. Use it like
 the folder of a run, in predict, --mode evaluate or --config.init_from; or read it with Orbax.

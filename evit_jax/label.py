@@ -23,6 +23,7 @@ from evit_jax.inference.annotator import Annotator
 from evit_jax.inference.held_out import check_classes, spread
 from evit_jax.interchange import published_labels
 from evit_jax.interchange.opening import open_model
+from evit_jax.models.config import parse_size
 from evit_jax.runtime import backend
 from evit_jax.runtime.preemption import PreemptionHandler
 from evit_jax.training import inputs
@@ -31,9 +32,8 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file that name
 _OUT = flags.DEFINE_string('out', None, 'Folder to write the label maps to.')
 _PUBLISHED = flags.DEFINE_string('published', None, 'Folder of published label maps, instead of a CHECKPOINT.')
 _EMA = flags.DEFINE_bool('ema', False, 'Use the moving average (EMA) of the weights.')
-_IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Side of the model\'s square input in pixels; default: as in '
-                                   'training. A map has one cell for each patch.',
-                                   lower_bound=1)
+_IMAGE_SIZE = flags.DEFINE_string('image_size', None, 'Side of the images, or HEIGHTxWIDTH, in pixels; default: as in '
+                                  'training. A map has one cell for each patch.')
 _BATCH = flags.DEFINE_integer('batch', 64, 'Batch size.', lower_bound=1)
 
 _NUM_SAMPLED = 16  # number of published files that are checked before the first one is copied
@@ -47,13 +47,13 @@ def main(checkpoint: str = '') -> None:
     backend.start()
     source, _ = inputs.open_sources(flat(_CONFIG.value))
     with PreemptionHandler() as preemption:
-        annotator, top, side, entries = (_from_published if _PUBLISHED.value else _from_model)(
+        annotator, top, grid, entries = (_from_published if _PUBLISHED.value else _from_model)(
             checkpoint, source, preemption.check)
         data = _CONFIG.value.data
         metadata = LabelMapsMetadata(annotator, ' '.join(filter(None, (
             data.source, data.name if data.source == 'tfds' else '', data.train_split))), tuple(source.class_names),
-            source.num_classes, len(source), top, side)
-        logging.info('%s examples, %d classes in each of %d x %d cells, by %s', f'{len(source):,}', top, side, side,
+            source.num_classes, len(source), top, grid)
+        logging.info('%s examples, %d classes in each of %d x %d cells, by %s', f'{len(source):,}', top, *grid,
                      annotator)
         label_maps.check_folder(_OUT.value, metadata)
         with WorkdirLock(_OUT.value):
@@ -63,12 +63,12 @@ def main(checkpoint: str = '') -> None:
 
 
 def _from_model(checkpoint, source, check):
-    """Returns the annotator's name, the number of classes per cell, the side of a map, and a function to get entries.
-    """
+    """Returns the annotator's name, the classes per cell, the grid of a map, and a function to get entries."""
     trained = open_model(checkpoint, ema=_EMA.value)
     check_classes(trained, source)
-    annotator = Annotator(trained._replace(image_size=_IMAGE_SIZE.value or trained.image_size), batch_size=_BATCH.value)
-    return str(annotator), annotator.top, annotator.side, functools.partial(annotator.entries, source, check=check)
+    image_size = parse_size(_IMAGE_SIZE.value, 'image_size') if _IMAGE_SIZE.value else trained.image_size
+    annotator = Annotator(trained._replace(image_size=image_size), batch_size=_BATCH.value)
+    return str(annotator), annotator.top, annotator.grid, functools.partial(annotator.entries, source, check=check)
 
 
 def _from_published(_, source, check):
@@ -98,7 +98,7 @@ def _from_published(_, source, check):
 
     for entry in sampled:
         _check_shape(entry, shape)
-    return 'published files', *shape[:2], entries
+    return 'published files', shape[0], shape[1:], entries
 
 
 def _check_shape(entry: Entry, shape: tuple[int, ...]) -> Entry:

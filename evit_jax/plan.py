@@ -31,8 +31,10 @@ from absl import flags
 from evit_jax import cli, models
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel, find_model
+from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.inference.images import find_images
 from evit_jax.interchange.opening import open_model
+from evit_jax.models.config import ImageSize, parse_size, size_text
 from evit_jax.models.costs import head_macs, mlp_macs
 from evit_jax.planning import cost_measurement, cost_table, image_search, search
 from evit_jax.planning.cost_table import DEVICES, THIS_DEVICE, CostRequest
@@ -47,7 +49,8 @@ from evit_jax.runtime import backend, machine, storage
 from evit_jax.runtime.names import get_by_name
 
 _MODEL = flags.DEFINE_string('model', None, 'Name of a model, a run, a file or folder of weights, or hf-hub:ORG/NAME.')
-_IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Image size. Defaults to the image size of the model.')
+_IMAGE_SIZE = flags.DEFINE_string('image_size', None, 'Side of the images, or HEIGHTxWIDTH, in pixels. Defaults to the '
+                                  'image size of the model.')
 flags.DEFINE_alias('image-size', 'image_size')
 _TARGETS = flags.DEFINE_list('target', [], 'Target: 2x (as fast as dense), 20000img/s, 0.5MACs (of the dense model), '
                              '3.0GMACs, 18MMACs. With --data, several targets with commas between.')
@@ -117,8 +120,7 @@ def _search_on_images(targets: list[Target]) -> None:
         raise ValueError(f'--model={_MODEL.value} has no weights, and --data searches by the outputs of a trained model'
                          ': give a run, a file or folder of weights, or hf-hub:ORG/NAME')
     model = open_model(_MODEL.value)
-    model = model._replace(image_size=_IMAGE_SIZE.value or model.image_size, dtype=_DTYPE.value or model.dtype)
-    model.config.patches(model.image_size)  # raises an error if the size is not a multiple of the patch size
+    model = model._replace(image_size=_image_size(model), dtype=_DTYPE.value or model.dtype)
     print(image_search.summary(model, image_search.run(model, files, settings, outputs)), flush=True)
 
 
@@ -135,7 +137,7 @@ def _search_by_counts(target: Target) -> None:
     plan = _find_plan(target, request, costs, dense, blocks)
     plans = {'dense': dense, 'constant rate': _constant_rate(request, plan, dense), 'plan': plan}
     rows = {name: _predicted(request, costs, each, dense) for name, each in plans.items()}
-    print(f'{_title(request)}, {request.image_size} px, batch {request.batch}, {request.dtype}, '
+    print(f'{_title(request)}, {size_text(request.image_size)} px, batch {request.batch}, {request.dtype}, '
           f'{_device_description(request)}: {target}')
     print(*(f'{name}: {each}' for name, each in plans.items()), _count_remark(costs), sep='\n', flush=True)
     if request.device == THIS_DEVICE and _MEASURE.value:
@@ -154,12 +156,22 @@ def _request() -> CostRequest:
       ValueError: a flag has a bad value, or the search cannot plan for the reducer of the run.
     """
     model = find_model('--model', _MODEL.value)
-    image_size = _IMAGE_SIZE.value or model.image_size
-    model.config.patches(image_size)  # raises an error if the size is not a multiple of the patch size
+    image_size = _image_size(model)
     _check_reducer(model)
     fuse = model.fuse if _FUSE.value is None else _FUSE.value and model.budget.reducer.can_fuse
     return CostRequest(model.name, image_size, _BATCH.value, _DTYPE.value or model.dtype, _DEVICE.value, fuse,
                        model if model.run else None, (model.budget.reducer.name,))
+
+
+def _image_size(model: BenchmarkModel | LoadedModel) -> ImageSize:
+    """Returns the image size of the flag, or of the model if the flag is not set.
+
+    Raises:
+      ValueError: the flag is not a size, or its sides are not multiples of the patch size.
+    """
+    image_size = parse_size(_IMAGE_SIZE.value, 'image_size') if _IMAGE_SIZE.value else model.image_size
+    model.config.patches(image_size)
+    return image_size
 
 
 def _check_reducer(model: BenchmarkModel) -> None:

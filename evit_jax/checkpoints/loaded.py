@@ -126,13 +126,14 @@ class LoadedModel(NamedTuple):
 
         Raises:
           ValueError: a value is out of range, the plan is for another model, or the reducer needs learned parameters
-            that the weights lack.
+            or an attention pool that the model lacks.
         """
         given = budget.get('plan')
         model = self.with_plan(**budget)
         plan = given if isinstance(given, TokenPlan) else model.budget.plans(
             self.config.patches(self.image_size), self.config.depth, self.config.macs)(1.0)
         self.modules.check(plan)
+        self.config.check_reducer(plan)
         return plan
 
     def fold_batchnorm(self) -> 'LoadedModel':

@@ -4,8 +4,8 @@ LV-ViT predicts them with its token head. In other models, the head of the class
 after the last norm. The reference does this for its annotators (`TokenLabelHead` of generate_label.py). No token is
 dropped.
 
-A departure: the image is resized to a square without preserving the aspect ratio, so that the map covers all of it. The
-reference crops the central square and uses its map for the whole image.
+A departure: the image is resized to the input of the model without preserving the aspect ratio, so that the map covers
+all of it. The reference crops the central square and uses its map for the whole image.
 """
 
 import collections
@@ -27,6 +27,7 @@ from evit_jax.data.token_labels.label_maps import Entry, LabelMap
 from evit_jax.data.transforms.decode import decode
 from evit_jax.data.transforms.geometry import EvalTransform
 from evit_jax.inference.compiled import ReplicatedParams
+from evit_jax.models.config import size_text
 from evit_jax.reduction.plan import make_plan
 from evit_jax.training import step as steps
 
@@ -39,7 +40,7 @@ class Annotator:
 
     Attributes:
       top: number of classes in each cell.
-      side: number of cells along a side of a map; equals the number of patches along a side of the image.
+      grid: rows and columns of cells of a map; equal to those of patches of the image.
 
     Args:
       trained: the model.
@@ -49,11 +50,7 @@ class Annotator:
     def __init__(self, trained: LoadedModel, *, batch_size: int):
         config = trained.config
         trained.check_has_classes()
-        rows, columns = config.grid(trained.image_size)
-        if rows != columns:
-            raise ValueError(f'label maps are square, the model in {trained.path} takes images of '
-                             f'{trained.image_size[0]} x {trained.image_size[1]}: give --image_size')
-        self.top, self.side = min(TOP, config.classes), rows
+        self.top, self.grid = min(TOP, config.classes), config.grid(trained.image_size)
         self._trained, self._batch_size = trained, batch_size
         self._transform = EvalTransform(trained.image_size, crop=None)
         self._replicated = ReplicatedParams(trained.params, batch_size)
@@ -64,8 +61,8 @@ class Annotator:
         digest = hashlib.blake2b(digest_size=6)
         for leaf in jax.tree.leaves(self._trained.params):
             digest.update(np.ascontiguousarray(leaf).tobytes())
-        return (f'{self._trained.name} at {self._trained.image_size} pixels, step {self._trained.step}, weights '
-                f'{digest.hexdigest()}')
+        size = size_text(self._trained.image_size)
+        return f'{self._trained.name} at {size} pixels, step {self._trained.step}, weights {digest.hexdigest()}'
 
     def entries(self, source: Source, start: int, check: Callable[[], None]) -> Iterator[Entry]:
         """Yields the entries of a source's examples in order, beginning with example `start`.
@@ -104,8 +101,8 @@ class Annotator:
         batch = np.zeros((self._batch_size, *images[0].shape), np.uint8)
         batch[:len(images)] = images
         value, index = map(np.asarray, self._step(self._replicated.params, self._replicated.put(batch)))
-        square = (-1, self.side, self.side, self.top)
-        value, index = (array.reshape(square).transpose(0, 3, 1, 2) for array in (value, index))
+        shape = (-1, *self.grid, self.top)
+        value, index = (array.reshape(shape).transpose(0, 3, 1, 2) for array in (value, index))
         return map(LabelMap, value[:len(images)], index[:len(images)])
 
 

@@ -1,8 +1,8 @@
 """Reads the label maps published by zihangJiang/TokenLabeling, one PyTorch file per image. PyTorch is not needed.
 
-FOLDER/<class>/<image>.pt holds a tensor [2, top, side, side] float16: the logits of the `top` best classes, best first,
-and their class indices. The annotator was NFNet-F6. It processed the centre square of each image; as in the reference,
-the map is used for the whole image.
+FOLDER/<class>/<image>.pt holds a tensor [2, top, rows, columns] float16: the logits of the `top` best classes, best
+first, and their class indices. The annotator was NFNet-F6. It processed the centre square of each image; as in the
+reference, the map is used for the whole image.
 """
 
 import os
@@ -36,7 +36,7 @@ def read_label_map(path: str | os.PathLike, classes: int) -> tuple[np.ndarray, n
     """Reads a label map.
 
     Returns:
-      Logits [top, side, side] float32, and their class indices [top, side, side] int32.
+      Logits [top, rows, columns] float32, and their class indices [top, rows, columns] int32.
 
     Raises:
       FileNotFoundError: the file does not exist.
@@ -47,10 +47,10 @@ def read_label_map(path: str | os.PathLike, classes: int) -> tuple[np.ndarray, n
                                 'FOLDER/<class>/<image>.pt')
     with torch_file.opened(path) as content:
         array = np.array(content, np.float32) if isinstance(content, LazyArray) else np.empty(0)
-    if array.ndim != 4 or array.shape[0] != 2 or array.shape[2] != array.shape[3] or not array.size:
+    if array.ndim != 4 or array.shape[0] != 2 or not array.size:
         kind = f'tensor {list(array.shape)}' if isinstance(content, LazyArray) else type(content).__name__
-        raise ValueError(f'{os.fspath(path)} holds a {kind}: a label map is a tensor [2, 5, 18, 18] or of another '
-                         'square')
+        raise ValueError(f'{os.fspath(path)} holds a {kind}: a label map is a tensor [2, classes, rows, columns], such '
+                         'as [2, 5, 18, 18]')
     value, index = array
     wrong = index[(index != np.floor(index)) | (index < 0) | (index >= classes)]
     if wrong.size:

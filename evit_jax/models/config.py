@@ -198,6 +198,13 @@ class ViTConfig:
         """Number of features that the head reads."""
         return self.width * (2 if self.pooling == 'token_avg' else 1)
 
+    def check_reducer(self, plan: TokenPlan) -> None:
+        """Raises a ValueError if the reducer of a plan ranks tokens by an attention pool that the model lacks."""
+        if plan.reductions and plan.reducer.importance == 'pool' and self.pooling != 'map':
+            base = plan.reducer.name.partition(':')[0]
+            raise ValueError(f'reducer {plan.reducer} ranks tokens by the attention pool of the model, and this model '
+                             f'has pooling={self.pooling}, not map: give {base}:mean or {base}')
+
     def grid(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Returns the number of rows and columns of patches of an image; by default of `self.image_size`.
 

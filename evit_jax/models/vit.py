@@ -256,6 +256,7 @@ class ViT(nnx.Module):
         """Raises a ValueError if images, plan and model do not match."""
         patches = self.config.patches(images.shape[1:3]) if visible is None else visible.shape[1]
         self.modules.check(plan)
+        self.config.check_reducer(plan)
         if patches != plan.patches or len(plan.keep) != self.config.depth:
             raise ValueError(f'the plan is for {plan.patches} patches and {len(plan.keep)} blocks; '
                              f'this input has {patches}, this model {self.config.depth}')

@@ -19,7 +19,7 @@ from absl import logging
 from evit_jax import models
 from evit_jax.benchmarks import cases, report, tpu
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel
-from evit_jax.models.config import ViTConfig
+from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.planning.search import BlockCosts, Costs, interpolate
 
 THIS_DEVICE = 'this'
@@ -32,7 +32,7 @@ class CostRequest(NamedTuple):
     """The model, batch size, dtype and device for which costs are requested."""
 
     model: str
-    image_size: int
+    image_size: ImageSize
     batch: int
     dtype: str
     device: str  # a key of DEVICES

@@ -11,6 +11,7 @@ from absl import logging
 from evit_jax.benchmarks import report
 from evit_jax.checkpoints import model_digest
 from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.models.config import size_text
 from evit_jax.planning import calibration, search_report, speed_up
 from evit_jax.planning.calibration import CalibrationImages
 from evit_jax.planning.fidelity_search import Found
@@ -138,7 +139,7 @@ def summary(model: LoadedModel, result: SearchResult) -> str:
     table = report.table(('', *(columns[key][0] for key in present)), [
         (name, *(columns[key][1].format(figures[key]) if key in figures else '' for key in present))
         for name, figures in rows])
-    request = result.request
+    request, size = result.request, size_text(result.request.image_size)
     plans = '\n'.join(f'{each.target}: {each.plans[SEARCHED].plan}' for each in result.targets)
-    return (f'{model.path or model.name}, {request.image_size} px, batch {request.batch}, {request.dtype}; searched on '
+    return (f'{model.path or model.name}, {size} px, batch {request.batch}, {request.dtype}; searched on '
             f'{result.num_searched} images, checked on {result.num_checked} others\n{plans}\n{table}')

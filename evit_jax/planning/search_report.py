@@ -9,6 +9,7 @@ import numpy as np
 from evit_jax.benchmarks import report
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.inference.compiled import CompiledModel
+from evit_jax.models.config import size_text
 from evit_jax.planning.calibration import CalibrationImages
 from evit_jax.planning.cost_table import THIS_DEVICE
 from evit_jax.planning.speed_up import DENSE, SEARCHED, SearchResult, TargetResult
@@ -127,7 +128,8 @@ def _facts(model: LoadedModel, result: SearchResult, seed: int | None, command: 
         'searches': searches,
         'images': f'{result.num_searched} of the search, {result.num_checked} others of the check',
         'seed': '' if seed is None else str(seed), 'time limit': f'{result.settings.minutes:g} minutes',
-        'model': f'{model.path or model.name}, {model.image_size} px, {request.patches} patches, {request.dtype}',
+        'model': f'{model.path or model.name}, {size_text(model.image_size)} px, {request.patches} patches, '
+                 f'{request.dtype}',
         'speeds': f'batch {request.batch}, ' + ('this machine' if request.device == THIS_DEVICE else request.device),
         'machine': f'{machine["processor"]}, {machine["cpus"]} CPUs, {machine["system"]}',
         'versions': ', '.join(f'{package} {version}' for package, version in machine['versions'].items())

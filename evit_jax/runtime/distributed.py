@@ -47,10 +47,10 @@ def start() -> None:
         backend.start()
         return  # JAX detected no cluster
     backend.start()
-    logging.info('process %d of %d, %d of %d devices', jax.process_index(), jax.process_count(),
-                 jax.local_device_count(), jax.device_count())
     if not is_process_zero():
         logging.set_verbosity(logging.WARNING)  # only process 0 reports progress
+    logging.info('process %d of %d, %d of %d devices', jax.process_index(), jax.process_count(),
+                 jax.local_device_count(), jax.device_count())
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 from etils import epath
 
+from evit_jax.runtime.file_lock import FileLock, LocksUnsupportedError
+
 _GCS_PACKAGES = ('fsspec', 'gcsfs', 'google.cloud.storage')  # Orbax needs the last, etils the others
 # System errors of a missing or damaged file. All other system errors are failures of the machine.
 _FILE_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG}
@@ -102,8 +104,8 @@ def open_atomic(file: epath.Path | pathlib.Path) -> Iterator[BinaryIO]:
 def new_folder(path: str | os.PathLike, num_bytes: int = 0) -> Iterator[epath.Path | pathlib.Path]:
     """Yields a folder to write to, and removes it if the body fails.
 
-    A local folder has a temporary name until the body ends. A folder in a bucket has its final name from the start,
-    because it cannot be renamed.
+    A local folder has a temporary name until the body ends, NAME.unfinished-... Those of killed processes are removed
+    first. A folder in a bucket has its final name from the start, because it cannot be renamed.
 
     Args:
       path: path of the new folder.
@@ -113,11 +115,16 @@ def new_folder(path: str | os.PathLike, num_bytes: int = 0) -> Iterator[epath.Pa
       ValueError: a local folder cannot be written, exists at the end, or its disk has less free space than
         `num_bytes`.
     """
-    folder = unfinished = as_path(path)
+    lock, folder = None, as_path(path)
+    unfinished = folder
     if not is_remote(path):
         folder = pathlib.Path(folder)
         unfinished = folder.with_name(f'{folder.name}.unfinished-{uuid.uuid4().hex[:8]}')
     try:
+        if not is_remote(path):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(folder)
+            lock = _lock_unfinished(unfinished)
         unfinished.mkdir(parents=True)
         if not is_remote(path) and (free := shutil.disk_usage(unfinished).free) < num_bytes:
             raise OSError(errno.ENOSPC, f'{free / 1e6:.1f} MB free, {num_bytes / 1e6:.1f} MB to write')
@@ -134,6 +141,28 @@ def new_folder(path: str | os.PathLike, num_bytes: int = 0) -> Iterator[epath.Pa
             raise ValueError(f'{path} cannot be written ({error.strerror or error}): free space there, or give another '
                              'folder') from error
         raise
+    finally:
+        if lock:
+            lock.release()
+
+
+def _lock_unfinished(unfinished):
+    """Locks an unfinished folder by a file next to it. Returns None if the file system has no locks."""
+    try:
+        return FileLock(f'{unfinished}.lock', b'')
+    except LocksUnsupportedError:
+        return None
+
+
+def _remove_unfinished(folder):
+    """Removes the unfinished folders of killed processes. A running process holds a lock on its own."""
+    pattern = re.compile(rf'({re.escape(folder.name)}\.unfinished-[0-9a-f]{{8}})(\.lock)?')
+    names = {match[1] for path in folder.parent.iterdir() if (match := pattern.fullmatch(path.name))}
+    for unfinished in map(folder.with_name, names):
+        with contextlib.suppress(BlockingIOError):
+            if lock := _lock_unfinished(unfinished):
+                shutil.rmtree(unfinished, ignore_errors=True)
+                lock.release()
 
 
 def move(folder: epath.Path, target: epath.Path) -> None:

@@ -218,7 +218,7 @@ class Experiment(NamedTuple):
             if self.config.mixing.erase:
                 images = mixing.random_erasing(images, erase_key, self.config.mixing.erase)
             label, tokens, swap = mixtoken.mix_batch(
-                batch, swap_key, patches=self.patches, classes=self.model.config.classes, groups=self.mesh.size,
+                batch, swap_key, grid=self.targets.grid, classes=self.model.config.classes, groups=self.mesh.size,
                 smoothing=self.config.label_smoothing)
             return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
         images, targets = mixing.mix_batch(images, batch['label'], key, groups=self.mesh.size,
@@ -286,7 +286,8 @@ def setup(config: Any, *, trained: dict[str, Any] | None = None, mesh: Mesh | No
     model = models.create(model_config, drop_path=config.model.drop_path, dtype=machine.DTYPES[config.model.dtype],
                           remat=config.remat, gather_impl=config.model.gather_impl, modules=modules)
     prepare = functools.partial(steps.normalise, mean=tuple(config.data.mean), std=tuple(config.data.std))
-    targets = inputs.token_targets(config.data.token_labels, train_source, plan_at(1.0).patches)
+    targets = inputs.token_targets(config.data.token_labels, train_source,
+                                   model_config.grid(models.image_size_of(flat_config)))
     return Experiment(config, mesh, model, train_source, test_source, plan_at(1.0), run_stages, max(total_steps, 0),
                       optimizer, schedule, prepare, targets, offset)
 

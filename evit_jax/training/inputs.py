@@ -1,6 +1,5 @@
 """Creates the sources, transforms and mixing settings of a flat config."""
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -87,12 +86,12 @@ def _warn_of_overlap(config, train, test):
                         'data.test_split=%r', shared, config['data.train_split'], config['data.test_split'])
 
 
-def token_targets(folder: str | os.PathLike, source: Source, patches: int) -> TokenTargets | None:
+def token_targets(folder: str | os.PathLike, source: Source, grid: tuple[int, int]) -> TokenTargets | None:
     """Returns the token labels of the images of a source.
 
     Args:
       folder: folder of the label maps. If it is '', the result is None.
-      patches: number of patches of the model, in a square grid.
+      grid: rows and columns of patches of the model.
 
     Raises:
       ValueError: the label maps are unfinished, or belong to other data.
@@ -109,7 +108,7 @@ def token_targets(folder: str | os.PathLike, source: Source, patches: int) -> To
     maps = agreement.on_every_process(opened)
     if not distributed.is_single_process():
         agreement.check_same({f'the label maps in {folder}': maps.fingerprint}, 'give all processes the same maps')
-    return TokenTargets(maps, math.isqrt(patches))
+    return TokenTargets(maps, grid)
 
 
 def train_transform(config: Mapping[str, Any]) -> TrainTransform:

@@ -41,6 +41,7 @@ def config_and_plans(config: Mapping[str, Any], trained: Mapping[str, Any] | Non
     plan_at = budget.plans(model_config.patches(models.image_size_of(config)), model_config.depth, model_config.macs)
     modules = trained_modules(trained)
     modules.check(plan_at(1.0))
+    model_config.check_reducer(plan_at(1.0))
     return model_config, plan_at, modules
 
 

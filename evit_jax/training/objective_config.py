@@ -47,13 +47,10 @@ def check(config: Mapping[str, Any], base: ViTConfig | None = None) -> None:
 def _check_token_labels(config, base):
     if not (maps := config['data.token_labels']):
         return
-    name, kind, width = (config[key] for key in ('model.name', 'distill.kind', 'model.image_width'))
+    name, kind = config['model.name'], config['distill.kind']
     if not isinstance(base or models.get_config(name), LVViTConfig):
         raise ValueError(f'config.data.token_labels={maps} needs a model with a head for patch tokens, which {name} '
                          'lacks: give an lvvit, or --config.data.token_labels=')
-    if width not in (0, config['model.image_size']):
-        raise ValueError(f'config.model.image_width={width}: label maps are square grids, give '
-                         '--config.model.image_width=0, or --config.data.token_labels=')
     if kind != 'none':
         raise ValueError(f'config.distill.kind={kind} and config.data.token_labels both decide the '
                          'objective: give one of them')

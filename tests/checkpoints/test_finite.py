@@ -72,7 +72,7 @@ def test_evaluate_with_a_loss_not_finite_is_refused(loss):
 
 
 def test_label_map_with_a_value_not_finite_is_not_written(tmp_path, caplog):
-    metadata = LabelMapsMetadata('by hand', 'data', (), classes=3, examples=3, top=1, side=1)
+    metadata = LabelMapsMetadata('by hand', 'data', (), classes=3, examples=3, top=1, grid=(1, 1))
     values = [1.0, np.nan, np.inf]
     entries = [Entry(str(row), LabelMap(np.full((1, 1, 1), value, np.float32), np.zeros((1, 1, 1), int)))
                for row, value in enumerate(values)]

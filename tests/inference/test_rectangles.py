@@ -82,6 +82,12 @@ def test_export_of_a_rectangle_computes_the_probabilities_of_the_model(model, tm
     assert 'uint8 [b, 16, 24, 3]' in readme and 'a grid of 4 x 6;' in readme
 
 
-def test_label_maps_of_a_rectangle_are_refused(model):
-    with pytest.raises(ValueError, match='label maps are square'):
-        Annotator(model.loaded, batch_size=1)
+def test_label_maps_of_a_rectangle_have_its_grid_and_the_logits_of_its_patches(model):
+    annotator = Annotator(model.loaded, batch_size=2)
+    images = pixels(1)
+    label_map, = annotator._compute(images)
+    assert annotator.grid == (4, 6) and ' at 16x24 pixels, ' in str(annotator)
+    assert label_map.value.shape == label_map.index.shape == (annotator.top, 4, 6)
+    head, dense = model.loaded.params['head'], model.with_plan(keep_rate=1.0)
+    logits = np.asarray(dense.forward(images).patch_tokens) @ head['kernel'] + head['bias']
+    np.testing.assert_array_equal(label_map.index[0], logits[0].argmax(axis=-1).reshape(4, 6))

@@ -158,6 +158,16 @@ def test_attention_pool_under_merging_counts_a_token_once_for_each_of_its_patche
     assert model.config.classes == 0
 
 
+@pytest.mark.parametrize('name, alternative', [('evit:pool', 'evit:mean or evit'), ('ward:pool', 'ward:mean or ward')])
+def test_plan_with_pool_importance_is_refused_for_a_model_without_an_attention_pool(name, alternative):
+    config, apply, params = build('gap')
+    plan = make_plan(config.patches(24), 3, rate=0.5, reduce_at=(1,), reducer=get_reducer(name))
+    with pytest.raises(ValueError, match=f'has pooling=avg, not map: give {alternative}'):
+        apply(params, make_images(24), plan)
+    config.check_reducer(plan._replace(keep=(None,) * 3))
+    dataclasses.replace(config, pooling='map').check_reducer(plan)
+
+
 @pytest.mark.parametrize('method', POSITION_RESIZES)
 @pytest.mark.parametrize('size', [32, (16, 40)])
 def test_model_at_another_size_resizes_its_positions(method, size):

@@ -44,7 +44,7 @@ def made(checkpoint, tmp_path_factory):
     """Label maps of the digits, written without the program."""
     folder, source = tmp_path_factory.mktemp('made'), open_train()
     annotator = Annotator(load_model(checkpoint), batch_size=16)
-    metadata = LabelMapsMetadata(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.side)
+    metadata = LabelMapsMetadata(str(annotator), 'digits', source.class_names, 10, 40, annotator.top, annotator.grid)
     label_maps.write(folder, metadata, lambda start: annotator.entries(source, start, lambda: None))
     return LabelMaps(folder)
 
@@ -96,14 +96,27 @@ def test_label_makes_maps_that_training_reads(checkpoint, made, tmp_path, run):
     assert not batch['failed'].size
 
 
+def test_label_makes_maps_of_rectangles_that_training_reads(checkpoint, tmp_path, run):
+    out = tmp_path / 'maps'
+    assert run(checkpoint, f'--out={out}', '--batch=16', '--image_size=16x24')[0] == 0
+    maps = LabelMaps(out)
+    assert maps.metadata.grid == (4, 6) and maps[open_train()[0]['id']].value.shape == (5, 4, 6)
+    setup = experiment.setup(layouts.config_of(**CONFIG, data__token_labels=str(out), model__image_width=24))
+    batches = setup.train_batches(0)
+    batch = next(batches)
+    batches.close()
+    assert batch['image'].shape == (8, 16, 24, 3) and batch['token_value'].shape == (8, 24, 10)
+
+
 TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'batch_size': 16, 'epochs': 2,
                    'log__pictures': 0, 'ema_decay': 0.0, 'checkpoint__best': ''}
 
 
-def test_train_lvvit_on_the_maps_of_another_model(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize('width', [0, 24], ids=['square', 'rectangle'])
+def test_train_lvvit_on_the_maps_of_another_model(width, made, tmp_path, monkeypatch):
     monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(
         image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))
-    config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder))
+    config = layouts.config_of(**TOKENS, data__token_labels=str(made.folder), model__image_width=width)
     loop.train(config, tmp_path)
     found = layouts.records(tmp_path)
     assert len(found) == 5
@@ -170,7 +183,7 @@ def test_label_stopped_by_sigterm_keeps_maps_and_continues(checkpoint, made, tmp
 
 def test_write_unreadable_examples_have_no_map(tmp_path, checkpoint):
     annotator, source = Annotator(load_model(checkpoint), batch_size=4), Broken(10)
-    metadata = LabelMapsMetadata('x', 'x', (), 10, 10, annotator.top, annotator.side)
+    metadata = LabelMapsMetadata('x', 'x', (), 10, 10, annotator.top, annotator.grid)
     assert label_maps.write(tmp_path, metadata, lambda start: annotator.entries(source, start, lambda: None)) == 4
     maps = LabelMaps(tmp_path)
     assert [number for number in range(10) if f'number {number}' in maps] == [0, 1, 4, 5, 6, 9]
@@ -217,7 +230,7 @@ def test_label_maps_of_another_annotator_are_not_overwritten(checkpoint, tmp_pat
 
 def small(folder, **changes):
     metadata = {'annotator': 'x', 'data': 'a test', 'class_names': DigitsSource.class_names, 'classes': 10,
-             'examples': 2, 'top': 2, 'side': 2} | changes
+             'examples': 2, 'top': 2, 'grid': (2, 2)} | changes
     blank = LabelMap(np.zeros((metadata['top'], 2, 2)), np.zeros((metadata['top'], 2, 2), int))
     entries = [Entry(f'e {number}', blank) for number in range(2)]
     label_maps.write(folder, LabelMapsMetadata(**metadata), lambda start: iter(entries[start:]))

@@ -54,6 +54,16 @@ def test_plan_for_this_device_measures_and_writes_a_plan_file(run_plan, tmp_path
     assert code == 0 and 'measured' not in again and again.splitlines()[3] == printed.splitlines()[3]
 
 
+def test_plan_of_rectangles_is_for_their_number_of_patches(run_plan, tmp_path):
+    costs_file, out = tmp_path / 'costs.json', tmp_path / 'plan.json'
+    cost_table.load_or_measure(REQUEST._replace(image_size=(16, 8)), lambda request: make_table(), costs_file)
+    code, printed, err = run_plan('--model=vit_layouts', '--image_size=16x8', '--target=1.02x', '--batch=2',
+                                  '--blocks=0,1', '--nomeasure', f'--costs={costs_file}', f'--out={out}')
+    assert code == 0, err
+    planned = read_plan_file(out)
+    assert (planned.image_size, planned.patches) == ((16, 8), 8) and ', 16x8 px, ' in printed
+
+
 def test_plan_for_a_speed_up_reaches_it_by_the_table(run_plan, costs_file, tmp_path):
     for target, least in (('1.1x', 1.1), ('1.04x', 1.04)):
         code, printed, err = run_plan('--model=vit_layouts', f'--target={target}', '--batch=2', f'--costs={costs_file}',
@@ -93,6 +103,7 @@ def test_plan_prints_which_tokens_it_counts_and_where_costs_jump(run_plan, tmp_p
     (('--target=2 parsecs',), 'is not a number with one of the units x'),
     (('--target=2x', '--device=tpu_v9'), "unknown device 'tpu_v9': did you mean tpu_v"),
     (('--target=2x', '--image_size=17'), 'image size 17 is not divisible'),
+    (('--target=2x', '--image_size=16x8x3'), '--image_size=16x8x3 must be a side or HEIGHTxWIDTH'),
     (('--target=2x', '--blocks=5'), 'block 5 is outside 0..1'),
     (('--target=2x', '--model=vit_layout'), "unknown model 'vit_layout': did you mean vit_layouts")])
 def test_plan_with_bad_flags_exits_with_one_line(run_plan, costs_file, words, message):

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -45,6 +47,34 @@ def test_new_folder_appears_at_the_end_of_the_body_and_never_after_an_error(tmp_
         (folder / 'file').touch()
         assert not (tmp_path / 'a' / 'b').exists()
     assert [path.name for path in (tmp_path / 'a').rglob('*')] == ['b', 'file']
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from evit_jax.runtime import storage
+with storage.new_folder(sys.argv[1]) as folder:
+    (pathlib.Path(folder) / 'file').touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_new_folder_removes_the_unfinished_folder_of_a_killed_process(tmp_path):
+    folder = tmp_path / 'a'
+    subprocess.run([sys.executable, '-c', KILLED, folder], check=False)
+    assert any(path.is_dir() for path in tmp_path.glob('a.unfinished-*'))
+    (tmp_path / 'a.unfinished-by-hand').mkdir()
+    with storage.new_folder(folder):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {'a', 'a.unfinished-by-hand'}
+
+
+def test_new_folder_keeps_the_unfinished_folder_of_a_running_process(tmp_path):
+    with storage.new_folder(tmp_path / 'a') as first:
+        (first / 'file').touch()
+        with pytest.raises(KeyboardInterrupt), storage.new_folder(tmp_path / 'a'):
+            raise KeyboardInterrupt
+        assert (first / 'file').exists()
+    assert [path.name for path in tmp_path.rglob('*')] == ['a', 'file']
 
 
 def test_new_folder_that_another_program_wrote_in_the_meantime_is_refused(tmp_path):

@@ -172,7 +172,7 @@ def test_mix_targets_takes_swapped_patches_from_the_partner(groups):
 
 
 def test_draw_swaps_gives_one_box_of_varying_size():
-    swap = np.asarray(mixtoken.draw_swaps(jax.random.key(0), 14 * 14, 4000))
+    swap = np.asarray(mixtoken.draw_swaps(jax.random.key(0), (14, 14), 4000))
     areas = swap.sum(1)
     for box in swap[:200].reshape(-1, 14, 14):
         rows, columns = box.any(1), box.any(0)
@@ -181,12 +181,17 @@ def test_draw_swaps_gives_one_box_of_varying_size():
             assert np.abs(np.diff(np.pad(side.astype(int), 1))).sum() in (0, 2)  # the True values are contiguous
     assert areas.min() == 0 and areas.max() == 12 * 12  # 13 // 2 on each side of the centre, as in the reference
     assert 0.25 < areas.mean() / 196 < 0.45  # the mean of lambda is 1/2; the border clips some boxes
-    again = mixtoken.draw_swaps(jax.random.key(0), 14 * 14, 4000)
+    again = mixtoken.draw_swaps(jax.random.key(0), (14, 14), 4000)
     np.testing.assert_array_equal(swap, again)
 
 
+def test_draw_swaps_of_a_rectangle_covers_its_rows_and_columns():
+    swap = np.asarray(mixtoken.draw_swaps(jax.random.key(0), (4, 10), 400)).reshape(400, 4, 10)
+    assert swap.any(axis=0).all() and swap.any(2).sum(1).max() == 2 and swap.any(1).sum(1).max() == 8
+
+
 def test_draw_swaps_box_of_tokens_is_a_box_of_pixels():
-    swap = np.asarray(mixtoken.draw_swaps(jax.random.key(3), 16, 8))
+    swap = np.asarray(mixtoken.draw_swaps(jax.random.key(3), (4, 4), 8))
     pixels = swap.reshape(8, 4, 4, 1).repeat(2, 1).repeat(2, 2)
     np.testing.assert_array_equal(to_patches(pixels, 2).all(-1), swap)
 

@@ -35,7 +35,7 @@ def batch_of(rng):
 
 
 def mix(images, batch, key):
-    label, tokens, swap = mixtoken.mix_batch(batch, key, patches=16, classes=5, smoothing=0.1, groups=GROUPS)
+    label, tokens, swap = mixtoken.mix_batch(batch, key, grid=(4, 4), classes=5, smoothing=0.1, groups=GROUPS)
     return steps.Mixed(images, Targets(label, tokens), {'swap': swap})
 
 

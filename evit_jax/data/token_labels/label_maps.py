@@ -1,12 +1,12 @@
-"""Dense label maps: the likeliest classes in each cell of a square grid over the whole image, for each example.
+"""Dense label maps: the likeliest classes in each cell of a grid over the whole image, for each example.
 
-A folder holds the maps of one split with N examples. Each of the `side` x `side` cells of a map has the `top` likeliest
-classes, best first:
+A folder holds the maps of one split with N examples. Each of the `rows` x `columns` cells of a map has the `top`
+likeliest classes, best first:
 
   label_maps.json  metadata (see `LabelMapsMetadata`), and the number of rows written so far
   keys.npy         uint64 [N]: hash of the example's id; 0 if it has no map, for example because it is unreadable
-  values.npy       float16 [N, top, side, side]: logits
-  indices.npy      uint8, uint16 or uint32 [N, top, side, side]: classes
+  values.npy       float16 [N, top, rows, columns]: logits
+  indices.npy      uint8, uint16 or uint32 [N, top, rows, columns]: classes
 
 The id of an example selects its map, so the maps also work for a slice of the split or another order. Readers map the
 files into memory, so processes on one machine share the memory. The number of rows is updated atomically after the rows
@@ -35,7 +35,7 @@ from evit_jax.data.progress import Progress
 from evit_jax.data.sources import Source
 from evit_jax.runtime import storage
 
-_METADATA_FILE, _FORMAT = 'label_maps.json', 'evit_jax label maps, 1'
+_METADATA_FILE, _FORMAT = 'label_maps.json', 'evit_jax label maps, 2'
 _FLUSH_SECONDS = 10.0  # seconds between flushes to disk
 _NUM_SAMPLED = 16      # number of examples that are checked for a map before training
 _MIN_FREE = 2**26      # bytes to leave free on the disk
@@ -45,8 +45,8 @@ _MAX_VALUE = 6e4       # largest stored logit; float16 can represent it
 class LabelMap(NamedTuple):
     """The label map of one image."""
 
-    value: np.ndarray  # float32 [top, side, side], logits
-    index: np.ndarray  # int [top, side, side], classes
+    value: np.ndarray  # float32 [top, rows, columns], logits
+    index: np.ndarray  # int [top, rows, columns], classes
 
 
 class Entry(NamedTuple):
@@ -67,12 +67,12 @@ class LabelMapsMetadata:
     classes: int
     examples: int                # N
     top: int
-    side: int
+    grid: tuple[int, int]        # rows and columns of a map
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of the array in each file."""
-        shape = self.examples, self.top, self.side, self.side
+        shape = self.examples, self.top, *self.grid
         return {'keys': ((self.examples,), np.dtype(np.uint64)), 'values': (shape, np.dtype(np.float16)),
                 'indices': (shape, np.min_scalar_type(self.classes - 1))}
 
@@ -276,8 +276,8 @@ def _read_metadata(folder: pathlib.Path) -> tuple[LabelMapsMetadata, int] | None
         content: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
         if content.pop('format') != _FORMAT:
             raise ValueError('another format')
-        done, names = content.pop('done'), tuple(content.pop('class_names'))
-        return LabelMapsMetadata(class_names=names, **content), int(done)
+        done, names, grid = content.pop('done'), tuple(content.pop('class_names')), tuple(content.pop('grid'))
+        return LabelMapsMetadata(class_names=names, grid=grid, **content), int(done)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -5,7 +5,6 @@ All randomness comes from a PRNG key. Images are mixed within groups of consecut
 Source: LV-ViT, arXiv 2104.10858; zihangJiang/TokenLabeling.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -45,7 +44,7 @@ def dense(targets: Sparse, classes: int) -> Array:
     return named.sum(-2) + targets.floor[..., None]
 
 
-def mix_batch(batch: dict, key: Array, *, patches: int, classes: int, smoothing: float,
+def mix_batch(batch: dict, key: Array, *, grid: tuple[int, int], classes: int, smoothing: float,
               groups: int = 1) -> tuple[Array, Sparse, Array]:
     """Computes the targets of a batch under MixToken, and the patches that the model swaps.
 
@@ -53,7 +52,7 @@ def mix_batch(batch: dict, key: Array, *, patches: int, classes: int, smoothing:
       batch: values and classes as in `TokenTargets`: label_value and label_index [B, K] for whole images, token_value
         and token_index [B, P, K] for their patches in row-major order.
       key: PRNG key.
-      patches: number of patches P.
+      grid: rows and columns of patches; their product is the number of patches P.
       classes: number of classes L.
       smoothing: label smoothing: target weight spread uniformly over all classes.
       groups: number of groups; images are mixed within a group, as in `mixing.mix_batch`.
@@ -64,21 +63,21 @@ def mix_batch(batch: dict, key: Array, *, patches: int, classes: int, smoothing:
     """
     labels, tokens = (smoothed(batch[f'{kind}_value'].astype(jnp.float32), batch[f'{kind}_index'], classes=classes,
                                smoothing=smoothing) for kind in ('label', 'token'))
-    swap = draw_swaps(key, patches, groups)
+    swap = draw_swaps(key, grid, groups)
     return *mix_targets(labels, tokens, swap, classes=classes), swap
 
 
-def draw_swaps(key: Array, patches: int, groups: int) -> Array:
+def draw_swaps(key: Array, grid: tuple[int, int], groups: int) -> Array:
     """Draws a box on the token grid for each group. A mixed image takes the patches in the box from its partner.
 
     Returns:
       A mask of the box, bool [G, P] in row-major order. Lambda is the fraction of False values.
     """
-    side = math.isqrt(patches)
+    height, width = grid
     radius, turn, row, column = jax.random.uniform(key, (4, groups))
     lam = mixing.symmetric_beta(radius, turn, jnp.ones(()))
-    rows, columns = (row * side).astype(jnp.int32), (column * side).astype(jnp.int32)
-    return mixing.cut_boxes(lam, rows, columns, side, side).inside(side, side).reshape(groups, patches)
+    rows, columns = (row * height).astype(jnp.int32), (column * width).astype(jnp.int32)
+    return mixing.cut_boxes(lam, rows, columns, height, width).inside(height, width).reshape(groups, height * width)
 
 
 def mix_targets(labels: Sparse, tokens: Sparse, swap: Array, *, classes: int) -> tuple[Array, Sparse]:

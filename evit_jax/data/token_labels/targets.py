@@ -12,6 +12,7 @@ whole image is then the mean over the tokens. A departure: the reference applies
 Source: LV-ViT, arXiv 2104.10858; zihangJiang/TokenLabeling, `get_label` of tlt/data/mixup.py.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ class TokenTargets(NamedTuple):
     """
 
     maps: LabelMaps
-    grid: int  # number of tokens along a side
+    grid: tuple[int, int]  # rows and columns of tokens
 
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -40,7 +41,7 @@ class TokenTargets(NamedTuple):
         kept = min(MAX_CLASSES, self.maps.metadata.classes)
         dtypes = {'value': np.float32, 'index': np.int32}
         return {f'{kind}_{name}': ((*leading, kept), dtype) for kind, leading in (
-            ('token', (self.grid**2,)), ('label', ())) for name, dtype in dtypes.items()}
+            ('token', (math.prod(self.grid),)), ('label', ())) for name, dtype in dtypes.items()}
 
     def rows(self, example: str, window: CropWindow) -> dict[str, np.ndarray]:
         """Returns the arrays for the window of an example.
@@ -49,8 +50,8 @@ class TokenTargets(NamedTuple):
           ValueError: the example has no map.
         """
         classes, dense = _dense(self.maps[example])
-        tokens, is_resampled = _apply_geometric_ops(_aligned(dense, window, self.grid), window)
-        label = tokens.mean(axis=(0, 1), keepdims=True) if is_resampled else _aligned(dense, window, 1)
+        tokens, is_resampled = _apply_geometric_ops(_aligned(dense, window, *self.grid), window)
+        label = tokens.mean(axis=(0, 1), keepdims=True) if is_resampled else _aligned(dense, window, 1, 1)
         rows, total = {}, self.maps.metadata.classes
         for kind, logits in (('token', tokens), ('label', label)):
             value, column = sparse_softmax(logits.reshape(-1, len(classes)), total, min(MAX_CLASSES, total))
@@ -59,23 +60,23 @@ class TokenTargets(NamedTuple):
 
 
 def _dense(label_map: LabelMap) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the U classes in a map, and their logits [G, G, U], 0 in cells that do not store the class."""
+    """Returns the U classes in a map, and their logits [H, W, U], 0 in cells that do not store the class."""
     classes, column = np.unique(label_map.index, return_inverse=True)
-    top, side, _ = label_map.index.shape
-    dense = np.zeros((side, side, len(classes)), np.float32)
-    np.put_along_axis(dense, column.reshape(top, side, side).transpose(1, 2, 0), label_map.value.transpose(1, 2, 0), -1)
+    shape = label_map.index.shape
+    dense = np.zeros((*shape[1:], len(classes)), np.float32)
+    np.put_along_axis(dense, column.reshape(shape).transpose(1, 2, 0), label_map.value.transpose(1, 2, 0), -1)
     return classes, dense
 
 
-def _aligned(dense, window, grid):
-    """Resamples the map to a grid over the window, [grid, grid, U]."""
-    cells = dense.shape[0]
-    rows = axis_weights(window.top, window.bottom, cells, grid)
+def _aligned(dense, window, rows, columns):
+    """Resamples the map to a grid over the window, [rows, columns, U]."""
+    height, width, _ = dense.shape
+    row_weights = axis_weights(window.top, window.bottom, height, rows)
     if window.mirrored:
-        columns = axis_weights(1 - window.right, 1 - window.left, cells, grid)[:, ::-1]
+        column_weights = axis_weights(1 - window.right, 1 - window.left, width, columns)[:, ::-1]
     else:
-        columns = axis_weights(window.left, window.right, cells, grid)
-    return align(dense, rows, columns)
+        column_weights = axis_weights(window.left, window.right, width, columns)
+    return align(dense, row_weights, column_weights)
 
 
 def _apply_geometric_ops(tokens, window):
@@ -86,12 +87,11 @@ def _apply_geometric_ops(tokens, window):
     Returns:
       The tokens, and whether any position changed.
     """
-    grid = len(tokens)
-    centres = (np.arange(grid) + 0.5) / grid
-    x, y, inside = augment.source_positions(*np.meshgrid(centres, centres), window.ops)
-    columns, rows = (np.clip(at * grid, 0, grid - 1).astype(int) for at in (x, y))
-    positions = rows * grid + columns
-    if inside.all() and np.array_equal(positions.ravel(), np.arange(grid * grid)):
+    height, width, _ = tokens.shape
+    centres = np.meshgrid(*((np.arange(count) + 0.5) / count for count in (width, height)))
+    x, y, inside = augment.source_positions(*centres, window.ops, aspect=width / height)
+    columns, rows = (np.clip(at * count, 0, count - 1).astype(int) for at, count in ((x, width), (y, height)))
+    if inside.all() and np.array_equal((rows * width + columns).ravel(), np.arange(height * width)):
         return tokens, False
     return np.where(inside[..., None], tokens[rows, columns], 0), True
 

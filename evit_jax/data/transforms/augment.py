@@ -69,25 +69,30 @@ OPS = {
 }
 _NAMES = tuple(OPS)
 
-# Geometric operation -> function from a position in the output to its position in the input, as fractions of the side.
+# Geometric operation -> function from a position in the output to its position in the input, as fractions of width and
+# height. The aspect is width / height.
 _SOURCE_POSITIONS = {
-    'Rotate': lambda x, y, degrees: _turned(x, y, math.radians(degrees)),
-    'ShearX': lambda x, y, by: (x + by * y, y),
-    'ShearY': lambda x, y, by: (x, y + by * x),
-    'TranslateXRel': lambda x, y, by: (x + by, y),
-    'TranslateYRel': lambda x, y, by: (x, y + by),
+    'Rotate': lambda x, y, degrees, aspect: _turned(x, y, math.radians(degrees), aspect),
+    'ShearX': lambda x, y, by, aspect: (x + by * y / aspect, y),
+    'ShearY': lambda x, y, by, aspect: (x, y + by * x * aspect),
+    'TranslateXRel': lambda x, y, by, aspect: (x + by, y),
+    'TranslateYRel': lambda x, y, by, aspect: (x, y + by),
 }
 
 DrawnOps = tuple[tuple[str, float], ...]  # (name, signed fraction of MAX_MAGNITUDE) of each operation in order
 
 
-def _turned(x, y, angle):
-    x, y, cosine, sine = x - 0.5, y - 0.5, math.cos(angle), math.sin(angle)
-    return cosine * x - sine * y + 0.5, sine * x + cosine * y + 0.5
+def _turned(x, y, angle, aspect):
+    x, y, cosine, sine = (x - 0.5) * aspect, y - 0.5, math.cos(angle), math.sin(angle)
+    return (cosine * x - sine * y) / aspect + 0.5, sine * x + cosine * y + 0.5
 
 
-def source_positions(x: np.ndarray, y: np.ndarray, ops: DrawnOps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Maps positions in the augmented image to positions in the original. Positions are fractions of the side.
+def source_positions(x: np.ndarray, y: np.ndarray, ops: DrawnOps, *,
+                     aspect: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Maps positions in the augmented image to positions in the original, as fractions of width and height.
+
+    Args:
+      aspect: width / height of the image.
 
     Returns:
       x, y, and a bool array that is False for positions from outside the original.
@@ -95,7 +100,7 @@ def source_positions(x: np.ndarray, y: np.ndarray, ops: DrawnOps) -> tuple[np.nd
     inside = np.ones(np.shape(x), bool)
     for name, share in reversed(ops):
         if name in _SOURCE_POSITIONS:
-            x, y = _SOURCE_POSITIONS[name](x, y, OPS[name].level(share))
+            x, y = _SOURCE_POSITIONS[name](x, y, OPS[name].level(share), aspect)
             inside = inside & (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
     return x, y, inside
 

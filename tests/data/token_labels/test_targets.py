@@ -57,7 +57,7 @@ def random_map(seed=0, classes=CLASSES, top=5, side=SIDE):
 def write(folder, maps, classes=CLASSES, ids=None, **changes):
     """Writes the maps for the examples 'number 0', 'number 1', ..., and opens them."""
     metadata = {'annotator': 'test', 'data': 'test', 'class_names': (), 'classes': classes, 'examples': len(maps),
-             'top': maps[0].value.shape[0], 'side': maps[0].value.shape[1]} | changes
+             'top': maps[0].value.shape[0], 'grid': maps[0].value.shape[1:]} | changes
     ids = ids or [f'number {number}' for number in range(len(maps))]
     label_maps.write(folder, LabelMapsMetadata(**metadata), lambda start: map(Entry, ids[start:], maps[start:]))
     return LabelMaps(folder)
@@ -112,7 +112,7 @@ def test_align_of_the_whole_map_to_its_own_grid_returns_it():
 @pytest.mark.parametrize('mirrored', [False, True])
 def test_token_targets_equal_the_softmax_of_the_aligned_map(tmp_path, monkeypatch, box, mirrored):
     monkeypatch.setattr(token_targets, 'MAX_CLASSES', CLASSES)
-    targets = TokenTargets(write(tmp_path, [random_map()]), 4)
+    targets = TokenTargets(write(tmp_path, [random_map()]), (4, 4))
     rows = targets.rows('number 0', CropWindow(*box, mirrored))
     dense = whole(random_map())[:, ::-1] if mirrored else whole(random_map())
     top, left, bottom, right = box
@@ -124,7 +124,7 @@ def test_token_targets_equal_the_softmax_of_the_aligned_map(tmp_path, monkeypatc
 
 
 def test_sparse_softmax_spreads_the_remaining_probability_and_sums_to_1(tmp_path):
-    rows = TokenTargets(write(tmp_path, [random_map(top=9)]), 4).rows('number 0', CropWindow(0, 0, 1, 1, False))
+    rows = TokenTargets(write(tmp_path, [random_map(top=9)]), (4, 4)).rows('number 0', CropWindow(0, 0, 1, 1, False))
     got = dense_of(rows['token_value'], rows['token_index'])
     want = softmax(align(whole(random_map(top=9)), *[axis_weights(0, 1, SIDE, 4)] * 2)).reshape(16, CLASSES)
     likely = np.sort(want)[:, [-token_targets.MAX_CLASSES]]
@@ -144,20 +144,21 @@ def test_sparse_softmax_few_classes_are_padded_with_0(total, stay):
     assert place[0, 0] == 2 and place[1, 0] == 0
 
 
-def test_token_targets_follow_the_crop_of_the_image(tmp_path):
+@pytest.mark.parametrize('grid', [(4, 4), (2, 4)])
+def test_token_targets_follow_the_crop_of_the_image(grid, tmp_path):
     """Each cell of the image has a distinct colour and class, so the colour of a token identifies its target."""
-    cells, pixels, grid = 8, 16, 4
+    cells, pixels, height, width = 8, 16, grid[0] * 16, grid[1] * 16
     numbers = np.arange(cells * cells).reshape(1, cells, cells)
     maps = write(tmp_path, [LabelMap(np.full(numbers.shape, 30.0), numbers)], classes=cells * cells)
     image = np.zeros((cells, cells, 3), np.uint8)
     image[..., 0], image[..., 1] = np.mgrid[:cells, :cells] * 30
     image = image.repeat(pixels, 0).repeat(pixels, 1)
-    targets, transform = TokenTargets(maps, grid), TrainTransform(64, scale=(0.2, 0.6), policy='none')
+    targets, transform = TokenTargets(maps, grid), TrainTransform((height, width), scale=(0.2, 0.6), policy='none')
     seen = set()
     for seed in range(30):
         shown, part = transform.crop_and_augment(image, np.random.default_rng(seed))
         rows = targets.rows('number 0', part)
-        best = rows['token_index'][:, 0].reshape(grid, grid)
+        best = rows['token_index'][:, 0].reshape(grid)
         middle = shown[8::16, 8::16].astype(int)  # centre of each token
         assert abs(best // cells * 30 - middle[..., 0]).max() <= 45
         assert abs(best % cells * 30 - middle[..., 1]).max() <= 45
@@ -167,14 +168,14 @@ def test_token_targets_follow_the_crop_of_the_image(tmp_path):
 
 @pytest.mark.parametrize('name', ['Rotate', 'ShearX', 'ShearY', 'TranslateXRel', 'TranslateYRel'])
 @pytest.mark.parametrize('share', [0.9, -0.5])
-def test_source_positions_follow_the_ops_of_rand_augment(name, share):
-    side = 64
-    middles = (np.arange(side) + 0.5) / side
-    x, y = np.meshgrid(middles, middles)
+@pytest.mark.parametrize('size', [(64, 64), (64, 96)])
+def test_source_positions_follow_the_ops_of_rand_augment(name, share, size):
+    height, width = size
+    x, y = np.meshgrid(*((np.arange(side) + 0.5) / side for side in (width, height)))
     picture = Image.fromarray(np.stack([x * 255, y * 255, x * 0 + 255], -1).astype(np.uint8))
     drawn = ('Invert', 1.0), (name, share), ('Invert', 1.0), ('TranslateXRel', 0.2)
     outcome = np.asarray(augment.apply_ops(picture, drawn)).astype(float)
-    from_x, from_y, inside = augment.source_positions(x, y, drawn)
+    from_x, from_y, inside = augment.source_positions(x, y, drawn, aspect=width / height)
     within = (np.minimum(from_x, from_y) > 0.06) & (np.maximum(from_x, from_y) < 0.94) & inside
     assert within.mean() > 0.2 and (~inside).mean() > 0.08
     assert abs(outcome[..., 0] - from_x * 255)[within].max() < 3
@@ -184,7 +185,7 @@ def test_source_positions_follow_the_ops_of_rand_augment(name, share):
 
 def test_token_targets_follow_ops_and_are_uniform_outside_the_image(tmp_path):
     numbers = np.arange(16).reshape(1, 4, 4)
-    targets = TokenTargets(write(tmp_path, [LabelMap(np.full(numbers.shape, 9.0), numbers)], classes=16), 4)
+    targets = TokenTargets(write(tmp_path, [LabelMap(np.full(numbers.shape, 9.0), numbers)], classes=16), (4, 4))
     still, moved = (targets.rows('number 0', CropWindow(0, 0, 1, 1, False, drawn)) for drawn in (
         (), (('TranslateXRel', 0.25 / 0.45),)))
     np.testing.assert_array_equal(still['token_index'][:, 0].reshape(4, 4), numbers[0])
@@ -204,7 +205,7 @@ def test_crop_and_augment_equals_a_call_and_draws_as_much():
 
 @pytest.fixture(scope='module')
 def numbered(tmp_path_factory):
-    return TokenTargets(write(tmp_path_factory.mktemp('maps'), [random_map(seed) for seed in range(10)]), 2)
+    return TokenTargets(write(tmp_path_factory.mktemp('maps'), [random_map(seed) for seed in range(10)]), (2, 2))
 
 
 def test_train_batches_contain_the_targets_of_their_examples(numbered):
@@ -233,9 +234,9 @@ def test_train_batches_targets_depend_on_seed_and_step(numbered, changes):
 def test_train_batches_example_without_a_map_is_replaced_and_reported(tmp_path):
     maps = [random_map(seed) for seed in range(9)] + [None]
     ids = [f'number {number}' for number in range(10)]
-    metadata = LabelMapsMetadata('test', 'test', (), CLASSES, 10, 5, SIDE)
+    metadata = LabelMapsMetadata('test', 'test', (), CLASSES, 10, 5, (SIDE, SIDE))
     label_maps.write(tmp_path, metadata, lambda start: map(Entry, ids[start:], maps[start:]))
-    batches = train(10, transform=TrainTransform(8), targets=TokenTargets(LabelMaps(tmp_path), 2))
+    batches = train(10, transform=TrainTransform(8), targets=TokenTargets(LabelMaps(tmp_path), (2, 2)))
     failed = np.concatenate([batch['failed'] for batch in batches]).tolist()
     assert 2 <= len(failed) <= 3 and all('no label map of example \'number 9\'' in why for why in failed)
     assert 9 not in np.concatenate([batch['label'] for batch in batches])
