@@ -32,7 +32,7 @@ class Bounds:
             return (float(value.min()), float(value.max())) if is_integer else UNKNOWN
         if given and value in given:
             return given[value]
-        if value.producer is None or value.dtype.kind not in 'iub':
+        if value.producer is None or not isinstance(value.dtype, np.dtype) or value.dtype.kind not in 'iub':
             return UNKNOWN
         if given and depth:
             return self._interval(value, given, depth - 1)
