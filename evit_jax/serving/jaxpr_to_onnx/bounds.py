@@ -20,7 +20,8 @@ class Bounds:
     def __init__(self):
         self._known: dict[Value, Interval] = {}
 
-    def __call__(self, value: Value | np.ndarray, given: dict[Value, Interval] | None = None, depth: int = 8) -> Interval:
+    def __call__(self, value: Value | np.ndarray, given: dict[Value, Interval] | None = None,
+                 depth: int = 8) -> Interval:
         """Returns (smallest, largest), both inclusive.
 
         Args:
@@ -48,7 +49,7 @@ class Bounds:
         if not isinstance(limit, np.ndarray) or limit.size != 1:
             return None
         at_ends = _COMPARISONS[value.producer.name](*self(x), limit.item())
-        return at_ends[0] if at_ends[0] == at_ends[1] and UNKNOWN != self(x) else None
+        return at_ends[0] if at_ends[0] == at_ends[1] and self(x) != UNKNOWN else None
 
     def _interval(self, value, given, depth):
         equation = value.producer
@@ -105,7 +106,7 @@ def _of_elementwise(equation, inputs):
     if name in ('max', 'min'):
         combine = max if name == 'max' else min
         return combine(low, low2), combine(high, high2)
-    if name in ('cumsum', 'reduce_sum') and UNKNOWN != (low, high):
+    if name in ('cumsum', 'reduce_sum') and (low, high) != UNKNOWN:
         axes = [equation.params['axis']] if name == 'cumsum' else equation.params['axes']
         sizes = [equation.inputs[0].shape[axis] for axis in axes]
         if all(isinstance(size, int) for size in sizes):

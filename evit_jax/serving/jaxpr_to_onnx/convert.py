@@ -19,13 +19,13 @@ BATCH = 'b'  # name of the batch dimension
 
 
 def to_onnx(function: Callable[..., dict[str, jax.Array]], weights: Mapping[str, np.ndarray], image_shape: tuple,
-            image_dtype: np.dtype, *, weight_file: WeightFile, name: str) -> onnx.ModelProto:
+            image_dtype: np.dtype, *, weight_file: WeightFile | None, name: str) -> onnx.ModelProto:
     """Converts a function to an ONNX model.
 
     Args:
       function: (weights by name, images [b, ...]) -> outputs by name, whose first dimension is b.
       image_shape: shape of one image.
-      weight_file: receives the weights.
+      weight_file: receives the weights; None: the model contains them, which limits it to 2 GB.
       name: name of the graph.
 
     Raises:

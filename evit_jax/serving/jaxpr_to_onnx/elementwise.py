@@ -9,8 +9,8 @@ from evit_jax.serving.jaxpr_to_onnx.primitives import WRITERS, writes
 _OPS = {  # primitive -> ONNX operator with the same inputs
     'add': 'Add', 'add_any': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max', 'min': 'Min', 'pow': 'Pow',
     'lt': 'Less', 'le': 'LessOrEqual', 'gt': 'Greater', 'ge': 'GreaterOrEqual', 'eq': 'Equal', 'neg': 'Neg',
-    'abs': 'Abs', 'sign': 'Sign', 'exp': 'Exp', 'log': 'Log', 'sqrt': 'Sqrt', 'erf': 'Erf', 'tanh': 'Tanh', 'sin': 'Sin',
-    'cos': 'Cos', 'logistic': 'Sigmoid', 'floor': 'Floor', 'ceil': 'Ceil', 'not': 'Not'}
+    'abs': 'Abs', 'sign': 'Sign', 'exp': 'Exp', 'log': 'Log', 'sqrt': 'Sqrt', 'erf': 'Erf', 'tanh': 'Tanh',
+    'sin': 'Sin', 'cos': 'Cos', 'logistic': 'Sigmoid', 'floor': 'Floor', 'ceil': 'Ceil', 'not': 'Not'}
 _LOGICAL = {'and': 'And', 'or': 'Or', 'xor': 'Xor'}
 
 
@@ -117,7 +117,7 @@ def _reshape(graph, equation):
     added = _added_axes(x.shape, output.shape)
     if added is not None:
         return graph.unsqueeze(graph.full(x), added)
-    return graph.reshape(graph.full(x), output.shape)
+    return graph.reshape(graph.full(x), output.shape, x.shape)
 
 
 def _added_axes(before, after):

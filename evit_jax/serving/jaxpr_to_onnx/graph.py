@@ -59,13 +59,13 @@ class Graph:
     """Builds the graph of one program.
 
     Args:
-      weights: receives the large constants.
+      weights: receives the large constants; None: they are stored in the model.
       bounds: bounds of the integer arrays.
       batch: the symbolic batch size.
       batch_input: name of the input whose first dimension is the batch size.
     """
 
-    def __init__(self, weights: WeightFile, bounds: Bounds, batch: Any, batch_input: str):
+    def __init__(self, weights: WeightFile | None, bounds: Bounds, batch: Any, batch_input: str):
         self.bounds, self.tensors = bounds, {}
         self._weights, self._batch, self._batch_input = weights, batch, batch_input
         self._nodes: list[onnx.NodeProto] = []
@@ -90,7 +90,8 @@ class Graph:
         array = np.ascontiguousarray(array.astype(onnx_dtype(array.dtype))).reshape(array.shape)
         key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._constants:
-            tensor = onnx.numpy_helper.from_array(array) if array.nbytes <= _MAX_INLINE else self._weights.add(array)
+            is_inline = self._weights is None or array.nbytes <= _MAX_INLINE
+            tensor = onnx.numpy_helper.from_array(array) if is_inline else self._weights.add(array)
             tensor.name = f'constant_{len(self._constants)}'
             self._constants[key] = tensor
         return self._constants[key].name
@@ -114,12 +115,18 @@ class Graph:
             return self.constant(shape, np.int64)
         return self.add('Concat', *map(self._dimension, shape), axis=0)
 
-    def reshape(self, name: str, shape: Sequence) -> str:
-        """Adds a Reshape. One symbolic dimension is inferred by ONNX."""
-        if sum(not is_static([size]) for size in shape) == 1 and 0 not in shape:
-            return self.add('Reshape', name, self.constant(
-                [size if is_static([size]) else -1 for size in shape], np.int64))
-        return self.add('Reshape', name, self.shape(shape))
+    def reshape(self, name: str, shape: Sequence, before: Sequence = ()) -> str:
+        """Adds a Reshape. ONNX infers a symbolic dimension.
+
+        Args:
+          before: the shape before; if it begins with the same dimension, shape inference keeps its name.
+        """
+        symbolic = [axis for axis, size in enumerate(shape) if not is_static([size])]
+        if len(symbolic) > 1 or 0 in shape:
+            return self.add('Reshape', name, self.shape(shape))
+        is_first = symbolic == [0] and before and before[0] == shape[0]
+        numbers = [size if axis not in symbolic else 0 if is_first else -1 for axis, size in enumerate(shape)]
+        return self.add('Reshape', name, self.constant(numbers, np.int64))
 
     def transpose(self, name: str, permutation: Sequence[int]) -> str:
         """Adds a Transpose. Two transposes in succession become one."""
@@ -155,7 +162,8 @@ class Graph:
         before = self._node_of.get(name)
         if before is not None and before.op_type == 'Transpose':
             perm = helper.get_attribute_value(before.attribute[0])
-            return self.transpose(self.slice(before.input[0], {perm[axis]: part for axis, part in bounds.items()}), perm)
+            bounds = {perm[axis]: part for axis, part in bounds.items()}
+            return self.transpose(self.slice(before.input[0], bounds), perm)
         starts, stops, steps = zip(*bounds.values())
         return self.add('Slice', name, *(self.constant(part, np.int64) for part in (starts, stops, [*bounds], steps)))
 

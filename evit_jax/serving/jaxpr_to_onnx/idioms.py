@@ -6,7 +6,7 @@ A pattern is the trace of the kernel itself, at the shapes of the candidate. So 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -12,7 +12,8 @@ _MAX_FOLDED = 2**16  # elements; a larger result is folded only if it is not lar
 _NEUTRAL = {'add': 0, 'sub': 0, 'mul': 1, 'div': 1, 'max': -np.inf, 'min': np.inf}
 
 
-def simplify(outputs: Sequence[Value | np.ndarray], known: dict[Value, Any], bounds: Bounds) -> list[Value | np.ndarray]:
+def simplify(outputs: Sequence[Value | np.ndarray], known: dict[Value, Any],
+             bounds: Bounds) -> list[Value | np.ndarray]:
     """Returns outputs whose producers are simpler.
 
     Args:
