@@ -68,8 +68,8 @@ def onnx_readme(manifest: dict[str, Any]) -> str:
         for name, text in _OUTPUTS.items() if name in names or f'{name}_0' in names)
     checked = [check for check in manifest['checks'].values() if check]
     checks = 'The files were not checked: ONNX Runtime was not installed.' if not checked else (
-        f'At the export, ONNX Runtime {manifest["versions"]["onnxruntime"]} ran each file on random images: the '
-        f"outputs differed from the model's by up to {max(check['difference'] for check in checked):.1e} of the largest.")
+        f'At the export, ONNX Runtime {manifest["versions"]["onnxruntime"]} ran each file on random images. The '
+        f"outputs differ from the model's by up to {max(check['difference'] for check in checked):.1e} of the largest.")
     classes = manifest['model']['classes']
     return _TEXT.format(
         opset=manifest['opset'], file=manifest['plans'][manifest['default']]['file'],
