@@ -82,11 +82,13 @@ def _open_openvino(model, precision, threads):
                 'PERFORMANCE_HINT': 'LATENCY'} | ({'INFERENCE_NUM_THREADS': threads} if threads else {})
     read = core.read_model(model if isinstance(model, bytes) else str(model))
     compiled = core.compile_model(read, 'CPU', settings)
-    request, outputs = compiled.create_infer_request(), [output.any_name for output in compiled.outputs]
+    request, outputs = compiled.create_infer_request(), [output.names for output in compiled.outputs]
 
     def run(images):
         request.infer([images], share_inputs=True)
-        return {name: request.get_output_tensor(number).data.copy() for number, name in enumerate(outputs)}
+        # An output has several names: OpenVINO keeps those of the tensors that it joins.
+        arrays = [request.get_output_tensor(number).data.copy() for number in range(len(outputs))]
+        return {name: array for names, array in zip(outputs, arrays) for name in names}
 
     return run
 

@@ -101,6 +101,9 @@ def _of_elementwise(equation, inputs):
         return low + low2, high + high2
     if name == 'sub':
         return low - high2, high - low2
+    if name == 'mul' and UNKNOWN not in inputs:
+        ends = [a * b for a in inputs[0] for b in inputs[1]]
+        return min(ends), max(ends)
     if name == 'neg':
         return -high, -low
     if name in ('max', 'min'):

@@ -52,12 +52,14 @@ def to_onnx(function: Callable[..., dict[str, jax.Array]], weights: Mapping[str,
 
 
 def _write(graph, equation):
-    if any(0 in value.shape for value in equation.outputs):
+    if all(0 in value.shape for value in equation.outputs):
         return  # `simplify` removed all uses of empty arrays
     try:
+        if equation.name not in WRITERS:
+            raise NotImplementedError
         results = WRITERS[equation.name](graph, equation)
-    except (KeyError, NotImplementedError) as error:
-        reason = '' if isinstance(error, KeyError) else f' ({error})'
+    except NotImplementedError as error:
+        reason = f' ({error})' if str(error) else ''
         raise ValueError(f'the model computes {equation.name}{reason}, which the ONNX export does not support: export '
                          'with --format=stablehlo, or choose another reducer') from error
     results = results if type(results) is tuple else (results,)

@@ -158,6 +158,12 @@ def _concatenate(graph, equation):
     return graph.add('Concat', *names, axis=int(equation.params['dimension']))
 
 
+@writes('stack')
+def _stack(graph, equation):
+    axis = int(equation.params['axis'])
+    return graph.add('Concat', *(graph.unsqueeze(graph.full(value), [axis]) for value in equation.inputs), axis=axis)
+
+
 @writes('slice')
 def _slice(graph, equation):
     x, params = equation.inputs[0], equation.params
@@ -171,9 +177,23 @@ def _slice(graph, equation):
 
 @writes('split')
 def _split(graph, equation):
-    sizes = graph.constant(equation.params['sizes'], np.int64)
-    return graph.add('Split', graph.full(equation.inputs[0]), sizes, axis=int(equation.params['axis']),
-                     num_outputs=len(equation.outputs))
+    name, sizes = graph.full(equation.inputs[0]), [size for size in equation.params['sizes'] if size]
+    parts = [name] if len(sizes) == 1 else graph.add(
+        'Split', name, graph.constant(sizes, np.int64), axis=int(equation.params['axis']), num_outputs=len(sizes))
+    rest = iter(parts)
+    return tuple(next(rest) if size else '' for size in equation.params['sizes'])  # an empty part is never read
+
+
+@writes('unstack')
+def _unstack(graph, equation):
+    name, axis = graph.full(equation.inputs[0]), int(equation.params['axis'])
+    return tuple(graph.squeeze(graph.slice(name, {axis: (i, i + 1, 1)}), [axis])
+                 for i in range(len(equation.outputs)))
+
+
+@writes('tile')
+def _tile(graph, equation):
+    return graph.add('Tile', graph.full(equation.inputs[0]), graph.constant(equation.params['reps'], np.int64))
 
 
 @writes('rev')

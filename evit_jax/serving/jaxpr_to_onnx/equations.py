@@ -18,7 +18,7 @@ COPIES = frozenset({'stop_gradient', 'copy', 'copy_p', 'layout_constraint', 'sha
                     'optimization_barrier'})
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Value:
     """An array of the graph. Dimensions are integers or symbolic expressions."""
 
@@ -27,7 +27,7 @@ class Value:
     producer: 'Equation | None' = None  # None: an input of the graph
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Equation:
     """A primitive that is applied to values and known arrays."""
 

@@ -35,25 +35,33 @@ def _gather_rows(graph, x, index_name, index, numbers, axis):
     batch_of_index = list(numbers.start_indices_batching_dims)
     others = [i for i in range(index_rank) if i not in batch_of_index]
     offsets = [i for i in range(len(x.shape)) if i != axis and i not in batch]
-    operand = graph.transpose(graph.full(x), [*batch, axis, *offsets])
     order = [*batch_of_index, *others]
+    # The output has the axes of the index in their order, and those of the slices in the positions `offset_dims`.
+    rest = iter(range(index_rank))
+    wanted = [('slice', offsets[numbers.offset_dims.index(i)]) if i in numbers.offset_dims else ('index', next(rest))
+              for i in range(index_rank + len(offsets))]
     if batch:
+        operand = graph.transpose(graph.full(x), [*batch, axis, *offsets])
         index_name = graph.transpose(index_name, [*order, index_rank])
+        axes = [*(('index', i) for i in order), *(('slice', i) for i in offsets)]
         if not offsets and len(others) == 1:
             rows = graph.add('GatherElements', operand, graph.squeeze(index_name, [index_rank]), axis=len(batch))
         else:
             rows = graph.add('GatherND', operand, index_name, batch_dims=len(batch))
     else:
-        rows = graph.add('Gather', operand, graph.squeeze(index_name, [index_rank]), axis=0)
-    # The axes of `rows` are those of the index in `order`, then the offsets.
-    rank, permutation = index_rank + len(offsets), []
-    offset_axes, next_index = sorted(numbers.offset_dims), iter(range(index_rank))
-    for i in range(rank):
-        if i in offset_axes:
-            permutation.append(index_rank + offset_axes.index(i))
-        else:
-            permutation.append(order.index(next(next_index)))
-    return graph.transpose(rows, permutation)
+        axes = [('slice', i) for i in offsets]
+        axes[axis:axis] = [('index', i) for i in order]
+        rows = _rows_of_all(graph, graph.full(x), index_name, index, axis)
+    return graph.transpose(rows, [axes.index(each) for each in wanted])
+
+
+def _rows_of_all(graph, operand, index_name, index, axis):
+    """Gathers the same rows in the whole batch, by a slice if they have equal distances."""
+    if isinstance(index, np.ndarray) and index.ndim == 2 and len(index) > 1:
+        rows, steps = index[:, 0], np.diff(index[:, 0])
+        if (steps == steps[0]).all() and steps[0] > 0 and rows[0] >= 0:
+            return graph.slice(operand, {axis: (int(rows[0]), int(rows[-1]) + 1, int(steps[0]))})
+    return graph.add('Gather', operand, graph.squeeze(index_name, [len(index.shape) - 1]), axis=axis)
 
 
 def _slice(graph, equation, axis):
