@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evit_jax.serving.jaxpr_to_onnx.equations import Value, is_static
+from evit_jax.serving.jaxpr_to_onnx.equations import is_static
 from evit_jax.serving.jaxpr_to_onnx.graph import Tensor, onnx_dtype
 from evit_jax.serving.jaxpr_to_onnx.primitives import WRITERS, writes
 
@@ -17,9 +17,16 @@ _LOGICAL = {'and': 'And', 'or': 'Or', 'xor': 'Xor'}
 def broadcast(graph, inputs):
     """Returns the names of the inputs, and the axes along which their broadcast result is stretched."""
     tensors = [graph.tensor(value) for value in inputs]
-    stretched = [tensor.stretched if isinstance(value, Value) else frozenset()
-                 for value, tensor in zip(inputs, tensors) if len(value.shape)]
-    return [tensor.name for tensor in tensors], frozenset.intersection(*stretched) if stretched else frozenset()
+    arrays = [(value.shape, tensor.stretched) for value, tensor in zip(inputs, tensors) if len(value.shape)]
+    # JAX broadcasts dimensions of 1, too: a result is stretched where all inputs have length 1, and one is stretched.
+    axes = range(len(arrays[0][0])) if arrays else ()
+    return [tensor.name for tensor in tensors], frozenset(
+        axis for axis in axes if any(axis in stretched for _, stretched in arrays)
+        and all(axis in stretched or _is_one(shape[axis]) for shape, stretched in arrays))
+
+
+def _is_one(size):
+    return is_static([size]) and size == 1
 
 
 def elementwise(graph, inputs, op):
@@ -71,6 +78,24 @@ WRITERS.update({
     'exp2': _unary(lambda graph, x, equation: graph.add('Pow', graph.constant(2, equation.outputs[0].dtype), x)),
     'convert_element_type': _unary(lambda graph, x, equation: x if onnx_dtype(equation.inputs[0].dtype) == onnx_dtype(
         equation.outputs[0].dtype) else graph.cast(x, equation.outputs[0].dtype))})
+
+
+@writes('rem')
+def _remainder(graph, equation):
+    names, stretched = broadcast(graph, equation.inputs)
+    return Tensor(graph.add('Mod', *names, fmod=1), stretched)
+
+
+@writes('is_finite')
+def _is_finite(graph, equation):
+    tensor = graph.tensor(equation.inputs[0])
+    wrong = graph.add('Or', graph.add('IsNaN', tensor.name), graph.add('IsInf', tensor.name))
+    return Tensor(graph.add('Not', wrong), tensor.stretched)
+
+
+@writes('dim_as_value')
+def _dimension(graph, equation):
+    return graph.squeeze(graph.shape([equation.params['dim']]), [0])
 
 
 @writes('select_n')
@@ -126,7 +151,7 @@ def _added_axes(before, after):
     for axis, size in enumerate(after):
         if rest and isinstance(rest[0], int) == isinstance(size, int) and rest[0] == size:
             rest.pop(0)
-        elif isinstance(size, int) and size == 1:
+        elif _is_one(size):
             added.append(axis)
         else:
             return None

@@ -113,7 +113,8 @@ class Graph:
         """Returns the name of a shape as a vector. Symbolic dimensions are computed from the batch size."""
         if is_static(shape):
             return self.constant(shape, np.int64)
-        return self.add('Concat', *map(self._dimension, shape), axis=0)
+        sizes = list(map(self._dimension, shape))
+        return sizes[0] if len(sizes) == 1 else self.add('Concat', *sizes, axis=0)
 
     def reshape(self, name: str, shape: Sequence, before: Sequence = ()) -> str:
         """Adds a Reshape. ONNX infers a symbolic dimension.

@@ -10,9 +10,10 @@ from evit_jax.serving.jaxpr_to_onnx.primitives import writes
 def _gather(graph, equation):
     x, index = equation.inputs
     params, numbers = equation.params, equation.params['dimension_numbers']
+    is_single = not numbers.operand_batching_dims and index.shape == (len(numbers.start_index_map),)
+    if is_single and isinstance(index, np.ndarray):
+        return _slice(graph, equation)
     axis = _indexed_axis(numbers.start_index_map)
-    if isinstance(index, np.ndarray) and index.size == 1 and not numbers.operand_batching_dims:
-        return _slice(graph, equation, axis)
     _check(numbers.collapsed_slice_dims == (axis,) and params['slice_sizes'][axis] == 1, 'slices of a gather')
     rest = [size for i, size in enumerate(x.shape) if i != axis and i not in numbers.operand_batching_dims]
     slices = [size for i, size in enumerate(params['slice_sizes'])
@@ -64,14 +65,16 @@ def _rows_of_all(graph, operand, index_name, index, axis):
     return graph.add('Gather', operand, graph.squeeze(index_name, [len(index.shape) - 1]), axis=axis)
 
 
-def _slice(graph, equation, axis):
+def _slice(graph, equation):
     """Writes a gather with one known index as a slice."""
     (x, index), params = equation.inputs, equation.params
-    numbers, length = params['dimension_numbers'], params['slice_sizes'][axis]
-    start = int(np.clip(index.item(), 0, x.shape[axis] - length))
-    _check(all(size == full for i, (size, full) in enumerate(zip(params['slice_sizes'], x.shape)) if i != axis),
+    numbers, sizes = params['dimension_numbers'], params['slice_sizes']
+    _check(all(size == full for i, (size, full) in enumerate(zip(sizes, x.shape)) if i not in numbers.start_index_map),
            'slices of a gather')
-    name = graph.slice(graph.full(x), {axis: (start, start + length, 1)} if length != x.shape[axis] else {})
+    starts = {axis: int(np.clip(start, 0, x.shape[axis] - sizes[axis]))
+              for axis, start in zip(numbers.start_index_map, index.ravel())}
+    name = graph.slice(graph.full(x), {axis: (start, start + sizes[axis], 1) for axis, start in starts.items()
+                                       if sizes[axis] != x.shape[axis]})
     name = graph.squeeze(name, list(numbers.collapsed_slice_dims))
     added = [i for i in range(len(equation.outputs[0].shape)) if i not in numbers.offset_dims]
     return graph.unsqueeze(name, added)

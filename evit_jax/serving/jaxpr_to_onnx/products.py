@@ -14,6 +14,10 @@ def _dot_general(graph, equation):
     (contract_left, contract_right), (batch_left, batch_right) = equation.params['dimension_numbers']
     free_left, free_right = (_rest(value, [*contract, *batch]) for value, contract, batch in (
         (left, contract_left, batch_left), (right, contract_right, batch_right)))
+    if not free_right and free_left and contract_left and contract_left[0] < free_left[0]:
+        # A row times a matrix as it is stored, instead of the transposed matrix times a column.
+        left, right, contract_left, contract_right = right, left, contract_right, contract_left
+        batch_left, batch_right, free_left, free_right = batch_right, batch_left, free_right, free_left
     a = graph.transpose(graph.full(left), [*batch_left, *free_left, *contract_left])
     b = graph.transpose(graph.full(right), [*batch_right, *contract_right, *free_right])
     batch = _sizes(left, batch_left)
@@ -21,6 +25,8 @@ def _dot_general(graph, equation):
         contracted = [_product(_sizes(left, contract_left))]
         a = graph.reshape(a, [*batch, *_sizes(left, free_left), *contracted])
         b = graph.reshape(b, [*batch, *contracted, *_sizes(right, free_right)])
+    if not contract_left:
+        a, b = graph.unsqueeze(a, [len(left.shape)]), graph.unsqueeze(b, [len(batch)])
     as_is = not batch and len(free_right) == 1 and free_left  # ONNX multiplies every matrix of the left tensor
     if not as_is:
         a = _with_one_axis(graph, a, len(batch), _sizes(left, free_left), left, contract_left, batch)

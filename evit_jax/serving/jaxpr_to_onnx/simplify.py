@@ -42,7 +42,9 @@ def _replacement(equation, inputs, bounds):
 
 def _folded(equation: Equation, inputs: tuple) -> list[np.ndarray] | None:
     """Computes an equation whose inputs are known; None: they are not, or the result is too large."""
-    if equation.primitive is None or not all(isinstance(value, np.ndarray) for value in inputs) or not all(
+    if equation.primitive is None or equation.name == 'dim_as_value':
+        return None
+    if not all(isinstance(value, np.ndarray) for value in inputs) or not all(
             is_static(value.shape) and isinstance(value.dtype, np.dtype) for value in equation.outputs):
         return None
     size = sum(size_of(value.shape) for value in equation.outputs)
