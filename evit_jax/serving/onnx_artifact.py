@@ -39,10 +39,10 @@ class Check(NamedTuple):
     images: int        # number of images
 
 
-def check_requirements() -> None:
-    """Raises a ValueError if the package onnx is not installed."""
+def check_requirements(flag: str = '--format=onnx') -> None:
+    """Raises a ValueError if the package onnx, which a flag needs, is not installed."""
     if importlib.util.find_spec('onnx') is None:
-        raise ValueError("--format=onnx needs the package onnx: pip install 'evit_jax[onnx]'")
+        raise ValueError(f"{flag} needs the package onnx: pip install 'evit_jax[onnx]'")
 
 
 def with_dtype(trained: LoadedModel, dtype: str | None) -> LoadedModel:

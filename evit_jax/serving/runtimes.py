@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import pathlib
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -74,6 +75,8 @@ def _open_onnxruntime(model, precision, threads):
 
 
 def _open_openvino(model, precision, threads):
+    # `import openvino` reports its use to a server of its authors, from a fork of this process, unless this is missing.
+    sys.modules.setdefault('openvino_telemetry', None)
     import openvino
     core = openvino.Core()
     if precision == 'bfloat16' and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
