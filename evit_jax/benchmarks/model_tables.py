@@ -75,7 +75,7 @@ def metadata(measurement: dict[str, Any]) -> str:
     versions |= {'torch': measurement['torch']} if 'torch' in measurement else {}
     versions |= measurement.get('runtimes', {})
     threads = f', {measurement["threads"]} threads' if 'threads' in measurement else ''
-    threads += ' of every engine' if threads and len(versions) > 3 else ''
+    threads += ' for each engine' if threads and len(versions) > 3 else ''
     processor = machine['processor'] if measurement['platform'] == 'cpu' else measurement['device']
     return (f'{machine["date"][:10]}, {processor}{threads}, Python {machine["python"]}, '
             + ', '.join(f'{name} {version}' for name, version in versions.items()))

@@ -34,8 +34,9 @@ def engines(names: Sequence[str], precisions: Sequence[str]) -> list[str]:
     """
     for name in names:
         runtimes.check_installed(name, f'--against={name}')
-    if names:
-        onnx_artifact.check_requirements(f'--against={names[0]}')
+    if not names:
+        return []
+    onnx_artifact.check_requirements(f'--against={names[0]}')
     for precision in precisions:
         if not any(precision in runtimes.PRECISIONS[name] for name in names):
             having = [name for name, precisions in runtimes.PRECISIONS.items() if precision in precisions]

@@ -96,7 +96,7 @@ def test_check_of_other_weights_is_refused(tmp_path):
 
 def test_convert_of_random_tokens_is_refused():
     trained = loaded_model()
-    with pytest.raises(ValueError, match='computes bitcast_convert_type, which the ONNX export does not support'):
+    with pytest.raises(ValueError, match=r'computes bitcast_convert_type, which the ONNX export does not support'):
         onnx_artifact.convert(trained, plan_of(trained.config, 'random'), input_dtype='uint8', kept=False)
 
 
@@ -134,15 +134,15 @@ def test_load_of_a_missing_or_damaged_file_is_refused(exported, tmp_path, name):
     folder = pathlib.Path(shutil.copytree(exported, tmp_path / 'copy'))
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match=f'{name} is damaged .its checksum differs.*: copy the folder again, or export'):
+    with pytest.raises(ValueError, match=f'{name} is damaged .its checksum differs.*: copy the folder again'):
         onnx_artifact.load(folder)
     (folder / name).unlink()
-    with pytest.raises(ValueError, match=f'{name} is missing: copy the folder again, or export'):
+    with pytest.raises(ValueError, match=f'{name} is missing: copy the folder again'):
         onnx_artifact.load(folder)
 
 
 def test_load_of_another_folder_or_plan_is_refused(exported, tmp_path):
-    with pytest.raises(ValueError, match='is no exported model .it holds no manifest.json.: give the folder of an'):
+    with pytest.raises(ValueError, match=r'is no exported model .it holds no manifest.json.: give'):
         onnx_artifact.load(tmp_path)
     with pytest.raises(ValueError, match="has no plan 'slow', it has fast, dense"):
         onnx_artifact.load(exported, 'slow')

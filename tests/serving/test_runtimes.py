@@ -23,7 +23,7 @@ def test_precision_that_a_runtime_has_not_is_refused():
 
 
 def test_damaged_model_and_too_new_opset_are_refused_in_one_line():
-    with pytest.raises(ValueError, match='onnxruntime .* cannot read the model .*export the model again') as refused:
+    with pytest.raises(ValueError, match=r'onnxruntime .* cannot read the model .*export the model again') as refused:
         runtimes.open_program(b'no model', 'onnxruntime')
     assert '\n' not in str(refused.value)
     model = convert(lambda x: x + 1)
