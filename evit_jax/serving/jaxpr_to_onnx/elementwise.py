@@ -72,7 +72,7 @@ WRITERS.update({
     'square': _unary(lambda graph, x, _: graph.add('Mul', x, x)),
     'integer_pow': _unary(lambda graph, x, equation: graph.add(
         'Pow', x, graph.constant(equation.params['y'], equation.outputs[0].dtype))),
-    'rsqrt': _unary(lambda graph, x, _: graph.add('Reciprocal', graph.add('Sqrt', x))),
+    'rsqrt': _unary(lambda graph, x, equation: graph.add('Div', _one(graph, equation), graph.add('Sqrt', x))),
     'log1p': _unary(lambda graph, x, equation: graph.add('Log', graph.add('Add', x, _one(graph, equation)))),
     'expm1': _unary(lambda graph, x, equation: graph.add('Sub', graph.add('Exp', x), _one(graph, equation))),
     'exp2': _unary(lambda graph, x, equation: graph.add('Pow', graph.constant(2, equation.outputs[0].dtype), x)),
