@@ -48,3 +48,9 @@ def as_dict(outputs):
     if isinstance(outputs, dict):
         return outputs
     return {f'y{i}': array for i, array in enumerate(outputs if isinstance(outputs, tuple) else (outputs,))}
+
+
+def skip_without(runtime):
+    """Skips the test if a runtime is not installed. It imports none, because `import openvino` reports its use."""
+    if not runtimes.is_installed(runtime):
+        pytest.skip(f"{runtime} is not installed: pip install 'evit_jax[{runtime}]'")

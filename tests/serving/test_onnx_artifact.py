@@ -15,10 +15,7 @@ from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.reducer import modules_at
 from evit_jax.reduction.registry import get_reducer, list_reducers
 from evit_jax.serving import onnx_artifact, runtimes
-from tests.helpers import (
-    onnx_programs,  # noqa: F401  skips this file where ONNX is not installed
-    tiny,
-)
+from tests.helpers import onnx_programs, tiny
 
 DEPTH = 3
 # Field values that reach every layer of the architectures.
@@ -120,7 +117,7 @@ def test_write_shares_the_weights_and_describes_the_files(exported):
 
 @pytest.mark.parametrize('runtime', runtimes.PRECISIONS)
 def test_load_runs_any_batch_size_of_the_default_plan(exported, runtime):
-    pytest.importorskip(runtime, reason=f"{runtime} is not installed: pip install 'evit_jax[{runtime}]'")
+    onnx_programs.skip_without(runtime)
     program = onnx_artifact.load(exported, 'fast', runtime=runtime, threads=1)
     images = tiny.images(3)
     outputs = program(images)

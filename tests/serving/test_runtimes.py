@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evit_jax.serving import runtimes
-from tests.helpers.onnx_programs import convert
+from tests.helpers.onnx_programs import convert, skip_without
 
 
 def test_unknown_or_missing_runtime_is_refused_with_the_extra(monkeypatch):
@@ -34,7 +34,7 @@ def test_damaged_model_and_too_new_opset_are_refused_in_one_line():
 
 @pytest.mark.parametrize('runtime', runtimes.PRECISIONS)
 def test_runtime_computes_the_outputs_by_name(runtime):
-    pytest.importorskip(runtime, reason=f"{runtime} is not installed: pip install 'evit_jax[{runtime}]'")
+    skip_without(runtime)
     program = runtimes.open_program(convert(lambda x: {'double': 2 * x, 'next': x + 1}).SerializeToString(), runtime,
                                     threads=1)
     x = np.ones((3, 5, 4), np.float32)
