@@ -8,11 +8,11 @@ and of a simple Pillow pipeline. It reads the training split of the config. If t
 of 500 x 375 pixels.
 
 model measures parameters, MACs, compile time, memory, images per second and latency of every combination of the listed
-values. All combinations run on one device and are timed interleaved. --train adds the training step of --config, and
---against=torch adds EViT in plain PyTorch. --models takes names of models, runs, files and folders of weights (.pth,
-.safetensors, Hugging Face, timm), and hf-hub:ORG/NAME. A run is measured with its own model config, image size, blocks
-and reducer, and with its own plan in addition to the rates. Pass the file of --json to `visualize tradeoff`, together
-with the run. On a CPU, limit the threads by `taskset`.
+values. All combinations run on one device and are timed interleaved. --train adds the training step of --config.
+--against=torch adds EViT in plain PyTorch, --against=onnxruntime,openvino adds runtimes of ONNX on the CPU. --models
+takes names of models, runs, files and folders of weights (.pth, .safetensors, Hugging Face, timm), and hf-hub:ORG/NAME.
+A run is measured with its own model config, image size, blocks and reducer, and with its own plan in addition to the
+rates. Pass the file of --json to `visualize tradeoff`, together with the run. On a CPU, limit the threads by `taskset`.
 
 tpu compiles the training and the evaluation step for a TPU slice and reports the compiler's figures: memory, FLOPs,
 collectives, and an estimate of the speed. It needs no TPU and no data, but the extra [tpu-aot].
@@ -72,7 +72,10 @@ _PLANS = flags.DEFINE_multi_string('plan', [], 'Plan file of python -m evit_jax.
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Number of rounds; each round times every combination.', lower_bound=1)
 _TRAIN = flags.DEFINE_bool('train', False, 'Also measure the training step of --config, with the model, rate and other '
                            'settings of each combination.')
-_AGAINST = flags.DEFINE_enum('against', None, ['torch'], 'Also measure this framework, if it is installed.')
+_AGAINST = flags.DEFINE_list('against', [], f'Also measure these engines: {", ".join(model_speed.AGAINST)}. ONNX '
+                             'Runtime and OpenVINO run the ONNX files of the same models, on the CPU.')
+_PRECISIONS = flags.DEFINE_list('precision', ['float32'], 'Precisions of the engines that run ONNX files: float32, '
+                                'bfloat16 (OpenVINO, on a CPU that has it).')
 _MARKDOWN = flags.DEFINE_string('markdown', None, 'Markdown file to write the tables to.')
 _JSON = flags.DEFINE_string('json', None, 'JSON file to write the results to, with machine, versions and date.')
 
@@ -113,7 +116,8 @@ def measure_model() -> None:
                                 sources=_unread_sources(configs[workload]), model_config=workload.run_config)
 
     measurement = model_speed.measure(selected, rounds=_ROUNDS.value, seconds=_SECONDS.value,
-                                      against_torch=_AGAINST.value == 'torch', setup_run=setup_run)
+                                      against=_AGAINST.value, precisions=_PRECISIONS.value,
+                                      setup_run=setup_run)
     print(model_tables.metadata(measurement))
     print(*(report.table(*table) for table in model_tables.tables(measurement)), sep='\n\n')
     print(*model_tables.remarks(measurement), sep='\n')
@@ -171,12 +175,23 @@ def _workloads():
         r=cli.numbers('r', _R.value, int), plans=[read_plan_file(file) for file in _PLANS.value],
         gather_impls=workloads.parse_choices('--gather_impls', _GATHER_IMPLS.value,
                                              {'best': '', **{name: name for name in GATHERS}})))
-    if other := [workload for workload in selected if _AGAINST.value and workload.reducer != EVIT]:
-        raise ValueError(f'--against={_AGAINST.value} implements EViT, not {other[0].reducer}: leave one of them out')
-    if distilled := [workload for workload in selected if _AGAINST.value and workload.config.distilled]:
-        raise ValueError(f'--against={_AGAINST.value} has no distillation token, and {distilled[0]} has one: leave one '
-                         'of them out')
+    workloads.parse_choices('--against', _AGAINST.value, dict.fromkeys(model_speed.AGAINST))
+    workloads.parse_choices('--precision', _PRECISIONS.value, dict.fromkeys(machine.DTYPES))
+    if _PRECISIONS.present and not {*_AGAINST.value} - {'torch'}:
+        raise ValueError(f'--precision={",".join(_PRECISIONS.value)} is for engines that run ONNX files: add '
+                         '--against=onnxruntime,openvino, or give --dtypes for JAX and PyTorch')
+    if 'torch' in _AGAINST.value:
+        _check_torch(selected)
     return selected
+
+
+def _check_torch(selected):
+    """Raises a ValueError if our PyTorch model does not implement a workload."""
+    if other := [workload for workload in selected if workload.reducer != EVIT]:
+        raise ValueError(f'--against=torch implements EViT, not {other[0].reducer}: leave one of them out')
+    if distilled := [workload for workload in selected if workload.config.distilled]:
+        raise ValueError(f'--against=torch has no distillation token, and {distilled[0]} has one: leave one of them '
+                         'out')
 
 
 def _config(example):

@@ -13,6 +13,10 @@ complete. A killed export leaves DIR.unfinished-..., which the next export to DI
 
 If --format=orbax, DIR is a checkpoint of the weights and the config, without the state of the optimizer. Use it like
 the folder of a run, in predict, --mode evaluate or --config.init_from; or read it with Orbax.
+
+If --format=onnx, DIR contains an ONNX file for each token plan, with any batch size, and one file of weights that they
+share; a manifest and a README. ONNX Runtime, OpenVINO and TensorRT read the files. It needs the extra [onnx]; with
+[onnxruntime], the export compares each file with the model.
 """
 
 import pathlib
@@ -31,7 +35,7 @@ from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, storage
-from evit_jax.serving import artifact
+from evit_jax.serving import artifact, manifest, onnx_artifact
 
 _RATES = flags.DEFINE_list('rates', [], 'Keep rates, in (0, 1]. One plan is exported for each rate; every reduction '
                            'keeps this fraction of its tokens.')
@@ -49,12 +53,15 @@ _REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens;
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms that the programs run on: '
                                f'{", ".join(artifact.PLATFORMS)}.')
 _KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the indices of the patches that each reduction '
-                          'keeps.')
-_DTYPE = flags.DEFINE_enum('dtype', None, list(artifact.TOLERANCE), 'Dtype of the computation; default: as in '
-                           'training.')
+                          'keeps, and with --format=onnx the token of each patch.')
+_DTYPE = flags.DEFINE_enum('dtype', None, sorted({*artifact.TOLERANCE, *onnx_artifact.TOLERANCE}), 'Dtype of the '
+                           'computation; default: as in training, with --format=onnx float32.')
+_INPUT_DTYPE = flags.DEFINE_enum('input_dtype', 'uint8', onnx_artifact.INPUT_DTYPES, 'Dtype of the images of '
+                                 '--format=onnx, with values from 0 to 255.')
 _EMA = flags.DEFINE_bool('ema', False, 'Export the moving average of the weights.')
-_FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'orbax'], 'Format of DIR.')
-_PROGRAM_FLAGS = _RATES, _TOKENS, _R, _PLANS, _REDUCER, _PLATFORMS, _KEPT, _DTYPE
+_FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'onnx', 'orbax'], 'Format of DIR.')
+_PROGRAM_FLAGS = _RATES, _TOKENS, _R, _PLANS, _REDUCER, _PLATFORMS, _KEPT, _DTYPE, _INPUT_DTYPE
+_ONLY = {'onnx': (_INPUT_DTYPE,), 'stablehlo': (_PLATFORMS,)}  # flags of one format
 
 
 def main(checkpoint: str, dst: str) -> None:
@@ -66,8 +73,7 @@ def main(checkpoint: str, dst: str) -> None:
     if folder.is_symlink() or folder.exists():
         raise ValueError(f'{dst} exists, and is not overwritten: give another DIR')
     plan_arguments, platforms = _plan_arguments(), _platforms()
-    if _FORMAT.value == 'orbax' and (given := [flag.name for flag in _PROGRAM_FLAGS if flag.present]):
-        raise ValueError(f'--{given[0]} applies to programs, and a checkpoint holds none: leave it out')
+    _check_format()
     trained = open_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
     logging.info('%s, step %d of %s', trained.name, trained.step, checkpoint)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params))
@@ -75,15 +81,32 @@ def main(checkpoint: str, dst: str) -> None:
         with storage.new_folder(folder, num_bytes) as unfinished:
             _write_orbax(unfinished, trained)
     else:
-        trained = trained._replace(dtype=_DTYPE.value or trained.dtype)
+        trained = (onnx_artifact.with_dtype(trained, _DTYPE.value) if _FORMAT.value == 'onnx'
+                   else trained._replace(dtype=_DTYPE.value or trained.dtype))
         plans = {name: trained.plan(**arguments) for name, arguments in plan_arguments.items()}
-        default = artifact.default_plan(trained, plans)
-        if plans[default] != artifact.plan_of_training(trained):
+        default = manifest.default_plan(trained, plans)
+        if plans[default] != manifest.plan_of_training(trained):
             logging.warning('the plan of training is not among those requested: %s is the default', default)
         with storage.new_folder(folder, num_bytes) as unfinished:
-            artifact.write(unfinished, trained, plans, platforms=platforms, kept=_KEPT.value, ema=_EMA.value)
-            _check(unfinished, trained, plans, platforms)
+            if _FORMAT.value == 'onnx':
+                onnx_artifact.write(unfinished, trained, plans, input_dtype=_INPUT_DTYPE.value, kept=_KEPT.value,
+                                    ema=_EMA.value)
+            else:
+                artifact.write(unfinished, trained, plans, platforms=platforms, kept=_KEPT.value, ema=_EMA.value)
+                _check(unfinished, trained, plans, platforms)
     logging.info('%s is written', dst)
+
+
+def _check_format() -> None:
+    """Raises a ValueError if a flag does not apply to the format, or a package of the format is missing."""
+    if _FORMAT.value == 'orbax' and (given := [flag.name for flag in _PROGRAM_FLAGS if flag.present]):
+        raise ValueError(f'--{given[0]} applies to programs, and a checkpoint holds none: leave it out')
+    if other := [flag.name for name, own in _ONLY.items() for flag in own if name != _FORMAT.value and flag.present]:
+        raise ValueError(f'--{other[0]} does not apply to --format={_FORMAT.value}: leave it out')
+    if _FORMAT.value == 'onnx':
+        onnx_artifact.check_requirements()
+    elif _DTYPE.value and _DTYPE.value not in artifact.TOLERANCE:
+        raise ValueError(f'--dtype={_DTYPE.value} is for --format=onnx: give {" or ".join(artifact.TOLERANCE)}')
 
 
 def _plan_arguments() -> dict[str, dict]:

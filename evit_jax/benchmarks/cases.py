@@ -34,7 +34,7 @@ class BenchmarkCase(NamedTuple):
     """A workload, compiled and ready to run on one engine."""
 
     workload: Workload
-    engine: str                   # JAX, or one of torch_evit.ENGINES
+    engine: str                   # JAX, one of torch_evit.ENGINES, or one of onnx_cases.engines
     call: Callable[[int], Any]    # number of the call -> result, which may not be computed yet
     wait: Callable[[Any], Any]    # blocks until a result is computed
     fetch: Callable[[Any], np.ndarray] = np.asarray  # result of a forward pass -> logits [B, L]

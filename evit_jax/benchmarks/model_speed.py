@@ -1,4 +1,4 @@
-"""Measures models: compiles all cases, optionally checks PyTorch's logits, and times all cases interleaved."""
+"""Measures models: compiles all cases, checks the logits of other engines, and times all cases interleaved."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from evit_jax.benchmarks import cases, report, timing, torch_evit
+from evit_jax.benchmarks import cases, onnx_cases, report, timing, torch_evit
 from evit_jax.benchmarks.cases import JAX, BenchmarkCase
 from evit_jax.benchmarks.timing import Times
 from evit_jax.benchmarks.workloads import Workload
+from evit_jax.serving import runtimes
 from evit_jax.training.experiment import Experiment
 
+AGAINST = 'torch', *runtimes.PRECISIONS  # engines to compare with
+
 _TRAIN_MACS = 3  # MACs of a training step, as a multiple of the forward pass: the backward pass counts as two
-# Limit on the relative difference from PyTorch's logits for the median image. The median is used because rounding may
-# swap two tokens of nearly equal class attention in a few images. Rounding alone causes differences of up to 2e-6 in
-# float32 and 0.03 in bfloat16.
+# Limit on the relative difference from another engine's logits for the median image. The median is used because
+# rounding may swap two tokens of nearly equal class attention in a few images. Rounding alone causes differences of up
+# to 2e-6 in float32 and 0.03 in bfloat16.
 _MAX_DIFFERENCE = {'float32': 1e-4, 'bfloat16': 0.1}
 
 
@@ -24,33 +27,40 @@ class Memory(NamedTuple):
     """Peak memory of a call: weights, input, output and temporaries."""
 
     bytes: int
-    source: str  # 'device' for a measurement of the device, 'compiler' for an analysis of the compiler
+    source: str  # 'device': measured by the device; 'compiler': its analysis; 'process': growth of resident memory
 
 
-def measure(workloads: Sequence[Workload], *, rounds: int, seconds: float, against_torch: bool = False,
+def measure(workloads: Sequence[Workload], *, rounds: int, seconds: float, against: Sequence[str] = (),
+            precisions: Sequence[str] = ('float32',),
             setup_run: Callable[[Workload], Experiment] | None = None) -> dict[str, Any]:
     """Compiles and times workloads.
 
     Args:
       rounds: number of rounds. Every case has one turn per round.
       seconds: approximate total time of all turns.
-      against_torch: if True, PyTorch's forward pass is measured, too.
+      against: other engines whose forward pass is measured, too: names of `AGAINST`.
+      precisions: precisions of ONNX runtimes; see `runtimes.PRECISIONS`.
       setup_run: function that sets up the run of a training workload on one device.
 
     Returns:
       The measurement as a dict for JSON. Its `rows` holds one dict for each workload and engine.
 
     Raises:
-      ValueError: PyTorch is not available, or its logits differ from ours.
+      ValueError: an engine is not available, or its logits differ from ours.
     """
     device = cases.device()
     metadata = {'device': device.device_kind, 'platform': device.platform, 'rounds': rounds}
     if device.platform == 'cpu':
         metadata['threads'] = report.num_cpus()  # XLA uses one thread per CPU
-    if against_torch:
+    names = [name for name in against if name != 'torch']
+    onnx_cases.check_workloads(names, workloads, device.platform)
+    engines = onnx_cases.engines(names, precisions)
+    metadata['runtimes'] = {name: runtimes.check_installed(name) for name in names}
+    if 'torch' in against:
+        engines = [*torch_evit.ENGINES, *engines]
         compiled = sum(not workload.train for workload in workloads)
         metadata['torch'] = torch_evit.configure(device.platform, threads=report.num_cpus(), programs=compiled)
-    ready, memories = _prepare(workloads, torch_evit.ENGINES if against_torch else (), setup_run)
+    ready, memories = _prepare(workloads, engines, setup_run)
     dtypes = list(dict.fromkeys(workload.dtype for workload in workloads))
     matmuls, flops = zip(*[cases.matmul_benchmark(dtype) for dtype in dtypes])
     times = timing.interleave([case.benchmark(rounds) for case in ready] + [*matmuls], rounds=rounds, seconds=seconds)
@@ -61,8 +71,9 @@ def measure(workloads: Sequence[Workload], *, rounds: int, seconds: float, again
 
 
 def _prepare(workloads, engines, setup_run) -> tuple[list[BenchmarkCase], dict[Workload, Memory]]:
-    """Compiles and runs every case, and checks PyTorch's logits against ours."""
+    """Compiles and runs every case, and checks the logits of other engines against ours."""
     cache, begin, ready = cases.ModelCache(), time.perf_counter(), []
+    files = onnx_cases.OnnxFiles(cache)
     total = sum(1 + len(engines) * (not workload.train) for workload in workloads)
 
     def add(case):
@@ -80,7 +91,8 @@ def _prepare(workloads, engines, setup_run) -> tuple[list[BenchmarkCase], dict[W
     memories = {case.workload: measure_memory(case) for case in sorted(ours, key=lambda case: case.peak_bytes)}
     for case in ours:
         for engine in engines if not case.workload.train else ():
-            other = cases.baseline_case(case.workload, engine, cache)
+            other = (onnx_cases.onnx_case(case.workload, engine, cache, files) if onnx_cases.is_runtime(engine)
+                     else cases.baseline_case(case.workload, engine, cache))
             check_logits(case, other)
             add(other)
     return ready, memories
@@ -103,7 +115,8 @@ def check_logits(ours: BenchmarkCase, other: BenchmarkCase) -> None:
         want, got = (case.fetch(case.call(number)) for case in (ours, other))
         differences += (np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)).tolist()
     # GPUs and TPUs round float32 products about as coarsely as bfloat16.
-    limit = _MAX_DIFFERENCE[ours.workload.dtype if cases.device().platform == 'cpu' else 'bfloat16']
+    is_exact = cases.device().platform == 'cpu' and not other.engine.endswith(onnx_cases.BFLOAT16)
+    limit = _MAX_DIFFERENCE[ours.workload.dtype if is_exact else 'bfloat16']
     if not (difference := float(np.median(differences))) <= limit:
         raise ValueError(f'{ours.workload}: the logits of {other.engine} differ from ours by {difference:.2g} '
                          f'(relative, median of {len(differences)} images), more than {limit:g}: the two are not the '
@@ -120,8 +133,9 @@ def _row(case: BenchmarkCase, by_case: dict[tuple[Workload, str], Times], memori
     """Returns the results of one case. None marks values that do not apply."""
     workload, engine = case.workload, case.engine
     times, dense, ours = by_case[workload, engine], by_case.get((workload.dense, engine)), by_case[workload, JAX]
-    memory = memories[workload] if engine == JAX else Memory(None, None)
-    executed = None if workload.train else workload.executed_macs if engine == JAX else workload.macs
+    is_runtime = onnx_cases.is_runtime(engine)
+    memory = memories[workload] if engine == JAX else Memory(case.peak_bytes, 'process' if is_runtime else None)
+    executed = None if workload.train else workload.executed_macs if engine == JAX or is_runtime else workload.macs
     flops = 2 * workload.batch_size * (executed or _TRAIN_MACS * workload.macs)
     plan, single = workload.plan, workload.batch_size == 1
     return {

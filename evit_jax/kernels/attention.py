@@ -105,7 +105,7 @@ def _heads_at_once(qkv, size, mask, num_heads, num_queries):
     size, mask = (None if array is None else array[:, None] for array in (size, mask))
     q = _scale(q[:, :, :num_queries])
     parts = [slice(None)] if mask is not None else _query_parts(*q.shape[:3], k.shape[2])
-    out = jnp.concatenate([_softmax_product(q[:, :, part], k, v, size, mask) for part in parts], axis=2)
+    out = jnp.concatenate([softmax_product(q[:, :, part], k, v, size, mask) for part in parts], axis=2)
     out = out.transpose(0, 2, 1, 3)
     return out.reshape(*out.shape[:2], -1), class_attention(q[:, :, 0], k, size).mean(axis=1)
 
@@ -114,7 +114,7 @@ def _head_by_head(qkv, size, mask, num_heads, num_queries):
     parts = jnp.split(qkv, 3 * num_heads, axis=-1)  # each [B, N, d]
     heads = [(_scale(q[:, :num_queries]), k, v) for q, k, v in zip(
         parts[:num_heads], parts[num_heads:2 * num_heads], parts[2 * num_heads:], strict=True)]
-    out = [_softmax_product(q, k, v, size, mask) for q, k, v in heads]
+    out = [softmax_product(q, k, v, size, mask) for q, k, v in heads]
     class_row = sum(class_attention(q[:, 0], k, size) for q, k, _ in heads) / num_heads
     return jnp.concatenate(out, axis=-1), class_row
 
@@ -147,7 +147,7 @@ def _scale(q):
     return q * q.shape[-1]**-0.5
 
 
-def _softmax_product(q, k, v, size, mask):
+def softmax_product(q, k, v, size, mask):
     """Computes softmax(q kᵀ) v; q is [..., Q, d], k and v [..., N, d], size and mask [..., N]."""
     logits = jnp.einsum('...qd,...kd->...qk', q, k, preferred_element_type=jnp.float32)
     # Divide after the product with V: this saves a pass over the N x N weights.

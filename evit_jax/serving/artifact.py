@@ -1,10 +1,7 @@
 """Exports a trained model to a folder that can be served without this package, and checks the exported programs."""
 
 import contextlib
-import hashlib
-import importlib.metadata
 import inspect
-import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +16,12 @@ from absl import logging
 from evit_jax import models
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.weights import by_name, fitted
-from evit_jax.data.names import FileNames, valid_text
+from evit_jax.data.names import FileNames
 from evit_jax.inference.model import VisionModel
 from evit_jax.models.config import as_hw
-from evit_jax.reduction.plan import TokenPlan, make_plan
+from evit_jax.reduction.plan import TokenPlan
 from evit_jax.serving import loader
+from evit_jax.serving import manifest as manifests
 from evit_jax.serving.readme import readme
 from evit_jax.training import step
 
@@ -31,7 +29,7 @@ PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 # dtype -> largest allowed difference of a probability between two compilations of one program
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2}
 
-_WEIGHTS, _MANIFEST, _LOADER, _README = 'weights.npz', 'manifest.json', 'serve.py', 'README.md'
+_WEIGHTS, _LOADER, _README = 'weights.npz', 'serve.py', 'README.md'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'Pillow')
 
 
@@ -44,7 +42,7 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
     Args:
       folder: an empty folder.
       trained: the model.
-      plans: name -> token plan. `default_plan` chooses the default.
+      plans: name -> token plan. `manifest.default_plan` chooses the default.
       platforms: a subset of `PLATFORMS`. Each program runs on all of them.
       kept: if True, the programs also return the indices of the patches that each reduction keeps.
       ema: if True, the manifest records that the weights are the moving average.
@@ -66,24 +64,16 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
         start, file = time.monotonic(), folder / file_names.of(f'plan_{name}.jaxexport', '.jaxexport')
         exported = export(trained, plan, platforms=platforms, kept=kept)
         file.write_bytes(exported.serialize())
-        plan_entries[name] = _plan_entry(trained, plan) | {'trained': plan == plan_of_training(trained),
-                                                           'file': file.name}
+        plan_entries[name] = manifests.plan_entry(trained, plan, file)
         logging.info('%s: %s, %.3g G MACs; %.2f MB, %.1f s', file.name, plan, plan_entries[name]['macs'] / 1e9,
                      file.stat().st_size / 1e6, time.monotonic() - start)
     (folder / _LOADER).write_text(inspect.getsource(loader), encoding='utf-8')
-    manifest = {'default': default_plan(trained, plans), 'tolerance': TOLERANCE[trained.dtype]} | _manifest(
-        trained, plan_entries, platforms, kept, ema, exported.calling_convention_version)
+    manifest = {'default': manifests.default_plan(trained, plans), 'tolerance': TOLERANCE[trained.dtype],
+                'platforms': list(platforms), 'plans': plan_entries} | manifests.entries(
+        trained, weights=_WEIGHTS, kept=kept, ema=ema, packages=_PACKAGES)
+    manifest['versions']['calling_convention'] = exported.calling_convention_version
     (folder / _README).write_text(readme(manifest, inspect.getsource(loader)), encoding='utf-8')
-    manifest['files'] = {file.name: {'bytes': file.stat().st_size, 'sha256': _sha256(file)}
-                         for file in sorted(folder.iterdir())}
-    manifest['class_names'] = manifest.pop('class_names')  # last, because the list may be long
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-
-
-def default_plan(trained: LoadedModel, plans: Mapping[str, TokenPlan]) -> str:
-    """Returns the name of the default plan: the plan of training if it is among the plans, else the first one."""
-    training_plan = plan_of_training(trained)
-    return next((name for name, plan in plans.items() if plan == training_plan), next(iter(plans)))
+    manifests.write(folder, manifest)
 
 
 def export(trained: LoadedModel, plan: TokenPlan, *, platforms: Sequence[str], kept: bool) -> jax.export.Exported:
@@ -150,39 +140,3 @@ def _without_source_locations():
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
-
-
-def _manifest(trained, plans, platforms, kept, ema, convention):
-    config = trained.config
-    return {
-        'model': {'name': trained.name, 'parameters': config.parameters(), 'classes': config.classes,
-                  'patch_size': config.patch_size, 'dtype': trained.dtype},
-        'checkpoint': {'path': valid_text(trained.path), 'step': trained.step,
-                       'weights': 'moving average' if ema else 'trained'},
-        'image': {'size': list(as_hw(trained.image_size)), 'crop': trained.eval_crop,
-                  'interpolation': trained.interpolation, 'mean': list(trained.mean), 'std': list(trained.std),
-                  'normalised': 'inside the programs'},
-        'weights': _WEIGHTS, 'plans': plans, 'platforms': list(platforms), 'kept': kept,
-        'versions': {name: importlib.metadata.version(name) for name in _PACKAGES} | {'calling_convention': convention},
-        'class_names': list(map(valid_text, trained.class_names))}
-
-
-def plan_of_training(trained: LoadedModel) -> TokenPlan | None:
-    """Returns the plan of training; None if the reducer of the model does not support it."""
-    try:
-        return trained.plan()
-    except ValueError:
-        return None
-
-
-def _plan_entry(trained, plan):
-    macs = trained.config.macs(plan)
-    dense = trained.config.macs(make_plan(plan.patches, trained.config.depth, reduce_at=()))
-    return {'patches': plan.patches, 'reducer': str(plan.reducer), 'reductions': list(plan.reductions),
-            'fused': plan.fused, 'tokens': [plan.counts[block] for block in plan.reductions],
-            'drop': list(plan.dropped), 'macs': macs, 'macs_of_dense': macs / dense}
-
-
-def _sha256(file):
-    with open(file, 'rb') as content:
-        return hashlib.file_digest(content, 'sha256').hexdigest()

@@ -77,23 +77,29 @@ are numbered by rows in a grid of {rows} x {columns}; a negative number is a fus
 
 def readme(manifest: dict[str, Any], loader: str) -> str:
     """Returns the README for a manifest. `loader` is the source code of the loader."""
-    image, model, versions = manifest['image'], manifest['model'], manifest['versions']
+    versions = manifest['versions']
+    return _TEXT.format(
+        platforms=', '.join(manifest['platforms']), jax=versions['jax'], pillow=OLDEST_PILLOW, loader=loader,
+        convention=versions['calling_convention'],
+        kept=_KEPT.format(**fields(manifest)) if manifest['kept'] else '', **fields(manifest))
+
+
+def fields(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a README that every format has: the plans, the model and the preprocessing."""
+    image, model = manifest['image'], manifest['model']
     (height, width), crop = image['size'], image['crop']
     short = int(height / (crop or 1)), int(width / (crop or 1))
     text = _SQUEEZED if crop is None else _CROP if short[0] == short[1] else _COVER
     plans = '\n'.join(
         f'| `{name}` | {" > ".join(map(str, [plan["patches"], *plan["tokens"]]))} | {plan["macs"] / 1e9:.3g} | '
         f'{plan["macs_of_dense"]:.0%} |' for name, plan in manifest['plans'].items())
-    return _TEXT.format(
-        name=model['name'], classes=model['classes'], platforms=', '.join(manifest['platforms']), jax=versions['jax'],
-        pillow=OLDEST_PILLOW, loader=loader, weights=manifest['weights'], plans=plans, height=height, width=width,
-        dtype=model['dtype'], crop=text.format(
+    return {
+        'name': model['name'], 'classes': model['classes'], 'dtype': model['dtype'], 'weights': manifest['weights'],
+        'plans': plans, 'height': height, 'width': width, 'crop': text.format(
             height=height, width=width, short=short[0], short_height=short[0], short_width=short[1],
             filter=image['interpolation']),
-        mean=tuple(image['mean']), std=tuple(image['std']), convention=versions['calling_convention'],
-        kept=_KEPT.format(rows=height // model['patch_size'],
-                          columns=width // model['patch_size']) if manifest['kept'] else '',
-        source=manifest['checkpoint']['path'], step=manifest['checkpoint']['step'],
-        default=manifest['default'], why=_WHY[manifest['plans'][manifest['default']]['trained']],
-        tolerance=manifest['tolerance'],
-        average='averaged' if manifest['checkpoint']['weights'] == 'moving average' else 'trained')
+        'mean': tuple(image['mean']), 'std': tuple(image['std']), 'rows': height // model['patch_size'],
+        'columns': width // model['patch_size'], 'source': manifest['checkpoint']['path'],
+        'step': manifest['checkpoint']['step'], 'default': manifest['default'],
+        'why': _WHY[manifest['plans'][manifest['default']]['trained']], 'tolerance': manifest['tolerance'],
+        'average': 'averaged' if manifest['checkpoint']['weights'] == 'moving average' else 'trained'}

@@ -55,6 +55,9 @@ def test_model_prints_a_table_and_writes_json_and_markdown(tmp_path):
     (('--image_sizes=64,x',),
      'error: --image_sizes=x must be a side or HEIGHTxWIDTH in pixels, such as 224 or 224x112'),
     (('--dtypes=float8',), "error: --dtypes=float8: 'float8' is unknown, there are float32, bfloat16"),
+    (('--against=onnx',), "error: --against=onnx: 'onnx' is unknown, there are torch, onnxruntime, openvino"),
+    (('--precision=bfloat16',), 'error: --precision=bfloat16 is for engines that run ONNX files: add '
+                                '--against=onnxruntime,openvino, or give --dtypes for JAX and PyTorch'),
     (('--train',), 'error: give --config FILE, as in: python -m evit_jax.benchmark model --train --config '
                    'configs/deit_s.py')])
 def test_model_with_a_bad_flag_exits_with_one_line(run_here, arguments, message):

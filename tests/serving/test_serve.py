@@ -12,6 +12,7 @@ from PIL import Image
 
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.serving import artifact, loader
+from evit_jax.serving.manifest import default_plan
 from tests.helpers import exports
 
 
@@ -42,9 +43,9 @@ def serve(folder, *words):
 def test_default_plan_is_that_of_training_else_the_first(checkpoint, exported, tmp_path):
     trained = load_model(checkpoint)
     plans = {'0.5': trained.plan(keep_rate=0.5), '0.7': trained.plan(keep_rate=0.7)}
-    assert artifact.default_plan(trained, plans) == '0.7'
+    assert default_plan(trained, plans) == '0.7'
     assert 'it was requested first, and the plan of training was not exported' in (exported / 'README.md').read_text()
-    assert artifact.default_plan(trained, {'1.0': trained.plan(keep_rate=1.0), '0.5': plans['0.5']}) == '1.0'
+    assert default_plan(trained, {'1.0': trained.plan(keep_rate=1.0), '0.5': plans['0.5']}) == '1.0'
     artifact.write(tmp_path, trained, plans, platforms=('cpu',), kept=False)
     served, manifest = loader.Served(tmp_path), json.loads((tmp_path / 'manifest.json').read_text())
     assert manifest['default'] == '0.7' and [plan['trained'] for plan in manifest['plans'].values()] == [False, True]

@@ -1,0 +1,1 @@
+"""Converts JAX functions to ONNX graphs, one primitive at a time."""
