@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from evit_jax import models
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.models.config import as_hw
+from evit_jax.models.config import ViTConfig, as_hw
 from evit_jax.models.vit import random_keys
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.tokens import Tokens
@@ -35,6 +36,48 @@ class _Step(NamedTuple):
     drop: int
 
 
+class _Programs(NamedTuple):
+    """The jitted functions of a model."""
+
+    embed: Callable     # (params, images, plan) -> tokens
+    block: Callable     # (params, tokens, rng, plan, index of the block) -> tokens
+    classify: Callable  # (params, tokens) -> (features, logits)
+    keys: Callable      # images -> random keys
+
+
+@functools.lru_cache(maxsize=4)  # several searches with a model share its programs
+def _make_programs(config: ViTConfig, dtype: str, size: tuple[int, int], mean: tuple[float, ...],
+                   std: tuple[float, ...]) -> _Programs:
+    bind = models.create(dataclasses.replace(config, depth=1), dtype=jnp.dtype(dtype)).bind
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def embed(params, images, plan):
+        images = normalise(images, mean, std).astype(dtype)
+        return bind(params).embed(images, plan, None, None, None, {})
+
+    @functools.partial(jax.jit, static_argnums=(3, 4))
+    def block(params, tokens, rng, plan, index):
+        module = bind(params)
+        reductions = module.reductions(plan, rng, size)
+        prefix_only = index == config.depth - 1 and not config.head_reads_patches
+        tokens = module.blocks[0](reductions.before_block(index, tokens), reductions.in_block(index),
+                                  num_queries=config.num_prefix_tokens if prefix_only else None)
+        shared = plan.reducer.same_in_all_blocks
+        return tokens.replace(stage=0, scores=None) if shared else tokens
+
+    @jax.jit
+    def classify(params, tokens):
+        module, outputs = bind(params), {}
+        logits = module.classify(tokens.replace(x=module.norm(tokens.x)), outputs)
+        return outputs['features'], logits
+
+    @jax.jit
+    def keys(images):
+        return random_keys(normalise(images, mean, std), None)
+
+    return _Programs(embed, block, classify, keys)
+
+
 class BlockwiseModel:
     """A model that computes fixed images under many plans.
 
@@ -51,39 +94,11 @@ class BlockwiseModel:
         """
         model = model.fold_batchnorm()
         self.config, self._image_size = model.config, as_hw(model.image_size)
-        one_block = dataclasses.replace(model.config, depth=1)
-        bind = models.create(one_block, dtype=jnp.dtype(model.dtype)).bind
         device = jax.local_devices()[0]
         params = jax.device_put({name: value for name, value in model.params.items() if name != 'reducer'}, device)
         self._params = [params | {'blocks': {0: block}} for block in params['blocks'].values()]
-        size, depth = self._image_size, model.config.depth
-
-        @functools.partial(jax.jit, static_argnums=2)
-        def embed(params, images, plan):
-            images = normalise(images, model.mean, model.std).astype(model.dtype)
-            return bind(params).embed(images, plan, None, None, None, {})
-
-        @functools.partial(jax.jit, static_argnums=(3, 4))
-        def block(params, tokens, rng, plan, index):
-            module = bind(params)
-            reductions = module.reductions(plan, rng, size)
-            prefix_only = index == depth - 1 and not self.config.head_reads_patches
-            tokens = module.blocks[0](reductions.before_block(index, tokens), reductions.in_block(index),
-                                      num_queries=self.config.num_prefix_tokens if prefix_only else None)
-            shared = plan.reducer.same_in_all_blocks
-            return tokens.replace(stage=0, scores=None) if shared else tokens
-
-        @jax.jit
-        def classify(params, tokens):
-            module, outputs = bind(params), {}
-            logits = module.classify(tokens.replace(x=module.norm(tokens.x)), outputs)
-            return outputs['features'], logits
-
-        @jax.jit
-        def keys(images):
-            return random_keys(normalise(images, model.mean, model.std), None)
-
-        self._embed, self._block, self._classify, self._keys = embed, block, classify, keys
+        self._programs = _make_programs(model.config, model.dtype, self._image_size, tuple(model.mean),
+                                        tuple(model.std))
         self._put(images)
 
     def for_images(self, images: np.ndarray) -> 'BlockwiseModel':
@@ -98,7 +113,7 @@ class BlockwiseModel:
         padded = images[np.arange(len(images) + padding) % len(images)]
         device = jax.local_devices()[0]
         self._chunks = [jax.device_put(chunk, device) for chunk in np.split(padded, len(padded) // _CHUNK)]
-        self._rngs = [self._keys(chunk) for chunk in self._chunks]
+        self._rngs = [self._programs.keys(chunk) for chunk in self._chunks]
         self._base: dict[tuple[_Step, ...], list[Tokens]] = {}
         self._base_plan: TokenPlan | None = None
 
@@ -126,12 +141,12 @@ class BlockwiseModel:
         results, stored = [], []
         for number, (chunk, rng) in enumerate(zip(self._chunks, self._rngs)):
             tokens = (self._base[tuple(steps[:start])][number] if start else
-                      self._embed(self._params[0], chunk, plan))
+                      self._programs.embed(self._params[0], chunk, plan))
             for index in range(start, len(steps)):
                 tokens = self._run_block(index, tokens, rng, plan, steps[index])
                 if is_base:
                     stored.append((tuple(steps[:index + 1]), tokens))
-            results.append(self._classify(self._params[0], tokens))
+            results.append(self._programs.classify(self._params[0], tokens))
         self._store(stored)
         outputs = Outputs(*(np.concatenate([np.asarray(part) for part in parts])[:self.num_images]
                             for parts in zip(*results)))
@@ -146,7 +161,7 @@ class BlockwiseModel:
         keep, drop = ([value if block == at else other for block in range(depth)]
                       for value, other in ((step.keep, None), (step.drop, 0)))
         one = TokenPlan(entering, tuple(keep), plan.fused, plan.reducer, tuple(drop) if step.drop else ())
-        return self._block(self._params[index], tokens, rng, one, at)
+        return self._programs.block(self._params[index], tokens, rng, one, at)
 
     def _store(self, stored):
         for steps, tokens in stored:
