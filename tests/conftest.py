@@ -1,40 +1,65 @@
 """Runs the suite on CPU with 8 virtual devices, so that every test exercises sharding.
 
-Most of the time goes to compilation: programs are compiled without optimisation, and once, with a persistent cache.
+Most of the time goes to tracing and compilation. Programs are compiled without optimisation, and kept in a persistent
+cache for later runs. Tests share traces, programs and jitted training steps.
 """
 
 import gc
 import os
+import pathlib
+import resource
 import shutil
 import signal
-import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
                                     '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'))
-# The workers of pytest-xdist and the processes that tests start inherit the cache. Set the variable to keep the cache.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = (
-    os.environ.get('JAX_COMPILATION_CACHE_DIR') or tempfile.mkdtemp(prefix='evit_jax_programs_'))
+# The workers of pytest-xdist and the processes that tests start inherit the cache. `pytest --cache-clear` removes it.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(
+    pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'd' / 'programs')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.helpers import step_sharing
+
 # Orbax would divide each array among the 8 devices, one slice at a time, which takes most of the time of a save.
 ocp.type_handlers.get_type_handler(jax.Array)._use_replica_parallel = False
+# Most objects live until the end of the process: the default thresholds collect too often.
+gc.set_threshold(50_000, 20, 50)
+MAX_CACHE = 2**29  # bytes; a larger cache is deleted before a run
+MAX_GROWTH = 1.5 * 2**20  # KB that a process may gain before its programs are freed
+
+
+@pytest.fixture(autouse=True, scope='session')
+def shared_steps():
+    with step_sharing.shared():
+        yield
+
+
+@pytest.fixture(autouse=True, scope='session')
+def memory():
+    """Peak memory at which the programs of this process were freed for the last time."""
+    return {'freed_at': _peak_memory()}
 
 
 @pytest.fixture(autouse=True, scope='module')
-def clear_programs():
-    """Frees the compiled programs of a test file, and keeps garbage collections short.
-
-    A collection visits all objects but the frozen ones. Training collects after each pass over the data.
-    """
-    gc.freeze()
+def free_programs(memory):
+    """Frees traces and programs after a test file if the memory has grown much. Until then, other files use them."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if _peak_memory() > memory['freed_at'] + MAX_GROWTH:
+        jax.clear_caches()
+        gc.unfreeze()
+        gc.collect()
+        memory['freed_at'] = _peak_memory()
+
+
+@pytest.fixture(autouse=True)
+def short_collections():
+    """Keeps garbage collections short: they skip all objects made before the test. Training collects often."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +76,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: 'training' not in item.path.parts)
 
 
-def pytest_unconfigure():
-    cache = os.environ['JAX_COMPILATION_CACHE_DIR']
-    if 'PYTEST_XDIST_WORKER' not in os.environ and 'evit_jax_programs_' in cache:
-        shutil.rmtree(cache, ignore_errors=True)
+def pytest_configure(config):
+    cache = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
+    if not hasattr(config, 'workerinput') and sum(file.stat().st_size for file in cache.glob('*')) > MAX_CACHE:
+        shutil.rmtree(cache)
+
+
+def _peak_memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,5 +1,6 @@
 """The jitted functions of a model. They run on the local devices, which divide a batch among them."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from evit_jax import models
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.inference.prediction import OUTPUTS
 from evit_jax.models import Params
+from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.runtime import sharding
 from evit_jax.training import step as steps
@@ -41,21 +44,21 @@ class ReplicatedParams:
 
     Attributes:
       params: the parameters, on the devices.
+      mesh: the devices.
     """
 
     def __init__(self, params: Params, batch_size: int):
         """Copies the parameters to `num_devices(batch_size)` devices."""
-        self._mesh = sharding.data_mesh(batch_size, jax.local_devices()[:num_devices(batch_size)])
-        self.params = jax.device_put(params, sharding.replicated(self._mesh))
+        self.mesh = sharding.data_mesh(batch_size, jax.local_devices()[:num_devices(batch_size)])
+        self.params = jax.device_put(params, sharding.replicated(self.mesh))
 
     def jit(self, function: Callable[..., Any], *, static_argnums: int | Sequence[int] = ()) -> Callable[..., Any]:
         """Jits a function of parameters and batches. The first axis of every output is sharded over the devices."""
-        return jax.jit(sharding.with_mesh(self._mesh, function), static_argnums=static_argnums,
-                       out_shardings=sharding.batch_sharding(self._mesh))
+        return _jit(function, self.mesh, static_argnums)
 
     def put(self, batch: Any) -> Any:
         """Puts a tree of arrays on the devices, sharded along their first axis."""
-        return jax.device_put(batch, sharding.batch_sharding(self._mesh))
+        return jax.device_put(batch, sharding.batch_sharding(self.mesh))
 
 
 class CompiledModel:
@@ -67,26 +70,8 @@ class CompiledModel:
         Args:
           batch_size: number of images in a batch. Another size works if it is a multiple of the number of devices.
         """
-        apply = make_apply(model)
         self._replicated = ReplicatedParams(model.params, batch_size)
-
-        def logits(params, images, plan):
-            return apply(params, images, plan)[0]
-
-        def features(params, images, plan):
-            return apply(params, images, plan)[1]['features']
-
-        def forward(params, images, plan):
-            return model_output(*apply(params, images, plan, patch_tokens=True))
-
-        def predict(params, images, plan):
-            logits, outputs = apply(params, images, plan)
-            return {'logits': logits} | {name: outputs[name] for name in OUTPUTS}
-
-        evaluate = steps.make_eval_step(models.Model(model.config, None, apply), prepare=lambda images: images)
-        functions = {'logits': logits, 'features': features, 'forward': forward, 'predict': predict,
-                     'evaluate': evaluate}
-        self._jitted = {name: self._replicated.jit(function, static_argnums=2) for name, function in functions.items()}
+        self._jitted = _jit_functions(make_apply(model), model.config, self._replicated.mesh)
 
     def run(self, name: str, batch: Any, plan: TokenPlan) -> Any:
         """Runs a function on a batch.
@@ -98,16 +83,49 @@ class CompiledModel:
         return self._jitted[name](self._replicated.params, self._replicated.put(batch), plan)
 
 
-def make_apply(model: LoadedModel) -> Callable[..., tuple[Array, dict[str, Any]]]:
-    """Returns the pure function (params, images, plan) -> (logits, outputs) of a model. It normalises uint8 images."""
-    functions = models.create(model.config, dtype=jnp.dtype(model.dtype), modules=model.modules)
+@functools.lru_cache(maxsize=8)
+def _jit_functions(apply: Callable, config: ViTConfig, mesh: Mesh) -> dict[str, Callable]:
+    """Returns the jitted functions of `CompiledModel.run` by name."""
+    def logits(params, images, plan):
+        return apply(params, images, plan)[0]
 
+    def features(params, images, plan):
+        return apply(params, images, plan)[1]['features']
+
+    def forward(params, images, plan):
+        return model_output(*apply(params, images, plan, patch_tokens=True))
+
+    def predict(params, images, plan):
+        logits, outputs = apply(params, images, plan)
+        return {'logits': logits} | {name: outputs[name] for name in OUTPUTS}
+
+    evaluate = steps.make_eval_step(models.Model(config, None, apply), prepare=lambda images: images)
+    functions = {'logits': logits, 'features': features, 'forward': forward, 'predict': predict, 'evaluate': evaluate}
+    return {name: _jit(function, mesh, static_argnums=2) for name, function in functions.items()}
+
+
+def make_apply(model: LoadedModel) -> Callable[..., tuple[Array, dict[str, Any]]]:
+    """Returns the pure function (params, images, plan) -> (logits, outputs) of a model. It normalises uint8 images.
+
+    Models that differ only in their parameters have the same function, and share its compiled programs.
+    """
+    return _make_apply(models.create(model.config, dtype=jnp.dtype(model.dtype), modules=model.modules),
+                       tuple(model.mean), tuple(model.std))
+
+
+@functools.lru_cache(maxsize=8)
+def _make_apply(functions, mean, std):
     def apply(params, images, plan, **options):
         if images.dtype == jnp.uint8:
-            images = steps.normalise(images, mean=model.mean, std=model.std)
+            images = steps.normalise(images, mean=mean, std=std)
         return functions.apply(params, images, plan, **options)
 
     return apply
+
+
+def _jit(function, mesh, static_argnums):
+    return jax.jit(sharding.with_mesh(mesh, function), static_argnums=static_argnums,
+                   out_shardings=sharding.batch_sharding(mesh))
 
 
 def model_output(logits: Array, outputs: dict[str, Any]) -> ModelOutput:

@@ -4,12 +4,12 @@ TPUs compute the heads one by one, because the transpose to [B, H, N, d] takes l
 compute all heads at once.
 """
 
-import functools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from evit_jax.kernels.platforms import by_platform
 
 _MASK_EPSILON = 1e-6  # added, divided by N, to each weight of DynamicViT's masked softmax
 _LONG = 512  # number of tokens from which the queries are split
@@ -62,9 +62,7 @@ class AttentionOutput:
 
     def mean_keys(self) -> Array:
         """Returns the mean over the heads of the keys, [B, N, d] float32."""
-        return jax.lax.platform_dependent(
-            self.qkv, tpu=functools.partial(_mean_keys_head_by_head, num_heads=self.num_heads),
-            default=lambda qkv: _split_heads(qkv, self.num_heads)[1].mean(axis=1, dtype=jnp.float32))
+        return by_platform(self.qkv, tpu=_mean_keys_head_by_head, default=_mean_keys_at_once, num_heads=self.num_heads)
 
 
 def multi_head_attention(qkv: Array, num_heads: int, *, size: Array | None = None, mask: Array | None = None,
@@ -77,10 +75,8 @@ def multi_head_attention(qkv: Array, num_heads: int, *, size: Array | None = Non
       mask: [B, N] float32: no other token attends to a token with mask 0.
       num_queries: the first `num_queries` tokens are queries; None: all tokens.
     """
-    arguments = {'num_heads': num_heads, 'num_queries': num_queries}
-    out, class_row = jax.lax.platform_dependent(
-        qkv, size, mask, tpu=functools.partial(_head_by_head, **arguments),
-        default=functools.partial(_heads_at_once, **arguments))
+    out, class_row = by_platform(qkv, size, mask, tpu=_head_by_head, default=_heads_at_once, num_heads=num_heads,
+                                 num_queries=num_queries)
     return AttentionOutput(out, class_row, qkv, size, num_heads)
 
 
@@ -136,6 +132,10 @@ def _query_parts(batch, heads, queries, keys):
 def _mean_keys_head_by_head(qkv, num_heads):
     parts = jnp.split(qkv, 3 * num_heads, axis=-1)[num_heads:2 * num_heads]
     return sum(k.astype(jnp.float32) for k in parts) / num_heads
+
+
+def _mean_keys_at_once(qkv, num_heads):
+    return _split_heads(qkv, num_heads)[1].mean(axis=1, dtype=jnp.float32)
 
 
 def _split_heads(qkv, num_heads):

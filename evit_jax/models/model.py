@@ -1,5 +1,6 @@
 """A model as pure functions over a plain tree of parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,8 +42,9 @@ class Model(NamedTuple):
     bind: Callable[[Params], ViT] | None = None  # parameters -> the Flax module with them
 
 
+@functools.lru_cache(maxsize=32)
 def create(config: ViTConfig, **options: Any) -> Model:
-    """Creates a model.
+    """Creates a model. Equal arguments return the same model, so that its functions are traced and compiled once.
 
     Args:
       options: keyword arguments of `ViT`: drop_path, dtype, remat, gather_impl, modules.

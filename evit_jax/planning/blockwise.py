@@ -9,10 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from evit_jax import models
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.models.config import as_hw
+from evit_jax.models import Params
+from evit_jax.models.config import ViTConfig, as_hw
 from evit_jax.models.vit import random_keys
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.tokens import Tokens
@@ -32,6 +34,58 @@ class Outputs(NamedTuple):
     logits: np.ndarray    # [B, L] float32; the features if there is no head
 
 
+class _Programs:
+    """The jitted functions of a model. Several searches with a model share them."""
+
+    def __init__(self, config: ViTConfig, dtype: str, size: tuple[int, int], mean: tuple[float, ...],
+                 std: tuple[float, ...]):
+        bind = models.create(dataclasses.replace(config, depth=1), dtype=jnp.dtype(dtype)).bind
+
+        @functools.partial(jax.jit, static_argnums=2)
+        def embed(params, images, reducer):
+            images = normalise(images, mean, std).astype(dtype)
+            dense = TokenPlan(config.patches(size), (None,) * config.depth, False, reducer)
+            return bind(params).embed(images, dense, None, None, None, {})
+
+        @functools.partial(jax.jit, static_argnums=(3, 4))
+        def block(params, tokens, rng, plan, index):
+            module = bind(params)
+            reductions = module.reductions(plan, rng, size)
+            prefix_only = index == config.depth - 1 and not config.head_reads_patches
+            tokens = module.blocks[0](reductions.before_block(index, tokens), reductions.in_block(index),
+                                      num_queries=config.num_prefix_tokens if prefix_only else None)
+            shared = plan.reducer.same_in_all_blocks
+            return tokens.replace(stage=0, scores=None) if shared else tokens
+
+        @jax.jit
+        def classify(params, tokens):
+            module, outputs = bind(params), {}
+            logits = module.classify(tokens.replace(x=module.norm(tokens.x)), outputs)
+            return outputs['features'], logits
+
+        @jax.jit
+        def keys(images):
+            return random_keys(normalise(images, mean, std), None)
+
+        self.embed, self.classify, self.keys, self._block = embed, classify, keys, block
+        self._compiled: set[tuple[TokenPlan, int]] = set()  # the arguments for which `block` is compiled
+
+    def block(self, params: Params, tokens: Tokens, rng: Array, plan: TokenPlan, index: int) -> Tokens:
+        """Computes block `index` of a plan; `params` are those of a model of one block."""
+        if (plan, index) not in self._compiled and len(self._compiled) >= _MOST_PROGRAMS:
+            self.free()
+        self._compiled.add((plan, index))
+        return self._block(params, tokens, rng, plan, index)
+
+    def free(self) -> None:
+        """Frees the compiled blocks. They are compiled again when they are needed."""
+        self._compiled.clear()
+        self._block.clear_cache()
+
+
+_make_programs = functools.lru_cache(maxsize=4)(_Programs)
+
+
 class BlockwiseModel:
     """A model that computes fixed images under many plans.
 
@@ -48,41 +102,11 @@ class BlockwiseModel:
         """
         model = model.fold_batchnorm()
         self.config, self._image_size = model.config, as_hw(model.image_size)
-        one_block = dataclasses.replace(model.config, depth=1)
-        bind = models.create(one_block, dtype=jnp.dtype(model.dtype)).bind
         device = jax.local_devices()[0]
         params = jax.device_put({name: value for name, value in model.params.items() if name != 'reducer'}, device)
         self._params = [params | {'blocks': {0: block}} for block in params['blocks'].values()]
-        size, depth = self._image_size, model.config.depth
-
-        @functools.partial(jax.jit, static_argnums=2)
-        def embed(params, images, reducer):
-            images = normalise(images, model.mean, model.std).astype(model.dtype)
-            dense = TokenPlan(self.patches, (None,) * depth, False, reducer)
-            return bind(params).embed(images, dense, None, None, None, {})
-
-        @functools.partial(jax.jit, static_argnums=(3, 4))
-        def block(params, tokens, rng, plan, index):
-            module = bind(params)
-            reductions = module.reductions(plan, rng, size)
-            prefix_only = index == depth - 1 and not self.config.head_reads_patches
-            tokens = module.blocks[0](reductions.before_block(index, tokens), reductions.in_block(index),
-                                      num_queries=self.config.num_prefix_tokens if prefix_only else None)
-            shared = plan.reducer.same_in_all_blocks
-            return tokens.replace(stage=0, scores=None) if shared else tokens
-
-        @jax.jit
-        def classify(params, tokens):
-            module, outputs = bind(params), {}
-            logits = module.classify(tokens.replace(x=module.norm(tokens.x)), outputs)
-            return outputs['features'], logits
-
-        @jax.jit
-        def keys(images):
-            return random_keys(normalise(images, model.mean, model.std), None)
-
-        self._embed, self._block, self._classify, self._keys = embed, block, classify, keys
-        self._programs: set[tuple[TokenPlan, int]] = set()  # the arguments for which `block` is compiled
+        self._programs = _make_programs(model.config, model.dtype, self._image_size, tuple(model.mean),
+                                        tuple(model.std))
         self._put(images)
 
     def for_images(self, images: np.ndarray) -> 'BlockwiseModel':
@@ -97,14 +121,13 @@ class BlockwiseModel:
         padded = images[np.arange(len(images) + padding) % len(images)]
         device = jax.local_devices()[0]
         self._chunks = [jax.device_put(chunk, device) for chunk in np.split(padded, len(padded) // _CHUNK)]
-        self._rngs = [self._keys(chunk) for chunk in self._chunks]
+        self._rngs = [self._programs.keys(chunk) for chunk in self._chunks]
         self._base: TokenPlan | None = None
         self._stored: dict[int, list[Tokens]] = {}  # number of blocks -> tokens of each chunk after these blocks
 
     def free_programs(self) -> None:
         """Frees the compiled blocks. They are compiled again when they are needed."""
-        self._programs.clear()
-        self._block.clear_cache()
+        self._programs.free()
 
     @property
     def patches(self) -> int:
@@ -134,7 +157,7 @@ class BlockwiseModel:
         for tokens, rng in zip(self._stored[blocks] if blocks else self._embedded(plan.reducer), self._rngs):
             for index in range(blocks, self.config.depth):
                 tokens = self._run_block(index, tokens, rng, plan)
-            results.append(self._classify(self._params[0], tokens))
+            results.append(self._programs.classify(self._params[0], tokens))
         outputs = Outputs(*(np.concatenate([np.asarray(part) for part in parts])[:self.num_images]
                             for parts in zip(*results)))
         if not np.isfinite(outputs.logits).all():
@@ -144,7 +167,7 @@ class BlockwiseModel:
     def _embedded(self, reducer):
         """Yields the tokens of each chunk before the first block."""
         for chunk in self._chunks:
-            yield self._embed(self._params[0], chunk, reducer)
+            yield self._programs.embed(self._params[0], chunk, reducer)
 
     def _shared_blocks(self, plan: TokenPlan) -> int:
         """Returns the number of first blocks that a plan has in common with the base plan."""
@@ -161,10 +184,7 @@ class BlockwiseModel:
         keeps, drops = ([value if block == at else other for block in range(depth)]
                         for value, other in ((keep, None), (drop, 0)))
         one = TokenPlan(entering, tuple(keeps), plan.fused, plan.reducer, tuple(drops) if drop else ())
-        if (one, at) not in self._programs and len(self._programs) >= _MOST_PROGRAMS:
-            self.free_programs()
-        self._programs.add((one, at))
-        return self._block(self._params[index], tokens, rng, one, at)
+        return self._programs.block(self._params[index], tokens, rng, one, at)
 
 
 def _steps(plan):

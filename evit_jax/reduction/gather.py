@@ -15,6 +15,7 @@ from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
+from evit_jax.kernels.platforms import by_platform
 from evit_jax.reduction.tokens import Tokens, remap
 from evit_jax.runtime.names import get_by_name
 
@@ -137,18 +138,25 @@ def get_gather(name: str, train: bool) -> Gather:
     """
     if name:
         return get_by_name('gather_impl', name, GATHERS)
-    return functools.partial(_by_platform, tpu=one_hot if train else product)
+    return functools.partial(_by_platform, tpu=_one_hot_on_tpu if train else _product_on_tpu)
 
 
 def _by_platform(x, index, weights, num_prefix_tokens, tpu):
-    def on_tpu(x, index, weights):
-        # Without this constraint, XLA lays out the product image by image, then converts it for each linear layer.
-        out = tpu(x, index, weights, num_prefix_tokens)
-        image_by_image = out.shape[1] % 128 == 0  # a good layout if the tokens fill the lanes of the TPU
-        return with_layout_constraint(out, Layout((0, 1, 2) if image_by_image else (1, 0, 2)))
+    return by_platform(x, index, weights, tpu=tpu, default=gather, num_prefix_tokens=num_prefix_tokens)
 
-    default = functools.partial(gather, num_prefix_tokens=num_prefix_tokens)
-    return jax.lax.platform_dependent(x, index, weights, tpu=on_tpu, default=default)
+
+def _one_hot_on_tpu(x, index, weights, num_prefix_tokens):
+    return _with_tpu_layout(one_hot(x, index, weights, num_prefix_tokens))
+
+
+def _product_on_tpu(x, index, weights, num_prefix_tokens):
+    return _with_tpu_layout(product(x, index, weights, num_prefix_tokens))
+
+
+def _with_tpu_layout(out):
+    # Without this constraint, XLA lays out the product image by image, then converts it for each linear layer.
+    image_by_image = out.shape[1] % 128 == 0  # a good layout if the tokens fill the lanes of the TPU
+    return with_layout_constraint(out, Layout((0, 1, 2) if image_by_image else (1, 0, 2)))
 
 
 def _one_hot_rows(x, index, num_prefix_tokens):

@@ -145,7 +145,7 @@ class Experiment(NamedTuple):
             return None
         teacher = teacher._replace(digest=agreement.digest_tree(teacher.arrays))
         shardings = sharding.state_shardings(teacher.params, self.mesh, config.sharding)
-        return teacher._replace(model=self._with_whole_params(teacher.model),
+        return teacher._replace(model=steps.with_whole_params(teacher.model, self.mesh),
                                 params=jax.jit(lambda tree: tree, out_shardings=shardings)(teacher.params))
 
     def train_step(self, teacher: Teacher | None = None) -> Callable:
@@ -154,7 +154,7 @@ class Experiment(NamedTuple):
         Raises:
           ValueError: the config needs a teacher, but none is given.
         """
-        config, model = self.config, self._with_whole_params(self.model)
+        config, model = self.config, steps.with_whole_params(self.model, self.mesh)
         if teacher is None and config.distill.kind != 'none':
             raise ValueError(f'config.distill.kind={config.distill.kind} needs a teacher, and there is none here: give '
                              '--config.distill.kind=none')
@@ -172,11 +172,9 @@ class Experiment(NamedTuple):
                        donate_argnums=0)
 
     def eval_step(self) -> Callable:
-        """Returns the jitted evaluation step."""
-        step = steps.make_eval_step(self._with_whole_params(self.model), prepare=self.prepare)
-        batch = sharding.batch_sharding(self.mesh)
-        return jax.jit(sharding.with_mesh(self.mesh, step), static_argnums=2,
-                       in_shardings=(self.shardings().params, batch), out_shardings=batch)
+        """Returns the jitted evaluation step. Equal runs share it, so that it is compiled once."""
+        data = self.config.data
+        return steps.jit_eval_step(self.model, self.mesh, self.config.sharding, tuple(data.mean), tuple(data.std))
 
     def train_batches(self, start_step: int) -> pipeline.Batches:
         """Returns the training batches, starting at a step. Call `close()` on them."""
@@ -199,18 +197,6 @@ class Experiment(NamedTuple):
     def failures(self, source: Source) -> Failures:
         """Returns a new counter of unreadable examples of a source."""
         return Failures(self.config.data.max_failed, len(source))
-
-    def _with_whole_params(self, model):
-        """Returns the model with its parameters replicated before use.
-
-        Otherwise, XLA would communicate activations instead of sharded weights if there are few tokens.
-        """
-
-        def apply(params, *args, **kwargs):
-            params = jax.lax.with_sharding_constraint(params, sharding.replicated(self.mesh))
-            return model.apply(params, *args, **kwargs)
-
-        return model._replace(apply=apply)
 
     def _mix(self, images, batch, key):
         if self.targets:

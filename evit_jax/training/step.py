@@ -1,5 +1,6 @@
 """The training step and the evaluation step. A token plan is static: each plan compiles its own program."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from evit_jax.checkpoints.state import TrainState, trained_part, update_ema
 from evit_jax.models import Model, with_statistics
 from evit_jax.reduction.plan import TokenPlan
+from evit_jax.runtime import sharding
 from evit_jax.training.objectives import Objective, Targets, Taught
 
 NONFINITE = ('stop', 'skip')  # actions for a step whose loss or gradient is not finite
@@ -111,3 +114,31 @@ def make_eval_step(model: Model, *, prepare: Callable[[Array], Array]) -> Callab
                 'token_of_patch': intermediates['token_of_patch']}
 
     return step
+
+
+@functools.lru_cache(maxsize=8)
+def jit_eval_step(model: Model, mesh: Mesh, state_sharding: str, mean: tuple[float, ...],
+                  std: tuple[float, ...]) -> Callable[..., dict[str, Any]]:
+    """Returns the jitted evaluation step on a mesh. Equal arguments return the same step, which is compiled once.
+
+    Args:
+      state_sharding: name of the sharding of the parameters; see `sharding.state_shardings`.
+      mean, std: see `normalise`.
+    """
+    step = make_eval_step(with_whole_params(model, mesh), prepare=functools.partial(normalise, mean=mean, std=std))
+    params = sharding.state_shardings(jax.eval_shape(model.init, jax.random.key(0)), mesh, state_sharding)
+    batch = sharding.batch_sharding(mesh)
+    return jax.jit(sharding.with_mesh(mesh, step), static_argnums=2, in_shardings=(params, batch), out_shardings=batch)
+
+
+def with_whole_params(model: Model, mesh: Mesh) -> Model:
+    """Returns the model with its parameters replicated on the devices before use.
+
+    Otherwise, XLA would communicate activations instead of sharded weights if there are few tokens.
+    """
+
+    def apply(params, *args, **kwargs):
+        params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
+        return model.apply(params, *args, **kwargs)
+
+    return model._replace(apply=apply)

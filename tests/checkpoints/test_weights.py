@@ -13,9 +13,7 @@ from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.manager import newest_step, read_newest
 from evit_jax.configs import base
 from evit_jax.training import experiment, loop
-from tests.helpers import layouts, step_sharing
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import layouts
 
 
 @pytest.fixture(autouse=True)

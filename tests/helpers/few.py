@@ -29,7 +29,7 @@ def save(folder, **config):
     params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype),
                           jax.eval_shape(model.init, jax.random.key(0)))
     images = np.array([Few('test')[index]['image'] for index in range(8)]) / np.float32(100)
-    logits, _ = model.apply(params, images, make_plan(16, 2, reduce_at=()))
+    logits, _ = jax.jit(model.apply, static_argnums=2)(params, images, make_plan(16, 2, reduce_at=()))
     params['head']['bias'] -= np.asarray(logits.mean(0))
     weights.save(folder, params, {'config': config, 'class_names': layouts.Colours.class_names})
     return folder

@@ -9,7 +9,7 @@ import numpy as np
 from evit_jax.checkpoints.manager import CheckpointManager
 from evit_jax.configs import base
 from evit_jax.models.config import ViTConfig
-from evit_jax.training import experiment
+from evit_jax.training import experiment, loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 40
@@ -19,6 +19,8 @@ SETTINGS = {'batch_size': 256, 'epochs': 1, 'compilation_cache': '', 'ema_decay'
             'data.crop': (), 'data.eval_crop': 1.0, 'data.repeats': 1, 'data.workers': 0, 'optimizer.lr': 6e-3,
             'optimizer.warmup_epochs': 0.2, 'log.every': 4, 'log.eval_epochs': 2.0, 'log.pictures': 2,
             'checkpoint.every': 7}
+# The model of `train`, with the blocks that SETTINGS reduce at.
+MODEL = ViTConfig(image_size=32, patch_size=8, width=32, depth=4, heads=2, classes=10, init_std=0.2)
 # A small model for images of 32 pixels that compiles in seconds.
 NARROW = ViTConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2, classes=3)
 
@@ -30,8 +32,13 @@ def config_of(**changes):
     return config
 
 
+def train(workdir, **changes):
+    """Trains the small model in this process. Returns the final metrics."""
+    return loop.train(config_of(**changes), workdir, model_config=MODEL)
+
+
 def command(workdir, *more):
-    """Returns the command line that trains the config."""
+    """Returns the command line that trains the named model of the config."""
     settings = [f'--config.{key}={value}' for key, value in SETTINGS.items()]
     return [sys.executable, '-m', 'evit_jax.main', '--config', 'configs/base.py', '--workdir', str(workdir), *settings,
             *more]

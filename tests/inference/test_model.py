@@ -27,6 +27,7 @@ def traced(monkeypatch):
         return call(self, images, plan, **options)
 
     monkeypatch.setattr(vit.ViT, '__call__', record)
+    jax.clear_caches()  # other tests use the same model
     return plans
 
 
@@ -88,7 +89,7 @@ def test_forward_gives_features_that_the_head_maps_to_the_logits(model):
 
 def test_apply_is_differentiable_and_calls_trace_within_jit(model):
     images = normalised(tiny.images(2), model)
-    gradient = jax.grad(lambda x: model.apply(model.params, x).logits[:, 0].sum())(images)
+    gradient = jax.jit(jax.grad(lambda x: model.apply(model.params, x).logits[:, 0].sum()))(images)
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
     np.testing.assert_allclose(jax.jit(model)(images), model(images), atol=1e-5)
 
@@ -178,4 +179,4 @@ def test_lvvit_computes_without_batch_norm_and_keeps_its_parameters():
         model.loaded.fold_batchnorm().params, tiny.images(2), model.plan)
     assert lowered.as_text().count('stablehlo.rsqrt ') == 2 * config.depth + 1  # only layer norms
     images = tiny.images(2)
-    np.testing.assert_allclose(model(images), model.apply(model.params, images).logits, atol=1e-5)
+    np.testing.assert_allclose(model(images), jax.jit(model.apply)(model.params, images).logits, atol=1e-5)

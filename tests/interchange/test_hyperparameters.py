@@ -4,6 +4,7 @@ import argparse
 import logging
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -20,6 +21,11 @@ from evit_jax.reduction.plan import make_plan
 FILES = pathlib.Path(__file__).parents[1] / 'golden_files'
 SHAPE = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, classes=5)
 PLAN = make_plan(4, 2, reduce_at=())
+
+
+def compute(config, params, images):
+    """Returns the logits and intermediates of a model."""
+    return jax.jit(create(config).apply, static_argnums=2)(params, images, PLAN)
 
 
 @pytest.fixture(autouse=True)
@@ -183,10 +189,10 @@ def test_to_workdir_heads_change_the_logits(tmp_path):
     for heads in (2, 4):
         conversion.to_workdir(FILES / 'timm.safetensors', tmp_path / str(heads), heads=heads)
         model = load_model(tmp_path / str(heads))
-        logits[heads] = np.asarray(create(model.config).apply(model.params, images, PLAN)[0])
+        logits[heads] = np.asarray(compute(model.config, model.params, images)[0])
     assert np.abs(logits[2] - logits[4]).max() > 1e-2
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=4, classes=5)
-    np.testing.assert_allclose(create(config).apply(model.params, images, PLAN)[0], logits[4], atol=1e-6)
+    np.testing.assert_allclose(compute(config, model.params, images)[0], logits[4], atol=1e-6)
 
 
 def test_to_workdir_distilled_model_with_one_head_survives_a_round_trip(tmp_path, caplog):
@@ -199,8 +205,8 @@ def test_to_workdir_distilled_model_with_one_head_survives_a_round_trip(tmp_path
     model, two = load_model(tmp_path / 'a'), load_model(tmp_path / 'two')
     assert model.config.one_head and model.config.distilled and 'head_dist' not in model.params
     images = np.ones((1, 8, 8, 3), np.float32)
-    logits, _ = create(model.config).apply(model.params, images, PLAN)
-    _, outputs = create(two.config).apply(two.params, images, PLAN)
+    logits, _ = compute(model.config, model.params, images)
+    _, outputs = compute(two.config, two.params, images)
     np.testing.assert_allclose(logits, outputs['cls_logits'], atol=1e-6)
     assert "only the head of the class token gives logits" in caplog.text
     conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')

@@ -29,7 +29,7 @@ def config_with(**changes):
 def run(config, plan, images=IMAGES, modules=NO_MODULES, **inputs):
     model = create(config, modules=modules)
     params = model.init(jax.random.key(0))
-    return params, *model.apply(params, images, plan, **inputs)
+    return params, *jax.jit(model.apply, static_argnums=2)(params, images, plan, **inputs)
 
 
 def layer_norm(x, norm, epsilon=1e-6):
@@ -47,7 +47,8 @@ def head(params, x):
 def test_unshaped_field_with_another_value_changes_the_logits(changes):
     plan, model = make_plan(16, 2, reduce_at=()), create(CONFIG)
     params = model.init(jax.random.key(0))
-    logits = [create(config).apply(params, IMAGES, plan)[0] for config in (CONFIG, config_with(**changes))]
+    logits = [jax.jit(create(config).apply, static_argnums=2)(params, IMAGES, plan)[0]
+              for config in (CONFIG, config_with(**changes))]
     assert np.abs(logits[0] - logits[1]).max() > 1e-5
 
 

@@ -57,7 +57,7 @@ def test_blockwise_model_frees_programs_beyond_the_limit(monkeypatch):
     blockwise = BlockwiseModel(model.loaded, images)
     for name in ('ward', 'tome'):
         assert_equal_outputs(model, blockwise, images, plan_of(name))
-        assert blockwise._block._cache_size() <= 2
+        assert blockwise._programs._block._cache_size() <= 2
 
 
 @pytest.mark.parametrize('changes', [

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import pathlib
 import re
 import subprocess
@@ -10,6 +11,7 @@ import types
 
 import pytest
 
+from evit_jax.benchmarks import cases
 from tests.helpers import program_modules, programs
 
 benchmark = program_modules.module_fixture('benchmark')
@@ -24,28 +26,32 @@ def run(*arguments):
 @pytest.fixture
 def run_here(benchmark):
     """Returns a function that runs the program in this process and returns exit code and printed errors."""
-    commands = {'model': benchmark.measure_model, 'tpu': benchmark.compile_for_tpu}
+    commands = {'input': benchmark.measure_input, 'model': benchmark.measure_model, 'tpu': benchmark.compile_for_tpu}
     return functools.partial(programs.run, types.SimpleNamespace(__name__='benchmark', main=commands), ())
 
 
-def test_input_without_data_measures_generated_images_and_writes_json(tmp_path):
-    done = run('input', '--config', 'configs/base.py', '--config.data.source=folder',
-               f'--config.data.path={tmp_path / "none"}', '--config.model.image_size=32', '--seconds=0.4',
-               '--workers=0', '--batch=4', f'--json={tmp_path / "input.json"}')
-    assert done.returncode == 0, done.stderr
-    assert 'generated images, as the data are missing: ' in done.stdout
-    assert 'generated JPEGs of 500 x 375' in done.stdout
-    assert re.search(r'plain Pillow +[\d,]+ +[\d,]+ +[\d,]+', done.stdout)
+def test_input_without_data_measures_generated_images_and_writes_json(run_here, tmp_path, capsys):
+    done = run_here('input', '--config', 'configs/base.py', '--config.data.source=folder',
+                    f'--config.data.path={tmp_path / "none"}', '--config.model.image_size=32', '--seconds=0.4',
+                    '--workers=0', '--batch=4', f'--json={tmp_path / "input.json"}')
+    assert done == (0, '')
+    printed = capsys.readouterr().out
+    assert 'generated images, as the data are missing: ' in printed
+    assert 'generated JPEGs of 500 x 375' in printed
+    assert re.search(r'plain Pillow +[\d,]+ +[\d,]+ +[\d,]+', printed)
     rows = json.loads((tmp_path / 'input.json').read_text())['rows']
     assert [row['name'] for row in rows][:2] == ['read', 'decode'] and rows[0]['images_per_cpu_second'] > 0
 
 
-def test_model_prints_a_table_and_writes_json_and_markdown(tmp_path):
-    done = run('model', '--models=vit_digits', '--rates=0.5', '--batches=1', '--rounds=2', '--seconds=0.2',
-               f'--json={tmp_path / "m.json"}', f'--markdown={tmp_path / "m.md"}')
-    assert done.returncode == 0, done.stderr
-    assert re.search(r'vit_digits 0.5 fused, 64 px, batch 1, float32 +0\.37 +0\.0163 +0\.0159 ', done.stdout)
-    assert 'about' in done.stderr and 'round 2 of 2' in done.stderr
+def test_model_prints_a_table_and_writes_json_and_markdown(run_here, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level(logging.INFO, 'absl')
+    monkeypatch.setattr(cases, '_MATMUL_SIZES', {'cpu': 64})
+    code, errors = run_here('model', '--models=vit_digits', '--rates=0.5', '--batches=1', '--rounds=2', '--seconds=0.2',
+                            f'--json={tmp_path / "m.json"}', f'--markdown={tmp_path / "m.md"}')
+    assert code == 0, errors
+    printed = capsys.readouterr().out
+    assert re.search(r'vit_digits 0.5 fused, 64 px, batch 1, float32 +0\.37 +0\.0163 +0\.0159 ', printed)
+    assert 'about' in caplog.text and 'round 2 of 2' in caplog.text
     written = json.loads((tmp_path / 'm.json').read_text())
     assert written['machine']['date'] and written['rows'][0]['macs'] == 16300160
     assert '| vit_digits 0.5 fused' in (tmp_path / 'm.md').read_text()

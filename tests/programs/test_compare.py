@@ -12,11 +12,9 @@ from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison import running, verdict
 from evit_jax.comparison.cells import Cell, cells_of, config_of
 from evit_jax.configs import compare_digits
-from tests.helpers import layouts, program_modules, step_sharing
+from tests.helpers import layouts, program_modules
 
 compare = program_modules.module_fixture('compare')
-shared_steps = step_sharing.shared_steps
-
 
 def small(**changes):
     """Returns the config of a comparison of two methods on a tiny model, with a few steps."""

@@ -1,17 +1,16 @@
 """Tests of the program that describes data and draws a batch."""
 
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from evit_jax.viz.batch import batch_page
+from tests.helpers import program_modules, programs
 from tests.helpers.encoded import grey_png
 
-ROOT = pathlib.Path(__file__).parents[2]
+describe = program_modules.module_fixture('describe')
 
 
 def test_batch_page_contains_images_copies_and_mixtures():
@@ -35,30 +34,35 @@ def place_of(page, picture):
     return found
 
 
-def describe(*arguments):
-    return subprocess.run([sys.executable, '-m', 'evit_jax.describe', *arguments], cwd=ROOT, capture_output=True,
-                          text=True)
+@pytest.fixture
+def run_describe(describe, capsys):
+    """Returns a function that runs the program in this process and returns its output."""
+    def run(*arguments):
+        code, errors = programs.run(describe, (), *arguments)
+        assert code == 0, errors
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_describe_prints_both_splits_and_draws_a_batch(tmp_path):
-    done = describe('--config', 'configs/base.py', '--config.data.source=generated', '--config.model.image_size=32',
-                    '--config.model.classes=5', '--sample=20', '--rows=4', '--copies=2',
-                    f'--picture={tmp_path / "batch.png"}')
-    assert done.returncode == 0, done.stderr
-    assert 'train: 10,240 examples, 5 classes' in done.stdout and 'test: 1,024 examples, 5 classes' in done.stdout
-    assert 'width 32 to 32' in done.stdout and 'cannot be read (20): 0' in done.stdout
+def test_describe_prints_both_splits_and_draws_a_batch(run_describe, tmp_path):
+    printed = run_describe('--config', 'configs/base.py', '--config.data.source=generated',
+                           '--config.model.image_size=32', '--config.model.classes=5', '--sample=20', '--rows=4',
+                           '--copies=2', f'--picture={tmp_path / "batch.png"}')
+    assert 'train: 10,240 examples, 5 classes' in printed and 'test: 1,024 examples, 5 classes' in printed
+    assert 'width 32 to 32' in printed and 'cannot be read (20): 0' in printed
     with Image.open(tmp_path / 'batch.png') as page:
         assert page.width > 5 * 32
 
 
-def test_describe_check_all_lists_unreadable_images_and_counts_classes(tmp_path):
+def test_describe_check_all_lists_unreadable_images_and_counts_classes(run_describe, tmp_path):
     for split, count in (('train', 6), ('val', 3)):
         for number in range(count):
             file = tmp_path / split / ('cat' if number % 3 else 'dog') / f'{number}.png'
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b'torn' if number == 2 else grey_png(20, 30 + number))
-    done = describe('--config', 'configs/folder.py', '--config.data.source=folder', f'--config.data.path={tmp_path}',
-                    '--config.data.workers=0', '--check_all', f'--picture={tmp_path / "batch.png"}')
-    assert done.returncode == 0, done.stderr
-    assert re.search('images of a class: 2 to .*; fewest: dog 2, cat [34]\n', done.stdout)
-    assert done.stdout.count('cannot be read (all): 1') == 2 and 'train/cat/2.png: not a readable' in done.stdout
+    printed = run_describe('--config', 'configs/folder.py', '--config.data.source=folder',
+                           f'--config.data.path={tmp_path}', '--config.data.workers=0', '--check_all',
+                           f'--picture={tmp_path / "batch.png"}')
+    assert re.search('images of a class: 2 to .*; fewest: dog 2, cat [34]\n', printed)
+    assert printed.count('cannot be read (all): 1') == 2 and 'train/cat/2.png: not a readable' in printed

@@ -60,7 +60,8 @@ def test_annotator_applies_the_class_head_to_each_patch_token(checkpoint, made):
     trained, example = load_model(checkpoint), open_train()[7]
     model, image = models.create(trained.config), EvalTransform(16, crop=None)(example['image'])
     images = step.normalise(jnp.asarray(image[None]), trained.mean, trained.std)
-    _, outputs = model.apply(trained.params, images, make_plan(16, 2, rate=1.0, reduce_at=()), patch_tokens=True)
+    apply = jax.jit(model.apply, static_argnums=2, static_argnames='patch_tokens')
+    _, outputs = apply(trained.params, images, make_plan(16, 2, rate=1.0, reduce_at=()), patch_tokens=True)
     head = trained.params['head']
     probability = jax.nn.softmax(outputs['patch_tokens'][0] @ head['kernel'] + head['bias'])
     found = made[example['id']]

@@ -9,6 +9,10 @@ from evit_jax.reduction.reducers import DPCKNN, KMEDOIDS
 from tests.helpers.merged_tokens import assert_merges_groups, make_inputs, make_tokens
 
 
+def reduce(reducer, tokens, keep, seed=1):
+    return jax.jit(lambda tokens: reducer.reduce(tokens, make_inputs(tokens, seed=seed), keep))(tokens)
+
+
 def groups_of(x, centres):
     """Returns the tokens nearest to each centre, the centre first."""
     groups = [[centre] for centre in centres]
@@ -52,7 +56,7 @@ def assert_kmedoids_equals_the_loop(tokens, output, keep, importance):
 def test_dpcknn_in_repeated_reductions_merges_the_clusters_of_a_loop(keeps, num_prefix_tokens):
     tokens = make_tokens(n=15, num_prefix_tokens=num_prefix_tokens)
     for keep in keeps:
-        output = DPCKNN.reduce(tokens, make_inputs(tokens), keep)
+        output = reduce(DPCKNN, tokens, keep)
         assert_dpcknn_equals_the_loop(tokens, output, keep)
         tokens = output
 
@@ -62,9 +66,8 @@ def test_dpcknn_in_repeated_reductions_merges_the_clusters_of_a_loop(keeps, num_
 def test_kmedoids_in_repeated_reductions_keeps_the_medoids_of_a_loop(keeps, num_prefix_tokens):
     tokens = make_tokens(n=15, num_prefix_tokens=num_prefix_tokens)
     for seed, keep in enumerate(keeps):
-        inputs = make_inputs(tokens, seed=seed)
-        output = KMEDOIDS.reduce(tokens, inputs, keep)
-        assert_kmedoids_equals_the_loop(tokens, output, keep, inputs.importance)
+        output = reduce(KMEDOIDS, tokens, keep, seed)
+        assert_kmedoids_equals_the_loop(tokens, output, keep, make_inputs(tokens, seed=seed).importance)
         tokens = output
 
 
@@ -72,7 +75,7 @@ def test_kmedoids_in_repeated_reductions_keeps_the_medoids_of_a_loop(keeps, num_
 def test_clustering_of_equal_tokens_gives_no_empty_cluster(reducer):
     tokens = make_tokens(n=8)
     tokens = tokens.replace(x=jnp.ones_like(tokens.x))
-    output = reducer.reduce(tokens, make_inputs(tokens), 5)
+    output = reduce(reducer, tokens, 5)
     assert (np.asarray(output.size) >= 1).all() and output.size.sum() == tokens.size.sum()
     np.testing.assert_array_equal(output.x, 1)
 
@@ -81,14 +84,14 @@ def test_clustering_of_equal_tokens_gives_no_empty_cluster(reducer):
 def test_clustering_of_tokens_with_a_large_common_part_gives_the_same_clusters(reducer):
     tokens = make_tokens(n=15)
     shifted = tokens.replace(x=tokens.x + 300 * jnp.arange(6))
-    groups = [reducer.reduce(each, make_inputs(each), 6).token_of_patch for each in (tokens, shifted)]
+    groups = [reduce(reducer, each, 6).token_of_patch for each in (tokens, shifted)]
     np.testing.assert_array_equal(*groups)
 
 
 def test_dpcknn_with_distant_tokens_ranks_densities_below_the_smallest_float():
     tokens = make_tokens(n=15)
     scaled = tokens.replace(x=12 * tokens.x)  # most densities exp(-mean) are 0 in float32
-    output = DPCKNN.reduce(scaled, make_inputs(scaled), 6)
+    output = reduce(DPCKNN, scaled, 6)
     groups = [dpcknn_in_a_loop(x, 6) for x in np.asarray(scaled.patches, np.float64)]
     assert_merges_groups(scaled, output, groups)
 

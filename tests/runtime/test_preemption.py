@@ -15,10 +15,8 @@ from evit_jax.checkpoints.manager import newest_step, read_metadata, read_newest
 from evit_jax.metrics import writers
 from evit_jax.runtime import preemption
 from evit_jax.training import experiment, loop, results
-from tests.helpers import layouts, step_sharing
+from tests.helpers import layouts
 from tests.helpers.signals import signal_at_check
-
-shared_steps = step_sharing.shared_steps
 
 QUIET = {'checkpoint__every': 100, 'checkpoint__minutes': 0.0, 'log__pictures': 0}
 

@@ -10,9 +10,7 @@ from evit_jax import models
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.weights import save
 from evit_jax.training import distillation
-from tests.helpers import layouts, step_sharing
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import layouts
 
 NAMES = layouts.Colours.class_names
 LEARNS = {'model__distilled': True, 'distill__kind': 'hard', 'log__eval_epochs': 9.0, 'log__pictures': 0}
@@ -126,10 +124,12 @@ def test_teach_with_another_normalisation_or_image_size_gets_the_same_images(tea
                                        dtype=np.float32, patch_tokens=True)
     assert as_trained.plan.reductions == (1,) and larger.plan.patches == 64
     pixels = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
-    logits = [as_trained.teach(as_trained.params, (pixels - np.array(mean)) / np.array(std), mean, std).logits
+    teach = jax.jit(as_trained.teach, static_argnums=(2, 3))
+    logits = [teach(as_trained.params, (pixels - np.array(mean)) / np.array(std), mean, std).logits
               for mean, std in ((as_trained.mean, as_trained.std), ((0.5,) * 3, (0.25, 0.5, 0.2)))]
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
-    assert larger.teach(larger.params, np.zeros((2, 32, 32, 3)), larger.mean, larger.std).tokens.shape == (2, 64, 64)
+    teach = jax.jit(larger.teach, static_argnums=(2, 3))
+    assert teach(larger.params, np.zeros((2, 32, 32, 3)), larger.mean, larger.std).tokens.shape == (2, 64, 64)
 
 
 def test_load_teacher_with_ema_reads_the_ema(teacher):

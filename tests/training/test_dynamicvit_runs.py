@@ -17,9 +17,7 @@ from evit_jax.inference.model import VisionModel
 from evit_jax.interchange import conversion, run_metadata, safetensors_file, torch_weights
 from evit_jax.reduction import registry
 from evit_jax.reduction.reducer import NO_MODULES, Modules
-from tests.helpers import layouts, step_sharing
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import layouts
 
 CONFIG = {'reducer__name': 'dynamicvit', 'model__reduce_at': (0, 1), 'keep__rate': 0.5, 'batch_size': 16, 'epochs': 1,
           'ema_decay': 0.0, 'log__pictures': 0}

@@ -12,9 +12,7 @@ from evit_jax.reduction.plan import make_plan, merge_plan
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import storage
 from evit_jax.training import evaluation_files, loop, results
-from tests.helpers import layouts, step_sharing
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import layouts
 
 NAME = 'evaluate-evit-16-12at1-fused'
 

@@ -1,5 +1,6 @@
 """Kills, damaged checkpoints and full disks during training. A resumed run equals an undisturbed one bit for bit."""
 
+import logging
 import os
 import pathlib
 import resource
@@ -35,18 +36,16 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def killed(tmp_path_factory):
-    """Workdir of a run that was killed with three checkpoints on disk."""
-    workdir = tmp_path_factory.mktemp('killed') / 'run'
-    training = faults.Training(workdir)
-    assert training.until_steps(27)
-    training.end()
-    assert len(faults.kept(workdir)) == 3
+def saved(tmp_path_factory):
+    """Workdir of a finished run with three checkpoints, trained in this process."""
+    workdir = tmp_path_factory.mktemp('saved')
+    layouts.train_here(workdir, checkpoint__every=3)
+    assert faults.kept(workdir) == [6, 9, 10]
     return workdir
 
 
 @pytest.mark.parametrize(('kinds', 'epochs'), [
-    (('step', 'save', 'start'), 10),
+    (('step', 'save'), 10),
     pytest.param(('step', 'save', 'start', 'save', 'step') * 4, 60, marks=pytest.mark.slow)])
 def test_train_killed_at_random_moments_and_during_saves_resumes_to_the_bit(undisturbed, tmp_path, kinds, epochs):
     rng, lost = np.random.default_rng(len(kinds)), []
@@ -125,28 +124,29 @@ def test_train_with_one_process_of_two_killed_resumes_to_the_bit(undisturbed, tm
     faults.assert_same_end(tmp_path / 'run', undisturbed(processes=2))
 
 
-def test_train_after_a_flipped_bit_and_a_cut_file_resumes_from_the_last_whole_checkpoint(undisturbed, killed, tmp_path):
+def test_train_after_a_flipped_bit_and_a_cut_file_resumes_from_the_last_whole_checkpoint(saved, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     workdir, rng = tmp_path / 'run', np.random.default_rng(0)
-    shutil.copytree(killed, workdir)
+    shutil.copytree(saved, workdir)
     first, second, third = faults.kept(workdir)
     faults.flip(flipped := faults.chunk(workdir / 'checkpoints' / str(third)), rng)
     faults.cut(cut := faults.chunk(workdir / 'checkpoints' / str(second)), rng)
-    log = faults.finish(workdir)
+    layouts.train_here(workdir, checkpoint__every=3)
+    log = caplog.text
     for step, file, what in ((third, flipped, 'holds other bytes'), (second, cut, r'has \d+ bytes, \d+ were written')):
         assert f'checkpoint of step {step} cannot be read, trying the previous one: state/' in log
         assert f'{file.name} {what.split()[0]}' in log
-    assert f'continuing at step {first} of {faults.STEPS}' in log
-    faults.assert_same_end(workdir, undisturbed())
+    assert f'continuing at step {first} of {layouts.STEPS}' in log
+    faults.assert_same_end(workdir, saved)
 
 
-def test_train_with_every_checkpoint_damaged_is_refused_and_keeps_them(killed, tmp_path):
+def test_train_with_every_checkpoint_damaged_is_refused_and_keeps_them(saved, tmp_path):
     workdir, rng = tmp_path / 'run', np.random.default_rng(0)
-    shutil.copytree(killed, workdir)
+    shutil.copytree(saved, workdir)
     for step in (steps := faults.kept(workdir)):
         faults.flip(faults.chunk(workdir / 'checkpoints' / str(step)), rng)
-    changes = {name: value for name, value in faults.SETTINGS.items() if name not in ('processes', 'devices')}
     with pytest.raises(ValueError, match=r'none of the checkpoints of steps .* can be read; they were moved to'):
-        layouts.train_here(workdir, **changes)
+        layouts.train_here(workdir)
     assert sorted(int(path.name) for path in (workdir / 'unreadable_checkpoints').iterdir()) == steps
 
 

@@ -15,9 +15,7 @@ from evit_jax.configs import deit_s_finetune
 from evit_jax.data import splits
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.training import checks, experiment, loop
-from tests.helpers import step_sharing, tiny_run
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import tiny_run
 
 MODEL = tiny_run.NARROW
 TWO_STEPS = {'batch_size': 64, 'model__name': 'vit_narrow', 'model__reduce_at': (1,), 'model__classes': 3,

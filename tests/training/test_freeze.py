@@ -13,10 +13,9 @@ from evit_jax.checkpoints.state import HEADS, trained_part
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.training import checks
-from tests.helpers import layouts, step_sharing
+from tests.helpers import layouts
 
 least = layouts.least
-shared_steps = step_sharing.shared_steps
 PROBE = {'model__freeze': 'backbone', 'optimizer__lr': 0.5, 'log__pictures': 0}
 
 

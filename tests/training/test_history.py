@@ -9,9 +9,7 @@ from evit_jax.checkpoints import continuation
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.training import history
 from evit_jax.training.history import Record
-from tests.helpers import layouts, step_sharing
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import layouts
 
 SPLIT = {'examples': 401, 'split': 'train', 'fingerprint': 'a'}
 RECORD = Record(SPLIT, SPLIT | {'examples': 100, 'split': 'val'}, {}, {'jax': '0.10.2'}, 8, True)

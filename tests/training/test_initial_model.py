@@ -14,10 +14,8 @@ from evit_jax.checkpoints.workdir import flat
 from evit_jax.configs import finetune
 from evit_jax.models.config import ViTConfig
 from evit_jax.training import initial_model, inputs, loop, optimizer
-from tests.helpers import fake_hub, layouts, published, step_sharing
+from tests.helpers import fake_hub, layouts, published
 from tests.helpers.folders import draw_stripes
-
-shared_steps = step_sharing.shared_steps
 
 MODEL = ViTConfig(image_size=32, patch_size=8, width=16, depth=4, heads=2, classes=5, init_std=0.2, mlp_ratio=3.0)
 PREPROCESSING = {'mean': (0.5, 0.4, 0.3), 'std': (0.2, 0.2, 0.3), 'eval_crop': 0.9}
@@ -117,7 +115,8 @@ FOREIGN = {  # values of models whose weights need another treatment
     'siglip': {'classes': 0, 'class_token': False, 'pooling': 'map', 'qk_norm': True}}
 
 
-@pytest.mark.parametrize('kind', FOREIGN)
+@pytest.mark.parametrize('kind', ['dinov3', pytest.param('clip', marks=pytest.mark.slow),
+                                  pytest.param('siglip', marks=pytest.mark.slow)])
 def test_finetune_of_other_architectures_trains_a_new_head(kind, images, tmp_path):
     model_config = dataclasses.replace(MODEL, depth=2, **FOREIGN[kind])
     evit_jax.create_model(model_config, keep_rate=1.0).save(tmp_path / 'weights')

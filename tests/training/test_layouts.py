@@ -115,6 +115,13 @@ def programs(**changes):
             sum(leaf.size for leaf in jax.tree.leaves(state.params)))
 
 
+def test_eval_step_is_shared_by_equal_runs_only():
+    step = layouts.setup().eval_step()
+    assert step is layouts.setup(optimizer__lr=0.1).eval_step()
+    for changes in ({'data__mean': (0.1, 0.2, 0.3)}, {'sharding': 'fsdp'}, {'model__distilled': True}):
+        assert step is not layouts.setup(**changes).eval_step()
+
+
 def test_label_ranks_are_those_of_top_k_and_nan_is_never_right():
     logits = np.random.default_rng(0).integers(0, 4, (200, 6)).astype(np.float32)  # many logits are equal
     labels = np.arange(200) % 6

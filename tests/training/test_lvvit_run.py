@@ -16,9 +16,7 @@ from evit_jax.checkpoints.manager import read_newest
 from evit_jax.inference.model import VisionModel
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.serving import artifact
-from tests.helpers import layouts, step_sharing
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import layouts
 
 SHAPE = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4, init_std=0.1)
 CONFIG = {'model__name': 'lvvit_least', 'model__drop_path': 0.1, 'epochs': 1, 'log__pictures': 0}
@@ -117,4 +115,4 @@ def test_export_folds_the_batch_norm_and_load_model_does_not(run, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     model = VisionModel(trained)
     assert set(statistics(model.params)) == set(statistics(trained.params))
-    np.testing.assert_allclose(model(images), model.apply(model.params, images).logits, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(model(images), jax.jit(model.apply)(model.params, images).logits, rtol=0, atol=1e-5)

@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 
 from evit_jax.checkpoints.manager import read_newest
-from tests.helpers import layouts, step_sharing
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import layouts
 
 SCHEDULE = {'keep__shrink_epochs': 4, 'keep__levels': 2, 'log__eval_epochs': 9.0, 'log__pictures': 0}
 METHODS = {'tome': {'reducer__r': 4}, 'pool': {'model__reduce_at': (0, 1), 'keep__rate': 0.5}}

@@ -9,9 +9,7 @@ import pytest
 from evit_jax.checkpoints.manager import newest_step, read_newest
 from evit_jax.data import order
 from evit_jax.training import nonfinite
-from tests.helpers import layouts, poison, step_sharing
-
-shared_steps = step_sharing.shared_steps  # every run of this file is poisoned
+from tests.helpers import layouts, poison
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.training import experiment, loop, model_setup
-from tests.helpers import layouts, step_sharing
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import layouts
 
 MODEL = dataclasses.replace(layouts.SHAPE, width=32, classes=3)
 QUIET = {'model__name': 'deit_s', 'model__image_size': 224, 'epochs': 1, 'log__pictures': 0, 'batch_size': 64}

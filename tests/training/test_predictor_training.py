@@ -12,16 +12,13 @@ from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.manager import read_newest
 from evit_jax.metrics import writers
 from evit_jax.training import optimizer
-from tests.helpers import layouts, step_sharing
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers import layouts
 
 QUIET = {'log__eval_epochs': 9.0, 'log__pictures': 0}
 RECIPE = QUIET | {'reducer__name': 'dynamicvit', 'distill__kind': 'self', 'distill__token_weight': 0.5,
                   'model__drop_path': 0.0, 'optimizer__clip_norm': 0.0, 'optimizer__backbone_scale': 0.01,
                   'optimizer__backbone_from_epoch': 5.0}  # all epochs
 PARAMS = {'head': {'kernel': jnp.ones((2, 3))}, 'reducer': {'0': {'kernel': jnp.ones((3, 2))}}}
-
 
 
 @pytest.fixture(scope='module')

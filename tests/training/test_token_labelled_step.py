@@ -57,7 +57,8 @@ def shown(model, batch, before):
     drop_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
     mixed = mix(jnp.asarray(batch['image']), batch, mix_key)
     assert np.asarray(mixed.options['swap']).any()
-    return model.apply(before.params, mixed.images, PLAN, drop_key, **mixed.options)[1], mixed.targets
+    apply = jax.jit(model.apply, static_argnums=2)
+    return apply(before.params, mixed.images, PLAN, drop_key, **mixed.options)[1], mixed.targets
 
 
 def test_train_step_uses_the_labels_of_the_swapped_patches(stepped):
@@ -89,7 +90,8 @@ def test_train_step_on_8_devices_has_the_statistics_of_the_whole_batch():
     batches.close()
     state = run.new_state()
     images = run.prepare(jnp.asarray(batch['image']))
-    want = run.model.apply(state.params, images, run.plan, jax.random.key(0))[1]['statistics']
+    apply = jax.jit(run.model.apply, static_argnums=2)
+    want = apply(state.params, images, run.plan, jax.random.key(0))[1]['statistics']
     after, _ = run.train_step()(state, {name: batch[name] for name in ('image', 'label')}, run.plan)
     jax.tree.map(lambda new, wanted: np.testing.assert_allclose(new, wanted, rtol=1e-4, atol=1e-6),
                  {name: {part: norm[part] for part in ('mean', 'var')} for name, norm in

@@ -13,16 +13,13 @@ from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.transforms import mixing
 from evit_jax.metrics import writers
 from evit_jax.training import checks, experiment, loop, model_setup
-from tests.helpers import step_sharing
-from tests.helpers.tiny_run import ROOT, command, config_of, final_parameters
-
-shared_steps = step_sharing.shared_steps
+from tests.helpers.tiny_run import MODEL, ROOT, command, config_of, final_parameters, train
 
 
 @pytest.fixture(scope='module')
 def tiny_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('tiny_run')
-    return workdir, loop.train(config_of(), workdir)
+    return workdir, train(workdir)
 
 
 def test_train_lowers_the_loss_and_writes_metrics_and_pictures(tiny_run):
@@ -39,7 +36,7 @@ def test_train_lowers_the_loss_and_writes_metrics_and_pictures(tiny_run):
 
 def test_train_of_a_finished_run_only_evaluates(tiny_run):
     workdir, metrics = tiny_run
-    again = loop.train(config_of(), workdir)
+    again = train(workdir)
     assert again['top1'] == metrics['top1']
 
 
@@ -58,12 +55,14 @@ def kill_at(workdir, step):
 
 
 @pytest.mark.slow
-def test_train_killed_twice_ends_with_the_bits_of_an_undisturbed_run(tiny_run, tmp_path):
+def test_train_killed_twice_ends_with_the_bits_of_an_undisturbed_run(tmp_path_factory, tmp_path):
+    undisturbed = tmp_path_factory.mktemp('undisturbed')
+    loop.train(config_of(), undisturbed)
     steps = np.random.default_rng().choice(np.arange(8, 36), 2, replace=False)
     for step in sorted(int(step) for step in steps):
         kill_at(tmp_path, step)
     subprocess.run(command(tmp_path), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    want, got = final_parameters(tiny_run[0], config_of()), final_parameters(tmp_path, config_of())
+    want, got = final_parameters(undisturbed, config_of()), final_parameters(tmp_path, config_of())
     assert want[1] == got[1] == 40
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, err_msg=f'killed at {steps}'), want[0], got[0])
 
@@ -91,9 +90,8 @@ def test_restore_sets_a_damaged_checkpoint_aside_and_reads_the_previous_one(tmp_
 
 
 def test_train_with_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(tmp_path):
-    config = config_of(checkpoint__every=1, optimizer__lr=1e30, optimizer__warmup_epochs=0.0, keep__shrink_epochs=0)
     with pytest.raises(FloatingPointError, match=r'step \d+: loss .* not finite .*; the last good checkpoint is that'):
-        loop.train(config, tmp_path)
+        train(tmp_path, checkpoint__every=1, optimizer__lr=1e30, optimizer__warmup_epochs=0.0, keep__shrink_epochs=0)
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
@@ -130,11 +128,11 @@ def test_train_in_a_workdir_of_another_config_is_refused_by_key_and_changes_noth
     workdir, _ = tiny_run
     before = (workdir / 'config.json').read_text()
     with pytest.raises(ValueError, match=r'label_smoothing 0.1 -> 0.2\).*--accept_changes'):
-        loop.train(config_of(label_smoothing=0.2), workdir)
+        train(workdir, label_smoothing=0.2)
     with pytest.raises(ValueError, match=r'another model .*classes 10 there, 12 here'):
         loop.evaluate_workdir(config_of(model__classes=12), workdir)
     with pytest.raises(ValueError, match=r'run of another model .*classes 10 -> 12'):
-        loop.train(config_of(model__classes=12), workdir, accept_changes=True)
+        loop.train(config_of(model__classes=12), workdir, accept_changes=True, model_config=MODEL)
     assert (workdir / 'config.json').read_text() == before
 
 
@@ -142,7 +140,7 @@ def test_restore_of_other_arrays_is_refused_and_keeps_the_checkpoint(tiny_run):
     workdir, _ = tiny_run
     checkpoints = CheckpointManager(workdir, keep=3)
     with pytest.raises(ValueError, match=r'holds other arrays .* the first is .*ema'):
-        checkpoints.restore(experiment.setup(config_of(ema_decay=0.0)).abstract_state())
+        checkpoints.restore(experiment.setup(config_of(ema_decay=0.0), model_config=MODEL).abstract_state())
     assert checkpoints.latest() == 40
     checkpoints.close()
 
