@@ -122,6 +122,8 @@ def new_folder(path: str | os.PathLike, num_bytes: int = 0) -> Iterator[epath.Pa
         unfinished = folder.with_name(f'{folder.name}.unfinished-{uuid.uuid4().hex[:8]}')
     try:
         if not is_remote(path):
+            if folder.parent.exists() and not folder.parent.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             folder.parent.mkdir(parents=True, exist_ok=True)
             _remove_unfinished(folder)
             lock = _lock_unfinished(unfinished)

@@ -81,6 +81,7 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
     from evit_jax.serving.jaxpr_to_onnx.graph import OPSET, WeightFile
     trained = trained.fold_batchnorm()
     entries, checks, file_names, weights = {}, {}, FileNames(folder), WeightFile(folder / WEIGHTS)
+    outputs = {}  # names; a plan without reductions has fewer
     for name, plan in plans.items():
         start, file = time.monotonic(), folder / file_names.of(f'plan_{name}.onnx', '.onnx')
         model = convert(trained, plan, input_dtype=input_dtype, kept=kept, weight_file=weights)
@@ -89,11 +90,11 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
         entries[name] = manifests.plan_entry(trained, plan, file)
         logging.info('%s: %s, %.3g G MACs; %d nodes, %.2f MB, %.1f s', file.name, plan, entries[name]['macs'] / 1e9,
                      len(model.graph.node), file.stat().st_size / 1e6, time.monotonic() - start)
+        outputs |= dict.fromkeys(output.name for output in model.graph.output)
         checks[name] = _logged_check(file, trained, plan, input_dtype, name)
-    outputs = [output.name for output in model.graph.output]
     manifest = {'format': 'onnx', 'opset': OPSET, 'default': manifests.default_plan(trained, plans),
                 'tolerance': TOLERANCE[trained.dtype], 'input': {'name': 'images', 'dtype': input_dtype},
-                'outputs': outputs, 'plans': entries, 'checks': checks} | manifests.entries(
+                'outputs': [*outputs], 'plans': entries, 'checks': checks} | manifests.entries(
                     trained, weights=WEIGHTS, kept=kept, ema=ema, packages=('jax', 'onnx'))
     if any(checks.values()):
         manifest['versions'][_CHECKER] = runtimes.check_installed(_CHECKER)

@@ -36,7 +36,7 @@ def test_label_published_files_become_label_maps(tmp_path, run):
         write_published(published_labels.label_map_path(folder, example), *want[example])
     assert run(f'--published={folder}', f'--out={out}') == (0, '')
     maps = LabelMaps(out)
-    assert maps.metadata.side == 6 and maps.metadata.annotator == 'published files'
+    assert maps.metadata.grid == (6, 6) and maps.metadata.annotator == 'published files'
     for example, (value, index) in want.items():
         np.testing.assert_array_equal(maps[example].value, value)
         np.testing.assert_array_equal(maps[example].index, index)
@@ -75,7 +75,7 @@ def test_label_map_path_names_with_dots_are_distinguished(tmp_path):
 
 
 @pytest.mark.parametrize('value, index, message', [
-    (np.zeros((5, 3, 4)), np.zeros((5, 3, 4)), r'a tensor \[2, 5, 3, 4\]'),
+    (np.zeros((5, 3)), np.zeros((5, 3)), r'a tensor \[2, 5, 3\]'),
     (np.zeros((5, 3, 3)), np.full((5, 3, 3), 10), 'names class 10: the data have 10 classes'),
     (np.zeros((5, 3, 3)), np.full((5, 3, 3), 0.5), 'names class 0.5')])
 def test_read_label_map_other_shape_or_class_is_refused(tmp_path, value, index, message):

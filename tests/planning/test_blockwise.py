@@ -52,6 +52,7 @@ def test_blockwise_model_that_continues_from_the_base_plan_equals_the_whole_mode
 
 
 def test_blockwise_model_frees_programs_beyond_the_limit(monkeypatch):
+    blockwise_module._make_programs.cache_clear()  # other tests compiled programs for this model
     monkeypatch.setattr(blockwise_module, '_MOST_PROGRAMS', 2)
     model, images = evit_jax.create_model(CONFIG, class_names=tiny.NAMES), tiny.images(3)
     blockwise = BlockwiseModel(model.loaded, images)

@@ -1,5 +1,6 @@
 """Training through `loop.train` and the program, on generated images and 8 virtual devices."""
 
+import dataclasses
 import signal
 import subprocess
 import time
@@ -20,6 +21,12 @@ from tests.helpers.tiny_run import MODEL, ROOT, command, config_of, final_parame
 def tiny_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('tiny_run')
     return workdir, train(workdir)
+
+
+def evaluate(workdir, **changes):
+    """Evaluates a run with changed config keys, as if they were given on the command line."""
+    return loop.evaluate_workdir(config_of(**changes), workdir, from_file=False,
+                                 explicit=[key.replace('__', '.') for key in changes])
 
 
 def test_train_lowers_the_loss_and_writes_metrics_and_pictures(tiny_run):
@@ -69,9 +76,9 @@ def test_train_killed_twice_ends_with_the_bits_of_an_undisturbed_run(tmp_path_fa
 
 def test_evaluate_workdir_under_other_plans_and_image_sizes_changes_the_macs(tiny_run):
     workdir, _ = tiny_run
-    half = loop.evaluate_workdir(config_of(keep__rate=0.5), workdir)
-    larger = loop.evaluate_workdir(config_of(model__image_size=64), workdir)
-    full = loop.evaluate_workdir(config_of(keep__rate=1.0), workdir)
+    half = evaluate(workdir, keep__rate=0.5)
+    larger = evaluate(workdir, model__image_size=64)
+    full = evaluate(workdir, keep__rate=1.0)
     assert half['macs'] < full['macs'] == full['macs_dense'] < larger['macs']
     assert 0 <= larger['top1'] <= 1
 
@@ -129,10 +136,11 @@ def test_train_in_a_workdir_of_another_config_is_refused_by_key_and_changes_noth
     before = (workdir / 'config.json').read_text()
     with pytest.raises(ValueError, match=r'label_smoothing 0.1 -> 0.2\).*--accept_changes'):
         train(workdir, label_smoothing=0.2)
-    with pytest.raises(ValueError, match=r'another model .*classes 10 there, 12 here'):
-        loop.evaluate_workdir(config_of(model__classes=12), workdir)
+    with pytest.raises(ValueError, match=r'holds a run on other classes \(10 there, 12 in the data'):
+        evaluate(workdir, model__classes=12)
     with pytest.raises(ValueError, match=r'run of another model .*classes 10 -> 12'):
-        loop.train(config_of(model__classes=12), workdir, accept_changes=True, model_config=MODEL)
+        loop.train(config_of(model__classes=12), workdir, accept_changes=True,
+                   model_config=dataclasses.replace(MODEL, classes=12))
     assert (workdir / 'config.json').read_text() == before
 
 
@@ -147,7 +155,7 @@ def test_restore_of_other_arrays_is_refused_and_keeps_the_checkpoint(tiny_run):
 
 def test_evaluate_workdir_ignores_the_optimizer_and_ema_of_the_config(tiny_run):
     workdir, metrics = tiny_run
-    again = loop.evaluate_workdir(config_of(ema_decay=0.0, optimizer__clip_norm=1.0), workdir)
+    again = evaluate(workdir, ema_decay=0.0, optimizer__clip_norm=1.0)
     assert again['top1'] == metrics['top1']
 
 

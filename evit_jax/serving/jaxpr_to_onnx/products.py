@@ -25,6 +25,10 @@ def _dot_general(graph, equation):
         contracted = [_product(_sizes(left, contract_left))]
         a = graph.reshape(a, [*batch, *_sizes(left, free_left), *contracted])
         b = graph.reshape(b, [*batch, *contracted, *_sizes(right, free_right)])
+    output = equation.outputs[0]
+    if left.dtype != right.dtype:  # ONNX multiplies equal dtypes only
+        a, b = (name if value.dtype == output.dtype else graph.cast(name, output.dtype)
+                for name, value in ((a, left), (b, right)))
     if not contract_left:
         a, b = graph.unsqueeze(a, [len(left.shape)]), graph.unsqueeze(b, [len(batch)])
     as_is = not batch and len(free_right) == 1 and free_left  # ONNX multiplies every matrix of the left tensor
@@ -34,8 +38,7 @@ def _dot_general(graph, equation):
     product = graph.add('MatMul', a, b)
     if not as_is:
         product = _with_axes(graph, product, batch, _sizes(left, free_left), _sizes(right, free_right))
-    output = equation.outputs[0]
-    return product if left.dtype == output.dtype else graph.cast(product, output.dtype)
+    return product if output.dtype in (left.dtype, right.dtype) else graph.cast(product, output.dtype)
 
 
 def _with_one_axis(graph, name, axis, free, value, contract, batch):
