@@ -42,7 +42,7 @@ def open_program(model: pathlib.Path | bytes, runtime: str, *, precision: str = 
     Args:
       model: the file, or its content.
       runtime: a key of `PRECISIONS`.
-      precision: of the computation; one of the values of `PRECISIONS`.
+      precision: precision of the computation; one of the values of `PRECISIONS`.
       threads: number of threads of a call; None: the default of the runtime.
 
     Raises:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-PACKAGES = 'slurm-wlm munge'  # of Debian and Ubuntu
+PACKAGES = 'slurm-wlm munge'  # names in Debian and Ubuntu
 _PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scontrol')
 _PATH = f'{os.environ["PATH"]}:/usr/sbin:/sbin'  # the PATH of a user lacks the folder of the daemons
 _LIMIT = 600   # seconds; limit of the waits for a state of a job, as the machine may be busy

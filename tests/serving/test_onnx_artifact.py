@@ -110,7 +110,7 @@ def test_write_shares_the_weights_and_describes_the_files(exported):
         'plan_fast.onnx', 'plan_dense.onnx', 'weights.bin', 'manifest.json', 'README.md'}
     manifest, readme = json.loads((exported / 'manifest.json').read_text()), (exported / 'README.md').read_text()
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded_model().params))
-    assert (exported / 'weights.bin').stat().st_size < 2 * parameters  # of both plans, with their alignment
+    assert (exported / 'weights.bin').stat().st_size < 2 * parameters  # holds both plans, aligned
     assert manifest['checks']['fast']['equal'] == 4 and manifest['opset'] == 17
     assert 'images`, uint8 [b, 16, 16, 3]' in readme and '- `token_of_patch_s`: int32 [b, 16]' in readme
 

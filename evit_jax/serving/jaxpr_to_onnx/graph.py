@@ -14,7 +14,7 @@ from evit_jax.serving.jaxpr_to_onnx.equations import Value, is_static
 
 OPSET = 17  # has LayerNormalization; ONNX Runtime 1.12, OpenVINO 2022.3 and TensorRT 8.6 read it
 IR_VERSION = 8
-_ALIGNMENT = 4096  # of each array in the file of the weights, so that it can be mapped into memory
+_ALIGNMENT = 4096  # alignment of each array in the file of the weights, so that it can be mapped into memory
 _MAX_INLINE = 1024  # bytes; larger constants are stored in the file of the weights
 _WIDE = {np.dtype(np.int32): np.dtype(np.int64), np.dtype(np.int8): np.dtype(np.int64),
          np.dtype(np.int16): np.dtype(np.int64)}  # all signed integers are int64, as ONNX's indices are
