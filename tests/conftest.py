@@ -31,6 +31,7 @@ ocp.type_handlers.get_type_handler(jax.Array)._use_replica_parallel = False
 gc.set_threshold(50_000, 20, 50)
 MAX_CACHE = 2**29  # bytes; a larger cache is deleted before a run
 MAX_GROWTH = 1.5 * 2**20  # KB that a process may gain before its programs are freed
+MAX_MAPPINGS = 30_000  # memory mappings before programs are freed; Linux allows 65,530, and each program has some
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -47,9 +48,9 @@ def memory():
 
 @pytest.fixture(autouse=True, scope='module')
 def free_programs(memory):
-    """Frees traces and programs after a test file if the memory has grown much. Until then, other files use them."""
+    """Frees traces and programs after a test file if they take much memory. Until then, other files use them."""
     yield
-    if _peak_memory() > memory['freed_at'] + MAX_GROWTH:
+    if _peak_memory() > memory['freed_at'] + MAX_GROWTH or _num_mappings() > MAX_MAPPINGS:
         jax.clear_caches()
         gc.unfreeze()
         gc.collect()
@@ -80,6 +81,11 @@ def pytest_configure(config):
     cache = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
     if not hasattr(config, 'workerinput') and sum(file.stat().st_size for file in cache.glob('*')) > MAX_CACHE:
         shutil.rmtree(cache)
+
+
+def _num_mappings():
+    maps = pathlib.Path('/proc/self/maps')
+    return len(maps.read_bytes().splitlines()) if maps.exists() else 0
 
 
 def _peak_memory():

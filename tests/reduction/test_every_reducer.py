@@ -84,7 +84,7 @@ def test_exported_reducer_serves_the_probabilities_of_the_model(name, tmp_path):
 
 @pytest.mark.parametrize('name', [name for name in NAMES if get_reducer(name).merges])
 def test_reducer_that_merges_takes_a_number_of_tokens_for_every_block(name):
-    model, params, _ = build(name)
-    plan = merge_plan(16, 2, r=2, reducer=get_reducer(name))
+    model, plan = create(dataclasses.replace(CONFIG, depth=4)), merge_plan(16, 4, r=2, reducer=get_reducer(name))
+    params = jax.eval_shape(model.init, jax.random.key(0))
     kept = jax.eval_shape(functools.partial(model.apply, plan=plan), params, jnp.zeros((1, 16, 16, 3)))[1]['kept']
-    assert [ids.shape[1] for ids in kept] == [14, 12]
+    assert [ids.shape[1] for ids in kept] == [14, 12, 10, 8]
