@@ -1,6 +1,7 @@
 """Measures speed: python -m evit_jax.benchmark input --config configs/deit_s.py --workers 4
                 python -m evit_jax.benchmark model --models deit_s --rates 1,0.7,0.5 --batches 1,16 --dtypes float32
                 python -m evit_jax.benchmark model --models runs/digits --batches 16 --json speed.json
+                python -m evit_jax.benchmark serve runs/digits --clients 1,8,64
                 python -m evit_jax.benchmark tpu --config configs/deit_s.py --topology v5e:16x16
 
 input measures images per second and per CPU-second of each input stage, of the whole pipeline with --workers processes,
@@ -14,6 +15,10 @@ takes names of models, runs, files and folders of weights (.pth, .safetensors, H
 A run is measured with its own model config, image size, blocks and reducer, and with its own plan in addition to the
 rates. Pass the file of --json to `visualize tradeoff`, together with the run. On a CPU, limit the threads by `taskset`.
 
+serve starts the server of evit_jax.serve on loopback, with and without batching, and measures requests per second and
+latency for the default and the dense plan. Then it offers twice the capacity for --overload_seconds, and sends
+--hostile uploads: truncated files, decompression bombs, broken forms, slow bodies.
+
 tpu compiles the training and the evaluation step for a TPU slice and reports the compiler's figures: memory, FLOPs,
 collectives, and an estimate of the speed. It needs no TPU and no data, but the extra [tpu-aot].
 """
@@ -26,7 +31,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from evit_jax import cli, models
-from evit_jax.benchmarks import input_speed, model_speed, model_tables, report, tpu, workloads
+from evit_jax.benchmarks import input_speed, model_speed, model_tables, report, serve_load, tpu, workloads
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.models.config import parse_size
@@ -35,6 +40,7 @@ from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.reducers import EVIT
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, machine, sharding
+from evit_jax.serving import live_page
 from evit_jax.training import checks, experiment, initial_model, inputs
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, for example configs/deit_s.py.')
@@ -43,6 +49,12 @@ _WORKERS = flags.DEFINE_integer('workers', None, 'Worker processes of the input;
 _SECONDS = flags.DEFINE_float('seconds', 30.0, 'Approximate time to measure.', lower_bound=0.1)
 _BATCH = flags.DEFINE_integer('batch', 128, 'Batch size of the input; choose it so that many batches fit in --seconds.',
                               lower_bound=1)
+_CLIENTS = flags.DEFINE_list('clients', ['1', '8', '64'], 'serve: numbers of concurrent clients.')
+_LOAD_SECONDS = flags.DEFINE_float('load_seconds', 10.0, 'serve: time of each load.', lower_bound=0.1)
+_OVERLOAD = flags.DEFINE_float('overload_seconds', 60.0, 'serve: time of the overload; 0 for none.', lower_bound=0)
+_HOSTILE = flags.DEFINE_integer('hostile', 10_000, 'serve: number of hostile uploads.', lower_bound=0)
+_ENGINE = flags.DEFINE_string('engine', 'jax', 'serve: engine of the server: jax, onnxruntime or openvino.')
+_MAX_BATCH = flags.DEFINE_integer('max_batch', 8, 'serve: largest batch of the server.', lower_bound=1)
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to compile for, for example v5e:16x16.')
 _BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'Batch size per chip; replaces config.batch_size, which '
                                        'counts all chips.', lower_bound=1)
@@ -125,6 +137,18 @@ def measure_model() -> None:
         report.write_json(_JSON.value, {'measurement': 'model'} | measurement)
     if _MARKDOWN.value:
         pathlib.Path(_MARKDOWN.value).write_text(model_tables.markdown(measurement))
+
+
+def measure_serve(path: str) -> None:
+    """Measures the HTTP server under load; prints and writes the results."""
+    report.check_writable('--json', _JSON.value)
+    settings = serve_load.ServeSettings(
+        path, _ENGINE.value, _MAX_BATCH.value, cli.numbers('clients', _CLIENTS.value, int), _LOAD_SECONDS.value,
+        _OVERLOAD.value, _HOSTILE.value)
+    results = serve_load.measure(settings, live_page.samples(())['cat'])
+    print(serve_load.table(results), *serve_load.remarks(results), sep='\n')
+    if _JSON.value:
+        report.write_json(_JSON.value, {'measurement': 'serve', 'engine': settings.engine} | results)
 
 
 def compile_for_tpu() -> None:
@@ -238,4 +262,4 @@ def _training_source(config):
 
 
 if __name__ == '__main__':
-    cli.run({'input': measure_input, 'model': measure_model, 'tpu': compile_for_tpu})
+    cli.run({'input': measure_input, 'model': measure_model, 'serve PATH': measure_serve, 'tpu': compile_for_tpu})
