@@ -15,7 +15,8 @@ from evit_jax.planning.blockwise import BlockwiseModel
 from evit_jax.planning.calibration import CalibrationImages
 from evit_jax.planning.cost_table import THIS_DEVICE, CostRequest
 from evit_jax.planning.fidelity import Fidelity
-from evit_jax.planning.fidelity_search import METHODS, Found, Journal, PlanSearch
+from evit_jax.planning.fidelity_search import METHODS, Found, PlanSearch
+from evit_jax.planning.journal import Journal
 from evit_jax.planning.search import Target
 from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
 from evit_jax.reduction.reducers import EVIT, TOME
