@@ -13,7 +13,7 @@ READY := .venv/.ready
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-slow test-slurm soak lint clean
+.PHONY: help venv train test test-slow test-slurm bench-gpu soak lint clean
 
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -41,6 +41,9 @@ test-slow: $(READY)  ## Runs the slow tests
 
 test-slurm: $(READY)  ## Runs the tests against a real Slurm (apt-get install slurm-wlm munge)
 	$(BIN)/python -m pytest -m slurm -n 0 tests/launch/slurm $(ARGS)
+
+bench-gpu: $(READY)  ## Measures models on one GPU in 8 minutes; writes gpu.json and gpu.md
+	$(BIN)/python -m evit_jax.benchmark gpu --config configs/deit_s.py --json gpu.json --markdown gpu.md $(ARGS)
 
 soak: $(READY)  ## Kills a short training KILLS= times and compares its result
 	$(BIN)/python -m tests.soak --kills $(KILLS)
