@@ -27,7 +27,9 @@ from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.reduction.reducer import Reducer
 
 METHODS = ('prune_merge', 'prune_merge:mean', 'prune_merge:norm', 'tome')
-_LEVELS = 32          # number of token counts that the search distinguishes; each pair of counts is a compiled program
+# Number of token counts that stages 1 and 2 distinguish, and stage 3. Each pair of counts is a compiled program, and
+# compiling takes most of the time of the first stages.
+_COARSE_LEVELS, _LEVELS = 16, 32
 _LEAST = 16           # at least one sixteenth of the patches stays
 _MIN_GAIN = 0.01      # relative gain for which stage 2 changes the shape
 _SIGNIFICANT = 1.0    # number of standard errors by which stage 3 must improve
@@ -81,7 +83,6 @@ class PlanSearch:
         """
         self._model, self._fidelity = model, fidelity
         self._patches, self._depth = model.patches, model.config.depth
-        self._quantum = max(self._patches // _LEVELS, 1)
         self._errors: dict[TokenPlan, np.ndarray] = {}
         self._journal = journal or Journal()
 
@@ -100,7 +101,7 @@ class PlanSearch:
         """
         self._cost, self._budget, self._best = cost, budget, None
         self._begin, self._limit, before = time.monotonic(), seconds, len(self._errors)
-        methods, finished = {}, False
+        self._quantum, methods, finished = max(self._patches // _COARSE_LEVELS, 1), {}, False
         try:
             shape = self._choose_method(reducers, methods)
             self._improve_shape(self._best.plan.reducer, shape)
@@ -155,7 +156,7 @@ class PlanSearch:
 
     def _improve_blocks(self):
         """Moves removed tokens between blocks until a whole sweep finds no better plan."""
-        best = None
+        self._quantum, best = max(self._patches // _LEVELS, 1), None
         while self._best != best:
             best = self._best
             self._model.set_base(best.plan)
