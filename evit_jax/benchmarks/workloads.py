@@ -13,7 +13,7 @@ from evit_jax.reduction import registry
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.reduction.reducer import Modules, Reducer, modules_at
+from evit_jax.reduction.reducer import Modules, Reducer
 from evit_jax.reduction.reducers import EVIT
 
 
@@ -43,13 +43,17 @@ class Workload(NamedTuple):
     @property
     def modules(self) -> Modules:
         """The learned modules that the reducer needs in the model."""
-        return modules_at(self.reducer, self.reduce_at)
+        return self._budget.modules(self.config.patches(self.image_size), self.config.depth, self.config.macs)
 
     @property
     def plan(self) -> TokenPlan:
-        config, rates = self.config, (self.rate,) * len(self.reduce_at)
-        budget = TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.drop, self.r)
-        return budget.plans(config.patches(self.image_size), config.depth, config.macs)(1.0)
+        config = self.config
+        return self._budget.plans(config.patches(self.image_size), config.depth, config.macs)(1.0)
+
+    @property
+    def _budget(self):
+        rates = (self.rate,) * len(self.reduce_at)
+        return TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.drop, self.r)
 
     @property
     def macs(self) -> int:
