@@ -88,7 +88,8 @@ def test_predict_bad_image_gets_422_and_harms_no_other_request(port):
 
 
 @pytest.mark.parametrize('headers, body, status, reason', [
-    ({}, b'abc', 422, 'the request holds no image'), ({'Content-Type': 'image/png'}, b'', 422, 'curl -F image=@cat.jpg'),
+    ({}, b'abc', 422, 'the request holds no image'),
+    ({'Content-Type': 'image/png'}, b'', 422, 'curl -F image=@cat.jpg'),
     ({'Content-Type': 'multipart/form-data'}, b'abc', 400, 'Missing boundary'),
     ({'Content-Type': 'multipart/form-data; boundary=x'}, b'--y\r\n', 400, ''),
     ({'Content-Type': 'multipart/form-data; boundary=x'}, b'--x\r\n\r\n', 400, ''),
