@@ -32,7 +32,7 @@ class ServeSettings(NamedTuple):
     engine: str = 'jax'
     max_batches: Sequence[int] = (1, 16)  # largest batches of the servers that are measured, one after another
     clients: Sequence[int] = (1, 8, 64)
-    seconds: float = 30.0            # of all loads together
+    seconds: float = 30.0            # time of all loads together
     overload_seconds: float = 60.0   # 0: no overload
     hostile: int = 10_000            # number of hostile uploads
 
