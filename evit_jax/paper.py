@@ -17,8 +17,7 @@ import pathlib
 
 from absl import flags, logging
 
-import evit_jax
-from evit_jax import cli
+from evit_jax import api, cli
 from evit_jax.benchmarks import report
 from evit_jax.comparison.paper_rows import TABLES, PaperRow
 from evit_jax.inference.model import VisionModel
@@ -27,7 +26,8 @@ PROGRAMS = {  # tables without rows -> the program that measures them
     'motivation': 'python -m evit_jax.visualize drop {weights}/deit_s-1-224 --masks=MASKS --config=CONFIG',
     'tradeoff': 'python -m evit_jax.benchmark model --models=deit_s,lvvit_s --rates=1,0.9,0.8,0.7,0.6,0.5'}
 _SUFFIXES = '', '.pth', '.pth.tar', '.safetensors'
-_HEAD = ['row', 'weights', 'size', 'G MACs', 'ours', 'M parameters, ours', 'top-1', 'ours', 'top-5', 'ours', 'speed-up, paper']
+_HEAD = ['row', 'weights', 'size', 'G MACs', 'ours', 'M parameters, ours', 'top-1', 'ours', 'top-5', 'ours',
+         'speed-up, paper']
 _OPERATIONS = 2  # per multiply-accumulate
 
 _DATA = flags.DEFINE_string('data', '', 'Folder of ImageNet with train/ and val/; empty: no row is evaluated.')
@@ -83,10 +83,10 @@ def _evaluated(row, out):
     if not _DATA.value or path is None:
         return None
     logging.info('%s, %s: evaluating %s', row.table, row.name, path)
-    model = evit_jax.load(path)
+    model = api.load(path)
     loaded = model.loaded._replace(budget=model.loaded.budget._replace(fuse=row.fuse), image_size=row.size)
     model = VisionModel(loaded).with_plan(plan=row.plan)
-    result = evit_jax.evaluate(model, str(pathlib.Path(_DATA.value).expanduser() / 'val'))
+    result = api.evaluate(model, str(pathlib.Path(_DATA.value).expanduser() / 'val'))
     file.write_text(json.dumps(result) + '\n')
     return result
 
