@@ -102,9 +102,9 @@ def train(config: Any, *, workdir: str | os.PathLike, model: VisionModel | None 
       workdir: folder of the run for checkpoints, metrics and pictures.
       model: model to start from. Its architecture, reducer, token budget and preprocessing replace those of the config.
         The head is reinitialised if the data have another number of classes.
-      train, test: training and test data, which replace those of the config: a tuple (images, labels) of numpy arrays,
-        the path of a folder with one subfolder of images for each class, a sequence of records, or a source; see
-        `as_source`. Give both or neither.
+      train: training data, which replace those of the config: a tuple (images, labels) of numpy arrays, the path of a
+        folder with one subfolder of images for each class, a sequence of records, or a source; see `as_source`.
+      test: test data, in any of these forms. Give both or neither.
       accept_changes: resume even if the run in the workdir has another config.
 
     Raises:

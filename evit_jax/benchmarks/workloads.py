@@ -99,7 +99,7 @@ class WorkloadLists(NamedTuple):
     train: bool = False                     # True to also measure the training step of each workload
     reducers: Sequence[str | Reducer] | None = None  # a reducer that cannot fuse is measured without fusion
     r: Sequence[int] = ()                   # numbers of tokens to merge in every block, in addition to the rates
-    plans: Sequence[PlanFile] = ()          # plans to measure in addition to the rates; see `_reductions_of_plans`
+    plans: Sequence[PlanFile] = ()          # plans to measure in addition to the rates; see `reductions_of_plans`
     gather_impls: Sequence[str] = ('',)     # gathers of reducers that keep tokens by rank; '' is the platform's best
 
 
@@ -129,14 +129,14 @@ def combine(lists: WorkloadLists) -> list[Workload]:
     requested = None if lists.reducers is None else [registry.get_reducer(name) for name in lists.reducers]
     selected = [find_model('--models', name) for name in lists.names]
     _check_merging(lists.r, [reducer for model in selected for reducer in requested or [model.budget.reducer]])
-    unmatched = [plan for plan in lists.plans if not any(_is_for(plan, model) for model in selected)]
+    unmatched = [plan for plan in lists.plans if not any(is_for(plan, model) for model in selected)]
     workloads = {}
     for model in selected:
         sizes = lists.image_sizes or [model.image_size]
-        plans = [plan for plan in lists.plans if _is_for(plan, model)] + unmatched  # refused by `_reductions_of_plans`
+        plans = [plan for plan in lists.plans if is_for(plan, model)] + unmatched  # refused by `reductions_of_plans`
         own_reducers = requested or [model.budget.reducer]
         by_rate = _reductions(model, lists, own_reducers)
-        by_plan = [(_reductions_of_plans(plans, model, size, own_reducers), [size]) for size in sizes]
+        by_plan = [(reductions_of_plans(plans, model, size, own_reducers), [size]) for size in sizes]
         trained_size = [model.image_size] if model.run and model.image_size in sizes else []
         for reductions, at_sizes in (by_rate, sizes), ([_trained_reduction(model)], trained_size), *by_plan:
             for step, size, batch, dtype in itertools.product((False, True)[:1 + lists.train], at_sizes,
@@ -166,11 +166,12 @@ def _reductions(model: BenchmarkModel, lists: WorkloadLists, own_reducers: Seque
             for (rate, r, reducer), fused in itertools.product(amounts, fuse)]
 
 
-def _is_for(plan: PlanFile, model: BenchmarkModel) -> bool:
+def is_for(plan: PlanFile, model: BenchmarkModel) -> bool:
+    """Returns True if a plan file is for the architecture of a model."""
     return plan.is_for(model.name, digest_of_architecture(model.config))
 
 
-def _reductions_of_plans(plans: Sequence[PlanFile], model: BenchmarkModel, image_size: int,
+def reductions_of_plans(plans: Sequence[PlanFile], model: BenchmarkModel, image_size: int,
                          own_reducers: Sequence[Reducer]) -> list[dict[str, Any]]:
     """Returns the workload fields for plan files: with the reducer of the file, or else with each of the reducers.
 
