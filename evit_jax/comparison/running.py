@@ -151,7 +151,8 @@ def _run(comparison, cell, folder):
                                     comparison.out / 'features' / cell._replace(setting='features').name)
     else:
         metrics, model = _evaluate(comparison, flat), _model(comparison, flat, comparison.dense)
-    if count := comparison.config.get('record', 0):
+    count = comparison.config.get('record', 0)
+    if count and cell.setting != 'probe':  # the tokens of a probe are those of k-NN
         recording.record(model, _sources(comparison, flat)[1], count, folder)
     return {name: metrics[name] for name in _RESULT_KEYS}
 
