@@ -15,10 +15,10 @@ READY := .venv/.ready
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-slow test-slurm soak lint docs clean
+.PHONY: help venv train test test-slow test-slurm test-browser bench-gpu soak lint docs clean
 
 help:  ## Lists the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
 venv: $(READY)  ## Builds .venv with PYTHON= (3.11 to 3.13); rebuilds it after a change of requirements.txt
 
@@ -43,6 +43,12 @@ test-slow: $(READY)  ## Runs the slow tests
 
 test-slurm: $(READY)  ## Runs the tests against a real Slurm (apt-get install slurm-wlm munge)
 	$(BIN)/python -m pytest -m slurm -n 0 tests/launch/slurm $(ARGS)
+
+test-browser: $(READY)  ## Runs the tests in a browser (apt-get install chromium chromium-driver)
+	$(BIN)/python -m pytest -m browser -n 0 tests/serving $(ARGS)
+
+bench-gpu: $(READY)  ## Measures models on one GPU in 8 minutes; writes gpu.json and gpu.md
+	$(BIN)/python -m evit_jax.benchmark gpu --config configs/deit_s.py --json gpu.json --markdown gpu.md $(ARGS)
 
 soak: $(READY)  ## Kills a short training KILLS= times and compares its result
 	$(BIN)/python -m tests.soak --kills $(KILLS)

@@ -65,8 +65,9 @@ KEYS = {
                            'quarters of the depth', '[0, inf]', special=-1),
     'model.fuse': Key(True, 'fuse the dropped tokens into one, if the reducer can'),
 
-    'reducer.name': Key('evit', 'method: evit, tome, ward, prune_merge, pitome, tofu, dpcknn, kmedoids or dynamicvit; '
-                        'baselines: random, least, pool, heuristic'),
+    'reducer.name': Key('evit', 'method: evit, topk, ats, tome, ward, prune_merge, pitome, tofu, dpcknn, kmedoids; '
+                        'learned modules: dynamicvit, sit, patchmerger, sinkhorn; baselines: random, least, pool, '
+                        'heuristic'),
     'reducer.r': Key(0, 'number of tokens merged in every block, by a method that merges; replaces the keep rates',
                      '[0, inf]'),
     'reducer.decreasing': Key(False, 'r falls linearly from 2 r in the first block to 0 in the last'),

@@ -26,8 +26,9 @@ from evit_jax.planning import image_search
 from evit_jax.planning.fidelity_search import METHODS
 from evit_jax.planning.search import parse_target
 from evit_jax.planning.speed_up import Settings
+from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import make_plan
-from evit_jax.reduction.reducer import Reducer, modules_at
+from evit_jax.reduction.reducer import Reducer
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import backend, distributed, storage
 from evit_jax.training import evaluation, loop
@@ -79,7 +80,8 @@ def create_model(model: str | ViTConfig, *, keep_rate: float = 0.7, num_classes:
     config = models.get_config(model) if isinstance(model, str) else model
     reduce_at = config.default_reduce_at if reduce_at is None else tuple(reduce_at)
     config = dataclasses.replace(config, classes=num_classes or len(class_names) or config.classes)
-    modules = modules_at(reducer, reduce_at)
+    budget = TokenBudget(reducer, tuple(reduce_at), True, (keep_rate,) * len(reduce_at))
+    modules = budget.modules(config.patches(config.image_size), config.depth, config.macs)
     params = jax.device_get(models.create(config, modules=modules).init(jax.random.key(seed)))
     created = loaded.from_arrays('', weights.by_name(params), {
         'class_names': list(class_names), model_configs.KEY: model_configs.to_json(config), 'config': {

@@ -1,6 +1,7 @@
 """Measures speed: python -m evit_jax.benchmark input --config configs/deit_s.py --workers 4
                 python -m evit_jax.benchmark model --models deit_s --rates 1,0.7,0.5 --batches 1,16 --dtypes float32
                 python -m evit_jax.benchmark model --models runs/digits --batches 16 --json speed.json
+                python -m evit_jax.benchmark gpu --config configs/deit_s.py --dtypes bfloat16 --json gpu.json
                 python -m evit_jax.benchmark tpu --config configs/deit_s.py --topology v5e:16x16
 
 input measures images per second and per CPU-second of each input stage, of the whole pipeline with --workers processes,
@@ -14,6 +15,9 @@ takes names of models, runs, files and folders of weights (.pth, .safetensors, H
 A run is measured with its own model config, image size, blocks and reducer, and with its own plan in addition to the
 rates. Pass the file of --json to `visualize tradeoff`, together with the run. On a CPU, limit the threads by `taskset`.
 
+gpu measures DeiT-S, DeiT-B and DINOv2's ViT-S on one device within --minutes, the most important cases first: dense,
+rates, ToMe and plans, batches of 64, 1 and 256, the training step, and implementations of attention.
+
 tpu compiles the training and the evaluation step for a TPU slice and reports the compiler's figures: memory, FLOPs,
 collectives, and an estimate of the speed. It needs no TPU and no data, but the extra [tpu-aot].
 """
@@ -26,7 +30,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from evit_jax import cli, models
-from evit_jax.benchmarks import input_speed, model_speed, model_tables, report, tpu, workloads
+from evit_jax.benchmarks import gpu, input_speed, model_speed, model_tables, report, torch_evit, tpu, workloads
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.models.config import parse_size
@@ -76,6 +80,7 @@ _AGAINST = flags.DEFINE_list('against', [], f'Also measure these engines: {", ".
                              'Runtime and OpenVINO run the ONNX files of the same models, on the CPU.')
 _PRECISIONS = flags.DEFINE_list('precision', ['float32'], 'Precisions of the engines that run ONNX files: float32, '
                                 'bfloat16 (OpenVINO, on a CPU that has it).')
+_MINUTES = flags.DEFINE_float('minutes', 8.0, 'gpu: time limit. Cases that do not fit are listed.', lower_bound=0.01)
 _MARKDOWN = flags.DEFINE_string('markdown', None, 'Markdown file to write the tables to.')
 _JSON = flags.DEFINE_string('json', None, 'JSON file to write the results to, with machine, versions and date.')
 
@@ -111,20 +116,51 @@ def measure_model() -> None:
     report.check_writable('--markdown', _MARKDOWN.value)
     jax.config.update('jax_enable_compilation_cache', False)  # otherwise compile times would only include cache reads
 
-    def setup_run(workload):
-        return experiment.setup(configs[workload], mesh=sharding.data_mesh(workload.batch_size, jax.devices()[:1]),
-                                sources=_unread_sources(configs[workload]), model_config=workload.run_config)
-
     measurement = model_speed.measure(selected, rounds=_ROUNDS.value, seconds=_SECONDS.value,
                                       against=_AGAINST.value, precisions=_PRECISIONS.value,
-                                      setup_run=setup_run)
-    print(model_tables.metadata(measurement))
-    print(*(report.table(*table) for table in model_tables.tables(measurement)), sep='\n\n')
-    print(*model_tables.remarks(measurement), sep='\n')
+                                      setup_run=lambda workload: _setup_run(workload, configs[workload]))
+    _write(measurement)
+    _print(measurement)
+
+
+def measure_gpu() -> None:
+    """Measures the models of `gpu.MODELS`, or those of --models; prints and writes the results after each group."""
+    backend.start()
+    _config('gpu --config configs/deit_s.py')
+    report.check_writable('--json', _JSON.value)
+    report.check_writable('--markdown', _MARKDOWN.value)
+    jax.config.update('jax_enable_compilation_cache', False)  # otherwise compile times would only include cache reads
+    plans = [read_plan_file(file) for file in _PLANS.value]
+    limits = gpu.Limits(minutes=_MINUTES.value, dtype=(_DTYPES.value or ['bfloat16'])[0])
+    if _BATCHES.present:
+        batches = cli.numbers('batches', _BATCHES.value, int)
+        limits = limits._replace(batch_sizes=tuple(batches), train_batch=batches[0])
+    measurement = gpu.measure(_gpu_models(), limits, against=_AGAINST.value, plans=plans, on_group=_write,
+                              setup_run=lambda workload: _setup_run(workload, _training_config(workload)))
+    _print(measurement)
+
+
+def _write(measurement):
+    """Writes the results of model or gpu to the files of --json and --markdown."""
     if _JSON.value:
         report.write_json(_JSON.value, {'measurement': 'model'} | measurement)
     if _MARKDOWN.value:
         pathlib.Path(_MARKDOWN.value).write_text(model_tables.markdown(measurement))
+
+
+def _print(measurement):
+    print(model_tables.metadata(measurement))
+    print(*(report.table(*table) for table in model_tables.tables(measurement)), sep='\n\n')
+    print(*model_tables.remarks(measurement), sep='\n')
+
+
+def _gpu_models():
+    """Returns the models to measure: those of --models at --image_sizes, or the default ones."""
+    if not _MODELS.present:
+        return gpu.MODELS
+    sizes = [parse_size(text, 'image_sizes') for text in _SIZES.value]
+    return [gpu.MeasuredModel(name, size, trained=True) for name in _MODELS.value
+            for size in sizes or [models.get_config(name).image_size]]
 
 
 def compile_for_tpu() -> None:
@@ -186,18 +222,23 @@ def _workloads():
 
 
 def _check_torch(selected):
-    """Raises a ValueError if our PyTorch model does not implement a workload."""
+    """Raises a ValueError if our PyTorch model does not implement a model. Warns of reducers that it lacks."""
+    for workload in selected:
+        torch_evit.check_config(workload.config)
     if other := [workload for workload in selected if workload.reducer != EVIT]:
-        raise ValueError(f'--against=torch implements EViT, not {other[0].reducer}: leave one of them out')
-    if distilled := [workload for workload in selected if workload.config.distilled]:
-        raise ValueError(f'--against=torch has no distillation token, and {distilled[0]} has one: leave one of them '
-                         'out')
+        logging.warning('--against=torch implements EViT only: %s and others are measured without it', other[0])
 
 
 def _config(example):
     if _CONFIG.value is None:
         raise ValueError(f'give --config FILE, as in: python -m evit_jax.benchmark {example}')
     return _CONFIG.value
+
+
+def _setup_run(workload, config):
+    """Sets up the run of a training workload on one device. No data are read."""
+    return experiment.setup(config, mesh=sharding.data_mesh(workload.batch_size, jax.devices()[:1]),
+                            sources=_unread_sources(config), model_config=workload.run_config)
 
 
 def _training_config(workload):
@@ -238,4 +279,4 @@ def _training_source(config):
 
 
 if __name__ == '__main__':
-    cli.run({'input': measure_input, 'model': measure_model, 'tpu': compile_for_tpu})
+    cli.run({'input': measure_input, 'model': measure_model, 'gpu': measure_gpu, 'tpu': compile_for_tpu})

@@ -31,6 +31,7 @@ from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import read_metadata
 from evit_jax.data.names import in_one_line
 from evit_jax.interchange.opening import open_model
+from evit_jax.models.config import parse_size
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.registry import list_reducers
@@ -58,9 +59,12 @@ _DTYPE = flags.DEFINE_enum('dtype', None, sorted({*artifact.TOLERANCE, *onnx_art
                            'computation; default: as in training, with --format=onnx float32.')
 _INPUT_DTYPE = flags.DEFINE_enum('input_dtype', 'uint8', onnx_artifact.INPUT_DTYPES, 'Dtype of the images of '
                                  '--format=onnx, with values from 0 to 255.')
+_IMAGE_SIZE = flags.DEFINE_string('image_size', None, 'Side of the images, or HEIGHTxWIDTH, in pixels; default: as in '
+                                  'training. Position embeddings are resized.')
+flags.DEFINE_alias('image-size', 'image_size')
 _EMA = flags.DEFINE_bool('ema', False, 'Export the moving average of the weights.')
 _FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'onnx', 'orbax'], 'Format of DIR.')
-_PROGRAM_FLAGS = _RATES, _TOKENS, _R, _PLANS, _REDUCER, _PLATFORMS, _KEPT, _DTYPE, _INPUT_DTYPE
+_PROGRAM_FLAGS = _RATES, _TOKENS, _R, _PLANS, _REDUCER, _PLATFORMS, _KEPT, _DTYPE, _INPUT_DTYPE, _IMAGE_SIZE
 _ONLY = {'onnx': (_INPUT_DTYPE,), 'stablehlo': (_PLATFORMS,)}  # flags of one format
 
 
@@ -74,7 +78,7 @@ def main(checkpoint: str, dst: str) -> None:
         raise ValueError(f'{dst} exists, and is not overwritten: give another DIR')
     plan_arguments, platforms = _plan_arguments(), _platforms()
     _check_format()
-    trained = open_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value)
+    trained = _at_image_size(open_model(checkpoint, ema=_EMA.value).with_reducer(_REDUCER.value))
     logging.info('%s, step %d of %s', trained.name, trained.step, checkpoint)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params))
     if _FORMAT.value == 'orbax':
@@ -95,6 +99,15 @@ def main(checkpoint: str, dst: str) -> None:
                 artifact.write(unfinished, trained, plans, platforms=platforms, kept=_KEPT.value, ema=_EMA.value)
                 _check(unfinished, trained, plans, platforms)
     logging.info('%s is written', dst)
+
+
+def _at_image_size(trained: LoadedModel) -> LoadedModel:
+    """Returns the model for images of --image_size."""
+    if _IMAGE_SIZE.value is None:
+        return trained
+    image_size = parse_size(_IMAGE_SIZE.value, 'image_size')
+    trained.config.patches(image_size)  # a size that is no multiple of the patch size is an error
+    return trained._replace(image_size=image_size)
 
 
 def _check_format() -> None:

@@ -20,6 +20,7 @@ MAY_IMPORT['interchange'] = {'runtime', 'kernels', 'reduction', 'models', 'data'
 MAY_IMPORT['training'] = {*MAY_IMPORT}
 for _above in ('inference', 'serving', 'comparison', 'benchmarks', 'planning'):
     MAY_IMPORT[_above] = set(MAY_IMPORT)
+MAY_IMPORT['comparison'] |= {'inference'}  # its cells without training classify features by k-NN
 MAY_IMPORT |= {'config_errors': {'configs', 'runtime'}, 'cli': {'config_errors'}}
 HEAVY = {'tensorflow', 'torch', 'torchvision', 'timm', 'keras', 'clu'}  # clu.metric_writers imports TensorFlow
 LIGHT = {'clu.metrics.Average', 'clu.parameter_overview'}  # modules of clu that do not import TensorFlow

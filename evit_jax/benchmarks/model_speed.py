@@ -11,6 +11,7 @@ from evit_jax.benchmarks import cases, onnx_cases, report, timing, torch_evit
 from evit_jax.benchmarks.cases import JAX, BenchmarkCase
 from evit_jax.benchmarks.timing import Times
 from evit_jax.benchmarks.workloads import Workload
+from evit_jax.reduction.reducers import EVIT
 from evit_jax.serving import runtimes
 from evit_jax.training.experiment import Experiment
 
@@ -74,7 +75,7 @@ def _prepare(workloads, engines, setup_run) -> tuple[list[BenchmarkCase], dict[W
     """Compiles and runs every case, and checks the logits of other engines against ours."""
     cache, begin, ready = cases.ModelCache(), time.perf_counter(), []
     files = onnx_cases.OnnxFiles(cache)
-    total = sum(1 + len(engines) * (not workload.train) for workload in workloads)
+    total = sum(1 + len(_engines_of(workload, engines)) for workload in workloads)
 
     def add(case):
         ready.append(case)
@@ -90,12 +91,18 @@ def _prepare(workloads, engines, setup_run) -> tuple[list[BenchmarkCase], dict[W
     # A device reports only the highest peak so far, so cases run in the order of their memory.
     memories = {case.workload: measure_memory(case) for case in sorted(ours, key=lambda case: case.peak_bytes)}
     for case in ours:
-        for engine in engines if not case.workload.train else ():
+        for engine in _engines_of(case.workload, engines):
             other = (onnx_cases.onnx_case(case.workload, engine, cache, files) if onnx_cases.is_runtime(engine)
                      else cases.baseline_case(case.workload, engine, cache))
             check_logits(case, other)
             add(other)
     return ready, memories
+
+
+def _engines_of(workload, engines) -> list[str]:
+    """Returns the engines that run a workload: none a training step, PyTorch only EViT."""
+    return [engine for engine in engines if not workload.train
+            and (onnx_cases.is_runtime(engine) or workload.reducer == EVIT)]
 
 
 def measure_memory(case: BenchmarkCase) -> Memory:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from evit_jax.benchmarks import report
+from evit_jax.benchmarks import attention_speed, report
 from evit_jax.benchmarks.cases import JAX
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers, rows
@@ -37,6 +37,8 @@ def tables(measurement: dict[str, Any]) -> list[Table]:
             cells = [(case, *(text(by_case[case, engine]) for engine in engines)) for case in compared]
             if cells := [line for line in cells if {*line[1:]} != {_EMPTY}]:
                 result.append(((title, *engines), cells))
+    if 'attention' in measurement:
+        result.append(attention_speed.table(measurement['attention']))
     return result
 
 
@@ -65,6 +67,11 @@ def remarks(measurement: dict[str, Any]) -> list[str]:
     if len({row['engine'] for row in rows}) > 1:
         lines.append('In parentheses: the speed of JAX relative to this engine. Both return the same logits for the '
                      'same weights and images.')
+    if measurement.get('attention'):
+        lines.append('attention: speed of each implementation relative to ours; cudnn and xla are those of '
+                     'jax.nn.dot_product_attention.')
+    if left_out := measurement.get('left_out'):
+        lines.append(f'{len(left_out)} cases did not fit in the time limit: {"; ".join(left_out)}.')
     return lines
 
 

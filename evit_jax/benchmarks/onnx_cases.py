@@ -15,9 +15,10 @@ from evit_jax import models
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.cases import NUM_INPUTS, BenchmarkCase, ModelCache
 from evit_jax.benchmarks.workloads import Workload
-from evit_jax.checkpoints.weights import by_name, fitted
+from evit_jax.checkpoints.weights import by_name
 from evit_jax.models.config import as_hw
 from evit_jax.serving import onnx_artifact, runtimes
+from evit_jax.serving.artifact import apply_by_name
 
 BFLOAT16 = 'bfloat16'  # ends the name of an engine that computes in bfloat16
 _PAGE = 4096  # bytes
@@ -72,13 +73,12 @@ class OnnxFiles:
         """Writes the file of a workload. It maps normalised float32 images to logits."""
         from evit_jax.serving.jaxpr_to_onnx.convert import to_onnx
         from evit_jax.serving.jaxpr_to_onnx.graph import WeightFile
-        params = self._cache.params(workload.config, workload.run, workload.modules)
-        config, params = models.fold_batchnorm(workload.config, jax.device_get(params))
-        model, plan = models.create(config, modules=workload.modules), workload.plan
-        like = jax.eval_shape(model.init, jax.random.key(0))
+        params = jax.device_get(self._cache.params(workload.config, workload.run, workload.modules))
+        config, params = models.fold_batchnorm(workload.config, params)
+        apply = apply_by_name(config, workload.plan, modules=workload.modules, path=workload.run)
 
-        def program(weights: dict[str, Any], images: jax.Array) -> dict[str, jax.Array]:
-            return {'logits': model.apply(fitted(weights, like, workload.run), images, plan)[0]}
+        def program(weights: dict[str, Any], images: jax.Array) -> dict[str, Any]:
+            return {'logits': apply(weights, images)[0]}
 
         file = pathlib.Path(tempfile.mkdtemp(dir=self._folder.name)) / 'model.onnx'
         converted = to_onnx(program, by_name(params), (*as_hw(workload.image_size), 3), np.dtype(jnp.float32),

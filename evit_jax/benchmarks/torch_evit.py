@@ -17,6 +17,9 @@ from evit_jax.models.config import ViTConfig
 from evit_jax.models.lvvit import TOKEN_SHARE, LVViTConfig
 from evit_jax.reduction.plan import TokenPlan
 
+# Config fields that must have their default values.
+_FIXED = ('activation', 'pooling', 'distilled', 'class_token', 'registers', 'absolute_positions', 'rope', 'qk_norm',
+          'pre_norm', 'swiglu')
 EAGER, FULL_ATTENTION, COMPILED = ENGINES = 'torch', 'torch, plain attention', 'torch.compile'
 
 
@@ -57,6 +60,14 @@ def configure(device: str, threads: int, programs: int) -> str:
     return torch.__version__
 
 
+def check_config(config: ViTConfig) -> None:
+    """Raises a ValueError if the model is not a plain ViT or LV-ViT with a class token."""
+    plain = ViTConfig()
+    if other := [name for name in _FIXED if getattr(config, name) != getattr(plain, name)]:
+        raise ValueError(f'--against=torch implements {other[0]}={getattr(plain, other[0])!r} only, and this model has '
+                         f'{getattr(config, other[0])!r}: leave the model or --against=torch out')
+
+
 class TorchEViT:
     """A ViT without distillation token. It supports any token plan for its image size."""
 
@@ -69,12 +80,9 @@ class TorchEViT:
           device: 'cpu' or 'gpu'.
 
         Raises:
-          ValueError: the activation or pooling of the model is not implemented here.
+          ValueError: the architecture is not implemented here.
         """
-        assert not config.distilled
-        if (config.activation, config.pooling) != ('gelu', 'token'):
-            raise ValueError(f'--against=torch computes exact GELU and reads the class token, and this model has '
-                             f'activation={config.activation} and pooling={config.pooling}: leave it out')
+        check_config(config)
         self._torch, self._config = import_torch(), config
         self._f = self._torch.nn.functional
         self._dtype, self._device = getattr(self._torch, dtype), 'cuda' if device == 'gpu' else device
@@ -114,7 +122,8 @@ class TorchEViT:
         for block, keep in enumerate(plan.keep):
             x = self._block(x, f'blocks.{block}.', keep, plan.fused, full_attention, ranks)
         if not self._is_lvvit:
-            return self._linear(self._norm(x[:, 0], 'norm'), 'head')
+            features = self._norm(x[:, 0], 'norm')
+            return self._linear(features, 'head') if self._config.classes else features
         x = self._norm(x, 'norm')
         fused = self._fused_mask(ranks, plan)
         token_logits = self._linear(x[:, 1:], 'aux_head')
@@ -153,12 +162,18 @@ class TorchEViT:
         """Applies a transformer block. A reduction takes place before the MLP; kept indices are appended to `ranks`."""
         branch, attention = self._attention_branch(self._norm(x, name + 'norm1'), name + 'attn.', keep is not None,
                                                    full_attention)
-        x = x.add(branch, alpha=self._config.residual_scale)
+        x = x.add(self._scale(branch, name + 'ls1'), alpha=self._config.residual_scale)
         if keep is not None:
             ranks.append(attention.topk(keep, dim=1).indices)
             x = self._reduce(x, attention, ranks[-1], fused)
         hidden = self._f.gelu(self._linear(self._norm(x, name + 'norm2'), name + 'mlp.fc1'))
-        return x.add(self._linear(hidden, name + 'mlp.fc2'), alpha=self._config.residual_scale)
+        mixed = self._scale(self._linear(hidden, name + 'mlp.fc2'), name + 'ls2')
+        return x.add(mixed, alpha=self._config.residual_scale)
+
+    def _scale(self, x, name):
+        """Applies LayerScale if the model has it."""
+        gamma = self._weights.get(name + '.gamma')
+        return x if gamma is None else x * gamma
 
     def _attention_branch(self, x, name, reduces, full_attention):
         """Returns the output [B, N, D], and the class attention [B, N - 1], or None if the block does not reduce."""

@@ -13,7 +13,7 @@ from evit_jax.reduction import registry
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.reduction.reducer import Modules, Reducer, modules_at
+from evit_jax.reduction.reducer import Modules, Reducer
 from evit_jax.reduction.reducers import EVIT
 
 
@@ -43,13 +43,17 @@ class Workload(NamedTuple):
     @property
     def modules(self) -> Modules:
         """The learned modules that the reducer needs in the model."""
-        return modules_at(self.reducer, self.reduce_at)
+        return self._budget.modules(self.config.patches(self.image_size), self.config.depth, self.config.macs)
 
     @property
     def plan(self) -> TokenPlan:
-        config, rates = self.config, (self.rate,) * len(self.reduce_at)
-        budget = TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.drop, self.r)
-        return budget.plans(config.patches(self.image_size), config.depth, config.macs)(1.0)
+        config = self.config
+        return self._budget.plans(config.patches(self.image_size), config.depth, config.macs)(1.0)
+
+    @property
+    def _budget(self):
+        rates = (self.rate,) * len(self.reduce_at)
+        return TokenBudget(self.reducer, self.reduce_at, self.fused, rates, self.tokens, self.drop, self.r)
 
     @property
     def macs(self) -> int:
@@ -95,7 +99,7 @@ class WorkloadLists(NamedTuple):
     train: bool = False                     # True to also measure the training step of each workload
     reducers: Sequence[str | Reducer] | None = None  # a reducer that cannot fuse is measured without fusion
     r: Sequence[int] = ()                   # numbers of tokens to merge in every block, in addition to the rates
-    plans: Sequence[PlanFile] = ()          # plans to measure in addition to the rates; see `_reductions_of_plans`
+    plans: Sequence[PlanFile] = ()          # plans to measure in addition to the rates; see `reductions_of_plans`
     gather_impls: Sequence[str] = ('',)     # gathers of reducers that keep tokens by rank; '' is the platform's best
 
 
@@ -125,14 +129,14 @@ def combine(lists: WorkloadLists) -> list[Workload]:
     requested = None if lists.reducers is None else [registry.get_reducer(name) for name in lists.reducers]
     selected = [find_model('--models', name) for name in lists.names]
     _check_merging(lists.r, [reducer for model in selected for reducer in requested or [model.budget.reducer]])
-    unmatched = [plan for plan in lists.plans if not any(_is_for(plan, model) for model in selected)]
+    unmatched = [plan for plan in lists.plans if not any(is_for(plan, model) for model in selected)]
     workloads = {}
     for model in selected:
         sizes = lists.image_sizes or [model.image_size]
-        plans = [plan for plan in lists.plans if _is_for(plan, model)] + unmatched  # refused by `_reductions_of_plans`
+        plans = [plan for plan in lists.plans if is_for(plan, model)] + unmatched  # refused by `reductions_of_plans`
         own_reducers = requested or [model.budget.reducer]
         by_rate = _reductions(model, lists, own_reducers)
-        by_plan = [(_reductions_of_plans(plans, model, size, own_reducers), [size]) for size in sizes]
+        by_plan = [(reductions_of_plans(plans, model, size, own_reducers), [size]) for size in sizes]
         trained_size = [model.image_size] if model.run and model.image_size in sizes else []
         for reductions, at_sizes in (by_rate, sizes), ([_trained_reduction(model)], trained_size), *by_plan:
             for step, size, batch, dtype in itertools.product((False, True)[:1 + lists.train], at_sizes,
@@ -162,11 +166,12 @@ def _reductions(model: BenchmarkModel, lists: WorkloadLists, own_reducers: Seque
             for (rate, r, reducer), fused in itertools.product(amounts, fuse)]
 
 
-def _is_for(plan: PlanFile, model: BenchmarkModel) -> bool:
+def is_for(plan: PlanFile, model: BenchmarkModel) -> bool:
+    """Returns True if a plan file is for the architecture of a model."""
     return plan.is_for(model.name, digest_of_architecture(model.config))
 
 
-def _reductions_of_plans(plans: Sequence[PlanFile], model: BenchmarkModel, image_size: int,
+def reductions_of_plans(plans: Sequence[PlanFile], model: BenchmarkModel, image_size: int,
                          own_reducers: Sequence[Reducer]) -> list[dict[str, Any]]:
     """Returns the workload fields for plan files: with the reducer of the file, or else with each of the reducers.
 

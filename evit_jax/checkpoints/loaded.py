@@ -21,7 +21,7 @@ from evit_jax.models.config import ImageSize, ViTConfig
 from evit_jax.reduction.budget import TokenBudget
 from evit_jax.reduction.plan import TokenPlan, merge_plan
 from evit_jax.reduction.plan_file import PlanFile, read_plan_file
-from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, Reducer, modules_at, modules_of
+from evit_jax.reduction.reducer import NO_MODULES, PARAMS, Modules, Reducer, modules_of
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.runtime import machine, storage
 
@@ -88,7 +88,7 @@ class LoadedModel(NamedTuple):
         Args:
           seed: seed of the random weights.
         """
-        modules = modules_at(self.budget.reducer, self.budget.reduce_at)
+        modules = self.budget.modules(self.config.patches(self.image_size), self.config.depth, self.config.macs)
         fresh = models.create(self.config, modules=modules).init(jax.random.key(seed))
         params = self.params | {PARAMS: jax.device_get(fresh[PARAMS])}
         return self._replace(params=params, modules=modules)
@@ -146,7 +146,8 @@ class LoadedModel(NamedTuple):
         config, budget = self.config, self.budget
         options = {key: getattr(config, key) for key in ('classes', 'distilled', *models.NOT_IN_SHAPES)}
         rates = {'rate': budget.rates[0] if budget.rates else 1.0, 'rates': budget.rates}
-        modules = {'reducer': self.modules.reducer.name, 'blocks': self.modules.blocks} if self.modules.count else None
+        modules = {'reducer': self.modules.reducer.name, 'blocks': self.modules.blocks,
+                   'tokens': self.modules.tokens} if self.modules.count else None
         return ({'modules': modules} if modules else {}) | {
             'class_names': list(self.class_names), model_configs.KEY: model_configs.to_json(config),
             'config': {
@@ -224,8 +225,8 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
     config = dataclasses.replace(config_of(path, metadata, settings), classes=0 if head is None else head.shape[-1])
     budget = saved_budget(settings)
     budget = budget._replace(reducer=reducer or budget.reducer)
-    saved = metadata.get('modules', {'reducer': budget.reducer, 'blocks': budget.reduce_at})
-    modules = modules_of(get_reducer(saved['reducer']), arrays, blocks=saved['blocks'])
+    image_size = models.image_size_of(settings) or config.image_size
+    modules = _modules_of(arrays, metadata.get('modules'), budget, config, image_size)
     like = jax.eval_shape(models.create(config, modules=modules).init, jax.random.key(0))
     class_names = ()
     if config.classes and not config.projection:
@@ -237,9 +238,17 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
     return LoadedModel(
         os.fspath(path), settings.get('model.name', CUSTOM), metadata.get('next_step', 0),
         weights.fitted(arrays, like, path), config, readable_names(class_names),
-        models.image_size_of(settings) or config.image_size, mean, std, settings['data.eval_crop'] or None,
+        image_size, mean, std, settings['data.eval_crop'] or None,
         machine.resolve_dtype(settings['model.dtype'], jax.default_backend()), budget, modules,
         settings['data.interpolation'] or weights.AS_DEIT['data.interpolation'], settings.get('base_model', ''))
+
+
+def _modules_of(arrays, saved, budget, config, image_size):
+    """Returns the learned modules in the arrays of a model, with the saved description of them, if there is one."""
+    if saved:
+        return modules_of(get_reducer(saved['reducer']), arrays, blocks=saved['blocks'], tokens=saved.get('tokens', ()))
+    trained = budget.modules(config.patches(image_size), config.depth, config.macs)
+    return modules_of(budget.reducer, arrays, blocks=budget.reduce_at, tokens=trained.tokens)
 
 
 def config_of(path: str | os.PathLike, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> ViTConfig:

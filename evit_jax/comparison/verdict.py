@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from evit_jax.comparison.cells import DENSE, SETTINGS
 
-_TITLES = {'untrained': 'without training', 'finetuned': 'fine-tuned', 'scratch': 'from scratch'}
+_TITLES = {'knn': 'k-NN, no training', 'probe': 'linear probe', 'untrained': 'without training',
+           'finetuned': 'fine-tuned', 'scratch': 'from scratch'}
 
 
 class Score(NamedTuple):
@@ -64,7 +65,8 @@ def orderings(all_scores: Sequence[Score], expected: Sequence[dict[str, str]]) -
     difference exceeds twice the standard error.
 
     Args:
-      expected: dicts with the keys better and worse (methods), setting, and worse_setting if it differs from setting.
+      expected: dicts with the keys better and worse (methods) and setting; worse_setting if it differs from setting;
+        share to compare at one cost instead of all; worse_share if the cost of the worse method differs.
     """
     by_key = {(score.setting, score.method, score.share): score for score in all_scores}
     lines = []
@@ -72,19 +74,28 @@ def orderings(all_scores: Sequence[Score], expected: Sequence[dict[str, str]]) -
         better, worse = ordering['better'], ordering['worse']
         setting, worse_setting = ordering['setting'], ordering.get('worse_setting', ordering['setting'])
         shares = {share for *key, share in by_key if key == [setting, better]}
+        if 'share' in ordering:
+            shares &= {ordering['share']}
         for share in sorted(shares, reverse=True):
-            if (worse_setting, worse, share) not in by_key:
+            worse_share = ordering.get('worse_share', share)
+            if (worse_setting, worse, worse_share) not in by_key:
                 continue
-            high, low = by_key[setting, better, share], by_key[worse_setting, worse, share]
-            differences = _differences(high.top1, low.top1)
-            least = 2 * math.hypot(high.error, low.error) if len(differences) == 1 else 0
-            verdict = ('confirmed' if min(differences) > least else 'contradicted' if max(differences) <= -least else
-                       'undecided')
-            by_seed = ', '.join(f'{100 * difference:+.1f}' for difference in differences)
-            lines.append(f'{better} ({_TITLES[setting]}) is better than {worse} ({_TITLES[worse_setting]}) at '
-                         f'{100 * share:g} % of the MACs: {verdict} '
-                         f'({100 * statistics.fmean(differences):+.1f} points; by seed {by_seed})')
+            costs = f'at {100 * share:g} % of the MACs'
+            if worse_share != share:
+                costs += f' and {100 * worse_share:g} %'
+            lines.append(f'{better} ({_TITLES[setting]}) is better than {worse} ({_TITLES[worse_setting]}) {costs}: '
+                         + _verdict(by_key[setting, better, share], by_key[worse_setting, worse, worse_share]))
     return lines
+
+
+def _verdict(high: Score, low: Score) -> str:
+    """Returns the verdict on an ordering, with the mean difference and that of each seed."""
+    differences = _differences(high.top1, low.top1)
+    least = 2 * math.hypot(high.error, low.error) if len(differences) == 1 else 0
+    verdict = ('confirmed' if min(differences) > least else 'contradicted' if max(differences) <= -least else
+               'undecided')
+    by_seed = ', '.join(f'{100 * difference:+.1f}' for difference in differences)
+    return f'{verdict} ({100 * statistics.fmean(differences):+.1f} points; by seed {by_seed})'
 
 
 def _differences(high: Sequence[float], low: Sequence[float]) -> list[float]:

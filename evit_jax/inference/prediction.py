@@ -10,7 +10,7 @@ from evit_jax.reduction.plan import TokenPlan
 # Outputs of the model that a prediction needs, in addition to the logits.
 OUTPUTS = ('kept', 'token_of_patch', 'patch_ids', 'class_attention', 'fused_weights')
 
-_NOT_FINITE = 'its logits are not finite: the computation overflows, which float32 (model.dtype) may prevent'
+NOT_FINITE = 'its logits are not finite: the computation overflows, which float32 (model.dtype) may prevent'
 
 
 class Guess(NamedTuple):
@@ -51,7 +51,7 @@ def predictions(outputs: Mapping[str, Any], images: Sequence[np.ndarray], plan: 
     for row, image in enumerate(images):
         logits = outputs['logits'][row]
         if not np.isfinite(logits).all():
-            yield Prediction('', problem=_NOT_FINITE, image=image)
+            yield Prediction('', problem=NOT_FINITE, image=image)
             continue
         kept, token_of_patch, entering, attention, fused_weights = (
             tuple(array[row] for array in outputs[name]) for name in OUTPUTS)
@@ -62,11 +62,17 @@ def predictions(outputs: Mapping[str, Any], images: Sequence[np.ndarray], plan: 
         else:
             attention = tuple(_by_patch(*pair, plan.patches) for pair in zip(entering, attention))
             token_of_patch = ()
-        yield Prediction('', top=_best(logits, class_names, top), logits=logits, image=image, kept=kept,
+        yield Prediction('', top=best_guesses(logits, class_names, top), logits=logits, image=image, kept=kept,
                          token_of_patch=token_of_patch, attention=attention, fused_weights=fused_weights)
 
 
-def _best(logits, class_names, top):
+def best_guesses(logits: np.ndarray, class_names: Sequence[str], top: int) -> tuple[Guess, ...]:
+    """Returns the likeliest classes, best first.
+
+    Args:
+      logits: [L] float32, finite.
+      top: maximum number of classes.
+    """
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
     return tuple(Guess(label, class_names[label], float(probabilities[label]))

@@ -78,7 +78,11 @@ def to_safetensors(src: str | os.PathLike, dst: str | os.PathLike, *, ema: bool 
     arrays, metadata = read_newest(src, 'ema' if ema else 'params')
     if not arrays:
         raise ValueError(f'the run in {src} kept no moving average: leave out --ema')
-    modules = modules_of(get_reducer(config.get('reducer.name', 'evit')), arrays)
+    reducer = get_reducer(config.get('reducer.name', 'evit'))
+    if reducer.has_sized_modules:
+        raise ValueError(f'{src}: PyTorch checkpoints have no layout for the learned modules of reducer {reducer}: use '
+                         'the run itself, as in evit_jax.load')
+    modules = modules_of(reducer, arrays)
     params = weights.fitted(arrays, torch_weights.template(model_config, modules), src)
     params, model_config = torch_weights.resized(params, model_config, image_size)
     arrays = torch_weights.to_torch(params, model_config, modules)

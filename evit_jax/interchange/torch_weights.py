@@ -130,7 +130,10 @@ def to_torch(params: Params, config: ViTConfig, modules: Modules = NO_MODULES) -
 
 
 def learned_modules(names: Iterable[str]) -> Modules:
-    """Detects the learned modules of a reducer by the names of the arrays in a state dict."""
+    """Detects the learned modules of a reducer by the names of the arrays in a state dict.
+
+    Modules of reducers with `has_sized_modules` are not detected.
+    """
     names = list(names)
     reducers = map(get_reducer, list_reducers())
     candidates = (modules_of(reducer, names, reducer.checkpoint_prefix) for reducer in reducers)

@@ -32,7 +32,8 @@ def macs(config: Any, plan: TokenPlan) -> int:
     prefix = config.num_prefix_tokens
     blocks = sum(block_macs(n_in + prefix, n_out + prefix, config.width, mlp_macs(config))
                  for n_in, n_out in zip(plan.attending, plan.counts, strict=True))
-    learned = sum(plan.reducer.module_macs(plan.entering[block], config.width) for block in plan.reductions)
+    learned = sum(plan.reducer.module_macs(plan.entering[block], config.width, plan.keep[block])
+                  for block in plan.reductions)
     pool = pool_macs(config, plan.counts[-1]) if config.pooling == 'map' else 0
     heads = config.num_classified(plan) * config.head_width * config.classes
     return stem + embedding + blocks + learned + pool + heads
@@ -101,7 +102,7 @@ def parameters(config: Any, plan: TokenPlan | None = None) -> int:
     norms = 2 * width * (1 + config.pre_norm)
     pool = _pool_parameters(config) if config.pooling == 'map' else 0
     heads = config.num_heads_of_classes * (config.head_width + config.head_bias) * config.classes
-    learned = 0 if plan is None else len(plan.reductions) * module_parameters(plan.reducer, width)
+    learned = 0 if plan is None else sum(module_parameters(plan.reducer, width, keep) for keep in plan.tokens)
     return stem + embedding + norms + config.depth * block_parameters(config) + pool + heads + learned
 
 
@@ -123,13 +124,13 @@ def _pool_parameters(config):
 
 
 @functools.cache
-def module_parameters(reducer: Reducer, width: int) -> int:
-    """Returns the number of parameters of the learned module of one reduction."""
+def module_parameters(reducer: Reducer, width: int, keep: int) -> int:
+    """Returns the number of parameters of the learned module of one reduction, which keeps `keep` tokens."""
     if not reducer.is_learned:
         return 0
 
     def make(key):
-        module = reducer.make_module(width, init_std=0.02, dtype=jnp.float32, rngs=nnx.Rngs(key))
+        module = reducer.make_module(width, keep=keep, init_std=0.02, dtype=jnp.float32, rngs=nnx.Rngs(key))
         return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(make, jax.random.key(0))))

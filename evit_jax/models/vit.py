@@ -108,8 +108,7 @@ class ViT(nnx.Module):
         if config.has_dist_head:
             self.head_dist = head()
         if modules.count:
-            self.reducer = nnx.List([modules.reducer.make_module(
-                config.width, init_std=config.init_std, dtype=dtype, rngs=rngs) for _ in range(modules.count)])
+            self.reducer = nnx.List(modules.make(config.width, init_std=config.init_std, dtype=dtype, rngs=rngs))
 
     def __call__(self, images: Array, plan: TokenPlan, *, key: Array | None = None, patch_tokens: bool = False,
                  visible: Array | None = None, swap: Array | None = None) -> tuple[Array, dict]:

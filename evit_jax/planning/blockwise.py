@@ -47,7 +47,7 @@ class _Programs:
             dense = TokenPlan(config.patches(size), (None,) * config.depth, False, reducer)
             return bind(params).embed(images, dense, None, None, None, {})
 
-        @functools.partial(jax.jit, static_argnums=(3, 4))
+        @functools.partial(jax.jit, static_argnums=(3, 4), compiler_options=_compiler_options())
         def block(params, tokens, rng, plan, index):
             module = bind(params)
             reductions = module.reductions(plan, rng, size)
@@ -81,6 +81,11 @@ class _Programs:
         """Frees the compiled blocks. They are compiled again when they are needed."""
         self._compiled.clear()
         self._block.clear_cache()
+
+
+def _compiler_options() -> dict[str, bool]:
+    """Returns options that halve the compile time on a CPU, at equal speed. A search compiles hundreds of blocks."""
+    return {'xla_cpu_use_fusion_emitters': False} if jax.default_backend() == 'cpu' else {}
 
 
 _make_programs = functools.lru_cache(maxsize=4)(_Programs)

@@ -3,7 +3,8 @@
 No labels are needed: each candidate plan runs on calibration images, and its outputs are compared with those of the
 dense model. The search has three stages.
 
-1. Methods: each reducer with the same falling number of removed tokens per block. The best one stays.
+1. Methods: each reducer with the same falling number of removed tokens per block. The best one stays. The first
+   reducer chooses whether the first blocks remove less.
 2. Shape: how fast the number falls, how many tokens leave the first quarter of the blocks, how many are dropped late.
 3. Blocks: tokens are removed in an earlier or later block, or dropped in place of merged.
 
@@ -12,7 +13,6 @@ and stage 3 accepts a change only if it is larger than its standard error over t
 """
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -22,11 +22,14 @@ from absl import logging
 
 from evit_jax.planning.blockwise import BlockwiseModel
 from evit_jax.planning.fidelity import Fidelity
+from evit_jax.planning.journal import Journal
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.reduction.reducer import Reducer
 
 METHODS = ('prune_merge', 'prune_merge:mean', 'prune_merge:norm', 'tome')
-_LEVELS = 32          # number of token counts that the search distinguishes; each pair of counts is a compiled program
+# Number of token counts that stages 1 and 2 distinguish, and stage 3. Each pair of counts is a compiled program, and
+# compiling takes most of the time of the first stages.
+_COARSE_LEVELS, _LEVELS = 16, 32
 _LEAST = 16           # at least one sixteenth of the patches stays
 _MIN_GAIN = 0.01      # relative gain for which stage 2 changes the shape
 _SIGNIFICANT = 1.0    # number of standard errors by which stage 3 must improve
@@ -40,8 +43,10 @@ class Shape(NamedTuple):
     dropped: float = 0.0  # fraction of the tokens removed in the second half that is dropped, not merged
 
 
-_CHANGES = [{'early': 0.33}, {'early': 0.15}, {'early': 0.5}, {'early': 0.75}, {'early': 1.5}, {'power': 0.5},
-            {'power': 0.75}, {'power': 1.5}, {'power': 2.0}, {'dropped': 0.2}, {'dropped': 0.4}]
+# Smaller removals in the first blocks are better at most budgets, and far worse at the smallest.
+_FIRST_SHAPES = (Shape(early=0.5), Shape())
+_CHANGES = [{'early': 0.33}, {'early': 0.15}, {'early': 0.5}, {'early': 0.75}, {'early': 1.0}, {'early': 1.5},
+            {'power': 0.5}, {'power': 0.75}, {'power': 1.5}, {'power': 2.0}, {'dropped': 0.2}, {'dropped': 0.4}]
 
 
 class Candidate(NamedTuple):
@@ -70,7 +75,7 @@ class TimeUp(Exception):
 class PlanSearch:
     """Searches plans for one model and set of images. Evaluated plans are remembered across budgets."""
 
-    def __init__(self, model: BlockwiseModel, fidelity: Fidelity, *, journal: 'Journal | None' = None):
+    def __init__(self, model: BlockwiseModel, fidelity: Fidelity, *, journal: Journal | None = None):
         """Creates a search.
 
         Args:
@@ -78,7 +83,6 @@ class PlanSearch:
         """
         self._model, self._fidelity = model, fidelity
         self._patches, self._depth = model.patches, model.config.depth
-        self._quantum = max(self._patches // _LEVELS, 1)
         self._errors: dict[TokenPlan, np.ndarray] = {}
         self._journal = journal or Journal()
 
@@ -97,12 +101,10 @@ class PlanSearch:
         """
         self._cost, self._budget, self._best = cost, budget, None
         self._begin, self._limit, before = time.monotonic(), seconds, len(self._errors)
-        methods, finished = {}, False
+        self._quantum, methods, finished = max(self._patches // _COARSE_LEVELS, 1), {}, False
         try:
-            for candidate in self._methods(reducers):
-                self._consider(candidate, 'method')
-                methods[candidate.plan.reducer.name] = self._error(candidate.plan)
-            self._improve_shape(self._best.plan.reducer)
+            shape = self._choose_method(reducers, methods)
+            self._improve_shape(self._best.plan.reducer, shape)
             self._improve_blocks()
             finished = True
         except (TimeUp, KeyboardInterrupt) as stop:
@@ -115,19 +117,33 @@ class PlanSearch:
         return Found(plan, self._error(plan), len(self._errors) - before, time.monotonic() - self._begin, finished,
                      methods)
 
-    def _methods(self, reducers) -> list[Candidate]:
-        """Returns a candidate of the default shape for each reducer that reaches the budget."""
-        candidates = [self._fit(reducer, Shape()) for reducer in reducers]
-        if any(candidates):
-            return [candidate for candidate in candidates if candidate]
+    def _choose_method(self, reducers, methods) -> Shape:
+        """Evaluates each reducer that reaches the budget. Returns the shape of the best plan.
+
+        Args:
+          methods: dict to which the mean error of each reducer is added.
+        """
+        shape, able = Shape(), [reducer for reducer in reducers if self._fit(reducer, Shape())]
+        if not able:
+            raise ValueError(self._too_expensive(reducers))
+        for number, reducer in enumerate(able):
+            for tried in _FIRST_SHAPES if number == 0 else (shape,):
+                if candidate := self._fit(reducer, tried):
+                    shape = tried if self._consider(candidate, 'method') else shape
+                    error = self._error(candidate.plan)
+                    methods[reducer.name] = min(error, methods.get(reducer.name, error))
+        return shape
+
+    def _too_expensive(self, reducers) -> str:
+        """Returns the text of the error that no reducer reaches the budget."""
         cheapest = [self._candidate(reducer, self._removed(reducer, Shape(), self._patches)) for reducer in reducers]
         costs = ', '.join(f'{self._cost(each.plan):.3g} by {each.plan.reducer.name}' for each in cheapest)
-        raise ValueError(f'no plan costs at most {self._budget:.3g}; the cheapest plans cost {costs}: give a less '
-                         'ambitious target')
+        return (f'no plan costs at most {self._budget:.3g}; the cheapest plans cost {costs}: give a less ambitious '
+                'target')
 
-    def _improve_shape(self, reducer):
+    def _improve_shape(self, reducer, shape):
         """Changes one value of the shape at a time while it helps."""
-        shape, improved = Shape(), True
+        improved = True
         while improved:
             improved = False
             for change in _CHANGES:
@@ -140,7 +156,7 @@ class PlanSearch:
 
     def _improve_blocks(self):
         """Moves removed tokens between blocks until a whole sweep finds no better plan."""
-        best = None
+        self._quantum, best = max(self._patches // _LEVELS, 1), None
         while self._best != best:
             best = self._best
             self._model.set_base(best.plan)
@@ -252,41 +268,3 @@ class PlanSearch:
     def _least(self, reducer, n):
         """Returns the least number of tokens that may stay of n tokens."""
         return max(reducer.min_kept(n), self._patches // _LEAST)
-
-
-class Journal:
-    """Stores the errors of evaluated plans, also in a file. A stopped search continues from the file."""
-
-    def __init__(self, path: str = '', key: str = ''):
-        """Reads the file if it exists and belongs to the same search.
-
-        Args:
-          key: digest of model, images and settings; a file with another key is written anew.
-        """
-        self._path, self._errors = path, {}
-        if not path:
-            return
-        try:
-            with open(path, encoding='utf-8') as file:
-                lines = [json.loads(line) for line in file if line.endswith('\n')]
-            if lines and lines[0].get('search') == key:
-                self._errors = {line['plan']: np.array(line['errors']) for line in lines[1:]}
-                logging.info('%d evaluated plans are read from %s', len(self._errors), path)
-                return
-        except (OSError, ValueError, KeyError, AttributeError):
-            pass
-        self._write({'search': key}, 'w')
-
-    def get(self, plan: str) -> np.ndarray | None:
-        """Returns the errors of a plan, [B]; None if it was not evaluated."""
-        return self._errors.get(plan)
-
-    def add(self, plan: str, errors: np.ndarray) -> None:
-        """Adds the errors of a plan."""
-        self._errors[plan] = errors
-        if self._path:
-            self._write({'plan': plan, 'errors': errors.tolist()}, 'a')
-
-    def _write(self, content, mode):
-        with open(self._path, mode, encoding='utf-8') as file:
-            file.write(json.dumps(content) + '\n')

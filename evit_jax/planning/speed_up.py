@@ -15,7 +15,8 @@ from evit_jax.planning.blockwise import BlockwiseModel
 from evit_jax.planning.calibration import CalibrationImages
 from evit_jax.planning.cost_table import THIS_DEVICE, CostRequest
 from evit_jax.planning.fidelity import Fidelity
-from evit_jax.planning.fidelity_search import METHODS, Found, Journal, PlanSearch
+from evit_jax.planning.fidelity_search import METHODS, Found, PlanSearch
+from evit_jax.planning.journal import Journal
 from evit_jax.planning.search import Target
 from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
 from evit_jax.reduction.reducers import EVIT, TOME
@@ -101,6 +102,7 @@ def search_plans(model: LoadedModel, images: CalibrationImages, check: Calibrati
     fidelity = Fidelity.of(model.config, checker.outputs(dense), check.labels)
     results = [TargetResult(target, each, _checked(each.plan, costs, checker, fidelity))
                for target, each in zip(settings.targets, found)]
+    _warn_of_better_baselines(results)
     blockwise.free_programs()
     if settings.device == THIS_DEVICE and settings.measure:
         results = _timed(results, request, settings)
@@ -172,6 +174,15 @@ def _checked(plan, costs, checker, fidelity) -> dict[str, CheckedPlan]:
         family = plans_of(reducer, dense.patches, len(dense.keep), reduce_at=costs.config.default_reduce_at)
         plans[name] = plan_of_macs(macs, max(macs(plan), macs(family(1.0))) / macs(dense), family)
     return {name: _check(each, costs, checker, fidelity) for name, each in plans.items()}
+
+
+def _warn_of_better_baselines(results):
+    for target, _, plans in results:
+        error = {name: checked.figures['error'] for name, checked in plans.items() if name != DENSE}
+        best = min(error, key=error.get)
+        if error[best] < error[SEARCHED]:
+            logging.warning('%s: the error of the searched plan is %.3g, and that of %s with equal MACs is %.3g: give '
+                            'the search more minutes, or more images', target, error[SEARCHED], best, error[best])
 
 
 def _check(plan, costs, checker, fidelity) -> CheckedPlan:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from evit_jax.reduction.plan import TokenPlan, make_plan, merge_plan, plan_of_macs, plans_of
 from evit_jax.reduction.plan_file import PlanFile
-from evit_jax.reduction.reducer import Reducer
+from evit_jax.reduction.reducer import Modules, Reducer, modules_at
 from evit_jax.reduction.registry import get_reducer
 
 
@@ -50,6 +50,11 @@ class TokenBudget(NamedTuple):
         return self._replace(reducer=get_reducer(plan_file.reducer or self.reducer), reduce_at=plan_file.reduce_at,
                              fuse=plan_file.fuse, rates=(1.0,) * len(plan_file.reduce_at), tokens=plan_file.tokens,
                              drop=plan_file.drop, r=0, macs=0.0)
+
+    def modules(self, patches: int, depth: int, macs: Callable[[TokenPlan], int]) -> Modules:
+        """Returns the learned modules of a model that is trained with this budget. For the arguments, see `plans`."""
+        tokens = self.plans(patches, depth, macs)(1.0).tokens if self.reducer.has_sized_modules else ()
+        return modules_at(self.reducer, self.reduce_at, tokens)
 
     def plans(self, patches: int, depth: int, macs: Callable[[TokenPlan], int]) -> Callable[[float], TokenPlan]:
         """Returns a function from the progress of a schedule in [0, 1] to a plan. Progress 0 is dense, 1 is the budget.

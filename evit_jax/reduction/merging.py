@@ -1,4 +1,4 @@
-"""Merges tokens into means over their patches: given groups, the most similar pairs (ToMe), or runs of neighbours.
+"""Merges tokens: into means over the patches of groups, pairs (ToMe) or runs of neighbours, or into weighted sums.
 
 Shapes are static.
 """
@@ -122,6 +122,37 @@ def merge_runs(tokens: Tokens, keep: int) -> Tokens:
     group, first = (jnp.broadcast_to(jnp.asarray(row, jnp.int32), (tokens.x.shape[0], len(row)))
                     for row in (run, np.searchsorted(run, np.arange(keep))))
     return merge_groups(tokens, group, first)
+
+
+def merge_soft(tokens: Tokens, weights: Array, x: Array) -> Tokens:
+    """Replaces the tokens by K weighted sums over all of them (soft assignment).
+
+    Each token is also assigned to one sum, for the records: to the one with its largest weight. A sum that is the first
+    choice of no token takes one of the tokens that represent no other sum, in order. The record does not change the
+    activations.
+
+    Args:
+      weights: [B, K, N] float32, weight of each token in each sum.
+      x: [B, N, D], summands.
+
+    Returns:
+      K tokens. The patch id of a sum is that of the token with the largest weight among those assigned to it.
+    """
+    keep, n = weights.shape[1:]
+    index = jnp.arange(keep, dtype=jnp.int32)
+    group = weights.argmax(1).astype(jnp.int32)  # [B, N]
+    inside = group[:, None] == index[:, None]  # [B, K, N]
+    best, is_empty = jnp.where(inside, weights, -jnp.inf).argmax(-1), ~inside.any(-1)
+    is_taken = jax.vmap(lambda best, empty: jnp.zeros(n, jnp.int32).at[jnp.where(empty, n, best)].set(1, mode='drop'))(
+        best, is_empty)
+    free = jnp.argsort(is_taken, axis=1)  # the free tokens first, in order
+    rank = jnp.minimum(is_empty.cumsum(-1) - 1, n - 1)  # number of empty sums before each empty sum
+    centres = jnp.where(is_empty, _rows(free, jnp.maximum(rank, 0)), best).astype(jnp.int32)
+    group = jax.vmap(lambda group, centres: group.at[centres].set(index))(group, centres)
+    sums = jnp.einsum('bkn,bnd->bkd', weights, x.astype(jnp.float32), precision='highest')
+    return tokens.replace(
+        x=jnp.concatenate([tokens.prefix, sums.astype(tokens.x.dtype)], axis=1), scores=None,
+        patch_ids=_rows(tokens.patch_ids, centres), token_of_patch=remap(tokens.token_of_patch, group))
 
 
 def _norm(x):

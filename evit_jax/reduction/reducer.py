@@ -33,6 +33,8 @@ class Reducer:
         keys, previous scores or learned modules. The plan search then uses one program for all blocks.
       importance: choice of `ReducerInputs.importance`, a key of IMPORTANCES; '': class if the model has a class token,
         else mean. None: the reducer reads no importance.
+      has_sized_modules: True if the shapes of the learned parameters depend on the number of kept tokens. Such a model
+        runs only under plans with the counts of its training.
       checkpoint_prefix: prefix of the names of the learned parameters in PyTorch checkpoints.
     """
 
@@ -45,6 +47,7 @@ class Reducer:
     every_block = False
     same_in_all_blocks = False
     importance: str | None = None
+    has_sized_modules = False
     checkpoint_prefix = PARAMS
 
     def reduce(self, tokens: Tokens, inputs: ReducerInputs, keep: int) -> Tokens:
@@ -75,17 +78,23 @@ class Reducer:
             return tokens
         return tokens.replace(size=jnp.ones(tokens.patch_ids.shape, jnp.float32))
 
-    def make_module(self, width: int, *, init_std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Module | None:
+    def make_module(self, width: int, *, keep: int, init_std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Module | None:
         """Makes the learned module of one reduction, for tokens of `width` channels. None: the reducer learns nothing.
 
         Args:
+          keep: number of tokens that the reduction keeps; 0 unless `has_sized_modules`.
           init_std: standard deviation of the model's initial weights.
           dtype: dtype of the computation.
         """
         return None
 
-    def module_macs(self, tokens: int, width: int) -> int:
-        """Returns the number of multiply-accumulates of the learned module for one image."""
+    def module_macs(self, tokens: int, width: int, keep: int) -> int:
+        """Returns the number of multiply-accumulates of the learned module for one image.
+
+        Args:
+          tokens: number of tokens that enter the reduction.
+          keep: number of tokens that leave it.
+        """
         return 0
 
     def with_importance(self, importance: str) -> 'Reducer':
@@ -137,7 +146,7 @@ class LearnedFunctionReducer(FunctionReducer):
 
     module: Callable[[int, nnx.Rngs], nnx.Module]
 
-    def make_module(self, width: int, *, init_std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+    def make_module(self, width: int, *, keep: int, init_std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return self.module(width, rngs)
 
 
@@ -157,15 +166,26 @@ class Modules(NamedTuple):
     reducer: Reducer | None = None
     count: int = 0
     blocks: tuple[int, ...] = ()  # blocks at which the modules were trained; (): unknown
+    tokens: tuple[int, ...] = ()  # number of tokens that each reduction keeps; () unless `has_sized_modules`
+
+    def make(self, width: int, **options: Any) -> list[nnx.Module]:
+        """Makes the modules.
+
+        Args:
+          options: keyword arguments of `Reducer.make_module`, without `keep`.
+        """
+        return [self.reducer.make_module(width, keep=keep, **options) for keep in self.tokens or (0,) * self.count]
 
     def check(self, plan: Any) -> None:
         """Checks that the model has a learned module for each reduction of a plan, trained at the same block.
+
+        A module of a reducer with `has_sized_modules` must also have been trained with the same number of kept tokens.
 
         Args:
           plan: a `TokenPlan`.
 
         Raises:
-          ValueError: a module is missing, or was trained at another block.
+          ValueError: a module is missing, or was trained at another block or with another number of tokens.
         """
         reducer, needed = plan.reducer, len(plan.reductions)
         if not reducer.is_learned or not needed:
@@ -183,22 +203,42 @@ class Modules(NamedTuple):
                     f'{reducer} would use the module trained at block {trained_at} at block {block}: its modules were '
                     f'trained at the blocks {self.blocks}, and the plan reduces at {plan.reductions}: keep the trained '
                     'blocks, or choose another reducer')
+        if reducer.has_sized_modules and plan.tokens != self.tokens[:needed]:
+            raise ValueError(
+                f'{reducer} has learned parameters for each token that it keeps: its modules were trained to keep '
+                f'{self.tokens} tokens, and the plan keeps {plan.tokens}: keep the trained counts, or choose another '
+                'reducer')
 
 
 NO_MODULES = Modules()
 
 
-def modules_at(reducer: Reducer, blocks: Iterable[int]) -> Modules:
-    """Returns the learned modules of a model that is trained to reduce at given blocks, in any order."""
+def modules_at(reducer: Reducer, blocks: Iterable[int], tokens: Sequence[int] = ()) -> Modules:
+    """Returns the learned modules of a model that is trained to reduce at given blocks, in any order.
+
+    Args:
+      tokens: number of tokens that each reduction keeps, in ascending order of the blocks. Only needed if the reducer
+        has `has_sized_modules`; such a reducer has no modules without it.
+    """
     blocks = tuple(sorted(blocks))
-    return Modules(reducer, len(blocks), blocks) if reducer.is_learned and blocks else NO_MODULES
+    return _modules(reducer, len(blocks), blocks, tokens)
 
 
-def modules_of(reducer: Reducer, names: Iterable[str], prefix: str = PARAMS, blocks: Iterable[int] = ()) -> Modules:
+def modules_of(reducer: Reducer, names: Iterable[str], prefix: str = PARAMS, blocks: Iterable[int] = (),
+               tokens: Sequence[int] = ()) -> Modules:
     """Returns the learned modules of a reducer in a model, found by the dotted names of the parameters.
 
     Args:
       blocks: blocks at which they were trained, in any order; (): unknown.
+      tokens: see `modules_at`.
     """
     count = len({name.split('.')[1] for name in names if name.startswith(f'{prefix}.')})
-    return Modules(reducer, count, tuple(sorted(blocks))) if count and reducer.is_learned else NO_MODULES
+    return _modules(reducer, count, tuple(sorted(blocks)), tokens)
+
+
+def _modules(reducer, count, blocks, tokens):
+    if not reducer.is_learned or not count:
+        return NO_MODULES
+    if not reducer.has_sized_modules:
+        return Modules(reducer, count, blocks)
+    return Modules(reducer, count, blocks, tuple(tokens)) if len(tokens) == count else NO_MODULES

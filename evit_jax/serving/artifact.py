@@ -18,8 +18,9 @@ from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.weights import by_name, fitted
 from evit_jax.data.names import FileNames
 from evit_jax.inference.model import VisionModel
-from evit_jax.models.config import as_hw
+from evit_jax.models.config import ViTConfig, as_hw
 from evit_jax.reduction.plan import TokenPlan
+from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.serving import loader
 from evit_jax.serving import manifest as manifests
 from evit_jax.serving.readme import readme
@@ -64,7 +65,7 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
         start, file = time.monotonic(), folder / file_names.of(f'plan_{name}.jaxexport', '.jaxexport')
         exported = export(trained, plan, platforms=platforms, kept=kept)
         file.write_bytes(exported.serialize())
-        plan_entries[name] = manifests.plan_entry(trained, plan, file)
+        plan_entries[name] = manifests.plan_entry(trained, plan) | {'file': file.name}
         logging.info('%s: %s, %.3g G MACs; %.2f MB, %.1f s', file.name, plan, plan_entries[name]['macs'] / 1e9,
                      file.stat().st_size / 1e6, time.monotonic() - start)
     (folder / _LOADER).write_text(inspect.getsource(loader), encoding='utf-8')
@@ -116,13 +117,25 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
         yield name, difference
 
 
-def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
-    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
+def apply_by_name(config: ViTConfig, plan: TokenPlan, *, dtype: str = 'float32', modules: Modules = NO_MODULES,
+                  path: str = '') -> Callable[..., tuple[jax.Array, dict[str, Any]]]:
+    """Returns the function (weights by name, normalised images) -> (logits, outputs) of a model under a plan.
+
+    Args:
+      dtype: compute dtype.
+      modules: learned modules of the reducer.
+      path: origin of the weights, for error messages.
+    """
+    model = models.create(config, dtype=jnp.dtype(dtype), modules=modules)
     like = jax.eval_shape(model.init, jax.random.key(0))
+    return lambda weights, images: model.apply(fitted(weights, like, path), images, plan)
+
+
+def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
+    apply = apply_by_name(trained.config, plan, dtype=trained.dtype, modules=trained.modules, path=trained.path)
 
     def program(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, Any]:
-        images = step.normalise(images, trained.mean, trained.std)
-        logits, outputs = model.apply(fitted(weights, like, trained.path), images, plan)
+        logits, outputs = apply(weights, step.normalise(images, trained.mean, trained.std))
         return {'probabilities': jax.nn.softmax(logits)} | ({'kept': outputs['kept']} if kept else {})
 
     return program

@@ -29,14 +29,14 @@ def default_plan(trained: LoadedModel, plans: Mapping[str, TokenPlan]) -> str:
     return next((name for name, plan in plans.items() if plan == training_plan), next(iter(plans)))
 
 
-def plan_entry(trained: LoadedModel, plan: TokenPlan, file: pathlib.Path) -> dict[str, Any]:
-    """Returns the entry of a plan, whose program is in a file."""
+def plan_entry(trained: LoadedModel, plan: TokenPlan) -> dict[str, Any]:
+    """Returns the entry of a plan, without the file of its program."""
     macs = trained.config.macs(plan)
     dense = trained.config.macs(make_plan(plan.patches, trained.config.depth, reduce_at=()))
     return {'patches': plan.patches, 'reducer': str(plan.reducer), 'reductions': list(plan.reductions),
             'fused': plan.fused, 'tokens': [plan.counts[block] for block in plan.reductions],
             'drop': list(plan.dropped), 'macs': macs, 'macs_of_dense': macs / dense,
-            'trained': plan == plan_of_training(trained), 'file': file.name}
+            'trained': plan == plan_of_training(trained)}
 
 
 def entries(trained: LoadedModel, *, weights: str, kept: bool, ema: bool, packages: Iterable[str]) -> dict[str, Any]:

@@ -7,18 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from evit_jax import models
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.checkpoints.weights import by_name, fitted
+from evit_jax.checkpoints.weights import by_name
 from evit_jax.data.names import FileNames
 from evit_jax.models.config import as_hw
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.serving import manifest as manifests
 from evit_jax.serving import runtimes
+from evit_jax.serving.artifact import apply_by_name
 from evit_jax.serving.onnx_readme import onnx_readme
 from evit_jax.training import step
 
@@ -26,6 +25,7 @@ from evit_jax.training import step
 TOLERANCE = {'float32': 1e-4, 'float16': 5e-2}
 INPUT_DTYPES = ('uint8', 'float32')
 WEIGHTS = 'weights.bin'
+KEPT_OUTPUTS = 'kept', 'token_of_patch', 'class_attention'  # names of the outputs of each reduction, without its number
 _CHECKER = 'onnxruntime'
 _CHECK_BATCHES = 1, 3  # batch sizes of the check: the batch is dynamic
 _MAX_INLINE = 2**31 - 2**26  # bytes of weights in a model without a file of weights; protobuf's limit is 2 GB
@@ -69,7 +69,7 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
       trained: the model; its dtype is a key of `TOLERANCE`.
       plans: name -> token plan.
       input_dtype: one of `INPUT_DTYPES`; the values are 0 to 255 in both.
-      kept: if True, the programs also return the kept patches and `token_of_patch` of each reduction.
+      kept: if True, the programs also return `KEPT_OUTPUTS` of each reduction.
       ema: if True, the manifest records that the weights are the moving average.
 
     Raises:
@@ -87,7 +87,7 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
         model = convert(trained, plan, input_dtype=input_dtype, kept=kept, weight_file=weights)
         file.write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(file), full_check=True)
-        entries[name] = manifests.plan_entry(trained, plan, file)
+        entries[name] = manifests.plan_entry(trained, plan) | {'file': file.name}
         logging.info('%s: %s, %.3g G MACs; %d nodes, %.2f MB, %.1f s', file.name, plan, entries[name]['macs'] / 1e9,
                      len(model.graph.node), file.stat().st_size / 1e6, time.monotonic() - start)
         outputs |= dict.fromkeys(output.name for output in model.graph.output)
@@ -192,15 +192,13 @@ def _equal_sets(got, want, batch):
 
 def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, jax.Array]]:
     """Returns the function (weights by name, images of 0 to 255) -> outputs by name."""
-    model = models.create(trained.config, dtype=jnp.dtype(trained.dtype), modules=trained.modules)
-    like = jax.eval_shape(model.init, jax.random.key(0))
+    apply = apply_by_name(trained.config, plan, dtype=trained.dtype, modules=trained.modules, path=trained.path)
 
     def program(weights, images):
-        images = step.normalise(images, trained.mean, trained.std)
-        logits, outputs = model.apply(fitted(weights, like, trained.path), images, plan)
+        logits, outputs = apply(weights, step.normalise(images, trained.mean, trained.std))
         results = {'logits': logits} if trained.config.classes else {}
         results['features'] = outputs['features']
-        for name in ('kept', 'token_of_patch') if kept else ():
+        for name in KEPT_OUTPUTS if kept else ():
             results |= {f'{name}_{stage}': array for stage, array in enumerate(outputs[name])}
         return results
 

@@ -56,7 +56,9 @@ _OUTPUTS = {
     'kept': 'int32 [b, K], one output for each reduction s: the indices of the patches that it keeps, best first. '
             'Patches are numbered by rows in a grid of {rows} x {columns}; a negative number is a fused token',
     'token_of_patch': 'int32 [b, {patches}], one output for each reduction s: the index of the token that contains '
-                      'each patch; -1: the patch is dropped'}
+                      'each patch; -1: the patch is dropped',
+    'class_attention': 'float32 [b, N], one output for each reduction s: the attention of the class token to each of '
+                       'the N tokens that enter it'}
 
 
 def onnx_readme(manifest: dict[str, Any]) -> str:

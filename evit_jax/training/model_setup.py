@@ -39,15 +39,28 @@ def config_and_plans(config: Mapping[str, Any], trained: Mapping[str, Any] | Non
     model_config = models.config_from_flat({**config, **sizes}, base)
     budget = TokenBudget.of_config(config)
     plan_at = budget.plans(model_config.patches(models.image_size_of(config)), model_config.depth, model_config.macs)
-    modules = trained_modules(trained)
+    modules = trained_modules(trained, model_config)
+    _check_schedule(config, modules)
     modules.check(plan_at(1.0))
     model_config.check_reducer(plan_at(1.0))
     return model_config, plan_at, modules
 
 
-def trained_modules(config: Mapping[str, Any]) -> Modules:
+def trained_modules(config: Mapping[str, Any], model_config: ViTConfig) -> Modules:
     """Returns the learned modules of a model that is trained with a flat config."""
-    return modules_at(registry.get_reducer(config.get('reducer.name', 'evit')), config['model.reduce_at'])
+    reducer = registry.get_reducer(config.get('reducer.name', 'evit'))
+    if not reducer.has_sized_modules:
+        return modules_at(reducer, config['model.reduce_at'])
+    patches = model_config.patches(models.image_size_of(config))
+    return TokenBudget.of_config(config).modules(patches, model_config.depth, model_config.macs)
+
+
+def _check_schedule(config, modules):
+    if modules.tokens and config['keep.shrink_epochs']:
+        raise ValueError(
+            f'config.keep.shrink_epochs={config["keep.shrink_epochs"]:g} changes the kept tokens during training, '
+            f'and reducer {modules.reducer} has learned parameters for each of them: give '
+            '--config.keep.shrink_epochs=0 --config.keep.start_epoch=0')
 
 
 def values_of_model(model_config: ViTConfig, name: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import evit_jax
 from evit_jax.planning import calibration, fidelity_search, image_search
 from evit_jax.planning.blockwise import BlockwiseModel, Outputs
 from evit_jax.planning.fidelity import Fidelity
-from evit_jax.planning.fidelity_search import Journal, PlanSearch
+from evit_jax.planning.fidelity_search import PlanSearch
+from evit_jax.planning.journal import Journal
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.registry import get_reducer
 from tests.helpers import tiny
@@ -34,11 +35,16 @@ def model():
     return evit_jax.create_model(CONFIG, class_names=tiny.NAMES)
 
 
+@pytest.fixture(scope='module')
+def blockwise(model):
+    """Keeps its compiled programs for all searches."""
+    return BlockwiseModel(model.loaded, tiny.images(8))
+
+
 @pytest.fixture
-def search(model):
+def search(blockwise):
     """Returns a function that creates a search."""
     def create(journal=None):
-        blockwise = BlockwiseModel(model.loaded, tiny.images(8))
         return PlanSearch(blockwise, Fidelity.of(CONFIG, blockwise.outputs(DENSE)), journal=journal)
 
     return create
@@ -69,6 +75,18 @@ def test_search_finds_a_plan_within_the_budget_that_is_no_worse_than_any_method(
     assert found == search().find(fraction, 0.6, METHODS, 600)._replace(seconds=found.seconds)
 
 
+def test_search_begins_with_the_better_of_two_shapes_for_all_methods(search, monkeypatch):
+    plans, fitted = search(), []
+    fit = plans._fit
+    monkeypatch.setattr(plans, '_fit', lambda *args: fitted.append((args[0].name, args[1])) or fit(*args))
+    monkeypatch.setattr(plans, '_improve_shape', lambda reducer, shape: fitted.append(shape))
+    monkeypatch.setattr(plans, '_improve_blocks', lambda: None)
+    found = plans.find(fraction, 0.6, METHODS, 600)
+    errors = [plans._error(fit(METHODS[0], shape).plan) for shape in fidelity_search._FIRST_SHAPES]
+    assert found.methods['prune_merge'] == min(errors) and found.error <= min(errors)
+    assert fitted[-2:] == [('tome', fitted[-1]), fitted[-1]]
+
+
 def test_search_for_a_smaller_budget_has_a_larger_error(search):
     plans = search()
     errors = [plans.find(fraction, budget, METHODS, 600).error for budget in (0.9, 0.7, 0.5)]
@@ -78,7 +96,7 @@ def test_search_for_a_smaller_budget_has_a_larger_error(search):
 def test_search_without_time_returns_the_best_plan_so_far(search, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(fidelity_search.time, 'monotonic', lambda: next(ticks))
-    found = search().find(fraction, 0.6, METHODS, 20)
+    found = search().find(fraction, 0.6, METHODS, 10)
     assert not found.finished and found.evaluated >= 1
 
 
@@ -135,6 +153,6 @@ def test_files_with_a_check_leave_its_images_out_of_the_search(folder, model):
 
 
 def test_speed_up_returns_a_model_with_a_searched_plan(model):
-    fast = evit_jax.speed_up(model, list(tiny.images(6)), target='0.7MACs', minutes=0.2, reducers=('ward',))
+    fast = evit_jax.speed_up(model, list(tiny.images(6)), target='0.7MACs', minutes=0.05, reducers=('ward',))
     assert fast.plan.reducer.name == 'ward' and fast.macs <= 0.7 * CONFIG.macs(DENSE)
     assert fast(tiny.images(2)).shape == (2, 3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import evit_jax
-from evit_jax.planning import image_search, search_report
+from evit_jax.planning import image_search, search_report, speed_up
 from evit_jax.planning.calibration import CalibrationImages
 from evit_jax.planning.search import parse_target
 from evit_jax.planning.speed_up import DENSE, SEARCHED, Settings, search_plans
@@ -58,6 +58,19 @@ def test_report_table_has_the_figures_of_the_result(searched, page):
             if 'top-1' in cells:
                 assert cells['top-1'] == f'{figures["top1"]:.1%}'
     assert rows[1][:2] == ['dense', '0']
+
+
+def test_searched_plan_with_a_larger_error_than_a_baseline_warns(searched, caplog):
+    target = searched[1].targets[0]
+    better = {name: checked._replace(figures={'error': 0.5 if name.startswith('ToMe') else 1.0})
+              for name, checked in target.plans.items()}
+    speed_up._warn_of_better_baselines([target._replace(plans=better)])
+    assert ('0.8MACs: the error of the searched plan is 1, and that of ToMe, constant r with equal MACs is 0.5: give '
+            'the search more minutes') in caplog.text
+    caplog.clear()
+    better[SEARCHED] = better[SEARCHED]._replace(figures={'error': 0.5})
+    speed_up._warn_of_better_baselines([target._replace(plans=better)])
+    assert not caplog.text
 
 
 def test_report_sentence_names_target_error_and_macs(searched, page):

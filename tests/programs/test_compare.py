@@ -9,9 +9,12 @@ from PIL import Image
 
 from evit_jax import cli
 from evit_jax.checkpoints.manager import newest_step
-from evit_jax.comparison import running, verdict
+from evit_jax.comparison import recording, running, verdict
 from evit_jax.comparison.cells import Cell, cells_of, config_of
-from evit_jax.configs import compare_digits
+from evit_jax.configs import compare_digits, compare_real
+from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.plan_file import PlanFile
+from evit_jax.reduction.registry import get_reducer
 from tests.helpers import layouts, program_modules
 
 compare = program_modules.module_fixture('compare')
@@ -45,6 +48,54 @@ def test_cells_of_the_recipe_cover_every_method_and_have_a_config():
         assert run.init_from == ('DENSE' if cell.setting == 'finetuned' else '')
 
 
+def test_cells_of_the_recipe_on_photographs_have_shares_and_orderings_of_cells():
+    config = compare_real.get_config()
+    cells = cells_of(config)
+    assert len({cell.name for cell in cells}) == len(cells)
+    keys = {(cell.setting, cell.method, cell.share) for cell in cells}
+    assert ('finetuned', 'EViT, 126 px', 0.6) in keys and ('finetuned', 'EViT, 126 px', 0.5) not in keys
+    for ordering in config.orderings:
+        shares = [ordering.share] if 'share' in ordering else [0.5]
+        assert all((ordering.setting, ordering.better, share) in keys for share in shares)
+        assert (ordering.get('worse_setting', ordering.setting), ordering.worse,
+                ordering.get('worse_share', shares[0])) in keys
+    long = next(cell for cell in cells if cell.method == 'EViT, 6 epochs')
+    assert config_of(config, long, 'DENSE').epochs == 6 and config_of(config, cells[0], 'DENSE').epochs == 2
+
+
+def test_compare_with_features_plans_and_records_runs_each_cell(tmp_path, compare):
+    config = small(seeds=(0,), finetuned__methods=(), record=5, knn=ConfigDict(
+        {'methods': ('random',), 'shares': (0.8,), 'run': {}}))
+    config.probe = config.knn
+    plan = make_plan(16, 2, tokens=(10, 6), reduce_at=(0, 1), reducer=get_reducer('tome'))
+    plans = {(compare.SEARCHED, 0.6): PlanFile.of(plan, 'vit_layouts', 16, reducer='tome')}
+    model_config = layouts.model_of(config.run)
+    config = compare.with_plans(config, plans)
+    rows = running.compare(config, tmp_path, sources=layouts.sources(), model_config=model_config, plans=plans)
+    by_key = {(row['setting'], row['method']): row for row in rows}
+    assert set(by_key) == {(setting, method) for setting in ('knn', 'probe', 'untrained') for method in (
+        'dense', 'random', 'searched plan')} | {('untrained', 'EViT')}
+    assert all(by_key[setting, 'searched plan']['macs'] == model_config.macs(plan) for setting in ('knn', 'untrained'))
+    assert all(0 <= row['top1'] <= 1 for row in rows)
+    record = recording.read(tmp_path / 'untrained-searched_plan-0.6-0')
+    assert record.groups.shape == (2, 5, 16) and record.blocks.tolist() == [0, 1] and record.grid.tolist() == [4, 4]
+    assert len(set(record.groups[1, 0].tolist())) == 6
+
+
+@pytest.mark.parametrize('text', ['0.5', '1.5=plan.json', 'x=plan.json', '0.5='])
+def test_parse_plan_without_share_and_file_raises(text, compare):
+    with pytest.raises(ValueError, match='is not SHARE=FILE'):
+        compare.parse_plan(text)
+
+
+def test_orderings_at_two_costs_compare_the_named_shares(tmp_path):
+    scores = verdict.scores(rows_of('finetuned', 'A', 0.9, share=0.6) + rows_of('finetuned', 'A', 0.5, share=0.5)
+                            + rows_of('finetuned', 'dense', 0.8, share=1.0))
+    line, = verdict.orderings(scores, [{'better': 'A', 'worse': 'dense', 'setting': 'finetuned', 'share': 0.6,
+                                        'worse_share': 1.0}])
+    assert 'at 60 % of the MACs and 100 %: confirmed (+10.0 points' in line
+
+
 @pytest.mark.parametrize('changes, message', [
     ({'untrained.methods': ('evvit',)}, "config.untrained.methods names 'evvit', and config.methods has EViT"),
     ({'finetuned.shares': (1.0,)}, r'config.finetuned.shares=\(1.0,\): 1.0 is outside \(0, 1\)'),
@@ -74,7 +125,9 @@ def test_compare_runs_every_cell_once_and_resumes_unfinished_ones(tmp_path, monk
     assert newest_step(tmp_path / 'finetuned-evit-0.8-0') == 2
     (tmp_path / 'finetuned-evit-0.8-0' / 'done.json').unlink()
     trained.clear()
-    assert running.compare(config, tmp_path, **objects) == rows and trained == [tmp_path / 'finetuned-evit-0.8-0']
+    again = running.compare(config, tmp_path, **objects)
+    assert [row | {'seconds': 0} for row in again] == [row | {'seconds': 0} for row in rows] and trained == [
+        tmp_path / 'finetuned-evit-0.8-0']
 
 
 def test_compare_with_a_missing_dense_model_is_refused_before_anything_runs(tmp_path):

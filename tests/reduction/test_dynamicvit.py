@@ -144,7 +144,7 @@ def test_macs_include_the_predictors_and_in_training_all_tokens(rate, macs):
     config, plan = get_config('deit_s'), make_plan(196, 12, rate=rate, reducer=DYNAMICVIT)
     assert config.macs(plan) / 1e9 == pytest.approx(macs, abs=0.01)
     training, dense = plan.in_training(), make_plan(196, 12)
-    assert config.macs(training) - config.macs(dense) == 3 * DYNAMICVIT.module_macs(196, 384)
+    assert config.macs(training) - config.macs(dense) == 3 * DYNAMICVIT.module_macs(196, 384, 137)
     assert training.counts == training.attending == dense.counts and training.kept_fractions == plan.kept_fractions
     assert str(training).startswith(f'196 tokens, {plan.counts[3]} > {plan.counts[6]} > ')
 

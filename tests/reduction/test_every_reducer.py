@@ -28,8 +28,8 @@ def build(name, *, dtype=jnp.float32, class_token=True):
     """Returns a model, its parameters, and a plan with two reductions of its 16 patches."""
     reducer = get_reducer(name)
     config = CONFIG if class_token else dataclasses.replace(CONFIG, class_token=False, pooling='avg')
-    model = create(config, dtype=dtype, modules=modules_at(reducer, BLOCKS))
     plan = make_plan(16, 2, rate=0.75, reduce_at=BLOCKS, reducer=reducer)
+    model = create(config, dtype=dtype, modules=modules_at(reducer, BLOCKS, plan.tokens))
     return model, model.init(jax.random.key(0)), plan
 
 
@@ -41,12 +41,14 @@ def test_reducer_in_a_model_puts_each_patch_in_one_token(name, class_token, dtyp
     images = jnp.asarray(tiny.images(3), jnp.float32) / 255
     logits, intermediates = jax.jit(model.apply, static_argnums=2)(params, images, plan)
     assert logits.shape == (3, 3) and logits.dtype == jnp.float32 and np.isfinite(logits).all()
-    for block, kept, token_of_patch in zip(plan.reductions, intermediates['kept'], intermediates['token_of_patch']):
+    masks = intermediates['mask'] or [np.ones(kept.shape) for kept in intermediates['kept']]
+    for block, kept, token_of_patch, mask in zip(
+            plan.reductions, intermediates['kept'], intermediates['token_of_patch'], masks):
         assert kept.shape == (3, plan.counts[block])
-        for ids, tokens in zip(np.asarray(kept), np.asarray(token_of_patch)):
-            assert len(set(ids.tolist())) == len(ids) and set(tokens.tolist()) - {-1} == set(range(len(ids)))
-            patches = ids[ids >= 0]
-            np.testing.assert_array_equal(tokens[patches], np.flatnonzero(ids >= 0))
+        for ids, tokens, used in zip(*map(np.asarray, (kept, token_of_patch, mask > 0))):
+            assert len(set(ids[used].tolist())) == used.sum()
+            assert set(tokens.tolist()) - {-1} == set(np.flatnonzero(used).tolist())
+            np.testing.assert_array_equal(tokens[ids[ids >= 0]], np.flatnonzero(ids >= 0))
 
 
 @each_reducer

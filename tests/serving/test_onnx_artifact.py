@@ -17,7 +17,7 @@ from evit_jax.reduction.registry import get_reducer, list_reducers
 from evit_jax.serving import onnx_artifact, runtimes
 from tests.helpers import onnx_programs, tiny
 
-DEPTH = 3
+DEPTH, TOKENS = 3, (12, 9)
 # Field values that reach every layer of the architectures.
 ARCHITECTURES = {
     'distilled': {'distilled': True}, 'registers': {'registers': 2, 'prefix_positions': 1, 'pooling': 'token_avg'},
@@ -31,13 +31,13 @@ ARCHITECTURES = {
 def loaded_model(config=tiny.CONFIG, reducer='evit', **changes):
     """Returns a model with random weights; its reducer owns modules at all blocks but the first."""
     config = dataclasses.replace(config, depth=DEPTH, **changes)
-    modules = modules_at(get_reducer(reducer), range(1, DEPTH))
+    modules = modules_at(get_reducer(reducer), range(1, DEPTH), TOKENS)
     model = models.create(config, modules=modules)
     params = jax.tree.map(np.asarray, model.init(jax.random.key(1)))
     return tiny.model().loaded._replace(config=config, params=params, modules=modules, image_size=config.image_size)
 
 
-def plan_of(config, reducer='evit', tokens=(12, 9)):
+def plan_of(config, reducer='evit', tokens=TOKENS):
     reducer = get_reducer(reducer)
     return make_plan(config.patches(config.image_size), DEPTH, tokens=tokens, reduce_at=range(1, DEPTH),
                      fuse=reducer.can_fuse, reducer=reducer)

@@ -66,10 +66,10 @@ class DynamicViT(Reducer):
     def num_kept(self, patches, entering, rates):
         return floor_rate(patches, entering, rates)
 
-    def make_module(self, width, *, init_std, dtype, rngs):
+    def make_module(self, width, *, keep, init_std, dtype, rngs):
         return ScorePredictor(width, init_std=init_std, dtype=dtype, rngs=rngs)
 
-    def module_macs(self, tokens, width):
+    def module_macs(self, tokens, width, keep):
         half, quarter = width // 2, width // 4
         return tokens * (width * width + width * half + half * quarter + quarter * 2)
 
