@@ -29,7 +29,7 @@ SIDE = 224           # pixels of a model input
 SCALE = 2            # pictures have twice the pixels of the model input, before they are shrunk to TILE
 TILE, GAP = 400, 14  # pixels
 LABELS = {'dense': 'all tokens', 'searched': 'searched plan'}  # other figures of a plan file keep their names
-METHODS = 'evit', 'tome', 'prune_merge', 'pitome', 'tofu', 'dpcknn', 'heuristic'
+METHODS = 'evit', 'tome', 'prune_merge', 'pitome', 'tofu', 'dpcknn', 'ats', 'heuristic'
 
 
 class Theme(NamedTuple):
