@@ -19,7 +19,8 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
-DATA = {'py.typed', 'data/imagenet_classes.txt', 'data/sources/digits.npz', 'viz/page.css', 'viz/page.html',
+DATA = {'py.typed', 'data/imagenet_classes.txt', 'data/sources/digits.npz', 'viz/analysis_page.css',
+        'viz/analysis_page.html', 'viz/page.css', 'viz/page.html',
         'viz/report.css', 'viz/report.html', 'viz/report.js', 'viz/search_page.css', 'viz/search_page.html'}
 
 
