@@ -14,7 +14,7 @@ from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import newest_step
-from evit_jax.comparison import features, recording
+from evit_jax.comparison import features, recording, similarity
 from evit_jax.comparison.cells import FEATURES, TRAINED, Cell, cells_of, config_of, dense_config
 from evit_jax.data.sources import Source
 from evit_jax.inference.model import VisionModel
@@ -96,6 +96,8 @@ def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Sourc
     if config.dense and newest_step(config.dense) is None:
         raise ValueError(f'config.dense={config.dense} holds no checkpoint: give the workdir of a trained dense model, '
                          "or '' to have one trained")
+    if any(cell.setting == 'probe' for cell in cells):
+        similarity.check_requirements('config.probe')
     dense = config.dense or str(out / 'dense')
     comparison = Comparison(config, out, dense, plans or {}, *_resolve(config, dense, model_config), sources)
     for cell in cells:
