@@ -2,6 +2,7 @@
                 python -m evit_jax.benchmark model --models deit_s --rates 1,0.7,0.5 --batches 1,16 --dtypes float32
                 python -m evit_jax.benchmark model --models runs/digits --batches 16 --json speed.json
                 python -m evit_jax.benchmark gpu --config configs/deit_s.py --dtypes bfloat16 --json gpu.json
+                python -m evit_jax.benchmark serve runs/digits --clients 1,8,64
                 python -m evit_jax.benchmark tpu --config configs/deit_s.py --topology v5e:16x16
 
 input measures images per second and per CPU-second of each input stage, of the whole pipeline with --workers processes,
@@ -18,6 +19,10 @@ rates. Pass the file of --json to `visualize tradeoff`, together with the run. O
 gpu measures DeiT-S, DeiT-B and DINOv2's ViT-S on one device within --minutes, the most important cases first: dense,
 rates, ToMe and plans, batches of 64, 1 and 256, the training step, and implementations of attention.
 
+serve starts the server of evit_jax.serve on loopback, with and without batching, and measures requests per second and
+latency for the default and the dense plan. Then it offers twice the capacity for --overload_seconds, and sends
+--hostile uploads: truncated files, decompression bombs, broken forms, slow bodies.
+
 tpu compiles the training and the evaluation step for a TPU slice and reports the compiler's figures: memory, FLOPs,
 collectives, and an estimate of the speed. It needs no TPU and no data, but the extra [tpu-aot].
 """
@@ -30,7 +35,17 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from evit_jax import cli, models
-from evit_jax.benchmarks import gpu, input_speed, model_speed, model_tables, report, torch_evit, tpu, workloads
+from evit_jax.benchmarks import (
+    gpu,
+    input_speed,
+    model_speed,
+    model_tables,
+    report,
+    serve_load,
+    torch_evit,
+    tpu,
+    workloads,
+)
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.models.config import parse_size
@@ -39,6 +54,7 @@ from evit_jax.reduction.plan_file import read_plan_file
 from evit_jax.reduction.reducers import EVIT
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, machine, sharding
+from evit_jax.serving import live_page
 from evit_jax.training import checks, experiment, initial_model, inputs
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, for example configs/deit_s.py.')
@@ -47,6 +63,12 @@ _WORKERS = flags.DEFINE_integer('workers', None, 'Worker processes of the input;
 _SECONDS = flags.DEFINE_float('seconds', 30.0, 'Approximate time to measure.', lower_bound=0.1)
 _BATCH = flags.DEFINE_integer('batch', 128, 'Batch size of the input; choose it so that many batches fit in --seconds.',
                               lower_bound=1)
+_CLIENTS = flags.DEFINE_list('clients', ['1', '8', '64'], 'serve: numbers of concurrent clients.')
+_LOAD_SECONDS = flags.DEFINE_float('load_seconds', 10.0, 'serve: time of each load.', lower_bound=0.1)
+_OVERLOAD = flags.DEFINE_float('overload_seconds', 60.0, 'serve: time of the overload; 0 for none.', lower_bound=0)
+_HOSTILE = flags.DEFINE_integer('hostile', 10_000, 'serve: number of hostile uploads.', lower_bound=0)
+_ENGINE = flags.DEFINE_string('engine', 'jax', 'serve: engine of the server: jax, onnxruntime or openvino.')
+_MAX_BATCH = flags.DEFINE_integer('max_batch', 8, 'serve: largest batch of the server.', lower_bound=1)
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to compile for, for example v5e:16x16.')
 _BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'Batch size per chip; replaces config.batch_size, which '
                                        'counts all chips.', lower_bound=1)
@@ -161,6 +183,18 @@ def _gpu_models():
     sizes = [parse_size(text, 'image_sizes') for text in _SIZES.value]
     return [gpu.MeasuredModel(name, size, trained=True) for name in _MODELS.value
             for size in sizes or [models.get_config(name).image_size]]
+
+
+def measure_serve(path: str) -> None:
+    """Measures the HTTP server under load; prints and writes the results."""
+    report.check_writable('--json', _JSON.value)
+    settings = serve_load.ServeSettings(
+        path, _ENGINE.value, _MAX_BATCH.value, cli.numbers('clients', _CLIENTS.value, int), _LOAD_SECONDS.value,
+        _OVERLOAD.value, _HOSTILE.value)
+    results = serve_load.measure(settings, live_page.samples(())['cat'])
+    print(serve_load.table(results), *serve_load.remarks(results), sep='\n')
+    if _JSON.value:
+        report.write_json(_JSON.value, {'measurement': 'serve', 'engine': settings.engine} | results)
 
 
 def compile_for_tpu() -> None:
@@ -279,4 +313,5 @@ def _training_source(config):
 
 
 if __name__ == '__main__':
-    cli.run({'input': measure_input, 'model': measure_model, 'gpu': measure_gpu, 'tpu': compile_for_tpu})
+    cli.run({'input': measure_input, 'model': measure_model, 'gpu': measure_gpu, 'serve PATH': measure_serve,
+             'tpu': compile_for_tpu})

@@ -19,9 +19,11 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
-DATA = {'py.typed', 'data/imagenet_classes.txt', 'data/sources/digits.npz', 'viz/analysis_page.css',
-        'viz/analysis_page.html', 'viz/page.css', 'viz/page.html',
-        'viz/report.css', 'viz/report.html', 'viz/report.js', 'viz/search_page.css', 'viz/search_page.html'}
+DATA = {'py.typed', 'data/imagenet_classes.txt', 'data/sources/digits.npz', 'serving/samples/cat.jpg',
+        'serving/samples/coffee.jpg', 'serving/samples/rocket.jpg', 'viz/analysis_page.css', 'viz/analysis_page.html',
+        'viz/live.css', 'viz/live.html', 'viz/live.js', 'viz/page.css', 'viz/page.html', 'viz/panel.css',
+        'viz/patches.js', 'viz/report.css', 'viz/report.html', 'viz/report.js', 'viz/search_page.css',
+        'viz/search_page.html'}
 
 
 def test_package_data_lists_every_file_that_is_not_python():

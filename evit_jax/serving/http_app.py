@@ -9,12 +9,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp
 
-from evit_jax.serving.live_page import Samples, live_page
+from evit_jax.serving.live_page import live_page
 from evit_jax.serving.service import ResultOptions, Service
 from evit_jax.serving.uploads import RETRY, RequestGate, read_images
 
 _MAX_TOP = 100
-_DAY = {'Cache-Control': 'max-age=86400'}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -85,17 +84,9 @@ def _add_status(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI, service: Service) -> None:
-    samples = Samples.for_classes(service.served.class_names)
-    page = live_page(service.served, samples)
+    page = live_page(service.served)
 
     @app.get('/')
     def index() -> Response:
         """Returns the live page."""
         return HTMLResponse(page)
-
-    @app.get('/samples/{name}')
-    def sample(name: str) -> Response:
-        """Returns a sample image of the page."""
-        if name not in samples.files:
-            raise HTTPException(404, f'there is no sample {name!r}, there are {", ".join(samples.files)}')
-        return Response(samples.files[name], media_type='image/jpeg', headers=_DAY)

@@ -1,6 +1,6 @@
 """Creates an HTML page of images: kept tokens, class attention and fused token, with a slider of keep rates.
 
-The page is one self-contained file. It holds each image once; report.js draws patches by their ids.
+The page is one self-contained file. It holds each image once; patches.js draws patches by their ids.
 """
 
 import base64
@@ -40,7 +40,7 @@ def report_page(examples: Sequence[Example], settings: Sequence[Setting], *, pat
         'patch': patch_size, 'start': start, 'stages': list(stages), 'colours': _base64(HEAT_COLOURS),
         'settings': [setting._asdict() for setting in settings],
         'rows': [_row(example, patch_size, merged) for example in examples]}
-    parts = {'metadata': html.escape(metadata), 'script': read_part('report.js'),
+    parts = {'metadata': html.escape(metadata), 'script': read_part('patches.js') + read_part('report.js'),
              # Escape '<', so that no string can contain '</script>'.
              'data': json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')}
     return fill_page('report', title, parts, scripts=True)

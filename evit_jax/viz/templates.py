@@ -29,19 +29,22 @@ def _fill(template: str, parts: dict[str, str]) -> str:
     return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], template)
 
 
-def fill_page(name: str, title: str, parts: dict[str, str], *, scripts: bool = False) -> str:
+def fill_page(name: str, title: str, parts: dict[str, str], *, scripts: bool = False,
+              requests: bool = False) -> str:
     """Returns a page of this package as HTML.
 
     Args:
-      name: name of the body, NAME.html, and of the style sheet, NAME.css; the page also has page.css.
+      name: name of the body, NAME.html, and of the style sheet, NAME.css; the page also has page.css, and panel.css if
+        it has scripts.
       title: title of the page, not escaped.
       parts: name -> part that replaces {{name}} in the body, escaped; the title is added.
       scripts: allows scripts in the page.
+      requests: allows scripts to send requests to the server of the page.
     """
     title = html.escape(title)
     return _fill(read_part('page.html'), {
-        'title': title, 'style': read_part('page.css') + read_part(f'{name}.css'),
-        'script_policy': "; script-src 'unsafe-inline'" if scripts else '',
+        'title': title, 'style': ''.join(map(read_part, ('page.css', *(['panel.css'] * scripts), f'{name}.css'))),
+        'script_policy': "; script-src 'unsafe-inline'" * scripts + "; connect-src 'self'" * requests,
         'body': _fill(read_part(f'{name}.html'), parts | {'title': title})})
 
 

@@ -83,7 +83,7 @@ def test_open_served_with_a_missing_engine_names_the_extra(monkeypatch):
 
 
 def test_open_served_of_an_export_with_another_engine_or_plans_is_refused(stablehlo, onnx):
-    with pytest.raises(ValueError, match='holds StableHLO programs, which --engine=onnxruntime does not run'):
+    with pytest.raises(ValueError, match='holds StableHLO programs, which --engine=onnxruntime does not run: give'):
         open_served(str(stablehlo), EngineOptions('onnxruntime'))
     with pytest.raises(ValueError, match='give --engine=onnxruntime or --engine=openvino'):
         open_served(str(onnx), EngineOptions())
@@ -91,8 +91,8 @@ def test_open_served_of_an_export_with_another_engine_or_plans_is_refused(stable
         open_served(str(onnx), EngineOptions('onnxruntime', rates=(0.5,)))
 
 
-@pytest.mark.parametrize('kind, name', [('stablehlo', 'weights.npz'), ('onnx', 'weights.bin'),
-                                        ('onnx', 'plan_0.5.onnx')])
+@pytest.mark.parametrize('kind, name', [
+    ('stablehlo', 'weights.npz'), ('onnx', 'weights.bin'), ('onnx', 'plan_0.5.onnx')])
 def test_open_served_of_an_export_with_damaged_or_missing_weights_is_refused(request, tmp_path, kind, name):
     folder = shutil.copytree(request.getfixturevalue(kind), tmp_path / 'copy')
     options = EngineOptions('jax' if kind == 'stablehlo' else 'onnxruntime')

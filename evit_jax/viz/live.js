@@ -1,0 +1,261 @@
+const model = JSON.parse(byId('data').textContent);
+const colours = bytes(model.colours);
+const {plans, dense} = model;
+const names = Object.keys(plans);
+const state = {file: null, name: '', plan: model.default, view: 'kept', results: new Map(), run: 0};
+
+/* The plans with a rate by reducer, in the order of their rates. The dense plan ends every list. */
+const byReducer = new Map();
+for (const name of names.filter((each) => plans[each].rate !== null && each !== dense)) {
+  const {reducer} = plans[name];
+  byReducer.set(reducer, [...(byReducer.get(reducer) || []), name]);
+}
+for (const list of byReducer.values()) {
+  list.sort((one, other) => plans[one].rate - plans[other].rate);
+  if (dense) list.push(dense);
+}
+const otherPlans = names.filter((name) => plans[name].rate === null && name !== dense);
+let reducer = byReducer.has(plans[model.default].reducer) ? plans[model.default].reducer : [...byReducer.keys()][0];
+
+function status(text, problem = false) {
+  byId('status').textContent = text;
+  byId('status').classList.toggle('problem', problem);
+}
+
+/* Send the image to the server. The result of each plan is kept until another image is chosen. */
+async function predict(plan) {
+  if (!state.results.has(plan)) {
+    const body = new FormData();
+    body.append('image', state.file, state.name);
+    const query = new URLSearchParams({plan, image: 1, ...(model.returns_kept ? {kept: 1} : {})});
+    const response = await fetch(`/predict?${query}`, {method: 'POST', body});
+    const content = await response.json();
+    if (!response.ok) throw new Error(content.detail.message || content.detail);
+    if (content.images[0].problem) throw new Error(content.images[0].problem);
+    state.results.set(plan, content.images[0]);
+  }
+  return state.results.get(plan);
+}
+
+async function update() {
+  drawPanel();
+  if (!state.file) return;
+  const run = ++state.run;
+  byId('result').classList.add('waiting');
+  try {
+    const result = await predict(state.plan), ofDense = dense && await predict(dense);
+    const image = Object.assign(new Image(), {src: result.image});
+    await image.decode();
+    if (run !== state.run) return;
+    state.shown = {result, ofDense, plan: state.plan, picture: makePicture(image, model.patch_size)};
+    byId('result').hidden = false;
+    drawResult();
+    status(`${state.name}: ${summary()}`);
+  } catch (error) {
+    if (run !== state.run) return;
+    byId('result').hidden = !state.shown;
+    status(error instanceof TypeError ? 'The server does not answer.' : `${state.name}: ${error.message}`, true);
+  }
+  if (run === state.run) byId('result').classList.remove('waiting');
+}
+
+function summary() {
+  const {result, plan} = state.shown;
+  return result.top ? `${planText(plan)} predicts ${result.top[0].name}` : `${planText(plan)} gives ${result.features.length} features`;
+}
+
+function planText(name) {
+  const {rate} = plans[name];
+  if (name === dense) return 'dense';
+  return rate === null ? `plan ${name}` : `${plans[name].reducer} ${rate}`;
+}
+
+/* The token of each patch; -1 for a patch that is dropped or fused. */
+function groupsOf(reduction, count) {
+  if (reduction.token_of_patch) {
+    return reduction.token_of_patch.map((token) => token >= 0 && reduction.kept[token] >= 0 ? token : -1);
+  }
+  const groups = Array(count).fill(-1);
+  reduction.kept.forEach((patch, token) => { if (patch >= 0) groups[patch] = token; });
+  return groups;
+}
+
+function countText(reduction, groups) {
+  const tokens = new Set(groups.filter((group) => group >= 0)).size;
+  const shown = groups.filter((group) => group >= 0).length, fused = reduction.kept.filter((patch) => patch < 0).length;
+  if (shown > tokens) return `${tokens} tokens of ${shown} patches`;
+  return `${shown} of ${groups.length} patches${fused ? `, ${fused === 1 ? 'a fused token' : `${fused} fused tokens`}` : ''}`;
+}
+
+function figure(title) {
+  const element = make(byId('pictures'), 'figure'), canvas = make(element, 'canvas', 'picture');
+  const caption = make(element, 'figcaption', '', title);
+  canvas.setAttribute('role', 'img');
+  return {canvas, describe: (text) => {
+    make(caption, 'span', 'count', text);
+    canvas.setAttribute('aria-label', `${title}: ${text}`);
+  }};
+}
+
+function drawPictures({result, picture, plan}) {
+  const theme = getComputedStyle(document.documentElement);
+  const style = {faded: theme.getPropertyValue('--faded'), edge: theme.getPropertyValue('--edge')};
+  byId('pictures').replaceChildren();
+  const input = figure('input');
+  drawImage(picture, input.canvas);
+  input.describe(`${picture.count} patches`);
+  let before = null;
+  (result.reductions || []).forEach((reduction, stage) => {
+    const {canvas, describe} = figure(`stage ${stage + 1}, block ${reduction.block}`);
+    const groups = groupsOf(reduction, picture.count), {attention} = reduction;
+    if (state.view === 'kept' || !attention) {
+      drawTokens(picture, canvas, groups, style);
+      describe(countText(reduction, groups));
+    } else {
+      const peak = Math.max(...attention);
+      const paint = (patch) => attention[patch] === null ? null : heatColour(colours, attention[patch] / (peak || 1));
+      const pen = drawHeat(picture, canvas, paint, () => 0.8, style.faded);
+      drawEdges(picture, pen, (one, other) => (groups[one] < 0) !== (groups[other] < 0), '#ffffffcc');
+      describe(`brightest ${percent(peak)}, outline: kept`);
+    }
+    before = reduction;
+  });
+  if (!before) make(byId('pictures'), 'p', 'note', model.returns_kept ? `${planText(plan)}: nothing is dropped.`
+    : 'The programs return no kept patches: export the model with --kept.');
+}
+
+function cosine(one, other) {
+  const dot = (a, b) => a.reduce((sum, value, index) => sum + value * b[index], 0);
+  return dot(one, other) / Math.sqrt(dot(one, one) * dot(other, other));
+}
+
+function drawAnswer(parent, result, ofDense) {
+  parent.replaceChildren();
+  if (result.top) {
+    drawGuesses(parent, result.top.map(({name, probability}) => [name, probability]));
+  } else {
+    make(parent, 'p', '', `${result.features.length} features`);
+    if (ofDense) make(parent, 'p', '', `cosine to dense's ${cosine(result.features, ofDense.features).toFixed(4)}`);
+  }
+}
+
+function drawCosts({result, ofDense, plan}) {
+  const last = (name) => plans[name].tokens.at(-1) ?? plans[name].patches;
+  const rows = [['tokens at the end', last, (value) => value], ['MACs', (name) => plans[name].macs, macsText],
+                ['milliseconds', (name) => (name === plan ? result : ofDense).batch_ms, (value) => value.toPrecision(3)]];
+  byId('costs').replaceChildren();
+  for (const [title, value, text] of rows) {
+    const row = make(byId('costs'), 'tr');
+    make(row, 'th', '', title).scope = 'row';
+    make(row, 'td', '', text(value(plan)));
+    if (!ofDense) continue;
+    make(row, 'td', '', text(value(dense)));
+    make(row, 'td', '', `${Math.round(100 * value(plan) / value(dense))} %`);
+  }
+}
+
+function drawResult() {
+  const {result, ofDense, plan} = state.shown;
+  drawPictures(state.shown);
+  for (const id of ['this-plan', 'this-column']) byId(id).textContent = planText(plan);
+  byId('dense-answer').hidden = !ofDense || plan === dense;
+  for (const head of document.querySelectorAll('.of-dense')) head.hidden = !ofDense;
+  drawAnswer(byId('guesses'), result, plan === dense ? null : ofDense);
+  if (ofDense) drawAnswer(byId('dense-guesses'), ofDense, null);
+  drawCosts(state.shown);
+}
+
+function drawPanel() {
+  const list = byReducer.get(reducer) || [], position = list.indexOf(state.plan);
+  const shown = position < 0 ? 'other plan' : String(plans[state.plan].rate ?? 1);
+  byId('rate').max = list.length - 1;
+  if (position >= 0) byId('rate').value = position;
+  byId('rate-text').textContent = shown;
+  if (plans[state.plan].trained) make(byId('rate-text'), 'small', '', ' as trained');
+  byId('rate').setAttribute('aria-valuetext', position < 0 ? shown : `keep rate ${shown}`);
+  byId('marks').replaceChildren();
+  list.forEach((name, index) => {
+    const mark = make(byId('marks'), 'span', index === position ? 'now' : '', plans[name].rate ?? 1);
+    mark.addEventListener('click', () => choose(name));
+  });
+  for (const input of document.querySelectorAll('#reducers input')) input.checked = input.value === reducer;
+  for (const input of document.querySelectorAll('#plans input')) input.checked = input.value === state.plan;
+  byId('scale').hidden = state.view === 'kept';
+}
+
+function choose(plan) {
+  state.plan = plan;
+  update();
+}
+
+/* Keep the rate when the reducer changes, or take the nearest one. */
+function chooseReducer(name) {
+  const rate = plans[state.plan].rate ?? 1, distance = (each) => Math.abs((plans[each].rate ?? 1) - rate);
+  reducer = name;
+  choose(byReducer.get(name).reduce((best, each) => (distance(each) < distance(best) ? each : best)));
+}
+
+function chooseImage(file, name, button) {
+  Object.assign(state, {file, name, results: new Map()});
+  for (const each of document.querySelectorAll('#samples button')) each.setAttribute('aria-pressed', each === button);
+  status(`${name}: sending`);
+  update();
+}
+
+function radio(parent, name, value, text) {
+  const label = make(byId(parent), 'label'), input = make(label, 'input');
+  Object.assign(input, {type: 'radio', name, value});
+  make(label, 'span', '', text);
+}
+
+function makePanel() {
+  for (const name of byReducer.keys()) radio('reducers', 'reducer', name, name);
+  for (const name of otherPlans) radio('plans', 'plan', name, name);
+  byId('sliding').hidden = !byReducer.size;
+  byId('reducers').hidden = byReducer.size < 2;
+  byId('plans').hidden = !otherPlans.length;
+  document.querySelector('.choices').hidden = !model.returns_attention;
+  drawScale(document.querySelector('#scale canvas'), colours);
+  for (const [name, url] of Object.entries(model.samples)) {
+    const button = make(byId('samples'), 'button');
+    button.type = 'button';
+    Object.assign(make(button, 'img'), {src: url, alt: `sample: ${name}`});
+    button.addEventListener('click', () => {
+      chooseImage(new Blob([bytes(url.split(',')[1])], {type: 'image/jpeg'}), name, button);
+    });
+  }
+}
+
+function listen() {
+  byId('rate').addEventListener('input', (event) => choose(byReducer.get(reducer)[event.target.value]));
+  byId('reducers').addEventListener('change', (event) => chooseReducer(event.target.value));
+  byId('plans').addEventListener('change', (event) => choose(event.target.value));
+  byId('views').addEventListener('change', (event) => {
+    state.view = event.target.value;
+    drawPanel();
+    if (state.shown) drawResult();
+  });
+  byId('panel').addEventListener('submit', (event) => event.preventDefault());
+  byId('file').addEventListener('change', (event) => {
+    const [file] = event.target.files;
+    if (file) chooseImage(file, file.name);
+  });
+  addEventListener('dragover', (event) => {
+    event.preventDefault();
+    byId('drop').classList.add('over');
+  });
+  addEventListener('dragleave', () => byId('drop').classList.remove('over'));
+  addEventListener('drop', (event) => {
+    event.preventDefault();
+    byId('drop').classList.remove('over');
+    const [file] = event.dataTransfer.files;
+    if (file) chooseImage(file, file.name);
+  });
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => state.shown && drawResult());
+}
+
+makePanel();
+listen();
+drawPanel();
+const first = document.querySelector('#samples button');
+if (first) first.click();
