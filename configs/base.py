@@ -66,7 +66,7 @@ KEYS = {
     'model.fuse': Key(True, 'fuse the dropped tokens into one, if the reducer can'),
 
     'reducer.name': Key('evit', 'method: evit, topk, ats, tome, ward, prune_merge, pitome, tofu, dpcknn, kmedoids; '
-                        'learned modules: dynamicvit, sit, patchmerger, sinkhorn; baselines: random, least, pool, '
+                        'with learned modules: dynamicvit, sit, patchmerger, sinkhorn; baselines: random, least, pool, '
                         'heuristic'),
     'reducer.r': Key(0, 'number of tokens merged in every block, by a method that merges; replaces the keep rates',
                      '[0, inf]'),

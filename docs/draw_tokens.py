@@ -4,17 +4,17 @@ r"""Draws the pictures of the documentation with a pretrained model.
         --out docs/hero
     python docs/draw_tokens.py methods weights/dinov2_s chelsea.png --out docs/methods
 
-hero draws the tokens that remain after some blocks under a plan, and measures the time of an image. It writes
-OUT_light.webp and OUT_dark.webp. methods draws the same for each method at --macs of the dense model's
-multiply-accumulates, one file in OUT for each.
+hero draws the tokens that remain after some blocks under a plan, and the times and errors that the plan file records
+(python -m evit_jax.plan --data). It writes OUT_light.webp and OUT_dark.webp. methods draws the same for each method at
+--macs of the dense model's multiply-accumulates, one file in OUT for each.
 
 The photographs in this folder are sample images of scikit-image: astronaut (NASA, public domain), chelsea (S. van der
 Walt, CC0), coffee (R. Michetti, CC0).
 """
 
 import argparse
+import json
 import pathlib
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,8 @@ from evit_jax.viz.patches import draw_tokens, num_tokens, patch_groups
 SIDE = 224           # pixels of a model input
 SCALE = 2            # pictures have twice the pixels of the model input, before they are shrunk to TILE
 TILE, GAP = 400, 14  # pixels
-METHODS = 'evit', 'tome', 'prune_merge', 'pitome', 'tofu', 'dpcknn', 'heuristic'
+LABELS = {'dense': 'all tokens', 'searched': 'searched plan'}  # other figures of a plan file keep their names
+METHODS = 'evit', 'tome', 'prune_merge', 'pitome', 'tofu', 'dpcknn', 'ats', 'heuristic'
 
 
 class Theme(NamedTuple):
@@ -65,20 +66,6 @@ def stages_of(model: VisionModel, path: str, count: int) -> tuple[list[Image.Ima
     return [Image.fromarray(each).resize((TILE, TILE), Image.Resampling.LANCZOS) for each in pictures], captions
 
 
-def milliseconds(models: list[VisionModel], batch: int = 16, rounds: int = 7) -> list[float]:
-    """Returns the least time of an image for each model. The models are timed in turns."""
-    images = np.random.default_rng(0).integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
-    times = np.zeros((rounds, len(models)))
-    for model in models:
-        model(images).block_until_ready()
-    for row in times:
-        for index, model in enumerate(models):
-            start = time.perf_counter()
-            model(images).block_until_ready()
-            row[index] = time.perf_counter() - start
-    return (1000 * times.min(axis=0) / batch).tolist()
-
-
 def paste_rounded(page: Image.Image, picture: Image.Image, x: int, y: int) -> None:
     """Pastes a picture with rounded corners."""
     mask = Image.new('L', (4 * TILE, 4 * TILE))
@@ -96,16 +83,20 @@ def draw_rows(page: Image.Image, rows: list[list[Image.Image]], captions: list[s
     return 52 + len(rows) * (TILE + GAP)
 
 
-def draw_bars(page: Image.Image, y: int, labels: list[str], values: list[float], theme: Theme) -> None:
-    """Draws a horizontal bar for each value, in milliseconds. The last one has the accent colour."""
-    draw, left, width = ImageDraw.Draw(page), 330, page.width - 330 - 360
-    for number, (label, value) in enumerate(zip(labels, values, strict=True)):
-        last, top = number == len(values) - 1, y + 62 * number
-        write(page, 0, top + 4, label, theme.ink if last else theme.soft, 30, left - 20)
-        end = left + round(width * value / max(values))
-        draw.rounded_rectangle((left, top, end, top + 44), 10, fill=theme.accent if last else theme.bar)
-        text = f'{value:.0f} ms an image' + (f', {values[0] / value:.1f}x' if last else '')
-        write(page, end + 18, top + 4, text, theme.ink if last else theme.soft, 30, page.width - end - 18)
+def draw_bars(page: Image.Image, y: int, figures: dict[str, dict], theme: Theme) -> None:
+    """Draws the time of an image under each plan as a bar, with speed and error. The searched plan has the accent."""
+    draw, left, width = ImageDraw.Draw(page), 330, page.width - 330 - 560
+    order = sorted(figures.items(), key=lambda item: (item[0] != 'dense', -item[1]['error']))
+    milliseconds = 1000 / figures['dense']['measured_images_per_second']
+    for number, (name, plan) in enumerate(order):
+        chosen, top, speed_up = name == 'searched', y + 58 * number, plan['measured_speed_up']
+        colour = theme.ink if chosen else theme.soft
+        write(page, 0, top + 2, LABELS.get(name, name), colour, 30, left - 20)
+        end = left + round(width / speed_up)
+        draw.rounded_rectangle((left, top, end, top + 42), 10, fill=theme.accent if chosen else theme.bar)
+        text = f'{milliseconds / speed_up:.0f} ms'
+        text += '' if name == 'dense' else f', {speed_up:.1f}x as fast, error {plan["error"]:.3g}'
+        write(page, end + 18, top + 2, text, colour, 30, page.width - end - 18)
 
 
 def save(page: Image.Image, path: str | pathlib.Path, quality: int) -> None:
@@ -115,16 +106,14 @@ def save(page: Image.Image, path: str | pathlib.Path, quality: int) -> None:
 
 def hero(args: argparse.Namespace) -> None:
     """Writes the picture of the front page, in light and dark."""
-    dense = evit_jax.load(args.model).with_image_size(SIDE).with_plan(keep_rate=1.0)
-    fast = dense.with_plan(plan=args.plan)
+    fast = evit_jax.load(args.model).with_image_size(SIDE).with_plan(plan=args.plan)
+    figures = json.loads(pathlib.Path(args.plan).read_text())['figures']
     rows, captions = zip(*(stages_of(fast, path, 4) for path in args.images), strict=True)
-    times = milliseconds([dense, fast])
-    print(f'{fast.plan}: {times} ms an image')
-    width, height = len(captions[0]) * (TILE + GAP) - GAP, 52 + len(rows) * (TILE + GAP) + 140
+    width, height = len(captions[0]) * (TILE + GAP) - GAP, 52 + len(rows) * (TILE + GAP) + 16 + 58 * len(figures)
     for name, theme in (('light', LIGHT), ('dark', DARK)):
         page = Image.new('RGBA', (width, height))
         end = draw_rows(page, rows, captions[0], theme)
-        draw_bars(page, end + 16, ['all tokens', 'searched plan'], times, theme)
+        draw_bars(page, end + 16, figures, theme)
         save(page, f'{args.out}_{name}.webp', args.quality)
 
 

@@ -50,6 +50,7 @@ def check(module, words):
 
     calls, original = [], cli.run
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+        words = ['--config=digits' if word == '--config=CONFIG' else word for word in words]
         patch.setattr(sys, 'argv', [module.__name__, *words])
         patch.setattr(cli, 'configure_logging', lambda: None)
         patch.setattr(cli, 'run', run)
