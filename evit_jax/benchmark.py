@@ -1,8 +1,8 @@
 """Measures speed: python -m evit_jax.benchmark input --config configs/deit_s.py --workers 4
                 python -m evit_jax.benchmark model --models deit_s --rates 1,0.7,0.5 --batches 1,16 --dtypes float32
                 python -m evit_jax.benchmark model --models runs/digits --batches 16 --json speed.json
-                python -m evit_jax.benchmark gpu --config configs/deit_s.py --dtypes bfloat16 --json gpu.json
                 python -m evit_jax.benchmark serve runs/digits --clients 1,8,64
+                python -m evit_jax.benchmark gpu --config configs/deit_s.py --dtypes bfloat16 --json gpu.json
                 python -m evit_jax.benchmark tpu --config configs/deit_s.py --topology v5e:16x16
 
 input measures images per second and per CPU-second of each input stage, of the whole pipeline with --workers processes,
@@ -16,12 +16,12 @@ takes names of models, runs, files and folders of weights (.pth, .safetensors, H
 A run is measured with its own model config, image size, blocks and reducer, and with its own plan in addition to the
 rates. Pass the file of --json to `visualize tradeoff`, together with the run. On a CPU, limit the threads by `taskset`.
 
-gpu measures DeiT-S, DeiT-B and DINOv2's ViT-S on one device within --minutes, the most important cases first: dense,
-rates, ToMe and plans, batches of 64, 1 and 256, the training step, and implementations of attention.
-
-serve starts the server of evit_jax.serve on loopback, with and without batching, and measures requests per second and
+serve starts the server of evit_jax.serve on loopback, with each of --batches, and measures requests per second and
 latency for the default and the dense plan. Then it offers twice the capacity for --overload_seconds, and sends
 --hostile uploads: truncated files, decompression bombs, broken forms, slow bodies.
+
+gpu measures DeiT-S, DeiT-B and DINOv2's ViT-S on one device within --minutes, the most important cases first: dense,
+rates, ToMe and plans, batches of 64, 1 and 256, the training step, and implementations of attention.
 
 tpu compiles the training and the evaluation step for a TPU slice and reports the compiler's figures: memory, FLOPs,
 collectives, and an estimate of the speed. It needs no TPU and no data, but the extra [tpu-aot].
@@ -35,23 +35,12 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from evit_jax import cli, models
-from evit_jax.benchmarks import (
-    gpu,
-    input_speed,
-    model_speed,
-    model_tables,
-    report,
-    serve_load,
-    torch_evit,
-    tpu,
-    workloads,
-)
+from evit_jax.benchmarks import gpu, input_speed, model_speed, model_tables, report, serve_load, tpu, workloads
 from evit_jax.checkpoints.workdir import flat
 from evit_jax.data.sources.generated import GeneratedSource
 from evit_jax.models.config import parse_size
 from evit_jax.reduction.gather import GATHERS
 from evit_jax.reduction.plan_file import read_plan_file
-from evit_jax.reduction.reducers import EVIT
 from evit_jax.reduction.registry import list_reducers
 from evit_jax.runtime import backend, machine, sharding
 from evit_jax.serving import live_page
@@ -64,11 +53,9 @@ _SECONDS = flags.DEFINE_float('seconds', 30.0, 'Approximate time to measure.', l
 _BATCH = flags.DEFINE_integer('batch', 128, 'Batch size of the input; choose it so that many batches fit in --seconds.',
                               lower_bound=1)
 _CLIENTS = flags.DEFINE_list('clients', ['1', '8', '64'], 'serve: numbers of concurrent clients.')
-_LOAD_SECONDS = flags.DEFINE_float('load_seconds', 10.0, 'serve: time of each load.', lower_bound=0.1)
 _OVERLOAD = flags.DEFINE_float('overload_seconds', 60.0, 'serve: time of the overload; 0 for none.', lower_bound=0)
 _HOSTILE = flags.DEFINE_integer('hostile', 10_000, 'serve: number of hostile uploads.', lower_bound=0)
 _ENGINE = flags.DEFINE_string('engine', 'jax', 'serve: engine of the server: jax, onnxruntime or openvino.')
-_MAX_BATCH = flags.DEFINE_integer('max_batch', 8, 'serve: largest batch of the server.', lower_bound=1)
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to compile for, for example v5e:16x16.')
 _BATCH_PER_CHIP = flags.DEFINE_integer('batch_per_chip', None, 'Batch size per chip; replaces config.batch_size, which '
                                        'counts all chips.', lower_bound=1)
@@ -81,7 +68,7 @@ _FUSE = flags.DEFINE_list('fuse', None, 'Fuse dropped tokens: true, false or bot
                           'and to true for a named model.')
 _SIZES = flags.DEFINE_list('image_sizes', [], 'Image sizes: sides, or HEIGHTxWIDTH. Defaults to the image size of '
                           'each model.')
-_BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes.')
+_BATCHES = flags.DEFINE_list('batches', ['1', '16'], 'Batch sizes; serve: largest batches of the server.')
 _DTYPES = flags.DEFINE_list('dtypes', None, f'Dtypes of the computation: {", ".join(machine.DTYPES)}. Defaults to '
                             'the dtype of the run, and to float32 for a named model.')
 _REDUCE_AT = flags.DEFINE_list('reduce_at', [], 'Blocks that reduce tokens. Defaults to those of the run, and to a '
@@ -170,6 +157,18 @@ def _write(measurement):
         pathlib.Path(_MARKDOWN.value).write_text(model_tables.markdown(measurement))
 
 
+def measure_serve(path: str) -> None:
+    """Measures the HTTP server under load; prints and writes the results."""
+    report.check_writable('--json', _JSON.value)
+    settings = serve_load.ServeSettings(
+        path, _ENGINE.value, cli.numbers('batches', _BATCHES.value, int), cli.numbers('clients', _CLIENTS.value, int),
+        _SECONDS.value, _OVERLOAD.value, _HOSTILE.value)
+    results = serve_load.measure(settings, live_page.samples(())['cat'])
+    print(serve_load.table(results), *serve_load.remarks(results), sep='\n')
+    if _JSON.value:
+        report.write_json(_JSON.value, {'measurement': 'serve', 'engine': settings.engine} | results)
+
+
 def _print(measurement):
     print(model_tables.metadata(measurement))
     print(*(report.table(*table) for table in model_tables.tables(measurement)), sep='\n\n')
@@ -183,18 +182,6 @@ def _gpu_models():
     sizes = [parse_size(text, 'image_sizes') for text in _SIZES.value]
     return [gpu.MeasuredModel(name, size, trained=True) for name in _MODELS.value
             for size in sizes or [models.get_config(name).image_size]]
-
-
-def measure_serve(path: str) -> None:
-    """Measures the HTTP server under load; prints and writes the results."""
-    report.check_writable('--json', _JSON.value)
-    settings = serve_load.ServeSettings(
-        path, _ENGINE.value, _MAX_BATCH.value, cli.numbers('clients', _CLIENTS.value, int), _LOAD_SECONDS.value,
-        _OVERLOAD.value, _HOSTILE.value)
-    results = serve_load.measure(settings, live_page.samples(())['cat'])
-    print(serve_load.table(results), *serve_load.remarks(results), sep='\n')
-    if _JSON.value:
-        report.write_json(_JSON.value, {'measurement': 'serve', 'engine': settings.engine} | results)
 
 
 def compile_for_tpu() -> None:
@@ -251,16 +238,8 @@ def _workloads():
         raise ValueError(f'--precision={",".join(_PRECISIONS.value)} is for engines that run ONNX files: add '
                          '--against=onnxruntime,openvino, or give --dtypes for JAX and PyTorch')
     if 'torch' in _AGAINST.value:
-        _check_torch(selected)
+        workloads.check_torch(selected)
     return selected
-
-
-def _check_torch(selected):
-    """Raises a ValueError if our PyTorch model does not implement a model. Warns of reducers that it lacks."""
-    for workload in selected:
-        torch_evit.check_config(workload.config)
-    if other := [workload for workload in selected if workload.reducer != EVIT]:
-        logging.warning('--against=torch implements EViT only: %s and others are measured without it', other[0])
 
 
 def _config(example):
@@ -313,5 +292,5 @@ def _training_source(config):
 
 
 if __name__ == '__main__':
-    cli.run({'input': measure_input, 'model': measure_model, 'gpu': measure_gpu, 'serve PATH': measure_serve,
+    cli.run({'input': measure_input, 'model': measure_model, 'serve PATH': measure_serve, 'gpu': measure_gpu,
              'tpu': compile_for_tpu})

@@ -1,9 +1,10 @@
 """Compares methods of dropping tokens: python -m evit_jax.compare --config configs/compare_digits.py --out runs/compare
 
-All methods get the same data, seeds, number of steps and share of the dense model's multiply-accumulates (MACs). Each
-is evaluated in three settings: in a trained dense model without further training, fine-tuned from that model, and
-trained from scratch. The folder --out receives a workdir for each run, and finally the report: compare.md, compare.png
-and compare.json. After SIGTERM or Ctrl-C the program exits with code 75; run the same command again to continue.
+All methods get the same data, seeds, number of steps and share of the dense model's multiply-accumulates (MACs). A cell
+is one method at one share in one of five settings: features of the initial weights, classified by k-NN or by a linear
+probe; a trained dense model without further training; fine-tuned from that model; and trained from scratch. The folder
+--out receives a folder for each cell, and finally the report: compare.md, compare.png and compare.json.
+After SIGTERM or Ctrl-C the program exits with code 75; run the same command again to continue.
 
 --docs FOLDER also writes the report to another folder. --plan SHARE=FILE adds a searched plan to the methods.
 

@@ -54,7 +54,7 @@ _REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens;
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms that the programs run on: '
                                f'{", ".join(artifact.PLATFORMS)}.')
 _KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the indices of the patches that each reduction '
-                          'keeps, and with --format=onnx the token of each patch.')
+                          'keeps, and with --format=onnx the token of each patch and the class attention.')
 _DTYPE = flags.DEFINE_enum('dtype', None, sorted({*artifact.TOLERANCE, *onnx_artifact.TOLERANCE}), 'Dtype of the '
                            'computation; default: as in training, with --format=onnx float32.')
 _INPUT_DTYPE = flags.DEFINE_enum('input_dtype', 'uint8', onnx_artifact.INPUT_DTYPES, 'Dtype of the images of '

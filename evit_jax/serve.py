@@ -41,7 +41,7 @@ _REDUCERS = flags.DEFINE_list('reducers', [], 'Reducers to serve the rates with,
                               f'{", ".join(list_reducers())}.')
 _EMA = flags.DEFINE_bool('ema', False, 'Use the moving average (EMA) of the weights.')
 _MAX_BATCH = flags.DEFINE_integer('max_batch', 8, 'Largest number of images in a batch.', lower_bound=1)
-_MAX_WAIT = flags.DEFINE_float('max_wait_ms', 5.0, 'Longest time in milliseconds that an image waits for others while '
+_MAX_WAIT = flags.DEFINE_float('max_wait_ms', 2.0, 'Longest time in milliseconds that an image waits for others while '
                                'the engine is idle.', lower_bound=0)
 _MAX_QUEUE = flags.DEFINE_integer('max_queue', 128, 'Largest number of waiting images, and of requests that are '
                                   'handled at a time.', lower_bound=1)

@@ -52,20 +52,26 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, request: bytes) -> int:
-        """Sends a request. Returns the status of the response; `GONE` if there is none."""
+        """Sends a request. Returns the status of the response; `GONE` if there is none.
+
+        A server closes idle connections. If this one was idle, the request is repeated once on a new connection.
+        """
+        is_new = self._streams is None
         try:
             async with asyncio.timeout(_TIMEOUT):
-                if self._streams is None:
-                    self._streams = await asyncio.open_connection(*self._address)
-                reader, writer = self._streams
-                writer.write(request)
-                await writer.drain()
-                head = (await reader.readuntil(b'\r\n\r\n')).lower()
-                length = int(head.partition(b'content-length:')[2].partition(b'\r\n')[0] or 0)
-                await reader.readexactly(length)
-        except (OSError, EOFError, TimeoutError):
+                return await self._exchange(request)
+        except (OSError, EOFError, TimeoutError) as error:
             self.close()
-            return GONE
+            return GONE if is_new or isinstance(error, TimeoutError) else await self.send(request)
+
+    async def _exchange(self, request):
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address)
+        reader, writer = self._streams
+        writer.write(request)
+        await writer.drain()
+        head = (await reader.readuntil(b'\r\n\r\n')).lower()
+        await reader.readexactly(int(head.partition(b'content-length:')[2].partition(b'\r\n')[0] or 0))
         if b'connection: close' in head:
             self.close()
         return int(head.split(None, 2)[1])

@@ -30,9 +30,9 @@ class ServeSettings(NamedTuple):
 
     path: str
     engine: str = 'jax'
-    max_batch: int = 8
+    max_batches: Sequence[int] = (1, 16)  # largest batches of the servers that are measured, one after another
     clients: Sequence[int] = (1, 8, 64)
-    seconds: float = 10.0            # of each load
+    seconds: float = 30.0            # of all loads together
     overload_seconds: float = 60.0   # 0: no overload
     hostile: int = 10_000            # number of hostile uploads
 
@@ -126,18 +126,20 @@ def measure(settings: ServeSettings, image: bytes) -> dict[str, Any]:
     """
     results: dict[str, Any] = {'loads': [], 'overload': None, 'hostile': None}
     is_export = (pathlib.Path(settings.path) / manifest.FILE).is_file()  # an export fixes the plans
+    seconds = settings.seconds / (2 * len(settings.max_batches) * len(settings.clients))
     plans = () if is_export else ('--rates=1.0',)  # dense and the plan of training
-    for max_batch in dict.fromkeys((settings.max_batch, 1)):
+    for max_batch in settings.max_batches:
         with _running(settings, *plans, f'--max_batch={max_batch}', '--body_seconds=2') as server:
             for plan, path in server.paths().items():
                 request = post(form(image), path=path)
                 asyncio.run(http_client.closed_loop(server.address, request, clients=8, seconds=1))  # warms up
                 for clients in settings.clients:
                     load = asyncio.run(http_client.closed_loop(server.address, request, clients=clients,
-                                                               seconds=settings.seconds))
+                                                               seconds=seconds))
                     results['loads'].append({'plan': plan, 'max_batch': max_batch, 'clients': clients} | _figures(load))
-            if max_batch == settings.max_batch:
-                capacity = max(row['requests_per_second'] for row in results['loads'] if row['plan'] == 'default')
+            if max_batch == max(settings.max_batches):
+                capacity = max(row['requests_per_second'] for row in results['loads']
+                               if (row['plan'], row['max_batch']) == ('default', max_batch))
                 if settings.overload_seconds:
                     results['overload'] = _overload(server, settings, post(form(image)), capacity)
                 if settings.hostile:

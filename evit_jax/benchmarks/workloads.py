@@ -5,7 +5,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from evit_jax import models
+from evit_jax.benchmarks import torch_evit
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel, find_model
 from evit_jax.checkpoints.model_digest import digest_of_architecture
 from evit_jax.models.config import ImageSize, ViTConfig, size_text
@@ -225,3 +228,11 @@ def _with_gathers(workload, gather_impls):
         return {workload.dense: None}
     return {workload._replace(gather_impl='' if workload.reducer.merges else gather_impl): None
             for gather_impl in gather_impls}
+
+
+def check_torch(selected: Sequence[Workload]) -> None:
+    """Raises a ValueError if our PyTorch model does not implement a model. Warns of reducers that it lacks."""
+    for workload in selected:
+        torch_evit.check_config(workload.config)
+    if other := [workload for workload in selected if workload.reducer != EVIT]:
+        logging.warning('--against=torch implements EViT only: %s and others are measured without it', other[0])

@@ -66,6 +66,7 @@ def analyse(folder: pathlib.Path) -> list[Analysis]:
     Raises:
       ValueError: no cell has a record.
     """
+    similarity.check_requirements('--analyse')
     cells = read_cells(folder)
     settings = [setting for setting in SETTINGS if any(each.cell.setting == setting for each in cells)]
     if not settings:

@@ -7,13 +7,14 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 from absl import logging
 
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import newest_step
-from evit_jax.comparison import features, recording
+from evit_jax.comparison import features, recording, similarity
 from evit_jax.comparison.cells import FEATURES, TRAINED, Cell, cells_of, config_of, dense_config
 from evit_jax.data.sources import Source
 from evit_jax.inference.model import VisionModel
@@ -95,6 +96,8 @@ def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Sourc
     if config.dense and newest_step(config.dense) is None:
         raise ValueError(f'config.dense={config.dense} holds no checkpoint: give the workdir of a trained dense model, '
                          "or '' to have one trained")
+    if any(cell.setting == 'probe' for cell in cells):
+        similarity.check_requirements('config.probe')
     dense = config.dense or str(out / 'dense')
     comparison = Comparison(config, out, dense, plans or {}, *_resolve(config, dense, model_config), sources)
     for cell in cells:
@@ -128,6 +131,7 @@ def _run_all(comparison, cells):
             begin_cell = time.monotonic()
             result = _run(comparison, cell, folder)
             _write_result(folder, result | {'seconds': round(time.monotonic() - begin_cell, 1)})
+            jax.clear_caches()  # cells share no program, and the programs of a ViT-S take 200 MB
             num_run += 1
             minutes = (time.monotonic() - begin) / 60 / num_run * (num_missing - num_run)
             logging.info('%d of %d cells left, about %.0f minutes', num_missing - num_run, num_missing, minutes)
@@ -149,7 +153,8 @@ def _run(comparison, cell, folder):
                                     comparison.out / 'features' / cell._replace(setting='features').name)
     else:
         metrics, model = _evaluate(comparison, flat), _model(comparison, flat, comparison.dense)
-    if count := comparison.config.get('record', 0):
+    count = comparison.config.get('record', 0)
+    if count and cell.setting != 'probe':  # the tokens of a probe are those of k-NN
         recording.record(model, _sources(comparison, flat)[1], count, folder)
     return {name: metrics[name] for name in _RESULT_KEYS}
 

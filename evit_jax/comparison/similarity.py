@@ -4,9 +4,17 @@ Source of the choice: Haurum et al., "Which Tokens to Use? Investigating Token R
 2023, arXiv 2308.04657. scikit-learn and scipy compute what they have.
 """
 
+import importlib.util
+
 import numpy as np
 
 from evit_jax.comparison.recording import Record
+
+
+def check_requirements(subject: str) -> None:
+    """Raises a ValueError if scikit-learn is not installed. The message begins with the subject."""
+    if importlib.util.find_spec('sklearn') is None:
+        raise ValueError(f"{subject} needs the package scikit-learn: pip install 'evit_jax[analysis]'")
 
 
 def kept_overlap(first: np.ndarray, second: np.ndarray) -> float:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.data.names import in_one_line
 from evit_jax.data.transforms.geometry import EvalTransform
@@ -96,7 +98,8 @@ def plans_of(loaded: LoadedModel, *, rates: Sequence[float] | None = None, reduc
 
     Args:
       rates: keep rates; None: `DEFAULT_RATES` that the reducers support, if the model reduces tokens at any block.
-      reducers: reducers besides that of the model. Their plans are named 'tome-0.5'.
+      reducers: reducers besides that of the model. Their plans are named 'tome-0.5'; rates that they do not support are
+        left out with a warning.
       files: name -> plan file.
 
     Raises:
@@ -109,6 +112,10 @@ def plans_of(loaded: LoadedModel, *, rates: Sequence[float] | None = None, reduc
         model = loaded if own else loaded.with_reducer(reducer)
         least = model.budget.reducer.min_kept(patches) / patches
         for rate in _default_rates(loaded, least) if rates is None else rates:
+            if rate < least and not own:
+                logging.warning('--reducers: %s keeps at least %.3g of the tokens, rate %s is left out', reducer, least,
+                                rate)
+                continue
             plan = model.plan(keep_rate=rate)
             if own or plan.reductions:
                 plans[str(rate) if own else f'{reducer}-{rate}'] = plan

@@ -30,7 +30,11 @@ def bind(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        # Connections inherit this. asyncio does not set it for a socket of create_server, and a response, which is sent
+        # in two parts, would then wait 40 ms for the delayed acknowledgement of the first part.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
         raise ValueError(f'--host={host} --port={port}: cannot listen there ({reason}): give another --port, or 0 '

@@ -25,7 +25,7 @@ class Limits(NamedTuple):
     """Limits of the server."""
 
     max_batch: int = 8               # images in a batch
-    max_wait: float = 0.005          # seconds that an image waits for others while the engine is idle
+    max_wait: float = 0.002          # seconds that an image waits for others while the engine is idle
     max_queue: int = 128             # images that wait, and requests that are handled at a time
     max_images: int = 16             # images in a request
     max_bytes: int = 16 * 2**20      # bytes of the body of a request

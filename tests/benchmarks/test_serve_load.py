@@ -54,8 +54,8 @@ def test_remarks_name_what_was_not_refused():
 
 
 def test_measure_of_a_checkpoint_gives_loads_overload_and_attack(checkpoint):
-    settings = serve_load.ServeSettings(str(checkpoint), max_batch=1, clients=(2,), seconds=0.2, overload_seconds=0.5,
-                                        hostile=30)
+    settings = serve_load.ServeSettings(str(checkpoint), max_batches=(1,), clients=(2,), seconds=0.4,
+                                        overload_seconds=0.5, hostile=30)
     results = serve_load.measure(settings, IMAGE)
     assert [(row['plan'], row['max_batch']) for row in results['loads']] == [('default', 1), ('dense', 1)]
     assert all(row['requests_per_second'] > 0 and {*row['statuses']} == {'200'} for row in results['loads'])

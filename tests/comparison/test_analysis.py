@@ -58,6 +58,12 @@ def test_analyse_of_a_folder_without_records_is_refused(tmp_path):
         analysis.analyse(tmp_path)
 
 
+def test_analyse_without_scikit_learn_is_refused_with_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis.similarity.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match=r"--analyse needs .* scikit-learn: pip install 'evit_jax\[analysis\]'"):
+        analysis.analyse(tmp_path)
+
+
 def test_write_analysis_writes_tables_json_and_an_offline_page(folder, compare):
     text = compare.write_analysis(folder)
     assert '| EViT 50 | 0.800 |' in text and 'rank correlation with top1' in text

@@ -78,7 +78,8 @@ def test_tpu_without_topology_exits_with_an_example(run_here):
 
 def test_unknown_command_exits_with_one_line():
     done = run('inptu', '--config', 'configs/base.py')
-    assert (done.returncode, done.stderr) == (2, 'error: give input or model or tpu before the flags, not inptu\n')
+    message = 'error: give input or model or serve or gpu or tpu before the flags, not inptu\n'
+    assert (done.returncode, done.stderr) == (2, message)
 
 
 def test_help_prints_usage_and_flags():

@@ -22,6 +22,14 @@ def test_export_onnx_writes_a_checked_folder(checkpoint, run, tmp_path):
     assert outputs['logits'].shape == (2, 3)
 
 
+@pytest.mark.parametrize('text, size', [('24', (24, 24)), ('24x8', (24, 8))])
+def test_export_image_size_resizes_the_input(checkpoint, run, tmp_path, text, size):
+    assert run(checkpoint, tmp_path / 'onnx', '--format=onnx', '--rates=0.5', f'--image_size={text}', '--kept')[0] == 0
+    assert json.loads((tmp_path / 'onnx' / 'manifest.json').read_text())['image']['size'] == [*size]
+    outputs = onnx_artifact.load(tmp_path / 'onnx')(np.zeros((1, *size, 3), np.uint8))
+    assert outputs['logits'].shape == (1, 3) and outputs['class_attention_0'].shape == outputs['token_of_patch_0'].shape
+
+
 def test_export_onnx_without_onnxruntime_warns_that_nothing_was_checked(checkpoint, run, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(onnx_artifact.runtimes, 'is_installed', lambda name: False)
     assert run(checkpoint, tmp_path / 'onnx', '--format=onnx', '--rates=0.5')[0] == 0
@@ -33,6 +41,7 @@ def test_export_onnx_without_onnxruntime_warns_that_nothing_was_checked(checkpoi
     (('--format=onnx', '--platforms=cpu'), '--platforms does not apply to --format=onnx: leave it out'),
     (('--input_dtype=float32',), '--input_dtype does not apply to --format=stablehlo: leave it out'),
     (('--format=onnx', '--dtype=bfloat16'), '--format=onnx --dtype=bfloat16: give float32 or float16'),
+    (('--image_size=9',), 'patch'), (('--image_size=x',), '--image_size=x must be a side or HEIGHTxWIDTH in pixels'),
     (('--dtype=float16',), '--dtype=float16 is for --format=onnx: give float32 or bfloat16'),
     (('--format=onnx', '--reducer=random', '--rates=0.5'), 'computes bitcast_convert_type, which the ONNX export')])
 def test_export_onnx_invalid_flag_is_refused_in_one_line(checkpoint, run, tmp_path, words, message):

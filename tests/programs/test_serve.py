@@ -80,5 +80,7 @@ def test_serve_of_a_missing_path_is_refused(run, tmp_path):
     assert code == 2 and 'absent' in errors and len(errors.splitlines()) == 1
 
 
-def test_server_answers_on_loopback_only_by_default(serve):
-    assert serve._HOST.default == '127.0.0.1' and http_server.server.bind('127.0.0.1', 0).close() is None
+def test_server_listens_on_loopback_by_default_and_delays_no_response(serve):
+    with http_server.server.bind(serve._HOST.default, 0) as listener:
+        assert listener.getsockname()[0] == '127.0.0.1'
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

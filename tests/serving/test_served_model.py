@@ -20,7 +20,8 @@ def test_plans_of_defaults_are_rates_of_the_reducers_and_the_plan_of_training():
 
 def test_plans_of_rates_add_the_dense_plan_and_that_of_training():
     plans = plans_of(tiny.model(keep_rate=0.6).loaded, rates=(0.5,), files={'fast': PLAN_FILE})
-    assert [*plans] == ['0.5', 'fast', 'trained', 'dense']
+    assert [*plans] == ['0.5', 'fast', 'trained', 'dense'] and [*plans_of(
+        tiny.model().loaded, rates=(0.3, 0.6), reducers=['tome'])][:3] == ['0.3', '0.6', 'tome-0.6']
     assert plans['fast'].tokens == (9, 4) and plans['dense'] == make_plan(16, 2, reduce_at=())
 
 

@@ -82,4 +82,5 @@ def test_cancel_ends_the_job_for_good(slurm, submit):
     job = submit(program=STOPS_ON_SIGTERM)
     slurm.wait(job.number, lambda _: job.log().count('started') == 2, 'start')
     job.cancel()
-    assert job.wait_for_end() == ('CANCELLED', '75:0', 0)
+    state, _, restarts = job.wait_for_end()  # the code is that of the program or of srun, and Slurm ignores both
+    assert (state, restarts) == ('CANCELLED', 0)
