@@ -14,7 +14,7 @@ LARGE = [('deit_s', 0.7, 272, 4.56), ('deit_s', 0.6, 288, 4.50), ('deit_s', 0.5,
 
 @pytest.mark.parametrize('row', [row for row in ROWS if row.gmacs], ids=lambda row: f'{row.table}-{row.name}')
 def test_row_has_the_macs_of_the_paper(row):
-    # The paper has one figure for both forms; without fusion a model needs up to 0.04 G fewer.
+    # The paper has one figure for both forms; without fusion a model needs up to 0.06 G fewer.
     assert row.macs / 1e9 == pytest.approx(row.gmacs, abs=0.051 if row.fuse else 0.06)
 
 
