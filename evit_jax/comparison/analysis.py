@@ -16,7 +16,7 @@ FIGURES = {
     'cka': 'linear CKA of the features with those of the dense model',
     'procrustes': 'Procrustes distance of the features to those of the dense model',
     'overlap': 'mean overlap (IoU) of the kept patches with those of the other methods at this share',
-    'nmi': 'mean NMI of the merged groups with those of the other methods at this share',
+    'nmi': 'mean NMI of the groups after the first half of the blocks with those of the other methods at this share',
     'centre': 'rank correlation of the depth at which a patch is removed with its nearness to the centre'}
 _NUM_GROUPED = 64  # number of images whose merged groups are compared
 
@@ -39,10 +39,19 @@ class Analysed(NamedTuple):
         return bool(len(self.record.groups)) and bool((self.record.groups[-1] < 0).any())
 
     @property
+    def groups(self) -> np.ndarray:
+        """The groups of `_NUM_GROUPED` images after the first half of the blocks, at least after one reduction, [N, P].
+
+        Methods that merge in every block may end with a single token, which agrees with nothing.
+        """
+        first_half = int((self.record.blocks < self.record.depth / 2).sum())
+        return self.record.groups[max(first_half, 1) - 1][:_NUM_GROUPED]
+
+    @property
     def merges(self) -> bool:
-        """True if some token holds several patches after the last reduction."""
+        """True if some token of `groups` holds several patches."""
         return bool(len(self.record.groups)) and any(
-            len(shown := groups[groups >= 0]) > len(set(shown.tolist())) for groups in self.record.groups[-1])
+            len(shown := groups[groups >= 0]) > len(set(shown.tolist())) for groups in self.groups)
 
 
 class Analysis(NamedTuple):
@@ -96,8 +105,7 @@ def analyse_setting(setting: str, cells: Sequence[Analysed]) -> Analysis:
         dense is None or (each.record.grid == dense.record.grid).all())]
     overlaps = {(a.label, b.label): similarity.kept_overlap(a.record.groups[-1], b.record.groups[-1])
                 for a, b in itertools.combinations([each for each in reduced if each.hides], 2)}
-    groups = {(a.label, b.label): similarity.group_agreement(a.record.groups[-1][:_NUM_GROUPED],
-                                                             b.record.groups[-1][:_NUM_GROUPED])
+    groups = {(a.label, b.label): similarity.group_agreement(a.groups, b.groups)
               for a, b in itertools.combinations([each for each in reduced if each.merges], 2)}
     depths = {each.label: similarity.removal_depths(each.record) for each in reduced if each.hides}
     nmi = {pair: agreement['nmi'] for pair, agreement in groups.items()}
