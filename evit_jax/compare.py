@@ -125,13 +125,12 @@ def write_analysis(folder: pathlib.Path) -> str:
         report.markdown_table(*_figures_table(each)) for each in analyses)]) + '\n'
     (folder / 'analysis.md').write_text(text)
     report.write_json(folder / 'analysis.json', {'settings': analysis.to_json(analyses)})
+    names = {'nmi': 'NMI', 'homogeneity': 'Homogeneity', 'completeness': 'Completeness'}
     parts = [AnalysisPart(
-        verdict.title(each.setting), each.figures, each.correlations, {
-            'Overlap (IoU) of the kept patches': each.overlaps, **{
-                f'{name[0].upper()}{name[1:]} of the merged groups': {pair: value[name]
-                                                                       for pair, value in each.groups.items()}
-                for name in ('nmi', 'homogeneity', 'completeness')}}, each.depths, each.num_blocks)
-        for each in analyses]
+        verdict.title(each.setting), each.figures, each.correlations,
+        {'Overlap (IoU) of the kept patches': each.overlaps} | {
+            f'{title} of the merged groups': {pair: value[name] for pair, value in each.groups.items()}
+            for name, title in names.items()}, each.depths, each.num_blocks) for each in analyses]
     (folder / 'analysis.html').write_text(analysis_page(parts, analysis.FIGURES), encoding='utf-8')
     return text
 
