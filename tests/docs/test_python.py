@@ -1,6 +1,7 @@
 """The Python code on the pages of the documentation, run with tiny models and images in an empty folder."""
 
 import inspect
+import shutil
 
 import numpy as np
 import pytest
@@ -35,8 +36,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def short_search(monkeypatch):
-    """Loads models of the Hub from the folder, and ends searches early. Checks the arguments of the page."""
+def short(monkeypatch):
+    """Loads models of the Hub from the folder, trains for one epoch, and ends searches early.
+
+    Checks the arguments of the page.
+    """
     def load(path, **options):
         path = {'facebook/dinov2-small': 'weights/dinov2_s', 'timm/deit_small_patch16_224.fb_in1k': 'weights/deit'}.get(
             path.removeprefix('hf-hub:'), path)
@@ -46,7 +50,13 @@ def short_search(monkeypatch):
         bound = inspect.signature(api.speed_up).bind(*args, **options).arguments
         return api.speed_up(**bound | {'target': '0.7MACs', 'minutes': 0.05, 'num_images': 4})
 
+    def train(config, **options):
+        config = api._read_config(config)
+        config.epochs = 1
+        return api.train(config, **options)
+
     monkeypatch.setattr(evit_jax, 'load', load)
+    monkeypatch.setattr(evit_jax, 'train', train)
     monkeypatch.setattr(evit_jax, 'speed_up', speed_up)
 
 
@@ -57,10 +67,11 @@ def test_python_block_is_valid(text):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('text', BLOCKS)
-def test_python_block_runs(text, folder, short_search, monkeypatch):
+def test_python_block_runs(text, folder, short, monkeypatch):
     if 'onnx_artifact' in text:
         pytest.skip('tests/serving/test_onnx_artifact.py runs it')
     registry.list_reducers()
     monkeypatch.setattr(registry, '_REDUCERS', dict(registry._REDUCERS))
     monkeypatch.chdir(folder)
+    shutil.rmtree('weights/fast', ignore_errors=True)  # several pages save a model there
     exec(compile(text, 'page', 'exec'), {'images': np.zeros((2, 224, 224, 3), np.uint8)})
