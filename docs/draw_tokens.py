@@ -43,7 +43,7 @@ class Theme(NamedTuple):
 
 LIGHT = Theme((31, 35, 41), (102, 112, 128), (207, 217, 232), (37, 99, 184))
 DARK = Theme((232, 235, 240), (152, 162, 177), (58, 70, 87), (106, 165, 245))
-BOTH = Theme((124, 131, 141), (124, 131, 141), (0, 0, 0), (0, 0, 0))  # for pages in light and dark
+BOTH = Theme((124, 131, 141), (124, 131, 141), (0, 0, 0), (0, 0, 0))  # readable on light and dark pages
 
 
 def square(path: str, side: int) -> np.ndarray:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from evit_jax.reduction.merging import merge_soft
-from evit_jax.reduction.reducer import Reducer, floor_rate
+from evit_jax.reduction.reducers.soft_assignment import SoftAssignment
 from evit_jax.reduction.registry import register_reducer
 
 
@@ -29,25 +28,12 @@ class QueryAttention(nnx.Module):
 
 
 @register_reducer('patchmerger')
-class PATCHMERGER(Reducer):
+class PATCHMERGER(SoftAssignment):
     """Replaces the tokens by K means, before the block: Y = softmax(Q LN(X)^T) LN(X), with learned queries Q.
 
     The logits are not divided by sqrt(D), as in both sources. The number of queries is fixed in training, so that each
     plan needs its own training.
     """
 
-    before_block = True
-    has_sized_modules = True
-
-    def reduce(self, tokens, inputs, keep):
-        weights, x = inputs.module(tokens.patches)
-        return merge_soft(tokens, weights, x)
-
-    def num_kept(self, patches, entering, rates):
-        return floor_rate(patches, entering, rates)
-
     def make_module(self, width, *, keep, init_std, dtype, rngs):
         return QueryAttention(width, keep, rngs=rngs)
-
-    def module_macs(self, tokens, width, keep):
-        return 2 * tokens * keep * width

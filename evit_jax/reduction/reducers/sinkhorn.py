@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from evit_jax.reduction.merging import merge_soft
-from evit_jax.reduction.reducer import Reducer, floor_rate
+from evit_jax.reduction.reducers.soft_assignment import SoftAssignment
 from evit_jax.reduction.registry import register_reducer
 
 EPSILON = 1.0   # weight of the entropy; the source's default
@@ -35,7 +34,7 @@ class Centres(nnx.Module):
 
 
 @register_reducer('sinkhorn')
-class SINKHORN(Reducer):
+class SINKHORN(SoftAssignment):
     """Replaces the tokens by K sums, before the block: y_k = sum_i w_ki x_i / |x_i|.
 
     The weights w maximise sum_ki w_ki cos(c_k, x_i) + entropy(w) with equal parts: each token has the weight 1, each
@@ -44,21 +43,8 @@ class SINKHORN(Reducer):
     outside the gradient; here the gradient passes through the norm.
     """
 
-    before_block = True
-    has_sized_modules = True
-
-    def reduce(self, tokens, inputs, keep):
-        weights, x = inputs.module(tokens.patches)
-        return merge_soft(tokens, weights, x)
-
-    def num_kept(self, patches, entering, rates):
-        return floor_rate(patches, entering, rates)
-
     def make_module(self, width, *, keep, init_std, dtype, rngs):
         return Centres(width, keep, rngs=rngs)
-
-    def module_macs(self, tokens, width, keep):
-        return 2 * tokens * keep * width
 
 
 def _unit(x):

@@ -10,7 +10,7 @@ from jax import Array
 
 from evit_jax.kernels.activations import gelu
 from evit_jax.reduction.merging import merge_soft
-from evit_jax.reduction.reducer import Reducer, floor_rate
+from evit_jax.reduction.reducers.soft_assignment import SoftAssignment
 from evit_jax.reduction.registry import register_reducer
 
 
@@ -31,21 +31,15 @@ class TokenSlimming(nnx.Module):
 
 
 @register_reducer('sit')
-class SIT(Reducer):
+class SIT(SoftAssignment):
     """Replaces the tokens by K means, before the block: x_k = sum_i w_ki x_i, w_k = softmax over i of MLP(x_i)_k.
 
     The learned modules need `keep` outputs, so that each plan needs its own training. The source also distils from the
     dense model (feature recycling); use config.distill.kind=self.
     """
 
-    before_block = True
-    has_sized_modules = True
-
     def reduce(self, tokens, inputs, keep):
         return merge_soft(tokens, inputs.module(tokens.patches), tokens.patches)
-
-    def num_kept(self, patches, entering, rates):
-        return floor_rate(patches, entering, rates)
 
     def make_module(self, width, *, keep, init_std, dtype, rngs):
         return TokenSlimming(width, keep, init_std=init_std, dtype=dtype, rngs=rngs)
