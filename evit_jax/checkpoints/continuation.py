@@ -14,7 +14,7 @@ from evit_jax.data.positions import Segment
 from evit_jax.runtime import storage
 
 # Keys that may change when a run resumes: they do not affect the final parameters, except for rounding.
-_FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
+FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
                      'compilation_cache', 'sharding', 'remat', 'model.gather_impl', 'profile_steps', 'nonfinite')
 # Keys that only affect step 0. A resumed run keeps its recorded values.
 _INITIALISATION = ('init_from', 'init_ema', 'base_model')
@@ -55,7 +55,7 @@ def _check_changes(folder, old, new, accept_changes):
     """Returns the keys whose values differ. Raises a ValueError if one of them must not change."""
     old, new = models.resolve(old), models.resolve(new)
     differ = [key for key in sorted(old.keys() | new.keys())
-              if old.get(key) != new.get(key) and not key.startswith(_FREE_IN_TRAINING)]
+              if old.get(key) != new.get(key) and not key.startswith(FREE_IN_TRAINING)]
     changes = ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in differ)
     if any(key in (*_MODEL_KEYS, 'model.image_size', 'model.image_width') for key in differ):
         raise ValueError(f'workdir {folder} holds a run of another model ({changes}): give another --workdir')

@@ -1,5 +1,6 @@
 """Runs the cells of a comparison sequentially. Finished cells are skipped; unfinished cells resume."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ from absl import logging
 from evit_jax.checkpoints import model_config as model_configs
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints import workdir as workdirs
+from evit_jax.checkpoints.continuation import FREE_IN_TRAINING
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison import features, recording, similarity
 from evit_jax.comparison.cells import FEATURES, TRAINED, Cell, cells_of, config_of, dense_config
@@ -72,6 +74,15 @@ class Comparison(NamedTuple):
             flat |= model_setup.values_of_plan(plan, flat, base=self.model_config)
         return flat
 
+    def digest(self, cell: Cell) -> str:
+        """Returns a digest of the settings that decide the result of a cell: config, dense training and plan."""
+        configs = config_of(self.config, cell, self.config.dense), dense_config(self.config)
+        settings = [{key: value for key, value in workdirs.flat(each).items() if not key.startswith(FREE_IN_TRAINING)}
+                    for each in configs]
+        plan = self.plans.get((cell.method, cell.share))
+        text = json.dumps([settings, plan and plan.metadata()], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 
 def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Source] | None = None,
             model_config: ViTConfig | None = None,
@@ -89,7 +100,8 @@ def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Sourc
       One row per cell: setting, method, share, seed, top1 (in [0, 1]), images (number evaluated), macs, macs_dense.
 
     Raises:
-      ValueError: the config of a cell is invalid. All configs are checked before the first cell runs.
+      ValueError: the config of a cell is invalid, or a finished cell had other settings. All cells are checked before
+        the first one runs.
       Preempted: SIGTERM or SIGINT was received. Finished and unfinished cells are kept.
     """
     out, cells = pathlib.Path(out), cells_of(config)
@@ -103,12 +115,21 @@ def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Sourc
     for cell in cells:
         check = checks.check_training if cell.setting in TRAINED else checks.check
         check(comparison.flat_config(cell), comparison.model_config)
+        _check_finished(comparison, cell)
     is_needed = not config.dense and any(cell.setting not in ('scratch', *FEATURES) for cell in cells)
     if is_needed and not (out / 'dense' / _DONE).exists():
         logging.info('training the dense model in %s', dense)
         loop.train(dense_config(config), dense, **comparison.objects)
         _write_result(out / 'dense', {})
     return _run_all(comparison, cells)
+
+
+def _check_finished(comparison, cell):
+    """Raises a ValueError if a finished cell had other settings than now."""
+    folder = comparison.out / cell.name
+    if (folder / _DONE).exists() and json.loads((folder / _DONE).read_text()).get('digest') != comparison.digest(cell):
+        raise ValueError(f'{folder} holds the result of other settings (config, plan or program version): give another '
+                         '--out, or remove the folder')
 
 
 def _resolve(config, dense, model_config):
@@ -130,7 +151,8 @@ def _run_all(comparison, cells):
             logging.info('%d of %d: %s', number, len(cells), cell)
             begin_cell = time.monotonic()
             result = _run(comparison, cell, folder)
-            _write_result(folder, result | {'seconds': round(time.monotonic() - begin_cell, 1)})
+            _write_result(folder, result | {'seconds': round(time.monotonic() - begin_cell, 1),
+                                            'digest': comparison.digest(cell)})
             jax.clear_caches()  # cells share no program, and the programs of a ViT-S take 200 MB
             num_run += 1
             minutes = (time.monotonic() - begin) / 60 / num_run * (num_missing - num_run)
@@ -149,8 +171,8 @@ def _run(comparison, cell, folder):
         model = VisionModel(open_model(folder))
     elif cell.setting in FEATURES:
         model = _model(comparison, flat, _initial_weights(comparison))
-        metrics = features.classify(cell.setting, model, _sources(comparison, flat), flat,
-                                    comparison.out / 'features' / cell._replace(setting='features').name)
+        cache = comparison.out / 'features' / comparison.digest(cell)  # k-NN and probe share the features
+        metrics = features.classify(cell.setting, model, _sources(comparison, flat), flat, cache)
     else:
         metrics, model = _evaluate(comparison, flat), _model(comparison, flat, comparison.dense)
     count = comparison.config.get('record', 0)

@@ -128,6 +128,13 @@ def test_compare_runs_every_cell_once_and_resumes_unfinished_ones(tmp_path, monk
     again = running.compare(config, tmp_path, **objects)
     assert [row | {'seconds': 0} for row in again] == [row | {'seconds': 0} for row in rows] and trained == [
         tmp_path / 'finetuned-evit-0.8-0']
+    with config.run.unlocked():
+        config.run.log.pictures = 1  # decides no result
+    assert len(running.compare(config, tmp_path, **objects)) == len(rows)
+    with config.run.unlocked():
+        config.run.optimizer.lr *= 2
+    with pytest.raises(ValueError, match=r'0 holds the result of other settings .*: give another --out, or remove the'):
+        running.compare(config, tmp_path, **objects)
 
 
 def test_compare_with_a_missing_dense_model_is_refused_before_anything_runs(tmp_path):
