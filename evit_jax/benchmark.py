@@ -146,6 +146,7 @@ def measure_gpu() -> None:
         limits = limits._replace(batch_sizes=tuple(batches), train_batch=batches[0])
     measurement = gpu.measure(_gpu_models(), limits, against=_AGAINST.value, plans=plans, on_group=_write,
                               setup_run=lambda workload: _setup_run(workload, _training_config(workload)))
+    _write(measurement)
     _print(measurement)
 
 

@@ -23,7 +23,7 @@ def create_app(service: Service) -> ASGIApp:
     _add_status(app, service)
     _add_page(app, service)
     paths = {route.path for route in app.routes}
-    gate = RequestGate(app, service.limits, service.metrics, lambda: paths)
+    gate = RequestGate(app, service.limits, service.metrics, paths)
     service.metrics.watch('evit_open_uploads', 'Uploads that are handled now', lambda: gate.num_open)
     return gate
 

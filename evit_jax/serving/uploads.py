@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ class RequestGate:
       paths: paths that the metrics name; all others are counted as 'other'.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, paths: Callable[[], set[str]]):
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, paths: Collection[str]):
         self._app, self._limits, self._metrics, self._paths = app, limits, metrics, paths
         self.num_open = 0  # uploads that are handled now
 
@@ -65,7 +65,7 @@ class RequestGate:
         except HTTPException as error:  # raised by `receive`, while a body is read to its end
             await _respond(error, scope, receive, counted_send)
         finally:
-            path = scope['path'] if scope['path'] in self._paths() else 'other'
+            path = scope['path'] if scope['path'] in self._paths else 'other'
             self._metrics.observe_request(path, code, begin)
 
     async def _handle(self, scope, receive, send):

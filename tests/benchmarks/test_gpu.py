@@ -52,7 +52,7 @@ def test_measure_without_time_raises_and_with_little_time_lists_what_is_left_out
     measured = [gpu.MeasuredModel('tiny', 32)]
     with pytest.raises(ValueError, match='no group was measured within 0 minutes: give more --minutes'):
         gpu.measure(measured, LIMITS._replace(minutes=0.0), against=(), setup_run=None, on_group=list)
-    clock, written = [0.0], []
+    clock, written = [0.0], []  # written: number of rows at each call
 
     def measure(group, **options):
         clock[0] += 40
@@ -60,10 +60,11 @@ def test_measure_without_time_raises_and_with_little_time_lists_what_is_left_out
 
     monkeypatch.setattr(gpu, 'time', types.SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(gpu.model_speed, 'measure', measure)
-    result = gpu.measure(measured, LIMITS._replace(minutes=1.0), against=(), setup_run=None, on_group=written.append)
+    result = gpu.measure(measured, LIMITS._replace(minutes=1.0), against=(), setup_run=None,
+                         on_group=lambda part: written.append(len(part['rows'])))
     assert len(result['rows']) == 4 and {row['batch_size'] for row in result['rows']} == {2}
     assert len(result['left_out']) == 4 and all('batch 1' in text for text in result['left_out'])
-    assert written == [result]
+    assert written == [4]
 
 
 def test_attention_implementations_return_equal_outputs(attention):
@@ -87,6 +88,15 @@ def test_program_measures_inference_and_training_and_writes_json_and_markdown(be
     assert [row['step'] for row in content['rows']] == ['inference'] * 4 + ['train'] * 4
     assert content['left_out'] == [] and content['attention']
     assert '| attention: tokens |' in page.read_text() and 'tiny dense, 32 px, batch 4' in capsys.readouterr().out
+
+
+def test_program_writes_the_cases_that_did_not_fit(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark.gpu, 'measure', lambda *args, **options: {'rows': [], 'left_out': ['deit_b dense']})
+    monkeypatch.setattr(benchmark, '_print', lambda measurement: None)
+    with flagsaver.flagsaver():
+        flags.FLAGS(['benchmark', f'--config={digits.__file__}', f'--json={tmp_path / "gpu.json"}'])
+        benchmark.measure_gpu()
+    assert json.loads((tmp_path / 'gpu.json').read_text())['left_out'] == ['deit_b dense']
 
 
 def test_program_without_config_names_an_example(benchmark):

@@ -69,7 +69,8 @@ def test_onnx_engine_of_an_export_without_kept_returns_none(onnx, expected):
 
 @pytest.mark.parametrize('options, message', [
     (EngineOptions('tensorrt'), '--engine=tensorrt is unknown, there are jax, onnxruntime, openvino'),
-    (EngineOptions(precision='bfloat16'), '--precision=bfloat16 is for --engine=openvino: --engine=jax computes in'),
+    (EngineOptions(precision='bfloat16'),
+     '--precision=bfloat16 is for --engine=openvino: --engine=jax computes in the d'),
     (EngineOptions('onnxruntime', 'float16'), '--engine=onnxruntime computes in float32')])
 def test_open_served_with_an_unknown_engine_or_precision_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
