@@ -3,6 +3,7 @@
 import json
 import sys
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
@@ -18,6 +19,13 @@ from evit_jax.reduction.registry import get_reducer
 from tests.helpers import layouts, program_modules
 
 compare = program_modules.module_fixture('compare')
+
+
+@pytest.fixture(autouse=True)
+def keep_programs(monkeypatch):
+    """Keeps the programs between cells. The cells here are of one tiny model."""
+    monkeypatch.setattr(jax, 'clear_caches', lambda: None)
+
 
 def small(**changes):
     """Returns the config of a comparison of two methods on a tiny model, with a few steps."""

@@ -16,6 +16,7 @@ from evit_jax.reduction.reducer import modules_at
 from evit_jax.reduction.registry import get_reducer, list_reducers
 from evit_jax.serving import onnx_artifact, runtimes
 from tests.helpers import onnx_programs, tiny
+from tests.helpers.weights import random_params
 
 DEPTH, TOKENS = 3, (12, 9)
 # Field values that reach every layer of the architectures.
@@ -33,7 +34,7 @@ def loaded_model(config=tiny.CONFIG, reducer='evit', **changes):
     config = dataclasses.replace(config, depth=DEPTH, **changes)
     modules = modules_at(get_reducer(reducer), range(1, DEPTH), TOKENS)
     model = models.create(config, modules=modules)
-    params = jax.tree.map(np.asarray, model.init(jax.random.key(1)))
+    params = random_params(model, 1)
     return tiny.model().loaded._replace(config=config, params=params, modules=modules, image_size=config.image_size)
 
 

@@ -144,6 +144,7 @@ def test_finetune_of_a_hub_name_takes_its_model_and_resumes_without_the_hub(imag
     assert loop.train(config, tmp_path / 'run')['top1'] == metrics['top1']
 
 
+@pytest.mark.slow  # tests/test_api.py trains a model on other classes, too
 def test_finetune_through_the_api_takes_a_model(pretrained, images, tmp_path):
     model = evit_jax.load(pretrained).with_plan(keep_rate=0.5)
     config = recipe(None, epochs=1, batch_size=24)

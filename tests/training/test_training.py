@@ -141,6 +141,8 @@ def test_train_in_a_workdir_of_another_config_is_refused_by_key_and_changes_noth
     with pytest.raises(ValueError, match=r'run of another model .*classes 10 -> 12'):
         loop.train(config_of(model__classes=12), workdir, accept_changes=True,
                    model_config=dataclasses.replace(MODEL, classes=12))
+    with pytest.raises(ValueError, match=r'model.classes=12 contradicts the model that is given, which has 10 classes'):
+        loop.train(config_of(model__classes=12), workdir, accept_changes=True, model_config=MODEL)
     assert (workdir / 'config.json').read_text() == before
 
 
