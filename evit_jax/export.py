@@ -8,7 +8,7 @@ program (.pth, .safetensors, Hugging Face, timm), or hf-hub:ORG/NAME. DIR is a n
 - a loader that needs jax and Pillow, but not this package;
 - a README.
 
-The export runs each program, and compares its probabilities with those of the model. DIR is created only when it is
+The export runs each program, and compares its outputs with those of the model. DIR is created only when it is
 complete. A killed export leaves DIR.unfinished-..., which the next export to DIR removes.
 
 If --format=orbax, DIR is a checkpoint of the weights and the config, without the state of the optimizer. Use it like
@@ -53,8 +53,8 @@ _REDUCER = flags.DEFINE_string('reducer', None, 'Method that reduces the tokens;
                                f'{", ".join(list_reducers())}.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms that the programs run on: '
                                f'{", ".join(artifact.PLATFORMS)}.')
-_KEPT = flags.DEFINE_bool('kept', False, 'The programs also return the indices of the patches that each reduction '
-                          'keeps, and with --format=onnx the token of each patch and the class attention.')
+_KEPT = flags.DEFINE_bool('kept', False, 'The programs also return, for each reduction, the indices of the patches '
+                          'that it keeps, the token of each patch, and the class attention.')
 _DTYPE = flags.DEFINE_enum('dtype', None, sorted({*artifact.TOLERANCE, *onnx_artifact.TOLERANCE}), 'Dtype of the '
                            'computation; default: as in training, with --format=onnx float32.')
 _INPUT_DTYPE = flags.DEFINE_enum('input_dtype', 'uint8', onnx_artifact.INPUT_DTYPES, 'Dtype of the images of '
@@ -157,7 +157,7 @@ def _check(folder: pathlib.Path, trained: LoadedModel, plans: dict[str, TokenPla
                         ', '.join(platforms), platform)
         return
     for name, difference in artifact.check(folder, trained, plans):
-        logging.info("plan %s: run on %s, its probabilities differ from the model's by %.1e at most", name,
+        logging.info("plan %s: run on %s, its outputs differ from the model's by %.1e at most", name,
                      platform, difference)
 
 

@@ -18,7 +18,7 @@ from evit_jax.benchmarks.workloads import Workload
 from evit_jax.checkpoints.weights import by_name
 from evit_jax.models.config import as_hw
 from evit_jax.serving import onnx_artifact, runtimes
-from evit_jax.serving.artifact import apply_by_name
+from evit_jax.serving.exported_function import apply_by_name
 
 BFLOAT16 = 'bfloat16'  # ends the name of an engine that computes in bfloat16
 _PAGE = 4096  # bytes

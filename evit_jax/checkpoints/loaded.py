@@ -229,7 +229,7 @@ def from_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metad
     modules = _modules_of(arrays, metadata.get('modules'), budget, config, image_size)
     like = jax.eval_shape(models.create(config, modules=modules).init, jax.random.key(0))
     class_names = ()
-    if config.classes and not config.projection:
+    if config.has_classes:
         class_names = metadata.get('class_names') or default_class_names(config.classes)
         if len(class_names) != config.classes:
             raise ValueError(f'the checkpoint in {path} names {len(class_names)} classes, its model has '

@@ -49,7 +49,7 @@ def check_has_classes(config: ViTConfig, origin: Any) -> None:
     Args:
       origin: path or name of the model, for the error message.
     """
-    if not config.classes or config.projection:
+    if not config.has_classes:
         raise ValueError(f'the model in {origin} returns features and has no classes: fine-tune it on labelled images '
                          f'(--config finetune --config.init_from={origin}), evaluate its features by --mode=knn, or '
                          'use evit_jax.load(...).forward(images).features')

@@ -10,7 +10,7 @@ from evit_jax.reduction.plan import TokenPlan
 # Outputs of the model that a prediction needs, in addition to the logits.
 OUTPUTS = ('kept', 'token_of_patch', 'patch_ids', 'class_attention', 'fused_weights')
 
-NOT_FINITE = 'its logits are not finite: the computation overflows, which float32 (model.dtype) may prevent'
+NOT_FINITE = 'its outputs are not finite: the computation overflows, which float32 (model.dtype) may prevent'
 
 
 class Guess(NamedTuple):

@@ -153,7 +153,7 @@ def _fitting_class_names(names, config, is_flag):
     Raises:
       ValueError: there are names for another number of classes.
     """
-    if names and (not config.classes or config.projection):
+    if names and not config.has_classes:
         if is_flag:
             raise ValueError('--class_names is for a model with a head of classes, and these weights have none: leave '
                              "it out, or give --allow_missing='head.*' for a head to train")

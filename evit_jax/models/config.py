@@ -137,6 +137,11 @@ class ViTConfig:
                              'number of prefix tokens: give None for all of them')
 
     @property
+    def has_classes(self) -> bool:
+        """True if the outputs of the model are logits of classes; False if they are features or an embedding."""
+        return bool(self.classes) and not self.projection
+
+    @property
     def convolutions(self) -> tuple[Convolution, ...]:
         """Convolutions of the stem: stride 2 until a patch is one pixel, then stride 1 (a larger receptive field)."""
         halvings = int(math.log2(self.patch_size))

@@ -18,8 +18,7 @@ class Fidelity(NamedTuple):
     @classmethod
     def of(cls, config: ViTConfig, dense: Outputs, labels: np.ndarray | None = None) -> 'Fidelity':
         """Returns the comparison for a model."""
-        has_classes = bool(config.classes) and not config.projection
-        return cls(dense, has_classes, labels if has_classes else None)
+        return cls(dense, config.has_classes, labels if config.has_classes else None)
 
     @property
     def name(self) -> str:

@@ -13,21 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from evit_jax import models
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.checkpoints.weights import by_name, fitted
+from evit_jax.checkpoints.weights import by_name
 from evit_jax.data.names import FileNames
 from evit_jax.inference.model import VisionModel
-from evit_jax.models.config import ViTConfig, as_hw
+from evit_jax.inference.prediction import NOT_FINITE
+from evit_jax.models.config import as_hw
 from evit_jax.reduction.plan import TokenPlan
-from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.serving import loader
 from evit_jax.serving import manifest as manifests
+from evit_jax.serving.exported_function import KEPT_OUTPUTS, exported_function
 from evit_jax.serving.readme import readme
-from evit_jax.training import step
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
-# dtype -> largest allowed difference of a probability between two compilations of one program
+OUTPUTS = ('probabilities', 'embedding', 'features', *KEPT_OUTPUTS)  # names of outputs; the first is the result
+# dtype -> largest allowed difference of an output between two compilations of one program, as a multiple of the
+# largest output (at least 1)
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2}
 
 _WEIGHTS, _LOADER, _README = 'weights.npz', 'serve.py', 'README.md'
@@ -45,32 +46,34 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
       trained: the model.
       plans: name -> token plan. `manifest.default_plan` chooses the default.
       platforms: a subset of `PLATFORMS`. Each program runs on all of them.
-      kept: if True, the programs also return the indices of the patches that each reduction keeps.
+      kept: if True, the programs also return the kept patches, `token_of_patch` and the class attention of each
+        reduction.
       ema: if True, the manifest records that the weights are the moving average.
 
     Raises:
       OSError: the disk is full, or the folder cannot be written.
-      ValueError: a platform is unknown, or the model has no classes.
+      ValueError: a platform is unknown.
     """
     if isinstance(platforms, str) or {*platforms} - {*PLATFORMS}:
         raise ValueError(f'platforms={platforms!r}: give a sequence of {", ".join(PLATFORMS)}')
-    trained.check_has_classes()
     trained = trained.fold_batchnorm()
     weights = by_name(trained.params)
     np.savez(folder / _WEIGHTS, **weights)
     logging.info('%s: %.2f M parameters, %.1f MB', _WEIGHTS, sum(leaf.size for leaf in weights.values()) / 1e6,
                  (folder / _WEIGHTS).stat().st_size / 1e6)
-    plan_entries, file_names = {}, FileNames(folder)
+    plan_entries, outputs, file_names = {}, {}, FileNames(folder)  # outputs: names; a dense plan has fewer
     for name, plan in plans.items():
         start, file = time.monotonic(), folder / file_names.of(f'plan_{name}.jaxexport', '.jaxexport')
         exported = export(trained, plan, platforms=platforms, kept=kept)
         file.write_bytes(exported.serialize())
+        outputs |= dict.fromkeys(jax.tree.unflatten(exported.out_tree, exported.out_avals))
         plan_entries[name] = manifests.plan_entry(trained, plan) | {'file': file.name}
         logging.info('%s: %s, %.3g G MACs; %.2f MB, %.1f s', file.name, plan, plan_entries[name]['macs'] / 1e9,
                      file.stat().st_size / 1e6, time.monotonic() - start)
     (folder / _LOADER).write_text(inspect.getsource(loader), encoding='utf-8')
     manifest = {'default': manifests.default_plan(trained, plans), 'tolerance': TOLERANCE[trained.dtype],
-                'platforms': list(platforms), 'plans': plan_entries} | manifests.entries(
+                'platforms': list(platforms), 'outputs': [name for name in OUTPUTS if name in outputs],
+                'plans': plan_entries} | manifests.entries(
         trained, weights=_WEIGHTS, kept=kept, ema=ema, packages=_PACKAGES)
     manifest['versions']['calling_convention'] = exported.calling_convention_version
     (folder / _README).write_text(readme(manifest, inspect.getsource(loader)), encoding='utf-8')
@@ -78,10 +81,10 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
 
 
 def export(trained: LoadedModel, plan: TokenPlan, *, platforms: Sequence[str], kept: bool) -> jax.export.Exported:
-    """Exports the program of one plan. It maps (weights by name, images) to probabilities, and optionally kept patches.
+    """Exports the program of one plan. It maps (weights by name, images) to the outputs of `exported_function`.
 
-    Images are uint8 [b, H, W, 3], probabilities float32 [b, L]. The batch size b is symbolic. The weights are an
-    argument, so that all programs can share one file of weights.
+    It returns probabilities instead of logits. Images are uint8 [b, H, W, 3]. The batch size b is symbolic. The weights
+    are an argument, so that all programs can share one file of weights.
     """
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in by_name(trained.params).items()}
     batch, = jax.export.symbolic_shape('b')
@@ -94,49 +97,38 @@ def export(trained: LoadedModel, plan: TokenPlan, *, platforms: Sequence[str], k
 
 
 def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenPlan]) -> Iterator[tuple[str, float]]:
-    """Compares the probabilities of the exported programs with those of the model, on one random image.
+    """Compares the results of the exported programs with those of the model, on one random image.
 
     Yields:
-      Name of each plan, and the largest absolute difference between the probabilities.
+      Name of each plan, and the largest difference of a probability; of a feature, as a multiple of the largest one.
 
     Raises:
-      ValueError: a difference is larger than `TOLERANCE`, or the model's logits are not finite.
+      ValueError: a difference is larger than `TOLERANCE`, or the model's outputs are not finite.
     """
     served, model = loader.Served(folder), VisionModel(trained, batch_size=1)
-    image = np.random.default_rng(0).integers(0, 256, (*as_hw(trained.image_size), 3), np.uint8)
+    result = served.manifest['outputs'][0]
+    image = np.random.default_rng(0).integers(0, 256, (1, *as_hw(trained.image_size), 3), np.uint8)
     for name, plan in plans.items():
-        prediction, = model.with_plan(plan=plan).predict(image)
-        if prediction.problem:
-            raise ValueError(f'plan {name} cannot be checked ({prediction.problem}): the export is discarded')
-        want = np.asarray(jax.nn.softmax(prediction.logits))
-        got, = np.asarray(served(prediction.image[None], name)['probabilities'])
-        difference, tolerance = float(np.abs(got - want).max()), TOLERANCE[trained.dtype]
+        want = np.asarray(model.with_plan(plan=plan)(image))
+        if not np.isfinite(want).all():
+            raise ValueError(f'plan {name} cannot be checked ({NOT_FINITE}): the export is discarded')
+        if trained.config.has_classes:
+            want = np.asarray(jax.nn.softmax(want))
+        got = np.asarray(served(image, name)[result])
+        difference, tolerance = float(np.abs(got - want).max() / max(np.abs(want).max(), 1)), TOLERANCE[trained.dtype]
         if not difference <= tolerance:
-            raise ValueError(f"the probabilities of plan {name} differ from the model's by up to {difference:.1e}, and "
+            raise ValueError(f"the outputs of plan {name} differ from the model's by up to {difference:.1e}, and "
                              f'rounding explains {tolerance:.0e}: the export is discarded')
         yield name, difference
 
 
-def apply_by_name(config: ViTConfig, plan: TokenPlan, *, dtype: str = 'float32', modules: Modules = NO_MODULES,
-                  path: str = '') -> Callable[..., tuple[jax.Array, dict[str, Any]]]:
-    """Returns the function (weights by name, normalised images) -> (logits, outputs) of a model under a plan.
-
-    Args:
-      dtype: compute dtype.
-      modules: learned modules of the reducer.
-      path: origin of the weights, for error messages.
-    """
-    model = models.create(config, dtype=jnp.dtype(dtype), modules=modules)
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    return lambda weights, images: model.apply(fitted(weights, like, path), images, plan)
-
-
 def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
-    apply = apply_by_name(trained.config, plan, dtype=trained.dtype, modules=trained.modules, path=trained.path)
+    """Returns the function of the export, with probabilities in place of logits."""
+    function = exported_function(trained, plan, kept)
 
     def program(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, Any]:
-        logits, outputs = apply(weights, step.normalise(images, trained.mean, trained.std))
-        return {'probabilities': jax.nn.softmax(logits)} | ({'kept': outputs['kept']} if kept else {})
+        outputs = function(weights, images)
+        return {'probabilities': jax.nn.softmax(outputs.pop('logits'))} | outputs if 'logits' in outputs else outputs
 
     return program
 

@@ -16,6 +16,7 @@ from evit_jax.reduction.plan import TokenPlan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.serving import loader, onnx_artifact, runtimes
 from evit_jax.serving import manifest as manifests
+from evit_jax.serving.exported_function import KEPT_OUTPUTS
 from evit_jax.serving.served_model import ServedModel, plans_of
 
 JAX = 'jax'
@@ -25,7 +26,7 @@ ENGINES = (JAX, *runtimes.PRECISIONS)
 class Outputs(NamedTuple):
     """The outputs for B images of P patches, as numpy arrays. All but `logits` are empty if the programs lack them."""
 
-    logits: np.ndarray                             # [B, L] float32; the features if the model has no head
+    logits: np.ndarray                             # [B, L] float32; the features if the model has no classes
     kept: tuple[np.ndarray, ...] = ()              # per reduction, [B, K] int32: see `inference.compiled.ModelOutput`
     token_of_patch: tuple[np.ndarray, ...] = ()    # per reduction, [B, P] int32
     class_attention: tuple[np.ndarray, ...] = ()   # per reduction, [B, N] float32
@@ -118,7 +119,7 @@ class JaxEngine:
 
 
 class StableHloEngine:
-    """Computes a StableHLO export. Its logits are the logarithms of the probabilities.
+    """Computes a StableHLO export. For a model with classes, its logits are the logarithms of the probabilities.
 
     Raises:
       ValueError: a file is damaged, or another version of jax wrote it.
@@ -132,8 +133,10 @@ class StableHloEngine:
 
     def __call__(self, plan: str, images: np.ndarray) -> Outputs:
         outputs = jax.tree.map(np.asarray, self._served(images, plan))
-        probabilities = np.maximum(outputs['probabilities'], np.finfo(np.float32).tiny)
-        return Outputs(np.log(probabilities), tuple(outputs.get('kept', ())))
+        result = outputs[self._served.manifest['outputs'][0]]
+        if 'probabilities' in outputs:
+            result = np.log(np.maximum(result, np.finfo(np.float32).tiny))
+        return Outputs(result, *(tuple(outputs.get(name, ())) for name in KEPT_OUTPUTS))
 
 
 class OnnxEngine:
@@ -146,14 +149,14 @@ class OnnxEngine:
     def __init__(self, folder: pathlib.Path, manifest: Mapping[str, Any], options: EngineOptions,
                  temporary: Any = None):
         self._dtype, self._temporary = np.dtype(manifest['input']['dtype']), temporary
+        self._result = manifest['outputs'][0]
         self._programs = {
             name: runtimes.open_program(folder / entry['file'], options.engine, precision=options.precision)
             for name, entry in manifest['plans'].items()}
 
     def __call__(self, plan: str, images: np.ndarray) -> Outputs:
         outputs = self._programs[plan](images.astype(self._dtype, copy=False))
-        logits = outputs['logits'] if 'logits' in outputs else outputs['features']
-        return Outputs(logits.astype(np.float32), *(_by_stage(outputs, name) for name in onnx_artifact.KEPT_OUTPUTS))
+        return Outputs(outputs[self._result], *(_by_stage(outputs, name) for name in KEPT_OUTPUTS))
 
 
 def _by_stage(outputs, name):

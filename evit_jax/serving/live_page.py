@@ -31,7 +31,7 @@ def samples(class_names: Sequence[str]) -> dict[str, bytes]:
 def live_page(served: ServedModel) -> str:
     """Returns the page as HTML."""
     model = {'default': served.default, 'dense': served.dense, 'plans': served.plans, 'patch_size': served.patch_size,
-             'returns_kept': served.returns_kept, 'returns_attention': served.returns_attention,
+             'returns_kept': served.returns_kept,
              'colours': base64.b64encode(HEAT_COLOURS.tobytes()).decode(),
              'samples': {name: f'data:image/jpeg;base64,{base64.b64encode(content).decode()}'
                          for name, content in samples(served.class_names).items()}}

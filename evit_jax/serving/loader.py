@@ -1,6 +1,7 @@
-"""Predicts the classes of images with an exported model: python serve.py [--plan=NAME] a.jpg b.png
+"""Predicts images with an exported model: python serve.py [--plan=NAME] a.jpg b.png
 
-Requires jax, flatbuffers and Pillow 11.2 or later. Use in Python: Served('.')(images, '0.7')['probabilities'].
+It prints the class of each image; the features, as a JSON list, if the model has no classes. Requires jax, flatbuffers
+and Pillow 11.2 or later. Use in Python: Served('.')(images, '0.7')['probabilities'].
 """
 
 import argparse
@@ -54,9 +55,9 @@ def check_packages():
 def read_manifest(file):
     """Reads the manifest and checks that it has all keys used in this file."""
     manifest = json.loads(file.read_text(encoding='utf-8'))
-    for part, keys in ((manifest, ('class_names', 'default', 'weights')), (manifest['versions'], ('jax',)),
-                       (manifest['image'], ('size', 'crop', 'interpolation')), *((plan, ('file', 'trained')) for plan in
-                                                                manifest['plans'].values())):
+    for part, keys in ((manifest, ('class_names', 'default', 'outputs', 'weights')), (manifest['versions'], ('jax',)),
+                       (manifest['image'], ('size', 'crop', 'interpolation')),
+                       *((plan, ('file', 'trained')) for plan in manifest['plans'].values())):
         operator.itemgetter(*keys)(part)  # raises a KeyError for a missing key
     return manifest
 
@@ -74,7 +75,8 @@ def load(file, read):
 class Served:
     """The exported model in a folder. Call it with uint8 images [B, H, W, 3], and optionally the name of a plan.
 
-    The call returns a dict with `probabilities`, float32 [B, classes], and with `kept` if it was exported.
+    The call returns a dict with the outputs that the README describes. `manifest['outputs']` has their names; the first
+    one is the result of the model: probabilities, embedding or features.
     """
 
     def __init__(self, folder):
@@ -133,6 +135,13 @@ def print_line(text, **options):
     print(''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text), flush=True, **options)
 
 
+def text_of(row, class_names):
+    """Returns the likeliest class and its probability; without class names, the values as a JSON list."""
+    if class_names:
+        return f'{class_names[row.argmax()]} {row.max():.1%}'
+    return json.dumps([float(f'{value:.6g}') for value in row])
+
+
 def open_model(plan):
     """Loads the model in the folder of this file and compiles the plan. Returns (model, name of the plan)."""
     model = Served(pathlib.Path(__file__).parent)
@@ -148,7 +157,7 @@ def open_model(plan):
 
 
 def main():
-    parser = argparse.ArgumentParser(description='Predicts the classes of images.')
+    parser = argparse.ArgumentParser(description='Predicts the classes, or the features, of images.')
     parser.add_argument('images', nargs='+', metavar='IMAGE')
     parser.add_argument('--plan', help='name of a plan in manifest.json; if not given, its default plan')
     arguments, failed = parser.parse_args(), 0
@@ -166,12 +175,12 @@ def main():
             failed += 1
             print_line(f'cannot be read: {path}: {error or repr(error)}', file=sys.stderr)
             continue
-        row, = np.asarray(model(image[None], plan)['probabilities'])
+        row, = np.asarray(model(image[None], plan)[model.manifest['outputs'][0]])
         if np.isfinite(row).all():
-            print_line(f'{path}: {model.manifest["class_names"][row.argmax()]} {row.max():.1%}')
+            print_line(f'{path}: {text_of(row, model.manifest["class_names"])}')
         else:
             failed += 1
-            print_line(f'cannot be predicted: {path}: its probabilities are not finite', file=sys.stderr)
+            print_line(f'cannot be predicted: {path}: its outputs are not finite', file=sys.stderr)
     sys.exit(1 if failed else 0)
 
 

@@ -44,14 +44,15 @@ def entries(trained: LoadedModel, *, weights: str, kept: bool, ema: bool, packag
 
     Args:
       weights: name of the file of the weights.
-      kept: True if the programs return the kept patches.
+      kept: True if the programs return `KEPT_OUTPUTS`.
       ema: True if the weights are the moving average.
       packages: names of packages whose versions are recorded.
     """
     config = trained.config
     return {
-        'model': {'name': trained.name, 'parameters': config.parameters(), 'classes': config.classes,
-                  'patch_size': config.patch_size, 'dtype': trained.dtype},
+        'model': {'name': trained.name, 'parameters': config.parameters(),
+                  'classes': config.classes if config.has_classes else 0, 'patch_size': config.patch_size,
+                  'dtype': trained.dtype},
         'checkpoint': {'path': valid_text(trained.path), 'step': trained.step,
                        'weights': 'moving average' if ema else 'trained'},
         'image': {'size': list(as_hw(trained.image_size)), 'crop': trained.eval_crop,

@@ -17,15 +17,13 @@ from evit_jax.models.config import as_hw
 from evit_jax.reduction.plan import TokenPlan
 from evit_jax.serving import manifest as manifests
 from evit_jax.serving import runtimes
-from evit_jax.serving.artifact import apply_by_name
+from evit_jax.serving.exported_function import KEPT_OUTPUTS, exported_function
 from evit_jax.serving.onnx_readme import onnx_readme
-from evit_jax.training import step
 
-# dtype -> largest allowed difference of a logit, as a multiple of the largest logit (at least 1)
+# dtype -> largest allowed difference of a result, as a multiple of the largest one (at least 1)
 TOLERANCE = {'float32': 1e-4, 'float16': 5e-2}
 INPUT_DTYPES = ('uint8', 'float32')
 WEIGHTS = 'weights.bin'
-KEPT_OUTPUTS = 'kept', 'token_of_patch', 'class_attention'  # names of the outputs of each reduction, without its number
 _CHECKER = 'onnxruntime'
 _CHECK_BATCHES = 1, 3  # batch sizes of the check: the batch is dynamic
 _MAX_INLINE = 2**31 - 2**26  # bytes of weights in a model without a file of weights; protobuf's limit is 2 GB
@@ -34,7 +32,7 @@ _MAX_INLINE = 2**31 - 2**26  # bytes of weights in a model without a file of wei
 class Check(NamedTuple):
     """The comparison of an ONNX file with the model."""
 
-    difference: float  # largest difference of a logit; for float32, of the images with equal kept patches
+    difference: float  # largest difference of a result; for float32, of the images with equal kept patches
     equal: int         # number of images for which all reductions keep the same patches
     images: int        # number of images
 
@@ -69,7 +67,7 @@ def write(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
       trained: the model; its dtype is a key of `TOLERANCE`.
       plans: name -> token plan.
       input_dtype: one of `INPUT_DTYPES`; the values are 0 to 255 in both.
-      kept: if True, the programs also return `KEPT_OUTPUTS` of each reduction.
+      kept: if True, the programs also return `KEPT_OUTPUTS`; the name of a reduction ends with its number: kept_0.
       ema: if True, the manifest records that the weights are the moving average.
 
     Raises:
@@ -138,7 +136,7 @@ def check(file: pathlib.Path, trained: LoadedModel, plan: TokenPlan, input_dtype
     Raises:
       ValueError: the outputs differ by more than rounding explains.
     """
-    program, output = runtimes.open_program(file, _CHECKER), 'logits' if trained.config.classes else 'features'
+    program = runtimes.open_program(file, _CHECKER)
     with_kept = _kept_program(trained, plan, input_dtype)
     reference = jax.jit(_program(trained._replace(dtype='float32'), plan, kept=True))
     rng, weights, differences, equal = np.random.default_rng(0), by_name(trained.params), [], []
@@ -146,8 +144,10 @@ def check(file: pathlib.Path, trained: LoadedModel, plan: TokenPlan, input_dtype
         images = rng.integers(0, 256, (batch, *as_hw(trained.image_size), 3)).astype(input_dtype)
         with jax.default_device(jax.devices('cpu')[0]):
             want = {name: np.asarray(array) for name, array in reference(weights, images).items()}
-        got, scale = program(images)[output], np.maximum(np.abs(want[output]).max(axis=1), 1)
-        differences += list(np.abs(got - want[output]).max(axis=1) / scale)
+        got = program(images)
+        output = next(iter(got))
+        scale = np.maximum(np.abs(want[output]).max(axis=1), 1)
+        differences += list(np.abs(got[output] - want[output]).max(axis=1) / scale)
         equal += list(_equal_sets(with_kept(images), want, batch))
     differences, equal, limit = np.array(differences), np.array(equal), TOLERANCE[trained.dtype]
     if trained.dtype == 'float32':
@@ -191,15 +191,13 @@ def _equal_sets(got, want, batch):
 
 
 def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, jax.Array]]:
-    """Returns the function (weights by name, images of 0 to 255) -> outputs by name."""
-    apply = apply_by_name(trained.config, plan, dtype=trained.dtype, modules=trained.modules, path=trained.path)
+    """Returns the function of the export, with a separate output for each reduction: kept_0, kept_1, ..."""
+    function = exported_function(trained, plan, kept)
 
     def program(weights, images):
-        logits, outputs = apply(weights, step.normalise(images, trained.mean, trained.std))
-        results = {'logits': logits} if trained.config.classes else {}
-        results['features'] = outputs['features']
-        for name in KEPT_OUTPUTS if kept else ():
-            results |= {f'{name}_{stage}': array for stage, array in enumerate(outputs[name])}
-        return results
+        outputs = function(weights, images)
+        stages = {f'{name}_{stage}': array for name in KEPT_OUTPUTS
+                  for stage, array in enumerate(outputs.pop(name, ()))}
+        return outputs | stages
 
     return program

@@ -28,8 +28,7 @@ class ServedModel(NamedTuple):
     transform: EvalTransform
     plans: dict[str, dict[str, Any]]  # name -> entry of the manifest, with the keep rate or None as `rate`
     default: str                   # name of the default plan
-    returns_kept: bool             # True if the programs return the kept patches
-    returns_attention: bool        # True if they also return the class attention
+    returns_kept: bool             # True if the programs return the kept patches and the class attention
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any], path: str, engine: str) -> 'ServedModel':
@@ -40,14 +39,13 @@ class ServedModel(NamedTuple):
                    manifest['model']['patch_size'], transform,
                    {name: {'rate': _rate(name, entry)} | {key: value for key, value in entry.items() if key != 'file'}
                     for name, entry in plans.items()},
-                   manifest['default'], manifest['kept'],
-                   'class_attention_0' in manifest.get('outputs', ()))
+                   manifest['default'], manifest['kept'])
 
     @classmethod
     def of_loaded(cls, loaded: LoadedModel, plans: Mapping[str, TokenPlan], engine: str) -> 'ServedModel':
         """Returns the description of a model in memory."""
         manifest = manifests.entries(loaded, weights='', kept=True, ema=False, packages=())
-        manifest |= {'default': manifests.default_plan(loaded, plans), 'outputs': ['class_attention_0'],
+        manifest |= {'default': manifests.default_plan(loaded, plans),
                      'plans': {name: manifests.plan_entry(loaded, plan) for name, plan in plans.items()}}
         return cls.of_manifest(manifest, loaded.path, engine)
 

@@ -100,7 +100,7 @@ class Service:
 
 
 def reductions(outputs: Outputs, blocks: Sequence[int]) -> list[dict[str, Any]]:
-    """Returns for each reduction its block, the kept patches, and what is known of `token_of_patch` and the attention.
+    """Returns for each reduction its block, the kept patches, the token of each patch, and the attention if it has one.
 
     Args:
       outputs: the outputs of one image.
@@ -108,11 +108,10 @@ def reductions(outputs: Outputs, blocks: Sequence[int]) -> list[dict[str, Any]]:
     """
     entries = []
     for stage, kept in enumerate(outputs.kept):
-        entry = {'block': blocks[stage], 'kept': kept.tolist()}
-        if outputs.token_of_patch:
-            entry['token_of_patch'] = outputs.token_of_patch[stage].tolist()
-            if outputs.class_attention:
-                entry['attention'] = _attention_by_patch(outputs, stage)
+        entry = {'block': blocks[stage], 'kept': kept.tolist(),
+                 'token_of_patch': outputs.token_of_patch[stage].tolist()}
+        if outputs.class_attention:
+            entry['attention'] = _attention_by_patch(outputs, stage)
         entries.append(entry)
     return entries
 

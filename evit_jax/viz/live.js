@@ -91,13 +91,8 @@ function planText(name) {
 }
 
 /* The token of each patch; -1 for a patch that is dropped or fused. */
-function groupsOf(reduction, count) {
-  if (reduction.token_of_patch) {
-    return reduction.token_of_patch.map((token) => token >= 0 && reduction.kept[token] >= 0 ? token : -1);
-  }
-  const groups = Array(count).fill(-1);
-  reduction.kept.forEach((patch, token) => { if (patch >= 0) groups[patch] = token; });
-  return groups;
+function groupsOf({kept, token_of_patch: tokens}) {
+  return tokens.map((token) => token >= 0 && kept[token] >= 0 ? token : -1);
 }
 
 function countText(reduction, groups) {
@@ -117,6 +112,18 @@ function figure(title) {
   }};
 }
 
+/* The reason why there are no pictures of the reductions; empty if there are some. */
+function noteOf(reductions, plan) {
+  if (!model.returns_kept) {
+    return 'This export returns neither kept patches nor class attention: export the model with --kept to see them here.';
+  }
+  if (!reductions.length) return `${planText(plan)}: nothing is dropped.`;
+  if (state.view === 'attention' && !reductions[0].attention) {
+    return `${planText(plan)} has no class attention: the model has no class token, or the reducer works before the attention.`;
+  }
+  return '';
+}
+
 function drawPictures({result, picture, plan}) {
   const theme = getComputedStyle(document.documentElement);
   const style = {faded: theme.getPropertyValue('--faded'), edge: theme.getPropertyValue('--edge')};
@@ -124,11 +131,15 @@ function drawPictures({result, picture, plan}) {
   const input = figure('input');
   drawImage(picture, input.canvas);
   input.describe(`${picture.count} patches`);
-  const reductions = result.reductions || [];
+  const reductions = result.reductions || [], note = noteOf(reductions, plan);
+  if (note) {
+    make(byId('pictures'), 'p', 'note', note);
+    return;
+  }
   reductions.forEach((reduction, stage) => {
     const {canvas, describe} = figure(`stage ${stage + 1}, block ${reduction.block}`);
-    const groups = groupsOf(reduction, picture.count), {attention} = reduction;
-    if (state.view === 'kept' || !attention) {
+    const groups = groupsOf(reduction), {attention} = reduction;
+    if (state.view === 'kept') {
       drawTokens(picture, canvas, groups, style);
       describe(countText(reduction, groups));
     } else {
@@ -139,8 +150,6 @@ function drawPictures({result, picture, plan}) {
       describe(`brightest ${percent(peak)}, outline: kept`);
     }
   });
-  if (!reductions.length) make(byId('pictures'), 'p', 'note', model.returns_kept ? `${planText(plan)}: nothing is dropped.`
-    : 'The programs return no kept patches: export the model with --kept.');
 }
 
 function cosine(one, other) {
@@ -233,7 +242,7 @@ function makePanel() {
   byId('sliding').hidden = !byReducer.size;
   byId('reducers').hidden = byReducer.size < 2;
   byId('plans').hidden = !otherPlans.length;
-  document.querySelector('.choices').hidden = !model.returns_attention;
+  document.querySelector('.choices').hidden = !model.returns_kept;
   drawScale(document.querySelector('#scale canvas'), colours);
   for (const [name, url] of Object.entries(model.samples)) {
     const button = make(byId('samples'), 'button');

@@ -43,18 +43,18 @@ def test_predict_with_logits_not_finite_reports_a_problem(overflowing):
     model = VisionModel(load_model(overflowing), batch_size=2)
     predictions = model.predict(noise(3))
     assert [prediction.top for prediction in predictions] == [()] * 3
-    assert all('logits are not finite' in prediction.problem for prediction in predictions)
+    assert all('outputs are not finite' in prediction.problem for prediction in predictions)
     with pytest.raises(ValueError, match='has no prediction'):
         model.draw(predictions[0])
     examples, _, problems = predict_examples(model, [LabelledImage('a', noise(1)[0], None)], [0.5, 1.0])
-    assert not examples and 'a: its logits are not finite' in problems[0]
+    assert not examples and 'a: its outputs are not finite' in problems[0]
 
 
 def test_export_with_logits_not_finite_is_refused(overflowing, tmp_path):
     trained = load_model(overflowing)
     plans = {'trained': trained.plan()}
     artifact.write(tmp_path, trained, plans, platforms=('cpu',), kept=False)
-    with pytest.raises(ValueError, match=r'its logits are not finite.*the export is discarded'):
+    with pytest.raises(ValueError, match=r'its outputs are not finite.*the export is discarded'):
         list(artifact.check(tmp_path, trained, plans))
 
 

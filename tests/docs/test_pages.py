@@ -60,6 +60,10 @@ def test_pictures_of_the_front_page_are_small():
     assert len({Image.open(file).size for file in heroes}) == 1
 
 
+def test_readme_counts_every_reducer():
+    assert f'{len(list_reducers())} methods' in README.read_text()
+
+
 def test_methods_page_describes_every_reducer():
     text = (pages.DOCS / 'methods.md').read_text()
     assert not [name for name in list_reducers() if f'`{name}`' not in text]

@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 import evit_jax
 from evit_jax import api
 from evit_jax.reduction import registry
+from evit_jax.serving import artifact
 from tests.helpers import pages, tiny
 
 BLOCKS = [pytest.param(block.text, id=f'{page.stem}-{number}') for page in pages.PAGES
@@ -23,7 +25,11 @@ CLASSIFIER = evit_jax.ViTConfig(image_size=224, patch_size=16, width=32, depth=1
 def folder(tmp_path_factory):
     """A folder with the models and images that the pages name."""
     folder = tmp_path_factory.mktemp('pages')
-    evit_jax.create_model('vit_digits').save(folder / 'runs' / 'digits')
+    digits = evit_jax.create_model('vit_digits')
+    digits.save(folder / 'runs' / 'digits')
+    (folder / 'served' / 'digits').mkdir(parents=True)
+    artifact.write(folder / 'served' / 'digits', digits.loaded, {'0.5': digits.loaded.plan(keep_rate=0.5)},
+                   platforms=('cpu',), kept=True)
     evit_jax.create_model(FEATURES).save(folder / 'weights' / 'dinov2_s')
     evit_jax.create_model(CLASSIFIER, class_names=tiny.NAMES).save(folder / 'weights' / 'deit')
     for name in ('photos', 'shots'):
@@ -73,5 +79,6 @@ def test_python_block_runs(text, folder, short, monkeypatch):
     registry.list_reducers()
     monkeypatch.setattr(registry, '_REDUCERS', dict(registry._REDUCERS))
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
     shutil.rmtree('weights/fast', ignore_errors=True)  # several pages save a model there
     exec(compile(text, 'page', 'exec'), {'images': np.zeros((2, 224, 224, 3), np.uint8)})

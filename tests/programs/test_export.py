@@ -56,8 +56,10 @@ def test_served_gives_the_probabilities_and_kept_patches_of_the_model(checkpoint
         got = served(images, name)
         for row, want in enumerate(model.with_plan(plan=plan).predict(images)):
             np.testing.assert_allclose(got['probabilities'][row], jax.nn.softmax(want.logits), rtol=0, atol=1e-5)
-            assert len(got['kept']) == len(want.kept)
-            jax.tree.map(np.testing.assert_array_equal, [kept[row] for kept in got['kept']], list(want.kept))
+            assert len(got.get('kept', ())) == len(want.kept)
+            for stage, kept in enumerate(want.kept):
+                np.testing.assert_array_equal(got['kept'][stage][row], kept)
+                np.testing.assert_allclose(got['class_attention'][stage][row], want.attention[stage], atol=1e-6)
     different = [np.asarray(served(noise(2), name)['probabilities']) for name in plans]
     assert not np.allclose(different[0], different[1], atol=1e-4)
     np.testing.assert_array_equal(served(noise(2))['probabilities'], different[0])  # the default plan
@@ -139,6 +141,7 @@ def test_export_manifest_describes_files_checkpoint_and_plans(checkpoint, plans,
         content = (exported / name).read_bytes()
         assert file == {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
     assert manifest['class_names'] == list(exports.NAMES)
+    assert manifest['outputs'] == ['probabilities', 'features', 'kept', 'token_of_patch', 'class_attention']
     assert manifest['checkpoint'] == {'path': str(checkpoint), 'step': 0, 'weights': 'trained'}
     assert (manifest['image']['size'], manifest['image']['crop'], manifest['kept']) == ([SIDE, SIDE], 1.0, True)
     for name, plan in plans.items():
@@ -154,14 +157,14 @@ def test_export_manifest_describes_files_checkpoint_and_plans(checkpoint, plans,
 def test_export_without_plans_exports_that_of_training_reproducibly(checkpoint, tmp_path, monkeypatch, caplog, run):
     caplog.set_level('INFO')
     assert run(checkpoint, tmp_path / 'new' / 'one', '--dtype=bfloat16') == (0, '')
-    assert re.search(r"plan trained: run on cpu, its probabilities differ from the model's by \S+ at most", caplog.text)
+    assert re.search(r"plan trained: run on cpu, its outputs differ from the model's by \S+ at most", caplog.text)
     monkeypatch.setattr(artifact, 'check', lambda *_: ())
     assert run(checkpoint, tmp_path / 'new' / 'two', '--dtype=bfloat16') == (0, '')
     one, two = (json.loads((tmp_path / 'new' / name / 'manifest.json').read_text()) for name in ('one', 'two'))
     assert list(one['plans']) == ['trained'] and one['plans']['trained']['tokens'] == [13]
     assert one['model']['dtype'] == 'bfloat16'
     assert one == two
-    assert set(loader.Served(tmp_path / 'new' / 'one')(noise(1))) == {'probabilities'}
+    assert set(loader.Served(tmp_path / 'new' / 'one')(noise(1))) == {'probabilities', 'features'}
     assert files_of(tmp_path / 'new') == ['one', 'two']
 
 

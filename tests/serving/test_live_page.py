@@ -1,5 +1,6 @@
 """The live page: its samples and data; in a browser, an image is uploaded, and slider and choices change the result."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -7,6 +8,7 @@ import shutil
 
 import pytest
 
+import evit_jax
 from evit_jax.serving.live_page import live_page, samples
 from tests.helpers import http_server, tiny
 
@@ -128,6 +130,25 @@ def test_browser_shows_class_attention_and_labels_every_picture(page):
     assert labels[0] == 'input: 16 patches' and labels[1].startswith('stage 1, block 0: brightest ')
     names = [element.accessible_name for element in page.driver.find_elements('css selector', 'input, #samples button')]
     assert all(names) and page.element('#rate').get_attribute('aria-valuetext') == 'keep rate 0.5'
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize('returns_kept, note', [
+    (False, 'This export returns neither kept patches nor class attention: export the model with --kept to see them'),
+    (True, 'evit 0.5 has no class attention: the model has no class token, or the reducer works before the attention')])
+def test_browser_without_kept_patches_or_class_attention_shows_the_reason(driver, returns_kept, note):
+    model = evit_jax.create_model(dataclasses.replace(tiny.CONFIG, class_token=False, pooling='avg'), keep_rate=0.5,
+                                  reduce_at=(0,), class_names=tiny.NAMES)
+    service = http_server.service_of(model, rates=(0.5,))
+    service.served = service.served._replace(returns_kept=returns_kept)
+    with http_server.running(service) as port:
+        driver.get(f'http://127.0.0.1:{port}/')
+        page = Page(driver)
+        page.wait_for('cat: evit 0.5 predicts ')
+        assert page.element('.choices').is_displayed() == returns_kept
+        if returns_kept:
+            page.click('#views input[value=attention]')
+        assert page.texts('figure .count') == ['16 patches'] and page.texts('#pictures .note')[0].startswith(note)
 
 
 @pytest.mark.browser
