@@ -19,7 +19,7 @@ def random_params(model, seed=0):
     rng = np.random.default_rng(seed)
 
     def values(path, leaf):
-        name, drawn = path[-1].key, rng.normal(size=leaf.shape, scale=0.2).astype(leaf.dtype)
+        name, drawn = path[-1].key, rng.normal(size=leaf.shape, scale=0.1).astype(leaf.dtype)
         return abs(drawn) + 1 if name == 'var' else drawn + 1 if name == 'scale' else drawn
 
     return jax.tree_util.tree_map_with_path(values, jax.eval_shape(model.init, jax.random.key(0)))
@@ -29,6 +29,6 @@ def save_random_run(folder, seed=0, modules=NO_MODULES, **changes):
     """Saves the model of `layouts` with the config of a run, and returns the folder."""
     config = layouts.config_of(**{'model__reduce_at': (1, 0), 'keep__rate': 0.75} | changes).to_dict()
     model_config = dataclasses.replace(layouts.SHAPE, classes=3)
-    weights.save(folder, random_params(models.create(model_config, modules=modules), seed),
+    weights.save(folder, models.create(model_config, modules=modules).init(jax.random.key(seed)),
                  {'config': config, 'class_names': ['red', 'green', 'blue']})
     return str(folder)
