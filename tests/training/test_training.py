@@ -15,7 +15,7 @@ from evit_jax.data.transforms import mixing
 from evit_jax.metrics import writers
 from evit_jax.training import checks, experiment, loop, model_setup
 from tests.helpers import layouts
-from tests.helpers.tiny_run import MODEL, ROOT, command, config_of, config_of_model, final_parameters, train
+from tests.helpers.tiny_run import MODEL, ROOT, command, config_of, final_parameters, train
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,7 @@ def tiny_run(tmp_path_factory):
 
 def evaluate(workdir, **changes):
     """Evaluates a run with changed config keys, as if they were given on the command line."""
-    return loop.evaluate_workdir(config_of_model(**changes), workdir, from_file=False,
+    return loop.evaluate_workdir(config_of(**changes), workdir, from_file=False,
                                  explicit=[key.replace('__', '.') for key in changes])
 
 
@@ -140,10 +140,10 @@ def test_train_in_a_workdir_of_another_config_is_refused_by_key_and_changes_noth
     with pytest.raises(ValueError, match=r'holds a run on other classes \(10 there, 12 in the data'):
         evaluate(workdir, model__classes=12)
     with pytest.raises(ValueError, match=r'run of another model .*classes 10 -> 12'):
-        loop.train(config_of_model(model__classes=12), workdir, accept_changes=True,
+        loop.train(config_of(model__classes=12), workdir, accept_changes=True,
                    model_config=dataclasses.replace(MODEL, classes=12))
     with pytest.raises(ValueError, match=r'model.classes=12 contradicts the model that is given, which has 10 classes'):
-        loop.train(config_of_model(model__classes=12), workdir, accept_changes=True, model_config=MODEL)
+        loop.train(config_of(model__classes=12), workdir, accept_changes=True, model_config=MODEL)
     assert (workdir / 'config.json').read_text() == before
 
 
@@ -151,7 +151,7 @@ def test_restore_of_other_arrays_is_refused_and_keeps_the_checkpoint(tiny_run):
     workdir, _ = tiny_run
     checkpoints = CheckpointManager(workdir, keep=3)
     with pytest.raises(ValueError, match=r'holds other arrays .* the first is .*ema'):
-        checkpoints.restore(experiment.setup(config_of_model(ema_decay=0.0), model_config=MODEL).abstract_state())
+        checkpoints.restore(experiment.setup(config_of(ema_decay=0.0), model_config=MODEL).abstract_state())
     assert checkpoints.latest() == 40
     checkpoints.close()
 
