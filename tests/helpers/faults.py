@@ -19,7 +19,7 @@ SETTINGS = {'processes': 1, 'devices': 1, 'batch_size': 16, 'epochs': 10, 'log__
 STEPS = 80
 DEVICES = 8  # number of devices of a test process
 KINDS = ('step', 'save', 'start', 'stop')
-_POLL = 0.002  # seconds
+_POLL = 0.01  # seconds
 _TIMEOUT = 120
 
 

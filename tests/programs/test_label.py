@@ -114,7 +114,8 @@ TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'batch
                    'log__pictures': 0, 'ema_decay': 0.0, 'checkpoint__best': ''}
 
 
-@pytest.mark.parametrize('width', [0, 24], ids=['square', 'rectangle'])
+@pytest.mark.parametrize('width', [pytest.param(0, id='square', marks=pytest.mark.slow),
+                                   pytest.param(24, id='rectangle')])
 def test_train_lvvit_on_the_maps_of_another_model(width, made, tmp_path, monkeypatch):
     monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(
         image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))
