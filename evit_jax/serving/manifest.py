@@ -7,12 +7,19 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.data.names import valid_text
+from evit_jax.checkpoints.loaded import CUSTOM, LoadedModel
+from evit_jax.data.names import in_one_line, valid_text
 from evit_jax.models.config import as_hw
 from evit_jax.reduction.plan import TokenPlan, make_plan
 
 FILE = 'manifest.json'
+
+
+def model_name(trained: LoadedModel) -> str:
+    """Returns the name of a model; the name of its file or folder if the architecture has no name."""
+    if trained.name != CUSTOM or not trained.path:
+        return trained.name
+    return in_one_line(pathlib.PurePath(trained.path).stem)
 
 
 def plan_of_training(trained: LoadedModel) -> TokenPlan | None:
@@ -50,7 +57,7 @@ def entries(trained: LoadedModel, *, weights: str, kept: bool, ema: bool, packag
     """
     config = trained.config
     return {
-        'model': {'name': trained.name, 'parameters': config.parameters(),
+        'model': {'name': model_name(trained), 'parameters': config.parameters(),
                   'classes': config.classes if config.has_classes else 0, 'patch_size': config.patch_size,
                   'dtype': trained.dtype},
         'checkpoint': {'path': valid_text(trained.path), 'step': trained.step,

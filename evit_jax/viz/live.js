@@ -2,6 +2,8 @@ const model = JSON.parse(byId('data').textContent);
 const colours = bytes(model.colours);
 const {plans, dense} = model;
 const TIMES = 5;  // measurements of the time of a plan
+const RETRY = 1000;  // milliseconds until the next request to a busy server
+const isReduced = (name) => plans[name].reductions.length > 0;
 const names = Object.keys(plans);
 const state = {file: null, name: '', plan: model.default, view: 'kept', results: new Map(), run: 0};
 
@@ -17,6 +19,9 @@ for (const list of byReducer.values()) {
 }
 const otherPlans = names.filter((name) => plans[name].rate === null && name !== dense);
 let reducer = byReducer.has(plans[model.default].reducer) ? plans[model.default].reducer : [...byReducer.keys()][0];
+if (!isReduced(model.default)) {  // begin with a plan that has something to show
+  state.plan = (byReducer.get(reducer) || []).filter(isReduced).at(-1) || names.find(isReduced) || model.default;
+}
 
 function status(text, problem = false) {
   byId('status').textContent = text;
@@ -28,7 +33,7 @@ async function send(query) {
   body.append('image', state.file, state.name);
   const response = await fetch(`/predict?${new URLSearchParams(query)}`, {method: 'POST', body});
   const content = await response.json();
-  if (!response.ok) throw new Error(content.detail.message || content.detail);
+  if (!response.ok) throw Object.assign(new Error(content.detail.message || content.detail), {isBusy: response.status === 503});
   if (content.images[0].problem) throw new Error(content.images[0].problem);
   return content.images[0];
 }
@@ -74,7 +79,8 @@ async function update() {
   } catch (error) {
     if (run !== state.run) return;
     byId('result').hidden = !state.shown;
-    status(error instanceof TypeError ? 'The server does not answer.' : `${state.name}: ${error.message}`, true);
+    status(error instanceof TypeError ? 'The server does not answer.' : `${state.name}: ${error.message}`, !error.isBusy);
+    if (error.isBusy) setTimeout(() => run === state.run && update(), RETRY);
   }
   if (run === state.run) byId('result').classList.remove('waiting');
 }
@@ -167,16 +173,18 @@ function drawAnswer(parent, result, ofDense) {
   }
 }
 
+const millisecondsText = (value) => (value < 100 ? value.toPrecision(3) : Math.round(value).toLocaleString('en'));
+
 function drawCosts({result, ofDense, plan}) {
   const last = (name) => plans[name].tokens.at(-1) ?? plans[name].patches;
   const rows = [['tokens at the end', last, (value) => value], ['MACs', (name) => plans[name].macs, macsText],
-                ['milliseconds', (name) => (name === plan ? result : ofDense).batch_ms, (value) => value.toPrecision(3)]];
+                ['milliseconds', (name) => (name === plan ? result : ofDense).batch_ms, millisecondsText]];
   byId('costs').replaceChildren();
   for (const [title, value, text] of rows) {
     const row = make(byId('costs'), 'tr');
     make(row, 'th', '', title).scope = 'row';
     make(row, 'td', '', text(value(plan)));
-    if (!ofDense) continue;
+    if (!ofDense || plan === dense) continue;
     make(row, 'td', '', text(value(dense)));
     make(row, 'td', '', `${Math.round(100 * value(plan) / value(dense))} %`);
   }
@@ -187,7 +195,7 @@ function drawResult() {
   drawPictures(state.shown);
   for (const id of ['this-plan', 'this-column']) byId(id).textContent = planText(plan);
   byId('dense-answer').hidden = !ofDense || plan === dense;
-  for (const head of document.querySelectorAll('.of-dense')) head.hidden = !ofDense;
+  for (const head of document.querySelectorAll('.of-dense')) head.hidden = !ofDense || plan === dense;
   drawAnswer(byId('guesses'), result, plan === dense ? null : ofDense);
   if (ofDense) drawAnswer(byId('dense-guesses'), ofDense, null);
   drawCosts(state.shown);
@@ -195,18 +203,18 @@ function drawResult() {
 
 function drawPanel() {
   const list = byReducer.get(reducer) || [], position = list.indexOf(state.plan);
-  const shown = position < 0 ? 'other plan' : String(plans[state.plan].rate ?? 1);
+  const shown = position < 0 ? '–' : String(plans[state.plan].rate ?? 1);
   byId('rate').max = list.length - 1;
   if (position >= 0) byId('rate').value = position;
   byId('rate-text').textContent = shown;
   if (plans[state.plan].trained) make(byId('rate-text'), 'small', '', ' as trained');
-  byId('rate').setAttribute('aria-valuetext', position < 0 ? shown : `keep rate ${shown}`);
+  byId('rate').setAttribute('aria-valuetext', position < 0 ? planText(state.plan) : `keep rate ${shown}`);
   byId('marks').replaceChildren();
   list.forEach((name, index) => {
     const mark = make(byId('marks'), 'span', index === position ? 'now' : '', plans[name].rate ?? 1);
     mark.addEventListener('click', () => choose(name));
   });
-  for (const input of document.querySelectorAll('#reducers input')) input.checked = input.value === reducer;
+  for (const input of document.querySelectorAll('#reducers input')) input.checked = input.value === reducer && position >= 0;
   for (const input of document.querySelectorAll('#plans input')) input.checked = input.value === state.plan;
   byId('scale').hidden = state.view === 'kept';
 }
@@ -216,9 +224,9 @@ function choose(plan) {
   update();
 }
 
-/* Keep the rate when the reducer changes, or take the nearest one. */
+/* Keep the rate of the slider when the reducer changes, or take the nearest one. */
 function chooseReducer(name) {
-  const rate = plans[state.plan].rate ?? 1, distance = (each) => Math.abs((plans[each].rate ?? 1) - rate);
+  const rate = plans[byReducer.get(reducer)[byId('rate').value]].rate ?? 1, distance = (each) => Math.abs((plans[each].rate ?? 1) - rate);
   reducer = name;
   choose(byReducer.get(name).reduce((best, each) => (distance(each) < distance(best) ? each : best)));
 }

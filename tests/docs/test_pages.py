@@ -48,6 +48,12 @@ def test_page_has_one_title_and_closed_code_blocks(page):
     assert len(re.findall(r'^# ', outside, re.MULTILINE)) == 1 and text.startswith('# ')
 
 
+@pytest.mark.parametrize('page', pages.PAGES, ids=lambda page: page.name)
+def test_page_lists_follow_an_empty_line(page):
+    outside = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r'^(?![-\s\d]).+\n- .*', outside, re.MULTILINE)  # the site would show them as a paragraph
+
+
 def test_navigation_of_the_site_has_every_page_once():
     config = yaml.load((pages.ROOT / 'mkdocs.yml').read_text(), Loader)
     listed = nav_pages(config['nav'])

@@ -9,6 +9,8 @@ import shutil
 import pytest
 
 import evit_jax
+from evit_jax.reduction.plan import make_plan
+from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.serving.live_page import live_page, samples
 from tests.helpers import http_server, tiny
 
@@ -149,6 +151,36 @@ def test_browser_without_kept_patches_or_class_attention_shows_the_reason(driver
         if returns_kept:
             page.click('#views input[value=attention]')
         assert page.texts('figure .count') == ['16 patches'] and page.texts('#pictures .note')[0].startswith(note)
+
+
+@pytest.mark.browser
+def test_browser_waits_for_the_server_and_begins_with_a_plan_that_reduces(driver):
+    service = http_server.service_of(tiny.model(keep_rate=1.0, reduce_at=(0,)), rates=(0.5, 1.0))
+    with http_server.running(service, ready=False) as port:
+        driver.get(f'http://127.0.0.1:{port}/')
+        page = Page(driver)
+        page.wait_for('cat: the programs are being compiled')
+        service.warm_up()
+        page.wait_for('cat: evit 0.5 predicts ')
+        page.click('#marks span:last-child')
+        page.wait_for('cat: dense predicts ')
+        assert page.texts('#costs tr')[0].startswith('tokens') and len(page.texts('thead th')) == 1
+    driver.get_log('browser')  # the 503 responses, which no other test expects
+
+
+@pytest.mark.browser
+def test_browser_plan_without_a_rate_deselects_the_reducers(driver, tmp_path):
+    model = tiny.model(**MODEL)
+    service = http_server.service_of(model, rates=(0.5, 0.75), reducers=['tome'], files={'mine': PlanFile.of(
+        make_plan(16, 2, tokens=(7,), reduce_at=(1,)), model.loaded.name, 16)})
+    with http_server.running(service) as port:
+        driver.get(f'http://127.0.0.1:{port}/')
+        page = Page(driver)
+        page.click('#plans input[value=mine]')
+        page.wait_for('cat: plan mine predicts ')
+        assert page.element('#rate-text').text == '–' and not page.element('#reducers input').is_selected()
+        page.click('#reducers input[value=tome]')
+        page.wait_for('cat: tome 0.5 predicts ')
 
 
 @pytest.mark.browser
