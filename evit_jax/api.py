@@ -124,6 +124,7 @@ def train(config: Any, *, workdir: str | os.PathLike, model: VisionModel | None 
         config.init_from = distributed.on_process_zero(lambda: _save_initial(model, workdir)) or folder_in(workdir)
         model_config = dataclasses.replace(model.config, image_size=model.loaded.image_size,
                                            classes=train.num_classes if train_and_test else model.config.classes)
+        config.model.classes = model_config.classes
     loop.train(config.lock(), workdir, accept_changes=accept_changes, sources=train_and_test, model_config=model_config)
     return load(workdir)
 

@@ -86,7 +86,8 @@ def _evaluate_knn(config, workdir, explicit, from_file, plan_file):
     k = cli.numbers('k', _K.value, int)
     model = VisionModel(open_model(config.init_from if 'init_from' in explicit else workdir, ema=config.init_ema))
     config = knn_evaluation.config_of(model, flat(config), explicit=explicit, from_file=from_file, plan_file=plan_file)
-    knn_evaluation.evaluate(model, config, _OUT.value or workdir, k=k, dense_gallery=_GALLERY.value == 'dense')
+    out = _OUT.value or os.path.join(workdir, '')  # a folder, also with a dot in its name
+    knn_evaluation.evaluate(model, config, out, k=k, dense_gallery=_GALLERY.value == 'dense')
 
 
 def _use_compilation_cache(folder: str) -> None:

@@ -35,6 +35,7 @@ from evit_jax import cli
 from evit_jax.benchmarks import report
 from evit_jax.benchmarks.results import read_results
 from evit_jax.checkpoints.loaded import LoadedModel
+from evit_jax.comparison import paper_rows
 from evit_jax.data.classes import readable_names
 from evit_jax.data.names import FileNames, in_one_line
 from evit_jax.data.sources import Source
@@ -51,7 +52,7 @@ from evit_jax.viz.dropping import dropping_csv, dropping_plot
 from evit_jax.viz.example import Example, Setting
 from evit_jax.viz.report import report_page
 from evit_jax.viz.sheet import example_sheet
-from evit_jax.viz.tradeoff import PUBLISHED, tradeoff_plot
+from evit_jax.viz.tradeoff import tradeoff_plot
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file that names the data; not needed with IMAGES.')
 _OUT = flags.DEFINE_string('out', None, 'Output file; default: kept.html, drop.png or tradeoff.png.')
@@ -153,7 +154,7 @@ def tradeoff(*files: str) -> None:
     if results and read.unmatched:
         logging.warning('%d speeds are left out, as they belong to no evaluation: %s', len(read.unmatched),
                         read.explain())
-    tradeoff_plot(results, out, published=PUBLISHED if _REFERENCE.value else ())
+    tradeoff_plot(results, out, published=paper_rows.published() if _REFERENCE.value else ())
     print(report.table(('', 'top-1', 'MACs', 'images/s'), [
         (f'{result.series} {result.label}', f'{100 * result.top1:.1f}', f'{result.macs:,.0f}' if result.macs else '',
          f'{result.speed:,.0f}' if result.speed else '') for result in results]))

@@ -13,7 +13,8 @@ import signal
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
-                                    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'))
+                                    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
+                                    '--xla_cpu_parallel_codegen_split_count=1'))
 # The workers of pytest-xdist and the processes that tests start inherit the cache. `pytest --cache-clear` removes it.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(
     pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'd' / 'programs')

@@ -54,7 +54,8 @@ def by_learning():
     return scored
 
 
-@pytest.fixture(scope='module', params=[by_norm, by_merging, by_learning], ids=lambda make: make.__name__)
+@pytest.fixture(scope='module', params=[pytest.param(by_norm, marks=pytest.mark.slow), by_merging, by_learning],
+                ids=lambda make: make.__name__)
 def reducer(request):
     return request.param()
 

@@ -12,6 +12,7 @@ from evit_jax import models
 from evit_jax.models.config import ViTConfig
 from evit_jax.reduction.plan import TokenPlan, make_plan
 from evit_jax.reduction.registry import get_reducer
+from evit_jax.viz.tradeoff import Result
 
 IMAGES = 1_281_167  # training images of ImageNet-1k
 _SHRINK = 10, 100   # start and length of the keep-rate schedule of a training from scratch, in epochs
@@ -147,3 +148,15 @@ TABLES = {
         (0.7, 79.8, None, 3.0, 100, 'deit_s-1-224', 'evit'),
         (0.5, 73.1, None, 2.2, 300, '', 'dynamicvit'), (0.5, 78.5, None, 2.3, 300, '', 'evit'),
         (0.7, 77.6, None, 3.0, 300, '', 'dynamicvit'), (0.7, 79.5, None, 3.0, 300, '', 'evit'))]}
+
+
+def published() -> list[Result]:
+    """Returns the results of the paper for trained models at 224 pixels, with fusion, for a plot of accuracy and cost.
+
+    DynamicViT is fine-tuned for 30 epochs. The speed is that of the paper's GPU.
+    """
+    series = {'EViT-DeiT-S': ('DeiT-S', TABLES['deit']), 'EViT-LV-ViT-S': ('LV-ViT-S', TABLES['lvvit']),
+              'DynamicViT-DeiT-S': ('', [row for row in TABLES['dynamicvit']
+                                         if row.reducer == 'dynamicvit' and row.epochs == _FINETUNED])}
+    return [Result(name, dense if row.rate == 1 else f'{row.rate:g}', row.top1 / 100, round(row.gmacs * 1e9), row.speed)
+            for name, (dense, rows) in series.items() for row in rows]

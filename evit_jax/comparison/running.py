@@ -18,6 +18,7 @@ from evit_jax.checkpoints.continuation import FREE_IN_TRAINING
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison import features, recording, similarity
 from evit_jax.comparison.cells import FEATURES, TRAINED, Cell, cells_of, config_of, dense_config
+from evit_jax.data import fingerprint
 from evit_jax.data.sources import Source
 from evit_jax.inference.model import VisionModel
 from evit_jax.interchange.opening import open_model
@@ -75,12 +76,15 @@ class Comparison(NamedTuple):
         return flat
 
     def digest(self, cell: Cell) -> str:
-        """Returns a digest of the settings that decide the result of a cell: config, dense training and plan."""
+        """Returns a digest of what decides the result of a cell: config, dense training, plan, and passed objects."""
         configs = config_of(self.config, cell, self.config.dense), dense_config(self.config)
         settings = [{key: value for key, value in workdirs.flat(each).items() if not key.startswith(FREE_IN_TRAINING)}
                     for each in configs]
         plan = self.plans.get((cell.method, cell.share))
-        text = json.dumps([settings, plan and plan.metadata()], sort_keys=True, default=str)
+        objects = [fingerprint.describe(source) for source in self.sources or ()]
+        model_config = self.objects['model_config']
+        text = json.dumps([settings, plan and plan.metadata(), objects, model_config and repr(model_config)],
+                          sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -128,8 +132,8 @@ def _check_finished(comparison, cell):
     """Raises a ValueError if a finished cell had other settings than now."""
     folder = comparison.out / cell.name
     if (folder / _DONE).exists() and json.loads((folder / _DONE).read_text()).get('digest') != comparison.digest(cell):
-        raise ValueError(f'{folder} holds the result of other settings (config, plan or program version): give another '
-                         '--out, or remove the folder')
+        raise ValueError(f'{folder} holds the result of other settings (config, plan, data, model or program version): '
+                         'give another --out, or remove the folder')
 
 
 def _resolve(config, dense, model_config):

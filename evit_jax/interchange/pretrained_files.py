@@ -60,7 +60,7 @@ def hugging_face_files(model: LoadedModel) -> PretrainedFiles:
     """
     params, config = torch_weights.resized(model.params, model.config, model.image_size)
     model_type = _model_type(config)
-    if reason := _misfit(config, model_type):
+    if reason := _misfit(config, model_type, model.eval_crop):
         raise ValueError(f'the model cannot be written for transformers: its {_CLASSES[model_type]} has no {reason}')
     arrays = torch_weights.to_torch(params, config)
     wanted = 1 + config.distilled  # transformers has positions for the class and distillation tokens
@@ -71,8 +71,9 @@ def hugging_face_files(model: LoadedModel) -> PretrainedFiles:
         config.distilled and not config.one_head)
     content = {
         'model_type': model_type, 'architectures': [_CLASSES[model_type] + kind], 'hidden_size': config.width,
-        'num_hidden_layers': config.depth, 'num_attention_heads': config.heads, 'image_size': config.image_size,
-        'patch_size': config.patch_size, 'num_channels': 3, 'hidden_act': _ACTIVATIONS.get(config.activation, 'gelu'),
+        'num_hidden_layers': config.depth, 'num_attention_heads': config.heads, 'patch_size': config.patch_size,
+        'image_size': config.image_size if isinstance(config.image_size, int) else list(config.image_size),
+        'num_channels': 3, 'hidden_act': _ACTIVATIONS.get(config.activation, 'gelu'),
         'layer_norm_eps': config.norm_epsilon, 'qkv_bias': config.qkv_bias, 'hidden_dropout_prob': 0.0,
         'attention_probs_dropout_prob': 0.0}
     content |= {'mlp_ratio': round(config.mlp_ratio * (1.5 if config.swiglu else 1)), 'use_swiglu_ffn': config.swiglu,
@@ -93,9 +94,9 @@ def _model_type(config: ViTConfig) -> str:
     return 'deit' if config.distilled else 'vit'
 
 
-def _misfit(config: ViTConfig, model_type: str) -> str:
-    """Returns a property of a config that the model type of transformers lacks; '' if there is none."""
-    is_dinov2 = model_type.startswith('dinov2')
+def _misfit(config: ViTConfig, model_type: str, crop: float | None) -> str:
+    """Returns a property of a model that the model type of transformers lacks; '' if there is none."""
+    is_dinov2, rectangle = model_type.startswith('dinov2'), not isinstance(config.image_size, int)
     pooling = 'token_avg' if is_dinov2 and config.classes else 'token'
     ratio = config.mlp_ratio * (1.5 if config.swiglu else 1)
     properties = {
@@ -106,7 +107,8 @@ def _misfit(config: ViTConfig, model_type: str) -> str:
         'bias for queries and values only': config.qkv_bias and not config.k_bias,
         'norm before the blocks': config.pre_norm, 'patch projection without a bias': not config.patch_bias,
         'positions of registers': config.num_prefix_positions > 1 + config.distilled,
-        'rectangular images': not isinstance(config.image_size, int),
+        'rectangular images': is_dinov2 and rectangle,  # it reads the positions as those of a square
+        'central crop of a rectangle (crop=0 leaves it out)': rectangle and bool(crop),
         'projection': config.projection or not config.head_bias,
         'gated MLP of this width': config.swiglu and (not is_dinov2 or config.mlp_norm or config.mlp_hidden != (
             int(int(config.width * round(ratio)) * 2 / 3) + 7) // 8 * 8),
@@ -117,10 +119,11 @@ def _misfit(config: ViTConfig, model_type: str) -> str:
 
 def _preprocessor(model, config):
     """Returns the content of preprocessor_config.json."""
-    side, crop = config.image_size, model.eval_crop
-    sizes = {'image_processor_type': 'BitImageProcessor', 'size': {'shortest_edge': round(side / crop)},
-             'do_center_crop': True, 'crop_size': {'height': side, 'width': side}} if crop else {
-        'image_processor_type': 'ViTImageProcessor', 'size': {'height': side, 'width': side}}
+    (height, width), crop = as_hw(config.image_size), model.eval_crop
+    size = {'height': height, 'width': width}
+    sizes = {'image_processor_type': 'BitImageProcessor', 'size': {'shortest_edge': round(height / crop)},
+             'do_center_crop': True, 'crop_size': size} if crop else {
+        'image_processor_type': 'ViTImageProcessor', 'size': size}
     return sizes | {'do_resize': True, 'resample': FILTERS.index(model.interpolation),
                     'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
                     'image_mean': list(model.mean), 'image_std': list(model.std)}

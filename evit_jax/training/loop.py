@@ -51,7 +51,8 @@ def train(config: Any, workdir: str | os.PathLike, *, accept_changes: bool = Fal
     Args:
       accept_changes: resume even if the run in the workdir has another config.
       sources: training and test source; default: those in the config.
-      model_config: model config to use instead of the named model's. Its values replace those of `config.model`.
+      model_config: model config to use instead of the named model's. Its values replace those of `config.model`;
+        `config.model.classes` must be 0 or equal.
       plan_file: token plan to use instead of the plan in the config.
       explicit: keys given on the command line, which `plan_file` must not contradict.
 
@@ -150,6 +151,9 @@ def _resolve_and_check(config, workdir, sources, model_config, plan_file, explic
     Returns:
       The config, and the model config; None for a named model.
     """
+    if model_config is not None and config.model.classes not in (0, model_config.classes):
+        raise ValueError(f'config.model.classes={config.model.classes} contradicts the model that is given, which has '
+                         f'{model_config.classes} classes: give the number of the model, or 0')
     flat_config = workdirs.flat(config) | workdirs.flat(_values_of_objects(config, sources, model_config))
     values, model_config = initial_model.resolve(flat_config, workdir, model_config)
     flat_config |= workdirs.flat(values)

@@ -1,4 +1,4 @@
-"""Plots accuracy against MACs and against images per second, with published results for comparison."""
+"""Plots accuracy against MACs and against images per second, in front of other results for comparison."""
 
 import itertools
 import os
@@ -29,20 +29,6 @@ class Result(NamedTuple):
     macs: int | None       # MACs of an image
     speed: float | None    # images per second
     measured: bool = False  # True if the speed comes from a benchmark, not from an evaluation
-
-
-def _series(name: str, *rows: tuple[str, float, float, float]) -> list[Result]:
-    return [Result(name, label, percent / 100, round(giga * 1e9), speed) for label, percent, speed, giga in rows]
-
-
-# Label, top-1 in percent on ImageNet-1k at 224 pixels, images per second on the authors' GPU, GMACs.
-# Source: EViT (arXiv 2202.07800), with fusion, trained for 300 epochs; DynamicViT, fine-tuned for 30 epochs.
-PUBLISHED = [
-    *_series('EViT-DeiT-S', ('DeiT-S', 79.8, 2923, 4.6), ('0.9', 79.8, 3197, 4.0), ('0.8', 79.8, 3619, 3.5),
-             ('0.7', 79.5, 4385, 3.0), ('0.6', 78.9, 4722, 2.6), ('0.5', 78.5, 5408, 2.3)),
-    *_series('DynamicViT-DeiT-S', ('0.7', 79.3, 4439, 3.0), ('0.5', 77.5, 5579, 2.2)),
-    *_series('EViT-LV-ViT-S', ('LV-ViT-S', 83.3, 2112, 6.6), ('0.7', 83.0, 2954, 4.7), ('0.5', 82.5, 3603, 3.9)),
-]
 
 
 class _Cost(NamedTuple):

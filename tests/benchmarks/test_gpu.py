@@ -8,12 +8,12 @@ from absl import flags
 from absl.testing import flagsaver
 
 from evit_jax import models
-from evit_jax.benchmarks import attention_speed, gpu, timing
+from evit_jax.benchmarks import attention_speed, gpu
 from evit_jax.configs import digits
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
 from tests.helpers import program_modules
-from tests.helpers.benchmarks import tiny  # noqa: F401
+from tests.helpers.benchmarks import time_once, tiny  # noqa: F401
 
 benchmark = program_modules.module_fixture('benchmark')
 LIMITS = gpu.Limits(batch_sizes=(2, 1), train_batch=2, dtype='float32', rounds=2, group_seconds=0.05)
@@ -75,17 +75,19 @@ def test_attention_implementations_return_equal_outputs(attention):
     assert all(line[1] == '1.00x' for line in lines)
 
 
+@pytest.mark.parametrize('count', [1, pytest.param(4, marks=pytest.mark.slow)])  # number of workloads of a group
 def test_program_measures_inference_and_training_and_writes_json_and_markdown(benchmark, tmp_path, capsys,
-                                                                                monkeypatch):
-    monkeypatch.setattr(timing, 'interleave', lambda benchmarks, **options: [
-        timing.Times((0.1, 0.1), (0.1, 0.1)) for _ in benchmarks])
+                                                                                monkeypatch, count):
+    time_once(monkeypatch)
+    groups = gpu.groups
+    monkeypatch.setattr(gpu, 'groups', lambda *arguments: [group[:count] for group in groups(*arguments)])
     file, page = tmp_path / 'gpu.json', tmp_path / 'gpu.md'
     with flagsaver.flagsaver():
         flags.FLAGS(['benchmark', '--models=tiny', '--batches=4', '--dtypes=float32', f'--config={digits.__file__}',
                      f'--json={file}', f'--markdown={page}'])
         benchmark.measure_gpu()
     content = json.loads(file.read_text())
-    assert [row['step'] for row in content['rows']] == ['inference'] * 4 + ['train'] * 4
+    assert [row['step'] for row in content['rows']] == ['inference'] * count + ['train'] * count
     assert content['left_out'] == [] and content['attention']
     assert '| attention: tokens |' in page.read_text() and 'tiny dense, 32 px, batch 4' in capsys.readouterr().out
 

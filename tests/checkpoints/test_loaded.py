@@ -20,6 +20,7 @@ from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducers import EVIT
 from evit_jax.reduction.registry import get_reducer
 from tests.helpers import layouts, tiny
+from tests.helpers.weights import random_params
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +78,7 @@ def test_load_model_reads_the_newest_the_best_and_the_moving_average(tmp_path):
 
 def test_load_model_with_a_partial_config_has_the_values_of_deit(tmp_path):
     config = dataclasses.replace(models.get_config('vit_digits'), classes=1000)
-    params = models.create(config).init(jax.random.key(0))
+    params = random_params(models.create(config))
     weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_digits', 'reduce_at': (1,)}}, 'class_names': []})
     loaded = load_model(tmp_path)
     assert (loaded.mean, loaded.eval_crop, loaded.budget.rates) == ((0.485, 0.456, 0.406), 0.875, (1.0,))
@@ -100,7 +101,7 @@ def test_load_model_of_another_architecture_or_of_no_checkpoint_is_refused(tmp_p
                           ('', 'holds no checkpoint')):
         with pytest.raises(ValueError, match=message):
             load_model(tmp_path / name)
-    params = models.create(models.get_config('vit_digits')).init(jax.random.key(0))
+    params = random_params(models.create(models.get_config('vit_digits')))
     for name, message in (('deit_t', 'do not fit this model'), ('vit_mine', "unknown model 'vit_mine'")):
         weights.save(tmp_path / name, params, {'config': {'model': {'name': name}}})
         with pytest.raises(ValueError, match=message):

@@ -14,6 +14,7 @@ from evit_jax.checkpoints.manager import newest_step, read_newest
 from evit_jax.configs import base
 from evit_jax.training import experiment, loop
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def test_weights_with_a_partial_config_evaluate_with_the_settings_of_prediction(
     shape = dataclasses.replace(layouts.SHAPE, depth=10, classes=3)  # DeiT's plan reduces at block 9
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.CONFIGS, 'vit_layouts', shape)
-        weights.save(tmp_path, models.create(shape).init(jax.random.key(0)), {'config': {'model': {
+        weights.save(tmp_path, random_params(models.create(shape)), {'config': {'model': {
             'name': 'vit_layouts'}}, 'class_names': ['red', 'green', 'blue']})
         predicted = load_model(tmp_path)
         runs = []
@@ -67,7 +68,7 @@ def test_weights_with_a_partial_config_evaluate_with_the_settings_of_prediction(
 def test_load_model_without_a_dtype_takes_that_of_the_platform(tmp_path, monkeypatch, platform, dtype):
     shape = dataclasses.replace(layouts.SHAPE, depth=10, classes=3)
     monkeypatch.setitem(models.CONFIGS, 'vit_layouts', shape)
-    weights.save(tmp_path, models.create(shape).init(jax.random.key(0)), {'config': {'model': {'name': 'vit_layouts'}}})
+    weights.save(tmp_path, random_params(models.create(shape)), {'config': {'model': {'name': 'vit_layouts'}}})
     monkeypatch.setattr(trained_weights.jax, 'default_backend', lambda: platform)
     assert load_model(tmp_path).dtype == dtype
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evit_jax.comparison.paper_rows import TABLES, PaperRow
+from evit_jax.comparison.paper_rows import TABLES, PaperRow, published
 
 ROWS = [row for rows in TABLES.values() for row in rows]
 # Multiply-accumulates in 10^9 at keep rates 1, 0.9, ..., 0.5, with fusion.
@@ -55,3 +55,10 @@ def test_commands_name_the_recipe_and_the_values_of_the_row():
     assert 'configs/deit_s_finetune.py' in commands[2] and '--config.epochs=100' in commands[2]
     assert '--config.distill.kind=none' in commands[6]
     assert not any(row.command('in', 'w') for row in TABLES['training_free'])
+
+
+def test_published_results_have_the_figures_of_the_rows():
+    results = {(result.series, result.label): result for result in published()}
+    assert len(results) == 6 + 3 + 2
+    assert results['EViT-DeiT-S', 'DeiT-S'][2:5] == (pytest.approx(0.798), 4_600_000_000, 2923)
+    assert results['EViT-LV-ViT-S', '0.5'].top1 == 0.825 and results['DynamicViT-DeiT-S', '0.5'].top1 == 0.775

@@ -16,10 +16,9 @@ from evit_jax.data.order import SampleOrder
 from tests.helpers.toys import Broken, Jitter, Numbered, Plain, assert_same, evaluate, train
 
 
-def test_batches_of_workers_equal_those_of_the_thread():
-    want = train(Broken(10), 1, repeats=3)
-    for num_workers in (1, 2):
-        assert_same(train(Broken(10), 1, repeats=3, num_workers=num_workers), want)
+@pytest.mark.parametrize('num_workers', [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_batches_of_workers_equal_those_of_the_thread(num_workers):
+    assert_same(train(Broken(10), 1, repeats=3, num_workers=num_workers), train(Broken(10), 1, repeats=3))
 
 
 def test_eval_batches_more_workers_than_batches_equal_those_of_the_thread():

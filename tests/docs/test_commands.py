@@ -97,13 +97,27 @@ def test_launch_commands_can_be_printed(words, tmp_path):
     assert printed(Cloud(tmp_path).run(words[0].removeprefix('launch/'), *words[1:], '--dry-run'))
 
 
-def test_commands_of_the_drawing_script_are_parsed():
-    file = pages.DOCS / 'draw_tokens.py'
-    spec = importlib.util.spec_from_file_location('draw_tokens', file)
+def drawing_script(name):
+    spec = importlib.util.spec_from_file_location(name, pages.DOCS / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_commands_of_the_drawing_script_are_parsed():
+    module = drawing_script('draw_tokens')
     lines = [words for _, words in starting_with('python') if words[0] == 'docs/draw_tokens.py']
     assert lines and all(module.parse_args(words[1:]).out for words in lines)
+
+
+def test_drawing_of_the_methods_has_all_values_of_the_table():
+    module = drawing_script('draw_training_free')
+    methods = module.read_table((pages.DOCS / 'training_free.md').read_text())
+    errors, accuracies = module.draw(methods).axes
+    assert all(len(values) == 3 for name, columns in methods.items() for column, values in columns.items()
+               if name != 'dense' and column != 'reduces in')
+    assert len(errors.lines) == len(methods) - 1 and len(accuracies.lines) == len(methods)
+    assert errors.lines[0].get_ydata().tolist() == methods['searched plan']['error'] == [0.30, 1.36, 5.58]
 
 
 @pytest.mark.parametrize('line', ['python -m evit_jax.predict runs/digits', 'evit predict runs/digits a.png --rte=1',

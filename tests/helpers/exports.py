@@ -2,11 +2,11 @@
 
 import functools
 
-import jax
 import pytest
 
 from evit_jax.checkpoints import weights
 from tests.helpers import layouts, program_modules, programs
+from tests.helpers.weights import random_params
 
 NAMES = 'red', 'grün', 'blue'
 
@@ -16,7 +16,7 @@ export = program_modules.module_fixture('export')
 def save_random_weights(folder, seed=1, names=NAMES, **config):
     """Writes random weights of three classes as a checkpoint."""
     run = layouts.setup(**config)
-    weights.save(folder, run.model.init(jax.random.key(seed)), run.metadata | {'class_names': names})
+    weights.save(folder, random_params(run.model, seed), run.metadata | {'class_names': names})
     return folder
 
 

@@ -17,8 +17,9 @@ from tests.helpers import layouts
 SETTINGS = {'processes': 1, 'devices': 1, 'batch_size': 16, 'epochs': 10, 'log__eval_epochs': 2.5, 'log__every': 1,
             'log__pictures': 0, 'checkpoint__every': 5}
 STEPS = 80
+DEVICES = 8  # number of devices of a test process
 KINDS = ('step', 'save', 'start', 'stop')
-_POLL = 0.002  # seconds
+_POLL = 0.01  # seconds
 _TIMEOUT = 120
 
 
@@ -154,6 +155,14 @@ def finish(workdir, **changes):
     codes = training.wait()
     assert not any(codes), training.log()[-3000:]
     return training.log()
+
+
+def finish_here(workdir, **changes):
+    """Trains to the end in this process, on its devices: the equal of a `Training` in one process with DEVICES."""
+    settings = SETTINGS | changes
+    for key in ('processes', 'devices'):
+        settings.pop(key)
+    layouts.train_here(workdir, **settings)
 
 
 def assert_same_end(workdir, expected):

@@ -1,10 +1,9 @@
 """Saves weights of the smallest model."""
 
-import jax
-import numpy as np
 
 from evit_jax.checkpoints import weights
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 
 def save_weights(folder, bad=None, scale=1.0):
@@ -15,7 +14,7 @@ def save_weights(folder, bad=None, scale=1.0):
       scale: factor of the scale of the last norm and of the head's kernel.
     """
     run = layouts.setup()
-    params = jax.tree.map(np.array, run.model.init(jax.random.key(0)))
+    params = random_params(run.model)
     if bad is not None:
         params['blocks'][1]['norm1']['bias'][3] = bad
     for part, name in (('norm', 'scale'), ('head', 'kernel')):

@@ -9,9 +9,9 @@ NAMES = ('red', 'green', 'blue')
 CONFIG = evit_jax.ViTConfig(image_size=16, patch_size=4, width=32, depth=2, heads=2, classes=3, init_std=0.2)
 
 
-def model(**options):
+def model(config=CONFIG, **options):
     """Returns a model with random weights that reduces in the second block and does not crop images."""
-    created = evit_jax.create_model(CONFIG, **{'keep_rate': 0.5, 'reduce_at': (1,), 'class_names': NAMES} | options)
+    created = evit_jax.create_model(config, **{'keep_rate': 0.5, 'reduce_at': (1,), 'class_names': NAMES} | options)
     return VisionModel(created.loaded._replace(eval_crop=None), batch_size=created.batch_size)
 
 

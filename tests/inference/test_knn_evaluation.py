@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from evit_jax.checkpoints.loaded import load_model
 from evit_jax.checkpoints.workdir import flat
@@ -11,7 +13,7 @@ from evit_jax.inference import knn_evaluation
 from evit_jax.inference.model import VisionModel
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
-from tests.helpers import few, layouts
+from tests.helpers import few, layouts, program_modules
 
 small_run = few.small_run
 checkpoint = few.checkpoint
@@ -42,6 +44,14 @@ def test_evaluate_writes_what_decides_the_accuracy(checkpoint, tmp_path):
     assert result['preprocessing']['image_size'] == 16 and result['model']['dtype'] == 'float32'
     assert result['workdir'] == str(checkpoint) and metrics['macs'] < metrics['macs_dense']
     assert (metrics['gallery'], metrics['queries'], metrics['left_out']) == (8, few.SIZE, 0)
+
+
+def test_main_with_a_new_workdir_with_a_dot_in_its_name_creates_it(checkpoint, tmp_path):
+    config = layouts.config_of(data__source='folder', batch_size=8, init_from=str(checkpoint))
+    with program_modules.load('main') as main, flagsaver.flagsaver():
+        flags.FLAGS(['main', '--k=1'])
+        main._evaluate_knn(config, str(tmp_path / 'knn.5'), ('init_from', *NAMED), False, None)
+    assert 'top1_k1' in result_of(tmp_path / 'knn.5')[1]['metrics']
 
 
 def test_evaluate_with_a_dense_gallery_reduces_the_queries_only(checkpoint, tmp_path):

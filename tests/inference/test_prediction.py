@@ -1,7 +1,6 @@
 """VisionModel.predict: predictions of image files, Pillow images and arrays, independent of their number."""
 
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +12,7 @@ from evit_jax.reduction.plan import make_plan
 from evit_jax.runtime.preemption import PreemptionHandler
 from evit_jax.training import experiment, results
 from tests.helpers import layouts, tiny
+from tests.helpers.weights import random_params
 
 SIZES = [(40, 30), (16, 16), (9, 50), (33, 32)]
 
@@ -159,7 +159,7 @@ def test_predict_gives_predictions_pixels_and_kept_patches_of_an_evaluation(path
     config = layouts.config_of(data__eval_crop=0.8, keep__rate=0.5, batch_size=16, data__max_failed=0.1)
     photos = Photos('test')
     run = experiment.setup(config, sources=(photos, photos), model_config=layouts.SHAPE)
-    weights.save(tmp_path, run.model.init(jax.random.key(1)), run.metadata | {'class_names': tiny.NAMES})
+    weights.save(tmp_path, random_params(run.model, 1), run.metadata | {'class_names': tiny.NAMES})
     with PreemptionHandler() as preemption:
         evaluated = results.evaluate_params(run, run.eval_step(), run.trained_state(tmp_path).params, preemption,
                                             sample=99)

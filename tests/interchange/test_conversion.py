@@ -19,6 +19,7 @@ from evit_jax.models import create
 from evit_jax.models.config import ViTConfig
 from evit_jax.training import loop
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 FILES = pathlib.Path(__file__).parents[1] / 'golden_files'
 SHAPE = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, classes=5)
@@ -116,7 +117,7 @@ def test_to_safetensors_and_back_is_exact_and_keeps_the_config(tmp_path, log):
 def test_to_safetensors_logs_the_call_that_loads_it_in_timm(tmp_path, log, monkeypatch):
     monkeypatch.setitem(models.CONFIGS, 'deit_s', SHAPE)
     shape = dataclasses.replace(SHAPE, distilled=True)
-    weights.save(tmp_path / 'a', create(shape).init(jax.random.key(0)),
+    weights.save(tmp_path / 'a', random_params(create(shape)),
                  {'config': {'model': {'name': 'deit_s', 'image_size': 8, 'classes': 5, 'distilled': True}}})
     conversion.to_safetensors(tmp_path / 'a', tmp_path / 'b.safetensors')
     metadata = metadata_of(tmp_path / 'b.safetensors')
@@ -203,7 +204,7 @@ def test_conversions_nan_or_infinity_is_refused_with_the_arrays(tmp_path):
     message = r'in 2 of \d+ arrays: head.bias \(5 of 5 values\), norm.bias \(2 of 8 values\)'
     with pytest.raises(ValueError, match=message):
         conversion.to_workdir(file, tmp_path / 'new')
-    params = create(SHAPE).init(jax.random.key(0))
+    params = random_params(create(SHAPE))
     params['head']['kernel'] = np.asarray(params['head']['kernel']).copy()
     params['head']['kernel'][2, 3] = np.nan
     weights.save(tmp_path / 'run', params, {'config': {'model': {'name': 'vit_toy', 'classes': 5}}})
@@ -279,14 +280,14 @@ def test_conversions_refused_input_leaves_no_files(tmp_path, monkeypatch):
 def test_to_workdir_result_is_evaluated_and_trained_from(tmp_path, monkeypatch, log):
     layouts.prepare(monkeypatch)
     shape = dataclasses.replace(layouts.SHAPE, classes=3)
-    params = create(shape).init(jax.random.key(1))
+    params = random_params(create(shape), 1)
     save_file({key: np.ascontiguousarray(value) for key, value in torch_weights.to_torch(params, shape).items()},
               tmp_path / 'a.safetensors')
     conversion.to_workdir(tmp_path / 'a.safetensors', tmp_path / 'a')
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / 'a', shape), params)
     assert loop.evaluate_workdir(layouts.config_of(), tmp_path / 'a')['loss'] > 0  # without class names
     config = dataclasses.replace(shape, classes=4)
-    other = create(config).init(jax.random.key(2))
+    other = random_params(create(config), 2)
     started = weights.start_from(tmp_path / 'a', other, config=config, ema=False)
     np.testing.assert_array_equal(started['norm']['bias'], params['norm']['bias'])
     assert 'fresh for other classes: head.bias, head.kernel' in log.text

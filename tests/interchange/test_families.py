@@ -14,11 +14,12 @@ CASES = families.cases()
 LAYOUTS = [(name, layout) for name, case in CASES.items() for layout in case['other_names']]
 TIMM = [name for name in CASES if not name.startswith('hf_')]
 SIZES = ('native', 'square', 'rectangle')  # the order of the recorded sizes
-# Cases at another image size in the fast suite: each kind of positions, prefix tokens and pooling, from both libraries.
-RESIZED = ('vit_rectangle', 'vit_gap', 'vit_siglip', 'flexivit', 'deit_distilled', 'dinov2_registers', 'dinov3',
-           'eva02_base', 'vit_rope', 'hf_dinov2_classifier', 'hf_dinov3', 'hf_siglip', 'hf_clip')
-# Cases that reduce tokens in the fast suite: class token, registers and rotation, two heads, mean, attention pool.
-REDUCED = ('dinov2_registers', 'dinov3', 'deit_distilled', 'vit_rope', 'vit_siglip', 'hf_dinov2_classifier')
+# Cases at another image size in the fast suite: each kind of positions, from both libraries.
+RESIZED = ('vit_gap', 'flexivit', 'deit_distilled', 'dinov3', 'eva02_base', 'hf_dinov2_classifier', 'hf_clip')
+# Cases that reduce tokens in the fast suite: a file of each library. tests/models/test_architectures.py has all kinds.
+REDUCED = ('dinov3', 'hf_dinov2_classifier')
+# Cases whose architecture differs from that of a case in the fast suite in sizes only.
+REPEATED = ('vit_patch8_dino', 'vit_patch32', 'deit', 'dinov2')
 
 
 @pytest.fixture(scope='module')
@@ -29,8 +30,9 @@ def load(tmp_path_factory):
 
 def sizes_of(name):
     """Returns the sizes of a case; the fast suite has the native one and, for RESIZED, the rectangle."""
-    return [pytest.param(name, size, id=f'{size}-{name}', marks=[pytest.mark.slow] * (
-        size == 'square' or (size == 'rectangle' and name not in RESIZED))) for size in SIZES]
+    fast = {'native': name not in REPEATED, 'square': False, 'rectangle': name in RESIZED}
+    return [pytest.param(name, size, id=f'{size}-{name}', marks=[pytest.mark.slow] * (not fast[size]))
+            for size in SIZES]
 
 
 @pytest.mark.parametrize(('name', 'size'), [case for name in CASES for case in sizes_of(name)])

@@ -15,6 +15,7 @@ from evit_jax.models import create, get_config
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.training import loop
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 SHAPE = LVViTConfig(image_size=16, patch_size=4, width=8, depth=4, heads=2, classes=3, stem_width=4)
 
@@ -26,7 +27,7 @@ def toy(monkeypatch):
 
 def arrays_of(config=SHAPE):
     """Returns positive random arrays by the authors' names; every batch counter is 7."""
-    rng, arrays = np.random.default_rng(0), torch_weights.to_torch(create(config).init(jax.random.key(0)), config)
+    rng, arrays = np.random.default_rng(0), torch_weights.to_torch(random_params(create(config)), config)
     arrays = {key: np.abs(rng.normal(size=value.shape)).astype(value.dtype) for key, value in arrays.items()}
     return arrays | {key: np.array(7) for key in arrays if key.endswith('num_batches_tracked')}
 
@@ -103,7 +104,7 @@ def test_to_workdir_lvvit_is_evaluated_and_trained_from(tmp_path, monkeypatch):
     config = layouts.config_of(model__name='lvvit_toy')
     assert loop.evaluate_workdir(config, tmp_path / 'a')['loss'] > 0
     other = dataclasses.replace(SHAPE, classes=4)
-    fresh = create(other).init(jax.random.key(2))
+    fresh = random_params(create(other), 2)
     started = weights.start_from(tmp_path / 'a', fresh, config=other, ema=False)
     for head in ('head', 'aux_head'):
         np.testing.assert_array_equal(started[head]['kernel'], fresh[head]['kernel'])

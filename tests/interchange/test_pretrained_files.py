@@ -90,6 +90,17 @@ def test_hugging_face_files_are_read_back_with_the_same_config_and_bits(tmp_path
     assert abs(data['eval_crop'] - 0.875) < 0.02 and data['interpolation'] == 'lanczos'  # 8 of 9 pixels
 
 
+@pytest.mark.parametrize('name', ['ViTForImageClassification', 'DeiTForImageClassificationWithTeacher'])
+def test_hugging_face_files_rectangle_without_a_crop_is_read_back(tmp_path, name):
+    model = loaded(dataclasses.replace(HUGGING_FACE[name], image_size=(8, 16)), eval_crop=None, image_size=(8, 16))
+    files = hugging_face_files(model)
+    assert files.configs['config.json']['image_size'] == [8, 16]
+    assert files.configs['preprocessor_config.json']['size'] == {'height': 8, 'width': 16}
+    back = read_back(files, tmp_path / 'folder')
+    assert back.config == model.config and not back.metadata['config']['data']['eval_crop']
+    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+
+
 def test_timm_files_at_another_image_size_resize_the_positions():
     files = timm_files(loaded(TINY, image_size=(16, 8)))
     assert files.arrays['pos_embed'].shape == (1, 1 + 8, 8)
@@ -130,7 +141,8 @@ def test_timm_files_lvvit_is_refused():
 
 @pytest.mark.parametrize('config, reason', [
     (EVA02, 'pooling avg_fc_norm'), (DINOV3, 'pooling avg'), (dataclasses.replace(TINY, pre_norm=True), 'norm before'),
-    (dataclasses.replace(TINY, image_size=(8, 16)), 'rectangular images'),
+    (dataclasses.replace(DINOV2, classes=0, image_size=(8, 16)), 'rectangular images'),
+    (dataclasses.replace(TINY, image_size=(8, 16)), 'central crop of a rectangle'),
     (dataclasses.replace(DINOV2, classes=3), 'pooling token'), (dataclasses.replace(TINY, registers=1), 'registers')])
 def test_hugging_face_files_model_that_transformers_lacks_is_refused_with_the_reason(config, reason):
     with pytest.raises(ValueError, match=f'cannot be written for transformers: its .* has no {reason}'):

@@ -76,9 +76,10 @@ def test_config_of_a_family_counts_the_parameters_of_its_model(family):
 
 
 @pytest.mark.parametrize('family, reducer', [
-    *itertools.product(FAMILIES, ('evit', 'tome')),
-    *itertools.product(('siglip', 'dinov3'), ('evit:mean', 'evit:shift', 'random', 'pool', 'pitome', 'tofu', 'dpcknn',
-                                              'kmedoids', 'heuristic'))])
+    *itertools.product(FAMILIES, ('evit', 'tome')), ('siglip', 'evit:mean'), ('dinov3', 'pitome'),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in itertools.product(('siglip', 'dinov3'), (
+        'evit:mean', 'evit:shift', 'random', 'pool', 'pitome', 'tofu', 'dpcknn', 'kmedoids', 'heuristic'))
+      if case not in (('siglip', 'evit:mean'), ('dinov3', 'pitome')))])
 def test_model_of_a_family_runs_under_a_reducer(family, reducer):
     config, apply, params = build(family)
     plan = reduced_plan(config, reducer)

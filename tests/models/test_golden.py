@@ -14,8 +14,9 @@ from tests.helpers import golden
 
 CASES = golden.cases()
 MODELS = golden.manifest()['models']
-# The fast suite has all cases of the smallest model, and one case of each other model and image size, with small two.
+# The fast suite has all cases of the smallest model, and one case of each other size, with the smaller image sizes.
 SLOW = ('evit_base_224_k50_nofuse', 'deit_base_224', 'evit_small_224_k50_fuse', 'evit_small_224_k70_nofuse',
+        'evit_small_224_k50_nofuse', 'evit_small_288_k50_fuse',
         'evit_small_224_k90_nofuse', 'evit_small_224_k90_fuse', 'evit_small_224_k100_dense',
         'evit_small_288_k70_nofuse', 'evit_small_interp224to304_k70_nofuse')
 
@@ -59,7 +60,9 @@ def test_evit_on_reference_images_keeps_the_same_tokens_and_gives_the_same_logit
         entering = np.concatenate([reference, fused], axis=1)
 
 
-@pytest.mark.parametrize('name', parameters([name for name, case in CASES.items() if 'act_pos' in case['arrays']]))
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (not name.startswith('evit_tiny_224_k70')))
+    for name, case in CASES.items() if 'act_pos' in case['arrays']])
 def test_evit_on_reference_images_has_the_same_activations(name):
     case, expected = CASES[name], golden.outputs(CASES[name])
     model, params = golden.deit(case['model'])

@@ -29,8 +29,8 @@ def training_loss(config, reducer, remat):
     modules = Modules(reducer, 2) if reducer.is_learned else NO_MODULES
     model = models.create(config, drop_path=0.5, remat=remat, modules=modules)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape, scale=0.1).astype(np.float32),
-                          model.init(jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.3).astype(np.float32),
+                          jax.eval_shape(model.init, jax.random.key(0)))
     plan = make_plan(16, config.depth, rate=0.6, reduce_at=(0, 1), reducer=reducer).in_training()
     images = jnp.asarray(rng.normal(size=(6, 16, 16, 3)), jnp.float32)
 
@@ -55,9 +55,10 @@ def residual_bytes(config, reducer, remat):
 
 
 @pytest.mark.parametrize(('config', 'reducer'), [
-    (VIT, EVIT), (VIT, TOME), (dataclasses.replace(VIT, distilled=True), EVIT),
-    (VIT, DYNAMICVIT), (LVViTConfig(**SMALL, stem_width=4), EVIT)],
-    ids=['evit', 'tome', 'distilled', 'dynamicvit', 'lvvit'])
+    pytest.param(VIT, EVIT, id='evit'), pytest.param(VIT, TOME, id='tome', marks=pytest.mark.slow),
+    pytest.param(dataclasses.replace(VIT, distilled=True), EVIT, id='distilled', marks=pytest.mark.slow),
+    pytest.param(VIT, DYNAMICVIT, id='dynamicvit', marks=pytest.mark.slow),
+    pytest.param(LVViTConfig(**SMALL, stem_width=4), EVIT, id='lvvit')])
 def test_remat_keeps_loss_and_gradients(config, reducer):
     (loss, gradients), (remat_loss, remat_gradients) = (
         loss_and_gradients(config, reducer, remat) for remat in (False, True))

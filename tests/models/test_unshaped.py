@@ -17,6 +17,7 @@ from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, TOME
 from evit_jax.training import evaluation_config
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 CONFIG = ViTConfig(image_size=16, patch_size=4, width=8, depth=2, heads=2, classes=3, init_std=0.3)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
@@ -28,7 +29,7 @@ def config_with(**changes):
 
 def run(config, plan, images=IMAGES, modules=NO_MODULES, **inputs):
     model = create(config, modules=modules)
-    params = model.init(jax.random.key(0))
+    params = random_params(model)
     return params, *jax.jit(model.apply, static_argnums=2)(params, images, plan, **inputs)
 
 
@@ -46,7 +47,7 @@ def head(params, x):
                                      {'activation': 'gelu_tanh'}, {'pooling': 'avg'}])
 def test_unshaped_field_with_another_value_changes_the_logits(changes):
     plan, model = make_plan(16, 2, reduce_at=()), create(CONFIG)
-    params = model.init(jax.random.key(0))
+    params = random_params(model)
     logits = [jax.jit(create(config).apply, static_argnums=2)(params, IMAGES, plan)[0]
               for config in (CONFIG, config_with(**changes))]
     assert np.abs(logits[0] - logits[1]).max() > 1e-5
@@ -120,7 +121,7 @@ def converted(tmp_path, monkeypatch):
     """A folder of weights whose unshaped fields differ from those of the named model."""
     layouts.prepare(monkeypatch)
     config = layouts.config_of(**OTHER).to_dict()
-    params = create(models.config_from_flat(workdir.flat(config))).init(jax.random.key(0))
+    params = random_params(create(models.config_from_flat(workdir.flat(config))))
     weights.save(tmp_path / 'other', params, {'config': config})
     return tmp_path / 'other'
 
@@ -145,10 +146,10 @@ def test_start_from_weights_of_one_head_initialises_the_second_head(tmp_path, mo
     layouts.prepare(monkeypatch)
     config = layouts.config_of(model__distilled=True, model__one_head=True)
     one_head = models.config_from_flat(workdir.flat(config.to_dict()))
-    weights.save(tmp_path, create(one_head).init(jax.random.key(0)), {'config': config.to_dict()})
+    weights.save(tmp_path, random_params(create(one_head)), {'config': config.to_dict()})
     two_heads = dataclasses.replace(one_head, one_head=False)
     weights.check_values(tmp_path, two_heads)
-    fresh = create(two_heads).init(jax.random.key(1))
+    fresh = random_params(create(two_heads), 1)
     params = weights.start_from(tmp_path, fresh, config=two_heads, ema=False)
     np.testing.assert_array_equal(params['head_dist']['kernel'], fresh['head_dist']['kernel'])
     assert not np.array_equal(params['head']['kernel'], fresh['head']['kernel'])

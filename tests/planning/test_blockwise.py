@@ -34,7 +34,8 @@ def plan_of(name, config=CONFIG, drop=()):
                      reducer=reducer)
 
 
-@pytest.mark.parametrize('name', ['evit', 'tome', 'ward', 'prune_merge:mean', 'pitome', 'random', 'heuristic'])
+@pytest.mark.parametrize('name', ['evit', 'ward', 'pitome', 'random', *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ('tome', 'prune_merge:mean', 'heuristic'))])
 def test_blockwise_model_equals_the_whole_model(name):
     model, images = evit_jax.create_model(CONFIG, class_names=tiny.NAMES), tiny.images(3)
     blockwise = BlockwiseModel(model.loaded, images)
@@ -62,8 +63,9 @@ def test_blockwise_model_frees_programs_beyond_the_limit(monkeypatch):
 
 
 @pytest.mark.parametrize('changes', [
-    {'class_token': False, 'pooling': 'map'}, {'class_token': False, 'pooling': 'avg'}, {'registers': 2},
-    {'rope': 'dinov3', 'absolute_positions': False}, {'classes': 0}, {'image_size': (16, 24)}], ids=str)
+    {'class_token': False, 'pooling': 'map'}, {'registers': 2}, {'rope': 'dinov3', 'absolute_positions': False},
+    *(pytest.param(changes, marks=pytest.mark.slow) for changes in (
+        {'class_token': False, 'pooling': 'avg'}, {'classes': 0}, {'image_size': (16, 24)}))], ids=str)
 def test_blockwise_model_of_each_architecture_equals_the_whole_model(changes):
     config = dataclasses.replace(CONFIG, **changes)
     model = evit_jax.create_model(config, class_names=tiny.NAMES if config.classes else ())

@@ -1,4 +1,7 @@
-"""The plan search on images: errors, search, journal, images of search and check."""
+"""The plan search on images: errors, search, journal, images of search and check.
+
+The searches run with a model in the slow tests, and with a stand-in that compiles nothing in the fast ones.
+"""
 
 import dataclasses
 
@@ -15,6 +18,7 @@ from evit_jax.planning.journal import Journal
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.registry import get_reducer
 from tests.helpers import tiny
+from tests.helpers.benchmarks import time_once
 
 CONFIG = dataclasses.replace(tiny.CONFIG, depth=4)
 DENSE = make_plan(16, 4, reduce_at=())
@@ -30,6 +34,25 @@ def outputs(logits):
     return Outputs(np.float32(logits), np.float32(logits))
 
 
+class StandIn:
+    """Stands in for `BlockwiseModel`: the tokens that a block removes change the logits of 8 images in proportion."""
+
+    config, patches = CONFIG, DENSE.patches
+    _effects = {'prune_merge': 0.5, 'tome': 1.0}  # of a removed token, by the name of the reducer
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self._logits, self._changes = rng.normal(size=(8, 3)), rng.normal(size=(CONFIG.depth, 8, 3), scale=0.1)
+
+    def outputs(self, plan):
+        removed = -np.diff((plan.patches, *plan.counts))
+        change = self._effects.get(plan.reducer.name, 0) * removed + 0.2 * np.array(plan.drop or (0,) * CONFIG.depth)
+        return outputs(self._logits + np.tensordot(change, self._changes, 1))
+
+    def set_base(self, plan):
+        pass
+
+
 @pytest.fixture(scope='module')
 def model():
     return evit_jax.create_model(CONFIG, class_names=tiny.NAMES)
@@ -41,11 +64,13 @@ def blockwise(model):
     return BlockwiseModel(model.loaded, tiny.images(8))
 
 
-@pytest.fixture
-def search(blockwise):
+@pytest.fixture(params=['stand_in', pytest.param('model', marks=pytest.mark.slow)])
+def search(request):
     """Returns a function that creates a search."""
+    model = StandIn() if request.param == 'stand_in' else request.getfixturevalue('blockwise')
+
     def create(journal=None):
-        return PlanSearch(blockwise, Fidelity.of(CONFIG, blockwise.outputs(DENSE)), journal=journal)
+        return PlanSearch(model, Fidelity.of(CONFIG, model.outputs(DENSE)), journal=journal)
 
     return create
 
@@ -152,7 +177,8 @@ def test_files_with_a_check_leave_its_images_out_of_the_search(folder, model):
         image_search.Files(files[:2], files[:2]).read(model.loaded)
 
 
-def test_speed_up_returns_a_model_with_a_searched_plan(model):
+def test_speed_up_returns_a_model_with_a_searched_plan(model, monkeypatch):
+    time_once(monkeypatch)
     fast = evit_jax.speed_up(model, list(tiny.images(6)), target='0.7MACs', minutes=0.05, reducers=('ward',))
     assert fast.plan.reducer.name == 'ward' and fast.macs <= 0.7 * CONFIG.macs(DENSE)
     assert fast(tiny.images(2)).shape == (2, 3)

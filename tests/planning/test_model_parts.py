@@ -9,6 +9,7 @@ from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.planning import cost_measurement, model_parts
 from evit_jax.reduction.plan import make_plan
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 # The heads of the second model read all tokens.
 CONFIGS = [layouts.SHAPE, LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, classes=5, stem_width=4)]
@@ -17,7 +18,7 @@ CONFIGS = [layouts.SHAPE, LVViTConfig(image_size=16, patch_size=4, width=16, dep
 @pytest.mark.parametrize('config', CONFIGS, ids=['vit', 'lvvit'])
 def test_final_part_gives_the_output_of_the_model(config):
     model, plan = models.create(config), make_plan(16, 2, tokens=(6,), reduce_at=(0,))
-    params = model.init(jax.random.key(0))
+    params = random_params(model)
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
 
     @jax.jit

@@ -3,6 +3,8 @@
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
@@ -12,12 +14,20 @@ from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison import recording, running, verdict
 from evit_jax.comparison.cells import Cell, cells_of, config_of
 from evit_jax.configs import compare_digits, compare_real
+from evit_jax.data.sources import ArraySource
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.registry import get_reducer
 from tests.helpers import layouts, program_modules
 
 compare = program_modules.module_fixture('compare')
+
+
+@pytest.fixture(autouse=True)
+def keep_programs(monkeypatch):
+    """Keeps the programs between cells. The cells here are of one tiny model."""
+    monkeypatch.setattr(jax, 'clear_caches', lambda: None)
+
 
 def small(**changes):
     """Returns the config of a comparison of two methods on a tiny model, with a few steps."""
@@ -135,6 +145,19 @@ def test_compare_runs_every_cell_once_and_resumes_unfinished_ones(tmp_path, monk
         config.run.optimizer.lr *= 2
     with pytest.raises(ValueError, match=r'0 holds the result of other settings .*: give another --out, or remove the'):
         running.compare(config, tmp_path, **objects)
+
+
+def test_compare_with_other_images_refuses_the_finished_cells(tmp_path):
+    config = small(finetuned__methods=(), untrained__methods=('random',))
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (64, 16, 16, 3), np.uint8), np.arange(64) % 3
+    objects = {'model_config': layouts.model_of(config.run)}
+    source = ArraySource(images, labels)
+    rows = running.compare(config, tmp_path, sources=(source, source), **objects)
+    assert running.compare(config, tmp_path, sources=(source, source), **objects) == rows
+    other = ArraySource(255 - images, labels)
+    with pytest.raises(ValueError, match=r'holds the result of other settings .*data'):
+        running.compare(config, tmp_path, sources=(source, other), **objects)
 
 
 def test_compare_with_a_missing_dense_model_is_refused_before_anything_runs(tmp_path):

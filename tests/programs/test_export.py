@@ -47,19 +47,19 @@ def files_of(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_served_gives_the_probabilities_and_kept_patches_of_the_model(checkpoint, plans, exported):
+@pytest.mark.parametrize('batch', [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_served_gives_the_probabilities_and_kept_patches_of_the_model(checkpoint, plans, exported, batch):
     served, model = loader.Served(exported), VisionModel(load_model(checkpoint), batch_size=1)
     assert list(served.programs) == list(plans)
-    for batch in (1, 5):
-        images = noise(batch, seed=batch)
-        for name, plan in plans.items():
-            got = served(images, name)
-            for row, want in enumerate(model.with_plan(plan=plan).predict(images)):
-                np.testing.assert_allclose(got['probabilities'][row], jax.nn.softmax(want.logits), rtol=0, atol=1e-5)
-                assert len(got.get('kept', ())) == len(want.kept)
-                for stage, kept in enumerate(want.kept):
-                    np.testing.assert_array_equal(got['kept'][stage][row], kept)
-                    np.testing.assert_allclose(got['class_attention'][stage][row], want.attention[stage], atol=1e-6)
+    images = noise(batch, seed=batch)
+    for name, plan in plans.items():
+        got = served(images, name)
+        for row, want in enumerate(model.with_plan(plan=plan).predict(images)):
+            np.testing.assert_allclose(got['probabilities'][row], jax.nn.softmax(want.logits), rtol=0, atol=1e-5)
+            assert len(got.get('kept', ())) == len(want.kept)
+            for stage, kept in enumerate(want.kept):
+                np.testing.assert_array_equal(got['kept'][stage][row], kept)
+                np.testing.assert_allclose(got['class_attention'][stage][row], want.attention[stage], atol=1e-6)
     different = [np.asarray(served(noise(2), name)['probabilities']) for name in plans]
     assert not np.allclose(different[0], different[1], atol=1e-4)
     np.testing.assert_array_equal(served(noise(2))['probabilities'], different[0])  # the default plan

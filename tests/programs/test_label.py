@@ -26,6 +26,7 @@ from evit_jax.training import checks, experiment, loop, step
 from tests.helpers import label_program, layouts
 from tests.helpers.label_program import SIZES, open_train
 from tests.helpers.toys import Broken
+from tests.helpers.weights import random_params
 
 digits, label, run = label_program.digits, label_program.label, label_program.run  # fixtures
 CONFIG = {'data__source': 'digits', 'model__classes': 10, 'batch_size': 8, 'keep__rate': 0.5}
@@ -35,7 +36,7 @@ CONFIG = {'data__source': 'digits', 'model__classes': 10, 'batch_size': 8, 'keep
 def checkpoint(tmp_path_factory):
     folder, shape = tmp_path_factory.mktemp('weights'), dataclasses.replace(layouts.SHAPE, classes=10)
     metadata = {'config': layouts.config_of(**CONFIG).to_dict(), 'class_names': DigitsSource.class_names}
-    weights.save(folder, models.create(shape).init(jax.random.key(1)), metadata)
+    weights.save(folder, random_params(models.create(shape), 1), metadata)
     return folder
 
 
@@ -113,7 +114,8 @@ TOKENS = CONFIG | {'model__name': 'lvvit_least', 'model__drop_path': 0.0, 'batch
                    'log__pictures': 0, 'ema_decay': 0.0, 'checkpoint__best': ''}
 
 
-@pytest.mark.parametrize('width', [0, 24], ids=['square', 'rectangle'])
+@pytest.mark.parametrize('width', [pytest.param(0, id='square', marks=pytest.mark.slow),
+                                   pytest.param(24, id='rectangle')])
 def test_train_lvvit_on_the_maps_of_another_model(width, made, tmp_path, monkeypatch):
     monkeypatch.setitem(models.CONFIGS, 'lvvit_least', LVViTConfig(
         image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4))

@@ -33,7 +33,7 @@ def test_main_help_lists_the_programs(capsys):
 
 
 @pytest.mark.parametrize(('program', 'usage'), [
-    ('predict', 'python -m evit_jax predict runs/digits'),
+    pytest.param('predict', 'python -m evit_jax predict runs/digits', marks=pytest.mark.slow),
     ('train', 'python -m evit_jax train --config digits --workdir runs/digits\n'
      'Evaluates: python -m evit_jax evaluate --workdir runs/digits')])
 def test_package_program_help_shows_the_command_that_was_used(program, usage):
@@ -46,6 +46,7 @@ def test_package_evaluate_passes_the_mode_and_the_flags(tmp_path):
     assert done.returncode == 2 and done.stderr.endswith('train first, or give the right --workdir\n'), done.stderr
 
 
+@pytest.mark.slow
 def test_package_train_without_a_config_exits_with_the_flags_to_give():
     done = start('train', '--workdir=x')
     assert done.returncode == 2 and 'error: give both --config FILE and --workdir DIR' in done.stderr

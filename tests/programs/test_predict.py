@@ -214,8 +214,8 @@ def test_run_with_another_number_of_words_is_refused(capsys, monkeypatch):
 
 
 def test_predict_reads_names_from_a_pipe_and_ends_quietly_when_its_output_is_closed(tmp_path, images):
-    """Starts the program in another process, with a registered model."""
-    folder = save(evit_jax.create_model('vit_digits'), tmp_path / 'weights')
+    """Starts the program in another process."""
+    folder = save(tiny.model(), tmp_path / 'weights')
     done = subprocess.run([sys.executable, '-m', 'evit_jax.predict', folder, '-', '--rate=0.5', '--top=3'],
                           input=f'{images}/a.png\nabsent.png\n', cwd=layouts.ROOT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr

@@ -4,7 +4,6 @@ import base64
 import re
 import sys
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -20,6 +19,7 @@ from tests.helpers import few, layouts, program_modules
 from tests.helpers.evaluations import make_rows, make_run
 from tests.helpers.few import SIZE, Few
 from tests.helpers.pictures import data_of
+from tests.helpers.weights import random_params
 
 small_run, checkpoint, loaded = few.small_run, few.checkpoint, few.loaded
 
@@ -176,7 +176,7 @@ def test_data_with_other_classes_of_the_same_number_are_refused(program, names, 
 
 
 def test_drop_of_a_checkpoint_without_data_is_refused_with_the_flag_to_give(tmp_path, run):
-    params = models.create(models.get_config('vit_layouts')).init(jax.random.key(0))
+    params = random_params(models.create(models.get_config('vit_layouts')))
     weights.save(tmp_path, params, {'config': {'model': {'name': 'vit_layouts', 'reduce_at': (1,)}}, 'class_names': []})
     code, _, errors = run('drop', tmp_path, '--out', tmp_path / 'x.png')
     assert code == 2 and 'give --config FILE' in errors

@@ -12,6 +12,7 @@ from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.registry import get_reducer
 from tests.helpers import tiny
 from tests.helpers.merged_tokens import make_tokens
+from tests.helpers.weights import random_params
 
 ATS = get_reducer('ats')
 
@@ -62,7 +63,7 @@ def test_ats_in_repeated_reductions_keeps_the_samples_of_a_loop(keeps, has_class
 
 def test_ats_in_a_model_ignores_the_activations_of_masked_slots():
     model = create(tiny.CONFIG)
-    params, images = model.init(jax.random.key(0)), jnp.asarray(tiny.images(4), jnp.float32) / 255
+    params, images = random_params(model), jnp.asarray(tiny.images(4), jnp.float32) / 255
     plan = make_plan(16, 2, tokens=(12, 8), reduce_at=(0, 1), reducer=ATS)
     intermediates = jax.jit(model.apply, static_argnums=2)(params, images, plan)[1]
     counts = [np.asarray(mask.sum(1)) for mask in intermediates['mask']]

@@ -21,6 +21,8 @@ CONFIG = evit_jax.ViTConfig(image_size=16, patch_size=4, width=32, depth=2, head
 NAMES = evit_jax.list_reducers()
 BLOCKS = (0, 1)
 each_reducer = pytest.mark.parametrize('name', NAMES)
+# Reducers that are exported in the fast suite: tokens are kept, merged, masked, mixed, and chosen by learned modules.
+EXPORTED = ('evit', 'tome', 'ats', 'sit', 'dynamicvit')
 
 
 @functools.cache
@@ -34,8 +36,10 @@ def build(name, *, dtype=jnp.float32, class_token=True):
 
 
 @each_reducer
-@pytest.mark.parametrize('class_token, dtype', [(True, jnp.bfloat16), (False, jnp.float32)],
-                         ids=['bfloat16', 'without class token'])
+@pytest.mark.parametrize('class_token, dtype', [
+    pytest.param(True, jnp.bfloat16, id='bfloat16', marks=pytest.mark.slow),
+    pytest.param(False, jnp.float32, id='without class token', marks=pytest.mark.slow),
+    pytest.param(False, jnp.bfloat16, id='bfloat16 without class token')])
 def test_reducer_in_a_model_puts_each_patch_in_one_token(name, class_token, dtype):
     model, params, plan = build(name, dtype=dtype, class_token=class_token)
     images = jnp.asarray(tiny.images(3), jnp.float32) / 255
@@ -75,7 +79,8 @@ def test_reducer_in_training_lowers_the_loss(name):
     assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
-@each_reducer
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name not in EXPORTED))
+                                  for name in NAMES])
 def test_exported_reducer_serves_the_probabilities_of_the_model(name, tmp_path):
     model = tiny.model(reducer=name, keep_rate=0.75, reduce_at=(0,))  # the last block would not change the logits
     artifact.write(tmp_path, model.loaded, {'own': model.plan}, platforms=('cpu',), kept=True)

@@ -12,6 +12,7 @@ from evit_jax.reduction.gather import GATHERS, keep_top
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.tokens import Tokens
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 
 def keep(tokens, scores, keep, **fields):
@@ -194,7 +195,7 @@ def test_gather_impl_in_a_model_keeps_the_same_patches(gather_impl, dtype):
     config = layouts.SHAPE
     images = jnp.asarray(np.random.default_rng(2).normal(size=(4, 16, 16, 3)), jnp.float32)
     plan = make_plan(16, config.depth, rate=0.7, reduce_at=(0, 1))
-    params = create(config).init(jax.random.key(0))
+    params = random_params(create(config))
     (logits, intermediates), (expected_logits, expected) = (
         jax.jit(functools.partial(create(config, dtype=dtype, gather_impl=name).apply, plan=plan))(params, images)
         for name in (gather_impl, 'gather'))

@@ -15,6 +15,7 @@ from evit_jax.reduction.reducer import FunctionReducer
 from evit_jax.reduction.reducers import POOL, TOME
 from tests.helpers import golden
 from tests.helpers.merged_tokens import assert_merges_groups, make_tokens, match_in_a_loop
+from tests.helpers.weights import random_params
 
 CASES = golden.cases('tome.json')
 UNWEIGHTED = FunctionReducer(TOME.reduce, name='tome without sizes', every_block=True, min_kept=TOME.min_kept)
@@ -30,7 +31,8 @@ def random_groups(batch, n, keep):
     return tuple(jnp.broadcast_to(jnp.asarray(array), (batch, len(array))) for array in (group, centres))
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (not case['prop_attn']))
+                                  for name, case in CASES.items()])
 def test_tome_on_reference_images_has_the_same_groups_sizes_and_logits(name):
     case, expected = CASES[name], golden.outputs(CASES[name])
     model, params = golden.deit(case['model'])
@@ -126,7 +128,7 @@ def tiny_model():
                                 classes=5, init_std=0.2)
     model = create(config)
     images = jnp.asarray(np.random.default_rng(2).normal(size=(2, 32, 32, 3)), jnp.float32)
-    return model, model.init(jax.random.key(0)), images
+    return model, random_params(model), images
 
 
 @pytest.mark.parametrize('reducer', [TOME, POOL], ids=str)

@@ -15,6 +15,7 @@ from evit_jax.reduction.gather import keep_top
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.reducer import Modules, Reducer
 from evit_jax.reduction.registry import get_reducer, list_reducers, register_reducer
+from tests.helpers.weights import random_params
 
 CONFIG = ViTConfig(image_size=32, patch_size=4, width=16, depth=2, heads=2, classes=5)
 INPUTS = ('class_attention', 'class_attention_per_head', 'received_attention', 'keys', 'mean_keys', 'values')
@@ -37,7 +38,12 @@ def plan_of(reducer, reduce_at=(0,)):
 @functools.cache
 def model_and_params():
     model = create(CONFIG)
-    return model, model.init(jax.random.key(0))
+    return model, random_params(model)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def jitted_apply(params, images, plan):
+    return model_and_params()[0].apply(params, images, plan)
 
 
 def cost(reducer):
@@ -53,25 +59,31 @@ def test_register_reducer_with_a_function_reduces_the_tokens_of_a_model():
     def l2(tokens, inputs, keep):
         return keep_top(tokens, jnp.linalg.norm(tokens.patches, axis=-1), keep)
 
-    model, params = model_and_params()
-    _, intermediates = model.apply(params, images(), plan_of(l2))
+    _, intermediates = jitted_apply(model_and_params()[1], images(), plan_of(l2))
     assert get_reducer('l2') is l2 and 'l2' in list_reducers() and str(l2) == 'l2'
     assert intermediates['kept'][0].shape == (2, 32)
+
+
+@functools.cache
+def cost_without_reading():
+    """Returns the cost of a reducer that reads the class attention only."""
+    @register_reducer('unread')
+    def unread(tokens, inputs, keep):
+        return keep_top(tokens, tokens.patches.sum(-1) + inputs.class_attention * 0, keep)
+
+    return cost(unread)
 
 
 @pytest.mark.parametrize('name', INPUTS)
 def test_reducer_input_has_its_shape_and_costs_nothing_unread(name):
     shapes = {}
 
+    @register_reducer('read')
     def read(tokens, inputs, keep):
         shapes[name] = getattr(inputs, name).shape
         return keep_top(tokens, tokens.patches.sum(-1) + inputs.class_attention * 0, keep)
 
-    def unread(tokens, inputs, keep):
-        return keep_top(tokens, tokens.patches.sum(-1) + inputs.class_attention * 0, keep)
-
-    read, unread = (register_reducer(function.__name__)(function) for function in (read, unread))
-    assert cost(read) == cost(unread)
+    assert cost(read) == cost_without_reading()
     expected = {'class_attention': (2, 64), 'class_attention_per_head': (2, 2, 64), 'received_attention': (2, 64),
                 'keys': (2, 2, 64, 8), 'mean_keys': (2, 64, 8), 'values': (2, 2, 64, 8)}
     assert shapes[name] == expected[name]
@@ -96,19 +108,18 @@ def test_previous_scores_at_the_second_reduction_are_those_of_the_kept_tokens():
 
     model, params = model_and_params()
     plan = make_plan(64, 2, rate=0.5, reduce_at=(0, 1), reducer=watch)
-    _, intermediates = model.apply(params, images(), plan)
+    intermediates, scores = jax.jit(lambda params, images: (
+        model.apply(params, images, plan)[1], recorded[1][3]))(params, images())
     first = np.asarray(intermediates['class_attention'][0])
     kept = np.asarray(intermediates['kept'][0])
     assert [entry[:3] for entry in recorded] == [(0, 0, 1), (1, 1, 1)] and recorded[0][3] is None
-    np.testing.assert_array_equal(recorded[1][3][:, :-1], np.take_along_axis(first, kept[:, :-1], axis=1))
-    np.testing.assert_allclose(recorded[1][3].sum(1), first.sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(scores[:, :-1], np.take_along_axis(first, kept[:, :-1], axis=1))
+    np.testing.assert_allclose(scores.sum(1), first.sum(1), rtol=1e-5)
 
 
 def test_rng_differs_by_image_and_reduction_but_not_by_batch():
-    model, params = model_and_params()
-    plan = plan_of(get_reducer('random'), reduce_at=(0, 1))
-    kept = model.apply(params, images(), plan)[1]['kept']
-    alone = model.apply(params, images()[:1], plan)[1]['kept']
+    params, plan = model_and_params()[1], plan_of(get_reducer('random'), reduce_at=(0, 1))
+    kept, alone = (jitted_apply(params, batch, plan)[1]['kept'] for batch in (images(), images()[:1]))
     np.testing.assert_array_equal(kept[0][:1], alone[0])
     assert set(np.asarray(kept[0][0]).tolist()) != set(np.asarray(kept[0][1]).tolist())
 
@@ -139,8 +150,8 @@ def test_register_reducer_with_a_module_adds_parameters_with_a_gradient():
         return keep_top(weighted, scores, keep)
 
     model = create(CONFIG, modules=Modules(scored, 1))
-    params = model.init(jax.random.key(0))
-    gradient = jax.grad(lambda params: model.apply(params, images(), plan_of(scored))[0].sum())(params)
+    params = random_params(model)
+    gradient = jax.jit(jax.grad(lambda params: model.apply(params, images(), plan_of(scored))[0].sum()))(params)
     assert params['reducer'][0]['kernel'].shape == (16, 1) and np.any(gradient['reducer'][0]['kernel'])
     assert CONFIG.parameters(plan_of(scored)) == sum(leaf.size for leaf in jax.tree.leaves(params))
     with pytest.raises(ValueError, match='reducer scored needs a learned module'):

@@ -19,6 +19,7 @@ from evit_jax.reduction.registry import get_reducer
 from evit_jax.training import checks
 from tests.helpers import layouts, tiny
 from tests.helpers.merged_tokens import make_tokens
+from tests.helpers.weights import random_params
 
 NAMES = ('sit', 'patchmerger', 'sinkhorn')
 each_reducer = pytest.mark.parametrize('name', NAMES)
@@ -110,7 +111,7 @@ def test_soft_reducer_in_a_model_counts_its_parameters_and_macs(name):
     reducer = get_reducer(name)
     plan = make_plan(16, 2, tokens=(10, 4), reduce_at=(0, 1), reducer=reducer)
     model = create(tiny.CONFIG, modules=modules_at(reducer, (0, 1), plan.tokens))
-    params = model.init(jax.random.key(0))
+    params = random_params(model)
     assert tiny.CONFIG.parameters(plan) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert module_parameters(reducer, 32, 10) > module_parameters(reducer, 32, 4)
     dense = make_plan(16, 2, reduce_at=())

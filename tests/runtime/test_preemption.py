@@ -39,7 +39,7 @@ def assert_same_bits(workdir, expected_workdir):
 
 
 @pytest.mark.parametrize(('number', 'check_number', 'saved'), [
-    (signal.SIGTERM, 3, 2), (signal.SIGINT, 4, 3),
+    (signal.SIGTERM, 3, 2), pytest.param(signal.SIGINT, 4, 3, marks=pytest.mark.slow),
     (signal.SIGTERM, 6, 4)])  # the checks are at steps 0 to 4, then in the evaluation before step 4
 def test_train_stopped_by_a_signal_saves_and_continues_to_the_bit(undisturbed, tmp_path, monkeypatch, number,
                                                                   check_number, saved):

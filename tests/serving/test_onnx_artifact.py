@@ -16,6 +16,7 @@ from evit_jax.reduction.reducer import modules_at
 from evit_jax.reduction.registry import get_reducer, list_reducers
 from evit_jax.serving import onnx_artifact, runtimes
 from tests.helpers import onnx_programs, tiny
+from tests.helpers.weights import random_params
 
 DEPTH, TOKENS = 3, (12, 9)
 # Field values that reach every layer of the architectures.
@@ -28,12 +29,16 @@ ARCHITECTURES = {
     'dinov3': {'rope': 'dinov3', 'absolute_positions': False, 'registers': 2, 'qk_norm': True, 'classes': 0}}
 
 
+# Reducers of the fast suite: tokens are kept, merged, clustered, masked, mixed, and chosen by learned modules.
+FAST = ('evit', 'tome', 'ward', 'kmedoids', 'ats', 'sit', 'dynamicvit')
+
+
 def loaded_model(config=tiny.CONFIG, reducer='evit', **changes):
     """Returns a model with random weights; its reducer owns modules at all blocks but the first."""
     config = dataclasses.replace(config, depth=DEPTH, **changes)
     modules = modules_at(get_reducer(reducer), range(1, DEPTH), TOKENS)
     model = models.create(config, modules=modules)
-    params = jax.tree.map(np.asarray, model.init(jax.random.key(1)))
+    params = random_params(model, 1)
     return tiny.model().loaded._replace(config=config, params=params, modules=modules, image_size=config.image_size)
 
 
@@ -57,7 +62,8 @@ def exported(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('reducer', [name for name in list_reducers() if name != 'random'])
+@pytest.mark.parametrize('reducer', [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST))
+                                     for name in list_reducers() if name != 'random'])
 def test_check_of_a_reducer_finds_equal_outputs_and_kept_patches(reducer, tmp_path):
     trained = loaded_model(reducer=reducer)
     result = check(trained, plan_of(trained.config, reducer), tmp_path)

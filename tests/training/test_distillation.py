@@ -11,6 +11,7 @@ from evit_jax.checkpoints.manager import read_newest
 from evit_jax.checkpoints.weights import save
 from evit_jax.training import distillation
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 NAMES = layouts.Colours.class_names
 LEARNS = {'model__distilled': True, 'distill__kind': 'hard', 'log__eval_epochs': 9.0, 'log__pictures': 0}
@@ -60,8 +61,8 @@ def test_train_with_a_teacher_lowers_and_logs_both_parts_of_the_loss(distilled):
 def test_checkpoint_of_a_distilled_run_has_no_teacher(distilled, teacher):
     params, _ = weights_of(distilled[0])
     assert params.keys() == weights_of(teacher)[0].keys() | {'dist_token', 'head_dist.kernel', 'head_dist.bias'}
-    assert layouts.setup(**distilled[1]).abstract_state().params.keys() == models.create(
-        dataclasses.replace(layouts.SHAPE, classes=3, distilled=True)).init(jax.random.key(0)).keys()
+    assert layouts.setup(**distilled[1]).abstract_state().params.keys() == random_params(models.create(
+        dataclasses.replace(layouts.SHAPE, classes=3, distilled=True))).keys()
 
 
 def test_train_with_a_teacher_resumed_ends_with_the_same_bits(distilled, tmp_path):
@@ -169,7 +170,7 @@ def wrong_teachers(tmp_path_factory):
                                ('other', 'vit_layouts', ('red', 'grey', 'blue')), ('narrow', 'vit_narrow', NAMES)):
         shape = dataclasses.replace(models.CONFIGS[model], classes=len(names))
         config = layouts.config_of(model__classes=len(names), model__name=model)
-        save(folder / name, models.create(shape).init(jax.random.key(0)),
+        save(folder / name, random_params(models.create(shape)),
              {'config': config.to_dict(), 'class_names': list(names)})
     return folder
 

@@ -18,6 +18,7 @@ from evit_jax.interchange import conversion, run_metadata, safetensors_file, tor
 from evit_jax.reduction import registry
 from evit_jax.reduction.reducer import NO_MODULES, Modules
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 CONFIG = {'reducer__name': 'dynamicvit', 'model__reduce_at': (0, 1), 'keep__rate': 0.5, 'batch_size': 16, 'epochs': 1,
           'ema_decay': 0.0, 'log__pictures': 0}
@@ -37,7 +38,7 @@ def log(caplog):
 @functools.cache
 def initial(predictors, seed=1):
     modules = Modules(DYNAMICVIT, predictors) if predictors else NO_MODULES
-    return models.create(CONFIG_OF_WEIGHTS, modules=modules).init(jax.random.key(seed))
+    return random_params(models.create(CONFIG_OF_WEIGHTS, modules=modules), seed)
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,6 @@
 """Kills, damaged checkpoints and full disks during training. A resumed run equals an undisturbed one bit for bit."""
 
+import functools
 import logging
 import os
 import pathlib
@@ -36,6 +37,19 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def undisturbed_here(tmp_path_factory):
+    """Returns a function from a number of epochs to the workdir of an undisturbed run in this process."""
+    folder = tmp_path_factory.mktemp('undisturbed_here')
+
+    @functools.cache
+    def run(epochs):
+        faults.finish_here(folder / str(epochs), epochs=epochs)
+        return folder / str(epochs)
+
+    return run
+
+
+@pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     """Workdir of a finished run with three checkpoints, trained in this process."""
     workdir = tmp_path_factory.mktemp('saved')
@@ -47,16 +61,17 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize(('kinds', 'epochs'), [
     (('step', 'save'), 10),
     pytest.param(('step', 'save', 'start', 'save', 'step') * 4, 60, marks=pytest.mark.slow)])
-def test_train_killed_at_random_moments_and_during_saves_resumes_to_the_bit(undisturbed, tmp_path, kinds, epochs):
+def test_train_killed_at_random_moments_and_in_saves_resumes_to_the_bit(undisturbed_here, tmp_path, kinds, epochs):
     rng, lost = np.random.default_rng(len(kinds)), []
     for kind in kinds:
-        lost.append(faults.kill(faults.Training(tmp_path / 'run', epochs=epochs), rng, kind))
-    faults.finish(tmp_path / 'run', epochs=epochs)
+        training = faults.Training(tmp_path / 'run', devices=faults.DEVICES, epochs=epochs)
+        lost.append(faults.kill(training, rng, kind))
+    faults.finish_here(tmp_path / 'run', epochs=epochs)
     print(*lost, sep='\n')
     assert None not in lost, 'the run ended before it was killed'
     assert sum(one.saving for one in lost) >= kinds.count('save') / 2
     assert not faults.unfinished(tmp_path / 'run')
-    faults.assert_same_end(tmp_path / 'run', undisturbed(epochs=epochs))
+    faults.assert_same_end(tmp_path / 'run', undisturbed_here(epochs))
 
 
 @pytest.mark.slow
@@ -174,8 +189,8 @@ FULL = 150_000  # bytes: larger than metrics, log and pictures, smaller than the
 
 
 @linux
-def test_train_on_a_full_disk_continues_and_saves_again_when_there_is_room(undisturbed, tmp_path):
-    training = faults.Training(tmp_path / 'run', checkpoint__best='')
+def test_train_on_a_full_disk_continues_and_saves_again_when_there_is_room(undisturbed_here, tmp_path):
+    training = faults.Training(tmp_path / 'run', devices=faults.DEVICES, checkpoint__best='')
     assert training.until_steps(12)
     limit_files(training, FULL)
     assert training.until(lambda: training.log().count('could not be written') >= 2, 'a failed save')
@@ -185,7 +200,7 @@ def test_train_on_a_full_disk_continues_and_saves_again_when_there_is_room(undis
     assert 'File too large; the run continues without it' in training.log()
     assert faults.kept(tmp_path / 'run')[0] > before[-1]
     assert not faults.unfinished(tmp_path / 'run')
-    faults.assert_same_end(tmp_path / 'run', undisturbed())
+    faults.assert_same_end(tmp_path / 'run', undisturbed_here(faults.SETTINGS['epochs']))
 
 
 @linux

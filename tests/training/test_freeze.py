@@ -20,16 +20,9 @@ PROBE = {'model__freeze': 'backbone', 'optimizer__lr': 0.5, 'log__pictures': 0}
 
 
 @pytest.fixture(scope='module')
-def pretrained(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('pretrained')
-    layouts.train_here(workdir, epochs=1, log__pictures=0)
-    return workdir
-
-
-@pytest.fixture(scope='module')
-def probed(pretrained, tmp_path_factory):
+def probed(shared_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('probed')
-    layouts.train_here(workdir, init_from=str(pretrained), epochs=10, **PROBE)
+    layouts.train_here(workdir, init_from=str(shared_run), epochs=10, **PROBE)
     return workdir
 
 
@@ -37,8 +30,8 @@ def is_head(name):
     return name.split('.')[0] in HEADS
 
 
-def test_train_with_a_frozen_backbone_changes_the_heads_only(pretrained, probed):
-    before, _ = read_newest(pretrained, 'params')
+def test_train_with_a_frozen_backbone_changes_the_heads_only(shared_run, probed):
+    before, _ = read_newest(shared_run, 'params')
     for field in ('params', 'ema'):
         after, _ = read_newest(probed, field)
         assert {name for name in before if not np.array_equal(after[name], before[name])} == {
@@ -48,12 +41,6 @@ def test_train_with_a_frozen_backbone_changes_the_heads_only(pretrained, probed)
 def test_train_with_a_frozen_backbone_lowers_the_loss(probed):
     losses = layouts.losses(probed)
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:2])
-
-
-def test_train_with_a_frozen_backbone_logs_what_is_trained(pretrained, tmp_path, caplog):
-    caplog.set_level('INFO')
-    layouts.train_here(tmp_path, init_from=str(pretrained), epochs=1, **PROBE)
-    assert 'only these are trained: head.bias, head.kernel' in caplog.text
 
 
 def test_new_state_with_a_frozen_backbone_has_optimizer_state_for_the_heads_only():
@@ -84,9 +71,12 @@ def test_train_resumed_with_another_freeze_is_refused(probed, tmp_path):
         layouts.train_here(probed, accept_changes=True, epochs=10, log__pictures=0)
 
 
-def test_train_resumed_with_a_frozen_backbone_gives_the_same_bits(pretrained, probed, tmp_path):
+def test_train_resumed_with_a_frozen_backbone_logs_what_is_trained_and_gives_the_same_bits(
+        shared_run, probed, tmp_path, caplog):
+    caplog.set_level('INFO')
     layouts.cut_off(probed, tmp_path / 'resumed', step=15)
-    layouts.train_here(tmp_path / 'resumed', init_from=str(pretrained), epochs=10, **PROBE)
+    layouts.train_here(tmp_path / 'resumed', init_from=str(shared_run), epochs=10, **PROBE)
+    assert 'only these are trained: head.bias, head.kernel' in caplog.text
     wanted, got = (read_newest(folder, 'params')[0] for folder in (probed, tmp_path / 'resumed'))
     np.testing.assert_array_equal(got['head.kernel'], wanted['head.kernel'])
 

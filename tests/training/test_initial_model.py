@@ -76,17 +76,23 @@ def test_finetuned_run_resumes_without_init_from(finetuned, pretrained, images, 
         loop.train(recipe(pretrained, images, model__image_size=64), workdir)
 
 
-def test_finetuned_run_loads_evaluates_predicts_and_starts_another(finetuned, images, tmp_path):
+def test_finetuned_run_loads_evaluates_and_predicts(finetuned, images):
     workdir, metrics = finetuned
     again = loop.evaluate_workdir(recipe(None, images), workdir, explicit=(), from_file=False)
     assert again['top1'] == metrics['top1']
     model = evit_jax.load(workdir)
     assert model.class_names == ('oak', 'pine') and model.plan.patches == 16
     assert model.predict(np.zeros((40, 50, 3), np.uint8))[0].top[0].name in model.class_names
+
+
+@pytest.mark.slow  # tests/training/test_finetuning.py starts from a run, too
+def test_finetuned_run_starts_another(finetuned, images, tmp_path):
+    workdir, _ = finetuned
     loop.train(recipe(workdir, images, epochs=1, batch_size=24), tmp_path)
     assert saved(tmp_path)['model_config'] == saved(workdir)['model_config']
 
 
+@pytest.mark.slow  # tests/training/test_freeze.py and test_finetuning.py train with one of the two changes
 def test_finetune_as_a_linear_probe_at_another_image_size(pretrained, images, tmp_path):
     loop.train(recipe(pretrained, images, model__freeze='backbone', model__image_size=48, epochs=1), tmp_path)
     before, after = (read_newest(folder, 'params')[0] for folder in (pretrained, tmp_path))
@@ -144,6 +150,7 @@ def test_finetune_of_a_hub_name_takes_its_model_and_resumes_without_the_hub(imag
     assert loop.train(config, tmp_path / 'run')['top1'] == metrics['top1']
 
 
+@pytest.mark.slow  # tests/test_api.py trains a model on other classes, too
 def test_finetune_through_the_api_takes_a_model(pretrained, images, tmp_path):
     model = evit_jax.load(pretrained).with_plan(keep_rate=0.5)
     config = recipe(None, epochs=1, batch_size=24)

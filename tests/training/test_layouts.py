@@ -146,7 +146,7 @@ def test_keep_top_on_several_devices_breaks_ties_as_on_one(batch):
         jax.tree.map(np.testing.assert_array_equal, divided(scores), jax.jit(reduce)(scores))
 
 
-@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('fuse', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_train_step_all_reduces_only_gradients_and_two_metrics(fuse):
     train, evaluation, parameters = programs(mixing__mixup=0.8, mixing__cutmix=1.0, model__fuse=fuse)
     assert collectives(evaluation) == []
@@ -154,7 +154,8 @@ def test_train_step_all_reduces_only_gradients_and_two_metrics(fuse):
     assert sum(numbers for _, numbers in collectives(train)) == parameters + 2  # loss and accuracy
 
 
-@pytest.mark.parametrize(('classes', 'arrays'), [(3, 4), (256, 5)])  # with 256 classes the head is divided too
+@pytest.mark.parametrize(('classes', 'arrays'), [
+    (256, 5), pytest.param(3, 4, marks=pytest.mark.slow)])  # with 256 classes the head is divided, too
 def test_fsdp_gathers_each_divided_array_once_and_no_activation(classes, arrays):
     train, evaluation, parameters = programs(sharding='fsdp', model__classes=classes)
     for program in (train, evaluation):

@@ -17,6 +17,7 @@ from evit_jax.inference.model import VisionModel
 from evit_jax.models.lvvit import LVViTConfig
 from evit_jax.serving import artifact
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 SHAPE = LVViTConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, stem_width=4, init_std=0.1)
 CONFIG = {'model__name': 'lvvit_least', 'model__drop_path': 0.1, 'epochs': 1, 'log__pictures': 0}
@@ -57,7 +58,7 @@ def test_train_updates_the_running_statistics_and_their_ema(run):
 @pytest.mark.parametrize('ema', [False, True])
 def test_start_from_with_other_classes_and_image_size_keeps_the_running_statistics(run, ema):
     shape = dataclasses.replace(SHAPE, classes=7, image_size=32)
-    fresh = models.create(shape).init(jax.random.key(5))
+    fresh = random_params(models.create(shape), 5)
     started = weights.start_from(run[0], fresh, config=shape, ema=ema)
     before = read_newest(run[0], 'ema' if ema else 'params')[0]
     assert len(statistics(started)) == 2 * len(SHAPE.convolutions)

@@ -22,22 +22,15 @@ PARAMS = {'head': {'kernel': jnp.ones((2, 3))}, 'reducer': {'0': {'kernel': jnp.
 
 
 @pytest.fixture(scope='module')
-def dense(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('dense')
-    layouts.train_here(workdir, keep__rate=1.0, ema_decay=0.0, **QUIET)
-    return workdir
-
-
-@pytest.fixture(scope='module')
-def dynamic(dense, tmp_path_factory):
+def dynamic(shared_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('dynamic')
-    changes = {'init_from': str(dense), 'keep__rate': 0.5, 'ema_decay': 0.0} | RECIPE
+    changes = {'init_from': str(shared_run), 'keep__rate': 0.5, 'ema_decay': 0.0} | RECIPE
     return workdir, changes, layouts.train_here(workdir, **changes)
 
 
-def test_train_with_a_frozen_backbone_changes_only_the_predictors(dense, dynamic):
+def test_train_with_a_frozen_backbone_changes_only_the_predictors(shared_run, dynamic):
     workdir, changes, metrics = dynamic
-    before, after = (read_newest(folder, 'params')[0] for folder in (dense, workdir))
+    before, after = (read_newest(folder, 'params')[0] for folder in (shared_run, workdir))
     fresh = layouts.setup(**changes).new_state().params
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, err_msg=name)
