@@ -123,7 +123,7 @@ def check(folder: pathlib.Path, trained: LoadedModel, plans: Mapping[str, TokenP
 
 
 def _program(trained: LoadedModel, plan: TokenPlan, kept: bool) -> Callable[..., dict[str, Any]]:
-    """Returns the function of the export, with probabilities in place of logits."""
+    """Returns the function of the export, with probabilities instead of logits."""
     function = exported_function(trained, plan, kept)
 
     def program(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, Any]:

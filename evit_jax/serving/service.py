@@ -23,7 +23,7 @@ _JPEG_QUALITY = 92  # quality of the images that are returned
 
 
 class ResultOptions(NamedTuple):
-    """The parts of a result that a request asks for."""
+    """The requested parts of a result."""
 
     top: int = 5         # number of classes
     kept: bool = False   # kept patches and class attention of each reduction
