@@ -75,7 +75,9 @@ class Page:
         return self.driver.find_element('css selector', selector)
 
     def texts(self, selector):
-        return [element.text for element in self.driver.find_elements('css selector', selector) if element.text]
+        return self.driver.execute_script(  # in one step: the page may replace the elements
+            'return [...document.querySelectorAll(arguments[0])].filter((node) => node.checkVisibility())'
+            '.map((node) => node.innerText.trim()).filter(Boolean)', selector)
 
     def wait_for(self, text):
         http_server.wait_for(lambda: self.element('#status').text.startswith(text), WAIT)
