@@ -72,7 +72,6 @@ def training_outputs():
     return loss, parts, to_torch(gradient, model.config, model.modules)
 
 
-@pytest.mark.slow
 def test_dynamicvit_in_training_has_the_decisions_and_losses_of_the_reference():
     expected = golden.outputs(TRAINING)
     loss, (logits, intermediates, cross_entropy, keep_ratio), _ = training_outputs()
@@ -88,7 +87,6 @@ def test_dynamicvit_in_training_has_the_decisions_and_losses_of_the_reference():
     np.testing.assert_allclose(loss, TRAINING['loss'], rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_dynamicvit_in_training_has_the_gradients_of_the_reference():
     expected, (_, _, gradient) = golden.outputs(TRAINING), training_outputs()
     assert gradient.keys() == TRAINING['grad_norms'].keys()

@@ -16,9 +16,8 @@ CASES = golden.cases()
 MODELS = golden.manifest()['models']
 # The fast suite has all cases of the smallest model, and one case of each other size, with the smaller image sizes.
 SLOW = ('evit_base_224_k50_nofuse', 'deit_base_224', 'evit_small_224_k50_fuse', 'evit_small_224_k70_nofuse',
-        'evit_small_224_k50_nofuse', 'evit_small_288_k50_fuse',
-        'evit_small_224_k90_nofuse', 'evit_small_224_k90_fuse', 'evit_small_224_k100_dense',
-        'evit_small_288_k70_nofuse', 'evit_small_interp224to304_k70_nofuse')
+        'evit_small_224_k50_nofuse', 'evit_small_224_k90_nofuse', 'evit_small_224_k90_fuse',
+        'evit_small_224_k100_dense', 'evit_small_288_k70_nofuse', 'evit_small_interp224to304_k70_nofuse')
 
 
 def parameters(names):
