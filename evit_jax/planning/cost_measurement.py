@@ -39,6 +39,15 @@ def measure_costs(request: CostRequest, seconds: float = 60.0, rounds: int = 5) 
     return _time_parts(request, seconds, rounds) if chip is None else _estimate_parts(request, chip)
 
 
+def estimate_plan(request: CostRequest, plan: TokenPlan) -> float:
+    """Returns the seconds for a batch of the whole model under a plan, by the estimate of the TPU compiler."""
+    chip = get_by_name('device', request.device, DEVICES)
+    logging.info('compiling the whole program of %s for %s', plan, request.device)
+    part = model_parts.whole_model(request.config, request.image_size, _batch_of_device(request, chip), request.dtype,
+                                   plan=plan)
+    return _estimate(part, chip)
+
+
 def time_plans(request: CostRequest, plans: Sequence[TokenPlan], seconds: float, rounds: int) -> list[Times]:
     """Times the whole model under each plan, interleaved on this device."""
     cache = cases.ModelCache()
@@ -119,33 +128,39 @@ def _part_benchmark(name: str, part: ModelPart) -> Benchmark:
 
 
 def _estimate_parts(request: CostRequest, chip: tpu.Chip) -> CostTable:
-    """Returns the costs on one chip, under the assumption that it takes exactly the estimated cycles."""
-    if request.batch % chip.devices:
-        raise ValueError(f'--batch={request.batch}: a chip of {request.device} divides a batch among {chip.devices}: '
-                         f'give {request.batch + chip.devices - request.batch % chip.devices}')
-    device = tpu.devices_of(chip.example)[0]
-    config, batch, dtype = request.config, request.batch // chip.devices, request.dtype
-
-    def seconds(part):
-        return tpu.cycles_of(part.run, device, part.arguments) / chip.clock
+    """Returns the estimated costs on one chip."""
+    config, batch, dtype = request.config, _batch_of_device(request, chip), request.dtype
 
     def refined(name, make_part):
         def cost(n):
             logging.info('compiling %s with %d tokens', name, n)
-            return seconds(make_part(n))
+            return _estimate(make_part(n), chip)
 
         return {(name, n): cost for n, cost in refine_steps(cost, counts).items()}
 
     counts = compiled_counts(config.num_prefix_tokens + 1, request.max_tokens)
-    costs = {('outside', 0): seconds(model_parts.whole_model(config, request.image_size, batch, dtype, depth=0))}
+    outside = model_parts.whole_model(config, request.image_size, batch, dtype, depth=0)
+    costs = {('outside', 0): _estimate(outside, chip)}
     for name in model_parts.BRANCHES:
         costs |= refined(name, lambda n, name=name: model_parts.branch(config, name, n, batch, dtype))
     name, final_part = _final_part(config)
     costs |= refined(name, lambda n: final_part(config, n, batch, dtype))
     for n, reducer in itertools.product(counts[1::4], request.reducers):
-        costs[reduction_name(reducer), n] = seconds(
-            model_parts.reduction(config, n, batch, dtype, reducer, request.fuse))
+        costs[reduction_name(reducer), n] = _estimate(
+            model_parts.reduction(config, n, batch, dtype, reducer, request.fuse), chip)
     return _table(costs, request.reducers)
+
+
+def _estimate(part: ModelPart, chip: tpu.Chip) -> float:
+    """Returns the seconds of a part on one chip, under the assumption that it takes exactly the estimated cycles."""
+    return tpu.cycles_of(part.run, tpu.devices_of(chip.example)[0], part.arguments) / chip.clock
+
+
+def _batch_of_device(request: CostRequest, chip: tpu.Chip) -> int:
+    if request.batch % chip.devices:
+        raise ValueError(f'--batch={request.batch}: a chip of {request.device} divides a batch among {chip.devices}: '
+                         f'give {request.batch + chip.devices - request.batch % chip.devices}')
+    return request.batch // chip.devices
 
 
 def _tile_edges(most: int) -> list[int]:

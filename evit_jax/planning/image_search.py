@@ -130,8 +130,8 @@ def summary(model: LoadedModel, result: SearchResult) -> str:
     """Returns a table of all plans as text."""
     columns = {'error': (result.error_name, '{:.3f}'), 'agreement': ('same class', '{:.1%}'),
                'top1': ('top-1', '{:.1%}'), 'macs_fraction': ('MACs', '{:.3f}'), 'tokens': ('tokens', '{:.1%}'),
-               'predicted_speed_up': ('predicted', '{:.2f}x'), 'measured_speed_up': ('measured', '{:.2f}x'),
-               'measured_images_per_second': ('images/s', '{:,.1f}')}
+               'predicted_speed_up': ('predicted', '{:.2f}x'), 'estimated_speed_up': ('estimated', '{:.2f}x'),
+               'measured_speed_up': ('measured', '{:.2f}x'), 'measured_images_per_second': ('images/s', '{:,.1f}')}
     rows = [(f'{result_of.target}: {name}' if name != speed_up.DENSE else name, checked.figures)
             for result_of in result.targets for name, checked in result_of.plans.items()]
     rows = list(dict(rows).items())

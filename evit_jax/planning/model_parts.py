@@ -134,15 +134,16 @@ def reduction(config: ViTConfig, tokens: int, batch: int, dtype: str, reducer: s
 
 
 def whole_model(config: ViTConfig, image_size: ImageSize, batch: int, dtype: str,
-                depth: int | None = None) -> ModelPart:
-    """Returns the dense model, applied to normalised images.
+                depth: int | None = None, plan: TokenPlan | None = None) -> ModelPart:
+    """Returns the whole model, applied to normalised images.
 
     Args:
       depth: number of blocks. 0 leaves only the parts outside the blocks; None uses the depth of the model.
+      plan: None: dense.
     """
     config = config if depth is None else dataclasses.replace(config, depth=depth)
     model = models.create(config, dtype=jnp.dtype(dtype))
-    plan = make_plan(config.patches(image_size), config.depth, reduce_at=())
+    plan = plan or make_plan(config.patches(image_size), config.depth, reduce_at=())
     images = jax.ShapeDtypeStruct((batch, *as_hw(image_size), 3), jnp.float32)
     return ModelPart(lambda params, images: model.apply(params, images, plan)[0],
                      (jax.eval_shape(model.init, jax.random.key(0)), images))

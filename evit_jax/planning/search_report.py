@@ -110,7 +110,8 @@ def _plan_figures(checked) -> PlanFigures:
 def _sentence(name: str, result: SearchResult, target: TargetResult) -> str:
     figures = target.plans[SEARCHED].figures
     speeds = [f'{figures[key]:.2f}x as fast as dense ({kind})' for key, kind in (
-        ('measured_speed_up', 'measured'), ('predicted_speed_up', 'predicted')) if key in figures]
+        ('measured_speed_up', 'measured'), ('estimated_speed_up', 'estimate of the TPU compiler'),
+        ('predicted_speed_up', 'predicted')) if key in figures]
     parts = [f'{result.error_name} = {figures["error"]:.3g} on {result.num_checked} images that the search has not '
              'seen',
              *speeds,

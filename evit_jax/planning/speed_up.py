@@ -10,19 +10,21 @@ from absl import logging
 
 from evit_jax.benchmarks.benchmark_model import BenchmarkModel
 from evit_jax.checkpoints.loaded import LoadedModel
-from evit_jax.planning import cost_measurement, cost_table, search
+from evit_jax.planning import cost_measurement, cost_table
 from evit_jax.planning.blockwise import BlockwiseModel
 from evit_jax.planning.calibration import CalibrationImages
 from evit_jax.planning.cost_table import THIS_DEVICE, CostRequest
 from evit_jax.planning.fidelity import Fidelity
 from evit_jax.planning.fidelity_search import METHODS, Found, PlanSearch
 from evit_jax.planning.journal import Journal
+from evit_jax.planning.plan_costs import PlanCosts
 from evit_jax.planning.search import Target
-from evit_jax.reduction.plan import TokenPlan, make_plan, plan_of_macs, plans_of
+from evit_jax.reduction.plan import TokenPlan, plan_of_macs, plans_of
 from evit_jax.reduction.reducers import EVIT, TOME
 from evit_jax.reduction.registry import get_reducer
 
 DENSE, SEARCHED = 'dense', 'searched'
+_TOLERANCE = 0.1  # largest accepted difference of an estimated time from the target's, relative to the estimate
 _BASELINES = {'EViT, constant rate': EVIT, 'ToMe, constant r': TOME}
 
 
@@ -45,7 +47,8 @@ class CheckedPlan(NamedTuple):
     """A plan and its figures.
 
     The figures are macs, macs_fraction (of dense), tokens (fraction, summed over the blocks), those of
-    `Fidelity.figures` on the images of the check, predicted_speed_up if costs are known, and measured_speed_up and
+    `Fidelity.figures` on the images of the check, predicted_speed_up if costs of single blocks are known,
+    estimated_speed_up if the whole program was compiled for a TPU, and measured_speed_up and
     measured_images_per_second if it was timed.
     """
 
@@ -87,8 +90,9 @@ def search_plans(model: LoadedModel, images: CalibrationImages, check: Calibrati
     """
     reducers = _reducers(settings.reducers)
     request = _request(model, settings, reducers)
-    costs = _Costs(request, settings)
-    budgets = [costs.budget(target) for target in settings.targets]
+    costs = PlanCosts(request, [target.unit for target in settings.targets], settings.costs, settings.seconds,
+                      settings.rounds)
+    budgets = [costs.budget(target, reducers[0]) for target in settings.targets]
     blockwise = BlockwiseModel(model, images.images)
     dense = costs.dense
     fidelity = Fidelity.of(model.config, blockwise.outputs(dense), images.labels)
@@ -103,42 +107,11 @@ def search_plans(model: LoadedModel, images: CalibrationImages, check: Calibrati
     results = [TargetResult(target, each, _checked(each.plan, costs, checker, fidelity))
                for target, each in zip(settings.targets, found)]
     _warn_of_better_baselines(results)
+    results = [_estimated(result, costs) for result in results]
     blockwise.free_programs()
     if settings.device == THIS_DEVICE and settings.measure:
         results = _timed(results, request, settings)
     return SearchResult(tuple(results), fidelity.name, len(images.images), len(check.images), request, settings)
-
-
-class _Costs:
-    """The costs of plans: MACs, and seconds if a target needs them."""
-
-    def __init__(self, request: CostRequest, settings: Settings):
-        self._request, self.config = request, request.config
-        self.dense = make_plan(request.patches, self.config.depth, reduce_at=())
-        self._table = None
-        if any(not target.unit.endswith('MACs') for target in settings.targets):
-            self._table = cost_table.load_or_measure(
-                request, lambda request: cost_measurement.measure_costs(request, settings.seconds, settings.rounds),
-                settings.costs)
-        self._by_reducer = {}
-
-    def function(self, target: Target) -> Callable[[TokenPlan], float]:
-        """Returns the cost that a target limits: MACs per image, or seconds per batch."""
-        return self.config.macs if target.unit.endswith('MACs') else self.seconds
-
-    def seconds(self, plan: TokenPlan) -> float | None:
-        """Returns the predicted seconds for a batch; None if costs were not measured or not for this reducer."""
-        name = plan.reducer.name if plan.reductions else EVIT.name
-        if self._table is None or name not in self._table.reduction:
-            return None
-        if name not in self._by_reducer:
-            self._by_reducer[name] = self._table.costs(self._request.max_tokens, self.config.num_prefix_tokens, name)
-        return self._by_reducer[name].total(plan)
-
-    def budget(self, target: Target) -> float:
-        """Returns the largest cost that meets a target."""
-        return search.budget_for(target, dense_seconds=self.seconds(self.dense) or 0.0,
-                                 dense_macs=self.config.macs(self.dense), batch=self._request.batch)
 
 
 def _reducers(names):
@@ -192,6 +165,20 @@ def _check(plan, costs, checker, fidelity) -> CheckedPlan:
     if (seconds := costs.seconds(plan)) is not None:
         figures['predicted_speed_up'] = costs.seconds(dense) / seconds
     return CheckedPlan(plan, figures, fidelity.errors(outputs))
+
+
+def _estimated(result: TargetResult, costs: PlanCosts) -> TargetResult:
+    """Adds the estimated speed of the whole program to the searched plan, if the target is a speed on a TPU."""
+    if not costs.is_estimated(result.target):
+        return result
+    checked = result.plans[SEARCHED]
+    seconds = costs.whole_seconds(checked.plan)
+    if abs(costs.seconds_for(result.target) / seconds - 1) > _TOLERANCE:
+        logging.warning('%s: the whole program of the searched plan takes %.3g ms by the estimate of the compiler, and '
+                        'the target allows %.3g ms: search again for another target', result.target, 1e3 * seconds,
+                        1e3 * costs.seconds_for(result.target))
+    figures = checked.figures | {'estimated_speed_up': costs.whole_seconds(costs.dense) / seconds}
+    return result._replace(plans=result.plans | {SEARCHED: checked._replace(figures=figures)})
 
 
 def _timed(results, request, settings):

@@ -22,7 +22,8 @@ _COLUMNS = {  # figure -> title and format
     'error': ('error', '{:.3g}'), 'error_90': ('90 % quantile', '{:.3g}'), 'agreement': ('same class', '{:.1%}'),
     'top1': ('top-1', '{:.1%}'), 'macs': ('GMACs', '{:.3g}'), 'macs_fraction': ('of dense', '{:.1%}'),
     'tokens': ('tokens', '{:.1%}'), 'predicted_speed_up': ('predicted speed', '{:.2f}x'),
-    'measured_speed_up': ('measured speed', '{:.2f}x'), 'measured_images_per_second': ('images/s', '{:,.1f}')}
+    'estimated_speed_up': ('estimated speed', '{:.2f}x'), 'measured_speed_up': ('measured speed', '{:.2f}x'),
+    'measured_images_per_second': ('images/s', '{:,.1f}')}
 
 
 class PlanFigures(NamedTuple):
