@@ -23,6 +23,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 import jax
 import orbax.checkpoint as ocp
 import pytest
+from absl import logging
 
 from tests.helpers import step_sharing
 
@@ -62,6 +63,15 @@ def free_programs(memory):
 def short_collections():
     """Keeps garbage collections short: they skip all objects made before the test. Training collects often."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def restore_verbosity():
+    """Restores the least level of the log, which some programs raise."""
+    logger = logging.get_absl_logger()
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture(autouse=True)

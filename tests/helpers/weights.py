@@ -20,7 +20,7 @@ def random_params(model, seed=0):
 
     def values(path, leaf):
         name, drawn = path[-1].key, rng.normal(size=leaf.shape, scale=0.1).astype(leaf.dtype)
-        return abs(drawn) + 1 if name == 'var' else drawn + 1 if name == 'scale' else drawn
+        return np.asarray(abs(drawn) + 1 if name == 'var' else drawn + 1 if name == 'scale' else drawn)
 
     return jax.tree_util.tree_map_with_path(values, jax.eval_shape(model.init, jax.random.key(0)))
 

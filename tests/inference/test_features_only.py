@@ -8,7 +8,6 @@ import pytest
 import evit_jax
 from evit_jax.inference import dropping
 from evit_jax.inference.annotator import Annotator
-from evit_jax.serving import artifact
 from tests.helpers import layouts, tiny
 
 WAY_OUT = r'returns features and has no classes: fine-tune it .*--mode=knn, or use evit_jax.load'
@@ -34,11 +33,10 @@ def test_model_without_classes_returns_features(model):
     assert evit_jax.knn(model, data, data, k=(1,))['top1_k1'] == 1.0
 
 
-def test_use_that_needs_classes_is_refused_with_the_way_out(model, tmp_path):
+def test_use_that_needs_classes_is_refused_with_the_way_out(model):
     data = tiny.images(6), np.arange(6) % 3
     for use in (lambda: model.predict(tiny.images(1)[0]), lambda: evit_jax.evaluate(model, data),
                 lambda: Annotator(model.loaded, batch_size=1),
-                lambda: artifact.write(tmp_path, model.loaded, {'plan': model.plan}, platforms=['cpu'], kept=False),
                 lambda: dropping.drop_patches(model.loaded, evit_jax.as_source(data), shares=(0.5,)),
                 lambda: layouts.evaluate_here(model.loaded.path, explicit=('data.source',))):
         with pytest.raises(ValueError, match=WAY_OUT):
