@@ -42,14 +42,14 @@ def draw(methods: dict[str, dict[str, list[float]]]) -> Figure:
         style = {'color': colour, 'marker': marker, 'markersize': 6 if name in COLOURS else 4.5, 'label': name,
                  'linewidth': 2 if name in COLOURS else 0.8, 'zorder': 3 if name in COLOURS else 2}
         error.plot(columns['speed'], columns['error'], **style)
-        knn.plot(columns['speed'], columns['k-NN'], **style)
+        knn.plot(columns['speed'], columns['k-NN, %'], **style)
     style_panel(error, 'Error, 100 (1 - cosine)')
     error.set_yscale('log')
     error.set_yticks([0.3, 1, 3, 10, 30], ['0.3', '1', '3', '10', '30'])
     error.minorticks_off()
     style_panel(knn, 'k-NN accuracy, %')
-    knn.axhline(dense['k-NN'][0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    knn.annotate('dense', (1, dense['k-NN'][0]), (-2, 4), xycoords=('axes fraction', 'data'),
+    knn.axhline(dense['k-NN, %'][0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+    knn.annotate('dense', (1, dense['k-NN, %'][0]), (-2, 4), xycoords=('axes fraction', 'data'),
                  textcoords='offset points', color=GREY, fontsize=8.5, ha='right')
     for panel in (error, knn):
         panel.set_xlabel('measured speed, relative to dense', color=GREY, fontsize=9)

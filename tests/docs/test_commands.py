@@ -115,7 +115,7 @@ def test_drawing_of_the_methods_has_all_values_of_the_table():
     methods = module.read_table((pages.DOCS / 'training_free.md').read_text())
     errors, accuracies = module.draw(methods).axes
     assert all(len(values) == 3 for name, columns in methods.items() for column, values in columns.items()
-               if name != 'dense' and column != 'reduces in')
+               if name != 'dense' and column != 'blocks')
     assert len(errors.lines) == len(methods) - 1 and len(accuracies.lines) == len(methods)
     assert errors.lines[0].get_ydata().tolist() == methods['searched plan']['error'] == [0.30, 1.36, 5.58]
 
