@@ -15,7 +15,7 @@ from evit_jax.runtime import storage
 
 # Keys that may change when a run resumes: they do not affect the final parameters, except for rounding.
 FREE_IN_TRAINING = ('log.', 'checkpoint.', 'data.workers', 'data.path', 'data.index_cache', 'data.max_failed',
-                     'compilation_cache', 'sharding', 'remat', 'model.gather_impl', 'profile_steps', 'nonfinite')
+                    'compilation_cache', 'sharding', 'remat', 'model.gather_impl', 'profile_steps', 'nonfinite')
 # Keys that only affect step 0. A resumed run keeps its recorded values.
 _INITIALISATION = ('init_from', 'init_ema', 'base_model')
 # Keys that identify the model: they determine the shapes of the parameters, or the logits.

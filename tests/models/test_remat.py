@@ -16,6 +16,7 @@ from evit_jax.reduction.reducer import NO_MODULES, Modules
 from evit_jax.reduction.reducers import DYNAMICVIT, EVIT, TOME
 from evit_jax.training import experiment
 from tests.helpers import layouts
+from tests.helpers.weights import random_params
 
 SMALL = {'image_size': 16, 'patch_size': 4, 'width': 16, 'depth': 2, 'heads': 2, 'classes': 3, 'init_std': 0.3}
 VIT = ViTConfig(**SMALL)
@@ -29,8 +30,7 @@ def training_loss(config, reducer, remat):
     modules = Modules(reducer, 2) if reducer.is_learned else NO_MODULES
     model = models.create(config, drop_path=0.5, remat=remat, modules=modules)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.3).astype(np.float32),
-                          jax.eval_shape(model.init, jax.random.key(0)))
+    params = random_params(model)
     plan = make_plan(16, config.depth, rate=0.6, reduce_at=(0, 1), reducer=reducer).in_training()
     images = jnp.asarray(rng.normal(size=(6, 16, 16, 3)), jnp.float32)
 

@@ -38,7 +38,7 @@ class StandIn:
     """Stands in for `BlockwiseModel`: the tokens that a block removes change the logits of 8 images in proportion."""
 
     config, patches = CONFIG, DENSE.patches
-    _effects = {'prune_merge': 0.5, 'tome': 1.0}  # of a removed token, by the name of the reducer
+    _effects = {'prune_merge': 0.5, 'tome': 1.0}  # reducer -> size of the change that each removed token causes
 
     def __init__(self):
         rng = np.random.default_rng(0)
