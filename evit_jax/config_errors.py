@@ -1,5 +1,6 @@
 """Finds recipes by name, and explains errors in `--config` and `--config.key` before the flags are parsed."""
 
+import ast
 import glob
 import math
 import os
@@ -202,9 +203,13 @@ def _check_type(name: str, default: Any, text: str | None) -> None:
     try:
         if parser and math.isnan(parser.parse(text)):
             raise ValueError(text)
-        if isinstance(default, tuple):
+        if isinstance(default, tuple) and any(isinstance(value, str) for value in default):
+            expected = """a list of names, as "('EViT','ToMe')\""""
+            if not all(isinstance(value, str) for value in ast.literal_eval(text)):
+                raise ValueError(text)
+        elif isinstance(default, tuple):
             expected = 'a list of numbers, as 0.9,0.7'
             [float(part) for part in re.split(r'[,\s]+', text.strip().strip('()[]')) if part]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, SyntaxError):
         meaning = f' ({KEYS[name].help})' if name in KEYS else ''
         raise ValueError(f'--config.{name}={text} is not {expected}; the config has {default}{meaning}') from None

@@ -1,5 +1,6 @@
 """Mistakes in --config and --config.key: one line names the mistake, the nearest name, and all names."""
 
+import re
 import sys
 
 import pytest
@@ -43,6 +44,20 @@ def resolve(*words):
 def test_resolve_wrong_override_raises_with_a_hint(words, message):
     with pytest.raises(ValueError, match=message):
         resolve(DIGITS, *words)
+
+
+@pytest.mark.parametrize('text', ['EViT,ToMe', 'EViT, not fused', '(1, 2)', '3'])
+def test_resolve_wrong_list_of_names_raises_with_an_example(text):
+    with pytest.raises(ValueError, match=rf"methods={re.escape(text)} is not a list of names, as \"\('EViT','ToMe'\)"):
+        resolve('--config=compare_digits', f'--config.scratch.methods={text}')
+
+
+def test_resolve_accepts_a_list_of_names():
+    defined, arguments = resolve('--config=compare_digits', "--config.scratch.methods=('EViT, not fused','ToMe')",
+                                 '--config.untrained.methods=()')
+    defined(arguments)
+    assert defined['config'].value.scratch.methods == ('EViT, not fused', 'ToMe')
+    assert defined['config'].value.untrained.methods == ()
 
 
 @pytest.mark.parametrize(('file', 'message'), [
