@@ -99,7 +99,7 @@ KEYS = {
     'teacher.ema': Key(False, "use the teacher's EMA"),
     'teacher.dense': Key(True, 'True: the teacher keeps all tokens; False: it uses its own plan'),
 
-    'data.source': Key('generated', 'kind of data: digits, generated, tfds or folder'),
+    'data.source': Key('generated', 'kind of data: digits, digit_pairs, generated, tfds or folder'),
     'data.name': Key('imagenet2012', 'tfds: name of the data set'),
     'data.path': Key('data', 'folder of the data'),
     'data.index_cache': Key('~/.cache/evit_jax/data', 'folder for file lists that cannot be stored next to the data'),

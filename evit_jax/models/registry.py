@@ -17,6 +17,7 @@ CONFIGS = {
     'lvvit_m': LVViTConfig(width=512, depth=20, heads=8),
     'lvvit_digits': LVViTConfig(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
                                 stem_width=16),
+    'vit_digit_pairs': ViTConfig(image_size=48, patch_size=8, width=64, depth=6, heads=4, classes=10, init_std=0.1),
     'vit_digits': ViTConfig(image_size=64, patch_size=8, width=64, depth=6, heads=2, classes=10, init_std=0.2,
                             stem=(16, 32, 64, 64)),
 }

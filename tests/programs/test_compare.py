@@ -10,14 +10,16 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from evit_jax import cli
+from evit_jax.checkpoints import workdir as workdirs
 from evit_jax.checkpoints.manager import newest_step
 from evit_jax.comparison import recording, running, verdict
 from evit_jax.comparison.cells import Cell, cells_of, config_of
-from evit_jax.configs import compare_digits, compare_real
+from evit_jax.configs import compare_digits, compare_real, compare_scratch
 from evit_jax.data.sources import ArraySource
 from evit_jax.reduction.plan import make_plan
 from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.registry import get_reducer
+from evit_jax.training import checks
 from tests.helpers import layouts, program_modules
 
 compare = program_modules.module_fixture('compare')
@@ -47,8 +49,9 @@ def rows_of(setting, method, *top1, share=0.5):
              'macs': 51, 'macs_dense': 100} for seed, value in enumerate(top1)]
 
 
-def test_cells_of_the_recipe_cover_every_method_and_have_a_config():
-    config = compare_digits.get_config()
+@pytest.mark.parametrize('recipe', [compare_digits, compare_scratch])
+def test_cells_of_the_recipe_cover_every_method_and_have_a_config(recipe):
+    config = recipe.get_config()
     cells = cells_of(config)
     assert len({cell.name for cell in cells}) == len(cells)
     assert {cell.method for cell in cells} == {*config.methods, 'dense'}
@@ -71,6 +74,15 @@ def test_cells_of_the_recipe_on_photographs_have_shares_and_orderings_of_cells()
                 ordering.get('worse_share', shares[0])) in keys
     short = next(cell for cell in cells if cell.method == 'EViT, 1 epoch')
     assert config_of(config, short, 'DENSE').epochs == 1 and config_of(config, cells[0], 'DENSE').epochs == 3
+
+
+def test_recipe_from_scratch_passes_the_checks_of_training_and_compares_cells_it_has():
+    config = compare_scratch.get_config()
+    cells = cells_of(config)
+    keys = {(cell.method, cell.share) for cell in cells}
+    assert all((ordering.worse, ordering.get('worse_share', 0.5)) in keys for ordering in config.orderings)
+    for cell in cells:
+        checks.check_training(workdirs.flat(config_of(config, cell, '')))
 
 
 def test_compare_with_features_plans_and_records_runs_each_cell(tmp_path, compare):

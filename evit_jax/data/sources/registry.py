@@ -8,6 +8,7 @@ from evit_jax.data import splits
 from evit_jax.data.sources import folder_layout
 from evit_jax.data.sources.arrays import ArraySource
 from evit_jax.data.sources.base import Source
+from evit_jax.data.sources.digit_pairs import DigitPairsSource
 from evit_jax.data.sources.digits_source import DigitsSource
 from evit_jax.data.sources.folder import ClassFolderSource, FolderSource
 from evit_jax.data.sources.generated import GeneratedSource
@@ -15,6 +16,7 @@ from evit_jax.data.sources.records import RecordSource
 from evit_jax.data.sources.tfds_source import TfdsSource
 from evit_jax.runtime.names import get_by_name
 
+_BUILT_IN = {'digits': DigitsSource, 'digit_pairs': DigitPairsSource}
 OBJECTS = 'custom'  # data.source of a run whose data was passed as objects
 
 
@@ -37,10 +39,16 @@ def _open_digits(request: _Request) -> DigitsSource:
 
 
 def _open_generated(request: _Request) -> GeneratedSource:
-    first, *more = splits.slices(splits.resolve(request.split, GeneratedSource.sizes), GeneratedSource.sizes)
+    split, size = _beginning(request.split, GeneratedSource.sizes)
+    return GeneratedSource(split, request.image_size, request.num_classes, request.seed, size)
+
+
+def _beginning(text: str, sizes: Mapping[str, int]) -> tuple[str, int]:
+    """Returns split and number of examples of images that are drawn when read. They are numbered from 0."""
+    first, *more = splits.slices(splits.resolve(text, sizes), sizes)
     if more or first.start:
-        raise ValueError(f"split {request.split!r}: generated images are cut at the end only, as in 'train[:640]'")
-    return GeneratedSource(first.split, request.image_size, request.num_classes, request.seed, first.stop)
+        raise ValueError(f"split {text!r}: generated images are cut at the end only, as in 'train[:640]'")
+    return first.split, first.stop
 
 
 def _open_folder(request: _Request) -> FolderSource:
@@ -50,6 +58,7 @@ def _open_folder(request: _Request) -> FolderSource:
 
 _OPENERS: dict[str, Callable[[_Request], Source]] = {
     'digits': _open_digits,
+    'digit_pairs': lambda request: DigitPairsSource(*_beginning(request.split, DigitPairsSource.sizes)),
     'generated': _open_generated,
     'tfds': lambda request: TfdsSource(request.path, request.split, request.dataset, request.cache),
     'folder': _open_folder,
@@ -61,9 +70,9 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
     """Opens a source by name.
 
     Args:
-      name: 'tfds', 'folder', 'digits' or 'generated'.
+      name: 'tfds', 'folder', 'digits', 'digit_pairs' or 'generated'.
       split: 'train', or 'auto' for the split to evaluate on. Stored sources also accept slices; see `splits`.
-      path: folder of the data. 'digits' is built there if absent; 'generated' ignores the path.
+      path: folder of the data. 'digits' is built there if absent; 'digit_pairs' and 'generated' ignore the path.
       dataset: name of a tfds data set if `path` is a data_dir: 'imagenet2012', 'imagenet2012:5.1.0',
         'name/config:1.0.0'.
       image_size: side of generated images in pixels. Stored images keep their size; the pipeline resizes them.
@@ -124,8 +133,8 @@ def split_of(source: Source, requested: str) -> str:
 
 def check_classes(name: str, path: str | os.PathLike, check: Callable[[tuple[str, ...]], None]) -> None:
     """Calls `check` with the class names of a source that is slow to open. It does not open the source."""
-    if name == 'digits':
-        check(DigitsSource.class_names)
+    if name in _BUILT_IN:
+        check(_BUILT_IN[name].class_names)
     elif name == 'folder':
         path = os.path.expanduser(path)
         check(folder_layout.class_names(path, folder_layout.split_folders(path)))

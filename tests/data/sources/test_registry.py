@@ -48,7 +48,7 @@ def test_open_source_generated_slice_from_the_middle_raises():
 
 @pytest.mark.parametrize('changes, message', [
     ({'name': 'digist'}, "unknown source 'digist': did you mean digits"),
-    ({'name': 'cifar'}, 'there are digits, generated'),
+    ({'name': 'cifar'}, 'there are digits, digit_pairs, generated'),
     ({'name': 'custom'}, r'passed as objects.*Give --config.data.source=folder --config.data.path=DIR'),
     ({'split': 'validation'}, "no split 'validation' .there are train, test"),
     ({'num_classes': 1000}, "num_classes=1000, but source 'digits' has 10"),
