@@ -103,7 +103,8 @@ def write_report(rows: list[dict], expected: list[dict], folder: pathlib.Path) -
       expected: orderings to check; see `verdict.orderings`.
     """
     scores, machine = verdict.scores(rows), report.machine()
-    tables = [report.markdown_table(*verdict.table(scores, setting)) for setting in verdict.settings(scores)]
+    tables = [f'{report.markdown_table(*verdict.table(scores, setting))}\n\n{_minutes(rows, setting)}'
+              for setting in verdict.settings(scores)]
     orderings = [f'- {line}' for line in verdict.orderings(scores, expected)]
     head = f'Top-1 in %, {machine["date"][:10]}, {machine["processor"]}, {machine["cpus"]} threads, jax ' \
            f'{machine["versions"]["jax"]}. With several seeds: mean and standard deviation.'
@@ -116,6 +117,13 @@ def write_report(rows: list[dict], expected: list[dict], folder: pathlib.Path) -
               for setting in verdict.settings(scores)}
     dense = {verdict.title(score.setting): score.mean for score in scores if score.method == DENSE}
     comparison_plot(panels, dense, folder / 'compare.png')
+
+
+def _minutes(rows: list[dict], setting: str) -> str:
+    """Returns a sentence with the duration of the cells of a setting."""
+    minutes = [row['seconds'] / 60 for row in rows if row['setting'] == setting]
+    times = f'of {min(minutes):.1f} to {max(minutes):.1f} minutes; {sum(minutes):.0f} minutes in all.'
+    return f'Cells: {len(minutes)}, {times}'
 
 
 def write_analysis(folder: pathlib.Path) -> str:

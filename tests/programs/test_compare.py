@@ -46,7 +46,7 @@ def small(**changes):
 
 def rows_of(setting, method, *top1, share=0.5):
     return [{'setting': setting, 'method': method, 'share': share, 'seed': seed, 'top1': value, 'images': 2000,
-             'macs': 51, 'macs_dense': 100} for seed, value in enumerate(top1)]
+             'macs': 51, 'macs_dense': 100, 'seconds': 90 + 60 * seed} for seed, value in enumerate(top1)]
 
 
 @pytest.mark.parametrize('recipe', [compare_digits, compare_scratch])
@@ -221,6 +221,8 @@ def test_write_report_writes_tables_plot_and_json(tmp_path, compare):
     compare.write_report(rows, [{'better': 'A', 'worse': 'B', 'setting': 'scratch'}], tmp_path)
     text = (tmp_path / 'compare.md').read_text()
     assert '| A | 60.0 ± 14.1 |' in text and 'confirmed' in text and 'compare.png' in text
+    assert 'Cells: 1, of 1.5 to 1.5 minutes; 2 minutes in all.' in text
+    assert 'Cells: 4, of 1.5 to 2.5 minutes; 8 minutes in all.' in text
     assert json.loads((tmp_path / 'compare.json').read_text())['rows'] == rows
     with Image.open(tmp_path / 'compare.png') as plot:
         assert plot.width > plot.height
