@@ -1,6 +1,7 @@
 """A loaded model: computes logits, features and predictions under any token plan."""
 
 import copy
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,10 +15,10 @@ from PIL import Image
 from evit_jax.checkpoints import weights
 from evit_jax.checkpoints.loaded import LoadedModel
 from evit_jax.checkpoints.manager import newest_step
-from evit_jax.inference import pictures
+from evit_jax.inference import streaming
 from evit_jax.inference.compiled import CompiledModel, ModelOutput, make_apply, model_output, num_devices
 from evit_jax.inference.pictures import Picture
-from evit_jax.inference.prediction import Prediction, predictions
+from evit_jax.inference.prediction import Prediction
 from evit_jax.interchange import pretrained_folder
 from evit_jax.interchange.model_card import Measured
 from evit_jax.models import Params
@@ -27,8 +28,6 @@ from evit_jax.reduction.plan_file import PlanFile
 from evit_jax.reduction.reducer import Reducer
 from evit_jax.reduction.registry import get_reducer
 from evit_jax.viz.kept import kept_grid
-
-_AHEAD = 2  # number of batches to read while one is computed
 
 
 class VisionModel:
@@ -189,20 +188,13 @@ class VisionModel:
         return list(self.stream(images, top=top))
 
     def stream(self, images: Picture | Iterable[Picture], *, top: int = 5) -> Iterator[Prediction]:
-        """Yields the predictions of `predict`. Only a few batches are held in memory."""
+        """Returns an iterator over the predictions of `predict`. Only a few batches are held in memory."""
         if top < 1:
             raise ValueError(f'top={top} is less than 1')
         self.loaded.check_has_classes()
-        images = [images] if pictures.is_one_picture(images) else images
-        waiting, num_readable = [], 0
-        for name, image in pictures.read_in_order(enumerate(images), self.loaded.eval_transform(),
-                                                  self.batch_size * _AHEAD):
-            waiting.append((name, image))
-            num_readable += not isinstance(image, str)
-            if num_readable == self.batch_size or not num_readable:
-                yield from self._predict_batch(waiting, top)
-                waiting, num_readable = [], 0
-        yield from self._predict_batch(waiting, top)
+        run = functools.partial(self.compiled(self.batch_size).run, 'predict', plan=self.plan)
+        return streaming.stream(run, images, self.plan, self.class_names, transform=self.loaded.eval_transform(),
+                                batch_size=self.batch_size, top=top)
 
     def draw(self, prediction: Prediction) -> Image.Image:
         """Draws the image, the patches that each reduction keeps, and the best guess.
@@ -301,15 +293,3 @@ class VisionModel:
         if not len(images):
             raise ValueError('the batch has no images: give at least one')
         return self.compiled(len(images)).run(name, images, self.plan)
-
-    def _predict_batch(self, waiting, top):
-        """Yields the predictions of some images. At most `batch_size` of them are readable."""
-        images = [image for _, image in waiting if not isinstance(image, str)]
-        rows = iter(())
-        if images:
-            batch = np.zeros((self.batch_size, *images[0].shape), np.uint8)
-            batch[:len(images)] = images
-            outputs = self.compiled(self.batch_size).run('predict', batch, self.plan)
-            rows = predictions(jax.tree.map(np.asarray, outputs), images, self.plan, self.class_names, top)
-        for name, image in waiting:
-            yield Prediction(name, problem=image) if isinstance(image, str) else next(rows)._replace(name=name)
