@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +53,7 @@ class Comparison(NamedTuple):
       resolved: values of the run that the initial weights determine, by dotted key.
       model_config: model that replaces the one in the config; None: that of the config.
       sources: training and test source that replace those in the config; None: those of the config.
+      data: descriptions of the training and the test source; see `fingerprint.describe`.
     """
 
     config: Any
@@ -62,6 +63,7 @@ class Comparison(NamedTuple):
     resolved: Mapping[str, Any]
     model_config: ViTConfig | None
     sources: tuple[Source, Source] | None
+    data: Sequence[dict[str, Any]]
 
     @property
     def objects(self) -> dict[str, Any]:
@@ -76,14 +78,13 @@ class Comparison(NamedTuple):
         return flat
 
     def digest(self, cell: Cell) -> str:
-        """Returns a digest of what decides the result of a cell: config, dense training, plan, and passed objects."""
+        """Returns a digest of what decides the result of a cell: config, dense training, plan, data and model."""
         configs = config_of(self.config, cell, self.config.dense), dense_config(self.config)
         settings = [{key: value for key, value in workdirs.flat(each).items() if not key.startswith(FREE_IN_TRAINING)}
                     for each in configs]
         plan = self.plans.get((cell.method, cell.share))
-        objects = [fingerprint.describe(source) for source in self.sources or ()]
         model_config = self.objects['model_config']
-        text = json.dumps([settings, plan and plan.metadata(), objects, model_config and repr(model_config)],
+        text = json.dumps([settings, plan and plan.metadata(), self.data, model_config and repr(model_config)],
                           sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -115,7 +116,9 @@ def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Sourc
     if any(cell.setting == 'probe' for cell in cells):
         similarity.check_requirements('config.probe')
     dense = config.dense or str(out / 'dense')
-    comparison = Comparison(config, out, dense, plans or {}, *_resolve(config, dense, model_config), sources)
+    data = [fingerprint.describe(source) for source in sources or inputs.open_sources(
+        workdirs.flat(dense_config(config)))]
+    comparison = Comparison(config, out, dense, plans or {}, *_resolve(config, dense, model_config), sources, data)
     for cell in cells:
         check = checks.check_training if cell.setting in TRAINED else checks.check
         check(comparison.flat_config(cell), comparison.model_config)

@@ -172,6 +172,23 @@ def test_compare_with_other_images_refuses_the_finished_cells(tmp_path):
         running.compare(config, tmp_path, sources=(source, other), **objects)
 
 
+def test_compare_with_another_folder_of_images_refuses_the_finished_cells(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 64), ('val', 6)):
+        for number in range(count):
+            path = tmp_path / 'images' / split / 'abc'[number % 3] / f'{number}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    config = small(finetuned__methods=(), untrained__methods=('random',), run__data__source='folder',
+                   run__data__path=str(tmp_path / 'images'))
+    model_config = layouts.model_of(config.run)
+    rows = running.compare(config, tmp_path / 'out', model_config=model_config)
+    assert running.compare(config, tmp_path / 'out', model_config=model_config) == rows
+    next((tmp_path / 'images' / 'val' / 'b').iterdir()).unlink()
+    with pytest.raises(ValueError, match=r'holds the result of other settings .*data'):
+        running.compare(config, tmp_path / 'out', model_config=model_config)
+
+
 def test_compare_with_a_missing_dense_model_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match=r'config.dense=.*none holds no checkpoint: give the workdir'):
         running.compare(small(dense=str(tmp_path / 'none')), tmp_path)
