@@ -11,6 +11,13 @@ from ml_collections import ConfigDict
 
 from evit_jax.configs import base
 
+METHODS = {
+    'EViT': {'reducer': {'name': 'evit'}, 'model': {'fuse': True}},
+    'EViT, not fused': {'reducer': {'name': 'evit'}, 'model': {'fuse': False}},
+    'ToMe': {'reducer': {'name': 'tome'}},
+    'DynamicViT': {'reducer': {'name': 'dynamicvit'}},
+    'random': {'reducer': {'name': 'random'}, 'model': {'fuse': False}}}
+
 
 def get_config():
     config = ConfigDict()
@@ -27,13 +34,8 @@ def get_config():
         config.run.checkpoint.update(every=500)
     config.dense = ''
     config.seeds = (0, 1, 2)
-    config.methods = ConfigDict({
-        'EViT': {'reducer': {'name': 'evit'}, 'model': {'fuse': True}},
-        'EViT, not fused': {'reducer': {'name': 'evit'}, 'model': {'fuse': False}},
-        'ToMe': {'reducer': {'name': 'tome'}},
-        'DynamicViT': {'reducer': {'name': 'dynamicvit'}},
-        'random': {'reducer': {'name': 'random'}, 'model': {'fuse': False}}})
-    config.scratch = ConfigDict({'methods': tuple(config.methods), 'shares': (0.7, 0.5), 'run': {}})
+    config.methods = ConfigDict(METHODS)
+    config.scratch = ConfigDict({'methods': tuple(METHODS), 'shares': (0.7, 0.5), 'run': {}})
     config.orderings = tuple(
         ConfigDict({'better': 'EViT', 'worse': worse, 'setting': 'scratch'})
         for worse in ('random', 'EViT, not fused', 'ToMe', 'DynamicViT')) + tuple(
