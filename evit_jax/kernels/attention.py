@@ -29,26 +29,28 @@ class AttentionOutput:
     qkv: Array              # [B, N, 3 D]
     size: Array | None      # [B, N] float32: number of patches in each token (proportional attention); None: 1
     num_heads: int = flax.struct.field(pytree_node=False)
+    mask: Array | None = None  # [B, N] float32: tokens with mask 0 get no attention; None: none is masked
 
     def class_attention_per_head(self) -> Array:
         """Returns the class token's softmax row in each head, [B, H, N] float32."""
         q, k, _ = _split_heads(self.qkv, self.num_heads)
-        return class_attention(_scale(q)[:, :, 0], k, None if self.size is None else self.size[:, None])
+        return class_attention(_scale(q)[:, :, 0], k, *_expand((self.size, self.mask), 1))
 
     def received_attention(self) -> Array:
         """Returns the attention that each token receives, [B, N] float32: the mean over all patches and heads.
 
-        A query of size s counts s times; the sum over the tokens is 1. This recomputes the softmax [B, H, N, N].
+        A query of size s counts s times, a masked query not at all; the sum over the tokens is 1. This recomputes the
+        softmax [B, H, N, N].
         """
         q, k, _ = _split_heads(self.qkv, self.num_heads)
         weight = jnp.ones(q.shape[::2], jnp.float32) if self.size is None else self.size
+        weight = weight if self.mask is None else weight * self.mask
         weight = weight / weight.sum(axis=1, keepdims=True)
+        size, mask = _expand((self.size, self.mask), (1, 2))
 
         def received(q, weight):
             logits = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32)
-            if self.size is not None:
-                logits = logits + jnp.log(self.size)[:, None, None]
-            return jnp.einsum('bhqk,bq->bk', jax.nn.softmax(logits), weight) / self.num_heads
+            return jnp.einsum('bhqk,bq->bk', _softmax(logits, size, mask), weight) / self.num_heads
 
         return sum(received(_scale(q[:, :, part]), weight[:, part]) for part in _query_parts(*q.shape[:3], k.shape[2]))
 
@@ -77,33 +79,32 @@ def multi_head_attention(qkv: Array, num_heads: int, *, size: Array | None = Non
     """
     out, class_row = by_platform(qkv, size, mask, tpu=_head_by_head, default=_heads_at_once, num_heads=num_heads,
                                  num_queries=num_queries)
-    return AttentionOutput(out, class_row, qkv, size, num_heads)
+    return AttentionOutput(out, class_row, qkv, size, num_heads, mask)
 
 
-def class_attention(q: Array, k: Array, size: Array | None = None) -> Array:
+def class_attention(q: Array, k: Array, size: Array | None = None, mask: Array | None = None) -> Array:
     """Computes the class token's softmax row, without the N x N matrix.
 
     Args:
       q: [..., d], scaled query of the class token.
       k: [..., N, d].
-      size: [..., N] float32, as in `multi_head_attention`.
+      size, mask: [..., N] float32, as in `multi_head_attention`.
 
     Returns:
       [..., N] float32.
     """
-    logits = jnp.einsum('...d,...nd->...n', q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits if size is None else logits + jnp.log(size))
+    return _softmax(jnp.einsum('...d,...nd->...n', q, k, preferred_element_type=jnp.float32), size, mask)
 
 
 def _heads_at_once(qkv, size, mask, num_heads, num_queries):
     # Move the heads axis ahead of the tokens: einsum over [B, N, H, d] takes 1.6 times as long on a CPU.
     q, k, v = _split_heads(qkv, num_heads)
-    size, mask = (None if array is None else array[:, None] for array in (size, mask))
+    size, mask = _expand((size, mask), 1)
     q = _scale(q[:, :, :num_queries])
     parts = [slice(None)] if mask is not None else _query_parts(*q.shape[:3], k.shape[2])
     out = jnp.concatenate([softmax_product(q[:, :, part], k, v, size, mask) for part in parts], axis=2)
     out = out.transpose(0, 2, 1, 3)
-    return out.reshape(*out.shape[:2], -1), class_attention(q[:, :, 0], k, size).mean(axis=1)
+    return out.reshape(*out.shape[:2], -1), class_attention(q[:, :, 0], k, size, mask).mean(axis=1)
 
 
 def _head_by_head(qkv, size, mask, num_heads, num_queries):
@@ -111,7 +112,7 @@ def _head_by_head(qkv, size, mask, num_heads, num_queries):
     heads = [(_scale(q[:, :num_queries]), k, v) for q, k, v in zip(
         parts[:num_heads], parts[num_heads:2 * num_heads], parts[2 * num_heads:], strict=True)]
     out = [softmax_product(q, k, v, size, mask) for q, k, v in heads]
-    class_row = sum(class_attention(q[:, 0], k, size) for q, k, _ in heads) / num_heads
+    class_row = sum(class_attention(q[:, 0], k, size, mask) for q, k, _ in heads) / num_heads
     return jnp.concatenate(out, axis=-1), class_row
 
 
@@ -141,6 +142,16 @@ def _mean_keys_at_once(qkv, num_heads):
 def _split_heads(qkv, num_heads):
     """Splits [B, N, 3 D] into queries, keys and values, each [B, H, N, d]."""
     return qkv.reshape(*qkv.shape[:2], 3, num_heads, -1).transpose(2, 0, 3, 1, 4)
+
+
+def _expand(arrays, axes):
+    return [None if array is None else jnp.expand_dims(array, axes) for array in arrays]
+
+
+def _softmax(logits, size, mask):
+    """Computes the softmax over the last axis, in which a token of size s counts s times and a masked token not."""
+    logits = logits if size is None else logits + jnp.log(size)
+    return jax.nn.softmax(logits if mask is None else jnp.where(mask > 0, logits, jnp.finfo(logits.dtype).min))
 
 
 def _scale(q):

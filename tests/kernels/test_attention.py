@@ -24,6 +24,20 @@ def test_attention_output_has_the_rows_of_the_softmax_and_the_keys_and_values_of
     np.testing.assert_array_equal(output.values(), v)
 
 
+def test_attention_rows_of_a_mask_equal_those_of_the_unmasked_tokens_alone():
+    qkv = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 24)), jnp.float32)
+    size = jnp.asarray(np.random.default_rng(1).integers(1, 4, (2, 7)), jnp.float32)
+    kept = np.asarray([0, 2, 3, 6])
+    mask = jnp.zeros((2, 7)).at[:, kept].set(1.0)
+    masked = attention.multi_head_attention(qkv, 2, size=size, mask=mask)
+    alone = attention.multi_head_attention(qkv[:, kept], 2, size=size[:, kept])
+    for name in ('class_attention_per_head', 'received_attention'):
+        ours, expected = getattr(masked, name)(), getattr(alone, name)()
+        np.testing.assert_allclose(ours[..., kept], expected, rtol=1e-5)
+        np.testing.assert_allclose(ours.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(masked.class_attention[:, kept], alone.class_attention, rtol=1e-5)
+
+
 @pytest.mark.parametrize('num_queries', [None, 1])
 @pytest.mark.parametrize('tracked', [(), ('size',), ('mask',)], ids=['plain', 'size', 'mask'])
 def test_attention_head_by_head_equals_attention_of_all_heads_at_once(num_queries, tracked):

@@ -1,7 +1,8 @@
 """ATS samples tokens by their significance. The number of different tokens varies with the image.
 
 Source: Fayyaz et al., "Adaptive Token Sampling for Efficient Vision Transformers", ECCV 2022, arXiv 2111.15667;
-adaptivetokensampling/ATS.
+adaptivetokensampling/ATS; reimplemented in JoakimHaurum/TokenReduction, ats.py.
+Parity: tests/reduction/test_ats_golden.py.
 """
 
 import jax
@@ -23,8 +24,13 @@ class ATS(Reducer):
 
     A token that is sampled several times stays once. Shapes are static: the other slots hold masked tokens, to which no
     token attends. A masked slot costs as much as a token and has the patch id -1 - tokens.stage. Without a class token,
-    or with a chosen importance ('ats:norm'), a_j is `inputs.importance` in all heads. Departure: the source takes the
-    token with the nearest C_j.
+    or with a chosen importance ('ats:norm'), a_j is `inputs.importance` in all heads.
+
+    Departures: both sources take the token with the nearest C_j. Token j then has the share (S_j + S_(j+1)) / 2 of the
+    samples, not S_j. TokenReduction has the significance above. It sums S in the order of the image; here the tokens of
+    a previous reduction come best first, as `kept` lists them. For most K its steps lack the last one, by rounding.
+    The code of the authors multiplies the attention, summed over the heads, by the norm over all heads, so that it
+    agrees for one head only. It sorts the tokens by S, and scales C to [0, 1].
     """
 
     importance = ''

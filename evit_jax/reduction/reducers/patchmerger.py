@@ -1,7 +1,7 @@
 """PatchMerger merges the tokens into K weighted means by attention to K learned queries.
 
 Source: Renggli et al., "Learning to Merge Tokens in Vision Transformers", arXiv 2202.12015; reimplemented in
-JoakimHaurum/TokenReduction, patchmerger.py.
+JoakimHaurum/TokenReduction, patchmerger.py. Parity: tests/reduction/test_soft_assignment_golden.py.
 """
 
 import jax

@@ -2,7 +2,7 @@
 
 Source: Haurum et al., "Multi-scale hybrid vision transformer and Sinkhorn tokenizer for sewer defect classification",
 Automation in Construction 144, 2022; JoakimHaurum/TokenReduction, sinkhorn.py. Cuturi, "Sinkhorn Distances", NeurIPS
-2013, arXiv 1306.0895.
+2013, arXiv 1306.0895. Parity: tests/reduction/test_soft_assignment_golden.py.
 """
 
 import jax

@@ -1,6 +1,7 @@
 """SiT (self-slimmed ViT) aggregates the tokens into K weighted means. A small MLP predicts the weights.
 
 Source: Zong et al., "Self-slimmed Vision Transformer", ECCV 2022, arXiv 2111.12624; Sense-X/SiT.
+Parity: tests/reduction/test_soft_assignment_golden.py.
 """
 
 import jax
