@@ -12,7 +12,8 @@ from evit_jax.viz.plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, styl
 
 _COLOURS = BLUE, ORANGE, GREEN, PURPLE, RED, '#22b8cf', '#8a5a00', '#f783ac', '#343a40'
 _MARKERS = 'o', 's'  # the second marker is for series with a repeated colour
-_PANEL, _HEIGHT, _LEGEND = 4.6, 4.4, 1.9  # inches
+_PANEL, _HEIGHT = 4.6, 4.4  # inches
+_LEGEND, _LETTER = 0.7, 0.068  # width of the legend in inches, without names and for each letter of the longest name
 
 
 class Point(NamedTuple):
@@ -33,10 +34,10 @@ def comparison_plot(panels: Mapping[str, Sequence[Point]], dense: Mapping[str, f
       dense: title -> top-1 of the dense model.
       path: path of the PNG, or an open file.
     """
-    width = _PANEL * len(panels) + _LEGEND
+    names = list(dict.fromkeys(point.series for points in panels.values() for point in points))
+    width = _PANEL * len(panels) + _LEGEND + _LETTER * max(map(len, names))
     figure = Figure((width, _HEIGHT), dpi=150, facecolor='white')
     FigureCanvasAgg(figure)
-    names = list(dict.fromkeys(point.series for points in panels.values() for point in points))
     looks = {name: {'color': _COLOURS[number % len(_COLOURS)],
                     'marker': _MARKERS[number // len(_COLOURS) % len(_MARKERS)]} for number, name in enumerate(names)}
     lines = {}
@@ -55,8 +56,9 @@ def comparison_plot(panels: Mapping[str, Sequence[Point]], dense: Mapping[str, f
                                       [100 * point.top1 for point in own], [100 * point.spread for point in own],
                                       **looks[name], markersize=5, linewidth=1.8, elinewidth=1.2, capsize=2.5)
         ax.margins(0.1, 0.1)
-        unit = f'{100 * points[0].cost:.0f} % of the multiply-accumulates' if single_cost else 'multiply-accumulates, %'
-        ax.set_xlabel(f'{unit} of dense', color=GREY, fontsize=9)
+        costs = sorted({f'{100 * point.cost:.0f}' for point in points}, key=int)
+        unit = f'{" to ".join(dict.fromkeys((costs[0], costs[-1])))} % of the multiply-accumulates'
+        ax.set_xlabel(f'{unit if single_cost else "multiply-accumulates, %"} of dense', color=GREY, fontsize=9)
         if single_cost:
             ax.set_xticks([])
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g} %'))
