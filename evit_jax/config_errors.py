@@ -205,9 +205,10 @@ def _check_type(name: str, default: Any, text: str | None) -> None:
             raise ValueError(text)
         if isinstance(default, tuple) and any(isinstance(value, str) for value in default):
             expected = """a list of names, as "('EViT','ToMe')\""""
-            if not all(isinstance(value, str) for value in ast.literal_eval(text)):
+            names = ast.literal_eval(text)
+            if not isinstance(names, tuple | list) or not all(isinstance(value, str) for value in names):
                 raise ValueError(text)
-        elif isinstance(default, tuple):
+        elif isinstance(default, tuple) and (default or name.removeprefix('run.') in KEYS):
             expected = 'a list of numbers, as 0.9,0.7'
             [float(part) for part in re.split(r'[,\s]+', text.strip().strip('()[]')) if part]
     except (ValueError, TypeError, SyntaxError):

@@ -46,10 +46,22 @@ def test_resolve_wrong_override_raises_with_a_hint(words, message):
         resolve(DIGITS, *words)
 
 
-@pytest.mark.parametrize('text', ['EViT,ToMe', 'EViT, not fused', '(1, 2)', '3'])
+@pytest.mark.parametrize('text', ['EViT,ToMe', 'EViT, not fused', '(1, 2)', '3', "{'EViT'}", "'EViT'"])
 def test_resolve_wrong_list_of_names_raises_with_an_example(text):
     with pytest.raises(ValueError, match=rf"methods={re.escape(text)} is not a list of names, as \"\('EViT','ToMe'\)"):
         resolve('--config=compare_digits', f'--config.scratch.methods={text}')
+
+
+def test_resolve_accepts_names_for_an_empty_list_of_a_comparison(tmp_path):
+    recipe = tmp_path / 'mine.py'
+    recipe.write_text('from evit_jax.configs import compare_digits\n\ndef get_config():\n'
+                      '    config = compare_digits.get_config().unlock()\n    config.scratch.methods = ()\n'
+                      '    return config.lock()\n')
+    defined, arguments = resolve(f'--config={recipe}', "--config.scratch.methods=('EViT',)")
+    defined(arguments)
+    assert defined['config'].value.scratch.methods == ('EViT',)
+    with pytest.raises(ValueError, match='is not a list of numbers'):
+        resolve(f'--config={recipe}', '--config.run.keep.rates=abc')
 
 
 def test_resolve_accepts_a_list_of_names():
