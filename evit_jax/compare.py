@@ -109,7 +109,7 @@ def write_report(rows: list[dict], expected: list[dict], folder: pathlib.Path) -
     head = f'Top-1 in %, {machine["date"][:10]}, {machine["processor"]}, {machine["cpus"]} threads, jax ' \
            f'{machine["versions"]["jax"]}. With several seeds: mean and standard deviation.'
     parts = ['# Comparison of token reduction methods', head, '![top-1 against cost](compare.png)', *tables,
-             *(['## Orderings in the EViT paper', '\n'.join(orderings)] if orderings else [])]
+             *(['## Expected orderings', '\n'.join(orderings)] if orderings else [])]
     (folder / 'compare.md').write_text('\n\n'.join(parts) + '\n')
     report.write_json(folder / 'compare.json', {'rows': rows})
     panels = {verdict.title(setting): [Point(score.method, score.macs, score.mean, score.spread) for score in scores
@@ -122,8 +122,8 @@ def write_report(rows: list[dict], expected: list[dict], folder: pathlib.Path) -
 def _minutes(rows: list[dict], setting: str) -> str:
     """Returns a sentence with the duration of the cells of a setting."""
     minutes = [row['seconds'] / 60 for row in rows if row['setting'] == setting]
-    times = f'of {min(minutes):.1f} to {max(minutes):.1f} minutes; {sum(minutes):.0f} minutes in all.'
-    return f'Cells: {len(minutes)}, {times}'
+    each = f'{min(minutes):.1f} to {max(minutes):.1f}'
+    return f'Cells: {len(minutes)}. Minutes of a cell, since its last start: {each}, in all {sum(minutes):.0f}.'
 
 
 def write_analysis(folder: pathlib.Path) -> str:

@@ -39,7 +39,9 @@ from evit_jax.training import (
 )
 
 _DONE = 'done.json'  # file in the folder of a finished cell that holds its result
+_VERSION = 1  # raise it with every change of the code that changes results of cells
 _RESULT_KEYS = ('top1', 'images', 'macs', 'macs_dense')
+_DATA_KEYS = ('data.', 'model.classes', 'model.image_size', 'seed')  # keys that a source is opened with
 
 
 class Comparison(NamedTuple):
@@ -53,7 +55,7 @@ class Comparison(NamedTuple):
       resolved: values of the run that the initial weights determine, by dotted key.
       model_config: model that replaces the one in the config; None: that of the config.
       sources: training and test source that replace those in the config; None: those of the config.
-      data: descriptions of the training and the test source; see `fingerprint.describe`.
+      described: values of the config -> descriptions of the training and the test source; filled by `data`.
     """
 
     config: Any
@@ -63,7 +65,7 @@ class Comparison(NamedTuple):
     resolved: Mapping[str, Any]
     model_config: ViTConfig | None
     sources: tuple[Source, Source] | None
-    data: Sequence[dict[str, Any]]
+    described: dict[tuple, Sequence[dict[str, Any]]]
 
     @property
     def objects(self) -> dict[str, Any]:
@@ -77,6 +79,14 @@ class Comparison(NamedTuple):
             flat |= model_setup.values_of_plan(plan, flat, base=self.model_config)
         return flat
 
+    def data(self, cell: Cell) -> Sequence[dict[str, Any]]:
+        """Describes the training and the test source of a cell; see `fingerprint.describe`."""
+        flat = self.flat_config(cell)
+        key = tuple((name, str(value)) for name, value in flat.items() if name.startswith(_DATA_KEYS))
+        if key not in self.described:
+            self.described[key] = [fingerprint.describe(source) for source in _sources(self, flat)]
+        return self.described[key]
+
     def digest(self, cell: Cell) -> str:
         """Returns a digest of what decides the result of a cell: config, dense training, plan, data and model."""
         configs = config_of(self.config, cell, self.config.dense), dense_config(self.config)
@@ -84,8 +94,8 @@ class Comparison(NamedTuple):
                     for each in configs]
         plan = self.plans.get((cell.method, cell.share))
         model_config = self.objects['model_config']
-        text = json.dumps([settings, plan and plan.metadata(), self.data, model_config and repr(model_config)],
-                          sort_keys=True, default=str)
+        text = json.dumps([_VERSION, settings, plan and plan.metadata(), self.data(cell),
+                           model_config and repr(model_config)], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -107,6 +117,7 @@ def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Sourc
     Raises:
       ValueError: the config of a cell is invalid, or a finished cell had other settings. All cells are checked before
         the first one runs.
+      OSError: the data are missing or unreadable.
       Preempted: SIGTERM or SIGINT was received. Finished and unfinished cells are kept.
     """
     out, cells = pathlib.Path(out), cells_of(config)
@@ -116,12 +127,11 @@ def compare(config: Any, out: str | os.PathLike, *, sources: tuple[Source, Sourc
     if any(cell.setting == 'probe' for cell in cells):
         similarity.check_requirements('config.probe')
     dense = config.dense or str(out / 'dense')
-    data = [fingerprint.describe(source) for source in sources or inputs.open_sources(
-        workdirs.flat(dense_config(config)))]
-    comparison = Comparison(config, out, dense, plans or {}, *_resolve(config, dense, model_config), sources, data)
+    comparison = Comparison(config, out, dense, plans or {}, *_resolve(config, dense, model_config), sources, {})
     for cell in cells:
         check = checks.check_training if cell.setting in TRAINED else checks.check
         check(comparison.flat_config(cell), comparison.model_config)
+    for cell in cells:  # opens the data, which may take a while
         _check_finished(comparison, cell)
     is_needed = not config.dense and any(cell.setting not in ('scratch', *FEATURES) for cell in cells)
     if is_needed and not (out / 'dense' / _DONE).exists():
