@@ -29,7 +29,7 @@ class AttentionOutput:
     qkv: Array              # [B, N, 3 D]
     size: Array | None      # [B, N] float32: number of patches in each token (proportional attention); None: 1
     num_heads: int = flax.struct.field(pytree_node=False)
-    mask: Array | None = None  # [B, N] float32: tokens with mask 0 get no attention; None: none is masked
+    mask: Array | None = None  # [B, N] float32: no other token attends to tokens with mask 0; None: none is masked
 
     def class_attention_per_head(self) -> Array:
         """Returns the class token's softmax row in each head, [B, H, N] float32."""
@@ -45,7 +45,7 @@ class AttentionOutput:
         q, k, _ = _split_heads(self.qkv, self.num_heads)
         weight = jnp.ones(q.shape[::2], jnp.float32) if self.size is None else self.size
         weight = weight if self.mask is None else weight * self.mask
-        weight = weight / weight.sum(axis=1, keepdims=True)
+        weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # all may be masked
         size, mask = _expand((self.size, self.mask), (1, 2))
 
         def received(q, weight):
@@ -145,6 +145,7 @@ def _split_heads(qkv, num_heads):
 
 
 def _expand(arrays, axes):
+    """Inserts axes of length 1 into the arrays that are not None."""
     return [None if array is None else jnp.expand_dims(array, axes) for array in arrays]
 
 

@@ -13,7 +13,7 @@ from evit_jax.viz.plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, styl
 _COLOURS = BLUE, ORANGE, GREEN, PURPLE, RED, '#22b8cf', '#8a5a00', '#f783ac', '#343a40'
 _MARKERS = 'o', 's'  # the second marker is for series with a repeated colour
 _PANEL, _HEIGHT = 4.6, 4.4  # inches
-_LEGEND, _LETTER = 0.7, 0.068  # width of the legend in inches, without names and for each letter of the longest name
+_LEGEND, _LETTER = 0.7, 0.068  # width of the legend: inches without names, and inches per letter of the longest name
 
 
 class Point(NamedTuple):
@@ -56,11 +56,12 @@ def comparison_plot(panels: Mapping[str, Sequence[Point]], dense: Mapping[str, f
                                       [100 * point.top1 for point in own], [100 * point.spread for point in own],
                                       **looks[name], markersize=5, linewidth=1.8, elinewidth=1.2, capsize=2.5)
         ax.margins(0.1, 0.1)
-        costs = sorted({f'{100 * point.cost:.0f}' for point in points}, key=int)
-        unit = f'{" to ".join(dict.fromkeys((costs[0], costs[-1])))} % of the multiply-accumulates'
-        ax.set_xlabel(f'{unit if single_cost else "multiply-accumulates, %"} of dense', color=GREY, fontsize=9)
+        label = 'multiply-accumulates, % of dense'
         if single_cost:
             ax.set_xticks([])
+            costs = sorted(round(100 * point.cost) for point in points)
+            label = f'{" to ".join(map(str, sorted({costs[0], costs[-1]})))} % of the multiply-accumulates of dense'
+        ax.set_xlabel(label, color=GREY, fontsize=9)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g} %'))
     figure.legend(lines.values(), lines.keys(), loc='center right', frameon=False, fontsize=9)
     figure.savefig(path, format='png')

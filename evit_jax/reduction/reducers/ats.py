@@ -26,11 +26,11 @@ class ATS(Reducer):
     token attends. A masked slot costs as much as a token and has the patch id -1 - tokens.stage. Without a class token,
     or with a chosen importance ('ats:norm'), a_j is `inputs.importance` in all heads.
 
-    Departures: both sources take the token with the nearest C_j. Token j then has the share (S_j + S_(j+1)) / 2 of the
-    samples, not S_j. TokenReduction has the significance above. It sums S in the order of the image; here the tokens of
-    a previous reduction come best first, as `kept` lists them. For most K its steps lack the last one, by rounding.
-    The code of the authors multiplies the attention, summed over the heads, by the norm over all heads, so that it
-    agrees for one head only. It sorts the tokens by S, and scales C to [0, 1].
+    Departures: both sources take the token whose C_j is nearest, which gives token j the share (S_j + S_(j+1)) / 2 of
+    the samples, not S_j. TokenReduction has the same S; it adds S up in the order of the image, where the tokens of a
+    previous reduction come best first here, and rounding often makes it leave out the last sample. The authors' code
+    multiplies the attention, summed over the heads, by the norm over all heads, which equals S for one head only; it
+    sorts the tokens by S, and scales C to [0, 1].
     """
 
     importance = ''
