@@ -39,7 +39,7 @@ KEYS = {
     'compilation_cache': Key('~/.cache/evit_jax', "cache folder for compiled programs; '': none"),
 
     'model.name': Key('deit_s', 'named model: deit_t, deit_s, deit_b, lvvit_t, lvvit_s, lvvit_m; for small images: '
-                      'vit_digits, lvvit_digits; init_from: the model of the weights in init_from'),
+                      'vit_digits, vit_digit_pairs, lvvit_digits; init_from: the model of the weights in init_from'),
     'model.image_size': Key(224, 'height and width of the input, in pixels; 0: that of init_from', '[1, inf]',
                             special=0),
     'model.image_width': Key(0, 'width of the input if it is not a square, in pixels; 0: a square', '[0, inf]'),

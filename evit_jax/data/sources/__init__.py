@@ -1,4 +1,4 @@
-"""Sources of examples: cluttered digits, generated images, tfds data sets, folders, arrays and records."""
+"""Sources of examples: cluttered digits, digit pairs, generated images, tfds data sets, folders, arrays and records."""
 
 from evit_jax.data.sources.arrays import ArraySource as ArraySource
 from evit_jax.data.sources.base import Source as Source

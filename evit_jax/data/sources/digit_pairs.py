@@ -1,9 +1,11 @@
 """Source of digit pairs: two handwritten digits among clutter. The label is the larger digit.
 
 An image is a grid of 6x6 cells of 8 pixels. Two cells hold digits, twelve hold fainter clutter, and all have noise. The
-clutter is made of digits too, with the quadrants of each permuted. So the two cells that decide the label are hard to
-tell from others until they have been read. Digits and clutter are those of `digits.source_digits`; digits of the
-training images do not occur in test images.
+clutter is made of digits too, with the quadrants of each in random order; one piece in 24 stays whole. So the two cells
+that decide the label are hard to tell from others until they have been read.
+
+The digits are those of `digits.source_digits`. The two digits of a test image occur in no training image; the clutter
+of both splits is made of training digits.
 """
 
 import functools
@@ -13,6 +15,7 @@ import numpy as np
 from evit_jax.data.fingerprint import digest
 from evit_jax.data.sources import digits
 from evit_jax.data.sources.base import check_index
+from evit_jax.data.splits import SplitSlice
 
 # Parameters of the drawings. Raise VERSION with every change; otherwise runs would resume on other data.
 VERSION = '1.0.0'
@@ -40,6 +43,7 @@ class DigitPairsSource:
 
     def __init__(self, split: str, size: int | None = None):
         self.split, self._size = split, self.sizes[split] if size is None else size
+        self.slices = [SplitSlice(split, 0, self._size)]
 
     @property
     def fingerprint(self) -> str:
@@ -54,14 +58,14 @@ class DigitPairsSource:
         rng = np.random.default_rng([self.splits.index(self.split), index])
         images, labels = _ink()
         cells = np.zeros((GRID * GRID, CELL, CELL), np.float32)
-        places = rng.permutation(GRID * GRID)[:2 + PIECES]
+        positions = rng.permutation(GRID * GRID)[:2 + PIECES]
         pair = rng.choice(digits.split_digits(self.split), 2)
-        cells[places[:2]] = [_shifted(rng, images[number]) * rng.uniform(*CONTRAST) for number in pair]
-        cells[places[2:]] = _clutter(rng, images[rng.choice(digits.split_digits('train'), PIECES)])
+        cells[positions[:2]] = [_shifted(rng, images[number]) * rng.uniform(*CONTRAST) for number in pair]
+        cells[positions[2:]] = _clutter(rng, images[rng.choice(digits.split_digits('train'), PIECES)])
         levels = GROUND + INK * _image(cells) + rng.normal(0, NOISE, (self.image_size, self.image_size))
         grey = np.clip(levels, 0, 255).astype(np.uint8)
         mask = np.zeros_like(cells, np.uint8)
-        mask[places[:2]] = 255
+        mask[positions[:2]] = 255
         return {'image': np.repeat(grey[..., None], 3, axis=-1), 'mask': _image(mask),
                 'label': int(labels[pair].max()), 'id': f'{self.split}_{index:07d}'}
 
@@ -80,7 +84,7 @@ def _shifted(rng: np.random.Generator, digit: np.ndarray) -> np.ndarray:
 
 
 def _clutter(rng: np.random.Generator, pieces: np.ndarray) -> np.ndarray:
-    """Permutes the quadrants of each digit [C, 8, 8], and makes it fainter."""
+    """Returns each digit [C, 8, 8] fainter, with its quadrants in random order."""
     half, count = CELL // 2, len(pieces)
     quadrants = pieces.reshape(count, 2, half, 2, half).swapaxes(2, 3).reshape(count, 4, half, half)
     order = rng.permuted(np.tile(np.arange(4), (count, 1)), axis=1)

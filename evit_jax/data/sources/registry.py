@@ -16,7 +16,6 @@ from evit_jax.data.sources.records import RecordSource
 from evit_jax.data.sources.tfds_source import TfdsSource
 from evit_jax.runtime.names import get_by_name
 
-_BUILT_IN = {'digits': DigitsSource, 'digit_pairs': DigitPairsSource}
 OBJECTS = 'custom'  # data.source of a run whose data was passed as objects
 
 
@@ -39,12 +38,12 @@ def _open_digits(request: _Request) -> DigitsSource:
 
 
 def _open_generated(request: _Request) -> GeneratedSource:
-    split, size = _beginning(request.split, GeneratedSource.sizes)
+    split, size = _split_and_size(request.split, GeneratedSource.sizes)
     return GeneratedSource(split, request.image_size, request.num_classes, request.seed, size)
 
 
-def _beginning(text: str, sizes: Mapping[str, int]) -> tuple[str, int]:
-    """Returns split and number of examples of images that are drawn when read. They are numbered from 0."""
+def _split_and_size(text: str, sizes: Mapping[str, int]) -> tuple[str, int]:
+    """Returns the split and the number of examples of generated images, for a text such as 'train[:640]'."""
     first, *more = splits.slices(splits.resolve(text, sizes), sizes)
     if more or first.start:
         raise ValueError(f"split {text!r}: generated images are cut at the end only, as in 'train[:640]'")
@@ -58,7 +57,7 @@ def _open_folder(request: _Request) -> FolderSource:
 
 _OPENERS: dict[str, Callable[[_Request], Source]] = {
     'digits': _open_digits,
-    'digit_pairs': lambda request: DigitPairsSource(*_beginning(request.split, DigitPairsSource.sizes)),
+    'digit_pairs': lambda request: DigitPairsSource(*_split_and_size(request.split, DigitPairsSource.sizes)),
     'generated': _open_generated,
     'tfds': lambda request: TfdsSource(request.path, request.split, request.dataset, request.cache),
     'folder': _open_folder,
@@ -71,7 +70,8 @@ def open_source(name: str, split: str, *, path: str | os.PathLike = '', dataset:
 
     Args:
       name: 'tfds', 'folder', 'digits', 'digit_pairs' or 'generated'.
-      split: 'train', or 'auto' for the split to evaluate on. Stored sources also accept slices; see `splits`.
+      split: 'train', or 'auto' for the split to evaluate on. Stored sources also accept slices; see `splits`. The
+        generated ones accept only their beginning, as in 'train[:640]'.
       path: folder of the data. 'digits' is built there if absent; 'digit_pairs' and 'generated' ignore the path.
       dataset: name of a tfds data set if `path` is a data_dir: 'imagenet2012', 'imagenet2012:5.1.0',
         'name/config:1.0.0'.
@@ -133,8 +133,8 @@ def split_of(source: Source, requested: str) -> str:
 
 def check_classes(name: str, path: str | os.PathLike, check: Callable[[tuple[str, ...]], None]) -> None:
     """Calls `check` with the class names of a source that is slow to open. It does not open the source."""
-    if name in _BUILT_IN:
-        check(_BUILT_IN[name].class_names)
+    if name == 'digits':
+        check(DigitsSource.class_names)
     elif name == 'folder':
         path = os.path.expanduser(path)
         check(folder_layout.class_names(path, folder_layout.split_folders(path)))
