@@ -3,12 +3,12 @@
 python -m evit_jax.compare --config configs/compare_real.py --out runs/compare_real --config.run.data.path=images \\
     --config.run.init_from=hf-hub:facebook/dinov2-small --plan=0.5=plan.json
 
-The images are in images/train/CLASS/ and images/val/CLASS/; 2,000 and 1,000 of them are meant. init_from is any model
+The images are in images/train/CLASS/ and images/val/CLASS/; 700 and 1,000 of them are meant. init_from is any model
 that `evit_jax.load` opens. First its features are classified under each plan without training (k-NN, linear probe).
 Then the dense model is fine-tuned; its reductions are evaluated without training, and each method is fine-tuned from it
 with three seeds. A searched plan (`python -m evit_jax.plan`) is one more method: --plan=SHARE=FILE, with its share of
-the MACs. All cells: about 3 hours on two quiet CPU cores, with a ViT-S/14 at 98 pixels. Run the command again to
-continue. Results: docs/compare.md.
+the MACs. All cells: about 3 hours on two CPU cores with a ViT-S/14, estimated from a third of them. Run the command
+again to continue. Results: docs/compare.md.
 """
 
 from ml_collections import ConfigDict
