@@ -1,8 +1,8 @@
 r"""Draws the pictures of the documentation with a pretrained model.
 
-    python docs/draw_tokens.py hero weights/dinov2_s astronaut.png chelsea.png coffee.png --plan fast.json \
+    python -m docs.draw_tokens hero weights/dinov2_s astronaut.png chelsea.png coffee.png --plan fast.json \
         --out docs/hero
-    python docs/draw_tokens.py methods weights/dinov2_s chelsea.png --out docs/methods
+    python -m docs.draw_tokens methods weights/dinov2_s chelsea.png --out docs/methods
 
 hero draws the tokens that remain after some blocks under a plan, and the times and errors that the plan file records
 (python -m evit_jax.plan --data). It writes OUT_light.webp and OUT_dark.webp. methods draws the same for each method at

@@ -1,6 +1,6 @@
 """Draws docs/training_free.svg from the table of methods in docs/training_free.md.
 
-    python docs/draw_training_free.py
+    python -m docs.draw_training_free
 """
 
 import itertools

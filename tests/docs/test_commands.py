@@ -106,8 +106,8 @@ def drawing_script(name):
 
 def test_commands_of_the_drawing_script_are_parsed():
     module = drawing_script('draw_tokens')
-    lines = [words for _, words in starting_with('python') if words[0] == 'docs/draw_tokens.py']
-    assert lines and all(module.parse_args(words[1:]).out for words in lines)
+    lines = [words for _, words in starting_with('python') if words[:2] == ['-m', 'docs.draw_tokens']]
+    assert lines and all(module.parse_args(words[2:]).out for words in lines)
 
 
 def test_drawing_of_the_methods_has_all_values_of_the_table():
