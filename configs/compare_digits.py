@@ -10,6 +10,17 @@ from ml_collections import ConfigDict
 
 from evit_jax.configs import digits
 
+METHODS = {
+    'EViT': {'reducer': {'name': 'evit'}, 'model': {'fuse': True}},
+    'EViT, not fused': {'reducer': {'name': 'evit'}, 'model': {'fuse': False}},
+    'EViT, distilled': {'reducer': {'name': 'evit'}, 'distill': {'kind': 'self'}},
+    'ToMe': {'reducer': {'name': 'tome'}},
+    'DynamicViT': {'reducer': {'name': 'dynamicvit'}},
+    'DynamicViT, distilled': {'reducer': {'name': 'dynamicvit'}, 'distill': {'kind': 'self', 'token_weight': 0.5}},
+    'pooling': {'reducer': {'name': 'pool'}},
+    'random': {'reducer': {'name': 'random'}, 'model': {'fuse': False}},
+    'least attended': {'reducer': {'name': 'least'}, 'model': {'fuse': False}}}
+
 
 def get_config():
     config = ConfigDict()
@@ -21,16 +32,7 @@ def get_config():
         config.run.log.update(eval_epochs=100.0, pictures=0)
     config.dense = ''                  # workdir of a trained dense model; '': train one
     config.seeds = (0, 1, 2)
-    config.methods = ConfigDict({
-        'EViT': {'reducer': {'name': 'evit'}, 'model': {'fuse': True}},
-        'EViT, not fused': {'reducer': {'name': 'evit'}, 'model': {'fuse': False}},
-        'EViT, distilled': {'reducer': {'name': 'evit'}, 'distill': {'kind': 'self'}},
-        'ToMe': {'reducer': {'name': 'tome'}},
-        'DynamicViT': {'reducer': {'name': 'dynamicvit'}},
-        'DynamicViT, distilled': {'reducer': {'name': 'dynamicvit'}, 'distill': {'kind': 'self', 'token_weight': 0.5}},
-        'pooling': {'reducer': {'name': 'pool'}},
-        'random': {'reducer': {'name': 'random'}, 'model': {'fuse': False}},
-        'least attended': {'reducer': {'name': 'least'}, 'model': {'fuse': False}}})
+    config.methods = ConfigDict(METHODS)
     config.untrained = ConfigDict({
         'methods': ('EViT', 'EViT, not fused', 'ToMe', 'pooling', 'random', 'least attended'),
         'shares': (0.9, 0.8, 0.7, 0.6, 0.5), 'run': {}})

@@ -38,6 +38,12 @@ def test_attention_rows_of_a_mask_equal_those_of_the_unmasked_tokens_alone():
     np.testing.assert_allclose(masked.class_attention[:, kept], alone.class_attention, rtol=1e-5)
 
 
+def test_received_attention_is_zero_if_all_tokens_are_masked():
+    qkv = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 24)), jnp.float32)
+    output = attention.multi_head_attention(qkv, 2, mask=jnp.zeros((2, 7)))
+    np.testing.assert_array_equal(output.received_attention(), np.zeros((2, 7)))
+
+
 @pytest.mark.parametrize('num_queries', [None, 1])
 @pytest.mark.parametrize('tracked', [(), ('size',), ('mask',)], ids=['plain', 'size', 'mask'])
 def test_attention_head_by_head_equals_attention_of_all_heads_at_once(num_queries, tracked):
